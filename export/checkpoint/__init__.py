@@ -1,0 +1,66 @@
+"""Checkpoints: where weights, configuration and tokenizer of a model come from.
+
+In: a path. Out: a `Checkpoint`, whichever file format it has. Knows nothing about architectures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.export.checkpoint.fields import Fields
+from edge.runtime.errors import CheckpointError
+
+Float32Array = npt.NDArray[np.float32]
+Format = Literal["safetensors", "gguf"]
+
+
+class Checkpoint(Protocol):
+    """An opened checkpoint. Tensors stay in the mapped file until they are read."""
+
+    path: Path
+    format: Format
+    config: Fields
+    shapes: Mapping[str, tuple[int, ...]]  # of every tensor, rows first
+
+    @property
+    def architecture(self) -> str:
+        """The checkpoint's own word for what it is: model_type or general.architecture."""
+
+    def read(self, name: str) -> Float32Array:
+        """One tensor as a new float32 array; every stored float format is exact in float32."""
+
+    def files(self) -> list[Path]:
+        """The files that decide the result of an export, in a stable order."""
+
+    def write_tokenizer(self, path: Path) -> None:
+        """Write the tokenizer.json. Raises TokenizerError when there is none and none can be made."""
+
+    def chat_template(self) -> str | None:
+        """The chat template, or None for a base model."""
+
+    def generation_config(self) -> Fields:
+        """Generation defaults; empty where there are none."""
+
+
+def open_checkpoint(source: str | Path) -> Checkpoint:
+    """Open a folder with config.json and *.safetensors, or a .gguf file. Raises CheckpointError."""
+    path = Path(source)
+    expected = "expected a folder with config.json and *.safetensors, or a .gguf file"
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such path; {expected}")
+    if path.is_file() and path.suffix == ".gguf":
+        from edge.export.checkpoint.gguf import GGUFCheckpoint
+
+        return GGUFCheckpoint(path)
+    if path.is_dir() and (path / "config.json").is_file():
+        from edge.export.checkpoint.safetensors import SafetensorsCheckpoint
+
+        return SafetensorsCheckpoint(path)
+    if path.is_dir() and (files := sorted(path.glob("*.gguf"))):
+        raise CheckpointError(f"{path}: a folder with GGUF files; give one of them, like {files[0]}")
+    raise CheckpointError(f"{path}: not a checkpoint; {expected}")

@@ -1,0 +1,166 @@
+"""A Hugging Face folder: config.json, *.safetensors (one file, or shards with an index), tokenizer.json.
+
+In: the folder. Out: a `Checkpoint`. Files are memory-mapped and checked before anything is read: a truncated file or an
+offset outside it is an error here, not garbage later. The format is read directly because numpy has no bfloat16 and
+the safetensors package refuses it there (format: huggingface/safetensors README, "Format"). Pickle files are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge.export.checkpoint import Float32Array, Format
+from edge.export.checkpoint.fields import Fields
+from edge.runtime.errors import CheckpointError, ConfigError, TensorError, TokenizerError
+
+INDEX = "model.safetensors.index.json"
+# bfloat16 is the upper half of float32, so it is read as integers.
+_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int  # bytes from the beginning of the file
+    stop: int
+
+
+class SafetensorsCheckpoint:
+    """Raises CheckpointError, ConfigError and TensorError."""
+
+    format: Format = "safetensors"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = Fields(_read_json(path / "config.json"), f"{path.name}/config.json")
+        self._files = _weight_files(path)
+        self._entries: dict[str, _Entry] = {}
+        for file in self._files:
+            for name, entry in _read_header(file).items():
+                if name in self._entries:
+                    raise TensorError(f"tensor {name} stands in both {self._entries[name].file.name} and {file.name}")
+                self._entries[name] = entry
+        self.shapes = {name: entry.shape for name, entry in self._entries.items()}
+        self._maps: dict[Path, mmap.mmap] = {}
+
+    @property
+    def architecture(self) -> str:
+        return self.config.read(str, "model_type")
+
+    def read(self, name: str) -> Float32Array:
+        entry = self._entries[name]
+        if entry.file not in self._maps:
+            with entry.file.open("rb") as file:
+                self._maps[entry.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        count = math.prod(entry.shape)
+        stored = np.frombuffer(self._maps[entry.file], _DTYPES[entry.dtype], count, entry.start)
+        if entry.dtype == "BF16":
+            stored = (stored.astype(np.uint32) << 16).view(np.float32)
+        return stored.astype(np.float32).reshape(entry.shape)
+
+    def files(self) -> list[Path]:
+        names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+        return [file for name in names if (file := self.path / name).is_file()] + self._files
+
+    def write_tokenizer(self, path: Path) -> None:
+        source = self.path / "tokenizer.json"
+        if not source.is_file():
+            raise TokenizerError(f"{self.path}: tokenizer.json is missing; copy it there from the model's repository")
+        shutil.copyfile(source, path)
+
+    def chat_template(self) -> str | None:
+        if (file := self.path / "chat_template.jinja").is_file():
+            return file.read_text(encoding="utf-8")
+        file = self.path / "tokenizer_config.json"
+        template = _read_json(file).get("chat_template") if file.is_file() else None
+        if isinstance(template, list):  # several named templates
+            template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+        return template if isinstance(template, str) else None
+
+    def generation_config(self) -> Fields:
+        file = self.path / "generation_config.json"
+        return Fields(_read_json(file) if file.is_file() else {}, f"{self.path.name}/generation_config.json")
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """The files that an index names, or all *.safetensors of the folder."""
+    if (path / INDEX).is_file():
+        index = _read_json(path / INDEX).get("weight_map")
+        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+            raise CheckpointError(f"{path}/{INDEX}: weight_map is missing or no mapping; download the file again")
+        names = sorted(set(index.values()))
+        if outside := [name for name in names if Path(name).name != name]:
+            raise CheckpointError(f"{path}/{INDEX} names {outside[0]!r}, a file outside the folder")
+        if missing := [name for name in names if not (path / name).is_file()]:
+            raise CheckpointError(
+                f"{path}: {len(missing)} of {len(names)} shards are missing, the first is {missing[0]}; download it again"
+            )
+        return [path / name for name in names]
+    files = sorted(path.glob("*.safetensors"))
+    if files:
+        return files
+    if pickles := sorted(file for pattern in _PICKLES for file in path.glob(pattern)):
+        raise CheckpointError(
+            f"{path}: weights are pickled ({pickles[0].name}), and unpickling can run code; use the model's safetensors "
+            "files, or convert them once where you trust the source"
+        )
+    raise CheckpointError(f"{path}: config.json but no *.safetensors; download the weights into the folder")
+
+
+def _read_header(file: Path) -> dict[str, _Entry]:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        header_size = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or header_size > size - 8:
+            raise TensorError(f"{file}: {size} bytes, too few for its own header; the file is truncated, download it again")
+        raw = stream.read(header_size)
+    try:
+        header: Any = json.loads(raw)
+        items = [(name, info) for name, info in header.items() if name != "__metadata__"]
+        entries = {}
+        for name, info in items:
+            start, stop = info["data_offsets"]
+            entries[name] = _Entry(
+                file, info["dtype"], tuple(info["shape"]), 8 + header_size + start, 8 + header_size + stop
+            )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TensorError(f"{file}: the header is no safetensors header ({error}); download the file again") from error
+    for name, entry in entries.items():
+        if entry.dtype not in _DTYPES:
+            raise TensorError(f"{file}: tensor {name} is {entry.dtype}, supported: {', '.join(_DTYPES)}")
+        if entry.start < 8 + header_size or entry.stop < entry.start or entry.stop > size:
+            raise TensorError(
+                f"{file}: tensor {name} lies at bytes {entry.start} to {entry.stop} of a file of {size}; "
+                "the file is truncated or altered, download it again"
+            )
+        if any(not isinstance(n, int) or n < 0 for n in entry.shape):
+            raise TensorError(f"{file}: tensor {name} has shape {list(entry.shape)}; the header is damaged")
+        needed = math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize
+        if entry.stop - entry.start != needed:
+            raise TensorError(
+                f"{file}: tensor {name} of shape {list(entry.shape)} needs {needed} bytes and has "
+                f"{entry.stop - entry.start}; the header is damaged, download the file again"
+            )
+    return entries
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} does not read as JSON ({error}); download it again") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds {type(data).__name__}, expected a JSON object")
+    return data

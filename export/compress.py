@@ -1,0 +1,142 @@
+"""Weight compression by NNCF; the only file that imports it.
+
+In: float32 weights and a `Precision` for each. Out: `PackedTensor`s with exactly the integers, scales and zero points
+that `nncf.compress_weights` chose. Knows nothing about checkpoints, files or the full model: it sees one decoder block,
+or some rows of one matrix, at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from edge.export.checkpoint import Float32Array
+from edge.export.graph.openvino import block_model, linear_model
+from edge.export.recipes import Precision
+from edge.export.tensors import Bytes, PackedTensor
+from edge.runtime.errors import RecipeError
+from edge.runtime.spec import ModelSpec
+
+ROW_CHUNK = 16384  # rows of a vocabulary matrix compressed at once; rows are independent, so this only bounds memory
+
+
+def compress_block(
+    weights: Mapping[str, Float32Array], layer: int, spec: ModelSpec, plan: Mapping[str, Precision]
+) -> dict[str, PackedTensor]:
+    """Compress the planned weights of one decoder block. Keys are canonical names, in `plan` and in the result."""
+    return _compress(block_model(weights, layer, spec), plan)
+
+
+def compress_matrix(name: str, weight: Float32Array, precision: Precision) -> PackedTensor:
+    """Compress one (N, K) matrix on its own, in chunks of rows. For 8-bit rows, as of embedding and head."""
+    chunks = []
+    for start in range(0, weight.shape[0], ROW_CHUNK):
+        rows = weight[start : start + ROW_CHUNK]
+        chunks.append(_compress(linear_model({name: rows}, name), {name: precision})[name])
+    zeros = [chunk.zero_point for chunk in chunks if chunk.zero_point is not None]
+    return PackedTensor(
+        shape=(weight.shape[0], weight.shape[1]),
+        bits=precision.bits,
+        symmetric=precision.symmetric,
+        group_size=chunks[0].group_size,
+        data=np.concatenate([chunk.data for chunk in chunks]),
+        scale=np.concatenate([chunk.scale for chunk in chunks]),
+        zero_point=np.concatenate(zeros) if zeros else None,
+    )
+
+
+def _compress(model: ov.Model, plan: Mapping[str, Precision]) -> dict[str, PackedTensor]:
+    """One NNCF call for each precision in the plan, the layers of the others left out of it."""
+    nncf = _quiet_nncf()
+    modes = {
+        (4, False): nncf.CompressWeightsMode.INT4_ASYM,
+        (4, True): nncf.CompressWeightsMode.INT4_SYM,
+        (8, False): nncf.CompressWeightsMode.INT8_ASYM,
+        (8, True): nncf.CompressWeightsMode.INT8_SYM,
+    }
+    layers = {name: name.removesuffix(".weight") for name in plan}
+    for precision in dict.fromkeys(plan.values()):
+        others = [layer for name, layer in layers.items() if plan[name] != precision]
+        options: dict[str, Any] = {}
+        if precision.bits == 4:
+            options = {"group_size": precision.group_size or -1, "ratio": 1.0, "all_layers": True}
+        with contextlib.redirect_stdout(io.StringIO()):  # its progress bars; export shows one of its own
+            nncf.compress_weights(
+                model,
+                mode=modes[precision.bits, precision.symmetric],
+                ignored_scope=nncf.IgnoredScope(names=others, validate=False),
+                **options,
+            )
+    nodes = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "MatMul"}
+    return {name: _extract(nodes[layers[name]], name, precision) for name, precision in plan.items()}
+
+
+def _extract(matmul: Any, name: str, precision: Precision) -> PackedTensor:
+    """Read a compressed weight back out of the graph: Constant -> Convert -> [Subtract] -> Multiply -> [Reshape] -> ..."""
+    node = matmul.input_value(1).get_node()
+    while node.get_type_name() in ("Convert", "Reshape"):
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "Multiply":
+        raise RecipeError(f"nncf left {name} uncompressed ({node.get_type_name()}), expected {precision}")
+    scale = _constant(node.input_value(1))
+    node, zero_point = node.input_value(0).get_node(), None
+    if node.get_type_name() == "Subtract":
+        zero_point = _packed_bytes(_constant(node.input_value(1)))
+        node = node.input_value(0).get_node()
+    integers = _constant(node.output(0))
+    shape = list(integers.get_output_shape(0))
+    kind = ("i" if precision.symmetric else "u") + str(precision.bits)
+    if integers.get_element_type().get_type_name() != kind:
+        raise RecipeError(f"nncf stored {name} as {integers.get_element_type()}, expected {kind}")
+    n, k = shape[0], math.prod(shape[1:])
+    group_size = shape[2] if len(shape) == 3 else k
+    if group_size != (precision.group_size or k):
+        raise RecipeError(f"nncf chose groups of {group_size} for {name}, expected {precision.group_size or k}")
+    values: npt.NDArray[np.float16] = np.array(scale.get_data(), np.float16).reshape(n, k // group_size)
+    return PackedTensor(
+        (n, k), precision.bits, precision.symmetric, group_size, _packed_bytes(integers), values, zero_point
+    )
+
+
+def _constant(output: Any) -> Any:
+    """The constant behind an output, through conversions."""
+    node = output.get_node()
+    while node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    assert node.get_type_name() == "Constant", f"{node} where nncf writes a constant"
+    return node
+
+
+def _packed_bytes(constant: Any) -> Bytes:
+    """A copy of a constant's raw bytes."""
+    data: Bytes = np.array(constant.data, copy=True).reshape(-1).view(np.uint8)
+    return data
+
+
+def _quiet_nncf() -> ModuleType:
+    """Import nncf without its telemetry, which would otherwise reach for the network.
+
+    nncf falls back to a stub when openvino_telemetry cannot be imported (nncf/telemetry/wrapper.py, 3.4.0); None in
+    `sys.modules` makes exactly that import fail, and is taken back at once.
+    """
+    if "nncf" not in sys.modules:
+        absent = "openvino_telemetry" not in sys.modules
+        if absent:
+            sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        try:
+            import nncf
+        finally:
+            if absent:
+                del sys.modules["openvino_telemetry"]
+        nncf.set_log_level(logging.ERROR)
+    return sys.modules["nncf"]

@@ -1,0 +1,112 @@
+"""One canonical set of weight names, and how each is put together from a checkpoint's tensors.
+
+In: a ModelSpec, a checkpoint, and a table canonical name -> source (from `architectures`). Out: `Weights`, which reads
+one canonical weight at a time. Missing, unexpected and misshapen tensors are errors that name them. Knows nothing about
+particular architectures or file formats.
+
+    embed.weight  layers.N.input_norm.weight  layers.N.attn.qkv.{weight,bias}  layers.N.attn.o.weight
+    layers.N.post_norm.weight  layers.N.mlp.gate_up.weight  layers.N.mlp.down.weight  norm.weight  lm_head.weight
+
+Two things differ from every source. Query, key and value are one matrix, and so are gate and up: fewer, wider products.
+And rows of q and k are reordered from pairs (2i, 2i + 1) to halves (i, i + rotary_dim / 2) within each head, because
+engines fuse only that form of rotary embedding; a product of q and k does not depend on the order of their rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.export.checkpoint import Checkpoint, Float32Array
+from edge.runtime.errors import TensorError
+from edge.runtime.spec import ModelSpec
+
+Sources = Mapping[str, tuple[str, ...]]  # canonical name -> tensors whose rows follow each other
+
+
+def canonical_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Every weight of a model with its shape, in the order in which the decoder uses them."""
+    h, f, qkv = spec.hidden_size, spec.intermediate_size, spec.q_size + 2 * spec.kv_size
+    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (spec.vocab_size, h)}
+    for layer in range(spec.num_layers):
+        shapes |= {f"layers.{layer}.{name}": shape for name, shape in _block_shapes(h, f, qkv, spec).items()}
+    shapes["norm.weight"] = (h,)
+    if not spec.tied_embeddings:
+        shapes["lm_head.weight"] = (spec.vocab_size, h)
+    return shapes
+
+
+def _block_shapes(h: int, f: int, qkv: int, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    return {
+        "input_norm.weight": (h,),
+        "attn.qkv.weight": (qkv, h),
+        **({"attn.qkv.bias": (qkv,)} if spec.qkv_bias else {}),
+        "attn.o.weight": (h, spec.q_size),
+        "post_norm.weight": (h,),
+        "mlp.gate_up.weight": (2 * f, h),
+        "mlp.down.weight": (h, f),
+    }
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a checkpoint by canonical name; nothing is read before it is asked for."""
+
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    sources: Sources
+
+    def read(self, name: str) -> Float32Array:
+        """One weight as a new float32 array."""
+        parts = [self.checkpoint.read(part) for part in self.sources[name]]
+        weight = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if ".attn.qkv." in name:
+            weight = weight[rotary_halves(self.spec)]
+        if not np.isfinite(weight).all():
+            raise TensorError(f"{' + '.join(self.sources[name])} holds NaN or infinity; the checkpoint is damaged")
+        return weight
+
+    def block(self, layer: int) -> dict[str, Float32Array]:
+        """All weights of one decoder block."""
+        prefix = f"layers.{layer}."
+        return {name: self.read(name) for name in self.sources if name.startswith(prefix)}
+
+
+def map_names(checkpoint: Checkpoint, spec: ModelSpec, sources: Sources, ignored: Collection[str] = ()) -> Weights:
+    """Check a checkpoint against the canonical set. Raises TensorError that names every offending tensor's first few.
+
+    `ignored` tensors may be there and are not read.
+    """
+    wanted = {part for parts in sources.values() for part in parts}
+    if missing := sorted(wanted - checkpoint.shapes.keys()):
+        raise TensorError(f"{checkpoint.path}: {_some(missing)} missing; the checkpoint is incomplete, download it again")
+    if unexpected := sorted(checkpoint.shapes.keys() - wanted - set(ignored)):
+        raise TensorError(
+            f"{checkpoint.path}: {_some(unexpected)} unexpected; this is not the architecture its config names, or it "
+            "has parts that edgeglm would drop"
+        )
+    for name, shape in canonical_shapes(spec).items():
+        parts = [checkpoint.shapes[part] for part in sources[name]]
+        rows = sum(part[0] for part in parts if part)
+        if any(len(part) != len(shape) or part[1:] != shape[1:] for part in parts) or rows != shape[0]:
+            found = " + ".join(f"{part} {list(checkpoint.shapes[part])}" for part in sources[name])
+            raise TensorError(f"{checkpoint.path}: {found}, expected {list(shape)} in all; config and weights disagree")
+    return Weights(checkpoint, spec, sources)
+
+
+def rotary_halves(spec: ModelSpec) -> npt.NDArray[np.int64]:
+    """Row order of a fused qkv matrix: rotating dims of q and k from pairs to halves, all else in place."""
+    head = np.arange(spec.head_dim)
+    head[: spec.rotary_dim] = head[: spec.rotary_dim].reshape(-1, 2).T.ravel()
+    turning_heads = spec.num_heads + spec.num_kv_heads
+    order = np.arange(spec.q_size + 2 * spec.kv_size)
+    order[: turning_heads * spec.head_dim] = (np.arange(turning_heads)[:, None] * spec.head_dim + head).ravel()
+    return order
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"tensor {shown} is" if len(names) == 1 else f"{len(names)} tensors ({shown}) are"

@@ -1,0 +1,69 @@
+"""What a weight is between compression and graph.
+
+A weight is either a numpy float array, or a `PackedTensor`: the integers, scales and zero points that NNCF chose, in the
+byte layout that OpenVINO's u4/i4/u8/i8 constants have. Knows nothing about graphs or about how the numbers were chosen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray: TypeAlias = npt.NDArray[np.floating]
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTensor:
+    """Integers of a (N, K) matrix in groups of `group_size` along K.
+
+    Element (n, k) means `(q[n, k] - zero_point[n, k // group_size]) * scale[n, k // group_size]`; symmetric tensors are
+    signed and have no zero point. 4-bit values lie two a byte, low nibble first.
+    """
+
+    shape: tuple[int, int]  # (N, K)
+    bits: int  # 4 or 8
+    symmetric: bool
+    group_size: int  # K where a whole row is one group
+    data: Bytes  # (N * K * bits / 8,)
+    scale: npt.NDArray[np.float16]  # (N, K / group_size)
+    zero_point: Bytes | None  # (ceil(N * K / group_size * bits / 8),), packed like data
+
+    @property
+    def groups(self) -> int:
+        """Groups in one row."""
+        return self.shape[1] // self.group_size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of integers, scales and zero points together."""
+        return self.data.nbytes + self.scale.nbytes + (0 if self.zero_point is None else self.zero_point.nbytes)
+
+
+Weight: TypeAlias = FloatArray | PackedTensor
+
+
+def unpack(packed: Bytes, count: int, bits: int, *, signed: bool) -> npt.NDArray[np.int16]:
+    """`count` integers out of their bytes, as int16 of shape (count,)."""
+    if bits == 8:
+        return (packed.view(np.int8) if signed else packed).astype(np.int16)[:count]
+    nibbles = np.empty(packed.size * 2, np.int16)
+    nibbles[0::2] = packed & 0xF
+    nibbles[1::2] = packed >> 4
+    if signed:
+        nibbles = np.where(nibbles > 7, nibbles - 16, nibbles).astype(np.int16)
+    return nibbles[:count]
+
+
+def dequantize(tensor: PackedTensor) -> npt.NDArray[np.float32]:
+    """The (N, K) float32 matrix that a packed tensor stands for; the plain-numpy oracle of the tests."""
+    n, k = tensor.shape
+    q = unpack(tensor.data, n * k, tensor.bits, signed=tensor.symmetric).reshape(n, tensor.groups, -1)
+    values = q.astype(np.float32)
+    if tensor.zero_point is not None:
+        zero = unpack(tensor.zero_point, n * tensor.groups, tensor.bits, signed=False)
+        values -= zero.reshape(n, tensor.groups, 1).astype(np.float32)
+    return (values * tensor.scale.astype(np.float32)[:, :, None]).reshape(n, k)

@@ -1,0 +1,77 @@
+"""Every error that edgeglm raises on purpose, in one tree.
+
+    EdgeError                    anything below; the command line prints it as one line and exits with 1
+    ├── CheckpointError          the source could not be read as a supported checkpoint
+    │   ├── ConfigError          a config value is missing, mistyped or unsupported
+    │   └── TensorError          a tensor is missing, unexpected, misshapen or truncated
+    ├── RecipeError              an unknown recipe, or one that cannot be applied
+    ├── OutputError              the output folder exists, cannot be written, or the disk is full
+    ├── BundleError              a bundle is incomplete, altered, or of another schema
+    │   └── VerificationError    a bundle opens, but computes something else than it should
+    ├── DeviceError              an engine or device that is not there or cannot run the model
+    ├── TokenizerError           a tokenizer or chat template that cannot be used
+    └── GenerationError          a request that cannot be run
+        ├── SettingsError        a sampling or length setting outside its range
+        ├── PromptError          an empty prompt, or messages that the template refuses
+        └── ContextLengthError   prompt and answer do not fit into the context
+
+A message says what was given, what was expected, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class EdgeError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class CheckpointError(EdgeError):
+    """The source could not be read as a supported checkpoint."""
+
+
+class ConfigError(CheckpointError):
+    """A config value is missing, has the wrong type, or is not supported."""
+
+
+class TensorError(CheckpointError):
+    """A tensor is missing, unexpected, misshapen or truncated."""
+
+
+class RecipeError(EdgeError):
+    """The recipe is unknown or cannot be applied."""
+
+
+class OutputError(EdgeError):
+    """The output folder exists, cannot be written, or the disk is full."""
+
+
+class BundleError(EdgeError):
+    """A bundle is incomplete, altered, or written with another schema."""
+
+
+class VerificationError(BundleError):
+    """A bundle opens, but its engine computes something else than it should."""
+
+
+class DeviceError(EdgeError):
+    """The engine or device is not there, or cannot run this model."""
+
+
+class TokenizerError(EdgeError):
+    """A tokenizer or chat template that cannot be used."""
+
+
+class GenerationError(EdgeError):
+    """A request that cannot be run."""
+
+
+class SettingsError(GenerationError):
+    """A sampling or length setting is outside its range."""
+
+
+class PromptError(GenerationError):
+    """The prompt is empty, or the chat template refused the messages."""
+
+
+class ContextLengthError(GenerationError):
+    """Prompt and answer do not fit into the context."""

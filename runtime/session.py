@@ -1,0 +1,89 @@
+"""A conversation that keeps its token ids, so that no earlier turn is ever computed again.
+
+In: an `LLM` and one user message after another. Out: chunks of the answers. A rendered and re-encoded history may give
+other ids than the model produced; here the produced ids stay, and only the text that is new is encoded. Knows nothing
+about terminals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from edge.runtime.generate import Chunk
+from edge.runtime.llm import LLM
+
+
+class ChatSession:
+    """Messages of one conversation with the ids they stand for."""
+
+    def __init__(self, llm: LLM, system: str | None = None) -> None:
+        self._llm = llm
+        self._system = system
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation; the system message stays."""
+        self.messages: list[dict[str, Any]] = []
+        if self._system is not None:
+            self.messages.append({"role": "system", "content": self._system})
+        self._ids: list[int] = []
+        self._rendered = ""  # the text that _ids stand for, a closing stop id left out
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the conversation so far."""
+        return len(self._ids)
+
+    def send(self, content: str, **settings: Any) -> Iterator[Chunk]:
+        """Answer one more user message; keywords and errors as in `LLM.generate`.
+
+        Closing the iterator early keeps what was answered so far. When the message is refused, the conversation is as before.
+        """
+        messages = [*self.messages, {"role": "user", "content": content}]
+        prompt = self._llm.render(messages)
+        prompt_ids = self._continue(prompt)
+        stream = self._llm.generate(prompt_ids, **settings)
+        return self._answer(stream, messages, prompt, prompt_ids)
+
+    def _continue(self, prompt: str) -> list[int]:
+        """Ids of the prompt: those of the conversation so far, and the new text encoded."""
+        if not self._ids or not prompt.startswith(self._rendered):
+            return self._llm.tokenizer.encode(prompt)
+        ids, new_text = self._ids, prompt[len(self._rendered) :]
+        if ids[-1] in self._llm.stop_ids:
+            closing = self._llm.tokenizer.token_text(ids[-1])
+            if new_text.startswith(closing):
+                new_text = new_text[len(closing) :]
+            else:  # the model stopped with another token than the template writes
+                ids = ids[:-1]
+        return ids + self._llm.tokenizer.encode(new_text)
+
+    def _answer(
+        self, stream: Iterator[Chunk], messages: list[dict[str, Any]], prompt: str, prompt_ids: list[int]
+    ) -> Iterator[Chunk]:
+        shown, ids = "", []
+        try:
+            for chunk in stream:
+                shown += chunk.text
+                ids += chunk.token_ids
+                yield chunk
+        finally:
+            close = getattr(stream, "close", None)
+            if close is not None:
+                close()
+            self._remember(messages, prompt, prompt_ids, shown, ids)
+
+    def _remember(
+        self, messages: list[dict[str, Any]], prompt: str, prompt_ids: list[int], shown: str, ids: list[int]
+    ) -> None:
+        if not ids:
+            return
+        rendered = prompt + shown
+        # GLM's template writes the newline that its model generates first, so content may need to go without it.
+        for content in (shown, shown.removeprefix("\n"), shown.strip()):
+            self.messages = [*messages, {"role": "assistant", "content": content}]
+            if self._llm.render(self.messages, add_generation_prompt=False).startswith(rendered):
+                break
+        exact = self._llm.tokenizer.decode(ids) == shown  # not so after a stop string or inside a character
+        self._ids, self._rendered = (prompt_ids + ids, rendered) if exact else ([], "")

@@ -1,0 +1,70 @@
+"""What a decoder of the GLM-4 family is, in numbers.
+
+In: plain values (from a checkpoint's config at export, from the manifest at run time). Out: one frozen `ModelSpec` that
+every later stage reads. Knows nothing about files, tensors or engines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from edge.runtime.errors import BundleError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The shape of one decoder-only model.
+
+    `rotary_dim` is how many leading dims of each head rotate (GLM-4: half of `head_dim`, GLM-Edge and llama: all).
+    """
+
+    architecture: str  # the checkpoint's own word: "glm", "llama"
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    rope_theta: float
+    rms_norm_eps: float
+    vocab_size: int
+    max_position_embeddings: int
+    qkv_bias: bool
+    tied_embeddings: bool
+
+    @property
+    def q_size(self) -> int:
+        """Width of all query heads together."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of all key (or value) heads together."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights and biases; a tied embedding counts once."""
+        h, f = self.hidden_size, self.intermediate_size
+        qkv = self.q_size + 2 * self.kv_size
+        layer = h * qkv + self.q_size * h + 3 * h * f + 2 * h + (qkv if self.qkv_bias else 0)
+        heads = 1 if self.tied_embeddings else 2
+        return self.num_layers * layer + heads * self.vocab_size * h + h
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Any) -> ModelSpec:
+        """Raises BundleError when a field is missing, unknown or mistyped."""
+        expected = {f.name: f.type for f in fields(cls)}
+        if not isinstance(data, dict) or set(data) != set(expected):
+            raise BundleError(f"manifest: spec must hold exactly {sorted(expected)}; export the bundle again")
+        types: dict[str, type | tuple[type, ...]] = {"int": int, "str": str, "bool": bool, "float": (int, float)}
+        for name, type_name in expected.items():
+            value = data[name]
+            if not isinstance(value, types[str(type_name)]) or (type_name == "int" and isinstance(value, bool)):
+                raise BundleError(f"manifest: spec.{name} is {value!r}, expected {type_name}; export the bundle again")
+        return cls(**data)

@@ -1,0 +1,47 @@
+"""Stop strings in streamed text.
+
+In: pieces of text. Out: the part that is safe to show. Text is held back exactly while it could still become a stop
+string, which may span any number of tokens. Knows nothing about tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edge.runtime.errors import SettingsError
+
+
+class StopStrings:
+    """Cuts a stream of text at the first stop string; the stop string itself is not shown."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        if any(not stop for stop in stops):
+            raise SettingsError("stop strings hold an empty one; give text, or leave it out")
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """What may be shown now. After a stop string, `stopped` is true and nothing more is shown."""
+        if self.stopped or not self._stops:
+            return "" if self.stopped else text
+        self._held += text
+        found = [index for stop in self._stops if (index := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            shown, self._held = self._held[: min(found)], ""
+            return shown
+        keep = max(_open_prefix(self._held, stop) for stop in self._stops)
+        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return shown
+
+    def finish(self) -> str:
+        """The held text, at the end of the stream."""
+        shown, self._held = self._held, ""
+        return shown
+
+
+def _open_prefix(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
