@@ -1,0 +1,60 @@
+"""edgeglm: export GLM-4 checkpoints to compressed bundles and run them offline on Intel hardware.
+
+    import edge
+
+    edge.export("glm-4-9b-chat", "glm4-int4", recipe="int4-asym-g128")
+    llm = edge.load("glm4-int4")
+    for chunk in llm.chat([{"role": "user", "content": "Hello"}]):
+        print(chunk.text, end="", flush=True)
+
+Public names are loaded when they are first used; importing `edge` imports nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge.api import load
+    from edge.runtime.engines import EngineSettings
+    from edge.runtime.errors import EdgeError
+    from edge.runtime.generate import Chunk, GenerationSettings
+    from edge.runtime.llm import LLM
+    from edge.runtime.sampling import Sampling
+    from edge.runtime.session import ChatSession
+
+__all__ = [
+    "LLM",
+    "ChatSession",
+    "Chunk",
+    "EdgeError",
+    "EngineSettings",
+    "GenerationSettings",
+    "Sampling",
+    "export",
+    "load",
+]
+
+_HOMES = {
+    "load": "edge.api",
+    "LLM": "edge.runtime.llm",
+    "ChatSession": "edge.runtime.session",
+    "Chunk": "edge.runtime.generate",
+    "GenerationSettings": "edge.runtime.generate",
+    "EngineSettings": "edge.runtime.engines",
+    "EdgeError": "edge.runtime.errors",
+    "Sampling": "edge.runtime.sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "export":
+        return import_module("edge.export")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edge' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

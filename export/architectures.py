@@ -94,9 +94,8 @@ def _glm_sources(spec: ModelSpec) -> Sources:
 def _gguf_llama_spec(checkpoint: Checkpoint) -> ModelSpec:
     """llama in GGUF: q and k rows are already in GLM's interleaved rotary layout."""
     config = checkpoint.config
-    if unsupported := [key for key in config.values if key.startswith(("llama.rope.scaling.", "llama.expert_count"))]:
-        if config.find("llama.rope.scaling.type") != "none":
-            raise ConfigError(f"{config.origin}: {unsupported[0]} is set, and scaled rotary or experts are not supported")
+    config.require("llama.rope.scaling.type", "none")
+    config.require("llama.expert_count", 0)
     num_heads = config.positive("llama.attention.head_count")
     hidden_size = config.positive("llama.embedding_length")
     head_dim = config.positive("llama.attention.key_length", default=hidden_size // num_heads)
@@ -143,7 +142,9 @@ def _check(spec: ModelSpec, checkpoint: Checkpoint) -> None:
     if spec.num_heads % spec.num_kv_heads:
         raise ConfigError(f"{origin}: {spec.num_heads} heads cannot share {spec.num_kv_heads} KV heads evenly")
     if spec.rotary_dim < 2 or spec.rotary_dim % 2 or spec.rotary_dim > spec.head_dim:
-        raise ConfigError(f"{origin}: {spec.rotary_dim} of {spec.head_dim} head dims rotate, expected an even part of them")
+        raise ConfigError(
+            f"{origin}: {spec.rotary_dim} of {spec.head_dim} head dims rotate, expected an even part of them"
+        )
     if not spec.rope_theta > 0 or not spec.rms_norm_eps > 0:
         raise ConfigError(f"{origin}: rope theta {spec.rope_theta} and norm eps {spec.rms_norm_eps} must be above 0")
 

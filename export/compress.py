@@ -82,7 +82,7 @@ def _compress(model: ov.Model, plan: Mapping[str, Precision]) -> dict[str, Packe
 
 
 def _extract(matmul: Any, name: str, precision: Precision) -> PackedTensor:
-    """Read a compressed weight back out of the graph: Constant -> Convert -> [Subtract] -> Multiply -> [Reshape] -> ..."""
+    """Read a compressed weight back out of the graph: Constant -> Convert -> [Subtract] -> Multiply -> ..."""
     node = matmul.input_value(1).get_node()
     while node.get_type_name() in ("Convert", "Reshape"):
         node = node.input_value(0).get_node()

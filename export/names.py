@@ -82,7 +82,9 @@ def map_names(checkpoint: Checkpoint, spec: ModelSpec, sources: Sources, ignored
     """
     wanted = {part for parts in sources.values() for part in parts}
     if missing := sorted(wanted - checkpoint.shapes.keys()):
-        raise TensorError(f"{checkpoint.path}: {_some(missing)} missing; the checkpoint is incomplete, download it again")
+        raise TensorError(
+            f"{checkpoint.path}: {_some(missing)} missing; the checkpoint is incomplete, download it again"
+        )
     if unexpected := sorted(checkpoint.shapes.keys() - wanted - set(ignored)):
         raise TensorError(
             f"{checkpoint.path}: {_some(unexpected)} unexpected; this is not the architecture its config names, or it "

@@ -23,14 +23,15 @@ import openvino as ov
 from edge.export import recipes
 from edge.export.architectures import describe
 from edge.export.checkpoint import Checkpoint, Float32Array, open_checkpoint
+from edge.export.checkpoint.gguf import source_files
+from edge.export.golden import GOLDEN_TEXT, Golden, GoldenRun
 from edge.export.graph.openvino import stateful_decoder
 from edge.export.names import Weights, canonical_shapes
 from edge.export.recipes import Precision, Recipe
 from edge.export.tensors import PackedTensor, Weight
-from edge.export.verify import GOLDEN_TEXT, Golden, GoldenRun
 from edge.runtime import bundle
 from edge.runtime.bundle import FileRecord, Manifest, TensorRecord
-from edge.runtime.errors import OutputError, TensorError
+from edge.runtime.errors import BundleError, OutputError, TensorError
 from edge.runtime.spec import ModelSpec
 from edge.runtime.tokenizer import Tokenizer
 
@@ -53,7 +54,7 @@ def export(
     *,
     rope_theta: float | None = None,
     force: bool = False,
-    progress: Callable[[Progress], None] = lambda progress: None,
+    progress: Callable[[Progress], None] = lambda _progress: None,
 ) -> Manifest:
     """Export a checkpoint to a bundle at `out`.
 
@@ -80,6 +81,16 @@ def export(
         manifest = _manifest(checkpoint, spec, chosen, packed, golden, folder)
         (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def is_export_of(out: Path, source: Path, recipe: str) -> bool:
+    """Whether `out` is a bundle that exporting the GGUF file `source` with these versions would make again."""
+    try:
+        manifest = bundle.open_bundle(out).manifest
+    except BundleError:
+        return False
+    same = manifest.recipe == recipe and manifest.versions == _versions()
+    return same and manifest.source_sha256 == source_sha256(source_files(source))
 
 
 def compress(
@@ -112,9 +123,7 @@ def compress(
     return packed, run.head(head | embedding if spec.tied_embeddings else head, packed)
 
 
-def _pack(
-    floats: dict[str, Float32Array], layer: int | None, spec: ModelSpec, recipe: Recipe
-) -> dict[str, Weight]:
+def _pack(floats: dict[str, Float32Array], layer: int | None, spec: ModelSpec, recipe: Recipe) -> dict[str, Weight]:
     """Each weight in the precision that the recipe gives it."""
     from edge.export.compress import compress_block, compress_matrix  # nncf takes seconds to import
 
@@ -168,12 +177,12 @@ def _manifest(
         precision, note = recipe.precision_of(name, weight.shape)
         tensors[name] = TensorRecord(tuple(weight.shape), str(precision), weight.nbytes, note)
     weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    groups = [w.group_size for w in packed.values() if isinstance(w, PackedTensor) and 1 < w.groups]
+    groups = [w.group_size for w in packed.values() if isinstance(w, PackedTensor) and w.groups > 1]
     files: dict[str, FileRecord] = {path.name: bundle.record_of(path) for path in sorted(folder.iterdir())}
     return Manifest(
         schema_version=bundle.SCHEMA_VERSION,
         source=checkpoint.path.resolve().name,
-        source_sha256=source_sha256(checkpoint),
+        source_sha256=source_sha256(checkpoint.files()),
         spec=spec,
         recipe=recipe.name,
         weight_group_size=min(groups, default=0),
@@ -183,14 +192,18 @@ def _manifest(
         golden_kld=golden.kld,
         tensors=tensors,
         files=files,
-        versions={name: version(name) for name in VERSIONED},
+        versions=_versions(),
     )
 
 
-def source_sha256(checkpoint: Checkpoint) -> str:
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in VERSIONED}
+
+
+def source_sha256(files: list[Path]) -> str:
     """One hash over names and contents of the files that decide the result."""
     digest = hashlib.sha256()
-    for file in checkpoint.files():
+    for file in files:
         digest.update(f"{file.name}\0{bundle.sha256_of(file)}\n".encode())
     return digest.hexdigest()
 
@@ -230,12 +243,7 @@ def _write_configs(checkpoint: Checkpoint, spec: ModelSpec, stops: tuple[int, ..
 
 def _check_space(folder: Path, spec: ModelSpec, recipe: Recipe) -> None:
     """Raises OutputError when the bundle cannot fit on the disk."""
-    needed = 0
-    for name, shape in canonical_shapes(spec).items():
-        precision = recipe.precision_of(name, shape)[0]
-        size = int(np.prod(shape))
-        groups = 0 if precision.is_float else size // (precision.group_size or shape[-1])
-        needed += size * precision.bits // 8 + groups * 3
+    needed = sum(recipe.bytes_of(name, shape) for name, shape in canonical_shapes(spec).items())
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(f"{folder.parent}: {free:,} bytes free, the bundle needs about {needed:,}; free some space")

@@ -12,6 +12,7 @@ The rule, for a (N, K) weight:
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass, replace
 from functools import cache
@@ -52,7 +53,7 @@ class Recipe:
     linear: Precision
 
     def precision_of(self, name: str, shape: tuple[int, ...]) -> tuple[Precision, str]:
-        """What the weight of this canonical name gets, and why it is not the recipe's own precision ("" where it is)."""
+        """What the weight of this canonical name gets, and why not the recipe's own precision ("" where it does)."""
         wanted = self.linear
         if len(shape) == 1:
             return Precision(16 if wanted.bits == 16 else 32), "norms and biases stay float"
@@ -69,14 +70,21 @@ class Recipe:
             return replace(wanted, group_size=smaller), f"width {shape[1]} has no groups of {wanted.group_size}"
         return Precision(8, wanted.symmetric), f"width {shape[1]} has no groups of {MIN_GROUP_SIZE} or more"
 
+    def bytes_of(self, name: str, shape: tuple[int, ...]) -> int:
+        """Bytes that the weight of this canonical name takes, scales (float16) and zero points included."""
+        precision, size = self.precision_of(name, shape)[0], math.prod(shape)
+        if precision.is_float:
+            return size * precision.bits // 8
+        groups = size // (precision.group_size or shape[1])
+        zero_points = 0 if precision.symmetric else -(-groups * precision.bits // 8)
+        return size * precision.bits // 8 + 2 * groups + zero_points
+
 
 @cache
 def recipes() -> dict[str, Recipe]:
     """All recipes by name, in the order of the file."""
     tables = tomllib.loads((files("edge.export") / "recipes.toml").read_text(encoding="utf-8"))
-    return {
-        name: Recipe(name, table.pop("description"), Precision(**table)) for name, table in tables.items()
-    }
+    return {name: Recipe(name, table.pop("description"), Precision(**table)) for name, table in tables.items()}
 
 
 def find_recipe(name: str) -> Recipe:

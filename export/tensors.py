@@ -1,7 +1,8 @@
 """What a weight is between compression and graph.
 
-A weight is either a numpy float array, or a `PackedTensor`: the integers, scales and zero points that NNCF chose, in the
-byte layout that OpenVINO's u4/i4/u8/i8 constants have. Knows nothing about graphs or about how the numbers were chosen.
+A weight is either a numpy float array, or a `PackedTensor`: the integers, scales and zero points that NNCF chose, in
+the byte layout that OpenVINO's u4/i4/u8/i8 constants have. Knows nothing about graphs or about how the
+numbers were chosen.
 """
 
 from __future__ import annotations

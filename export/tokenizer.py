@@ -76,11 +76,11 @@ def from_gguf(
     pairs = [tuple(merge.split(" ")) for merge in merges]
     if any(len(pair) != 2 for pair in pairs):
         raise TokenizerError(f"tokenizer.ggml.merges holds an entry that is not two tokens; {advice}")
-    bpe = models.BPE(vocab, pairs, ignore_merges=pre in _WHOLE_WORDS_FIRST)  # type: ignore[arg-type]
+    bpe = models.BPE(vocab, pairs, ignore_merges=pre in _WHOLE_WORDS_FIRST)
     tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]()
     tokenizer.decoder = decoders.ByteLevel()
-    added = {kind: [] for kind in (TokenType.CONTROL, TokenType.USER_DEFINED)}  # type: dict[TokenType, list[AddedToken]]
+    added: dict[TokenType, list[AddedToken]] = {kind: [] for kind in (TokenType.CONTROL, TokenType.USER_DEFINED)}
     for token, kind in zip(tokens, token_types, strict=True):
         if kind in (TokenType.CONTROL, TokenType.USER_DEFINED):
             special = kind == TokenType.CONTROL

@@ -157,7 +157,7 @@ def open_bundle(path: str | Path) -> Bundle:
     return Bundle(path, manifest)
 
 
-def check_hashes(bundle: Bundle, progress: Callable[[str, int], None] = lambda name, nbytes: None) -> None:
+def check_hashes(bundle: Bundle, progress: Callable[[str, int], None] = lambda _name, _size: None) -> None:
     """Compare every file with its sha256; `progress` is told each file and its bytes. Raises BundleError."""
     for name, record in bundle.manifest.files.items():
         if sha256_of(bundle.path / name) != record.sha256:

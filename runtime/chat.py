@@ -40,7 +40,9 @@ class ChatTemplate:
             raise PromptError("no messages; give at least one, like {'role': 'user', 'content': 'Hello'}")
         for message in messages:
             if not isinstance(message, Mapping) or "role" not in message:
-                raise PromptError(f"message {message!r} is no mapping with a 'role'; give {{'role': ..., 'content': ...}}")
+                raise PromptError(
+                    f"message {message!r} is no mapping with a 'role'; give {{'role': ..., 'content': ...}}"
+                )
         try:
             return self._template.render(messages=list(messages), add_generation_prompt=add_generation_prompt)
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:

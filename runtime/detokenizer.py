@@ -1,7 +1,7 @@
 """Token ids to text, piece by piece.
 
-In: ids one at a time. Out: text that can be shown at once. The law: all pieces joined equal `Tokenizer.decode(all ids)`,
-and no piece ends inside a character. Knows nothing about stop strings or chat.
+In: ids one at a time. Out: text that can be shown at once. The law: all pieces joined equal
+`Tokenizer.decode(all ids)`, and no piece ends inside a character. Knows nothing about stop strings or chat.
 """
 
 from __future__ import annotations

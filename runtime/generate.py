@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ class GenerationSettings:
     """What one answer may be. Raises SettingsError for a value outside its range."""
 
     max_new_tokens: int = 512
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()  # stop strings, not shown; they may span tokens
     deadline_s: float | None = None  # seconds from the start of the prefill
     ignore_stop_ids: bool = False  # for benchmarks: always generate max_new_tokens
@@ -90,9 +90,9 @@ def generate(
 ) -> Generator[Chunk, None, None]:
     """Answer a prompt, chunk by chunk.
 
-    `history` is what the caller remembers of `sequence`: its first `sequence.num_tokens` ids are the cached ones, before
-    and after every step. What prompt and history share is not computed again. The last chunk carries the finish reason
-    and the figures; a stop id is in its `token_ids` but not in its text.
+    `history` is what the caller remembers of `sequence`: its first `sequence.num_tokens` ids are the cached ones,
+    before and after every step. What prompt and history share is not computed again. The last chunk carries the
+    finish reason and the figures; a stop id is in its `token_ids` but not in its text.
     """
     started = time.perf_counter()
     cached = min(_common_prefix(history[: sequence.num_tokens], prompt_ids), len(prompt_ids) - 1)

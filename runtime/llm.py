@@ -31,16 +31,10 @@ class LLM:
 
     def __init__(self, path: str | Path, settings: EngineSettings | None = None) -> None:
         self.bundle = bundles.open_bundle(path)
-        manifest = self.bundle.manifest
-        self.stop_ids = frozenset(manifest.stop_token_ids)
+        self.stop_ids = frozenset(self.bundle.manifest.stop_token_ids)
         with ThreadPoolExecutor(1) as background:  # the vocabulary is parsed while the engine compiles
             texts = background.submit(_load_texts, self.bundle)
-            self.engine: Engine = OpenVINOPagedEngine(
-                _required(self.bundle, bundles.MODEL_XML),
-                manifest.spec,
-                manifest.weight_group_size,
-                settings or EngineSettings(),
-            )
+            self.engine = open_engine(self.bundle, settings or EngineSettings())
             self.tokenizer, self.template = texts.result()
         self._sequence = CachedSequence(self.engine.pool)
         self._history: list[int] = []  # its first num_cached_tokens ids are in the cache
@@ -106,6 +100,14 @@ class Stream:
     def text(self) -> str:
         """Run to the end and return the remaining text as one string."""
         return "".join(chunk.text for chunk in self)
+
+
+def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
+    """The engine for a bundle. Raises BundleError, DeviceError and SettingsError."""
+    manifest = bundle.manifest
+    return OpenVINOPagedEngine(
+        _required(bundle, bundles.MODEL_XML), manifest.spec, manifest.weight_group_size, settings
+    )
 
 
 def settings_from(**values: Any) -> GenerationSettings:

@@ -92,5 +92,5 @@ def truncate(logits: npt.NDArray[np.float64], settings: Sampling) -> npt.NDArray
 def softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Probabilities of one row."""
     exp = np.exp(logits - logits.max())
-    total: np.float64 = exp.sum()
-    return exp / total
+    probabilities: npt.NDArray[np.float64] = exp / exp.sum()
+    return probabilities

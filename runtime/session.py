@@ -7,11 +7,11 @@ about terminals.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from edge.runtime.generate import Chunk
-from edge.runtime.llm import LLM
+from edge.runtime.llm import LLM, Stream
 
 
 class ChatSession:
@@ -35,10 +35,10 @@ class ChatSession:
         """Tokens of the conversation so far."""
         return len(self._ids)
 
-    def send(self, content: str, **settings: Any) -> Iterator[Chunk]:
+    def send(self, content: str, **settings: Any) -> Generator[Chunk, None, None]:
         """Answer one more user message; keywords and errors as in `LLM.generate`.
 
-        Closing the iterator early keeps what was answered so far. When the message is refused, the conversation is as before.
+        Closing the iterator early keeps what was answered so far. A message that is refused leaves no trace.
         """
         messages = [*self.messages, {"role": "user", "content": content}]
         prompt = self._llm.render(messages)
@@ -60,18 +60,17 @@ class ChatSession:
         return ids + self._llm.tokenizer.encode(new_text)
 
     def _answer(
-        self, stream: Iterator[Chunk], messages: list[dict[str, Any]], prompt: str, prompt_ids: list[int]
-    ) -> Iterator[Chunk]:
-        shown, ids = "", []
+        self, stream: Stream, messages: list[dict[str, Any]], prompt: str, prompt_ids: list[int]
+    ) -> Generator[Chunk, None, None]:
+        shown = ""
+        ids: list[int] = []
         try:
             for chunk in stream:
                 shown += chunk.text
                 ids += chunk.token_ids
                 yield chunk
         finally:
-            close = getattr(stream, "close", None)
-            if close is not None:
-                close()
+            stream.close()
             self._remember(messages, prompt, prompt_ids, shown, ids)
 
     def _remember(

@@ -25,7 +25,10 @@ class Checkpoint(Protocol):
     path: Path
     format: Format
     config: Fields
-    shapes: Mapping[str, tuple[int, ...]]  # of every tensor, rows first
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor, rows first."""
 
     @property
     def architecture(self) -> str:

@@ -23,6 +23,12 @@ from edge.runtime.errors import CheckpointError, TensorError, TokenizerError
 _STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
+def source_files(path: Path) -> list[Path]:
+    """The files that decide what an export of this GGUF gives; reading its metadata would take seconds."""
+    beside = path.with_name("tokenizer.json")
+    return [path, *([beside] if beside.is_file() else [])]
+
+
 class GGUFCheckpoint:
     """Raises CheckpointError and TensorError."""
 
@@ -53,12 +59,13 @@ class GGUFCheckpoint:
         try:
             values = gguf.dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
-            raise TensorError(f"{self.path}: tensor {name} is {tensor.tensor_type.name}, which gguf cannot read") from error
+            raise TensorError(
+                f"{self.path}: tensor {name} is {tensor.tensor_type.name}, which gguf cannot read"
+            ) from error
         return np.array(values, np.float32).reshape(self.shapes[name])
 
     def files(self) -> list[Path]:
-        beside = self.path.with_name("tokenizer.json")
-        return [self.path, *([beside] if beside.is_file() else [])]
+        return source_files(self.path)
 
     def write_tokenizer(self, path: Path) -> None:
         beside = self.path.with_name("tokenizer.json")
@@ -94,4 +101,4 @@ class GGUFCheckpoint:
 
 
 def _is_scalar(field: Any) -> bool:
-    return field.types[0] != gguf.GGUFValueType.ARRAY
+    return bool(field.types[0] != gguf.GGUFValueType.ARRAY)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edge.export.checkpoint import Float32Array, Format
 from edge.export.checkpoint.fields import Fields
@@ -23,7 +24,7 @@ from edge.runtime.errors import CheckpointError, ConfigError, TensorError, Token
 
 INDEX = "model.safetensors.index.json"
 # bfloat16 is the upper half of float32, so it is read as integers.
-_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -64,13 +65,20 @@ class SafetensorsCheckpoint:
             with entry.file.open("rb") as file:
                 self._maps[entry.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         count = math.prod(entry.shape)
-        stored = np.frombuffer(self._maps[entry.file], _DTYPES[entry.dtype], count, entry.start)
+        stored: npt.NDArray[Any] = np.frombuffer(self._maps[entry.file], _DTYPES[entry.dtype], count, entry.start)
         if entry.dtype == "BF16":
             stored = (stored.astype(np.uint32) << 16).view(np.float32)
-        return stored.astype(np.float32).reshape(entry.shape)
+        values: Float32Array = stored.astype(np.float32).reshape(entry.shape)
+        return values
 
     def files(self) -> list[Path]:
-        names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+        names = (
+            "config.json",
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "chat_template.jinja",
+        )
         return [file for name in names if (file := self.path / name).is_file()] + self._files
 
     def write_tokenizer(self, path: Path) -> None:
@@ -98,13 +106,13 @@ def _weight_files(path: Path) -> list[Path]:
     if (path / INDEX).is_file():
         index = _read_json(path / INDEX).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-            raise CheckpointError(f"{path}/{INDEX}: weight_map is missing or no mapping; download the file again")
+            raise CheckpointError(f"{path}/{INDEX}: weight_map is missing; download it again")
         names = sorted(set(index.values()))
         if outside := [name for name in names if Path(name).name != name]:
             raise CheckpointError(f"{path}/{INDEX} names {outside[0]!r}, a file outside the folder")
         if missing := [name for name in names if not (path / name).is_file()]:
             raise CheckpointError(
-                f"{path}: {len(missing)} of {len(names)} shards are missing, the first is {missing[0]}; download it again"
+                f"{path}: {len(missing)} of {len(names)} shards are missing, first {missing[0]}; download it again"
             )
         return [path / name for name in names]
     files = sorted(path.glob("*.safetensors"))
@@ -112,8 +120,8 @@ def _weight_files(path: Path) -> list[Path]:
         return files
     if pickles := sorted(file for pattern in _PICKLES for file in path.glob(pattern)):
         raise CheckpointError(
-            f"{path}: weights are pickled ({pickles[0].name}), and unpickling can run code; use the model's safetensors "
-            "files, or convert them once where you trust the source"
+            f"{path}: weights are pickled ({pickles[0].name}), and unpickling can run code; use the model's "
+            "safetensors files, or convert them once where you trust the source"
         )
     raise CheckpointError(f"{path}: config.json but no *.safetensors; download the weights into the folder")
 
@@ -124,7 +132,7 @@ def _read_header(file: Path) -> dict[str, _Entry]:
         prefix = stream.read(8)
         header_size = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or header_size > size - 8:
-            raise TensorError(f"{file}: {size} bytes, too few for its own header; the file is truncated, download it again")
+            raise TensorError(f"{file}: {size} bytes, too few for its header; it is truncated, download it again")
         raw = stream.read(header_size)
     try:
         header: Any = json.loads(raw)

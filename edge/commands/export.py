@@ -1,0 +1,50 @@
+"""Turn a checkpoint into a bundle.
+
+examples:
+  edge export glm-4-9b-chat-hf glm4-int4
+  edge export model.gguf out --recipe int4-asym-g64 --force
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="a folder with config.json and *.safetensors, or a .gguf file")
+    parser.add_argument("out", metavar="OUT", help="the bundle folder to make")
+    parser.add_argument("--recipe", metavar="NAME", help="default: int4-asym-g128")
+    parser.add_argument("--format", choices=["openvino"], default="openvino", help="default: openvino")
+    parser.add_argument("--rope-theta", type=float, metavar="X", help="replace the checkpoint's rotary base")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it is a bundle")
+
+
+def run(args: argparse.Namespace) -> int:
+    from edge.commands.console import export_progress, human_bytes
+    from edge.export import recipes
+    from edge.export.pipeline import export
+
+    started = time.perf_counter()
+    with export_progress() as progress:
+        manifest = export(
+            args.source,
+            args.out,
+            args.recipe or recipes.DEFAULT,
+            rope_theta=args.rope_theta,
+            force=args.force,
+            progress=progress,
+        )
+    notes: dict[str, int] = {}
+    for tensor in manifest.tensors.values():
+        if tensor.note and len(tensor.shape) == 2:
+            key = f"{tensor.precision}: {tensor.note}"
+            notes[key] = notes.get(key, 0) + 1
+    for note, count in notes.items():
+        print(f"  {count} weight{'s' if count > 1 else ''} at {note}")
+    print(
+        f"{args.out}: {manifest.recipe}, {human_bytes(manifest.weight_bytes)} of weights, "
+        f"{manifest.bits_per_weight:.2f} bits per weight, "
+        f"golden KLD {manifest.golden_kld:.4f}, {time.perf_counter() - started:.1f} s"
+    )
+    return 0

@@ -1,0 +1,97 @@
+"""Show what a bundle or a checkpoint holds.
+
+examples:
+  edge inspect glm4-int4
+  edge inspect glm-4-9b-chat-hf --json
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="a bundle, a checkpoint folder, or a .gguf file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    from edge.runtime.bundle import is_bundle
+
+    path = Path(args.path)
+    return _bundle(path, args.json) if is_bundle(path) else _checkpoint(path, args.json)
+
+
+def _bundle(path: Path, as_json: bool) -> int:
+    import json
+
+    from edge.commands.console import human_bytes, print_json, print_table
+    from edge.runtime.bundle import open_bundle
+
+    manifest = open_bundle(path).manifest
+    if as_json:
+        print_json({"kind": "bundle", **json.loads(manifest.to_json())})
+        return 0
+    print(f"{path}: bundle of {manifest.source}, recipe {manifest.recipe}")
+    print(
+        f"{manifest.spec.num_parameters:,} parameters, {human_bytes(manifest.weight_bytes)} of weights, "
+        f"{manifest.bits_per_weight:.2f} bits per weight, golden KLD {manifest.golden_kld:.4f}"
+    )
+    _print_spec(manifest.spec.to_json())
+    kinds = Counter((tensor.precision, tensor.note) for tensor in manifest.tensors.values())
+    sizes: Counter[tuple[str, str]] = Counter()
+    for tensor in manifest.tensors.values():
+        sizes[tensor.precision, tensor.note] += tensor.nbytes
+    print()
+    print_table(
+        ["precision", "weights", "bytes", "why"],
+        ([kind[0], count, human_bytes(sizes[kind]), kind[1] or "as the recipe says"] for kind, count in kinds.items()),
+    )
+    print()
+    print_table(["file", "bytes"], ([name, human_bytes(file.size)] for name, file in manifest.files.items()))
+    return 0
+
+
+def _checkpoint(path: Path, as_json: bool) -> int:
+    from edge.commands.console import human_bytes, print_json, print_table
+    from edge.export.architectures import describe
+    from edge.export.checkpoint import open_checkpoint
+    from edge.export.names import canonical_shapes
+    from edge.export.recipes import recipes
+
+    checkpoint = open_checkpoint(path)
+    spec, _ = describe(checkpoint)
+    sizes = {
+        name: sum(recipe.bytes_of(weight, shape) for weight, shape in canonical_shapes(spec).items())
+        for name, recipe in recipes().items()
+    }
+    if as_json:
+        print_json(
+            {
+                "kind": "checkpoint",
+                "format": checkpoint.format,
+                "tensors": len(checkpoint.shapes),
+                "spec": spec.to_json(),
+                "weight_bytes": sizes,
+            }
+        )
+        return 0
+    print(
+        f"{path}: {checkpoint.format} checkpoint, {len(checkpoint.shapes)} tensors, {spec.num_parameters:,} parameters"
+    )
+    _print_spec(spec.to_json())
+    print()
+    print_table(
+        ["recipe", "weights", "what"],
+        ([name, human_bytes(size), recipes()[name].description] for name, size in sizes.items()),
+    )
+    return 0
+
+
+def _print_spec(spec: dict[str, Any]) -> None:
+    width = max(map(len, spec))
+    for name, value in spec.items():
+        print(f"  {name:<{width}}  {value}")

@@ -1,0 +1,69 @@
+"""Answer one prompt.
+
+examples:
+  edge run glm4-int4 "What is the capital of France?"
+  edge run glm4-int4 --raw "Once upon a time" --max-new-tokens 64
+  git diff | edge run glm4-int4 - --system "Summarize this change."
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from edge.commands import options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("prompt", metavar="PROMPT", help="the user message; - reads it from stdin")
+    options.add_engine(parser)
+    options.add_generation(parser)
+    parser.add_argument("--raw", action="store_true", help="continue PROMPT as it is, without the chat template")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of streaming")
+
+
+def run(args: argparse.Namespace) -> int:
+    from edge.api import load
+    from edge.commands.console import print_json, show_answer
+    from edge.runtime.errors import PromptError, SettingsError
+    from edge.runtime.llm import settings_from
+
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    if not prompt.strip():
+        raise PromptError("the prompt is empty; give some text")
+    if args.raw and args.system is not None:
+        raise SettingsError("--system needs the chat template, and --raw goes without it; give one of the two")
+    settings = options.generation_settings(args)
+    settings_from(**settings)  # refuse a bad value before loading the model
+
+    started = time.perf_counter()
+    llm = load(args.bundle, **options.engine_settings(args))
+    load_s = time.perf_counter() - started
+    if args.raw:
+        stream = llm.generate(prompt, **settings)
+    else:
+        system = [] if args.system is None else [{"role": "system", "content": args.system}]
+        stream = llm.chat([*system, {"role": "user", "content": prompt}], **settings)
+    with stream:
+        if not args.json:
+            show_answer(stream)
+            return 0
+        text = ""
+        ids: list[int] = []
+        for chunk in stream:
+            text += chunk.text
+            ids += chunk.token_ids
+    answer: dict[str, Any] = {"text": text, "token_ids": ids, "finish_reason": chunk.finish_reason}
+    if chunk.stats is not None:
+        answer |= {
+            "prompt_tokens": chunk.stats.prompt_tokens,
+            "new_tokens": chunk.stats.new_tokens,
+            "load_s": round(load_s, 3),
+            "ttft_ms": round(chunk.stats.ttft_ms, 1),
+            "tokens_per_second": round(chunk.stats.tokens_per_second, 2),
+        }
+    print_json(answer)
+    return 0

@@ -1,0 +1,1 @@
+"""Measures what a compression setting costs and what it buys."""

@@ -1,0 +1,51 @@
+"""How fast a loaded bundle is, with the definitions every speed figure of this project uses.
+
+In: an `LLM` and token counts. Out: one `Speed` for each prompt length. Prompts are random ids, seeded, and never in the
+cache; stop ids are ignored, so that the number of tokens is what was asked for.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge.runtime.generate import Stats
+from edge.runtime.llm import LLM
+
+REPEATS = 3  # after one cold run; medians are reported
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Figures of one prompt length."""
+
+    prompt_tokens: int
+    new_tokens: int
+    cold_ttft_ms: float  # first run of this length: kernels are still being prepared
+    ttft_ms: float  # prefill and the first token, median of the later runs
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+
+
+def measure(llm: LLM, prompt_tokens: Iterable[int], new_tokens: int, seed: int = 0) -> list[Speed]:
+    """Time each prompt length. Raises ContextLengthError and SettingsError when a length does not fit."""
+    rng = np.random.default_rng(seed)
+    results = []
+    for count in prompt_tokens:
+        runs = [
+            _run(llm, rng.integers(0, llm.tokenizer.num_tokens, count).tolist(), new_tokens) for _ in range(1 + REPEATS)
+        ]
+        ttft_ms = statistics.median(run.ttft_ms for run in runs[1:])
+        decode = statistics.median(run.tokens_per_second for run in runs[1:])
+        results.append(Speed(count, new_tokens, runs[0].ttft_ms, ttft_ms, 1000 * count / ttft_ms, decode))
+    return results
+
+
+def _run(llm: LLM, ids: list[int], new_tokens: int) -> Stats:
+    llm.clear_cache()
+    *_, last = llm.generate(ids, max_new_tokens=new_tokens, ignore_stop_ids=True)
+    assert last.stats is not None, "the last chunk carries the figures"
+    return last.stats

@@ -1,0 +1,88 @@
+"""Whether a bundle still computes what it did when it was exported, on this machine and device.
+
+In: a bundle. Out: a `Report`, or an error. Knows nothing about checkpoints: the bundle's golden.npz holds token ids
+with the logits that the float model and the compressed weights gave for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.runtime import bundle as bundles
+from edge.runtime.engines import EngineSettings
+from edge.runtime.errors import BundleError, VerificationError
+from edge.runtime.kv.pool import Sequence
+from edge.runtime.llm import open_engine
+
+Logits = npt.NDArray[np.float32]  # (rows, vocab)
+
+# Largest logit difference over the logit scale that float32 kernels in another order can make. One rounding is 6e-8;
+# a few hundred products in a row with widths in the thousands stay below 1e-4. A wrong weight shows far above 1e-2.
+FLOAT32_BOUND = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a verification measured."""
+
+    device: str
+    exact_error: float  # largest logit difference over the logit scale, activations in float32
+    kld_exact: float  # nats/token from the float model, activations in float32
+    kld_device: float  # the same with the device's default settings, KV cache included
+
+
+def verify(
+    path: str | Path, device: str = "CPU", progress: Callable[[str, int], None] = lambda _name, _size: None
+) -> Report:
+    """Check hashes, then golden logits. Raises BundleError and VerificationError."""
+    bundle = bundles.open_bundle(path)
+    bundles.check_hashes(bundle, progress)
+    ids, float_logits, stored = _golden(bundle)
+    exact = EngineSettings(device, inference_precision="f32", kv_precision="f32", dynamic_quantization_group=0)
+    ours = _last_rows(bundle, ids, len(stored), exact)
+    error = float(np.abs(ours - stored).max() / np.abs(stored).max())
+    if not error <= FLOAT32_BOUND:  # also true for NaN
+        raise VerificationError(
+            f"{bundle.path}: {device} gives logits that differ by {error:.2g} of their scale from those recorded at "
+            f"export, expected {FLOAT32_BOUND:g} or less; update the device's driver or use another device"
+        )
+    usual = _last_rows(bundle, ids, len(stored), EngineSettings(device))
+    return Report(device, error, kl_divergence(float_logits, ours), kl_divergence(float_logits, usual))
+
+
+def kl_divergence(reference: Logits, other: Logits) -> float:
+    """Mean over rows of KL(reference || other), nats/token."""
+    p, q = _log_softmax(reference), _log_softmax(other)
+    return float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1)))
+
+
+def _last_rows(bundle: bundles.Bundle, ids: npt.NDArray[np.int64], count: int, settings: EngineSettings) -> Logits:
+    """Logits of the last `count` tokens, decoded one by one so that the KV cache takes part."""
+    engine = open_engine(bundle, settings)
+    sequence = Sequence(engine.pool)
+    prompt = ids.size - count
+    if prompt:
+        engine.forward(ids[:prompt], sequence, np.array([0], np.int64))
+    rows = [
+        engine.forward(ids[i : i + 1], sequence, np.array([0], np.int64))[0].copy() for i in range(prompt, ids.size)
+    ]
+    return np.stack(rows)
+
+
+def _golden(bundle: bundles.Bundle) -> tuple[npt.NDArray[np.int64], Logits, Logits]:
+    path = bundle.file(bundles.GOLDEN)
+    if path is None:
+        raise BundleError(f"{bundle.path} holds no {bundles.GOLDEN}; export the bundle again")
+    with np.load(path, allow_pickle=False) as golden:
+        return golden["ids"], golden["float_logits"], golden["logits"]
+
+
+def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    log_probabilities: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return log_probabilities

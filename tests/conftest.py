@@ -1,0 +1,89 @@
+"""Fixtures that several tests share: data that may be absent, and exports that are made once a session."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edge.commands.demo import find_checkpoint
+from edge.export.pipeline import export
+from edge.runtime.engines import EngineSettings
+from edge.runtime.errors import CheckpointError
+from edge.runtime.llm import LLM
+
+ROOT = Path(__file__).parent.parent
+
+# Every engine choice that trades accuracy for speed, switched off.
+EXACT = EngineSettings(inference_precision="f32", kv_precision="f32", dynamic_quantization_group=0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real GLM-4 tokenizer, template and configs; their licence keeps them out of the project."""
+    path = Path(os.environ.get("EDGEGLM_SHARED", ROOT.parent / "shared")) / "data"
+    if not path.is_dir():
+        pytest.skip(f"{path} is not there; set EDGEGLM_SHARED to the folder that holds data/")
+    return path
+
+
+@pytest.fixture(scope="session")
+def demo_gguf() -> Path:
+    """The default checkpoint."""
+    try:
+        return find_checkpoint()
+    except CheckpointError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default checkpoint as `edge demo` exports it. About 25 s."""
+    out = tmp_path_factory.mktemp("demo") / "bundle"
+    export(demo_gguf, out, "int4-asym-g64")
+    return out
+
+
+@pytest.fixture(scope="session")
+def demo_llm(demo_bundle: Path) -> LLM:
+    return LLM(demo_bundle)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    tiny.make(tiny.TINIES[0], folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tiny") / "bundle"
+    export(tiny_checkpoint, out, "int8-asym")
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tiny_bundle: Path) -> LLM:
+    return LLM(tiny_bundle, EXACT)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Any connection to another machine is a bug."""
+
+    def refuse(connect: Callable[..., object]) -> Callable[..., object]:
+        def guarded(self: socket.socket, address: object) -> object:
+            if self.family in (socket.AF_INET, socket.AF_INET6):
+                raise AssertionError(f"a test tried to reach {address}")
+            return connect(self, address)
+
+        return guarded
+
+    monkeypatch.setattr(socket.socket, "connect", refuse(socket.socket.connect))
+    yield

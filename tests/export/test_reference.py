@@ -1,0 +1,179 @@
+"""Our graph computes what transformers computes, however the tokens arrive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from edge.export.pipeline import export
+from edge.runtime.kv.pool import Sequence
+from edge.runtime.llm import LLM
+from tests.conftest import EXACT
+from tests.tiny import TINIES, Tiny, make, reference_logits
+
+# Our float32 logits may be this many times as far from float64 as transformers' own float32 logits are: the same
+# roundings in another order. Two independent orders differ by sqrt(2) typically; the largest of many thousand logits of
+# one can meet the smallest of the other.
+TIMES_FLOAT32 = 8
+
+IDS = np.random.default_rng(3).integers(0, 256, 70).tolist()
+
+
+def logits_in_chunks(llm: LLM, ids: list[int], sizes: list[int]) -> np.ndarray:
+    """Logits of every token, run in chunks of these sizes: (T, vocab)."""
+    sequence, rows = Sequence(llm.engine.pool), []
+    start = 0
+    for size in sizes:
+        part = np.array(ids[start : start + size], np.int64)
+        rows.append(llm.engine.forward(part, sequence, np.arange(part.size)).copy())
+        start += size
+    assert start == len(ids)
+    sequence.trim(0)
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize("tiny", TINIES, ids=lambda tiny: tiny.name)
+def test_float_export_equals_transformers(tiny: Tiny, tmp_path: Path) -> None:
+    model = make(tiny, tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", tmp_path / "bundle", "fp32")
+    llm = LLM(tmp_path / "bundle", EXACT)
+    expected, float32_error = reference_logits(model, IDS)
+    assert float32_error > 0, "the reference must have rounded somewhere"
+    bound = TIMES_FLOAT32 * float32_error
+
+    chunkings = {"one shot": [70], "chunked": [33, 1, 31, 5], "token by token": [1] * 70}
+    for name, sizes in chunkings.items():
+        error = np.abs(logits_in_chunks(llm, IDS, sizes) - expected).max()
+        assert error <= bound, f"{name}: off by {error:.2e}, float32 itself by {float32_error:.2e}"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_checkpoints_are_read_exactly(dtype: str, tmp_path: Path) -> None:
+    model = make(Tiny("half", dtype=dtype), tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", tmp_path / "bundle", "fp32")
+    expected, float32_error = reference_logits(model, IDS)
+    error = np.abs(logits_in_chunks(LLM(tmp_path / "bundle", EXACT), IDS, [70]) - expected).max()
+    assert error <= TIMES_FLOAT32 * float32_error
+
+
+def test_fp16_recipe_rounds_weights_and_nothing_else(tmp_path: Path) -> None:
+    """A checkpoint that is float16 already loses nothing under `fp16`."""
+    model = make(Tiny("half", dtype="float16"), tmp_path / "checkpoint")
+    manifest = export(tmp_path / "checkpoint", tmp_path / "bundle", "fp16")
+    expected, float32_error = reference_logits(model, IDS)
+    error = np.abs(logits_in_chunks(LLM(tmp_path / "bundle", EXACT), IDS, [70]) - expected).max()
+    assert error <= TIMES_FLOAT32 * float32_error
+    assert manifest.bits_per_weight == 16
+
+
+def test_sharded_checkpoint_equals_one_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from transformers import GlmForCausalLM
+
+    from edge.export.architectures import describe
+    from edge.export.checkpoint import open_checkpoint
+
+    model = GlmForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    one, many = (describe(open_checkpoint(path))[1] for path in (tiny_checkpoint, tmp_path / "shards"))
+    for name in one.sources:
+        np.testing.assert_array_equal(one.read(name), many.read(name))
+
+
+def test_gguf_llama_equals_transformers(tmp_path: Path) -> None:
+    """A llama GGUF, quantized as its converter would: q and k interleaved, gate and up apart."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(5)
+    config = LlamaConfig(
+        vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, rope_theta=1e5, max_position_embeddings=128, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    path = tmp_path / "llama.gguf"
+    write_llama_gguf(model, path)
+    export(path, tmp_path / "bundle", "fp32")
+    expected, float32_error = reference_logits(model, IDS)
+    error = np.abs(logits_in_chunks(LLM(tmp_path / "bundle", EXACT), IDS, [64, 6]) - expected).max()
+    assert error <= TIMES_FLOAT32 * float32_error
+
+
+def write_llama_gguf(model: torch.nn.Module, path: Path) -> None:
+    """Write a model as Q8_0 GGUF, and load the rounded weights back into it."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    tokens = [*sorted(ByteLevel.alphabet()), "<|end|>"]
+    writer.add_token_list(tokens + [f"[PAD{i}]" for i in range(config.vocab_size - len(tokens))])
+    writer.add_token_types([1] * 256 + [3] + [5] * (config.vocab_size - 257))
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(256)
+    names = {
+        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.o_proj": "attn_output",
+        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    }  # fmt: skip
+    heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}
+    for name, parameter in model.named_parameters():
+        stem = name.removesuffix(".weight")
+        prefix, key = ("", stem) if stem in names else (f"blk.{stem.split('.')[2]}.", stem.split(".", 3)[3])
+        values = parameter.detach().numpy()
+        if key in heads:  # halves to pairs, as llama.cpp's converter does
+            values = values.reshape(heads[key], 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        if values.ndim == 1:
+            writer.add_tensor(f"{prefix}{names[key]}.weight", values)
+            continue
+        packed = gguf.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+        writer.add_tensor(f"{prefix}{names[key]}.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        values = gguf.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
+        if key in heads:
+            values = values.reshape(heads[key], -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+PROMPTS = (
+    "What is the capital of France?",
+    "Write a short poem about the sea.",
+    "def fibonacci(n):",
+    "List three colors and say what each reminds you of.",
+    "Explain to a child why the sky is blue.",
+)
+
+
+def test_demo_model_in_float_equals_transformers_greedy(demo_gguf: Path, tmp_path: Path) -> None:
+    """64 greedy tokens for each of 5 prompts, against transformers reading the same GGUF. About 60 s."""
+    from transformers import AutoModelForCausalLM
+
+    export(demo_gguf, tmp_path / "bundle", "fp32")
+    llm = LLM(tmp_path / "bundle", EXACT)
+    model = AutoModelForCausalLM.from_pretrained(demo_gguf.parent, gguf_file=demo_gguf.name, dtype=torch.float32)
+    for prompt in PROMPTS:
+        ids = llm.tokenizer.encode(llm.render([{"role": "user", "content": prompt}]))
+        ours = [i for chunk in llm.generate(ids, max_new_tokens=64, ignore_stop_ids=True) for i in chunk.token_ids]
+        with torch.no_grad():
+            theirs = model.generate(
+                torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=64, min_new_tokens=64,
+                do_sample=False, eos_token_id=None, pad_token_id=0,
+            )[0, len(ids) :].tolist()  # fmt: skip
+        assert ours == theirs, prompt
