@@ -7,13 +7,18 @@
     for chunk in llm.chat([{"role": "user", "content": "Hello"}]):
         print(chunk.text, end="", flush=True)
 
-Public names are loaded when they are first used; importing `edge` imports nothing else.
+Public names are loaded when they are first used; importing `edge` imports nothing else. It does one thing: it makes
+`import openvino_telemetry` fail in this process, because `import openvino` and nncf report to a server where it works
+(openvino/tools/ovc/__init__.py and nncf/telemetry/wrapper.py fall back to a stub).
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: not importable
 
 if TYPE_CHECKING:
     from edge.api import load

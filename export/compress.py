@@ -124,19 +124,13 @@ def _packed_bytes(constant: Any) -> Bytes:
 
 
 def _quiet_nncf() -> ModuleType:
-    """Import nncf without its telemetry, which would otherwise reach for the network.
-
-    nncf falls back to a stub when openvino_telemetry cannot be imported (nncf/telemetry/wrapper.py, 3.4.0); None in
-    `sys.modules` makes exactly that import fail, and is taken back at once.
-    """
+    """nncf without log lines, and without the telemetry that an `import openvino` before `import edge` has started."""
     if "nncf" not in sys.modules:
-        absent = "openvino_telemetry" not in sys.modules
-        if absent:
-            sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        telemetry = sys.modules.get("openvino_telemetry")
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
         try:
             import nncf
         finally:
-            if absent:
-                del sys.modules["openvino_telemetry"]
+            sys.modules["openvino_telemetry"] = telemetry  # type: ignore[assignment]
         nncf.set_log_level(logging.ERROR)
     return sys.modules["nncf"]

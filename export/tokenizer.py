@@ -76,7 +76,10 @@ def from_gguf(
     pairs = [tuple(merge.split(" ")) for merge in merges]
     if any(len(pair) != 2 for pair in pairs):
         raise TokenizerError(f"tokenizer.ggml.merges holds an entry that is not two tokens; {advice}")
-    bpe = models.BPE(vocab, pairs, ignore_merges=pre in _WHOLE_WORDS_FIRST)
+    try:
+        bpe = models.BPE(vocab, pairs, ignore_merges=pre in _WHOLE_WORDS_FIRST)
+    except Exception as error:  # tokenizers raises plain Exception
+        raise TokenizerError(f"tokenizer.ggml.merges do not fit the vocabulary ({error}); {advice}") from error
     tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]()
     tokenizer.decoder = decoders.ByteLevel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,7 +74,7 @@ def tiny_llm(tiny_bundle: Path) -> LLM:
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any connection to another machine is a bug."""
 
     def refuse(connect: Callable[..., object]) -> Callable[..., object]:
@@ -86,4 +86,3 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return guarded
 
     monkeypatch.setattr(socket.socket, "connect", refuse(socket.socket.connect))
-    yield

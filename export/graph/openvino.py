@@ -11,6 +11,7 @@ Model Server open it: input_ids (B, T), attention_mask (B, past + T), position_i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -136,6 +137,7 @@ def stateful_decoder(weights: Mapping[str, Weight], spec: ModelSpec) -> ov.Model
     result.set_friendly_name("logits")
     model = ov.Model([result], cache.sinks, [input_ids, attention_mask, position_ids, beam_idx], spec.architecture)
     _share_constants(model)
+    _number_nodes(model)
     return model
 
 
@@ -185,6 +187,13 @@ def _share_constants(model: ov.Model) -> None:
         if shared is not node:
             for reader in node.output(0).get_target_inputs():
                 reader.replace_source_output(shared.output(0))
+
+
+def _number_nodes(model: ov.Model) -> None:
+    """Name unnamed nodes by their place in the graph; OpenVINO's own numbers count all nodes a process ever made."""
+    for index, node in enumerate(model.get_ordered_ops()):
+        if re.fullmatch(rf"{node.get_type_name()}_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{node.get_type_name()}_{index}")
 
 
 def _rotary_angles(position_ids: ov.Node, spec: ModelSpec) -> tuple[ov.Node, ov.Node]:

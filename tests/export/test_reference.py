@@ -118,9 +118,9 @@ def write_llama_gguf(model: torch.nn.Module, path: Path) -> None:
     writer.add_tokenizer_pre("gpt-2")
     from tokenizers.pre_tokenizers import ByteLevel
 
-    tokens = [*sorted(ByteLevel.alphabet()), "<|end|>"]
+    tokens = [*sorted(ByteLevel.alphabet()), "<|end|>", "ab"]
     writer.add_token_list(tokens + [f"[PAD{i}]" for i in range(config.vocab_size - len(tokens))])
-    writer.add_token_types([1] * 256 + [3] + [5] * (config.vocab_size - 257))
+    writer.add_token_types([1] * 256 + [3, 1] + [5] * (config.vocab_size - 258))
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(256)
     names = {

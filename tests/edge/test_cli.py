@@ -1,0 +1,300 @@
+"""The command line as a user has it: real processes, exit codes, one line for what went wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+EDGE = [sys.executable, "-m", "edge"]
+
+
+def edge(*arguments: str | Path, stdin: str = "", timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*EDGE, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def fails(*arguments: str | Path, stdin: str = "") -> str:
+    """Run something that must fail with exit code 1; returns its one line."""
+    done = edge(*arguments, stdin=stdin)
+    assert done.returncode == 1, (done.stdout, done.stderr)
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    return done.stderr
+
+
+def test_help_names_every_verb() -> None:
+    done = edge("--help")
+    assert done.returncode == 0
+    for verb in ("demo", "export", "run", "chat", "bench", "inspect", "verify", "devices"):
+        assert verb in done.stdout
+        assert edge(verb, "--help").returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["run"], ["run", "x", "y", "--temperature", "warm"]], ids=str)
+def test_usage_errors(arguments: list[str]) -> None:
+    assert edge(*arguments).returncode == 2
+
+
+def test_export_then_run_verify_inspect(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    done = edge("export", tiny_checkpoint, out, "--recipe", "int4-asym-g128")
+    assert done.returncode == 0, done.stderr
+    assert "9 weights at int4-asym-g64: width 64 has no groups of 128" in done.stdout
+    assert "bits per weight" in done.stdout
+    assert done.stderr == "", "no progress bar where stderr is no terminal"
+    assert edge("run", out, "Hello", "--max-new-tokens", "4").returncode == 0
+    verified = edge("verify", out)
+    assert verified.returncode == 0
+    assert f"{out}: verified" in verified.stdout
+    shown = json.loads(edge("inspect", out, "--json").stdout)
+    assert (shown["kind"], shown["recipe"]) == ("bundle", "int4-asym-g128")
+    assert "int4-asym-g64" in edge("inspect", out).stdout
+    source = json.loads(edge("inspect", tiny_checkpoint, "--json").stdout)
+    assert source["kind"] == "checkpoint"
+    assert source["spec"] == shown["spec"]
+    assert source["weight_bytes"]["int4-asym-g128"] == shown["weight_bytes"]
+
+
+def test_run_prints_the_answer(demo_bundle: Path) -> None:
+    done = edge("run", demo_bundle, "What is the capital of France?", "--max-new-tokens", "32")
+    assert done.returncode == 0
+    assert "Paris" in done.stdout
+    assert done.stderr == ""
+
+
+def test_run_json_is_one_object(demo_bundle: Path) -> None:
+    done = edge("run", demo_bundle, "-", "--json", "--max-new-tokens", "8", stdin="What is the capital of France?")
+    answer = json.loads(done.stdout)
+    assert answer["new_tokens"] == len(answer["token_ids"]) <= 8
+    assert answer["finish_reason"] in ("stop", "length")
+    assert {"text", "prompt_tokens", "ttft_ms", "tokens_per_second", "load_s"} <= answer.keys()
+
+
+def test_run_options_reach_the_generator(demo_bundle: Path) -> None:
+    def ask(*options: str) -> str:
+        return str(
+            json.loads(
+                edge("run", demo_bundle, "Tell me a story.", "--json", "--max-new-tokens", "24", *options).stdout
+            )["text"]
+        )
+
+    greedy = ask()
+    assert ask("--temperature", "0") == greedy
+    hot = ("--temperature", "1.5", "--top-p", "0.95", "--top-k", "200", "--min-p", "0.01", "--seed")
+    assert ask(*hot, "1") == ask(*hot, "1") != ask(*hot, "2")
+    assert ask("--system", "Answer in French.") != greedy
+    assert ask("--raw") != greedy
+    cut = greedy[5:9]
+    assert ask("--stop", cut, "--stop", "never") == greedy[: greedy.index(cut)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["", "--raw"], "the prompt is empty"),
+        (["hi", "--max-new-tokens", "0"], "max_new_tokens is 0, expected 1 or more"),
+        (["hi", "--temperature", "-1"], "temperature is -1.0, expected 0 or more"),
+        (["word " * 9000], "and the context holds 8192"),
+        (["hi", "--max-context", "9999999"], "max_context is 9999999"),
+        (["hi", "--device", "TOASTER"], "devices here: CPU"),
+        (["hi", "--raw", "--system", "x"], "--system needs the chat template"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_bad_requests(demo_bundle: Path, options: list[str], message: str) -> None:
+    assert message in fails("run", demo_bundle, *options)
+
+
+def test_bad_bundles(tiny_bundle: Path, tmp_path: Path) -> None:
+    assert "no such path" in fails("run", tmp_path / "nothing", "hi")
+    assert "is no bundle" in fails("run", tmp_path, "hi")
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+    with (copy / "openvino_model.bin").open("r+b") as file:
+        file.seek(5000)
+        file.write(b"\xff" if file.read(1) != b"\xff" else b"\0")
+    assert "openvino_model.bin is altered" in edge("verify", copy).stderr
+    (copy / "openvino_model.xml").unlink()
+    assert "openvino_model.xml is missing" in fails("run", copy, "hi")
+
+
+def test_bad_exports(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "no such path" in fails("export", tmp_path / "nothing", out)
+    assert "known are fp32, fp16" in fails("export", tiny_checkpoint, out, "--recipe", "int3")
+    assert "not a checkpoint" in fails("export", tmp_path, out)
+    out.mkdir()
+    (out / "file").touch()
+    assert "exists already" in fails("export", tiny_checkpoint, out)
+    assert "cannot be written" in fails("export", tiny_checkpoint, out / "file" / "below")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_base_model_has_no_chat(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_checkpoint, tmp_path / "base"))
+    (base / "chat_template.jinja").unlink()
+    assert edge("export", base, tmp_path / "bundle", "--recipe", "int8-sym").returncode == 0
+    assert "no chat template (a base model?)" in fails("run", tmp_path / "bundle", "hi")
+    assert edge("run", tmp_path / "bundle", "hi", "--raw", "--max-new-tokens", "3").returncode == 0
+
+
+def test_bench(tiny_bundle: Path) -> None:
+    done = edge("bench", tiny_bundle, "--prompt-tokens", "8,32", "--new-tokens", "4", "--json")
+    results = json.loads(done.stdout)["results"]
+    assert [r["prompt_tokens"] for r in results] == [8, 32]
+    assert all(r["decode_tokens_per_second"] > 0 and r["ttft_ms"] > 0 for r in results)
+    assert "prefill tok/s" in edge("bench", tiny_bundle, "--prompt-tokens", "8", "--new-tokens", "2").stdout
+    assert edge("bench", tiny_bundle, "--prompt-tokens", "0").returncode == 2
+    assert "context holds 256" in fails("bench", tiny_bundle, "--prompt-tokens", "300")
+
+
+def test_devices() -> None:
+    names = [d["name"] for d in json.loads(edge("devices", "--json").stdout)["devices"]]
+    assert "CPU" in names
+    assert "CPU" in edge("devices").stdout
+
+
+def test_chat_over_a_pipe(demo_bundle: Path) -> None:
+    lines = [
+        "/stats",
+        "What is the capital of France?",
+        "/stats",
+        "And of Italy?",
+        "/stats",
+        "/dance",
+        "/reset",
+        "/stats",
+        "/exit",
+        "never read",
+    ]
+    done = edge("chat", demo_bundle, "--max-new-tokens", "40", stdin="\n".join(lines))
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+    figures = [line for line in done.stdout.splitlines() if "from the cache" in line]
+    assert len(figures) == 2
+    cached, prompt = int(figures[1].split("(")[1].split()[0]), int(figures[1].split()[0])
+    conversation = int(figures[0].rsplit(",", 1)[1].split()[0])
+    assert cached >= conversation - 1, "the first turn was prefilled again"
+    assert prompt - cached < 25
+    assert done.stdout.count("no answer yet") == 2
+    assert "/dance is unknown" in done.stderr
+
+
+def test_chat_goes_on_after_a_refused_message(tiny_bundle: Path) -> None:
+    done = edge("chat", tiny_bundle, "--max-new-tokens", "3", stdin="x" * 400 + "\nhi\n/stats\n")
+    assert done.returncode == 0
+    assert "the context holds 256" in done.stderr
+    assert "from the cache" in done.stdout
+
+
+def read_until(fd: int, text: str, seconds: float) -> str:
+    seen, deadline = "", time.monotonic() + seconds
+    while text not in seen and time.monotonic() < deadline:
+        if select.select([fd], [], [], 0.1)[0]:
+            try:
+                seen += os.read(fd, 65536).decode(errors="replace")
+            except OSError:
+                break
+    assert text in seen, seen
+    return seen
+
+
+def test_chat_on_a_terminal_survives_ctrl_c(demo_bundle: Path) -> None:
+    """Ctrl-C ends the answer and not the chat; the next answer is right."""
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [*EDGE, "chat", str(demo_bundle), "--max-new-tokens", "4000", "--temperature", "3"])  # noqa: S606
+    try:
+        read_until(fd, "> ", 60)
+        os.write(fd, b"Write a very long story.\n")
+        read_until(fd, "story.", 10)
+        time.sleep(1.5)
+        os.write(fd, b"\x03")
+        read_until(fd, "(stopped)", 10)
+        os.write(fd, b"/reset\n/stats\n")
+        read_until(fd, "no answer yet", 10)
+        os.write(fd, b"/exit\n")
+        assert os.waitpid(pid, 0)[1] == 0
+        pid = 0
+    finally:
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+        os.close(fd)
+
+
+def test_run_interrupted(demo_bundle: Path) -> None:
+    command = [*EDGE, "run", str(demo_bundle), "Write a long story.", "--max-new-tokens", "8000", "--temperature", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert stderr == "edge: interrupted\n"
+    assert time.monotonic() - started < 5
+
+
+def test_reader_that_leaves(demo_bundle: Path) -> None:
+    command = [*EDGE, "run", str(demo_bundle), "Write a long story.", "--temperature", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 1
+
+
+def test_progress_bar_on_a_terminal(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.execv(
+            sys.executable, [*EDGE, "export", str(tiny_checkpoint), str(tmp_path / "out"), "--recipe", "int8-asym"]
+        )  # noqa: S606
+    shown = read_until(fd, "bits per weight", 60)
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(fd)
+    assert "100%" in shown
+
+
+def test_demo_reuses_its_bundle(demo_gguf: Path, demo_bundle: Path, tmp_path: Path) -> None:
+    """`demo_bundle` is what `edge demo` makes, so a copy of it is taken as its own."""
+    copy = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    made = (copy / "manifest.json").stat().st_mtime_ns
+    done = edge("demo", copy)
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+    figures = done.stdout.splitlines()[-1]
+    for part in ("export reused", "load", "TTFT", "tok/s", "weights", "bits per weight", "peak RSS"):
+        assert part in figures
+    assert (copy / "manifest.json").stat().st_mtime_ns == made
+
+
+def test_demo_says_how_to_get_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge.cli import main
+    from edge.commands import demo
+
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    assert main(["demo", str(tmp_path / "out")]) == 1
+
+
+def test_missing_extra_gives_the_install_line(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.modules['nncf'] = None; from edge.cli import main; "
+        f"sys.exit(main(['export', {str(tiny_checkpoint)!r}, {str(tmp_path / 'out')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "edge: nncf is not installed; pip install 'edgeglm[export]'\n"
+    assert list(tmp_path.iterdir()) == []

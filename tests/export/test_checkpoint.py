@@ -1,0 +1,216 @@
+"""Damaged and unsupported checkpoints give one error that names the thing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.export.architectures import describe
+from edge.export.checkpoint import open_checkpoint
+from edge.export.names import rotary_halves
+from edge.runtime.errors import CheckpointError, ConfigError, TensorError
+from edge.runtime.spec import ModelSpec
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+
+
+def edit_config(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def edit_header(folder: Path, change: Callable[[dict[str, dict[str, object]]], object]) -> None:
+    """Change the safetensors header in place, keeping its length."""
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + size])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + size :])
+
+
+def test_no_such_path(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such path"):
+        open_checkpoint(tmp_path / "nothing")
+
+
+def test_folder_without_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a checkpoint; expected"):
+        open_checkpoint(tmp_path)
+
+
+def test_file_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"PK\3\4 something else")
+    with pytest.raises(CheckpointError, match="no GGUF file"):
+        open_checkpoint(tmp_path / "x.gguf")
+
+
+def test_truncated_gguf(demo_gguf: Path, tmp_path: Path) -> None:
+    with demo_gguf.open("rb") as file:
+        (tmp_path / "cut.gguf").write_bytes(file.read(4_000_000))
+    with pytest.raises(CheckpointError, match=r"cut\.gguf: truncated or damaged"):
+        open_checkpoint(tmp_path / "cut.gguf")
+
+
+@pytest.mark.parametrize("keep", [4, 60, 200_000])
+def test_truncated_safetensors(checkpoint: Path, keep: int) -> None:
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(TensorError, match="truncated"):
+        open_checkpoint(checkpoint)
+
+
+def test_offsets_outside_the_file(checkpoint: Path) -> None:
+    edit_header(checkpoint, lambda h: h["model.norm.weight"].update(data_offsets=[10**9, 10**9 + 256]))
+    with pytest.raises(TensorError, match=r"model\.norm\.weight lies at bytes"):
+        open_checkpoint(checkpoint)
+
+
+def test_offsets_that_do_not_fit_the_shape(checkpoint: Path) -> None:
+    edit_header(checkpoint, lambda h: h["model.norm.weight"].update(shape=[65]))
+    with pytest.raises(TensorError, match=r"model\.norm\.weight of shape \[65\] needs 260 bytes and has 256"):
+        open_checkpoint(checkpoint)
+
+
+def test_header_that_is_no_json(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    path.write_bytes((16).to_bytes(8, "little") + b"not json at all!" + b"\0" * 64)
+    with pytest.raises(TensorError, match="no safetensors header"):
+        open_checkpoint(checkpoint)
+
+
+def test_unsupported_dtype(checkpoint: Path) -> None:
+    edit_header(checkpoint, lambda h: h["model.norm.weight"].update(dtype="F8_E4M3"))
+    with pytest.raises(TensorError, match=r"model\.norm\.weight is F8_E4M3, supported: F32, F16, BF16"):
+        open_checkpoint(checkpoint)
+
+
+def test_missing_shard(checkpoint: Path) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    (checkpoint / "model.safetensors").rename(checkpoint / "model-00001-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 of 2 shards are missing, first model-00002-of-00002"):
+        open_checkpoint(checkpoint)
+
+
+def test_pickles_are_refused_with_advice(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin.*use the model's safetensors"):
+        open_checkpoint(checkpoint)
+
+
+def test_config_that_is_no_json(checkpoint: Path) -> None:
+    (checkpoint / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="does not read as JSON"):
+        open_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "rms_norm_eps", "vocab_size", "model_type"])
+def test_missing_key(checkpoint: Path, key: str) -> None:
+    edit_config(checkpoint, lambda c: c.pop(key))
+    with pytest.raises(ConfigError, match=f"{key} is missing"):
+        describe(open_checkpoint(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hidden_act", "gelu", "hidden_act is 'gelu', supported: 'silu'"),
+        ("hidden_size", "64", "hidden_size is '64', expected int"),
+        ("hidden_size", 0, "hidden_size is 0, expected 1 or more"),
+        ("hidden_size", True, "hidden_size is True, expected int"),
+        ("num_key_value_heads", 3, "8 heads cannot share 3 KV heads"),
+        ("rope_scaling", {"type": "yarn"}, "rope_scaling is"),
+        ("eos_token_id", ["a"], "expected token ids"),
+    ],
+)
+def test_unsupported_values(checkpoint: Path, key: str, value: object, message: str) -> None:
+    edit_config(checkpoint, lambda c: c.update({key: value}))
+    opened = open_checkpoint(checkpoint)
+    with pytest.raises(ConfigError, match=message):
+        raise AssertionError(describe(opened)) if key != "eos_token_id" else AssertionError(opened.config.ids(key))
+
+
+def test_unknown_architecture_lists_the_known(checkpoint: Path) -> None:
+    edit_config(checkpoint, lambda c: c.update(model_type="mamba"))
+    with pytest.raises(CheckpointError, match=r"'mamba' in safetensors is not .* glm \(safetensors\)"):
+        describe(open_checkpoint(checkpoint))
+
+
+def test_missing_tensor(checkpoint: Path) -> None:
+    edit_header(checkpoint, lambda h: h.pop("model.layers.1.mlp.down_proj.weight"))
+    with pytest.raises(TensorError, match=r"model\.layers\.1\.mlp\.down_proj\.weight is missing"):
+        describe(open_checkpoint(checkpoint))
+
+
+def test_unexpected_tensor(checkpoint: Path) -> None:
+    edit_header(checkpoint, lambda h: h.update({"model.layers.1.extra": h["model.norm.weight"]}))
+    with pytest.raises(TensorError, match=r"model\.layers\.1\.extra is unexpected"):
+        describe(open_checkpoint(checkpoint))
+
+
+def test_misshapen_tensor(checkpoint: Path) -> None:
+    edit_header(checkpoint, lambda h: h["model.layers.0.self_attn.k_proj.weight"].update(shape=[64, 32]))
+    with pytest.raises(TensorError, match=r"k_proj\.weight \[64, 32\].*expected \[192, 64\] in all"):
+        describe(open_checkpoint(checkpoint))
+
+
+def test_damaged_values(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-4:] = np.float32(np.nan).tobytes()
+    path.write_bytes(bytes(raw))
+    _, weights = describe(open_checkpoint(checkpoint))
+    with pytest.raises(TensorError, match="NaN or infinity"):
+        [weights.read(name) for name in weights.sources]
+
+
+def test_rope_settings_are_read_from_old_and_new_places(checkpoint: Path) -> None:
+    both, _ = describe(open_checkpoint(checkpoint))
+    edit_config(checkpoint, lambda c: (c.pop("rope_theta"), c.pop("partial_rotary_factor")))
+    new, _ = describe(open_checkpoint(checkpoint))
+    edit_config(checkpoint, lambda c: (c.pop("rope_parameters"), c.update(rope_theta=10000, partial_rotary_factor=0.5)))
+    old, _ = describe(open_checkpoint(checkpoint))
+    assert both == new == old
+    edit_config(checkpoint, lambda c: c.pop("rope_theta"))
+    with pytest.raises(ConfigError, match=r"rope_parameters\.rope_theta or rope_theta is missing"):
+        describe(open_checkpoint(checkpoint))
+
+
+def test_published_configs_are_understood(shared: Path) -> None:
+    """Real config files, as far as they can be read without weights."""
+    from edge.export.architectures import ARCHITECTURES
+    from edge.export.checkpoint.fields import Fields
+
+    class Stub:
+        shapes: dict[str, tuple[int, ...]] = {}  # noqa: RUF012
+
+        def __init__(self, name: str) -> None:
+            self.config = Fields(json.loads((shared / "configs" / name).read_text()), name)
+
+    read = ARCHITECTURES["safetensors", "glm"].read_spec
+    chat = read(Stub("glm-4-9b-chat-hf.json"))  # type: ignore[arg-type]
+    assert (chat.num_layers, chat.hidden_size, chat.num_kv_heads, chat.rotary_dim) == (40, 4096, 2, 64)
+    assert chat.num_parameters == 9_399_951_360
+    edge = read(Stub("glm-edge-1.5b-chat.json"))  # type: ignore[arg-type]
+    assert (edge.rotary_dim, edge.head_dim, edge.tied_embeddings, edge.qkv_bias) == (128, 128, True, False)
+
+
+def test_rotary_halves_is_a_permutation_that_pairs_neighbours() -> None:
+    spec = ModelSpec("glm", 1, 8, 8, 2, 1, 8, 4, 1e4, 1e-5, 8, 8, qkv_bias=False, tied_embeddings=True)
+    order = rotary_halves(spec)
+    assert sorted(order) == list(range(32))
+    assert order[:8].tolist() == [0, 2, 1, 3, 4, 5, 6, 7]  # first q head: 4 dims turn, 4 stay
+    assert order[16:24].tolist() == [16, 18, 17, 19, 20, 21, 22, 23]  # the k head
+    assert order[24:].tolist() == list(range(24, 32))  # the v head stays

@@ -1,0 +1,151 @@
+"""What NNCF packed is what plain numpy says, and what the engine computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from edge.export import compress as compress_module
+from edge.export.compress import compress_block, compress_matrix
+from edge.export.graph.openvino import linear_model
+from edge.export.recipes import Precision, find_recipe, recipes
+from edge.export.tensors import PackedTensor, dequantize, unpack
+from edge.runtime.errors import RecipeError
+
+INTEGERS = [
+    Precision(8),
+    Precision(8, symmetric=True),
+    Precision(4, group_size=32),
+    Precision(4, group_size=64),
+    Precision(4, symmetric=True, group_size=64),
+    Precision(4, symmetric=True),
+]
+
+
+def random_matrix(n: int, k: int, seed: int = 0) -> np.ndarray:
+    """Rows of very different scales and means, so that a scale in the wrong place shows."""
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(n, k)) * rng.uniform(0.01, 2, (n, 1)) + rng.uniform(-1, 1, (n, 1))).astype(np.float32)
+
+
+def pack(weight: np.ndarray, precision: Precision) -> PackedTensor:
+    """Pack without the row limit of `compress_matrix`'s 8-bit use."""
+    return compress_matrix("lm_head.weight", weight, precision)
+
+
+@pytest.mark.parametrize("precision", INTEGERS, ids=str)
+@pytest.mark.parametrize("shape", [(24, 192), (5, 320), (33, 64)], ids=str)
+def test_engine_computes_the_dequantized_matrix(precision: Precision, shape: tuple[int, int]) -> None:
+    """x = identity makes the engine's product the matrix itself, transposed."""
+    packed = pack(random_matrix(*shape), precision)
+    config = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    model = ov.Core().compile_model(linear_model({"w.weight": packed}, "w.weight"), "CPU", config)
+    engine = model([np.eye(shape[1], dtype=np.float32)[None]])[0][0].T
+    oracle = dequantize(packed)
+    # One product each: no sums, so only the rounding of q * scale, which the graph may do in float16.
+    np.testing.assert_allclose(engine, oracle, rtol=2**-11, atol=0)
+
+
+@pytest.mark.parametrize("precision", [p for p in INTEGERS if not p.symmetric], ids=str)
+def test_asymmetric_integers_are_round_to_nearest(precision: Precision) -> None:
+    """An oracle of its own: scale and zero point from each group's range, then nearest integer."""
+    weight = random_matrix(16, 192, seed=1)
+    packed = pack(weight, precision)
+    levels = 2**precision.bits - 1
+    groups = weight.reshape(16, packed.groups, -1)
+    low, high = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)  # zero stays representable
+    scale = (high - low) / levels
+    zero = np.clip(np.round(-low / scale), 0, levels)
+    expected = np.clip(np.round(groups / scale[:, :, None] + zero[:, :, None]), 0, levels)
+
+    np.testing.assert_allclose(packed.scale, scale, rtol=2**-11)
+    assert packed.zero_point is not None
+    np.testing.assert_array_equal(
+        unpack(packed.zero_point, zero.size, precision.bits, signed=False), zero.ravel().astype(int)
+    )
+    found = unpack(packed.data, weight.size, precision.bits, signed=False).reshape(groups.shape)
+    off = found != expected
+    # Where the quotient lies on the border of two integers, float32 may fall on either side.
+    quotient = groups / scale[:, :, None]
+    border = np.abs(quotient - np.floor(quotient) - 0.5) < 1e-3
+    assert not (off & ~border).any()
+    assert off.mean() < 0.005
+
+
+@pytest.mark.parametrize("precision", INTEGERS, ids=str)
+def test_no_weight_moves_further_than_its_step(precision: Precision) -> None:
+    weight = random_matrix(16, 192, seed=2)
+    packed = pack(weight, precision)
+    step = np.repeat(packed.scale.astype(np.float32), packed.group_size, axis=1).reshape(weight.shape)
+    # Half a step of rounding; symmetric ranges end one step early on one side; scales are rounded to float16.
+    limit = 1.01 if precision.symmetric else 0.51 + 2**precision.bits * 2**-11
+    assert (np.abs(dequantize(packed) - weight) / np.abs(step)).max() <= limit
+
+
+def test_row_chunks_equal_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = random_matrix(70, 64)
+    whole = pack(weight, Precision(8))
+    monkeypatch.setattr(compress_module, "ROW_CHUNK", 16)
+    chunked = pack(weight, Precision(8))
+    for field in ("data", "scale", "zero_point"):
+        np.testing.assert_array_equal(getattr(whole, field), getattr(chunked, field))
+
+
+def test_a_block_may_mix_precisions(tiny_checkpoint) -> None:  # type: ignore[no-untyped-def]
+    from edge.export.architectures import describe
+    from edge.export.checkpoint import open_checkpoint
+
+    spec, weights = describe(open_checkpoint(tiny_checkpoint))
+    block = weights.block(0)
+    plan = {
+        "layers.0.attn.qkv.weight": Precision(4, group_size=32),
+        "layers.0.attn.o.weight": Precision(8),
+        "layers.0.mlp.gate_up.weight": Precision(4, symmetric=True, group_size=64),
+        "layers.0.mlp.down.weight": Precision(4, group_size=128),
+    }
+    packed = compress_block(block, 0, spec, plan)
+    for name, precision in plan.items():
+        alone = pack(block[name], precision)
+        assert packed[name].bits == precision.bits
+        assert packed[name].group_size == (precision.group_size or block[name].shape[1])
+        np.testing.assert_array_equal(packed[name].data, alone.data)
+        np.testing.assert_array_equal(packed[name].scale, alone.scale)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "width", "expected"),
+    [
+        ("int4-asym-g128", 4096, "int4-asym-g128"),
+        ("int4-asym-g128", 13696, "int4-asym-g128"),
+        ("int4-asym-g128", 576, "int4-asym-g64"),
+        ("int4-asym-g128", 96, "int4-asym-g32"),
+        ("int4-asym-g64", 128, "int4-asym-g64"),
+        ("int4-sym-g128", 48, "int8-sym"),
+        ("int4-sym-channel", 48, "int4-sym-channel"),
+        ("int8-asym", 48, "int8-asym"),
+        ("fp16", 48, "fp16"),
+    ],
+)
+def test_rule_for_widths_without_the_group(recipe: str, width: int, expected: str) -> None:
+    precision, note = find_recipe(recipe).precision_of("layers.0.mlp.down.weight", (64, width))
+    assert str(precision) == expected
+    assert bool(note) == (expected != recipe)
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipes_state_their_bytes(name: str) -> None:
+    """`bytes_of` is what compression really makes, for a width with groups and one without."""
+    recipe = find_recipe(name)
+    shapes = {"layers.0.mlp.down.weight": (12, 256), "layers.0.attn.o.weight": (12, 96), "lm_head.weight": (9, 64)}
+    for weight_name, shape in shapes.items():
+        precision, _ = recipe.precision_of(weight_name, shape)
+        if precision.is_float:
+            assert recipe.bytes_of(weight_name, shape) == shape[0] * shape[1] * precision.bits // 8
+        else:
+            assert recipe.bytes_of(weight_name, shape) == pack(random_matrix(*shape), precision).nbytes
+
+
+def test_unknown_recipe_lists_the_known() -> None:
+    with pytest.raises(RecipeError, match=r"int5.*known are .*int4-asym-g128"):
+        find_recipe("int5")

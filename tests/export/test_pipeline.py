@@ -1,0 +1,182 @@
+"""An export is whole, repeatable, or leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.export import pipeline
+from edge.export.pipeline import Progress, export
+from edge.runtime import bundle
+from edge.runtime.bundle import open_bundle
+from edge.runtime.errors import OutputError, TokenizerError
+
+
+def test_bundle_is_complete_and_recorded(tiny_bundle: Path) -> None:
+    opened = open_bundle(tiny_bundle)
+    on_disk = {path.name for path in tiny_bundle.iterdir()} - {bundle.MANIFEST}
+    assert on_disk == set(opened.manifest.files)
+    assert {"openvino_model.xml", "openvino_model.bin", "tokenizer.json", "chat_template.jinja"} <= on_disk
+    bundle.check_hashes(opened)
+    assert opened.manifest.stop_token_ids == (256, 257, 258)
+    assert opened.manifest.recipe == "int8-asym"
+    generation = json.loads((tiny_bundle / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [256, 257, 258]
+
+
+def test_manifest_records_every_fallback(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    manifest = export(tiny_checkpoint, tmp_path / "out", "int4-asym-g128")
+    tensors = manifest.tensors
+    assert tensors["layers.0.mlp.down.weight"].precision == "int4-asym-g128"
+    narrow = tensors["layers.0.attn.qkv.weight"]
+    assert (narrow.precision, narrow.note) == ("int4-asym-g64", "width 64 has no groups of 128")
+    assert tensors["lm_head.weight"].precision == "int8-asym"
+    assert sum(t.nbytes for t in tensors.values()) == manifest.weight_bytes
+    assert manifest.weight_group_size == 64
+
+
+def test_same_input_same_bytes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    first = export(tiny_checkpoint, tmp_path / "a", "int4-asym-g64")
+    second = export(tiny_checkpoint, tmp_path / "b", "int4-asym-g64")
+    assert first == second
+    for name in [*first.files, bundle.MANIFEST]:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_golden_logits_of_a_float_bundle_are_the_checkpoints(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    manifest = export(tiny_checkpoint, tmp_path / "out", "fp32")
+    with np.load(tmp_path / "out" / bundle.GOLDEN) as golden:
+        np.testing.assert_array_equal(golden["float_logits"], golden["logits"])
+    assert manifest.golden_kld == 0
+
+
+def test_progress_reaches_the_end_in_order(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    export(tiny_checkpoint, tmp_path / "out", "int8-asym", progress=seen.append)
+    assert [p.stage for p in seen] == ["embedding", "block 0", "block 1", "block 2", "head", "writing"]
+    assert [p.done for p in seen] == sorted(p.done for p in seen)
+    assert seen[-1].done == seen[-1].total == open_bundle(tmp_path / "out").manifest.spec.num_parameters
+
+
+def test_existing_output_needs_force(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(tiny_checkpoint, out, "int8-asym")
+    before = (out / bundle.MANIFEST).read_bytes()
+    with pytest.raises(OutputError, match=r"exists already.*--force"):
+        export(tiny_checkpoint, out, "int8-sym")
+    assert (out / bundle.MANIFEST).read_bytes() == before
+    export(tiny_checkpoint, out, "int8-sym", force=True)
+    assert open_bundle(out).manifest.recipe == "int8-sym"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_force_does_not_delete_what_is_no_bundle(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputError, match="is not a bundle"):
+        export(tiny_checkpoint, tmp_path / "precious", "int8-asym", force=True)
+    assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
+
+
+def test_failure_leaves_nothing_and_keeps_the_old_bundle(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    export(tiny_checkpoint, out, "int8-asym")
+
+    def fail(progress: Progress) -> None:
+        if progress.stage == "block 1":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(tiny_checkpoint, out, "int4-asym-g64", force=True, progress=fail)
+    assert list(tmp_path.iterdir()) == [out]
+    assert open_bundle(out).manifest.recipe == "int8-asym"
+
+
+def test_too_little_space_is_seen_before_starting(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(OutputError, match=r"1,000 bytes free, the bundle needs about"):
+        export(tiny_checkpoint, tmp_path / "out", "int8-asym")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", [60_000, 300_000], ids=["while the model is written", "right before the end"])
+def test_disk_that_fills_up_meanwhile(tiny_checkpoint: Path, tmp_path: Path, limit: int) -> None:
+    """A file size limit makes the operating system refuse writes as a full disk does."""
+    command = [sys.executable, "-m", "edge", "export", str(tiny_checkpoint), str(tmp_path / "out"), "--recipe", "fp32"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "disk is full" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_export(demo_gguf: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edge", "export", str(demo_gguf), str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.strip().splitlines()[-1] == "edge: interrupted"
+    assert "Traceback" not in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoint_without_tokenizer(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json is missing"):
+        export(copy, tmp_path / "out", "int8-asym")
+    assert list(tmp_path.iterdir()) == [copy]
+
+
+def test_rope_theta_override_changes_the_function(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    plain = export(tiny_checkpoint, tmp_path / "a", "fp32")
+    other = export(tiny_checkpoint, tmp_path / "b", "fp32", rope_theta=5e6)
+    assert (plain.spec.rope_theta, other.spec.rope_theta) == (1e4, 5e6)
+    a, b = (np.load(tmp_path / name / bundle.GOLDEN)["logits"] for name in "ab")
+    assert np.abs(a - b).max() > 1e-3
+
+
+def test_export_needs_neither_torch_nor_network(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """In a process of its own, where torch and transformers cannot be imported and no socket connects."""
+    script = f"""
+import socket, sys
+for name in ("torch", "transformers"):
+    sys.modules[name] = None
+def refuse(*args):
+    print("tried to connect", args[1:])
+    raise OSError("no network in this test")
+socket.socket.connect = socket.socket.connect_ex = refuse
+socket.getaddrinfo = refuse
+import edge
+edge.export({str(tiny_checkpoint)!r}, {str(tmp_path / "out")!r}, recipe="int4-sym-g128")
+assert not hasattr(sys.modules["nncf.telemetry.wrapper"], "Telemetry")
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "done"
