@@ -125,11 +125,11 @@ def _packed_bytes(constant: Any) -> Bytes:
 
 def _quiet_nncf() -> ModuleType:
     """nncf without log lines, and without the telemetry that an `import openvino` before `import edge` has started."""
-    if "nncf" not in sys.modules:
+    if sys.modules.get("nncf") is None:
         telemetry = sys.modules.get("openvino_telemetry")
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
         try:
-            import nncf
+            import nncf  # raises where it is not installed
         finally:
             sys.modules["openvino_telemetry"] = telemetry  # type: ignore[assignment]
         nncf.set_log_level(logging.ERROR)

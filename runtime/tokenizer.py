@@ -32,6 +32,7 @@ class Tokenizer:
             raise TokenizerError(f"{path} decodes with {decoder}, expected ByteLevel (GLM-4, GLM-Edge, GPT-2 style)")
         added = self._tokenizer.get_added_tokens_decoder()
         self._special: frozenset[int] = frozenset(i for i, token in added.items() if token.special)
+        self._bytes_of: dict[int, bytes] = {}  # of the tokens seen so far
         self.num_tokens: int = max(self._tokenizer.get_vocab_size(with_added_tokens=True), max(added, default=-1) + 1)
 
     def encode(self, text: str) -> list[int]:
@@ -46,6 +47,11 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for; empty for special tokens and for ids without a token."""
+        if token_id not in self._bytes_of:
+            self._bytes_of[token_id] = self._find_bytes(token_id)
+        return self._bytes_of[token_id]
+
+    def _find_bytes(self, token_id: int) -> bytes:
         if token_id in self._special:
             return b""
         token: str | None = self._tokenizer.id_to_token(token_id)

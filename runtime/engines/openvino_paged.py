@@ -70,6 +70,7 @@ class OpenVINOPagedEngine:
         for port in ports:
             shape = [num_blocks, *(d.get_length() for d in list(port.partial_shape)[1:])]
             self._request.set_tensor(port.any_name, ov.Tensor(port.element_type, ov.Shape(shape)))
+        self._inputs: dict[str, npt.NDArray[np.integer]] = {}  # the memory behind the request's small inputs
         self._pool = BlockPool(num_blocks, self._block_size)
         self._max_context = min(limit, num_blocks * self._block_size)
         self._kv_bytes_per_token = block_bytes // self._block_size
@@ -93,22 +94,27 @@ class OpenVINOPagedEngine:
         sequence.reserve(new)
         # Exactly the blocks that hold past + new tokens; an interrupted step may have reserved more.
         blocks = sequence.block_table[: math.ceil((past + new) / self._block_size)]
-        inputs = {
-            "input_ids": ids,
-            "position_ids": np.arange(past, past + new, dtype=np.int64),
-            "past_lens": np.array([past], np.int32),
-            "subsequence_begins": np.array([0, new], np.int32),
-            "block_indices": np.array(blocks, np.int32),
-            "block_indices_begins": np.array([0, len(blocks)], np.int32),
-            "max_context_len": np.array(past + new, np.int32),
-            "wanted_rows": rows,
-        }
-        for name, value in inputs.items():
-            self._request.set_tensor(name, ov.Tensor(value))
-        self._request.infer()
+        self._set("input_ids", ids)
+        self._set("position_ids", np.arange(past, past + new, dtype=np.int64))
+        self._set("past_lens", np.array([past], np.int32))
+        self._set("subsequence_begins", np.array([0, new], np.int32))
+        self._set("block_indices", np.array(blocks, np.int32))
+        self._set("block_indices_begins", np.array([0, len(blocks)], np.int32))
+        self._set("max_context_len", np.array(past + new, np.int32))
+        self._set("wanted_rows", rows)
+        self._request.infer(share_outputs=True)  # or every call copies its logits
         sequence.commit(new)
         logits: npt.NDArray[np.float32] = self._request.get_output_tensor(0).data
         return logits.reshape(rows.size, -1)
+
+    def _set(self, name: str, value: npt.NDArray[np.integer]) -> None:
+        """Give an input its value: in place where its shape is that of the last call, which setting a tensor is not."""
+        current = self._inputs.get(name)
+        if current is not None and current.shape == value.shape:
+            current[...] = value
+        else:
+            self._inputs[name] = value = value.copy()
+            self._request.set_tensor(name, ov.Tensor(value, shared_memory=True))
 
 
 @dataclass(frozen=True, slots=True)

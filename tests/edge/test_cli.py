@@ -50,7 +50,7 @@ def test_export_then_run_verify_inspect(tiny_checkpoint: Path, tmp_path: Path) -
     out = tmp_path / "bundle"
     done = edge("export", tiny_checkpoint, out, "--recipe", "int4-asym-g128")
     assert done.returncode == 0, done.stderr
-    assert "9 weights at int4-asym-g64: width 64 has no groups of 128" in done.stdout
+    assert "6 weights at int4-asym-g64: width 64 has no groups of 128" in done.stdout
     assert "bits per weight" in done.stdout
     assert done.stderr == "", "no progress bar where stderr is no terminal"
     assert edge("run", out, "Hello", "--max-new-tokens", "4").returncode == 0
@@ -213,7 +213,7 @@ def test_chat_on_a_terminal_survives_ctrl_c(demo_bundle: Path) -> None:
     """Ctrl-C ends the answer and not the chat; the next answer is right."""
     pid, fd = pty.fork()
     if pid == 0:
-        os.execv(sys.executable, [*EDGE, "chat", str(demo_bundle), "--max-new-tokens", "4000", "--temperature", "3"])  # noqa: S606
+        os.execv(sys.executable, [*EDGE, "chat", str(demo_bundle), "--max-new-tokens", "4000", "--temperature", "3"])
     try:
         read_until(fd, "> ", 60)
         os.write(fd, b"Write a very long story.\n")
@@ -247,13 +247,13 @@ def test_run_interrupted(demo_bundle: Path) -> None:
 
 def test_reader_that_leaves(demo_bundle: Path) -> None:
     command = [*EDGE, "run", str(demo_bundle), "Write a long story.", "--temperature", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    process.stdout.read(1)
-    process.stdout.close()
-    assert process.stderr is not None
-    assert process.stderr.read() == ""
-    assert process.wait(timeout=60) == 1
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=60) == 1
 
 
 def test_progress_bar_on_a_terminal(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_progress_bar_on_a_terminal(tiny_checkpoint: Path, tmp_path: Path) -> No
     if pid == 0:
         os.execv(
             sys.executable, [*EDGE, "export", str(tiny_checkpoint), str(tmp_path / "out"), "--recipe", "int8-asym"]
-        )  # noqa: S606
+        )
     shown = read_until(fd, "bits per weight", 60)
     assert os.waitpid(pid, 0)[1] == 0
     os.close(fd)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tomllib
@@ -31,7 +30,7 @@ def test_links_are_relative_and_lead_to_the_parts() -> None:
     for name in ("export", "profiles", "runtime"):
         link = ROOT / "edge" / name
         assert link.is_symlink()
-        assert os.readlink(link) == f"../{name}"
+        assert link.readlink() == Path(f"../{name}")
     assert Path(edge.__file__).is_relative_to(ROOT)
 
 

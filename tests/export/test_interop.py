@@ -48,7 +48,7 @@ def test_same_greedy_ids(genai_folder: Path, backend: str) -> None:
 
 
 def test_batch_with_left_padding_equals_single(genai_folder: Path) -> None:
-    """The stateful IR by hand, as optimum-intel drives it: attention_mask, position_ids and beam_idx mean what they say."""
+    """The stateful IR by hand, as optimum-intel drives it: attention_mask and position_ids mean what they say."""
     core = ov.Core()
     config = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
     model = core.compile_model(core.read_model(genai_folder / "openvino_model.xml"), "CPU", config)

@@ -1,0 +1,161 @@
+"""Compare our paged engine with openvino_genai's LLMPipeline, both with their defaults, on one IR in one run.
+
+    python benchmarks/genai.py BUNDLE [--rounds 21] [--new-tokens 48] [--json]
+
+Each round runs ours and theirs one after the other on the same random prompt, so that whatever else the machine does
+falls on both; the figures are medians, and the ratios are medians of the rounds' own ratios. A third part starts fresh
+processes and takes the time from process start to the first token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import edge
+
+PROMPT_TOKENS = (32, 512)
+
+# What a process of ours or theirs does until its first token; argv[1] is the folder.
+START_OURS = """
+import sys
+from edge.cli import main
+main(["run", sys.argv[1], "What is the capital of France?", "--max-new-tokens", "1"])
+"""
+START_THEIRS = """
+import sys, openvino_genai
+pipeline = openvino_genai.LLMPipeline(sys.argv[1], "CPU")
+print(pipeline.generate("What is the capital of France?", max_new_tokens=1))
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--new-tokens", type=int, default=48)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    try:
+        import openvino_genai  # noqa: F401
+        import openvino_tokenizers  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        print(f"skipped: {error.name} is not installed; make test installs it", file=sys.stderr)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        twin = with_openvino_tokenizer(args.bundle, Path(folder) / "bundle")
+        report = {
+            "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+            "versions": {name: version(name) for name in ("edgeglm", "openvino", "openvino-genai")},
+            "recipe": edge.LLM(args.bundle).bundle.manifest.recipe,
+            "speed": compare_speed(twin, args.rounds, args.new_tokens),
+            "start_to_first_token_s": compare_start(twin, max(args.rounds // 3, 1)),
+        }
+    print(json.dumps(report, indent=None if args.json else 1))
+    return 0
+
+
+def with_openvino_tokenizer(bundle: Path, folder: Path) -> Path:
+    """A copy of the bundle that openvino_genai opens: its tokenizer as OpenVINO models, its template where it looks."""
+    import openvino as ov
+    import openvino_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    shutil.copytree(bundle, folder)
+    template = folder / "chat_template.jinja"
+    fast = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
+    )
+    models = openvino_tokenizers.convert_tokenizer(fast, with_detokenizer=True)
+    for model, name in zip(models, ("tokenizer", "detokenizer"), strict=True):
+        ov.save_model(model, folder / f"openvino_{name}.xml")
+    return folder
+
+
+def compare_speed(folder: Path, rounds: int, new_tokens: int) -> dict[str, Any]:
+    """Prefill and decode of both, alternating."""
+    import openvino_genai
+
+    ours, theirs = edge.load(folder), openvino_genai.LLMPipeline(str(folder), "CPU")
+    rng = np.random.default_rng(0)
+    results = {}
+    for count in PROMPT_TOKENS:
+        pairs = []
+        for _ in range(rounds + 1):
+            ids = rng.integers(0, ours.tokenizer.num_tokens, count)
+            if len(pairs) % 2:  # neither is always the one that runs second
+                their_run, our_run = run_theirs(theirs, ids, new_tokens), run_ours(ours, ids, new_tokens)
+            else:
+                our_run, their_run = run_ours(ours, ids, new_tokens), run_theirs(theirs, ids, new_tokens)
+            pairs.append((our_run, their_run))
+        results[f"prompt {count}"] = summarize(pairs[1:], count)  # the first round prepares kernels
+    return results
+
+
+def run_ours(llm: edge.LLM, ids: np.ndarray, new_tokens: int) -> tuple[float, float]:
+    """(TTFT ms, ms per further token)."""
+    llm.clear_cache()
+    *_, last = llm.generate(ids.tolist(), max_new_tokens=new_tokens, ignore_stop_ids=True)
+    return last.stats.ttft_ms, last.stats.tpot_ms
+
+
+def run_theirs(pipeline: Any, ids: np.ndarray, new_tokens: int) -> tuple[float, float]:
+    """(TTFT ms, ms per further token), from its own metrics."""
+    import openvino as ov
+    import openvino_genai
+
+    greedy = openvino_genai.GenerationConfig()
+    greedy.max_new_tokens, greedy.ignore_eos, greedy.do_sample = new_tokens, True, False
+    tokens = ids[None].astype(np.int64)
+    inputs = openvino_genai.TokenizedInputs(ov.Tensor(tokens), ov.Tensor(np.ones_like(tokens)))
+    metrics = pipeline.generate(inputs, greedy).perf_metrics
+    return metrics.get_ttft().mean, metrics.get_tpot().mean
+
+
+def summarize(pairs: list[tuple[tuple[float, float], tuple[float, float]]], count: int) -> dict[str, Any]:
+    """Medians of both, and of the ratios; a ratio above 1 means ours is faster."""
+    median = statistics.median
+    return {
+        "prefill_tok_s": {
+            "edge": round(median(1000 * count / ours[0] for ours, _ in pairs), 1),
+            "openvino_genai": round(median(1000 * count / theirs[0] for _, theirs in pairs), 1),
+            "ratio": round(median(theirs[0] / ours[0] for ours, theirs in pairs), 3),
+        },
+        "decode_tok_s": {
+            "edge": round(median(1000 / ours[1] for ours, _ in pairs), 1),
+            "openvino_genai": round(median(1000 / theirs[1] for _, theirs in pairs), 1),
+            "ratio": round(median(theirs[1] / ours[1] for ours, theirs in pairs), 3),
+        },
+    }
+
+
+def compare_start(folder: Path, rounds: int) -> dict[str, float]:
+    """Fresh processes, alternating; seconds from start to the end of an answer of one token."""
+    seconds: dict[str, list[float]] = {"edge": [], "openvino_genai": []}
+    for _ in range(rounds):
+        for name, script in (("edge", START_OURS), ("openvino_genai", START_THEIRS)):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-c", script, str(folder)], check=True, capture_output=True)
+            seconds[name].append(time.perf_counter() - started)
+    ratios = [theirs / ours for ours, theirs in zip(*seconds.values(), strict=True)]
+    medians = {name: round(statistics.median(values), 3) for name, values in seconds.items()}
+    return {**medians, "ratio": round(statistics.median(ratios), 3)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
