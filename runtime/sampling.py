@@ -59,7 +59,7 @@ def sample(logits: Logits, seen: Collection[int], settings: Sampling, rng: np.ra
     if settings.repetition_penalty != 1.0:
         logits = penalize(logits, seen, settings.repetition_penalty)
     if settings.temperature == 0:
-        return int(np.argmax(logits))
+        return int(logits.argmax())
     candidates = truncate(logits.astype(np.float64) / settings.temperature, settings)
     probabilities = softmax(candidates)
     return int(np.searchsorted(np.cumsum(probabilities), rng.random() * probabilities.sum(), side="right"))

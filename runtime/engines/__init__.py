@@ -22,7 +22,7 @@ class EngineSettings:
     max_context: int | None = None  # tokens; None: the model's limit, as far as kv_cache_bytes allows
     kv_cache_bytes: int = 2 << 30  # hard bound of the KV pool; memory is touched only as tokens arrive
     inference_precision: Precision | None = None  # None: the device's own default
-    kv_precision: CachePrecision | None = None  # None: the device's own default (CPU: u8)
+    kv_precision: CachePrecision | None = None  # None: 16 bits where the whole context fits, else u8 (CPU)
     dynamic_quantization_group: int | None = None  # None: the engine's rule; 0: activations stay float
     threads: int | None = None  # None: the device's own default
 

@@ -7,6 +7,7 @@ model and never assumed.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,61 +19,59 @@ import openvino as ov
 import openvino.opset13 as op
 from openvino._offline_transformations import paged_attention_transformation
 
-from edge.runtime.engines import EngineSettings
+from edge.runtime.engines import CachePrecision, EngineSettings
 from edge.runtime.errors import DeviceError, SettingsError
 from edge.runtime.kv.pool import BlockPool, Sequence
 from edge.runtime.spec import ModelSpec
 
 # Tokens a block holds: fixed by each plugin's kernels (openvino.genai src/cpp/src/continuous_batching, cache manager).
 BLOCK_SIZES = {"CPU": 32, "GPU": 16}
+INTERRUPT_MS = 50  # how long an interrupt may wait
 
 
 class OpenVINOPagedEngine:
     """One compiled model and its KV pools. Raises DeviceError and SettingsError."""
 
     def __init__(self, model_xml: Path, spec: ModelSpec, weight_group_size: int, settings: EngineSettings) -> None:
-        core = ov.Core()
-        family = settings.device.split(".")[0].upper()
-        if family not in BLOCK_SIZES:
-            raise DeviceError(
-                f"device {settings.device!r} has no paged attention; devices here: {', '.join(core.available_devices)}"
-            )
-        if not any(name.split(".")[0] == family for name in core.available_devices):
-            raise DeviceError(
-                f"device {settings.device!r} is not there; devices here: {', '.join(core.available_devices)}"
-            )
-        try:
-            model = core.read_model(model_xml)
-            paged_attention_transformation(model)
-            _keep_wanted_rows(model)
-            compiled = core.compile_model(model, settings.device, _properties(settings, family, weight_group_size))
-        except RuntimeError as error:
-            raise DeviceError(f"{settings.device} cannot run {model_xml}: {_first_line(error)}") from error
-        self._request = compiled.create_infer_request()
-        self._block_size = BLOCK_SIZES[family]
-
-        ports = [port for port in compiled.inputs if port.any_name.startswith(("key_cache.", "value_cache."))]
-        block_bytes: int = sum(
-            port.element_type.bitwidth * math.prod(d.get_length() for d in list(port.partial_shape)[1:]) // 8
-            for port in ports
-        )
         limit: int = spec.max_position_embeddings if settings.max_context is None else settings.max_context
         if limit < 1 or limit > spec.max_position_embeddings:
             raise SettingsError(
                 f"max_context is {limit}, expected 1 to {spec.max_position_embeddings}, the model's limit"
             )
-        num_blocks = min(math.ceil(limit / self._block_size), settings.kv_cache_bytes // block_bytes)
-        if num_blocks < 1 or (settings.max_context is not None and num_blocks * self._block_size < limit):
-            raise SettingsError(
-                f"a context of {limit} tokens needs {math.ceil(limit / self._block_size) * block_bytes:,} bytes of KV "
-                f"cache, {settings.kv_cache_bytes:,} are allowed; lower max_context or raise kv_cache_bytes"
-            )
-        for port in ports:
-            shape = [num_blocks, *(d.get_length() for d in list(port.partial_shape)[1:])]
-            self._request.set_tensor(port.any_name, ov.Tensor(port.element_type, ov.Shape(shape)))
+        core = ov.Core()
+        family = settings.device.split(".")[0].upper()
+        here = f"devices here: {', '.join(core.available_devices)}"
+        if family not in BLOCK_SIZES:
+            raise DeviceError(f"device {settings.device!r} has no paged attention; {here}")
+        if not any(name.split(".")[0] == family for name in core.available_devices):
+            raise DeviceError(f"device {settings.device!r} is not there; {here}")
+        try:
+            properties = _properties(core, settings, family, spec, weight_group_size, limit)
+            model = core.read_model(model_xml)
+            paged_attention_transformation(model)
+            _keep_wanted_rows(model)
+            compiled = core.compile_model(model, settings.device, properties)
+        except RuntimeError as error:
+            raise DeviceError(f"{settings.device} cannot run {model_xml}: {_first_line(error)}") from error
+        self._request = compiled.create_infer_request()
         self._inputs: dict[str, npt.NDArray[np.integer]] = {}  # the memory behind the request's small inputs
-        self._pool = BlockPool(num_blocks, self._block_size)
-        self._max_context = min(limit, num_blocks * self._block_size)
+        self._block_size = BLOCK_SIZES[family]
+
+        caches = [port for port in compiled.inputs if port.any_name.startswith(("key_cache.", "value_cache."))]
+        shapes = [[d.get_length() for d in list(port.partial_shape)[1:]] for port in caches]
+        bits = (port.element_type.bitwidth * math.prod(shape) for port, shape in zip(caches, shapes, strict=True))
+        block_bytes: int = sum(bits) // 8
+        wanted, allowed = math.ceil(limit / self._block_size), settings.kv_cache_bytes // block_bytes
+        if allowed < (1 if settings.max_context is None else wanted):
+            raise SettingsError(
+                f"a context of {limit} tokens needs {wanted * block_bytes:,} bytes of KV cache, "
+                f"{settings.kv_cache_bytes:,} are allowed; lower max_context or raise kv_cache_bytes"
+            )
+        self._pool = BlockPool(min(wanted, allowed), self._block_size)
+        for port, shape in zip(caches, shapes, strict=True):
+            tensor = ov.Tensor(port.element_type, ov.Shape([self._pool.num_blocks, *shape]))
+            self._request.set_tensor(port.any_name, tensor)
+        self._max_context = min(limit, self._pool.num_blocks * self._block_size)
         self._kv_bytes_per_token = block_bytes // self._block_size
 
     @property
@@ -102,10 +101,22 @@ class OpenVINOPagedEngine:
         self._set("block_indices_begins", np.array([0, len(blocks)], np.int32))
         self._set("max_context_len", np.array(past + new, np.int32))
         self._set("wanted_rows", rows)
-        self._request.infer(share_outputs=True)  # or every call copies its logits
+        self._run()
         sequence.commit(new)
         logits: npt.NDArray[np.float32] = self._request.get_output_tensor(0).data
         return logits.reshape(rows.size, -1)
+
+    def _run(self) -> None:
+        """One inference that Ctrl-C can end: a blocking call would keep the signal until it returns."""
+        self._request.start_async()
+        try:
+            while not self._request.wait_for(INTERRUPT_MS):
+                pass
+        except BaseException:
+            self._request.cancel()
+            with contextlib.suppress(RuntimeError):  # it says that it was cancelled
+                self._request.wait()
+            raise
 
     def _set(self, name: str, value: npt.NDArray[np.integer]) -> None:
         """Give an input its value: in place where its shape is that of the last call, which setting a tensor is not."""
@@ -140,32 +151,52 @@ def find_devices() -> list[Device]:
 
 
 def _keep_wanted_rows(model: ov.Model) -> None:
-    """Gather the wanted rows before the vocabulary projection, or a prefill would pay it for every token."""
-    result = next(node for node in model.get_results() if "logits" in node.input_value(0).get_names())
-    projection = result.input_value(0).get_node()
+    """Compute only the wanted rows from where no other row is needed any more.
+
+    That is behind the last attention, which still gave every token its keys and values: the last block's MLP and the
+    vocabulary projection then see the wanted rows alone.
+    """
     rows = op.parameter(ov.PartialShape([-1]), ov.Type.i64, name="wanted_rows")
     rows.output(0).set_names({"wanted_rows"})
-    picked = op.gather(projection.input_value(0), rows, op.constant(np.int64(0)))
-    projection.input(0).replace_source_output(picked.output(0))
+    projections = [node for node in model.get_ordered_ops() if node.get_friendly_name().endswith(".attn.o")]
+    last = projections[-1]
+    (residual,) = (reader.get_node() for reader in last.output(0).get_target_inputs())
+    skip = next(port for port in residual.inputs() if port.get_source_output().get_node() is not last)
+    for port in (last.input(0), skip):
+        port.replace_source_output(op.gather(port.get_source_output(), rows, op.constant(np.int64(0))).output(0))
     model.add_parameters([rows])
     model.validate_nodes_and_infer_types()
 
 
-def _properties(settings: EngineSettings, family: str, weight_group_size: int) -> dict[str, Any]:
-    properties: dict[str, Any] = {}
-    if settings.inference_precision is not None:
-        properties["INFERENCE_PRECISION_HINT"] = settings.inference_precision
-    if settings.kv_precision is not None:
-        properties["KV_CACHE_PRECISION"] = settings.kv_precision
-    if settings.threads is not None:
-        properties["INFERENCE_NUM_THREADS"] = settings.threads
-    group = settings.dynamic_quantization_group
-    if group is None and family == "CPU" and weight_group_size:
-        # The fastest kernel takes activations in the groups that the weights have; larger ones fall off it.
-        group = weight_group_size
-    if group is not None:
-        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = group
-    return properties
+def _properties(
+    core: ov.Core, settings: EngineSettings, family: str, spec: ModelSpec, weight_group_size: int, limit: int
+) -> dict[str, Any]:
+    """What was set, and on CPU our own choice of the rest. The figures behind it: benchmarks/README.md."""
+    kv_precision, group = settings.kv_precision, settings.dynamic_quantization_group
+    precision = settings.inference_precision
+    if family == "CPU":
+        if kv_precision is None:
+            if precision is None:
+                precision = core.get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
+            kv_precision = _kv_precision(precision, spec, settings.kv_cache_bytes, limit)
+        if group is None and weight_group_size:
+            # The fastest kernel takes activations in the groups that the weights have; larger ones fall off it.
+            group = weight_group_size
+    chosen = {
+        "INFERENCE_PRECISION_HINT": settings.inference_precision,
+        "KV_CACHE_PRECISION": kv_precision,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
+        "INFERENCE_NUM_THREADS": settings.threads,
+    }
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _kv_precision(inference: str, spec: ModelSpec, budget: int, limit: int) -> CachePrecision:
+    """16 bits where the whole context fits into the budget, which decodes faster and is more accurate; else u8."""
+    bytes_per_token = 2 * spec.num_layers * spec.kv_size * 2  # keys and values, 2 bytes each
+    if bytes_per_token * limit > budget:
+        return "u8"
+    return "bf16" if inference == "bf16" else "f16"  # the kernel for bf16 queries takes bf16 keys only
 
 
 def _first_line(error: Exception) -> str:

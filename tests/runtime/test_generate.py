@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge.runtime import generate
 from edge.runtime.engines import EngineSettings
 from edge.runtime.errors import ContextLengthError, DeviceError, GenerationError, PromptError, SettingsError
 from edge.runtime.generate import PREFILL_CHUNK, Chunk
@@ -182,23 +185,46 @@ def test_closing_keeps_the_cache_consistent(tiny_llm: LLM) -> None:
         assert rest[-1].stats.cached_tokens == len(PROMPT) + taken - 1
 
 
-def test_an_error_inside_a_step_keeps_the_cache_consistent(tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interrupt that arrives while the engine runs, as Ctrl-C does."""
+def test_an_error_between_reserve_and_commit_keeps_the_cache_consistent(
+    tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = ids_of(fresh(tiny_llm, PROMPT, max_new_tokens=10, ignore_stop_ids=True))
     tiny_llm.clear_cache()
     stream = tiny_llm.generate(PROMPT, max_new_tokens=10, ignore_stop_ids=True)
     begun = ids_of([next(stream) for _ in range(4)])
 
-    def interrupt(*args: object) -> None:
+    def interrupt() -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tiny_llm.engine, "forward", interrupt)
+        patch.setattr(tiny_llm.engine, "_run", interrupt)
         with pytest.raises(KeyboardInterrupt):
             next(stream)
     again = list(tiny_llm.generate(PROMPT, max_new_tokens=10, ignore_stop_ids=True))
     assert begun == expected[:4]
     assert ids_of(again) == expected
+
+
+def test_ctrl_c_ends_a_long_prefill_at_once(demo_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal arrives while the engine computes 6,000 tokens in one call, which takes seconds."""
+    llm = LLM(demo_llm.bundle.path, EXACT)
+    prompt, other = [7, 9, 11] * 2000, [5, 6, 7, 8] * 10
+    expected = ids_of(fresh(llm, other, max_new_tokens=8, ignore_stop_ids=True))
+    llm.clear_cache()
+    monkeypatch.setattr(generate, "PREFILL_CHUNK", 6000)
+    signalled: list[float] = []
+
+    def press() -> None:
+        signalled.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(0.5, press)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(llm.generate(prompt, max_new_tokens=1))
+    assert time.monotonic() - signalled[0] < 1.5
+    assert llm.num_cached_tokens == 0
+    assert ids_of(list(llm.generate(other, max_new_tokens=8, ignore_stop_ids=True))) == expected
 
 
 def test_one_answer_at_a_time(tiny_llm: LLM) -> None:
@@ -265,3 +291,13 @@ def test_settings_keep_their_defaults() -> None:
     assert settings.sampling.temperature == 0.5
     assert settings.stop == ("a",)
     assert settings.max_new_tokens == settings_from().max_new_tokens == 512
+
+
+def test_kv_precision_follows_the_budget(tiny_bundle: Path) -> None:
+    """16 bits where the whole context fits, u8 where only that does."""
+    spec = LLM(tiny_bundle).bundle.manifest.spec
+    wide = 2 * spec.num_layers * spec.kv_size * 2
+    roomy, tight = (LLM(tiny_bundle, EngineSettings(kv_cache_bytes=256 * n)).engine for n in (wide, wide - 1))
+    assert roomy.kv_bytes_per_token == wide
+    assert tight.kv_bytes_per_token < wide
+    assert roomy.max_context == 256
