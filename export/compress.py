@@ -12,7 +12,8 @@ import io
 import logging
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -57,23 +58,17 @@ def compress_matrix(name: str, weight: Float32Array, precision: Precision) -> Pa
 
 def _compress(model: ov.Model, plan: Mapping[str, Precision]) -> dict[str, PackedTensor]:
     """One NNCF call for each precision in the plan, the layers of the others left out of it."""
-    nncf = _quiet_nncf()
-    modes = {
-        (4, False): nncf.CompressWeightsMode.INT4_ASYM,
-        (4, True): nncf.CompressWeightsMode.INT4_SYM,
-        (8, False): nncf.CompressWeightsMode.INT8_ASYM,
-        (8, True): nncf.CompressWeightsMode.INT8_SYM,
-    }
     layers = {name: name.removesuffix(".weight") for name in plan}
-    for precision in dict.fromkeys(plan.values()):
-        others = [layer for name, layer in layers.items() if plan[name] != precision]
-        options: dict[str, Any] = {}
-        if precision.bits == 4:
-            options = {"group_size": precision.group_size or -1, "ratio": 1.0, "all_layers": True}
-        with contextlib.redirect_stdout(io.StringIO()):  # its progress bars; export shows one of its own
+    with _alone() as nncf:
+        for precision in dict.fromkeys(plan.values()):
+            others = [layer for name, layer in layers.items() if plan[name] != precision]
+            options: dict[str, Any] = {}
+            if precision.bits == 4:
+                options = {"group_size": precision.group_size or -1, "ratio": 1.0, "all_layers": True}
+            kind = f"INT{precision.bits}_{'SYM' if precision.symmetric else 'ASYM'}"
             nncf.compress_weights(
                 model,
-                mode=modes[precision.bits, precision.symmetric],
+                mode=nncf.CompressWeightsMode[kind],
                 ignored_scope=nncf.IgnoredScope(names=others, validate=False),
                 **options,
             )
@@ -123,14 +118,24 @@ def _packed_bytes(constant: Any) -> Bytes:
     return data
 
 
-def _quiet_nncf() -> ModuleType:
-    """nncf without log lines, and without the telemetry that an `import openvino` before `import edge` has started."""
-    if sys.modules.get("nncf") is None:
-        telemetry = sys.modules.get("openvino_telemetry")
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-        try:
-            import nncf  # raises where it is not installed
-        finally:
-            sys.modules["openvino_telemetry"] = telemetry  # type: ignore[assignment]
+@contextmanager
+def _alone() -> Iterator[ModuleType]:
+    """nncf on its own: it would import torch where that is installed, report to a server, and print tables.
+
+    None in `sys.modules` makes an import fail, and nncf goes on without (nncf/tensor/functions/__init__.py and
+    nncf/telemetry/wrapper.py, 3.4.0). A torch that is loaded already stays; all is as before when the block ends.
+    """
+    hidden = ("torch", "openvino_telemetry")
+    before = {name: sys.modules[name] for name in hidden if name in sys.modules}
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        import nncf
+
         nncf.set_log_level(logging.ERROR)
-    return sys.modules["nncf"]
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield nncf
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+        sys.modules.update(before)

@@ -162,11 +162,9 @@ def test_rope_theta_override_changes_the_function(tiny_checkpoint: Path, tmp_pat
 
 
 def test_export_needs_neither_torch_nor_network(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """In a process of its own, where torch and transformers cannot be imported and no socket connects."""
+    """In a process of its own, where torch and transformers could be imported and no socket connects."""
     script = f"""
 import socket, sys
-for name in ("torch", "transformers"):
-    sys.modules[name] = None
 def refuse(*args):
     print("tried to connect", args[1:])
     raise OSError("no network in this test")
@@ -175,6 +173,8 @@ socket.getaddrinfo = refuse
 import edge
 edge.export({str(tiny_checkpoint)!r}, {str(tmp_path / "out")!r}, recipe="int4-sym-g128")
 assert not hasattr(sys.modules["nncf.telemetry.wrapper"], "Telemetry")
+assert not {{"torch", "transformers", "onnx"}} & set(sys.modules)
+import torch
 print("done")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
