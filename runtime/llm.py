@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -32,10 +31,10 @@ class LLM:
     def __init__(self, path: str | Path, settings: EngineSettings | None = None) -> None:
         self.bundle = bundles.open_bundle(path)
         self.stop_ids = frozenset(self.bundle.manifest.stop_token_ids)
-        with ThreadPoolExecutor(1) as background:  # the vocabulary is parsed while the engine compiles
-            texts = background.submit(_load_texts, self.bundle)
-            self.engine = open_engine(self.bundle, settings or EngineSettings())
-            self.tokenizer, self.template = texts.result()
+        self.tokenizer = Tokenizer(_required(self.bundle, bundles.TOKENIZER))
+        template = self.bundle.text(bundles.CHAT_TEMPLATE)
+        self.template = None if template is None else ChatTemplate(template)
+        self.engine = open_engine(self.bundle, settings or EngineSettings())
         self._sequence = CachedSequence(self.engine.pool)
         self._history: list[int] = []  # its first num_cached_tokens ids are in the cache
         self._lock = threading.Lock()
@@ -130,11 +129,6 @@ def _exclusive(chunks: Generator[Chunk, None, None], lock: threading.Lock) -> Ge
         yield from chunks
     finally:
         lock.release()
-
-
-def _load_texts(bundle: Bundle) -> tuple[Tokenizer, ChatTemplate | None]:
-    template = bundle.text(bundles.CHAT_TEMPLATE)
-    return Tokenizer(_required(bundle, bundles.TOKENIZER)), None if template is None else ChatTemplate(template)
 
 
 def _required(bundle: Bundle, name: str) -> Path:

@@ -29,7 +29,9 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     """What an answer may be."""
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default: 512")
     for name, (kind, help_text) in SAMPLING.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=name[0].upper(), help=help_text)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X", help=help_text
+        )
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeatable")
     parser.add_argument("--deadline", type=float, dest="deadline_s", metavar="SECONDS", help="end the answer in time")
     parser.add_argument("--system", metavar="TEXT", help="a system message")

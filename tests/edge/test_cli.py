@@ -41,6 +41,18 @@ def test_help_names_every_verb() -> None:
         assert edge(verb, "--help").returncode == 0
 
 
+def test_help_states_the_real_defaults() -> None:
+    from edge.export import recipes
+    from edge.runtime.engines import EngineSettings
+    from edge.runtime.generate import GenerationSettings
+
+    shown = edge("run", "--help").stdout
+    assert f"default: {GenerationSettings().max_new_tokens}" in shown
+    assert f"default: {EngineSettings().device}" in shown
+    assert GenerationSettings().sampling.temperature == 0
+    assert f"default: {recipes.DEFAULT}" in edge("export", "--help").stdout
+
+
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["run"], ["run", "x", "y", "--temperature", "warm"]], ids=str)
 def test_usage_errors(arguments: list[str]) -> None:
     assert edge(*arguments).returncode == 2
