@@ -1,18 +1,12 @@
 """Export: from a checkpoint to a finished bundle.
 
-In: a source, an output folder, a recipe. Out: the bundle, and its manifest. Everything is written to a temporary folder
-beside the output and renamed at the end, so a failed or interrupted export leaves nothing behind.
+In: a source, an output folder, a recipe. Out: the bundle, and its manifest; or an error, and nothing left behind.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,13 +21,14 @@ from edge.export.checkpoint.gguf import source_files
 from edge.export.golden import GOLDEN_TEXT, Golden, GoldenRun
 from edge.export.graph.openvino import stateful_decoder
 from edge.export.names import Weights, canonical_shapes
+from edge.export.output import check_space, finished_folder
 from edge.export.recipes import Precision, Recipe
+from edge.export.sidecars import write_sidecars
 from edge.export.tensors import Weight
 from edge.runtime import bundle
 from edge.runtime.bundle import FileRecord, Manifest, TensorRecord
 from edge.runtime.errors import BundleError, OutputError, TensorError
 from edge.runtime.spec import ModelSpec
-from edge.runtime.tokenizer import Tokenizer
 
 VERSIONED = ("edgeglm", "openvino", "nncf", "numpy")
 
@@ -69,14 +64,14 @@ def export(
     if rope_theta is not None:
         spec = replace(spec, rope_theta=rope_theta)
         weights = replace(weights, spec=spec)
-    with _finished_folder(Path(out), force) as folder:
-        _check_space(folder, spec, chosen)
-        tokenizer = _write_texts(checkpoint, folder)
+    with finished_folder(Path(out), force) as folder:
+        check_space(folder, sum(chosen.bytes_of(name, shape) for name, shape in canonical_shapes(spec).items()))
+        tokenizer, stop_ids = write_sidecars(checkpoint, spec, folder)
         packed, golden = compress(weights, chosen, tokenizer.encode(GOLDEN_TEXT), progress)
         progress(Progress("writing", spec.num_parameters, spec.num_parameters))
         _write_model(packed, spec, folder)
         golden.write(folder / bundle.GOLDEN)
-        manifest = _manifest(checkpoint, spec, chosen, packed, golden, folder)
+        manifest = _manifest(checkpoint, spec, chosen, packed, golden, stop_ids, folder)
         (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
@@ -145,14 +140,6 @@ def _to_float(weight: Float32Array, name: str, precision: Precision) -> Weight:
     return weight.astype(np.float16)
 
 
-def _write_texts(checkpoint: Checkpoint, folder: Path) -> Tokenizer:
-    """Tokenizer, chat template and configs."""
-    checkpoint.write_tokenizer(folder / bundle.TOKENIZER)
-    if (template := checkpoint.chat_template()) is not None:
-        (folder / bundle.CHAT_TEMPLATE).write_text(template, encoding="utf-8")
-    return Tokenizer(folder / bundle.TOKENIZER)
-
-
 def _write_model(packed: dict[str, Weight], spec: ModelSpec, folder: Path) -> None:
     xml, binary = folder / bundle.MODEL_XML, folder / bundle.MODEL_BIN
     try:
@@ -164,10 +151,14 @@ def _write_model(packed: dict[str, Weight], spec: ModelSpec, folder: Path) -> No
 
 
 def _manifest(
-    checkpoint: Checkpoint, spec: ModelSpec, recipe: Recipe, packed: dict[str, Weight], golden: Golden, folder: Path
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    recipe: Recipe,
+    packed: dict[str, Weight],
+    golden: Golden,
+    stop_ids: tuple[int, ...],
+    folder: Path,
 ) -> Manifest:
-    stops = _stop_ids(checkpoint)
-    _write_configs(checkpoint, spec, stops, folder)
     tensors, groups = {}, set()
     for name, weight in packed.items():
         precision, note = recipe.precision_of(name, weight.shape)
@@ -182,7 +173,7 @@ def _manifest(
         spec=spec,
         recipe=recipe.name,
         weight_group_size=min(groups - {0}, default=0),
-        stop_token_ids=stops,
+        stop_token_ids=stop_ids,
         bits_per_weight=round(8 * weight_bytes / spec.num_parameters, 4),
         weight_bytes=weight_bytes,
         golden_kld=golden.kld,
@@ -202,74 +193,3 @@ def source_sha256(files: list[Path]) -> str:
     for file in files:
         digest.update(f"{file.name}\0{bundle.sha256_of(file)}\n".encode())
     return digest.hexdigest()
-
-
-def _stop_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """Every id that ends an answer: those of generation_config and of config, in this order."""
-    found = checkpoint.generation_config().ids("eos_token_id") + checkpoint.config.ids("eos_token_id")
-    return tuple(dict.fromkeys(found))
-
-
-def _write_configs(checkpoint: Checkpoint, spec: ModelSpec, stops: tuple[int, ...], folder: Path) -> None:
-    """config.json and generation_config.json, which openvino_genai and optimum-intel look for."""
-    generation = {**checkpoint.generation_config().values, "eos_token_id": list(stops)}
-    config = {
-        "architectures": ["GlmForCausalLM"],
-        "model_type": "glm",
-        "hidden_size": spec.hidden_size,
-        "intermediate_size": spec.intermediate_size,
-        "num_hidden_layers": spec.num_layers,
-        "num_attention_heads": spec.num_heads,
-        "num_key_value_heads": spec.num_kv_heads,
-        "head_dim": spec.head_dim,
-        "partial_rotary_factor": spec.rotary_dim / spec.head_dim,
-        "rope_theta": spec.rope_theta,
-        "rms_norm_eps": spec.rms_norm_eps,
-        "vocab_size": spec.vocab_size,
-        "max_position_embeddings": spec.max_position_embeddings,
-        "attention_bias": spec.qkv_bias,
-        "tie_word_embeddings": spec.tied_embeddings,
-        "hidden_act": "silu",
-        "eos_token_id": list(stops),
-    }
-    for name, values in ((bundle.GENERATION_CONFIG, generation), (bundle.CONFIG, config)):
-        text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False)
-        (folder / name).write_text(text + "\n", encoding="utf-8")
-
-
-def _check_space(folder: Path, spec: ModelSpec, recipe: Recipe) -> None:
-    """Raises OutputError when the bundle cannot fit on the disk."""
-    needed = sum(recipe.bytes_of(name, shape) for name, shape in canonical_shapes(spec).items())
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OutputError(f"{folder.parent}: {free:,} bytes free, the bundle needs about {needed:,}; free some space")
-
-
-@contextmanager
-def _finished_folder(out: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its place when the body succeeds, and vanishes when it does not."""
-    if out.exists() and not force:
-        raise OutputError(f"{out} exists already; choose another folder, or give --force to replace it")
-    if out.exists() and not (out.is_dir() and (bundle.is_bundle(out) or not any(out.iterdir()))):
-        raise OutputError(f"{out} is not a bundle, so --force does not replace it; choose another folder")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"{out.parent} cannot be written ({error.strerror}); choose another folder") from error
-    try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp makes it private
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-            out.rename(old / out.name)
-            folder.rename(out)
-            shutil.rmtree(old)
-        else:
-            folder.rename(out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OutputError(f"{out.parent}: the disk is full ({error.strerror}); free some space") from error
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -51,9 +51,9 @@ def print_table(header: list[str], rows: Iterable[Iterable[object]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def show_answer(chunks: Iterable[Chunk]) -> Chunk | None:
-    """Stream an answer to stdout, without the blank that some templates leave at its start; returns the last chunk."""
-    started, last = False, None
+def show_answer(chunks: Iterable[Chunk], *, raw: bool = False) -> Chunk | None:
+    """Stream an answer to stdout; returns the last chunk. Unless `raw`, without the blank that GLM starts one with."""
+    started, last = raw, None
     for last in chunks:
         text = last.text if started else last.text.lstrip()
         started = started or bool(text)

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         stream = llm.chat([*system, {"role": "user", "content": prompt}], **settings)
     with stream:
         if not args.json:
-            show_answer(stream)
+            show_answer(stream, raw=args.raw)
             return 0
         text = ""
         ids: list[int] = []

@@ -108,10 +108,12 @@ class OpenVINOPagedEngine:
 
     def _run(self) -> None:
         """One inference that Ctrl-C can end: a blocking call would keep the signal until it returns."""
-        self._request.start_async()
         try:
+            self._request.start_async()
             while not self._request.wait_for(INTERRUPT_MS):
                 pass
+        except RuntimeError as error:
+            raise DeviceError(f"the engine failed: {_first_line(error)}; try a shorter context") from error
         except BaseException:
             self._request.cancel()
             with contextlib.suppress(RuntimeError):  # it says that it was cancelled

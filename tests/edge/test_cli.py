@@ -111,6 +111,14 @@ def test_run_options_reach_the_generator(demo_bundle: Path) -> None:
     assert ask("--stop", cut, "--stop", "never") == greedy[: greedy.index(cut)]
 
 
+def test_raw_text_is_streamed_as_it_is(demo_bundle: Path) -> None:
+    """A continuation begins with a space, which an answer would lose."""
+    options = ("Once upon", "--raw", "--max-new-tokens", "6")
+    whole = json.loads(edge("run", demo_bundle, *options, "--json").stdout)["text"]
+    assert whole.startswith(" ")
+    assert edge("run", demo_bundle, *options).stdout == whole + "\n"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.export import pipeline
+from edge.export import output
 from edge.export.pipeline import Progress, export
 from edge.runtime import bundle
 from edge.runtime.bundle import open_bundle
@@ -105,7 +105,7 @@ def test_failure_leaves_nothing_and_keeps_the_old_bundle(
 def test_too_little_space_is_seen_before_starting(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(OutputError, match=r"1,000 bytes free, the bundle needs about"):
         export(tiny_checkpoint, tmp_path / "out", "int8-asym")
     assert list(tmp_path.iterdir()) == []
