@@ -42,6 +42,24 @@ def describe(checkpoint: Checkpoint) -> tuple[ModelSpec, Weights]:
     return spec, map_names(checkpoint, spec, architecture.sources(spec), architecture.ignored)
 
 
+def doubts(spec: ModelSpec) -> tuple[str, ...]:
+    """What a checkpoint says that is known to be said wrongly elsewhere; export goes on and warns.
+
+    The conversion of glm-4-9b-chat to GlmForCausalLM looked up rope_ratio in a dict with getattr and so lost it
+    (huggingface/transformers, models/glm/convert_glm_weights_to_hf.py at eaed17f); the original code multiplies by it.
+    """
+    original = {131072: ("glm-4-9b-chat", 5_000_000), 1048576: ("glm-4-9b-chat-1m", 100_000_000)}
+    if spec.architecture != "glm" or spec.vocab_size != 151552 or spec.rope_theta != 10_000:
+        return ()
+    if spec.max_position_embeddings not in original:
+        return ()
+    name, theta = original[spec.max_position_embeddings]
+    return (
+        f"rope_theta is 10000 for a context of {spec.max_position_embeddings}, as in the published conversion of "
+        f"{name}, whose original has {theta}; if this is that model, export it with --rope-theta {theta}",
+    )
+
+
 def _glm_spec(checkpoint: Checkpoint) -> ModelSpec:
     """GlmForCausalLM. transformers 5 moved rope settings into rope_parameters; both places are read."""
     config = checkpoint.config

@@ -15,7 +15,7 @@ import numpy as np
 import openvino as ov
 
 from edge.export import recipes
-from edge.export.architectures import describe
+from edge.export.architectures import describe, doubts
 from edge.export.checkpoint import Checkpoint, Float32Array, open_checkpoint
 from edge.export.checkpoint.gguf import source_files
 from edge.export.golden import GOLDEN_TEXT, Golden, GoldenRun
@@ -61,6 +61,7 @@ def export(
     chosen = recipes.find_recipe(recipe)
     checkpoint = open_checkpoint(source)
     spec, weights = describe(checkpoint)
+    warnings = doubts(spec) if rope_theta is None else ()
     if rope_theta is not None:
         spec = replace(spec, rope_theta=rope_theta)
         weights = replace(weights, spec=spec)
@@ -71,7 +72,7 @@ def export(
         progress(Progress("writing", spec.num_parameters, spec.num_parameters))
         _write_model(packed, spec, folder)
         golden.write(folder / bundle.GOLDEN)
-        manifest = _manifest(checkpoint, spec, chosen, packed, golden, stop_ids, folder)
+        manifest = _manifest(checkpoint, spec, chosen, packed, golden, stop_ids, warnings, folder)
         (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
@@ -157,6 +158,7 @@ def _manifest(
     packed: dict[str, Weight],
     golden: Golden,
     stop_ids: tuple[int, ...],
+    warnings: tuple[str, ...],
     folder: Path,
 ) -> Manifest:
     tensors, groups = {}, set()
@@ -177,6 +179,7 @@ def _manifest(
         bits_per_weight=round(8 * weight_bytes / spec.num_parameters, 4),
         weight_bytes=weight_bytes,
         golden_kld=golden.kld,
+        warnings=warnings,
         tensors=tensors,
         files=files,
         versions=_versions(),

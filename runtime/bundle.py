@@ -63,6 +63,7 @@ class Manifest:
     bits_per_weight: float
     weight_bytes: int
     golden_kld: float  # nats/token between float and compressed logits of golden.npz
+    warnings: tuple[str, ...]  # what export doubted and did all the same
     tensors: Mapping[str, TensorRecord]
     files: Mapping[str, FileRecord]
     versions: Mapping[str, str]
@@ -94,6 +95,7 @@ class Manifest:
                 bits_per_weight=float(data["bits_per_weight"]),
                 weight_bytes=int(data["weight_bytes"]),
                 golden_kld=float(data["golden_kld"]),
+                warnings=tuple(str(warning) for warning in data["warnings"]),
                 tensors={
                     name: TensorRecord(tuple(t["shape"]), str(t["precision"]), int(t["nbytes"]), str(t["note"]))
                     for name, t in data["tensors"].items()

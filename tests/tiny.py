@@ -38,6 +38,8 @@ class Tiny:
     bias: bool = True
     tied: bool = False
     dtype: str = "float32"
+    vocab_size: int = VOCAB
+    max_position_embeddings: int = 256
 
 
 TINIES = (
@@ -53,7 +55,7 @@ def make(tiny: Tiny, folder: Path) -> GlmForCausalLM:
     """Write the checkpoint and return its model in float32."""
     torch.manual_seed(7)
     config = GlmConfig(
-        vocab_size=VOCAB,
+        vocab_size=tiny.vocab_size,
         hidden_size=tiny.hidden_size,
         intermediate_size=tiny.intermediate_size,
         num_hidden_layers=3,
@@ -65,7 +67,7 @@ def make(tiny: Tiny, folder: Path) -> GlmForCausalLM:
         tie_word_embeddings=tiny.tied,
         rope_theta=10000.0,
         rms_norm_eps=1.5625e-07,
-        max_position_embeddings=256,
+        max_position_embeddings=tiny.max_position_embeddings,
         eos_token_id=list(STOP_IDS),
         pad_token_id=STOP_IDS[0],
     )

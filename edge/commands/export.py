@@ -8,6 +8,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 
 
@@ -35,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
             force=args.force,
             progress=progress,
         )
+    for warning in manifest.warnings:
+        print(f"edge: warning: {warning}", file=sys.stderr)
     notes: dict[str, int] = {}
     for tensor in manifest.tensors.values():
         if tensor.note and len(tensor.shape) == 2:

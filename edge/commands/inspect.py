@@ -41,6 +41,8 @@ def _bundle(path: Path, as_json: bool) -> int:
         f"{manifest.bits_per_weight:.2f} bits per weight, golden KLD {manifest.golden_kld:.4f}"
     )
     _print_spec(manifest.spec.to_json())
+    for warning in manifest.warnings:
+        print(f"warning: {warning}")
     kinds = Counter((tensor.precision, tensor.note) for tensor in manifest.tensors.values())
     sizes: Counter[tuple[str, str]] = Counter()
     for tensor in manifest.tensors.values():
@@ -57,7 +59,7 @@ def _bundle(path: Path, as_json: bool) -> int:
 
 def _checkpoint(path: Path, as_json: bool) -> int:
     from edge.commands.console import human_bytes, print_json, print_table
-    from edge.export.architectures import describe
+    from edge.export.architectures import describe, doubts
     from edge.export.checkpoint import open_checkpoint
     from edge.export.names import canonical_shapes
     from edge.export.recipes import recipes
@@ -75,6 +77,7 @@ def _checkpoint(path: Path, as_json: bool) -> int:
                 "format": checkpoint.format,
                 "tensors": len(checkpoint.shapes),
                 "spec": spec.to_json(),
+                "warnings": doubts(spec),
                 "weight_bytes": sizes,
             }
         )
@@ -83,6 +86,8 @@ def _checkpoint(path: Path, as_json: bool) -> int:
         f"{path}: {checkpoint.format} checkpoint, {len(checkpoint.shapes)} tensors, {spec.num_parameters:,} parameters"
     )
     _print_spec(spec.to_json())
+    for warning in doubts(spec):
+        print(f"warning: {warning}")
     print()
     print_table(
         ["recipe", "weights", "what"],

@@ -78,6 +78,24 @@ def test_export_then_run_verify_inspect(tiny_checkpoint: Path, tmp_path: Path) -
     assert source["weight_bytes"]["int4-asym-g128"] == shown["weight_bytes"]
 
 
+def test_lost_rotary_base_is_a_warning_and_a_record(tmp_path: Path) -> None:
+    """Shapes that tell the published glm-4-9b-chat-hf, as small as they can be."""
+    from tests.tiny import Tiny, make
+
+    published = Tiny("chat-hf", hidden_size=32, vocab_size=151552, max_position_embeddings=131072)
+    make(published, tmp_path / "checkpoint")
+    arguments = ("export", tmp_path / "checkpoint", tmp_path / "out", "--recipe", "int8-asym")
+    done = edge(*arguments)
+    assert done.returncode == 0
+    assert "edge: warning: rope_theta is 10000 for a context of 131072" in done.stderr
+    assert "warning: rope_theta is 10000" in edge("inspect", tmp_path / "out").stdout
+    assert "warning: rope_theta is 10000" in edge("inspect", tmp_path / "checkpoint").stdout
+    decided = edge(*arguments, "--rope-theta", "5000000", "--force")
+    assert decided.stderr == ""
+    shown = json.loads(edge("inspect", tmp_path / "out", "--json").stdout)
+    assert (shown["spec"]["rope_theta"], shown["warnings"]) == (5e6, [])
+
+
 def test_run_prints_the_answer(demo_bundle: Path) -> None:
     done = edge("run", demo_bundle, "What is the capital of France?", "--max-new-tokens", "32")
     assert done.returncode == 0

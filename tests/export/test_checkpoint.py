@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edge.export.architectures import describe
+from edge.export.architectures import describe, doubts
 from edge.export.checkpoint import open_checkpoint
 from edge.export.names import rotary_halves
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError
@@ -203,7 +204,11 @@ def test_published_configs_are_understood(shared: Path) -> None:
     chat = read(Stub("glm-4-9b-chat-hf.json"))  # type: ignore[arg-type]
     assert (chat.num_layers, chat.hidden_size, chat.num_kv_heads, chat.rotary_dim) == (40, 4096, 2, 64)
     assert chat.num_parameters == 9_399_951_360
+    assert "export it with --rope-theta 5000000" in doubts(chat)[0]
+    assert doubts(replace(chat, rope_theta=5e6)) == ()
+    assert "--rope-theta 100000000" in doubts(replace(chat, max_position_embeddings=1048576))[0]
     edge = read(Stub("glm-edge-1.5b-chat.json"))  # type: ignore[arg-type]
+    assert doubts(edge) == ()
     assert (edge.rotary_dim, edge.head_dim, edge.tied_embeddings, edge.qkv_bias) == (128, 128, True, False)
 
 
