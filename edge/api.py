@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.runtime.engines import EngineSettings
-from edge.runtime.errors import SettingsError
-from edge.runtime.llm import LLM
+from edge.runtime.llm import LLM, refuse_unknown
 
 
 def load(bundle: str | Path, device: str = EngineSettings().device, **settings: Any) -> LLM:
@@ -16,7 +15,5 @@ def load(bundle: str | Path, device: str = EngineSettings().device, **settings: 
 
     Raises BundleError, DeviceError, TokenizerError and SettingsError.
     """
-    known = {field.name for field in fields(EngineSettings)}
-    if unknown := settings.keys() - known:
-        raise SettingsError(f"unknown setting {min(unknown)!r}, known are {', '.join(sorted(known))}")
+    refuse_unknown(settings, {field.name for field in fields(EngineSettings)})
     return LLM(bundle, EngineSettings(device=device, **settings))

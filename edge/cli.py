@@ -15,6 +15,7 @@ from importlib.metadata import version
 from edge.runtime.errors import EdgeError
 
 VERBS = ("demo", "export", "run", "chat", "bench", "inspect", "verify", "devices")
+EXTRAS = {"nncf": "export", "gguf": "export"}  # which extra installs a module that can be missing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,18 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("edge: interrupted", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in EXTRAS:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
             raise
-        extra = EXTRAS[(error.name or "").split(".")[0]]
         print(f"edge: {error.name} is not installed; pip install 'edgeglm[{extra}]'", file=sys.stderr)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
         return 1
-
-
-# Which extra installs a module that can be missing.
-EXTRAS = {"nncf": "export", "gguf": "export"}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -13,7 +13,6 @@ import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -118,7 +117,7 @@ def _packed_bytes(constant: Any) -> Bytes:
     return data
 
 
-@contextmanager
+@contextlib.contextmanager
 def _alone() -> Iterator[ModuleType]:
     """nncf on its own: it would import torch where that is installed, report to a server, and print tables.
 

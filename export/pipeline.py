@@ -61,9 +61,10 @@ def export(
     chosen = recipes.find_recipe(recipe)
     checkpoint = open_checkpoint(source)
     spec, weights = describe(checkpoint)
-    warnings = doubts(spec) if rope_theta is None else ()
-    if rope_theta is not None:
-        spec = replace(spec, rope_theta=rope_theta)
+    if rope_theta is None:
+        warnings = doubts(spec)
+    else:
+        spec, warnings = replace(spec, rope_theta=rope_theta), ()
         weights = replace(weights, spec=spec)
     with finished_folder(Path(out), force) as folder:
         check_space(folder, sum(chosen.bytes_of(name, shape) for name, shape in canonical_shapes(spec).items()))

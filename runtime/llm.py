@@ -7,7 +7,7 @@ prompt shares with the last one is not computed again. Knows nothing about how a
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence, Set
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -113,13 +113,18 @@ def settings_from(**values: Any) -> GenerationSettings:
     """`GenerationSettings` from flat keywords, sampling included. Raises SettingsError for an unknown one."""
     sampling_names = {field.name for field in fields(Sampling)}
     names = {field.name for field in fields(GenerationSettings)} - {"sampling"}
-    if unknown := values.keys() - sampling_names - names:
-        raise SettingsError(f"unknown setting {min(unknown)!r}, known are {', '.join(sorted(sampling_names | names))}")
+    refuse_unknown(values, sampling_names | names)
     sampling = Sampling(**{name: value for name, value in values.items() if name in sampling_names})
     rest = {name: value for name, value in values.items() if name in names}
     if isinstance(stop := rest.get("stop"), list):
         rest["stop"] = tuple(stop)
     return GenerationSettings(sampling=sampling, **rest)
+
+
+def refuse_unknown(names: Iterable[str], known: Set[str]) -> None:
+    """Raises SettingsError, listing the known settings, when one of `names` is not among them."""
+    if unknown := set(names) - known:
+        raise SettingsError(f"unknown setting {min(unknown)!r}, known are {', '.join(sorted(known))}")
 
 
 def _exclusive(chunks: Generator[Chunk, None, None], lock: threading.Lock) -> Generator[Chunk, None, None]:

@@ -66,6 +66,7 @@ def _checkpoint(path: Path, as_json: bool) -> int:
 
     checkpoint = open_checkpoint(path)
     spec, _ = describe(checkpoint)
+    warnings = doubts(spec)
     sizes = {
         name: sum(recipe.bytes_of(weight, shape) for weight, shape in canonical_shapes(spec).items())
         for name, recipe in recipes().items()
@@ -77,7 +78,7 @@ def _checkpoint(path: Path, as_json: bool) -> int:
                 "format": checkpoint.format,
                 "tensors": len(checkpoint.shapes),
                 "spec": spec.to_json(),
-                "warnings": doubts(spec),
+                "warnings": warnings,
                 "weight_bytes": sizes,
             }
         )
@@ -86,7 +87,7 @@ def _checkpoint(path: Path, as_json: bool) -> int:
         f"{path}: {checkpoint.format} checkpoint, {len(checkpoint.shapes)} tensors, {spec.num_parameters:,} parameters"
     )
     _print_spec(spec.to_json())
-    for warning in doubts(spec):
+    for warning in warnings:
         print(f"warning: {warning}")
     print()
     print_table(

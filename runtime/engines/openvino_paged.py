@@ -40,10 +40,11 @@ class OpenVINOPagedEngine:
             )
         core = ov.Core()
         family = settings.device.split(".")[0].upper()
-        here = f"devices here: {', '.join(core.available_devices)}"
+        devices = core.available_devices  # asking loads every plugin
+        here = f"devices here: {', '.join(devices)}"
         if family not in BLOCK_SIZES:
             raise DeviceError(f"device {settings.device!r} has no paged attention; {here}")
-        if not any(name.split(".")[0] == family for name in core.available_devices):
+        if not any(name.split(".")[0] == family for name in devices):
             raise DeviceError(f"device {settings.device!r} is not there; {here}")
         try:
             properties = _properties(core, settings, family, spec, weight_group_size, limit)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
 import pytest
 
+from benchmarks.genai import with_openvino_tokenizer
 from edge.runtime.llm import LLM
 from tests.conftest import EXACT
 from tests.export.test_reference import PROMPTS
@@ -19,15 +19,7 @@ NEW_TOKENS = 32
 @pytest.fixture(scope="module")
 def genai_folder(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle beside a tokenizer that openvino_genai reads, converted from the bundle's own."""
-    import openvino_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    folder = Path(shutil.copytree(demo_bundle, tmp_path_factory.mktemp("genai") / "bundle"))
-    fast = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|im_end|>")
-    models = openvino_tokenizers.convert_tokenizer(fast, with_detokenizer=True)
-    for model, name in zip(models, ("tokenizer", "detokenizer"), strict=True):
-        ov.save_model(model, folder / f"openvino_{name}.xml")
-    return folder
+    return with_openvino_tokenizer(demo_bundle, tmp_path_factory.mktemp("genai") / "bundle")
 
 
 @pytest.mark.parametrize("backend", ["PA", "SDPA"])
