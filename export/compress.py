@@ -1,6 +1,6 @@
 """Weight compression by NNCF; the only file that imports it.
 
-In: float32 weights and a `Precision` for each. Out: `PackedTensor`s with exactly the integers, scales and zero points
+In: float weights in any dtype and a `Precision` for each. Out: `PackedTensor`s with exactly the integers, scales and zero points
 that `nncf.compress_weights` chose. Knows nothing about checkpoints, files or the full model: it sees one decoder block,
 or some rows of one matrix, at a time.
 """
@@ -20,10 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from edge.export.checkpoint import Float32Array
 from edge.export.graph.openvino import block_model, linear_model
 from edge.export.recipes import Precision
-from edge.export.tensors import Bytes, PackedTensor
+from edge.export.tensors import Bytes, FloatArray, PackedTensor
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
 
@@ -31,26 +30,32 @@ ROW_CHUNK = 16384  # rows of a vocabulary matrix compressed at once; rows are in
 
 
 def compress_block(
-    weights: Mapping[str, Float32Array], layer: int, spec: ModelSpec, plan: Mapping[str, Precision]
+    weights: Mapping[str, FloatArray], layer: int, spec: ModelSpec, plan: Mapping[str, Precision]
 ) -> dict[str, PackedTensor]:
     """Compress the planned weights of one decoder block. Keys are canonical names, in `plan` and in the result."""
     return _compress(block_model(weights, layer, spec), plan)
 
 
-def compress_matrix(name: str, weight: Float32Array, precision: Precision) -> PackedTensor:
-    """Compress one (N, K) matrix on its own, in chunks of rows. For 8-bit rows, as of embedding and head."""
-    chunks = []
-    for start in range(0, weight.shape[0], ROW_CHUNK):
+def compress_matrix(name: str, weight: FloatArray, precision: Precision) -> PackedTensor:
+    """Compress one (N, K) matrix on its own, in chunks of rows: an embedding or a vocabulary projection."""
+    n, k = weight.shape
+    data: Bytes = np.empty(-(-n * k * precision.bits // 8), np.uint8)  # filled in place: it can be half a gigabyte
+    scales, zeros = [], []
+    for start in range(0, n, ROW_CHUNK):
         rows = weight[start : start + ROW_CHUNK]
-        chunks.append(_compress(linear_model({name: rows}, name), {name: precision})[name])
-    zeros = [chunk.zero_point for chunk in chunks if chunk.zero_point is not None]
+        chunk = _compress(linear_model({name: rows}, name), {name: precision})[name]
+        begin = start * k * precision.bits // 8
+        data[begin : begin + chunk.data.size] = chunk.data
+        scales.append(chunk.scale)
+        if chunk.zero_point is not None:
+            zeros.append(chunk.zero_point)
     return PackedTensor(
-        shape=(weight.shape[0], weight.shape[1]),
+        shape=(n, k),
         bits=precision.bits,
         symmetric=precision.symmetric,
-        group_size=chunks[0].group_size,
-        data=np.concatenate([chunk.data for chunk in chunks]),
-        scale=np.concatenate([chunk.scale for chunk in chunks]),
+        group_size=chunk.group_size,
+        data=data,
+        scale=np.concatenate(scales),
         zero_point=np.concatenate(zeros) if zeros else None,
     )
 

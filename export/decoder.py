@@ -7,8 +7,8 @@ the next stage. Knows nothing about OpenVINO, ONNX, weights or files: a builder 
     x ── input_norm ── qkv ── rope ── attention ── o ──(+)── post_norm ── gate_up ── swiglu ── down ──(+)── y
       └──────────────────────────────────────────────┘  └──────────────────────────────────────────────┘
 
-Sources: GlmDecoderLayer of huggingface/transformers (models/glm/modeling_glm.py, 4.57.6); llama is the same block with
-gate and up stored apart and without qkv bias.
+Sources: GlmDecoderLayer and Glm4DecoderLayer of huggingface/transformers (models/glm/modeling_glm.py and
+models/glm4/modeling_glm4.py, 4.57.6); llama is the first with gate and up stored apart and without qkv bias.
 """
 
 from __future__ import annotations
@@ -38,17 +38,23 @@ class Builder(Protocol[V]):
     def swiglu(self, gate_up: V, spec: ModelSpec) -> V:
         """silu(gate) * up, gate first: (B, T, 2 F) -> (B, T, F)."""
 
-    def add(self, a: V, b: V) -> V:
-        """Elementwise sum."""
+    def add(self, a: V, b: V, name: str) -> V:
+        """Elementwise sum, known as `name` to those who look for it in the graph."""
 
 
 def block(g: Builder[V], x: V, layer: int, spec: ModelSpec) -> V:
     """One decoder block: (B, T, H) -> (B, T, H)."""
-    prefix = f"layers.{layer}"
-    attn = g.linear(g.rms_norm(x, f"{prefix}.input_norm", spec.rms_norm_eps), f"{prefix}.attn.qkv")
-    x = g.add(x, g.linear(g.attention(attn, layer, spec), f"{prefix}.attn.o"))
-    mlp = g.linear(g.rms_norm(x, f"{prefix}.post_norm", spec.rms_norm_eps), f"{prefix}.mlp.gate_up")
-    return g.add(x, g.linear(g.swiglu(mlp, spec), f"{prefix}.mlp.down"))
+    prefix, eps = f"layers.{layer}", spec.rms_norm_eps
+    attn = g.linear(g.rms_norm(x, f"{prefix}.input_norm", eps), f"{prefix}.attn.qkv")
+    attn = g.linear(g.attention(attn, layer, spec), f"{prefix}.attn.o")
+    if spec.output_norms:
+        attn = g.rms_norm(attn, f"{prefix}.attn.out_norm", eps)
+    x = g.add(x, attn, f"{prefix}.attn.residual")
+    mlp = g.linear(g.rms_norm(x, f"{prefix}.post_norm", eps), f"{prefix}.mlp.gate_up")
+    mlp = g.linear(g.swiglu(mlp, spec), f"{prefix}.mlp.down")
+    if spec.output_norms:
+        mlp = g.rms_norm(mlp, f"{prefix}.mlp.out_norm", eps)
+    return g.add(x, mlp, f"{prefix}.mlp.residual")
 
 
 def head(g: Builder[V], x: V, spec: ModelSpec) -> V:

@@ -6,6 +6,7 @@ particular architectures or file formats.
 
     embed.weight  layers.N.input_norm.weight  layers.N.attn.qkv.{weight,bias}  layers.N.attn.o.weight
     layers.N.post_norm.weight  layers.N.mlp.gate_up.weight  layers.N.mlp.down.weight  norm.weight  lm_head.weight
+    and for GLM-4-0414: layers.N.attn.out_norm.weight  layers.N.mlp.out_norm.weight
 
 Two things differ from every source. Query, key and value are one matrix, and so are gate and up: fewer, wider products.
 And rows of q and k are reordered from pairs (2i, 2i + 1) to halves (i, i + rotary_dim / 2) within each head, because
@@ -14,17 +15,20 @@ engines fuse only that form of rotary embedding; a product of q and k does not d
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from edge.export.checkpoint import Checkpoint, Float32Array
+from edge.export.checkpoint import Checkpoint
+from edge.export.tensors import Float32Array, FloatArray, to_float32
 from edge.runtime.errors import TensorError
 from edge.runtime.spec import ModelSpec
 
 Sources = Mapping[str, tuple[str, ...]]  # canonical name -> tensors whose rows follow each other
+CHECKED_ROWS = 4096  # of a matrix in float32 at a time
 
 
 def canonical_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -45,10 +49,19 @@ def _block_shapes(h: int, f: int, qkv: int, spec: ModelSpec) -> dict[str, tuple[
         "attn.qkv.weight": (qkv, h),
         **({"attn.qkv.bias": (qkv,)} if spec.qkv_bias else {}),
         "attn.o.weight": (h, spec.q_size),
+        **({"attn.out_norm.weight": (h,)} if spec.output_norms else {}),
         "post_norm.weight": (h,),
         "mlp.gate_up.weight": (2 * f, h),
         "mlp.down.weight": (h, f),
+        **({"mlp.out_norm.weight": (h,)} if spec.output_norms else {}),
     }
+
+
+class Change(Protocol):
+    """Something that is added to weights, as a LoRA is."""
+
+    def delta(self, name: str) -> Float32Array | None:
+        """What is added to the weight of a canonical name, with rows as the checkpoint has them; None for nothing."""
 
 
 @dataclass(frozen=True)
@@ -58,34 +71,42 @@ class Weights:
     checkpoint: Checkpoint
     spec: ModelSpec
     sources: Sources
+    change: Change | None = None  # merged into what is read
 
-    def read(self, name: str) -> Float32Array:
-        """One weight as a new float32 array."""
+    def read(self, name: str) -> FloatArray:
+        """One weight in the dtype it is stored in: a view into the checkpoint where nothing has to be joined."""
         parts = [self.checkpoint.read(part) for part in self.sources[name]]
         weight = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if ".attn.qkv." in name:
-            weight = weight[rotary_halves(self.spec)]
-        if not np.isfinite(weight).all():
-            raise TensorError(f"{' + '.join(self.sources[name])} holds NaN or infinity; the checkpoint is damaged")
-        return weight
+        if self.change is not None and (delta := self.change.delta(name)) is not None:
+            delta += to_float32(weight)
+            weight = delta
+        return weight[rotary_halves(self.spec)] if ".attn.qkv." in name else weight
 
-    def block(self, layer: int) -> dict[str, Float32Array]:
+    def block(self, layer: int) -> dict[str, FloatArray]:
         """All weights of one decoder block."""
         prefix = f"layers.{layer}."
         return {name: self.read(name) for name in self.sources if name.startswith(prefix)}
 
+    def check_finite(self, name: str) -> None:
+        """Raises TensorError when a weight holds NaN or infinity. Reads all of it."""
+        for part in self.sources[name]:
+            stored = self.checkpoint.read(part)
+            for start in range(0, len(stored), CHECKED_ROWS):
+                if not np.isfinite(to_float32(stored[start : start + CHECKED_ROWS])).all():
+                    raise TensorError(f"{part} holds NaN or infinity; the checkpoint is damaged, download it again")
 
-def map_names(checkpoint: Checkpoint, spec: ModelSpec, sources: Sources, ignored: Collection[str] = ()) -> Weights:
+
+def map_names(checkpoint: Checkpoint, spec: ModelSpec, sources: Sources, ignored: tuple[str, ...] = ()) -> Weights:
     """Check a checkpoint against the canonical set. Raises TensorError that names every offending tensor's first few.
 
-    `ignored` tensors may be there and are not read.
+    Tensors whose names begin with one of `ignored` may be there and are not read.
     """
     wanted = {part for parts in sources.values() for part in parts}
     if missing := sorted(wanted - checkpoint.shapes.keys()):
         raise TensorError(
             f"{checkpoint.path}: {_some(missing)} missing; the checkpoint is incomplete, download it again"
         )
-    if unexpected := sorted(checkpoint.shapes.keys() - wanted - set(ignored)):
+    if unexpected := sorted(name for name in checkpoint.shapes.keys() - wanted if not name.startswith(ignored)):
         raise TensorError(
             f"{checkpoint.path}: {_some(unexpected)} unexpected; this is not the architecture its config names, or it "
             "has parts that edgeglm would drop"

@@ -1,55 +1,90 @@
-"""Where an export is written: whole, or not at all.
+"""Where an export is written: whole, or not at all; and where a killed one goes on.
 
-In: the folder a user asked for. Out: a temporary folder beside it that takes its place at the end. Knows nothing about
-what is written into it, except that only a bundle may be replaced.
+In: the folder a user asked for and a key that says what is being made. Out: a work folder beside it that takes its place
+at the end, and in it a journal of what is done already. An error removes the work folder; a killed process leaves it, and
+the next export with the same key goes on from its journal. Knows nothing about what is written into it, except that only
+a bundle may be replaced.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from edge.runtime import bundle
 from edge.runtime.errors import OutputError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Journal:
+    """What is done of an export: a list of steps, each a JSON object. On the disk before `add` returns.
+
+    Its `folder` also takes what a step needs of the one before it.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder = folder
+        self._path = folder / "journal.json"
+        self._key = key
+        self.steps: list[dict[str, Any]] = []
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or cut off: start anew
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            if found["key"] == key:
+                self.steps = list(found["steps"])
+
+    def add(self, step: dict[str, Any]) -> None:
+        """Record one more step."""
+        self.steps.append(step)
+        text = json.dumps({"key": self._key, "steps": self.steps})
+        write_durably(self._path, text.encode())
+
 
 @contextmanager
-def finished_folder(out: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its place when the body succeeds, and vanishes when it does not."""
+def work_folder(out: Path, force: bool, key: str) -> Iterator[tuple[Path, Journal]]:
+    """The folder `.NAME.partial` beside `out`; it takes its place when the body succeeds, and vanishes when it fails.
+
+    What a killed export left there stays if its key is the same, with the journal that tells how far it came.
+    Raises OutputError when `out` may not be replaced or written, and when another process is at work there.
+    """
     if out.exists() and not force:
         raise OutputError(f"{out} exists already; choose another folder, or give --force to replace it")
     if out.exists() and not (out.is_dir() and (bundle.is_bundle(out) or not any(out.iterdir()))):
         raise OutputError(f"{out} is not a bundle, so --force does not replace it; choose another folder")
+    folder, lock = out.parent / f".{out.name}.partial", out.parent / f".{out.name}.lock"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        holder = lock.open("a")
     except OSError as error:
         raise OutputError(f"{out.parent} cannot be written ({error.strerror}); choose another folder") from error
-    try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp makes it private
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent)) / out.name
-            out.rename(old)
-            try:
-                folder.rename(out)
-            except OSError:
-                old.rename(out)
-                raise
-            finally:
-                shutil.rmtree(old.parent)
-        else:
-            folder.rename(out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OutputError(f"{out.parent}: the disk is full ({error.strerror}); free some space") from error
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with holder:
+        if not _lock(holder):
+            raise OutputError(f"{out} is being written by another export; wait for it, or choose another folder")
+        try:
+            folder.mkdir(exist_ok=True)
+            journal = Journal(folder / "journal", key)
+            if not journal.steps:
+                shutil.rmtree(folder)
+                journal.folder.mkdir(parents=True)
+            yield folder, journal
+            shutil.rmtree(journal.folder)
+            _take_place(folder, out)
+        except OSError as error:
+            if error.errno in FULL:
+                raise OutputError(f"{out.parent}: the disk is full ({error.strerror}); free some space") from error
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another export may be waiting at it already
+                lock.unlink()
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -57,3 +92,47 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(f"{folder.parent}: {free:,} bytes free, the bundle needs about {needed:,}; free some space")
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a file by one that is on the disk as a whole."""
+    fresh = path.with_name(path.name + ".new")
+    with fresh.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+def _take_place(folder: Path, out: Path) -> None:
+    if not out.exists():
+        folder.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent)) / out.name
+    out.rename(old)
+    try:
+        folder.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    finally:
+        shutil.rmtree(old.parent)
+
+
+def _lock(file: IO[str]) -> bool:
+    """Whether this process now holds the file alone; the system lets go of it when the process ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,36 +1,50 @@
 """Export: from a checkpoint to a finished bundle.
 
 In: a source, an output folder, a recipe. Out: the bundle, and its manifest; or an error, and nothing left behind.
+
+One stage at a time - embedding, decoder blocks, head - is compressed and appended to the weight file, while the stage
+before it is checked in a second thread. After its check a stage stands in the journal, from which the next export goes
+on if this one is killed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import io
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
 
 from edge.export import recipes
+from edge.export.adapter import Adapter
 from edge.export.architectures import describe, doubts
-from edge.export.checkpoint import Checkpoint, Float32Array, open_checkpoint
+from edge.export.checkpoint import Checkpoint, open_checkpoint
 from edge.export.checkpoint.gguf import source_files
-from edge.export.golden import GOLDEN_TEXT, Golden, GoldenRun
+from edge.export.graph.ir import write_ir
 from edge.export.graph.openvino import stateful_decoder
 from edge.export.names import Weights, canonical_shapes
-from edge.export.output import check_space, finished_folder
-from edge.export.recipes import Precision, Recipe
+from edge.export.output import Journal, check_space, work_folder, write_durably
+from edge.export.recipes import EMBEDDING, HEAD, Precision, Recipe
 from edge.export.sidecars import write_sidecars
-from edge.export.tensors import Weight
+from edge.export.store import StoredWeight, WeightStore
+from edge.export.tensors import FloatArray, Weight, to_float32
+from edge.export.verify import GOLDEN_TEXT, Golden, Verifier
 from edge.runtime import bundle
-from edge.runtime.bundle import FileRecord, Manifest, TensorRecord
-from edge.runtime.errors import BundleError, OutputError, TensorError
+from edge.runtime.bundle import Manifest, StageCheck, TensorRecord
+from edge.runtime.errors import BundleError, OutputError, TensorError, VerificationError
 from edge.runtime.spec import ModelSpec
 
 VERSIONED = ("edgeglm", "openvino", "nncf", "numpy")
+HASHED_BYTES = 1 << 20  # at a time
+SIDECAR_BYTES = 64_000_000  # at most, of a bundle's files that are no weights; a tokenizer for 151,552 tokens has 35 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +52,40 @@ class Progress:
     """How far an export is."""
 
     stage: str  # "embedding", "block 3", "head", "writing"
-    done: int  # weights done, in parameters
+    blocks: int  # decoder blocks done
+    num_blocks: int
+    done: int  # parameters done, which is what time goes by
     total: int
+    written: int  # bytes of weights on the disk
+    resumed: int  # parameters that an earlier export had done
+    check: StageCheck | None  # of the stage; None for "writing" and where it was done earlier
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what an export gives."""
+
+    checkpoint: Checkpoint
+    weights: Weights
+    recipe: Recipe
+    adapter: Adapter | None  # merged into the weights
+    warnings: tuple[str, ...]
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.weights.spec
+
+    @property
+    def source_files(self) -> list[Path]:
+        return self.checkpoint.files() + ([] if self.adapter is None else self.adapter.files)
+
+    @property
+    def key(self) -> str:
+        """Same key, same bytes. Files are known by size and time here: hashing 19 GB to begin would take too long."""
+        stats = [(str(path.resolve()), path.stat()) for path in self.source_files]
+        files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        text = json.dumps([files, asdict(self.spec), asdict(self.recipe), versions()])
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def export(
@@ -47,35 +93,70 @@ def export(
     out: str | Path,
     recipe: str = recipes.DEFAULT,
     *,
+    embedding: str | None = None,
+    head: str | None = None,
+    adapter: str | Path | None = None,
     rope_theta: float | None = None,
     force: bool = False,
     progress: Callable[[Progress], None] = lambda _progress: None,
 ) -> Manifest:
     """Export a checkpoint to a bundle at `out`.
 
-    source: a folder with config.json and *.safetensors, or a .gguf file. recipe: a name in recipes.toml. rope_theta:
-    replaces the checkpoint's rotary base. force: replace an existing `out`. progress is called after every step.
+    source: a folder with config.json and *.safetensors, a .gguf file, or a hub id. recipe: a name in recipes.toml.
+    embedding, head: precisions of the vocabulary matrices instead of the recipe's, like "int4-asym-g128". adapter: the
+    folder of a PEFT LoRA to merge. rope_theta: replaces the checkpoint's rotary base. force: replace an existing `out`.
+    progress is called after every stage.
 
-    Raises CheckpointError, RecipeError, OutputError, TokenizerError and VerificationError; `out` is then as before.
+    An export that was killed goes on where it stopped when it is started again with the same arguments. Raises
+    CheckpointError, RecipeError, OutputError, TokenizerError and VerificationError; `out` is then as before.
     """
+    plan = make_plan(source, recipe, embedding=embedding, head=head, adapter=adapter, rope_theta=rope_theta)
+    with work_folder(Path(out), force, plan.key) as (folder, journal):
+        shapes = canonical_shapes(plan.spec)
+        check_space(
+            folder, sum(plan.recipe.bytes_of(*item) for item in shapes.items()) + SIDECAR_BYTES - _done_bytes(journal)
+        )
+        with _hashing(plan.source_files) as source_hash:
+            tokenizer, stop_ids = write_sidecars(plan.checkpoint, plan.spec, folder)
+            with _open_store(folder, journal) as store:
+                verifier = Verifier(tokenizer.encode(GOLDEN_TEXT), plan.spec)
+                checks, golden = compress(plan, store, verifier, journal, progress)
+                total = plan.spec.num_parameters
+                layers = plan.spec.num_layers
+                progress(Progress("writing", layers, layers, total, total, store.end, 0, None))
+                _write_model(store, plan.spec, folder)
+            golden.write(folder / bundle.GOLDEN)
+            manifest = _manifest(plan, store, checks, golden, stop_ids, source_hash.result(), folder)
+        (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def make_plan(
+    source: str | Path,
+    recipe: str,
+    *,
+    embedding: str | None = None,
+    head: str | None = None,
+    adapter: str | Path | None = None,
+    rope_theta: float | None = None,
+) -> Plan:
+    """Open and check everything that export reads. Raises CheckpointError and RecipeError."""
     chosen = recipes.find_recipe(recipe)
     checkpoint = open_checkpoint(source)
     spec, weights = describe(checkpoint)
-    if rope_theta is None:
-        warnings = doubts(spec)
-    else:
-        spec, warnings = replace(spec, rope_theta=rope_theta), ()
-        weights = replace(weights, spec=spec)
-    with finished_folder(Path(out), force) as folder:
-        check_space(folder, sum(chosen.bytes_of(name, shape) for name, shape in canonical_shapes(spec).items()))
-        tokenizer, stop_ids = write_sidecars(checkpoint, spec, folder)
-        packed, golden = compress(weights, chosen, tokenizer.encode(GOLDEN_TEXT), progress)
-        progress(Progress("writing", spec.num_parameters, spec.num_parameters))
-        _write_model(packed, spec, folder)
-        golden.write(folder / bundle.GOLDEN)
-        manifest = _manifest(checkpoint, spec, chosen, packed, golden, stop_ids, warnings, folder)
-        (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return manifest
+    warnings = doubts(checkpoint, spec)
+    if rope_theta is not None:
+        given = f"rope_theta {rope_theta:g} was given at export; the checkpoint says {spec.rope_theta:g}"
+        spec = replace(spec, rope_theta=rope_theta)
+        warnings = (*doubts(checkpoint, spec), given)
+    change = None if adapter is None else Adapter(Path(adapter), spec)
+    return Plan(
+        checkpoint,
+        replace(weights, spec=spec, change=change),
+        chosen.with_vocabulary(embedding, head, tied=spec.tied_embeddings),
+        change,
+        warnings,
+    )
 
 
 def is_export_of(out: Path, source: Path, recipe: str) -> bool:
@@ -84,68 +165,157 @@ def is_export_of(out: Path, source: Path, recipe: str) -> bool:
         manifest = bundle.open_bundle(out).manifest
     except BundleError:
         return False
-    same = manifest.recipe == recipe and manifest.versions == _versions()
+    same = manifest.recipe == recipe and manifest.versions == versions()
     return same and manifest.source_sha256 == source_sha256(source_files(source))
 
 
 def compress(
-    weights: Weights, recipe: Recipe, golden_ids: list[int], progress: Callable[[Progress], None]
-) -> tuple[dict[str, Weight], Golden]:
-    """Compress all weights, one decoder block in float memory at a time, and run the golden tokens alongside."""
-    spec, run = weights.spec, GoldenRun(golden_ids, weights.spec)
-    packed: dict[str, Weight] = {}
-    done = 0
+    plan: Plan,
+    store: WeightStore,
+    verifier: Verifier,
+    journal: Journal,
+    progress: Callable[[Progress], None],
+) -> tuple[tuple[StageCheck, ...], Golden]:
+    """Compress all weights into the store, stage by stage, and check each stage beside the next one's compression.
 
-    def step(stage: str, floats: dict[str, Float32Array], layer: int | None) -> dict[str, Weight]:
-        nonlocal done
-        fresh = _pack(floats, layer, spec, recipe)
-        packed.update(fresh)
-        done += sum(weight.size for weight in floats.values())
-        progress(Progress(stage, done, spec.num_parameters))
-        return fresh
+    The head is not in the journal: it is the last stage, and its check gives the golden logits.
+    """
+    spec = plan.spec
+    stages = ["embedding", *(f"block {layer}" for layer in range(spec.num_layers)), "head"]
+    first = len(journal.steps)
+    checks = [StageCheck(**step["check"]) for step in journal.steps]
+    resumed = sum(_parameters(stage, spec) for stage in stages[:first])
+    if first:
+        verifier.hidden = np.load(_hidden_file(journal, first))
 
-    embedding = {"embed.weight": weights.read("embed.weight")}
-    run.embed(embedding, step("embedding", embedding, None))
-    if not spec.tied_embeddings:
-        del embedding
-    for layer in range(spec.num_layers):
-        block = weights.block(layer)
-        run.block(layer, block, step(f"block {layer}", block, layer))
-    head = {"norm.weight": weights.read("norm.weight")}
-    if not spec.tied_embeddings:
-        head["lm_head.weight"] = weights.read("lm_head.weight")
-    step("head", head, None)
-    return packed, run.head(head | embedding if spec.tied_embeddings else head, packed)
+    def check(index: int, end: int) -> tuple[StageCheck, Golden | None, int]:
+        """Check one stage and record it. Runs in the second thread."""
+        stage = stages[index]
+        packed = {name: store[name] for name in _needed(stage, spec)}
+        result, golden = _check(stage, verifier, plan.weights, packed)
+        if golden is None:
+            store.sync()
+            buffer = io.BytesIO()
+            np.save(buffer, verifier.hidden)
+            write_durably(_hidden_file(journal, index + 1), buffer.getvalue())
+            records = {name: store.records[name].to_json() for name in _own(stage, spec)}
+            journal.add({"end": end, "weights": records, "check": asdict(result)})
+            _hidden_file(journal, index).unlink(missing_ok=True)
+        return result, golden, end
+
+    golden: Golden | None = None
+
+    def finish(index: int, pending: Future[tuple[StageCheck, Golden | None, int]]) -> None:
+        nonlocal golden
+        result, golden, end = pending.result()
+        checks.append(result)
+        done = sum(_parameters(stage, spec) for stage in stages[: index + 1])
+        blocks = min(index, spec.num_layers)
+        progress(Progress(stages[index], blocks, spec.num_layers, done, spec.num_parameters, end, resumed, result))
+
+    with ThreadPoolExecutor(1) as second:
+        pending: Future[tuple[StageCheck, Golden | None, int]] | None = None
+        for index in range(first, len(stages)):
+            for name, weight in _pack(stages[index], plan).items():
+                store.put(name, weight)
+            if pending is not None:
+                finish(index - 1, pending)
+            pending = second.submit(check, index, store.end)
+        assert pending is not None, "the head is always done"
+        finish(len(stages) - 1, pending)
+    assert golden is not None
+    return tuple(checks), golden
 
 
-def _pack(floats: dict[str, Float32Array], layer: int | None, spec: ModelSpec, recipe: Recipe) -> dict[str, Weight]:
-    """Each weight in the precision that the recipe gives it."""
+def _own(stage: str, spec: ModelSpec) -> list[str]:
+    """The weights that a stage brings."""
+    if stage == "embedding":
+        return [EMBEDDING]
+    if stage == "head":
+        return ["norm.weight", *([] if spec.tied_embeddings else [HEAD])]
+    prefix = f"layers.{stage.removeprefix('block ')}."
+    return [name for name in canonical_shapes(spec) if name.startswith(prefix)]
+
+
+def _needed(stage: str, spec: ModelSpec) -> list[str]:
+    """The weights that a stage computes with."""
+    return _own(stage, spec) + ([EMBEDDING] if stage == "head" and spec.tied_embeddings else [])
+
+
+def _parameters(stage: str, spec: ModelSpec) -> int:
+    shapes = canonical_shapes(spec)
+    return sum(math.prod(shapes[name]) for name in _own(stage, spec))
+
+
+def _pack(stage: str, plan: Plan) -> dict[str, Weight]:
+    """The weights of a stage, each in the precision that the recipe gives it. Raises TensorError."""
     from edge.export.compress import compress_block, compress_matrix  # nncf takes seconds to import
 
-    plan = {name: recipe.precision_of(name, weight.shape)[0] for name, weight in floats.items()}
-    integers = {name: precision for name, precision in plan.items() if not precision.is_float}
+    floats = {name: plan.weights.read(name) for name in _own(stage, plan.spec)}
+    precisions = {name: plan.recipe.precision_of(name, weight.shape)[0] for name, weight in floats.items()}
+    integers = {name: precision for name, precision in precisions.items() if not precision.is_float}
     packed: dict[str, Weight] = {
-        name: _to_float(floats[name], name, precision) for name, precision in plan.items() if precision.is_float
+        name: _to_float(floats[name], name, precision) for name, precision in precisions.items() if precision.is_float
     }
-    if layer is not None and integers:
-        packed |= compress_block(floats, layer, spec, integers)
+    if stage.startswith("block ") and integers:
+        packed |= compress_block(floats, int(stage.removeprefix("block ")), plan.spec, integers)
     else:
         packed |= {name: compress_matrix(name, floats[name], precision) for name, precision in integers.items()}
     return packed
 
 
-def _to_float(weight: Float32Array, name: str, precision: Precision) -> Weight:
-    if precision.bits == 32:
-        return weight
-    if np.abs(weight).max(initial=0) > np.finfo(np.float16).max:
-        raise TensorError(f"{name} reaches {np.abs(weight).max():.3g}, beyond float16; use recipe fp32 or an int8 one")
-    return weight.astype(np.float16)
-
-
-def _write_model(packed: dict[str, Weight], spec: ModelSpec, folder: Path) -> None:
-    xml, binary = folder / bundle.MODEL_XML, folder / bundle.MODEL_BIN
+def _check(
+    stage: str, verifier: Verifier, weights: Weights, packed: Mapping[str, Weight]
+) -> tuple[StageCheck, Golden | None]:
+    """One stage against the checkpoint's own weights; with golden logits after the head. Raises TensorError, too."""
+    floats = {name: weights.read(name) for name in packed}
+    if stage == "embedding":  # of which only a few rows are computed with
+        weights.check_finite(EMBEDDING)
+        return verifier.embed(floats, packed), None
     try:
-        ov.serialize(stateful_decoder(packed, spec), xml, binary)
+        if stage == "head":
+            return verifier.head(floats, packed)
+        return verifier.block(int(stage.removeprefix("block ")), floats, packed), None
+    except VerificationError:
+        for name in packed:
+            weights.check_finite(name)  # or is it the checkpoint?
+        raise
+
+
+def _to_float(weight: FloatArray, name: str, precision: Precision) -> Weight:
+    values = to_float32(weight)
+    if precision.bits == 32:
+        return values
+    if np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+        raise TensorError(f"{name} reaches {np.abs(values).max():.3g}, beyond float16; use recipe fp32 or an int8 one")
+    return values.astype(np.float16)
+
+
+@contextmanager
+def _open_store(folder: Path, journal: Journal) -> Iterator[WeightStore]:
+    """The weight file, as far as the journal says that it is right."""
+    records = {
+        name: StoredWeight.from_json(record) for step in journal.steps for name, record in step["weights"].items()
+    }
+    store = WeightStore(folder / bundle.MODEL_BIN, records, _done_bytes(journal))
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _done_bytes(journal: Journal) -> int:
+    return int(journal.steps[-1]["end"]) if journal.steps else 0
+
+
+def _hidden_file(journal: Journal, stages_done: int) -> Path:
+    """Hidden states of both models after so many stages, which the next one goes on from."""
+    return journal.folder / f"hidden-{stages_done}.npy"
+
+
+def _write_model(store: WeightStore, spec: ModelSpec, folder: Path) -> None:
+    try:
+        write_ir(stateful_decoder(store, spec), store, folder / bundle.MODEL_XML)
     except RuntimeError as error:
         raise OutputError(
             f"{folder.parent}: the model could not be written ({error}); the disk is full or refuses, free some space"
@@ -153,47 +323,69 @@ def _write_model(packed: dict[str, Weight], spec: ModelSpec, folder: Path) -> No
 
 
 def _manifest(
-    checkpoint: Checkpoint,
-    spec: ModelSpec,
-    recipe: Recipe,
-    packed: dict[str, Weight],
+    plan: Plan,
+    store: WeightStore,
+    checks: tuple[StageCheck, ...],
     golden: Golden,
     stop_ids: tuple[int, ...],
-    warnings: tuple[str, ...],
+    source_hash: str,
     folder: Path,
 ) -> Manifest:
     tensors, groups = {}, set()
-    for name, weight in packed.items():
-        precision, note = recipe.precision_of(name, weight.shape)
-        tensors[name] = TensorRecord(tuple(weight.shape), str(precision), weight.nbytes, note)
-        groups.add(precision.group_size)
+    for name, record in store.records.items():
+        precision, note = plan.recipe.precision_of(name, record.shape)
+        size = sum(size for _, size in record.constants.values())
+        tensors[name] = TensorRecord(record.shape, str(precision), size, note)
+        if name not in (EMBEDDING, HEAD):
+            groups.add(precision.group_size)
     weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    files: dict[str, FileRecord] = {path.name: bundle.record_of(path) for path in sorted(folder.iterdir())}
+    files = {p.name: bundle.record_of(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != bundle.MANIFEST}
     return Manifest(
         schema_version=bundle.SCHEMA_VERSION,
-        source=checkpoint.path.resolve().name,
-        source_sha256=source_sha256(checkpoint.files()),
-        spec=spec,
-        recipe=recipe.name,
+        source=plan.checkpoint.path.resolve().name,
+        source_sha256=source_hash,
+        spec=plan.spec,
+        recipe=plan.recipe.name,
         weight_group_size=min(groups - {0}, default=0),
         stop_token_ids=stop_ids,
-        bits_per_weight=round(8 * weight_bytes / spec.num_parameters, 4),
+        bits_per_weight=round(8 * weight_bytes / plan.spec.num_parameters, 4),
         weight_bytes=weight_bytes,
         golden_kld=golden.kld,
-        warnings=warnings,
+        warnings=plan.warnings,
+        adapter="" if plan.adapter is None else plan.adapter.path.resolve().name,
+        checks=checks,
         tensors=tensors,
         files=files,
-        versions=_versions(),
+        versions=versions(),
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The packages that decide the bytes of a bundle."""
     return {name: version(name) for name in VERSIONED}
 
 
-def source_sha256(files: list[Path]) -> str:
-    """One hash over names and contents of the files that decide the result."""
+def source_sha256(files: list[Path], stopped: threading.Event | None = None) -> str:
+    """One hash over names and contents of the files that decide the result; empty if it was stopped."""
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name}\0{bundle.sha256_of(file)}\n".encode())
+    for path in files:
+        inner = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(HASHED_BYTES):
+                if stopped is not None and stopped.is_set():
+                    return ""
+                inner.update(chunk)
+        digest.update(f"{path.name}\0{inner.hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+@contextmanager
+def _hashing(files: list[Path]) -> Iterator[Future[str]]:
+    """`source_sha256` in a thread of its own, which ends with the body."""
+    stopped = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(source_sha256, files, stopped)
+        try:
+            yield future
+        finally:
+            stopped.set()

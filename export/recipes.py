@@ -5,14 +5,16 @@ the recipe. Knows nothing about NNCF or files.
 
 The rule, for a (N, K) weight:
   1. norms and biases keep float32 (float16 in `fp16`);
-  2. embedding and vocabulary projection get at least 8 bits, one scale a row, symmetric if the recipe is;
-  3. a linear layer gets the recipe's group size where it divides K; else the largest power of two from 32 up to it that
-     divides K; else 8 bits with one scale a row.
+  2. embedding and vocabulary projection get what the recipe says for them: 8 bits, one scale a row, unless chosen
+     otherwise;
+  3. groups have the wanted size where it divides K; else the largest power of two from 32 up to it that divides K; else
+     the weight gets 8 bits with one scale a row.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from dataclasses import dataclass, replace
 from functools import cache
@@ -22,7 +24,7 @@ from edge.runtime.errors import RecipeError
 
 DEFAULT = "int4-asym-g128"
 MIN_GROUP_SIZE = 32  # smaller groups fall off the fast kernels (as nncf's AdvancedCompressionParameters)
-VOCABULARY = ("embed.weight", "lm_head.weight")
+EMBEDDING, HEAD = "embed.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,25 @@ class Precision:
     bits: int
     symmetric: bool = False
     group_size: int = 0  # 0: a whole row
+
+    @classmethod
+    def parse(cls, text: str) -> Precision:
+        """The inverse of `str`. Raises RecipeError."""
+        match = re.fullmatch(r"int(4|8)-(a?sym)(?:-(channel)|-g(\d+))?|fp(16|32)", text)
+        if match is None:
+            raise RecipeError(
+                f"precision {text!r} is unknown, expected int8-asym, int4-asym-g128, int4-sym-channel, ..."
+            )
+        bits, sign, channel, group, width = match.groups()
+        if width:
+            return cls(int(width))
+        if bits == "8" and group:
+            raise RecipeError(f"precision {text!r}: nncf has 8 bits with one scale a row only; use int8-{sign}")
+        if bits == "4" and not (group or channel):
+            raise RecipeError(f"precision {text!r}: expected a group size, as in {text}-g128, or {text}-channel")
+        if group and int(group) < MIN_GROUP_SIZE:
+            raise RecipeError(f"precision {text!r}: groups have {MIN_GROUP_SIZE} weights or more")
+        return cls(int(bits), sign == "sym", int(group or 0))
 
     @property
     def is_float(self) -> bool:
@@ -51,17 +72,36 @@ class Recipe:
     name: str
     description: str
     linear: Precision
+    embedding: Precision  # also of a head that is tied to it
+    head: Precision
+
+    def with_vocabulary(self, embedding: str | None, head: str | None, *, tied: bool) -> Recipe:
+        """The same recipe with other precisions for embedding and head. Raises RecipeError."""
+        if tied and embedding is not None and head is not None and embedding != head:
+            raise RecipeError(
+                f"embedding {embedding} and head {head}: this model has one matrix for both; give one precision"
+            )
+        if tied:
+            embedding = embedding or head
+        return replace(
+            self,
+            embedding=self.embedding if embedding is None else Precision.parse(embedding),
+            head=self.head if head is None else Precision.parse(head),
+        )
 
     def precision_of(self, name: str, shape: tuple[int, ...]) -> tuple[Precision, str]:
-        """What the weight of this canonical name gets, and why not the recipe's own precision ("" where it does)."""
-        wanted = self.linear
+        """What the weight of this canonical name gets, and why not the linear layers' precision ("" where it does)."""
         if len(shape) == 1:
-            return Precision(16 if wanted.bits == 16 else 32), "norms and biases stay float"
-        if wanted.is_float:
-            return wanted, ""
-        if name in VOCABULARY:
-            kept = Precision(8, wanted.symmetric)
-            return kept, "" if wanted == kept else "embedding and head keep 8 bits"
+            return Precision(16 if self.linear.bits == 16 else 32), "norms and biases stay float"
+        if name in (EMBEDDING, HEAD):
+            wanted = self.embedding if name == EMBEDDING else self.head
+            found, note = self._fit(wanted, shape)
+            return found, note or ("" if found == self.linear else "as chosen for embedding and head")
+        return self._fit(self.linear, shape)
+
+    @staticmethod
+    def _fit(wanted: Precision, shape: tuple[int, ...]) -> tuple[Precision, str]:
+        """The wanted precision, or the nearest that this shape allows and why."""
         if not wanted.group_size or shape[1] % wanted.group_size == 0:
             return wanted, ""
         group_size = shape[1] & -shape[1]  # the largest power of two that divides the width
@@ -84,7 +124,14 @@ class Recipe:
 def recipes() -> dict[str, Recipe]:
     """All recipes by name, in the order of the file."""
     tables = tomllib.loads((files("edge.export") / "recipes.toml").read_text(encoding="utf-8"))
-    return {name: Recipe(name, table.pop("description"), Precision(**table)) for name, table in tables.items()}
+    return {name: _recipe(name, **table) for name, table in tables.items()}
+
+
+def _recipe(name: str, description: str, linear: str, embedding: str | None = None, head: str | None = None) -> Recipe:
+    precision = Precision.parse(linear)
+    default = precision if precision.is_float else Precision(8, precision.symmetric)
+    recipe = Recipe(name, description, precision, default, default)
+    return recipe.with_vocabulary(embedding, head, tied=False)
 
 
 def find_recipe(name: str) -> Recipe:

@@ -1,19 +1,21 @@
 """What a weight is between compression and graph.
 
-A weight is either a numpy float array, or a `PackedTensor`: the integers, scales and zero points that NNCF chose, in
-the byte layout that OpenVINO's u4/i4/u8/i8 constants have. Knows nothing about graphs or about how the
-numbers were chosen.
+A weight is either a numpy float array in the dtype it is stored in, or a `PackedTensor`: the integers, scales and zero
+points that NNCF chose, in the byte layout that OpenVINO's u4/i4/u8/i8 constants have. Knows nothing about graphs or
+about how the numbers were chosen.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-FloatArray: TypeAlias = npt.NDArray[np.floating]
+FloatArray: TypeAlias = npt.NDArray[Any]  # float32, float16 or ml_dtypes.bfloat16
+Float32Array: TypeAlias = npt.NDArray[np.float32]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 
@@ -46,6 +48,17 @@ class PackedTensor:
 
 Weight: TypeAlias = FloatArray | PackedTensor
 
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def to_float32(values: FloatArray) -> Float32Array:
+    """The same numbers in float32, which holds all of them; a float32 array itself and no copy."""
+    if values.dtype != BFLOAT16:
+        return values.astype(np.float32, copy=False)
+    # bfloat16 is the upper half of float32; a shift takes a third of the time of astype.
+    wide: Float32Array = np.left_shift(values.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
+    return wide
+
 
 def unpack(packed: Bytes, count: int, bits: int, *, signed: bool) -> npt.NDArray[np.int16]:
     """`count` integers out of their bytes, as int16 of shape (count,)."""
@@ -59,7 +72,7 @@ def unpack(packed: Bytes, count: int, bits: int, *, signed: bool) -> npt.NDArray
     return nibbles[:count]
 
 
-def dequantize(tensor: PackedTensor) -> npt.NDArray[np.float32]:
+def dequantize(tensor: PackedTensor) -> Float32Array:
     """The (N, K) float32 matrix that a packed tensor stands for; the plain-numpy oracle of the tests."""
     n, k = tensor.shape
     q = unpack(tensor.data, n * k, tensor.bits, signed=tensor.symmetric).reshape(n, tensor.groups, -1)

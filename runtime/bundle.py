@@ -20,7 +20,7 @@ from typing import Any
 from edge.runtime.errors import BundleError
 from edge.runtime.spec import ModelSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 MODEL_XML = "openvino_model.xml"
 MODEL_BIN = "openvino_model.bin"
@@ -50,6 +50,15 @@ class TensorRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class StageCheck:
+    """How exactly one stage of the compressed model computes, measured at export on the float model's own input."""
+
+    stage: str  # "embedding", "block 3", "head"
+    error: float  # of its output, relative to the float model's
+    expected: float  # about what rounding the weights as the recipe does explains
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """`manifest.json`, typed."""
 
@@ -64,6 +73,8 @@ class Manifest:
     weight_bytes: int
     golden_kld: float  # nats/token between float and compressed logits of golden.npz
     warnings: tuple[str, ...]  # what export doubted and did all the same
+    adapter: str  # folder name of the LoRA merged into the weights; empty where there is none
+    checks: tuple[StageCheck, ...]
     tensors: Mapping[str, TensorRecord]
     files: Mapping[str, FileRecord]
     versions: Mapping[str, str]
@@ -96,6 +107,10 @@ class Manifest:
                 weight_bytes=int(data["weight_bytes"]),
                 golden_kld=float(data["golden_kld"]),
                 warnings=tuple(str(warning) for warning in data["warnings"]),
+                adapter=str(data["adapter"]),
+                checks=tuple(
+                    StageCheck(str(c["stage"]), float(c["error"]), float(c["expected"])) for c in data["checks"]
+                ),
                 tensors={
                     name: TensorRecord(tuple(t["shape"]), str(t["precision"]), int(t["nbytes"]), str(t["note"]))
                     for name, t in data["tensors"].items()

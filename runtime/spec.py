@@ -19,7 +19,7 @@ class ModelSpec:
     `rotary_dim` is how many leading dims of each head rotate (GLM-4: half of `head_dim`, GLM-Edge and llama: all).
     """
 
-    architecture: str  # the checkpoint's own word: "glm", "llama"
+    architecture: str  # the checkpoint's own word: "glm", "glm4", "chatglm", "llama"
     num_layers: int
     hidden_size: int
     intermediate_size: int
@@ -33,6 +33,7 @@ class ModelSpec:
     max_position_embeddings: int
     qkv_bias: bool
     tied_embeddings: bool
+    output_norms: bool  # attention and MLP are followed by norms of their own (GLM-4-0414)
 
     @property
     def q_size(self) -> int:
@@ -50,6 +51,7 @@ class ModelSpec:
         h, f = self.hidden_size, self.intermediate_size
         qkv = self.q_size + 2 * self.kv_size
         layer = h * qkv + self.q_size * h + 3 * h * f + 2 * h + (qkv if self.qkv_bias else 0)
+        layer += 2 * h if self.output_norms else 0
         heads = 1 if self.tied_embeddings else 2
         return self.num_layers * layer + heads * self.vocab_size * h + h
 

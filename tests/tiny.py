@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import GlmConfig, GlmForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM
 
 VOCAB = 320  # 256 bytes, special tokens, and rows that no token uses
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|observation|>", "<|assistant|>", "<|system|>")
@@ -40,6 +41,8 @@ class Tiny:
     dtype: str = "float32"
     vocab_size: int = VOCAB
     max_position_embeddings: int = 256
+    architecture: str = "glm"
+    rope_theta: float = 10000.0
 
 
 TINIES = (
@@ -48,13 +51,17 @@ TINIES = (
     Tiny("one-kv-head", num_kv_heads=1),
     Tiny("odd-groups", hidden_size=96, intermediate_size=160, num_heads=6, num_kv_heads=3),
     Tiny("no-gqa", num_heads=4, num_kv_heads=4, bias=False),
+    Tiny("0414", architecture="glm4"),
+    Tiny("0414-32b", architecture="glm4", num_heads=6, num_kv_heads=1, bias=False),
 )
+MODELS = {"glm": (GlmConfig, GlmForCausalLM), "glm4": (Glm4Config, Glm4ForCausalLM)}
 
 
-def make(tiny: Tiny, folder: Path) -> GlmForCausalLM:
+def make(tiny: Tiny, folder: Path) -> torch.nn.Module:
     """Write the checkpoint and return its model in float32."""
     torch.manual_seed(7)
-    config = GlmConfig(
+    config_class, model_class = MODELS[tiny.architecture]
+    config = config_class(
         vocab_size=tiny.vocab_size,
         hidden_size=tiny.hidden_size,
         intermediate_size=tiny.intermediate_size,
@@ -65,13 +72,13 @@ def make(tiny: Tiny, folder: Path) -> GlmForCausalLM:
         partial_rotary_factor=tiny.partial_rotary,
         attention_bias=tiny.bias,
         tie_word_embeddings=tiny.tied,
-        rope_theta=10000.0,
+        rope_theta=tiny.rope_theta,
         rms_norm_eps=1.5625e-07,
         max_position_embeddings=tiny.max_position_embeddings,
         eos_token_id=list(STOP_IDS),
         pad_token_id=STOP_IDS[0],
     )
-    model = GlmForCausalLM(config)
+    model = model_class(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.15)
@@ -79,7 +86,65 @@ def make(tiny: Tiny, folder: Path) -> GlmForCausalLM:
     add_both_rope_places(folder, tiny)
     write_tokenizer(folder)
     # Read back: .to() would have rounded the rotary frequencies as well.
-    return GlmForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model_class.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def to_remote_code(folder: Path, out: Path, vision: bool = False) -> None:
+    """The same tiny GlmForCausalLM in the layout of the remote code, as glm-4-9b-chat was published.
+
+    Written out name by name, so that it repeats nothing that the reader under test does.
+    """
+    theirs = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    ours = {
+        "transformer.embedding.word_embeddings.weight": theirs["model.embed_tokens.weight"],
+        "transformer.encoder.final_layernorm.weight": theirs["model.norm.weight"],
+        "transformer.output_layer.weight": theirs["lm_head.weight"],
+        "transformer.rotary_pos_emb.inv_freq": torch.ones(config["head_dim"] // 4),
+    }
+    for layer in range(config["num_hidden_layers"]):
+        old, new = f"model.layers.{layer}.", f"transformer.encoder.layers.{layer}."
+        for kind in ("weight", "bias"):
+            parts = [theirs[f"{old}self_attn.{x}_proj.{kind}"] for x in ("q", "k", "v")]
+            ours[f"{new}self_attention.query_key_value.{kind}"] = torch.cat(parts)
+        for name, other in {
+            "input_layernorm": "input_layernorm",
+            "post_attention_layernorm": "post_attention_layernorm",
+            "self_attention.dense": "self_attn.o_proj",
+            "mlp.dense_h_to_4h": "mlp.gate_up_proj",
+            "mlp.dense_4h_to_h": "mlp.down_proj",
+        }.items():
+            ours[f"{new}{name}.weight"] = theirs[f"{old}{other}.weight"]
+    if vision:
+        ours["transformer.vision.boi"] = torch.ones(1, 1, config["hidden_size"])
+        ours["transformer.vision.conv.weight"] = torch.ones(4, 4, 2, 2)
+    out.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in ours.items()}, out / "model.safetensors")
+    remote = {
+        "model_type": "chatglm",
+        "num_layers": config["num_hidden_layers"],
+        "hidden_size": config["hidden_size"],
+        "ffn_hidden_size": config["intermediate_size"],
+        "num_attention_heads": config["num_attention_heads"],
+        "multi_query_attention": True,
+        "multi_query_group_num": config["num_key_value_heads"],
+        "kv_channels": config["head_dim"],
+        "layernorm_epsilon": config["rms_norm_eps"],
+        "padded_vocab_size": config["vocab_size"],
+        "seq_length": config["max_position_embeddings"],
+        "add_qkv_bias": config["attention_bias"],
+        "add_bias_linear": False,
+        "rmsnorm": True,
+        "post_layer_norm": True,
+        "original_rope": True,
+        "apply_residual_connection_post_layernorm": False,
+        "tie_word_embeddings": False,
+        "eos_token_id": list(STOP_IDS),
+    }
+    if config["rope_theta"] != 10_000:
+        remote["rope_ratio"] = config["rope_theta"] / 10_000
+    (out / "config.json").write_text(json.dumps(remote))
+    write_tokenizer(out)
 
 
 def add_both_rope_places(folder: Path, tiny: Tiny) -> None:
@@ -106,7 +171,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 @torch.no_grad()
-def reference_logits(model: GlmForCausalLM, ids: list[int]) -> tuple[np.ndarray, float]:
+def reference_logits(model: torch.nn.Module, ids: list[int]) -> tuple[np.ndarray, float]:
     """Float64 logits (T, vocab), and how far transformers' own float32 logits are from them."""
     tokens = torch.tensor([ids])
     in_float32 = model.float()(tokens).logits[0].double().numpy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -64,23 +65,34 @@ def show_answer(chunks: Iterable[Chunk], *, raw: bool = False) -> Chunk | None:
 
 @contextmanager
 def export_progress() -> Iterator[Callable[[Progress], None]]:
-    """A progress bar on stderr with blocks, share and time left; nothing where stderr is no terminal."""
+    """A progress bar on stderr with blocks, bytes, share and time left; nothing where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield lambda _progress: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn("{task.description:<12}"),
+        TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
     )
+    started = time.perf_counter()
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading", total=None)
-        yield lambda progress: bar.update(
-            task, description=progress.stage, completed=progress.done, total=progress.total
-        )
+        task = bar.add_task("reading", total=None, left="")
+
+        def show(progress: Progress) -> None:
+            fresh, left = progress.done - progress.resumed, progress.total - progress.done
+            seconds = (time.perf_counter() - started) * left / fresh if fresh else 0.0
+            bar.update(
+                task,
+                description=f"{progress.blocks}/{progress.num_blocks} blocks, {human_bytes(progress.written)} written",
+                completed=progress.done,
+                total=progress.total,
+                left=f"{seconds:.0f} s left",
+            )
+
+        yield show

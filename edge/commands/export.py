@@ -13,10 +13,15 @@ import time
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="a folder with config.json and *.safetensors, or a .gguf file")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="a folder with config.json and *.safetensors, a .gguf file, or a hub id"
+    )
     parser.add_argument("out", metavar="OUT", help="the bundle folder to make")
     parser.add_argument("--recipe", metavar="NAME", help="default: int4-asym-g128")
     parser.add_argument("--format", choices=["openvino"], default="openvino", help="default: openvino")
+    parser.add_argument("--embedding", metavar="PRECISION", help="of the embedding, like int4-asym-g128")
+    parser.add_argument("--head", metavar="PRECISION", help="of the vocabulary projection, like int4-asym-g128")
+    parser.add_argument("--adapter", metavar="DIR", help="a PEFT LoRA to merge into the weights")
     parser.add_argument("--rope-theta", type=float, metavar="X", help="replace the checkpoint's rotary base")
     parser.add_argument("--force", action="store_true", help="replace OUT if it is a bundle")
 
@@ -32,10 +37,15 @@ def run(args: argparse.Namespace) -> int:
             args.source,
             args.out,
             args.recipe or recipes.DEFAULT,
+            embedding=args.embedding,
+            head=args.head,
+            adapter=args.adapter,
             rope_theta=args.rope_theta,
             force=args.force,
             progress=progress,
         )
+    for check in manifest.checks:
+        print(f"  {check.stage:<10} off by {check.error:.2e} of its output, rounding explains {check.expected:.1e}")
     for warning in manifest.warnings:
         print(f"edge: warning: {warning}", file=sys.stderr)
     notes: dict[str, int] = {}

@@ -43,6 +43,10 @@ def _bundle(path: Path, as_json: bool) -> int:
     _print_spec(manifest.spec.to_json())
     for warning in manifest.warnings:
         print(f"warning: {warning}")
+    if manifest.adapter:
+        print(f"with the LoRA {manifest.adapter}")
+    worst = max(manifest.checks, key=lambda check: check.error)
+    print(f"stages checked at export: {len(manifest.checks)}, the worst {worst.stage}, off by {worst.error:.2g}")
     kinds = Counter((tensor.precision, tensor.note) for tensor in manifest.tensors.values())
     sizes: Counter[tuple[str, str]] = Counter()
     for tensor in manifest.tensors.values():
@@ -66,7 +70,7 @@ def _checkpoint(path: Path, as_json: bool) -> int:
 
     checkpoint = open_checkpoint(path)
     spec, _ = describe(checkpoint)
-    warnings = doubts(spec)
+    warnings = doubts(checkpoint, spec)
     sizes = {
         name: sum(recipe.bytes_of(weight, shape) for weight, shape in canonical_shapes(spec).items())
         for name, recipe in recipes().items()

@@ -9,13 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from edge.export.checkpoint.fields import Fields
+from edge.export.tensors import FloatArray
 from edge.runtime.errors import CheckpointError
 
-Float32Array = npt.NDArray[np.float32]
 Format = Literal["safetensors", "gguf"]
 
 
@@ -34,8 +31,8 @@ class Checkpoint(Protocol):
     def architecture(self) -> str:
         """The checkpoint's own word for what it is: model_type or general.architecture."""
 
-    def read(self, name: str) -> Float32Array:
-        """One tensor as a new float32 array; every stored float format is exact in float32."""
+    def read(self, name: str) -> FloatArray:
+        """One tensor as it is stored where numpy can hold that, else in float32; not to be written to."""
 
     def files(self) -> list[Path]:
         """The files that decide the result of an export, in a stable order."""

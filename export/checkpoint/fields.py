@@ -48,7 +48,7 @@ class Fields:
         value = self.find(key)
         if value is not None and value not in allowed:
             raise ConfigError(
-                f"{self.origin}: {key} is {value!r}, supported: {', '.join(repr(a) for a in allowed)}; "
+                f"{self.origin}: {key} is {value!r}, supported: {', '.join(map(repr, allowed)) or 'none'}; "
                 "this checkpoint computes something that edgeglm does not implement"
             )
 

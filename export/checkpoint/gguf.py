@@ -15,8 +15,9 @@ import gguf
 import numpy as np
 
 from edge.export import tokenizer
-from edge.export.checkpoint import Float32Array, Format
+from edge.export.checkpoint import Format
 from edge.export.checkpoint.fields import Fields
+from edge.export.tensors import FloatArray
 from edge.runtime.errors import CheckpointError, TensorError, TokenizerError
 
 # Ids that end an answer, as llama.cpp reads them (src/llama-vocab.cpp).
@@ -54,7 +55,7 @@ class GGUFCheckpoint:
     def architecture(self) -> str:
         return self.config.read(str, "general.architecture")
 
-    def read(self, name: str) -> Float32Array:
+    def read(self, name: str) -> FloatArray:
         tensor = self._tensors[name]
         try:
             values = gguf.dequantize(tensor.data, tensor.tensor_type)

@@ -1,8 +1,9 @@
 """A Hugging Face folder: config.json, *.safetensors (one file, or shards with an index), tokenizer.json.
 
 In: the folder. Out: a `Checkpoint`. Files are memory-mapped and checked before anything is read: a truncated file or an
-offset outside it is an error here, not garbage later. The format is read directly because numpy has no bfloat16 and
-the safetensors package refuses it there (format: huggingface/safetensors README, "Format"). Pickle files are refused.
+offset outside it is an error here, not garbage later. Tensors are views into the mapped files, in the dtype they are
+stored in: the safetensors package would copy them, and refuses bfloat16 for numpy (format: huggingface/safetensors
+README, "Format"). Pickle files are refused.
 """
 
 from __future__ import annotations
@@ -15,16 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
-from edge.export.checkpoint import Float32Array, Format
+from edge.export import tokenizer
+from edge.export.checkpoint import Format
 from edge.export.checkpoint.fields import Fields
+from edge.export.tensors import FloatArray
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError, TokenizerError
 
 INDEX = "model.safetensors.index.json"
-# bfloat16 is the upper half of float32, so it is read as integers.
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -37,6 +43,50 @@ class _Entry:
     stop: int
 
 
+class SafetensorsFiles:
+    """The tensors of one or several files; none is read before it is asked for.
+
+    `index` maps tensor names to file names, as model.safetensors.index.json does, and must agree with the files.
+    Raises TensorError for damaged files and for a tensor that stands in two of them.
+    """
+
+    def __init__(self, files: list[Path], index: dict[str, str] | None = None) -> None:
+        self.files = files
+        self._entries: dict[str, _Entry] = {}
+        for file in files:
+            for name, entry in _read_header(file).items():
+                if name in self._entries:
+                    raise TensorError(
+                        f"{file.parent}: tensor {name} stands in both {self._entries[name].file.name} and {file.name}; "
+                        "remove the one that does not belong to this model"
+                    )
+                self._entries[name] = entry
+        if index is not None:
+            self._check_index(index)
+        self.shapes = {name: entry.shape for name, entry in self._entries.items()}
+        self._maps: dict[Path, mmap.mmap] = {}
+
+    def read(self, name: str) -> FloatArray:
+        """One tensor, as a view into the mapped file."""
+        entry = self._entries[name]
+        if math.prod(entry.shape) == 0:
+            return np.empty(entry.shape, _DTYPES[entry.dtype])
+        if entry.file not in self._maps:
+            with entry.file.open("rb") as file:
+                self._maps[entry.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped = self._maps[entry.file]
+        return np.frombuffer(mapped, _DTYPES[entry.dtype], math.prod(entry.shape), entry.start).reshape(entry.shape)
+
+    def _check_index(self, index: dict[str, str]) -> None:
+        found = {name: entry.file.name for name, entry in self._entries.items()}
+        for name in sorted(index.keys() | found.keys()):
+            if index.get(name) != found.get(name):
+                raise TensorError(
+                    f"{self.files[0].parent}: {INDEX} puts tensor {name} into {index.get(name, 'no file')}, it stands "
+                    f"in {found.get(name, 'none')}; the shards are of different downloads, download them again"
+                )
+
+
 class SafetensorsCheckpoint:
     """Raises CheckpointError, ConfigError and TensorError."""
 
@@ -45,47 +95,38 @@ class SafetensorsCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = Fields(_read_json(path / "config.json"), f"{path.name}/config.json")
-        self._files = _weight_files(path)
-        self._entries: dict[str, _Entry] = {}
-        for file in self._files:
-            for name, entry in _read_header(file).items():
-                if name in self._entries:
-                    raise TensorError(f"tensor {name} stands in both {self._entries[name].file.name} and {file.name}")
-                self._entries[name] = entry
-        self.shapes = {name: entry.shape for name, entry in self._entries.items()}
-        self._maps: dict[Path, mmap.mmap] = {}
+        self._tensors = SafetensorsFiles(*_weight_files(path))
+        self.shapes = self._tensors.shapes
 
     @property
     def architecture(self) -> str:
         return self.config.read(str, "model_type")
 
-    def read(self, name: str) -> Float32Array:
-        entry = self._entries[name]
-        if entry.file not in self._maps:
-            with entry.file.open("rb") as file:
-                self._maps[entry.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        count = math.prod(entry.shape)
-        stored: npt.NDArray[Any] = np.frombuffer(self._maps[entry.file], _DTYPES[entry.dtype], count, entry.start)
-        if entry.dtype == "BF16":
-            stored = (stored.astype(np.uint32) << 16).view(np.float32)
-        values: Float32Array = stored.astype(np.float32).reshape(entry.shape)
-        return values
+    def read(self, name: str) -> FloatArray:
+        return self._tensors.read(name)
 
     def files(self) -> list[Path]:
         names = (
             "config.json",
             "generation_config.json",
-            "tokenizer.json",
+            "tokenizer.json" if (self.path / "tokenizer.json").is_file() else "tokenizer.model",
             "tokenizer_config.json",
             "chat_template.jinja",
         )
-        return [file for name in names if (file := self.path / name).is_file()] + self._files
+        return [file for name in names if (file := self.path / name).is_file()] + self._tensors.files
 
     def write_tokenizer(self, path: Path) -> None:
-        source = self.path / "tokenizer.json"
-        if not source.is_file():
-            raise TokenizerError(f"{self.path}: tokenizer.json is missing; copy it there from the model's repository")
-        shutil.copyfile(source, path)
+        if (source := self.path / "tokenizer.json").is_file():
+            shutil.copyfile(source, path)
+            return
+        if not (ranks := self.path / "tokenizer.model").is_file():
+            raise TokenizerError(
+                f"{self.path}: tokenizer.json is missing, and so is tokenizer.model; copy either there from the "
+                "model's repository"
+            )
+        config = self.path / "tokenizer_config.json"
+        special = tokenizer.special_tokens(_read_json(config) if config.is_file() else {})
+        tokenizer.from_tiktoken(ranks, special).save(str(path), pretty=False)  # half the size for GLM-4
 
     def chat_template(self) -> str | None:
         if (file := self.path / "chat_template.jinja").is_file():
@@ -101,8 +142,8 @@ class SafetensorsCheckpoint:
         return Fields(_read_json(file) if file.is_file() else {}, f"{self.path.name}/generation_config.json")
 
 
-def _weight_files(path: Path) -> list[Path]:
-    """The files that an index names, or all *.safetensors of the folder."""
+def _weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The files that an index names, with the index, or all *.safetensors of the folder."""
     if (path / INDEX).is_file():
         index = _read_json(path / INDEX).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
@@ -114,10 +155,10 @@ def _weight_files(path: Path) -> list[Path]:
             raise CheckpointError(
                 f"{path}: {len(missing)} of {len(names)} shards are missing, first {missing[0]}; download it again"
             )
-        return [path / name for name in names]
+        return [path / name for name in names], index
     files = sorted(path.glob("*.safetensors"))
     if files:
-        return files
+        return files, None
     if pickles := sorted(file for pattern in _PICKLES for file in path.glob(pattern)):
         raise CheckpointError(
             f"{path}: weights are pickled ({pickles[0].name}), and unpickling can run code; use the model's "

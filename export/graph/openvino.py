@@ -1,6 +1,6 @@
 """The decoder as an OpenVINO graph, built op by op; nothing is traced.
 
-In: a ModelSpec and a mapping from canonical weight name to weight. Out: `ov.Model`s: the stateful decoder that a bundle
+In: a ModelSpec and a mapping from canonical weight name to weight, which has to outlive the graph. Out: `ov.Model`s: the stateful decoder that a bundle
 holds, and small stateless ones (one block, one linear, the head) for compression and verification. Knows nothing about
 checkpoints, recipes or how weights were compressed.
 
@@ -21,7 +21,7 @@ import openvino as ov
 import openvino.opset13 as op
 
 from edge.export import decoder
-from edge.export.tensors import FloatArray, PackedTensor, Weight
+from edge.export.tensors import BFLOAT16, FloatArray, PackedTensor, Weight
 from edge.runtime.spec import ModelSpec
 
 # Masked attention scores. Finite, so that a row that is all padding gives numbers and not NaN; fits in float16.
@@ -82,8 +82,10 @@ class OpenVINOBuilder:
         split = op.variadic_split(gate_up, _i64(-1), _i64([spec.intermediate_size, spec.intermediate_size]))
         return op.multiply(op.swish(split.output(0)), split.output(1))
 
-    def add(self, a: ov.Node, b: ov.Node) -> ov.Node:
-        return op.add(a, b)
+    def add(self, a: ov.Node, b: ov.Node, name: str) -> ov.Node:
+        total = op.add(a, b)
+        total.set_friendly_name(name)
+        return total
 
     def _matrix(self, name: str) -> ov.Node:
         if name not in self._matrices:  # a tied embedding is one constant with two readers
@@ -244,8 +246,7 @@ def _packed_constant(tensor: PackedTensor, name: str) -> ov.Node:
     if tensor.zero_point is not None:
         zero = _raw_constant(tensor.zero_point, per_group, kind, f"{name}/zero_point")
         node = op.subtract(node, op.convert(zero, ov.Type.f16))
-    scale = op.constant(tensor.scale.reshape(per_group))
-    scale.set_friendly_name(f"{name}/scale")
+    scale = _raw_constant(tensor.scale.reshape(-1).view(np.uint8), per_group, ov.Type.f16, f"{name}/scale")
     node = op.multiply(node, scale)
     if tensor.groups > 1:
         node = op.reshape(node, _i64([n, k]), False)
@@ -253,15 +254,17 @@ def _packed_constant(tensor: PackedTensor, name: str) -> ov.Node:
 
 
 def _raw_constant(data: npt.NDArray[np.uint8], shape: list[int], kind: ov.Type, name: str) -> ov.Node:
+    """A constant over this memory, which has to outlive the graph: OpenVINO keeps no reference to the array."""
+    assert data.flags.c_contiguous
     node = op.constant(ov.Tensor(data, ov.Shape(shape), kind), shared_memory=True)
     node.set_friendly_name(name)
     return node
 
 
 def _float_constant(values: FloatArray, name: str) -> ov.Node:
-    """A float constant; float16 is marked as a compressed float32 so that engines may keep it small."""
-    node = op.constant(values, shared_memory=True)
-    node.set_friendly_name(name)
+    """A float constant; 16 bits are marked as a compressed float32 so that engines may keep them small."""
+    kinds = {np.dtype(np.float32): ov.Type.f32, np.dtype(np.float16): ov.Type.f16, BFLOAT16: ov.Type.bf16}
+    node = _raw_constant(values.reshape(-1).view(np.uint8), list(values.shape), kinds[values.dtype], name)
     if values.dtype == np.float32:
         return node
     wide = op.convert(node, ov.Type.f32)

@@ -161,14 +161,25 @@ def _keep_wanted_rows(model: ov.Model) -> None:
     """
     rows = op.parameter(ov.PartialShape([-1]), ov.Type.i64, name="wanted_rows")
     rows.output(0).set_names({"wanted_rows"})
-    projections = [node for node in model.get_ordered_ops() if node.get_friendly_name().endswith(".attn.o")]
-    last = projections[-1]
-    (residual,) = (reader.get_node() for reader in last.output(0).get_target_inputs())
-    skip = next(port for port in residual.inputs() if port.get_source_output().get_node() is not last)
-    for port in (last.input(0), skip):
+    nodes = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
+    residuals = [name for name in nodes if name.endswith(".attn.residual")]
+    if residuals:
+        skipped, _ = nodes[residuals[-1]].inputs()  # what attention is added to
+        ports = [nodes[residuals[-1].replace(".residual", ".o")].input(0), skipped]
+    else:  # a graph that is not ours: what goes into the vocabulary projection
+        ports = [_vocabulary_projection(model).input(0)]
+    for port in ports:
         port.replace_source_output(op.gather(port.get_source_output(), rows, op.constant(np.int64(0))).output(0))
     model.add_parameters([rows])
     model.validate_nodes_and_infer_types()
+
+
+def _vocabulary_projection(model: ov.Model) -> Any:
+    """The last matrix product before the logits."""
+    node = model.output("logits").get_node()
+    while node.get_type_name() != "MatMul":
+        node = node.input_value(0).get_node()
+    return node
 
 
 def _properties(

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from edge.export.architectures import describe, doubts
 from edge.export.checkpoint import open_checkpoint
 from edge.export.names import rotary_halves
+from edge.export.pipeline import export
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError
 from edge.runtime.spec import ModelSpec
 
@@ -173,14 +175,14 @@ def test_misshapen_tensor(checkpoint: Path) -> None:
         describe(open_checkpoint(checkpoint))
 
 
-def test_damaged_values(checkpoint: Path) -> None:
+def test_damaged_values(checkpoint: Path, tmp_path: Path) -> None:
     path = checkpoint / "model.safetensors"
     raw = bytearray(path.read_bytes())
     raw[-4:] = np.float32(np.nan).tobytes()
     path.write_bytes(bytes(raw))
-    _, weights = describe(open_checkpoint(checkpoint))
-    with pytest.raises(TensorError, match="NaN or infinity"):
-        [weights.read(name) for name in weights.sources]
+    with pytest.raises(TensorError, match=r"model\.norm\.weight holds NaN or infinity"):
+        export(checkpoint, tmp_path / "out", "int8-asym")
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_rope_settings_are_read_from_old_and_new_places(checkpoint: Path) -> None:
@@ -203,23 +205,46 @@ def test_published_configs_are_understood(shared: Path) -> None:
     class Stub:
         shapes: dict[str, tuple[int, ...]] = {}  # noqa: RUF012
 
+        format = "safetensors"
+
         def __init__(self, name: str) -> None:
             self.config = Fields(json.loads((shared / "configs" / name).read_text()), name)
+            self.architecture = self.config.read(str, "model_type")
 
-    read = ARCHITECTURES["safetensors", "glm"].read_spec
-    chat = read(Stub("glm-4-9b-chat-hf.json"))  # type: ignore[arg-type]
+    def read(name: str) -> tuple[Any, ModelSpec]:
+        stub: Any = Stub(name)
+        return stub, ARCHITECTURES["safetensors", stub.architecture].read_spec(stub)
+
+    stub, chat = read("glm-4-9b-chat-hf.json")
     assert (chat.num_layers, chat.hidden_size, chat.num_kv_heads, chat.rotary_dim) == (40, 4096, 2, 64)
     assert chat.num_parameters == 9_399_951_360
-    assert "export it with --rope-theta 5000000" in doubts(chat)[0]
-    assert doubts(replace(chat, rope_theta=5e6)) == ()
-    assert "--rope-theta 100000000" in doubts(replace(chat, max_position_embeddings=1048576))[0]
-    edge = read(Stub("glm-edge-1.5b-chat.json"))  # type: ignore[arg-type]
-    assert doubts(edge) == ()
+    assert "export it with --rope-theta 5000000" in doubts(stub, chat)[0]
+    assert doubts(stub, replace(chat, rope_theta=5e6)) == ()
+    assert "--rope-theta 100000000" in doubts(stub, replace(chat, max_position_embeddings=1048576))[0]
+    stub, edge = read("glm-edge-1.5b-chat.json")
+    assert doubts(stub, edge) == ()
     assert (edge.rotary_dim, edge.head_dim, edge.tied_embeddings, edge.qkv_bias) == (128, 128, True, False)
+
+    # The remote-code layout says the same model in other words, and its rotary base rightly.
+    bases = {
+        "glm-4-9b": (1e4, 8192, 2),
+        "glm-4-9b-chat": (5e6, 131072, 2),
+        "glm-4-9b-chat-1m": (1e8, 1048576, 4),
+        "glm-4v-9b": (1e4, 8192, 2),
+    }
+    for name, (theta, context, kv_heads) in bases.items():
+        stub, spec = read(f"{name}.json")
+        expected = replace(
+            chat, architecture="chatglm", rope_theta=theta, max_position_embeddings=context, num_kv_heads=kv_heads
+        )
+        assert spec == expected, name
+        assert doubts(stub, spec) == ()
 
 
 def test_rotary_halves_is_a_permutation_that_pairs_neighbours() -> None:
-    spec = ModelSpec("glm", 1, 8, 8, 2, 1, 8, 4, 1e4, 1e-5, 8, 8, qkv_bias=False, tied_embeddings=True)
+    spec = ModelSpec(
+        "glm", 1, 8, 8, 2, 1, 8, 4, 1e4, 1e-5, 8, 8, qkv_bias=False, tied_embeddings=True, output_norms=False
+    )
     order = rotary_halves(spec)
     assert sorted(order) == list(range(32))
     assert order[:8].tolist() == [0, 2, 1, 3, 4, 5, 6, 7]  # first q head: 4 dims turn, 4 stay

@@ -8,12 +8,15 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
+from edge.export.architectures import describe
+from edge.export.checkpoint import open_checkpoint
 from edge.export.pipeline import export
 from edge.runtime.kv.pool import Sequence
 from edge.runtime.llm import LLM
 from tests.conftest import EXACT
-from tests.tiny import TINIES, Tiny, make, reference_logits
+from tests.tiny import TINIES, Tiny, make, reference_logits, to_remote_code
 
 # Our float32 logits may be this many times as far from float64 as transformers' own float32 logits are: the same
 # roundings in another order. Two independent orders differ by sqrt(2) typically; the largest of many thousand logits of
@@ -51,6 +54,56 @@ def test_float_export_equals_transformers(tiny: Tiny, tmp_path: Path) -> None:
         assert error <= bound, f"{name}: off by {error:.2e}, float32 itself by {float32_error:.2e}"
 
 
+@pytest.mark.parametrize("theta", [10_000.0, 5_000_000.0], ids=["base, no rope_ratio", "chat, rope_ratio 500"])
+def test_remote_code_layout_equals_transformers(theta: float, tmp_path: Path) -> None:
+    model = make(Tiny("chatglm", rope_theta=theta), tmp_path / "hf")
+    to_remote_code(tmp_path / "hf", tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", tmp_path / "bundle", "fp32")
+    expected, float32_error = reference_logits(model, IDS)
+    error = np.abs(logits_in_chunks(LLM(tmp_path / "bundle", EXACT), IDS, [64, 6]) - expected).max()
+    assert error <= TIMES_FLOAT32 * float32_error
+
+
+def test_text_part_of_a_checkpoint_with_an_image_tower(tmp_path: Path) -> None:
+    model = make(Tiny("4v"), tmp_path / "hf")
+    to_remote_code(tmp_path / "hf", tmp_path / "checkpoint", vision=True)
+    manifest = export(tmp_path / "checkpoint", tmp_path / "bundle", "fp32")
+    assert manifest.warnings == ("the image tower (2 tensors) is left out; the bundle answers to text alone",)
+    expected, float32_error = reference_logits(model, IDS)
+    error = np.abs(logits_in_chunks(LLM(tmp_path / "bundle", EXACT), IDS, [70]) - expected).max()
+    assert error <= TIMES_FLOAT32 * float32_error
+
+
+WRONG = {
+    "k before q": lambda w, s: w.update(qkv=np.roll(w["qkv"], s.kv_size, axis=0)),
+    "k and v swapped": lambda w, s: w.update(
+        qkv=np.concatenate([w["qkv"][: s.q_size], w["qkv"][s.q_size + s.kv_size :], w["qkv"][s.q_size : -s.kv_size]])
+    ),
+    "gate and up swapped": lambda w, s: w.update(gate_up=np.roll(w["gate_up"], s.intermediate_size, axis=0)),
+    "rope base": lambda w, s: w.update(theta=5e6),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG, ids=str)
+def test_a_wrong_reading_would_be_seen(mistake: str, tmp_path: Path) -> None:
+    """The comparison above is sharp: each classic mistake moves the logits a thousand times further than rounding."""
+    model = make(Tiny("chatglm"), tmp_path / "hf")
+    to_remote_code(tmp_path / "hf", tmp_path / "checkpoint")
+    spec = describe(open_checkpoint(tmp_path / "checkpoint"))[0]
+    path = tmp_path / "checkpoint" / "model.safetensors"
+    tensors = load_file(path)
+    layer = "transformer.encoder.layers.1."
+    names = {"qkv": f"{layer}self_attention.query_key_value.weight", "gate_up": f"{layer}mlp.dense_h_to_4h.weight"}
+    chosen = {key: tensors[name] for key, name in names.items()}
+    WRONG[mistake](chosen, spec)
+    theta = chosen.pop("theta", None)
+    save_file(tensors | {names[key]: np.ascontiguousarray(value) for key, value in chosen.items()}, path)
+    export(tmp_path / "checkpoint", tmp_path / "bundle", "fp32", rope_theta=theta)
+    expected, float32_error = reference_logits(model, IDS)
+    error = np.abs(logits_in_chunks(LLM(tmp_path / "bundle", EXACT), IDS, [70]) - expected).max()
+    assert error > 1000 * TIMES_FLOAT32 * float32_error
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_checkpoints_are_read_exactly(dtype: str, tmp_path: Path) -> None:
     model = make(Tiny("half", dtype=dtype), tmp_path / "checkpoint")
@@ -72,9 +125,6 @@ def test_fp16_recipe_rounds_weights_and_nothing_else(tmp_path: Path) -> None:
 
 def test_sharded_checkpoint_equals_one_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
     from transformers import GlmForCausalLM
-
-    from edge.export.architectures import describe
-    from edge.export.checkpoint import open_checkpoint
 
     model = GlmForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
     model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")

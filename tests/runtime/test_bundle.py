@@ -66,7 +66,7 @@ def test_flipped_byte(bundle: Path, name: str) -> None:
 
 def test_newer_schema(bundle: Path) -> None:
     edit_manifest(bundle, schema_version=bundles.SCHEMA_VERSION + 1)
-    with pytest.raises(BundleError, match="schema version 2, this edgeglm reads 1; update edgeglm"):
+    with pytest.raises(BundleError, match="schema version 3, this edgeglm reads 2; update edgeglm"):
         open_bundle(bundle)
 
 
@@ -76,7 +76,7 @@ def test_older_schema(bundle: Path) -> None:
         open_bundle(bundle)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", "not json", '{"schema_version": 1}'])
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "not json", '{"schema_version": 2}'])
 def test_manifest_that_is_none(bundle: Path, text: str) -> None:
     (bundle / bundles.MANIFEST).write_text(text)
     with pytest.raises(BundleError, match="export the bundle again"):

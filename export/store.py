@@ -1,0 +1,120 @@
+"""The weights of a bundle in one file, written while they are made and read back from the map.
+
+In: weights by canonical name, one after the other. Out: the file (which becomes openvino_model.bin), where each constant
+lies in it, and the weights again as views into the mapped file. Knows nothing about graphs, recipes or checkpoints.
+
+A constant is known as graphs know it: `NAME`, and for a packed tensor also `NAME/scale` and `NAME/zero_point`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge.export.tensors import FloatArray, PackedTensor, Weight
+
+ALIGNMENT = 64  # bytes; vector loads of any engine
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """Where one weight lies in the file, and what its bytes mean."""
+
+    shape: tuple[int, ...]
+    bits: int  # 32 and 16 are floats
+    symmetric: bool
+    group_size: int
+    constants: Mapping[str, tuple[int, int]]  # constant -> (offset, bytes)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> StoredWeight:
+        constants = {name: (int(offset), int(size)) for name, (offset, size) in data["constants"].items()}
+        return cls(tuple(data["shape"]), data["bits"], data["symmetric"], data["group_size"], constants)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class WeightStore(Mapping[str, Weight]):
+    """A file that grows by whole weights. `end` is where it ends; what lies behind that at opening is cut off."""
+
+    def __init__(self, path: Path, records: Mapping[str, StoredWeight], end: int) -> None:
+        self.path = path
+        self.records = dict(records)
+        self.end = end
+        self._file = path.open("r+b" if end else "w+b", buffering=0)
+        self._file.truncate(end)
+        self._file.seek(end)
+        self._map: np.memmap[Any, np.dtype[np.uint8]] | None = None  # of the file as long as it was
+
+    def put(self, name: str, weight: Weight) -> None:
+        """Append one weight. float32 and float16 arrays, or packed tensors. Raises OSError."""
+        parts: dict[str, FloatArray]
+        if isinstance(weight, PackedTensor):
+            parts = {name: weight.data, f"{name}/scale": weight.scale}
+            if weight.zero_point is not None:
+                parts[f"{name}/zero_point"] = weight.zero_point
+            kind = (weight.bits, weight.symmetric, weight.group_size)
+        else:
+            parts, kind = {name: weight}, (8 * weight.dtype.itemsize, False, 0)
+        constants = {part: (self.append(array), array.nbytes) for part, array in parts.items()}
+        self.records[name] = StoredWeight(tuple(weight.shape), *kind, constants)
+
+    def append(self, array: np.ndarray[Any, Any]) -> int:
+        """Write the bytes of an array at the next aligned place and return that offset. Raises OSError."""
+        offset = -(-self.end // ALIGNMENT) * ALIGNMENT
+        self._write(bytes(offset - self.end))
+        self._write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        self.end = offset + array.nbytes
+        return offset
+
+    def sync(self) -> None:
+        """Return when everything written is on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Let go of the file; views into it must be gone."""
+        self._map = None
+        self._file.close()
+
+    @property
+    def constants(self) -> dict[str, tuple[int, int]]:
+        """All constants of all weights: name -> (offset, bytes)."""
+        return {name: place for record in self.records.values() for name, place in record.constants.items()}
+
+    def __getitem__(self, name: str) -> Weight:
+        record = self.records[name]
+        if self._map is None or self._map.size < self.end:
+            self._map = np.memmap(self.path, np.uint8, "r", shape=(self.end,))
+        parts = {
+            part.removeprefix(name): self._map[offset : offset + size]
+            for part, (offset, size) in record.constants.items()
+        }
+        if record.bits >= 16:
+            return parts[""].view(np.float16 if record.bits == 16 else np.float32).reshape(record.shape)
+        n, k = record.shape
+        return PackedTensor(
+            shape=(n, k),
+            bits=record.bits,
+            symmetric=record.symmetric,
+            group_size=record.group_size,
+            data=parts[""],
+            scale=parts["/scale"].view(np.float16).reshape(n, k // record.group_size),
+            zero_point=parts.get("/zero_point"),
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def _write(self, data: bytes | memoryview) -> None:
+        written = 0
+        while written < len(data):  # one call writes 2 GB at most
+            written += self._file.write(data[written:]) or 0

@@ -1,0 +1,149 @@
+"""Proof that what export wrote is the model it read: the same tokens through float weights and compressed graph.
+
+In: one stage at a time (embedding, a decoder block, the head), as float weights and as compressed ones. Out: how far the
+stage is off, beside how far rounding to its recipe explains; and golden logits of both for the bundle. The float side is
+plain numpy, the compressed side the graph that the bundle holds, both in float32. Memory is that of one block. Knows
+nothing about files.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from edge.export.graph import reference
+from edge.export.graph.openvino import block_model, embedding_model, head_model
+from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, to_float32
+from edge.runtime.bundle import StageCheck
+from edge.runtime.errors import VerificationError
+from edge.runtime.spec import ModelSpec
+from edge.runtime.verify import FLOAT32_BOUND, Logits, kl_divergence
+
+GOLDEN_TEXT = "The capital of France is Paris. 法国的首都是巴黎。 def f(x): return x + 1"
+GOLDEN_TOKENS = 48  # at most; a tokenizer without Chinese words needs more for the text
+GOLDEN_ROWS = 4  # rows of logits kept: the last ones, which have seen the most
+SAMPLED_ROWS = 256  # of a matrix, to know the size of its weights
+
+# A stage may be off by this many times what rounding explains on average. Attention and norms can amplify noise a few
+# times; a misplaced scale or a wrong order of rows gives an error as large as the output itself.
+TOLERATED = 8.0
+WRONG = 1.0  # an error as large as what the stage computes, whatever the recipe
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What a bundle carries to be checked by on any machine."""
+
+    ids: npt.NDArray[np.int64]  # (T,)
+    float_logits: Logits  # (GOLDEN_ROWS, vocab), of the checkpoint in float32
+    logits: Logits  # (GOLDEN_ROWS, vocab), of the compressed weights in float32
+
+    def write(self, path: Path) -> None:
+        """An .npz as numpy writes it, but without the time of writing: same golden, same bytes."""
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "ids": self.ids,
+            "float_logits": self.float_logits,
+            "logits": self.logits,
+        }
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, array in arrays.items():
+                buffer = io.BytesIO()
+                np.lib.format.write_array(buffer, array, allow_pickle=False)
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED)
+
+    @property
+    def kld(self) -> float:
+        """Mean KL divergence of the compressed model from the float one, nats/token."""
+        return kl_divergence(self.float_logits, self.logits)
+
+
+class Verifier:
+    """Carries hidden states of the golden tokens through both models, stage by stage.
+
+    Every stage runs twice through the compressed graph: on the float model's input, which tells the stage's own error,
+    and on what the compressed stages before it gave. Raises VerificationError when a stage is broken.
+    """
+
+    def __init__(self, ids: list[int], spec: ModelSpec) -> None:
+        self.ids = np.array(ids[:GOLDEN_TOKENS], np.int64)
+        self._spec = spec
+        self._core = ov.Core()
+        # Hidden states of the float model and of the compressed one: (2, T, H). Set it to resume.
+        self.hidden: Float32Array = np.zeros((2, self.ids.size, spec.hidden_size), np.float32)
+
+    def embed(self, weights: Mapping[str, FloatArray], packed: Mapping[str, Weight]) -> StageCheck:
+        """Start: token ids to hidden states."""
+        expected = reference.embed(weights, self.ids, self._spec)
+        found = self._run(embedding_model(packed), self.ids[None])
+        self.hidden = np.stack([expected, found[0]])
+        return self._check("embedding", found[0], expected, 0, weights, packed)
+
+    def block(self, layer: int, weights: Mapping[str, FloatArray], packed: Mapping[str, Weight]) -> StageCheck:
+        """Run one decoder block."""
+        start = self.hidden[0]
+        positions = np.tile(np.arange(self.ids.size, dtype=np.int64), (2, 1))
+        expected = reference.block(weights, start, layer, self._spec)
+        alone, carried = self._run(block_model(packed, layer, self._spec), self.hidden, positions)
+        self.hidden = np.stack([expected, carried])
+        return self._check(f"block {layer}", alone, expected, start, weights, packed)
+
+    def head(self, weights: Mapping[str, FloatArray], packed: Mapping[str, Weight]) -> tuple[StageCheck, Golden]:
+        """Finish: hidden states to logits of the last rows."""
+        last = self.hidden[:, -GOLDEN_ROWS:]
+        expected = reference.head(weights, last[0], self._spec)
+        alone, carried = self._run(head_model(packed, self._spec), last)
+        check = self._check("head", alone, expected, 0, weights, packed)
+        return check, Golden(self.ids, expected, carried)
+
+    def _check(
+        self,
+        stage: str,
+        found: Float32Array,
+        expected: Float32Array,
+        start: Float32Array | int,
+        weights: Mapping[str, FloatArray],
+        packed: Mapping[str, Weight],
+    ) -> StageCheck:
+        """Compare what a stage adds to `start`."""
+        if not np.isfinite(found).all():
+            raise VerificationError(f"{stage} of the compressed model gives NaN or infinity; try another recipe")
+        error = float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected - start)), 1e-30))
+        rounding = float(np.sqrt(sum(rounding_error(weights[name], packed[name]) ** 2 for name in packed)))
+        if error > min(FLOAT32_BOUND + TOLERATED * rounding, WRONG):
+            raise VerificationError(
+                f"{stage} is off by {error:.2g} of its output, rounding its weights explains about {rounding:.2g}; "
+                "the compressed weights are wrong, please report this with the checkpoint's name and the recipe"
+            )
+        return StageCheck(stage, error, rounding)
+
+    def _run(self, model: ov.Model, *inputs: npt.NDArray[np.generic]) -> Float32Array:
+        """One exact forward: float32 activations, no dynamic quantization."""
+        config = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+        compiled = self._core.compile_model(model, "CPU", config)
+        return np.array(compiled(list(inputs))[0], np.float32)
+
+
+def rounding_error(weight: FloatArray, packed: Weight) -> float:
+    """Expected relative error of a product with a compressed matrix; 0 for what is no matrix or was not rounded.
+
+    Rounding to steps of s errs by s / sqrt(12) on average (uniform in half a step to both sides), and errors of
+    different weights add up as independent ones do: relative to the product, as step to weight.
+    """
+    if packed.shape != weight.shape or len(packed.shape) != 2:
+        return 0.0
+    rows = to_float32(weight[:: max(weight.shape[0] // SAMPLED_ROWS, 1)])
+    size = float(np.sqrt(np.mean(np.square(rows, dtype=np.float64)))) or 1.0
+    if isinstance(packed, PackedTensor):
+        step = float(np.sqrt(np.mean(np.square(packed.scale, dtype=np.float64))))
+    else:
+        step = size * float(np.finfo(packed.dtype).eps) if packed.dtype == np.float16 else 0.0
+    return step / math.sqrt(12) / size
