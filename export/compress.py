@@ -117,8 +117,8 @@ def _constant(output: Any) -> Any:
 
 
 def _packed_bytes(constant: Any) -> Bytes:
-    """A copy of a constant's raw bytes."""
-    data: Bytes = np.array(constant.data, copy=True).reshape(-1).view(np.uint8)
+    """A constant's raw bytes, as a view that keeps the constant alive."""
+    data: Bytes = constant.data.reshape(-1).view(np.uint8)
     return data
 
 

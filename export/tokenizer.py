@@ -1,7 +1,7 @@
 """The tokenizer of a checkpoint as a `tokenizer.json`.
 
-In: the vocabulary, merges and token types that a GGUF file carries, or the `tokenizer.model` and special tokens of a
-folder as GLM-4 was first published. Out: a `tokenizers.Tokenizer`. A checkpoint folder that holds a tokenizer.json needs
+In: the vocabulary, merges and token types that a GGUF file carries, or tiktoken's ranks and the special tokens beside
+them, as GLM-4 was first published. Out: a `tokenizers.Tokenizer`. A checkpoint folder that holds a tokenizer.json needs
 none of this. Knows nothing about models or bundles.
 """
 
@@ -153,7 +153,7 @@ def from_tiktoken(path: Path, special: Mapping[int, AddedToken]) -> Tokenizer:
         )
     if min(special) != len(tokens):
         raise TokenizerError(
-            f"{path}: ranks 0 to {len(tokens) - 1}, but special tokens from {min(special)} on, expected them to follow; "
+            f"{path}: ranks 0 to {len(tokens) - 1}, special tokens from {min(special)} on, expected them to follow; "
             "tokenizer.model or tokenizer_config.json is truncated or of another model, download both again"
         )
     shown = _byte_characters()

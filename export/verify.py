@@ -29,7 +29,7 @@ from edge.runtime.spec import ModelSpec
 from edge.runtime.verify import FLOAT32_BOUND, Logits, kl_divergence
 
 GOLDEN_TEXT = "The capital of France is Paris. 法国的首都是巴黎。 def f(x): return x + 1"
-GOLDEN_TOKENS = 48  # at most; a tokenizer without Chinese words needs more for the text
+GOLDEN_TOKENS = 16  # of the text, at most: time goes by their number, and the proof does not
 GOLDEN_ROWS = 4  # rows of logits kept: the last ones, which have seen the most
 SAMPLED_ROWS = 256  # of a matrix, to know the size of its weights
 

@@ -1,0 +1,213 @@
+"""The tokenizer as OpenVINO models, which is what openvino_genai reads.
+
+In: a folder with a tokenizer.json. Out: openvino_{tokenizer,detokenizer}.{xml,bin} in it, or one line that says why
+there are none. Text gets the ids that runtime/tokenizer.py gives it. Knows nothing about weights and chat templates.
+
+openvino_tokenizers converts, and reads a tokenizer through transformers, which the exporting process must not import.
+So a process of its own does it, started first and waited for last: GLM-4's vocabulary takes 7 s of one core. Its script
+imports the two packages and hands them to `convert`; so the package imports neither, and all but the script is checked
+like the rest of it.
+
+What openvino_genai (2026.4) does with the files, and what follows for them:
+
+- It renders the chat template and encodes the text with add_special_tokens=False, but raw text with True. GLM-4's
+  post-processor would put [gMASK]<sop> before raw text, while our runtime adds nothing to any text. The post-processor
+  is left out, so that both agree: a template brings its own special tokens, and raw text is what its author wrote.
+  (Converting with add_special_tokens=False instead makes a model that openvino_genai refuses to open.)
+- It takes the template from the tokenizer's rt_info, else chat_template.jinja, else tokenizer_config.json. None is put
+  into rt_info: chat_template.jinja is what our runtime reads, and there is one place to change it.
+- It takes the ids that end an answer from generation_config.json. The one here is for padding and get_eos_token_id().
+
+One difference is left: U+180E, the Mongolian vowel separator, is white space to its regular expressions and not to
+those of the tokenizers package.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import openvino as ov
+
+FILES = tuple(f"openvino_{name}.{suffix}" for name in ("tokenizer", "detokenizer") for suffix in ("xml", "bin"))
+
+# sys.argv: where the package is, tokenizer.json, folder, eos id. It leaves without the interpreter's clean-up, which
+# unloads openvino_tokenizers before the last of its nodes is gone, and crashes.
+_SCRIPT = r"""
+import os, sys
+sys.path.append(sys.argv[1])
+import edge.export.openvino_tokenizer as ours
+sys.modules.update(dict.fromkeys(["torch", "tensorflow", "jax", "flax"]))  # transformers loads what it finds of them
+try:
+    import openvino_tokenizers, transformers
+except ImportError as error:
+    cause, *_ = str(error).split("\n")
+    sys.exit(f"{cause}; pip install openvino-tokenizers transformers")
+ours.convert(openvino_tokenizers, transformers, *sys.argv[2:])
+os._exit(0)
+"""
+# A number as hash seed makes set order, and with it the files, the same each time.
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "PYTHONHASHSEED": "0",
+}
+_MARK = "\U0010ffff"  # before a word that is looked up whole; no character, so no text holds it
+
+
+def start(folder: Path, eos_token_id: int | None) -> Conversion:
+    """Begin to convert the tokenizer.json of `folder`. Raises OSError when the folder cannot be written."""
+    return Conversion(folder, eos_token_id)
+
+
+class Conversion:
+    """A conversion under way. As a context manager it is cancelled when the body raises, and else waited for."""
+
+    def __init__(self, folder: Path, eos_token_id: int | None) -> None:
+        self._folder = folder
+        self._reason: str | None = None
+        # All that it writes goes here first, the temporary files of the two packages as well.
+        self._scratch = Path(tempfile.mkdtemp(prefix=".openvino_tokenizer.", dir=folder)).absolute()
+        arguments = [Path(__file__).absolute().parents[2], folder / "tokenizer.json", self._scratch]
+        eos = "" if eos_token_id is None else str(eos_token_id)
+        try:
+            with (self._scratch / "stderr").open("wb") as stderr:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _SCRIPT, *map(str, arguments), eos],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=stderr,
+                    env=os.environ | _ENVIRONMENT | {"TMPDIR": str(self._scratch)},
+                )
+        except BaseException:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise
+
+    def finish(self) -> str | None:
+        """Wait for it. None when the models are in the folder, else one line that says why they are not."""
+        if self._scratch.is_dir():
+            if self._process.wait() == 0:
+                for name in FILES:
+                    (self._scratch / name).replace(self._folder / name)
+            else:
+                self._reason = self._last_words()
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        return self._reason
+
+    def cancel(self) -> None:
+        """End it, and remove whatever it wrote."""
+        self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        for name in FILES:
+            (self._folder / name).unlink(missing_ok=True)
+        self._reason = "the conversion was cancelled"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.cancel()
+
+    def _last_words(self) -> str:
+        lines = (self._scratch / "stderr").read_text(encoding="utf-8", errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        return said[-1] if said else f"the conversion ended with exit code {self._process.returncode}"
+
+
+def convert(openvino_tokenizers: Any, transformers: Any, tokenizer_json: str, folder: str, eos_token_id: str) -> None:
+    """Write the models of a tokenizer.json. Runs in the process that may import the two packages."""
+    # A batch is padded on the left, where generation needs it.
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_file=tokenizer_json, padding_side="left")
+    fast.backend_tokenizer.post_processor = None
+    tokenizer, detokenizer = openvino_tokenizers.convert_tokenizer(
+        fast, with_detokenizer=True, clean_up_tokenization_spaces=False
+    )
+    _look_up_whole_words(tokenizer, fast.backend_tokenizer, openvino_tokenizers._get_factory())
+    for model, name in ((tokenizer, "tokenizer"), (detokenizer, "detokenizer")):
+        if eos_token_id:
+            model.set_rt_info(int(eos_token_id), "eos_token_id")
+            model.set_rt_info(int(eos_token_id), "pad_token_id")
+        ov.save_model(model, Path(folder) / f"openvino_{name}.xml")
+
+
+def _look_up_whole_words(model: ov.Model, tokenizer: Any, operations: Any) -> None:
+    """Make BPETokenizer treat tokens that no merge makes as the tokenizers package does.
+
+    With ignore_merges such a token stands for a word that is just it, and else for nothing; there are 893 in GLM-4's
+    vocabulary, " árbol" among them. BPETokenizer has no such lookup, but takes a token without merges wherever its
+    bytes occur. So these tokens get a mark before their bytes in its vocabulary, and a word that is one of them gets
+    the mark too.
+    """
+    whole_words, unmerged = bool(tokenizer.model.ignore_merges), _unmerged_ids(tokenizer)
+    if not unmerged:
+        return
+    bpe = next((node for node in model.get_ordered_ops() if node.get_type_name() == "BPETokenizer"), None)
+    if bpe is None or bpe.get_input_size() not in (14, 18):  # left and right halves of the merges apart
+        raise TypeError("expected one BPETokenizer with merges as pairs")
+    tokens, left, right = (_read_strings(bpe, first) for first in (5, 8, 11))
+    gone = {tokens[i] for i in unmerged}
+    merges = [(a, b) for a, b in zip(left, right, strict=True) if gone.isdisjoint((a, b, a + b))]
+    _write_strings(bpe, 5, [_MARK.encode() + token if i in unmerged else token for i, token in enumerate(tokens)])
+    _write_strings(bpe, 8, [a for a, _ in merges])
+    _write_strings(bpe, 11, [b for _, b in merges])
+    words = sorted(token.decode() for token in gone if token and _is_text(token))
+    if whole_words and words:
+        pattern = rf"\A({'|'.join(map(re.escape, words))})\z"
+        texts = [_constant(np.frombuffer(text.encode(), np.uint8)) for text in (pattern, _MARK + "$1")]
+        pieces = [bpe.input_value(i) for i in (2, 3, 4)]
+        marked = operations.create("RegexNormalization", [*pieces, *texts], {"global_replace": False})
+        for i in range(3):
+            bpe.input(2 + i).replace_source_output(marked.output(i))
+    model.validate_nodes_and_infer_types()
+
+
+def _unmerged_ids(tokenizer: Any) -> set[int]:
+    """Ids of the tokens that merging their own bytes does not give, without those that are cut out of text before."""
+    bpe = tokenizer.model
+    bpe.ignore_merges = False
+    vocab = tokenizer.get_vocab(with_added_tokens=False)
+    return {i for token, i in vocab.items() if len(bpe.tokenize(token)) != 1} - set(
+        tokenizer.get_added_tokens_decoder()
+    )
+
+
+def _read_strings(node: ov.Node, first: int) -> list[bytes]:
+    """Strings as openvino_tokenizers packs them into three inputs: begins, ends, bytes."""
+    begins, ends, joined = (node.input_value(first + i).get_node().data for i in range(3))
+    raw = joined.tobytes()
+    return [raw[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+
+
+def _write_strings(node: ov.Node, first: int, strings: list[bytes]) -> None:
+    ends = np.cumsum([len(string) for string in strings], dtype=np.int32)
+    begins = np.concatenate([np.zeros(1, np.int32), ends[:-1]])
+    for i, values in enumerate((begins, ends, np.frombuffer(b"".join(strings), np.uint8))):
+        node.input(first + i).replace_source_output(_constant(values))
+
+
+def _constant(values: np.ndarray) -> ov.Output:
+    return ov.op.Constant(np.array(values)).output(0)
+
+
+def _is_text(token: bytes) -> bool:
+    try:
+        token.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
