@@ -18,12 +18,14 @@ What openvino_genai (2026.4) does with the files, and what follows for them:
   into rt_info: chat_template.jinja is what our runtime reads, and there is one place to change it.
 - It takes the ids that end an answer from generation_config.json. The one here is for padding and get_eos_token_id().
 
-One difference is left: U+180E, the Mongolian vowel separator, is white space to its regular expressions and not to
-those of the tokenizers package.
+openvino_tokenizers (2026.4) departs from the tokenizers package in two ways that change ids, and `convert` makes up
+for both: see `_look_up_whole_words` and `_SINGLE_DIGITS`. One is left: U+180E, the Mongolian vowel separator, is white
+space to its regular expressions only.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -36,6 +38,7 @@ from typing import Any, Self
 
 import numpy as np
 import openvino as ov
+import tokenizers
 
 FILES = tuple(f"openvino_{name}.{suffix}" for name in ("tokenizer", "detokenizer") for suffix in ("xml", "bin"))
 
@@ -62,6 +65,12 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "PYTHONHASHSEED": "0",
 }
+# Digits alone, and ByteLevel's expression on what lies between them, as one: white space ends before a digit as it does
+# at the end of text. openvino_tokenizers makes one of the two as well, but cuts the last space off.
+_SINGLE_DIGITS = (
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+"
+    r"|\s+(?![^\s\p{N}])|\s+"
+)
 _MARK = "\U0010ffff"  # before a word that is looked up whole; no character, so no text holds it
 
 
@@ -132,18 +141,30 @@ class Conversion:
 
 def convert(openvino_tokenizers: Any, transformers: Any, tokenizer_json: str, folder: str, eos_token_id: str) -> None:
     """Write the models of a tokenizer.json. Runs in the process that may import the two packages."""
+    source = tokenizers.Tokenizer.from_str(_for_conversion(Path(tokenizer_json).read_text(encoding="utf-8")))
     # A batch is padded on the left, where generation needs it.
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_file=tokenizer_json, padding_side="left")
-    fast.backend_tokenizer.post_processor = None
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=source, padding_side="left")
     tokenizer, detokenizer = openvino_tokenizers.convert_tokenizer(
         fast, with_detokenizer=True, clean_up_tokenization_spaces=False
     )
-    _look_up_whole_words(tokenizer, fast.backend_tokenizer, openvino_tokenizers._get_factory())
+    _look_up_whole_words(tokenizer, source, openvino_tokenizers._get_factory())
     for model, name in ((tokenizer, "tokenizer"), (detokenizer, "detokenizer")):
         if eos_token_id:
             model.set_rt_info(int(eos_token_id), "eos_token_id")
             model.set_rt_info(int(eos_token_id), "pad_token_id")
         ov.save_model(model, Path(folder) / f"openvino_{name}.xml")
+
+
+def _for_conversion(tokenizer_json: str) -> str:
+    """The same tokenizer without its post-processor, and with steps that openvino_tokenizers cuts text with alike."""
+    data = json.loads(tokenizer_json)
+    data["post_processor"] = None
+    steps = (data.get("pre_tokenizer") or {}).get("pretokenizers", [])
+    match steps:
+        case [{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "use_regex": True}]:
+            split = {"type": "Split", "pattern": {"Regex": _SINGLE_DIGITS}, "behavior": "Isolated", "invert": False}
+            steps[:] = [split, steps[1] | {"use_regex": False}]
+    return json.dumps(data)
 
 
 def _look_up_whole_words(model: ov.Model, tokenizer: Any, operations: Any) -> None:
@@ -195,9 +216,9 @@ def _read_strings(node: ov.Node, first: int) -> list[bytes]:
 
 
 def _write_strings(node: ov.Node, first: int, strings: list[bytes]) -> None:
-    ends = np.cumsum([len(string) for string in strings], dtype=np.int32)
-    begins = np.concatenate([np.zeros(1, np.int32), ends[:-1]])
-    for i, values in enumerate((begins, ends, np.frombuffer(b"".join(strings), np.uint8))):
+    lengths = np.array([len(string) for string in strings], np.int32)
+    ends = lengths.cumsum(dtype=np.int32)
+    for i, values in enumerate((ends - lengths, ends, np.frombuffer(b"".join(strings), np.uint8))):
         node.input(first + i).replace_source_output(_constant(values))
 
 

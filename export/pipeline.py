@@ -13,13 +13,13 @@ import hashlib
 import io
 import json
 import math
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +27,6 @@ from edge.export import recipes
 from edge.export.adapter import Adapter
 from edge.export.architectures import describe, doubts
 from edge.export.checkpoint import Checkpoint, open_checkpoint
-from edge.export.checkpoint.gguf import source_files
 from edge.export.graph.ir import write_ir
 from edge.export.graph.openvino import stateful_decoder
 from edge.export.names import Weights, canonical_shapes
@@ -43,7 +42,6 @@ from edge.runtime.errors import BundleError, OutputError, TensorError, Verificat
 from edge.runtime.spec import ModelSpec
 
 VERSIONED = ("edgeglm", "openvino", "nncf", "numpy")
-HASHED_BYTES = 1 << 20  # at a time
 SIDECAR_BYTES = 64_000_000  # at most, of a bundle's files that are no weights; a tokenizer for 151,552 tokens has 35 MB
 
 
@@ -77,7 +75,11 @@ class Plan:
 
     @property
     def source_files(self) -> list[Path]:
-        return self.checkpoint.files() + ([] if self.adapter is None else self.adapter.files)
+        return self.checkpoint.weight_files() + self.small_files
+
+    @property
+    def small_files(self) -> list[Path]:
+        return self.checkpoint.small_files() + ([] if self.adapter is None else self.adapter.files)
 
     @property
     def key(self) -> str:
@@ -116,17 +118,15 @@ def export(
         check_space(
             folder, sum(plan.recipe.bytes_of(*item) for item in shapes.items()) + SIDECAR_BYTES - _done_bytes(journal)
         )
-        with _hashing(plan.source_files) as source_hash:
-            tokenizer, stop_ids = write_sidecars(plan.checkpoint, plan.spec, folder)
-            with _open_store(folder, journal) as store:
-                verifier = Verifier(tokenizer.encode(GOLDEN_TEXT), plan.spec)
-                checks, golden = compress(plan, store, verifier, journal, progress)
-                total = plan.spec.num_parameters
-                layers = plan.spec.num_layers
-                progress(Progress("writing", layers, layers, total, total, store.end, 0, None))
-                _write_model(store, plan.spec, folder)
-            golden.write(folder / bundle.GOLDEN)
-            manifest = _manifest(plan, store, checks, golden, stop_ids, source_hash.result(), folder)
+        tokenizer, stop_ids = write_sidecars(plan.checkpoint, plan.spec, folder)
+        with _open_store(folder, journal) as store:
+            verifier = Verifier(tokenizer.encode(GOLDEN_TEXT), plan.spec)
+            done = compress(plan, store, verifier, journal, progress)
+            total, layers = plan.spec.num_parameters, plan.spec.num_layers
+            progress(Progress("writing", layers, layers, total, total, store.end, 0, None))
+            _write_model(store, plan.spec, folder)
+        done.golden.write(folder / bundle.GOLDEN)
+        manifest = _manifest(plan, store, done, stop_ids, folder)
         (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
@@ -160,13 +160,42 @@ def make_plan(
 
 
 def is_export_of(out: Path, source: Path, recipe: str) -> bool:
-    """Whether `out` is a bundle that exporting the GGUF file `source` with these versions would make again."""
+    """Whether `out` is a bundle that exporting `source` with these versions would make again."""
     try:
         manifest = bundle.open_bundle(out).manifest
     except BundleError:
         return False
-    same = manifest.recipe == recipe and manifest.versions == versions()
-    return same and manifest.source_sha256 == source_sha256(source_files(source))
+    if manifest.recipe != recipe or manifest.versions != versions():
+        return False
+    plan = make_plan(source, recipe)
+    parts = {part for parts in plan.weights.sources.values() for part in parts}
+    return manifest.source_sha256 == source_sha256(plan, tensor_sha256(plan.checkpoint, parts))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is known of one stage when it is done; in the journal, so that no later export has to do it again."""
+
+    end: int  # of the weight file
+    weights: dict[str, StoredWeight]
+    check: StageCheck
+    sha256: dict[str, str]  # of the checkpoint's tensors
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Stage:
+        weights = {name: StoredWeight.from_json(record) for name, record in data["weights"].items()}
+        return cls(data["end"], weights, StageCheck(**data["check"]), data["sha256"])
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """All stages, done."""
+
+    stages: tuple[Stage, ...]
+    golden: Golden
 
 
 def compress(
@@ -175,56 +204,58 @@ def compress(
     verifier: Verifier,
     journal: Journal,
     progress: Callable[[Progress], None],
-) -> tuple[tuple[StageCheck, ...], Golden]:
+) -> Compressed:
     """Compress all weights into the store, stage by stage, and check each stage beside the next one's compression.
 
     The head is not in the journal: it is the last stage, and its check gives the golden logits.
     """
     spec = plan.spec
-    stages = ["embedding", *(f"block {layer}" for layer in range(spec.num_layers)), "head"]
-    first = len(journal.steps)
-    checks = [StageCheck(**step["check"]) for step in journal.steps]
-    resumed = sum(_parameters(stage, spec) for stage in stages[:first])
+    names = ["embedding", *(f"block {layer}" for layer in range(spec.num_layers)), "head"]
+    stages = [Stage.from_json(step) for step in journal.steps]
+    first = len(stages)
+    resumed = sum(_parameters(name, spec) for name in names[:first])
     if first:
         verifier.hidden = np.load(_hidden_file(journal, first))
+    golden: Golden | None = None
 
-    def check(index: int, end: int) -> tuple[StageCheck, Golden | None, int]:
+    def check(index: int, end: int) -> Stage:
         """Check one stage and record it. Runs in the second thread."""
-        stage = stages[index]
-        packed = {name: store[name] for name in _needed(stage, spec)}
-        result, golden = _check(stage, verifier, plan.weights, packed)
+        nonlocal golden
+        packed = {name: store[name] for name in _needed(names[index], spec)}
+        result, golden = _check(names[index], verifier, plan.weights, packed)
+        parts = {part for name in _own(names[index], spec) for part in plan.weights.sources[name]}
+        records = {name: store.records[name] for name in _own(names[index], spec)}
+        stage = Stage(end, records, result, tensor_sha256(plan.checkpoint, parts))
         if golden is None:
             store.sync()
             buffer = io.BytesIO()
             np.save(buffer, verifier.hidden)
             write_durably(_hidden_file(journal, index + 1), buffer.getvalue())
-            records = {name: store.records[name].to_json() for name in _own(stage, spec)}
-            journal.add({"end": end, "weights": records, "check": asdict(result)})
+            journal.add(stage.to_json())
             _hidden_file(journal, index).unlink(missing_ok=True)
-        return result, golden, end
+        return stage
 
-    golden: Golden | None = None
-
-    def finish(index: int, pending: Future[tuple[StageCheck, Golden | None, int]]) -> None:
-        nonlocal golden
-        result, golden, end = pending.result()
-        checks.append(result)
-        done = sum(_parameters(stage, spec) for stage in stages[: index + 1])
+    def finish(pending: Future[Stage]) -> None:
+        stages.append(pending.result())
+        index = len(stages) - 1
+        done = sum(_parameters(name, spec) for name in names[: index + 1])
         blocks = min(index, spec.num_layers)
-        progress(Progress(stages[index], blocks, spec.num_layers, done, spec.num_parameters, end, resumed, result))
+        written, result = stages[-1].end, stages[-1].check
+        progress(Progress(names[index], blocks, spec.num_layers, done, spec.num_parameters, written, resumed, result))
 
     with ThreadPoolExecutor(1) as second:
-        pending: Future[tuple[StageCheck, Golden | None, int]] | None = None
-        for index in range(first, len(stages)):
-            for name, weight in _pack(stages[index], plan).items():
+        pending: Future[Stage] | None = None
+        for index in range(first, len(names)):
+            for name, weight in _pack(names[index], plan).items():
                 store.put(name, weight)
             if pending is not None:
-                finish(index - 1, pending)
+                finish(pending)
+                plan.checkpoint.release()
             pending = second.submit(check, index, store.end)
         assert pending is not None, "the head is always done"
-        finish(len(stages) - 1, pending)
+        finish(pending)
     assert golden is not None
-    return tuple(checks), golden
+    return Compressed(tuple(stages), golden)
 
 
 def _own(stage: str, spec: ModelSpec) -> list[str]:
@@ -251,7 +282,9 @@ def _pack(stage: str, plan: Plan) -> dict[str, Weight]:
     """The weights of a stage, each in the precision that the recipe gives it. Raises TensorError."""
     from edge.export.compress import compress_block, compress_matrix  # nncf takes seconds to import
 
-    floats = {name: plan.weights.read(name) for name in _own(stage, plan.spec)}
+    own = _own(stage, plan.spec)
+    plan.checkpoint.prefetch(part for name in own for part in plan.weights.sources[name])
+    floats = {name: plan.weights.read(name) for name in own}
     precisions = {name: plan.recipe.precision_of(name, weight.shape)[0] for name, weight in floats.items()}
     integers = {name: precision for name, precision in precisions.items() if not precision.is_float}
     packed: dict[str, Weight] = {
@@ -294,9 +327,8 @@ def _to_float(weight: FloatArray, name: str, precision: Precision) -> Weight:
 @contextmanager
 def _open_store(folder: Path, journal: Journal) -> Iterator[WeightStore]:
     """The weight file, as far as the journal says that it is right."""
-    records = {
-        name: StoredWeight.from_json(record) for step in journal.steps for name, record in step["weights"].items()
-    }
+    stages = [Stage.from_json(step) for step in journal.steps]
+    records = {name: record for stage in stages for name, record in stage.weights.items()}
     store = WeightStore(folder / bundle.MODEL_BIN, records, _done_bytes(journal))
     try:
         yield store
@@ -325,10 +357,8 @@ def _write_model(store: WeightStore, spec: ModelSpec, folder: Path) -> None:
 def _manifest(
     plan: Plan,
     store: WeightStore,
-    checks: tuple[StageCheck, ...],
-    golden: Golden,
+    done: Compressed,
     stop_ids: tuple[int, ...],
-    source_hash: str,
     folder: Path,
 ) -> Manifest:
     tensors, groups = {}, set()
@@ -343,17 +373,17 @@ def _manifest(
     return Manifest(
         schema_version=bundle.SCHEMA_VERSION,
         source=plan.checkpoint.path.resolve().name,
-        source_sha256=source_hash,
+        source_sha256=source_sha256(plan, {k: v for stage in done.stages for k, v in stage.sha256.items()}),
         spec=plan.spec,
         recipe=plan.recipe.name,
         weight_group_size=min(groups - {0}, default=0),
         stop_token_ids=stop_ids,
         bits_per_weight=round(8 * weight_bytes / plan.spec.num_parameters, 4),
         weight_bytes=weight_bytes,
-        golden_kld=golden.kld,
+        golden_kld=done.golden.kld,
         warnings=plan.warnings,
         adapter="" if plan.adapter is None else plan.adapter.path.resolve().name,
-        checks=checks,
+        checks=tuple(stage.check for stage in done.stages),
         tensors=tensors,
         files=files,
         versions=versions(),
@@ -365,27 +395,19 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in VERSIONED}
 
 
-def source_sha256(files: list[Path], stopped: threading.Event | None = None) -> str:
-    """One hash over names and contents of the files that decide the result; empty if it was stopped."""
+def tensor_sha256(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, str]:
+    """Of each tensor's stored bytes."""
+    return {name: hashlib.sha256(checkpoint.raw(name).data).hexdigest() for name in names}
+
+
+def source_sha256(plan: Plan, tensors: Mapping[str, str]) -> str:
+    """One hash over everything that decides the result: names, shapes and bytes of tensors, and the small files.
+
+    Tensors and not files, because they are hashed while they are in memory; a second pass over 19 GB would not be.
+    """
     digest = hashlib.sha256()
-    for path in files:
-        inner = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(HASHED_BYTES):
-                if stopped is not None and stopped.is_set():
-                    return ""
-                inner.update(chunk)
-        digest.update(f"{path.name}\0{inner.hexdigest()}\n".encode())
+    for name, sha256 in sorted(tensors.items()):
+        digest.update(f"{name} {list(plan.checkpoint.shapes[name])} {sha256}\n".encode())
+    for path in plan.small_files:
+        digest.update(f"{path.name} {bundle.sha256_of(path)}\n".encode())
     return digest.hexdigest()
-
-
-@contextmanager
-def _hashing(files: list[Path]) -> Iterator[Future[str]]:
-    """`source_sha256` in a thread of its own, which ends with the body."""
-    stopped = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(source_sha256, files, stopped)
-        try:
-            yield future
-        finally:
-            stopped.set()

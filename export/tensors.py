@@ -61,7 +61,8 @@ def to_float32(values: FloatArray) -> Float32Array:
 
 
 def unpack(packed: Bytes, count: int, bits: int, *, signed: bool) -> npt.NDArray[np.int16]:
-    """`count` integers out of their bytes, as int16 of shape (count,)."""
+    """The first `count` integers out of their bytes, as int16 of shape (count,)."""
+    packed = packed[: -(-count * bits // 8)]
     if bits == 8:
         return (packed.view(np.int8) if signed else packed).astype(np.int16)[:count]
     nibbles = np.empty(packed.size * 2, np.int16)
@@ -72,8 +73,36 @@ def unpack(packed: Bytes, count: int, bits: int, *, signed: bool) -> npt.NDArray
     return nibbles[:count]
 
 
+def rows_of(weight: Weight, start: int, stop: int) -> Float32Array:
+    """Some rows of a matrix in float32, however it is stored."""
+    if not isinstance(weight, PackedTensor):
+        return to_float32(weight[start:stop])
+    stop = min(stop, weight.shape[0])
+    k, groups = weight.shape[1], weight.groups
+    stored = weight.data[start * k * weight.bits // 8 : stop * k * weight.bits // 8]
+    if weight.bits == 4:
+        values = _PAIRS[weight.symmetric][stored].view(np.float32)
+    else:
+        values = (stored.view(np.int8) if weight.symmetric else stored).astype(np.float32)
+    values = values.reshape(stop - start, groups, -1)
+    if weight.zero_point is not None:
+        first, count = start * groups, (stop - start) * groups
+        whole = first * weight.bits // 8  # bytes before the one that the first value begins in
+        skipped = first - whole * 8 // weight.bits
+        zero = unpack(weight.zero_point[whole:], skipped + count, weight.bits, signed=False)[skipped:]
+        values -= zero.reshape(-1, groups, 1).astype(np.float32)
+    values *= weight.scale[start:stop, :, None].astype(np.float32)
+    return values.reshape(stop - start, k)
+
+
+def _pairs(signed: bool) -> npt.NDArray[np.complex64]:
+    """Both nibbles of every byte as two float32 in one value of 8 bytes: unpacking is then one table lookup."""
+    nibbles = unpack(np.arange(256, dtype=np.uint8), 512, 4, signed=signed)
+    return nibbles.astype(np.float32).view(np.complex64)
+
+
 def dequantize(tensor: PackedTensor) -> Float32Array:
-    """The (N, K) float32 matrix that a packed tensor stands for; the plain-numpy oracle of the tests."""
+    """The (N, K) float32 matrix that a packed tensor stands for, written to be read: the oracle of the tests."""
     n, k = tensor.shape
     q = unpack(tensor.data, n * k, tensor.bits, signed=tensor.symmetric).reshape(n, tensor.groups, -1)
     values = q.astype(np.float32)
@@ -81,3 +110,6 @@ def dequantize(tensor: PackedTensor) -> Float32Array:
         zero = unpack(tensor.zero_point, n * tensor.groups, tensor.bits, signed=False)
         values -= zero.reshape(n, tensor.groups, 1).astype(np.float32)
     return (values * tensor.scale.astype(np.float32)[:, :, None]).reshape(n, k)
+
+
+_PAIRS = {signed: _pairs(signed) for signed in (False, True)}

@@ -5,9 +5,12 @@ In: a path. Out: a `Checkpoint`, whichever file format it has. Knows nothing abo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from edge.export.checkpoint.fields import Fields
 from edge.export.tensors import FloatArray
@@ -34,8 +37,20 @@ class Checkpoint(Protocol):
     def read(self, name: str) -> FloatArray:
         """One tensor as it is stored where numpy can hold that, else in float32; not to be written to."""
 
-    def files(self) -> list[Path]:
-        """The files that decide the result of an export, in a stable order."""
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes of one tensor as they are stored."""
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Have the system begin to read these tensors from the disk."""
+
+    def release(self) -> None:
+        """Let the system take back the memory of mapped tensors; what is read again comes from the file again."""
+
+    def weight_files(self) -> list[Path]:
+        """The files that hold tensors, in a stable order."""
+
+    def small_files(self) -> list[Path]:
+        """The other files that decide the result of an export, in a stable order."""
 
     def write_tokenizer(self, path: Path) -> None:
         """Write the tokenizer.json. Raises TokenizerError when there is none and none can be made."""

@@ -7,12 +7,14 @@ package. A tokenizer.json beside the file wins over the one inside.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 
 from edge.export import tokenizer
 from edge.export.checkpoint import Format
@@ -22,12 +24,6 @@ from edge.runtime.errors import CheckpointError, TensorError, TokenizerError
 
 # Ids that end an answer, as llama.cpp reads them (src/llama-vocab.cpp).
 _STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
-
-
-def source_files(path: Path) -> list[Path]:
-    """The files that decide what an export of this GGUF gives; reading its metadata would take seconds."""
-    beside = path.with_name("tokenizer.json")
-    return [path, *([beside] if beside.is_file() else [])]
 
 
 class GGUFCheckpoint:
@@ -65,8 +61,22 @@ class GGUFCheckpoint:
             ) from error
         return np.array(values, np.float32).reshape(self.shapes[name])
 
-    def files(self) -> list[Path]:
-        return source_files(self.path)
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        data: npt.NDArray[np.uint8] = self._tensors[name].data.reshape(-1).view(np.uint8)
+        return data
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Nothing: the gguf package maps the file."""
+
+    def release(self) -> None:
+        """Nothing: the gguf package maps the file."""
+
+    def weight_files(self) -> list[Path]:
+        return [self.path]
+
+    def small_files(self) -> list[Path]:
+        beside = self.path.with_name("tokenizer.json")
+        return [beside] if beside.is_file() else []
 
     def write_tokenizer(self, path: Path) -> None:
         beside = self.path.with_name("tokenizer.json")

@@ -12,12 +12,14 @@ import json
 import math
 import mmap
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 
 from edge.export import tokenizer
 from edge.export.checkpoint import Format
@@ -77,6 +79,26 @@ class SafetensorsFiles:
         mapped = self._maps[entry.file]
         return np.frombuffer(mapped, _DTYPES[entry.dtype], math.prod(entry.shape), entry.start).reshape(entry.shape)
 
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """The stored bytes of one tensor, as a view."""
+        return self.read(name).reshape(-1).view(np.uint8)
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Have the system begin to read these tensors: page faults alone read ahead too little."""
+        if not hasattr(mmap, "MADV_WILLNEED"):  # Windows
+            return
+        for name in names:
+            self.read(name)
+            entry = self._entries[name]
+            start = entry.start // mmap.PAGESIZE * mmap.PAGESIZE
+            self._maps[entry.file].madvise(mmap.MADV_WILLNEED, start, entry.stop - start)
+
+    def release(self) -> None:
+        """Unmap what was read; views stay valid and read the file again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for mapped in self._maps.values():
+                mapped.madvise(mmap.MADV_DONTNEED)
+
     def _check_index(self, index: dict[str, str]) -> None:
         found = {name: entry.file.name for name, entry in self._entries.items()}
         for name in sorted(index.keys() | found.keys()):
@@ -105,7 +127,19 @@ class SafetensorsCheckpoint:
     def read(self, name: str) -> FloatArray:
         return self._tensors.read(name)
 
-    def files(self) -> list[Path]:
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        return self._tensors.raw(name)
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        self._tensors.prefetch(names)
+
+    def release(self) -> None:
+        self._tensors.release()
+
+    def weight_files(self) -> list[Path]:
+        return self._tensors.files
+
+    def small_files(self) -> list[Path]:
         names = (
             "config.json",
             "generation_config.json",
@@ -113,7 +147,7 @@ class SafetensorsCheckpoint:
             "tokenizer_config.json",
             "chat_template.jinja",
         )
-        return [file for name in names if (file := self.path / name).is_file()] + self._tensors.files
+        return [file for name in names if (file := self.path / name).is_file()]
 
     def write_tokenizer(self, path: Path) -> None:
         if (source := self.path / "tokenizer.json").is_file():

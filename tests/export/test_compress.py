@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import openvino as ov
 import pytest
@@ -10,7 +11,7 @@ from edge.export import compress as compress_module
 from edge.export.compress import compress_block, compress_matrix
 from edge.export.graph.openvino import linear_model
 from edge.export.recipes import Precision, find_recipe, recipes
-from edge.export.tensors import PackedTensor, dequantize, unpack
+from edge.export.tensors import PackedTensor, dequantize, rows_of, unpack
 from edge.runtime.errors import RecipeError
 
 INTEGERS = [
@@ -45,6 +46,27 @@ def test_engine_computes_the_dequantized_matrix(precision: Precision, shape: tup
     oracle = dequantize(packed)
     # One product each: no sums, so only the rounding of q * scale, which the graph may do in float16.
     np.testing.assert_allclose(engine, oracle, rtol=2**-11, atol=0)
+
+
+@pytest.mark.parametrize("precision", INTEGERS, ids=str)
+@pytest.mark.parametrize("shape", [(24, 192), (5, 320), (33, 64)], ids=str)
+def test_rows_equal_the_dequantized_matrix(precision: Precision, shape: tuple[int, int]) -> None:
+    """Two ways to read the same bytes: one written for speed, one to be read."""
+    packed = pack(random_matrix(*shape), precision)
+    oracle = dequantize(packed)
+    for start, stop in [(0, shape[0]), (1, 4), (3, 99), (shape[0] - 1, shape[0])]:
+        np.testing.assert_array_equal(rows_of(packed, start, stop), oracle[start:stop])
+
+
+@pytest.mark.parametrize("precision", INTEGERS, ids=str)
+def test_weights_in_bfloat16_are_packed_as_in_float32(precision: Precision) -> None:
+    """nncf is given the checkpoint's own dtype, without a copy in float32."""
+    weight = random_matrix(24, 192).astype(ml_dtypes.bfloat16)
+    stored, widened = pack(weight, precision), pack(weight.astype(np.float32), precision)
+    np.testing.assert_array_equal(stored.data, widened.data)
+    np.testing.assert_array_equal(stored.scale, widened.scale)
+    if stored.zero_point is not None:
+        np.testing.assert_array_equal(stored.zero_point, widened.zero_point)
 
 
 @pytest.mark.parametrize("precision", [p for p in INTEGERS if not p.symmetric], ids=str)

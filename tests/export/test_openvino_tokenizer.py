@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import tokenizers
 from tokenizers import processors
 
 from edge.export.openvino_tokenizer import FILES, start
+from edge.export.tokenizer import PRE_TOKENIZERS
 from edge.runtime.bundle import CHAT_TEMPLATE, TOKENIZER, sha256_of
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.tokenizer import Tokenizer
@@ -100,6 +102,20 @@ def test_tiny_ids_and_text(tiny: Path) -> None:
         assert ids_of(theirs, text) == ours.encode(text), text
         assert theirs.decode(ours.encode(text)) == ours.decode(ours.encode(text)), text
     assert theirs.get_eos_token_id() == theirs.get_pad_token_id() == len(TOKENS)
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "glm4"])
+def test_every_way_to_cut_text(pre: str, tmp_path: Path) -> None:
+    """Without ignore_merges, where no text gives a token that no merge makes."""
+    tokenizer = make_tiny(TOKENS, tmp_path / "tokenizer.model")
+    tokenizer.model.ignore_merges = False
+    tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]()
+    tokenizer.save(str(tmp_path / TOKENIZER))
+    assert start(tmp_path, None).finish() is None
+    theirs, ours = openvino_genai.Tokenizer(str(tmp_path)), Tokenizer(tmp_path / TOKENIZER)
+    parts = ("the", " xyz", "'s", "1", "23", " ", "  ", "\n\n", "\t", "é", "?!", "<sop>", "４")
+    for text in map("".join, itertools.product(parts, repeat=3)):
+        assert ids_of(theirs, text) == ours.encode(text), repr(text)
 
 
 def test_tiny_chat(tiny: Path) -> None:

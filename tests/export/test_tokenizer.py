@@ -173,7 +173,7 @@ def checkpoint_folder(folder: Path) -> Path:
 
 def test_checkpoint_writes_it(tmp_path: Path) -> None:
     checkpoint = SafetensorsCheckpoint(checkpoint_folder(tmp_path))
-    assert "tokenizer.model" in [file.name for file in checkpoint.files()]
+    assert "tokenizer.model" in [file.name for file in checkpoint.small_files()]
     written = []
     for name in ("first.json", "second.json"):
         checkpoint.write_tokenizer(tmp_path / name)
@@ -191,7 +191,7 @@ def test_checkpoint_writes_it(tmp_path: Path) -> None:
 def test_checkpoint_prefers_the_tokenizer_json(tmp_path: Path) -> None:
     checkpoint = SafetensorsCheckpoint(checkpoint_folder(tmp_path))
     (tmp_path / "tokenizer.json").write_text("as it is")
-    names = [file.name for file in checkpoint.files()]
+    names = [file.name for file in checkpoint.small_files()]
     assert "tokenizer.json" in names
     assert "tokenizer.model" not in names
     checkpoint.write_tokenizer(tmp_path / "out.json")
