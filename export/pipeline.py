@@ -63,6 +63,7 @@ class Progress:
 class Plan:
     """Everything that decides what an export gives."""
 
+    source: str  # what the manifest calls it: a hub id, or the name of a file or folder
     checkpoint: Checkpoint
     weights: Weights
     recipe: Recipe
@@ -151,6 +152,7 @@ def make_plan(
         warnings = (*doubts(checkpoint, spec), given)
     change = None if adapter is None else Adapter(Path(adapter), spec)
     return Plan(
+        Path(source).resolve().name if Path(source).exists() else str(source),
         checkpoint,
         replace(weights, spec=spec, change=change),
         chosen.with_vocabulary(embedding, head, tied=spec.tied_embeddings),
@@ -372,7 +374,7 @@ def _manifest(
     files = {p.name: bundle.record_of(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != bundle.MANIFEST}
     return Manifest(
         schema_version=bundle.SCHEMA_VERSION,
-        source=plan.checkpoint.path.resolve().name,
+        source=plan.source,
         source_sha256=source_sha256(plan, {k: v for stage in done.stages for k, v in stage.sha256.items()}),
         spec=plan.spec,
         recipe=plan.recipe.name,

@@ -63,10 +63,19 @@ class Checkpoint(Protocol):
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
-    """Open a folder with config.json and *.safetensors, or a .gguf file. Raises CheckpointError."""
+    """Open a folder with config.json and *.safetensors, a .gguf file, or a hub id. Raises CheckpointError.
+
+    Only a hub id (`org/name`, where no such path exists) touches the network.
+    """
     path = Path(source)
-    expected = "expected a folder with config.json and *.safetensors, or a .gguf file"
+    expected = (
+        "expected a folder with config.json and *.safetensors, a .gguf file, or a hub id like THUDM/glm-4-9b-chat"
+    )
     if not path.exists():
+        from edge.export.checkpoint import hub
+
+        if hub.is_hub_id(str(source)):
+            return open_checkpoint(hub.download(str(source)))
         raise CheckpointError(f"{path}: no such path; {expected}")
     if path.is_file() and path.suffix == ".gguf":
         from edge.export.checkpoint.gguf import GGUFCheckpoint

@@ -1,11 +1,13 @@
-"""A GGUF file: weights, configuration, tokenizer and chat template in one.
+"""A GGUF file, or the parts of a split one: weights, configuration, tokenizer and chat template in one.
 
-In: the file. Out: a `Checkpoint`. Tensors stay in the mapped file and are dequantized one at a time by the `gguf`
-package. A tokenizer.json beside the file wins over the one inside.
+In: the file (the first of its parts). Out: a `Checkpoint`. Tensors stay in the mapped files and are dequantized one at a
+time by the `gguf` package. A tokenizer.json beside the file wins over the one inside.
 """
 
 from __future__ import annotations
 
+import mmap
+import re
 import shutil
 from collections.abc import Iterable
 from functools import cached_property
@@ -19,11 +21,14 @@ import numpy.typing as npt
 from edge.export import tokenizer
 from edge.export.checkpoint import Format
 from edge.export.checkpoint.fields import Fields
+from edge.export.checkpoint.gguf_metadata import Header, TensorInfo, read_header
 from edge.export.tensors import FloatArray
 from edge.runtime.errors import CheckpointError, TensorError, TokenizerError
 
 # Ids that end an answer, as llama.cpp reads them (src/llama-vocab.cpp).
 _STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+# How gguf-split names parts (ggml-org/llama.cpp, tools/gguf-split).
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
 class GGUFCheckpoint:
@@ -36,43 +41,61 @@ class GGUFCheckpoint:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise CheckpointError(f"{path}: does not begin with 'GGUF', so it is no GGUF file; download it again")
-        try:
-            reader: Any = gguf.GGUFReader(path)
-        except Exception as error:  # the reader raises whatever numpy does on a damaged file
-            raise CheckpointError(f"{path}: truncated or damaged GGUF ({error}); download it again") from error
-        self._metadata: Any = reader.fields
-        scalars = {key: field.contents() for key, field in self._metadata.items() if _is_scalar(field)}
-        self.config = Fields(scalars, path.name)
-        self._tensors = {str(tensor.name): tensor for tensor in reader.tensors}
-        # GGUF writes the fastest dimension first.
-        self.shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in self._tensors.items()}
+        self._parts = _parts(path)
+        headers = {part: read_header(part) for part in self._parts}
+        self._metadata = headers[self._parts[0]].fields
+        self.config = Fields(self._metadata, path.name)
+        self._tensors: dict[str, tuple[Path, TensorInfo]] = {}
+        for part, header in headers.items():
+            for name, info in header.tensors.items():
+                if name in self._tensors:
+                    raise TensorError(f"tensor {name} stands in both {self._tensors[name][0].name} and {part.name}")
+                self._tensors[name] = part, info
+        self._check_parts(headers)
+        self.shapes = {name: info.shape for name, (_, info) in self._tensors.items()}
+        self._maps: dict[Path, mmap.mmap] = {}
 
     @property
     def architecture(self) -> str:
         return self.config.read(str, "general.architecture")
 
     def read(self, name: str) -> FloatArray:
-        tensor = self._tensors[name]
+        info = self._tensors[name][1]
+        data = self.raw(name)
+        if info.type == gguf.GGMLQuantizationType.F32:
+            return data.view(np.float32).reshape(info.shape)
+        if info.type == gguf.GGMLQuantizationType.F16:
+            return data.view(np.float16).reshape(info.shape)
         try:
-            values = gguf.dequantize(tensor.data, tensor.tensor_type)
+            values = gguf.dequantize(data.reshape(info.byte_shape), info.type)
         except NotImplementedError as error:
             raise TensorError(
-                f"{self.path}: tensor {name} is {tensor.tensor_type.name}, which gguf cannot read"
+                f"{self.path}: tensor {name} is {info.type.name}, which gguf cannot read; use another quantization"
             ) from error
-        return np.array(values, np.float32).reshape(self.shapes[name])
+        return np.asarray(values, np.float32).reshape(info.shape)
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        data: npt.NDArray[np.uint8] = self._tensors[name].data.reshape(-1).view(np.uint8)
-        return data
+        part, info = self._tensors[name]
+        if part not in self._maps:
+            with part.open("rb") as file:
+                self._maps[part] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(self._maps[part], np.uint8, info.nbytes, info.offset)
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Nothing: the gguf package maps the file."""
+        if hasattr(mmap, "MADV_WILLNEED"):  # not on Windows
+            for name in names:
+                self.raw(name)
+                part, info = self._tensors[name]
+                start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
+                self._maps[part].madvise(mmap.MADV_WILLNEED, start, info.offset + info.nbytes - start)
 
     def release(self) -> None:
-        """Nothing: the gguf package maps the file."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for mapped in self._maps.values():
+                mapped.madvise(mmap.MADV_DONTNEED)
 
     def weight_files(self) -> list[Path]:
-        return [self.path]
+        return self._parts
 
     def small_files(self) -> list[Path]:
         beside = self.path.with_name("tokenizer.json")
@@ -103,13 +126,33 @@ class GGUFCheckpoint:
         return tuple(dict.fromkeys(found))
 
     def _list(self, key: str) -> list[Any]:
-        if key not in self._metadata:
+        values = self._metadata.get(key)
+        if not isinstance(values, list):
             raise TokenizerError(
                 f"{self.path}: {key} is missing; put the model's tokenizer.json into the same folder as the GGUF file"
             )
-        values: list[Any] = self._metadata[key].contents()
         return values
 
+    def _check_parts(self, headers: dict[Path, Header]) -> None:
+        """A split file says how many parts and tensors it has."""
+        count = self.config.read(int, "split.count", default=1) or 1
+        total = self.config.read(int, "split.tensors.count", default=len(self._tensors))
+        if count != len(headers) or total != len(self._tensors):
+            raise CheckpointError(
+                f"{self.path}: {len(headers)} parts with {len(self._tensors)} tensors, its metadata say {count} parts "
+                f"with {total}; put all parts into one folder and give the first"
+            )
 
-def _is_scalar(field: Any) -> bool:
-    return bool(field.types[0] != gguf.GGUFValueType.ARRAY)
+
+def _parts(path: Path) -> list[Path]:
+    """All parts of a split file, in order, whichever was given; else the file itself. Raises CheckpointError."""
+    match = _PART.fullmatch(path.name)
+    if match is None:
+        return [path]
+    count = int(match["count"])
+    parts = [path.with_name(f"{match['stem']}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise CheckpointError(
+            f"{path}: {len(missing)} of {count} parts are missing, first {missing[0]}; download them into one folder"
+        )
+    return parts

@@ -16,7 +16,7 @@ from edge.export.pipeline import export
 from edge.runtime.kv.pool import Sequence
 from edge.runtime.llm import LLM
 from tests.conftest import EXACT
-from tests.tiny import TINIES, Tiny, make, reference_logits, to_remote_code
+from tests.tiny import TINIES, Tiny, make, reference_logits, to_remote_code, write_tokenizer
 
 # Our float32 logits may be this many times as far from float64 as transformers' own float32 logits are: the same
 # roundings in another order. Two independent orders differ by sqrt(2) typically; the largest of many thousand logits of
@@ -150,6 +150,76 @@ def test_gguf_llama_equals_transformers(tmp_path: Path) -> None:
     expected, float32_error = reference_logits(model, IDS)
     error = np.abs(logits_in_chunks(LLM(tmp_path / "bundle", EXACT), IDS, [64, 6]) - expected).max()
     assert error <= TIMES_FLOAT32 * float32_error
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["one file", "two parts"])
+@pytest.mark.parametrize("fused", [True, False], ids=["attn_qkv", "attn_q, attn_k, attn_v"])
+@pytest.mark.parametrize("architecture", ["chatglm", "glm4"])
+def test_gguf_glm_equals_transformers(architecture: str, fused: bool, split: bool, tmp_path: Path) -> None:
+    """chatglm as made from the remote code (fused) or GlmForCausalLM (apart), glm4 from GLM-4-0414."""
+    tiny = Tiny(architecture, architecture="glm4" if architecture == "glm4" else "glm", rope_theta=5e6)
+    model = make(tiny, tmp_path / "hf")
+    path = write_glm_gguf(model, tmp_path, architecture, fused, split)
+    export(path, tmp_path / "bundle", "fp32")
+    expected, float32_error = reference_logits(model, IDS)
+    error = np.abs(logits_in_chunks(LLM(tmp_path / "bundle", EXACT), IDS, [64, 6]) - expected).max()
+    assert error <= TIMES_FLOAT32 * float32_error
+
+
+def write_glm_gguf(model: torch.nn.Module, folder: Path, architecture: str, fused: bool, split: bool) -> Path:
+    """As llama.cpp's converter writes it: rows as they are, gate and up fused in ffn_up; f16 for half of the matrices."""
+    config = model.config
+    out = folder / ("model.gguf" if not split else "model-00001-of-00002.gguf")
+    first, second = (
+        gguf.GGUFWriter(out, architecture),
+        gguf.GGUFWriter(folder / "model-00002-of-00002.gguf", architecture),
+    )
+    first.add_context_length(config.max_position_embeddings)
+    first.add_embedding_length(config.hidden_size)
+    first.add_block_count(config.num_hidden_layers)
+    first.add_feed_forward_length(config.intermediate_size)
+    first.add_head_count(config.num_attention_heads)
+    first.add_head_count_kv(config.num_key_value_heads)
+    first.add_key_length(config.head_dim)
+    first.add_rope_freq_base(config.rope_theta)
+    first.add_rope_dimension_count(config.head_dim // 2)
+    first.add_layer_norm_rms_eps(config.rms_norm_eps)
+    names = {
+        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.o_proj": "attn_output",
+        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+        "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+        "post_self_attn_layernorm": "post_attention_norm", "post_mlp_layernorm": "post_ffw_norm",
+    }  # fmt: skip
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        stem, kind = name.rsplit(".", 1)
+        prefix, key = ("", stem) if stem in names else (f"blk.{stem.split('.')[2]}.", stem.split(".", 3)[3])
+        values = parameter.detach().numpy()
+        if key == "mlp.down_proj":  # a matrix in float16: the model is given the rounded one
+            values = values.astype(np.float16)
+            with torch.no_grad():
+                parameter.copy_(torch.from_numpy(values.astype(np.float32)))
+        tensors[f"{prefix}{names[key]}.{kind}"] = values
+    if fused:
+        for layer in range(config.num_hidden_layers):
+            for kind in ("weight", "bias"):
+                parts = [tensors.pop(f"blk.{layer}.attn_{x}.{kind}") for x in "qkv"]
+                tensors[f"blk.{layer}.attn_qkv.{kind}"] = np.concatenate(parts)
+    for i, (name, values) in enumerate(tensors.items()):
+        (second if split and i % 2 else first).add_tensor(name, values)
+    if split:
+        for number, writer in enumerate((first, second)):
+            writer.add_uint16("split.no", number)
+            writer.add_uint16("split.count", 2)
+            writer.add_int32("split.tensors.count", len(tensors))
+    for writer in (first, second) if split else (first,):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    write_tokenizer(folder)  # beside the file
+    return out
 
 
 def write_llama_gguf(model: torch.nn.Module, path: Path) -> None:
