@@ -15,7 +15,8 @@ from importlib.metadata import version
 from edge.runtime.errors import EdgeError
 
 VERBS = ("demo", "export", "run", "chat", "bench", "inspect", "verify", "devices")
-EXTRAS = {"nncf": "export", "gguf": "export"}  # which extra installs a module that can be missing
+# Which extra installs a module that can be missing.
+EXTRAS = {"nncf": "export", "gguf": "export", "ml_dtypes": "export", "huggingface_hub": "export"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

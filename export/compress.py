@@ -1,8 +1,8 @@
 """Weight compression by NNCF; the only file that imports it.
 
-In: float weights in any dtype and a `Precision` for each. Out: `PackedTensor`s with exactly the integers, scales and zero points
-that `nncf.compress_weights` chose. Knows nothing about checkpoints, files or the full model: it sees one decoder block,
-or some rows of one matrix, at a time.
+In: float weights in any dtype and a `Precision` for each. Out: `PackedTensor`s with exactly the integers, scales and
+zero points that `nncf.compress_weights` chose. Knows nothing about checkpoints, files or the full model: it sees one
+decoder block, or some rows of one matrix, at a time.
 """
 
 from __future__ import annotations
@@ -60,12 +60,19 @@ def compress_matrix(name: str, weight: FloatArray, precision: Precision) -> Pack
     )
 
 
-def _compress(model: ov.Model, plan: Mapping[str, Precision]) -> dict[str, PackedTensor]:
-    """One NNCF call for each precision in the plan, the layers of the others left out of it."""
-    layers = {name: name.removesuffix(".weight") for name in plan}
+def compress_model(model: ov.Model, plan: Mapping[str, Precision]) -> None:
+    """Compress the weights of these nodes - products and look-ups, by name - in place; all others keep theirs.
+
+    One NNCF call for each precision in the plan, with every other node that has weights left out of it.
+    """
+    weighted = [
+        node.get_friendly_name()
+        for node in model.get_ops()
+        if node.get_type_name() in ("MatMul", "Gather") or "Convolution" in node.get_type_name()
+    ]
     with _alone() as nncf:
         for precision in dict.fromkeys(plan.values()):
-            others = [layer for name, layer in layers.items() if plan[name] != precision]
+            others = [name for name in weighted if plan.get(name) != precision]
             options: dict[str, Any] = {}
             if precision.bits == 4:
                 options = {"group_size": precision.group_size or -1, "ratio": 1.0, "all_layers": True}
@@ -76,6 +83,12 @@ def _compress(model: ov.Model, plan: Mapping[str, Precision]) -> dict[str, Packe
                 ignored_scope=nncf.IgnoredScope(names=others, validate=False),
                 **options,
             )
+
+
+def _compress(model: ov.Model, plan: Mapping[str, Precision]) -> dict[str, PackedTensor]:
+    """Compress a small graph whose products are named after their weights, and read these out of it again."""
+    layers = {name: name.removesuffix(".weight") for name in plan}
+    compress_model(model, {layers[name]: precision for name, precision in plan.items()})
     nodes = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "MatMul"}
     return {name: _extract(nodes[layers[name]], name, precision) for name, precision in plan.items()}
 

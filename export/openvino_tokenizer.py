@@ -42,10 +42,12 @@ import tokenizers
 
 FILES = tuple(f"openvino_{name}.{suffix}" for name in ("tokenizer", "detokenizer") for suffix in ("xml", "bin"))
 
-# sys.argv: where the package is, tokenizer.json, folder, eos id. It leaves without the interpreter's clean-up, which
-# unloads openvino_tokenizers before the last of its nodes is gone, and crashes.
+# sys.argv: where the package is, tokenizer.json, folder, eos id. Its standard input ends when the exporting process does,
+# however that ends, and it ends with it. It leaves without the interpreter's clean-up, which unloads openvino_tokenizers
+# before the last of its nodes is gone, and crashes.
 _SCRIPT = r"""
-import os, sys
+import os, sys, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
 sys.path.append(sys.argv[1])
 import edge.export.openvino_tokenizer as ours
 sys.modules.update(dict.fromkeys(["torch", "tensorflow", "jax", "flax"]))  # transformers loads what it finds of them
@@ -93,7 +95,7 @@ class Conversion:
             with (self._scratch / "stderr").open("wb") as stderr:
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-c", _SCRIPT, *map(str, arguments), eos],
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                     stderr=stderr,
                     env=os.environ | _ENVIRONMENT | {"TMPDIR": str(self._scratch)},
@@ -105,7 +107,9 @@ class Conversion:
     def finish(self) -> str | None:
         """Wait for it. None when the models are in the folder, else one line that says why they are not."""
         if self._scratch.is_dir():
-            if self._process.wait() == 0:
+            code = self._process.wait()
+            self._close_input()
+            if code == 0:
                 for name in FILES:
                     (self._scratch / name).replace(self._folder / name)
             else:
@@ -117,6 +121,7 @@ class Conversion:
         """End it, and remove whatever it wrote."""
         self._process.kill()
         self._process.wait()
+        self._close_input()
         shutil.rmtree(self._scratch, ignore_errors=True)
         for name in FILES:
             (self._folder / name).unlink(missing_ok=True)
@@ -132,6 +137,10 @@ class Conversion:
             self.finish()
         else:
             self.cancel()
+
+    def _close_input(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
     def _last_words(self) -> str:
         lines = (self._scratch / "stderr").read_text(encoding="utf-8", errors="replace").split("\n")

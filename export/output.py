@@ -1,9 +1,9 @@
 """Where an export is written: whole, or not at all; and where a killed one goes on.
 
-In: the folder a user asked for and a key that says what is being made. Out: a work folder beside it that takes its place
-at the end, and in it a journal of what is done already. An error removes the work folder; a killed process leaves it, and
-the next export with the same key goes on from its journal. Knows nothing about what is written into it, except that only
-a bundle may be replaced.
+In: the folder a user asked for and a key that says what is being made. Out: a work folder beside it that takes its
+place at the end, and in it a journal of what is done already. An error removes the work folder; a killed process leaves
+it, and the next export with the same key goes on from its journal. Knows nothing about what is written into it, except
+that only a bundle may be replaced.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def work_folder(out: Path, force: bool, key: str) -> Iterator[tuple[Path, Journa
                 shutil.rmtree(folder)
                 journal.folder.mkdir(parents=True)
             yield folder, journal
-            shutil.rmtree(journal.folder)
+            for inner in folder.iterdir():  # the journal, and what a helper of a killed export may have left
+                if inner.is_dir():
+                    shutil.rmtree(inner)
             _take_place(folder, out)
         except OSError as error:
             if error.errno in FULL:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from edge.export import recipes
+from edge.export import openvino_tokenizer, recipes
 from edge.export.adapter import Adapter
 from edge.export.architectures import describe, doubts
 from edge.export.checkpoint import Checkpoint, open_checkpoint
@@ -120,13 +120,16 @@ def export(
             folder, sum(plan.recipe.bytes_of(*item) for item in shapes.items()) + SIDECAR_BYTES - _done_bytes(journal)
         )
         tokenizer, stop_ids = write_sidecars(plan.checkpoint, plan.spec, folder)
-        with _open_store(folder, journal) as store:
+        eos = stop_ids[0] if stop_ids else None
+        with openvino_tokenizer.start(folder, eos) as conversion, _open_store(folder, journal) as store:
             verifier = Verifier(tokenizer.encode(GOLDEN_TEXT), plan.spec)
             done = compress(plan, store, verifier, journal, progress)
             total, layers = plan.spec.num_parameters, plan.spec.num_layers
             progress(Progress("writing", layers, layers, total, total, store.end, 0, None))
             _write_model(store, plan.spec, folder)
         done.golden.write(folder / bundle.GOLDEN)
+        if (problem := conversion.finish()) is not None:
+            plan = replace(plan, warnings=(*plan.warnings, f"openvino_genai will find no tokenizer: {problem}"))
         manifest = _manifest(plan, store, done, stop_ids, folder)
         (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest

@@ -32,11 +32,11 @@ def _stop_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
 
 
 def _write_configs(checkpoint: Checkpoint, spec: ModelSpec, stops: tuple[int, ...], folder: Path) -> None:
-    """config.json and generation_config.json, where openvino_genai and optimum-intel look for them."""
+    """config.json, generation_config.json and tokenizer_config.json, where openvino_genai and optimum-intel look."""
     generation = {**checkpoint.generation_config().values, "eos_token_id": list(stops)}
     config = {
-        "architectures": ["GlmForCausalLM"],
-        "model_type": "glm",
+        "architectures": ["Glm4ForCausalLM" if spec.output_norms else "GlmForCausalLM"],
+        "model_type": "glm4" if spec.output_norms else "glm",
         "hidden_size": spec.hidden_size,
         "intermediate_size": spec.intermediate_size,
         "num_hidden_layers": spec.num_layers,
@@ -53,6 +53,13 @@ def _write_configs(checkpoint: Checkpoint, spec: ModelSpec, stops: tuple[int, ..
         "hidden_act": "silu",
         "eos_token_id": list(stops),
     }
-    for name, values in ((bundle.GENERATION_CONFIG, generation), (bundle.CONFIG, config)):
+    tokenizer = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": spec.max_position_embeddings,
+    }
+    files = {bundle.GENERATION_CONFIG: generation, bundle.CONFIG: config, bundle.TOKENIZER_CONFIG: tokenizer}
+    for name, values in files.items():
         text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False)
         (folder / name).write_text(text + "\n", encoding="utf-8")

@@ -1,7 +1,8 @@
 """The weights of a bundle in one file, written while they are made and read back from the map.
 
-In: weights by canonical name, one after the other. Out: the file (which becomes openvino_model.bin), where each constant
-lies in it, and the weights again as views into the mapped file. Knows nothing about graphs, recipes or checkpoints.
+In: weights by canonical name, one after the other. Out: the file (which becomes openvino_model.bin), where each
+constant lies in it, and the weights again as views into the mapped file. Knows nothing about graphs, recipes or
+checkpoints.
 
 A constant is known as graphs know it: `NAME`, and for a packed tensor also `NAME/scale` and `NAME/zero_point`.
 """

@@ -4,7 +4,9 @@ In: a folder. Out: a `Bundle` whose manifest has been checked. Knows nothing abo
 
     manifest.json            what the model is, how it was compressed, and every other file with its sha256
     openvino_model.{xml,bin} stateful OpenVINO IR
-    tokenizer.json · chat_template.jinja (when the model has one) · config.json · generation_config.json
+    tokenizer.json · chat_template.jinja (when the model has one)
+    config.json · generation_config.json · tokenizer_config.json · openvino_{tokenizer,detokenizer}.{xml,bin}
+                             what openvino_genai and optimum-intel read; our runtime does not
     golden.npz               prompt ids with float and compressed logits of their last rows
 """
 
@@ -28,6 +30,7 @@ TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 GOLDEN = "golden.npz"
 
 

@@ -1,6 +1,6 @@
 """A GGUF file, or the parts of a split one: weights, configuration, tokenizer and chat template in one.
 
-In: the file (the first of its parts). Out: a `Checkpoint`. Tensors stay in the mapped files and are dequantized one at a
+In: the file (or one of its parts). Out: a `Checkpoint`. Tensors stay in the mapped files and are dequantized one at a
 time by the `gguf` package. A tokenizer.json beside the file wins over the one inside.
 """
 

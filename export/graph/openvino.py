@@ -1,8 +1,8 @@
 """The decoder as an OpenVINO graph, built op by op; nothing is traced.
 
-In: a ModelSpec and a mapping from canonical weight name to weight, which has to outlive the graph. Out: `ov.Model`s: the stateful decoder that a bundle
-holds, and small stateless ones (one block, one linear, the head) for compression and verification. Knows nothing about
-checkpoints, recipes or how weights were compressed.
+In: a ModelSpec and a mapping from canonical weight name to weight, which has to outlive the graph. Out: `ov.Model`s:
+the stateful decoder that a bundle holds, and small stateless ones (one block, one linear, the head) for compression and
+verification. Knows nothing about checkpoints, recipes or how weights were compressed.
 
 Inputs of the stateful decoder are those of optimum-intel's exports, so that openvino_genai, optimum-intel and OpenVINO
 Model Server open it: input_ids (B, T), attention_mask (B, past + T), position_ids (B, T), beam_idx (B,).

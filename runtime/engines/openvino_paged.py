@@ -166,20 +166,45 @@ def _keep_wanted_rows(model: ov.Model) -> None:
     if residuals:
         skipped, _ = nodes[residuals[-1]].inputs()  # what attention is added to
         ports = [nodes[residuals[-1].replace(".residual", ".o")].input(0), skipped]
-    else:  # a graph that is not ours: what goes into the vocabulary projection
-        ports = [_vocabulary_projection(model).input(0)]
+    else:  # a graph that is not ours
+        ports = [_head_input(model)]
     for port in ports:
-        port.replace_source_output(op.gather(port.get_source_output(), rows, op.constant(np.int64(0))).output(0))
+        axis = op.constant(np.int64(_token_axis(port)))
+        port.replace_source_output(op.gather(port.get_source_output(), rows, axis).output(0))
     model.add_parameters([rows])
     model.validate_nodes_and_infer_types()
 
 
-def _vocabulary_projection(model: ov.Model) -> Any:
-    """The last matrix product before the logits."""
-    node = model.output("logits").get_node()
-    while node.get_type_name() != "MatMul":
-        node = node.input_value(0).get_node()
-    return node
+def _head_input(model: ov.Model) -> Any:
+    """Where hidden states enter the vocabulary projection; where none can be told, where logits leave the graph.
+
+    Behind the projection only what treats every row alike may stand (a bias, a scale, a soft cap): operations with one
+    input that varies. An operation with several, like a reshape to a computed shape, could count rows itself.
+    """
+    result = model.output("logits").get_node()
+    node = result
+    while True:
+        varying = [port for port in node.inputs() if not _is_constant(port.get_source_output().get_node())]
+        if len(varying) != 1:
+            return result.input(0)
+        if node.get_type_name() == "MatMul":
+            return varying[0]
+        node = varying[0].get_source_output().get_node()
+
+
+def _is_constant(node: Any) -> bool:
+    """Whether a node is a constant, or one that is decompressed."""
+    kind = node.get_type_name()
+    return kind == "Constant" or (
+        kind in ("Convert", "Subtract", "Multiply", "Reshape", "Transpose")
+        and all(_is_constant(value.get_node()) for value in node.input_values())
+    )
+
+
+def _token_axis(port: Any) -> int:
+    """The axis of tokens: paged attention makes (T, 1, H) of (B, T, H), and (T, H) stays what it is."""
+    shape = port.get_partial_shape()
+    return next((axis for axis in range(len(shape)) if shape[axis].is_dynamic), 0)
 
 
 def _properties(

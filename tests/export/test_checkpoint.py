@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from edge.export.architectures import describe, doubts
 from edge.export.checkpoint import open_checkpoint
@@ -97,6 +98,78 @@ def test_unsupported_dtype(checkpoint: Path) -> None:
     edit_header(checkpoint, lambda h: h["model.norm.weight"].update(dtype="F8_E4M3"))
     with pytest.raises(TensorError, match=r"model\.norm\.weight is F8_E4M3, supported: F32, F16, BF16"):
         open_checkpoint(checkpoint)
+
+
+def shards(checkpoint: Path) -> dict[str, str]:
+    """Cut the one file in two with an index, as transformers does; returns the index."""
+    tensors = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    names = sorted(tensors)
+    index = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, checkpoint / file)
+        index |= dict.fromkeys(part, file)
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return index
+
+
+def test_shards_that_disagree_with_the_index(checkpoint: Path) -> None:
+    index = shards(checkpoint)
+    describe(open_checkpoint(checkpoint))
+    wrong = index | {"lm_head.weight": "model-00002-of-00002.safetensors"}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": wrong}))
+    with pytest.raises(TensorError, match=r"puts tensor lm_head\.weight into model-00002.*stands in model-00001"):
+        open_checkpoint(checkpoint)
+    wrong = index | {"model.layers.9.mlp.down_proj.weight": "model-00002-of-00002.safetensors"}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": wrong}))
+    with pytest.raises(TensorError, match=r"model\.layers\.9\.mlp\.down_proj\.weight into .* stands in none"):
+        open_checkpoint(checkpoint)
+
+
+def test_two_sources_for_one_tensor(checkpoint: Path) -> None:
+    norm = load_file(checkpoint / "model.safetensors")["model.norm.weight"]
+    save_file({"model.norm.weight": norm}, checkpoint / "other.safetensors")
+    with pytest.raises(TensorError, match=r"model\.norm\.weight stands in both model\.safetensors and other"):
+        open_checkpoint(checkpoint)
+
+
+@pytest.fixture
+def remote_code(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """The tiny checkpoint in the remote-code layout, with an image tower."""
+    from tests.tiny import to_remote_code
+
+    to_remote_code(tiny_checkpoint, tmp_path / "remote", vision=True)
+    return tmp_path / "remote"
+
+
+@pytest.mark.parametrize("change", [{"padded_vocab_size": 65024}, {"position_encoding_2d": True}], ids=str)
+def test_older_models_of_the_same_name(remote_code: Path, change: dict[str, object]) -> None:
+    edit_config(remote_code, lambda c: c.update(change))
+    opened = open_checkpoint(remote_code)
+    with pytest.raises(ConfigError, match="a ChatGLM, ChatGLM2 or ChatGLM3 model"):
+        describe(opened)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("multi_query_attention", False), ("add_bias_linear", True), ("rmsnorm", False), ("original_rope", False)],
+)
+def test_remote_code_variants_that_compute_something_else(remote_code: Path, key: str, value: object) -> None:
+    edit_config(remote_code, lambda c: c.update({key: value}))
+    opened = open_checkpoint(remote_code)
+    with pytest.raises(ConfigError, match=f"{key} is {value}, supported"):
+        describe(opened)
+
+
+def test_image_tower_without_its_text_model(remote_code: Path) -> None:
+    path = remote_code / "model.safetensors"
+    save_file({k: v for k, v in load_file(path).items() if k.startswith("transformer.vision.")}, path)
+    opened = open_checkpoint(remote_code)
+    with pytest.raises(
+        TensorError, match=r"tensors \(transformer\.embedding.*\) are missing; the checkpoint is incompl"
+    ):
+        describe(opened)
 
 
 def test_missing_shard(checkpoint: Path) -> None:

@@ -167,7 +167,7 @@ def test_gguf_glm_equals_transformers(architecture: str, fused: bool, split: boo
 
 
 def write_glm_gguf(model: torch.nn.Module, folder: Path, architecture: str, fused: bool, split: bool) -> Path:
-    """As llama.cpp's converter writes it: rows as they are, gate and up fused in ffn_up; f16 for half of the matrices."""
+    """As llama.cpp's converter writes it: rows as they are, gate and up fused in ffn_up; one kind in f16."""
     config = model.config
     out = folder / ("model.gguf" if not split else "model-00001-of-00002.gguf")
     first, second = (
