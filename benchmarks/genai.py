@@ -13,11 +13,9 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -51,40 +49,18 @@ def main() -> int:
     args = parser.parse_args()
     try:
         import openvino_genai  # noqa: F401
-        import openvino_tokenizers  # noqa: F401
-        import transformers  # noqa: F401
     except ImportError as error:
         print(f"skipped: {error.name} is not installed; make test installs it", file=sys.stderr)
         return 0
-    with tempfile.TemporaryDirectory() as folder:
-        twin = with_openvino_tokenizer(args.bundle, Path(folder) / "bundle")
-        report = {
-            "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-            "versions": {name: version(name) for name in ("edgeglm", "openvino", "openvino-genai")},
-            "recipe": edge.LLM(args.bundle).bundle.manifest.recipe,
-            "speed": compare_speed(twin, args.rounds, args.new_tokens),
-            "start_to_first_token_s": compare_start(twin, max(args.rounds // 3, 1)),
-        }
+    report = {
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in ("edgeglm", "openvino", "openvino-genai")},
+        "recipe": edge.LLM(args.bundle).bundle.manifest.recipe,
+        "speed": compare_speed(args.bundle, args.rounds, args.new_tokens),
+        "start_to_first_token_s": compare_start(args.bundle, max(args.rounds // 3, 1)),
+    }
     print(json.dumps(report, indent=None if args.json else 1))
     return 0
-
-
-def with_openvino_tokenizer(bundle: Path, folder: Path) -> Path:
-    """A copy of the bundle that openvino_genai opens: its tokenizer as OpenVINO models, its template where it looks."""
-    import openvino as ov
-    import openvino_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    shutil.copytree(bundle, folder)
-    template = folder / "chat_template.jinja"
-    fast = PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"),
-        chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
-    )
-    models = openvino_tokenizers.convert_tokenizer(fast, with_detokenizer=True)
-    for model, name in zip(models, ("tokenizer", "detokenizer"), strict=True):
-        ov.save_model(model, folder / f"openvino_{name}.xml")
-    return folder
 
 
 def compare_speed(folder: Path, rounds: int, new_tokens: int) -> dict[str, Any]:

@@ -1,49 +1,140 @@
-"""A bundle's IR opens unchanged in openvino_genai and gives the same greedy ids there."""
+"""A bundle opens unchanged in openvino_genai and in optimum-intel, and gives the same greedy ids there."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
 import pytest
+import torch
 
-from benchmarks.genai import with_openvino_tokenizer
+from edge.export.pipeline import export
 from edge.runtime.llm import LLM
+from tests import tiny
 from tests.conftest import EXACT
 from tests.export.test_reference import PROMPTS
 
-NEW_TOKENS = 32
+NEW_TOKENS = 64
+EXACT_PROPERTIES = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+}
 
 
 @pytest.fixture(scope="module")
-def genai_folder(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle beside a tokenizer that openvino_genai reads, converted from the bundle's own."""
-    return with_openvino_tokenizer(demo_bundle, tmp_path_factory.mktemp("genai") / "bundle")
+def glm_bundle(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GLM with the real vocabulary, tokenizer and template; a layer of GLM-4's kind, 151,552 tokens."""
+    folder = tmp_path_factory.mktemp("glm")
+    tiny.make(tiny.Tiny("real tokenizer", vocab_size=151552, max_position_embeddings=1024), folder / "checkpoint")
+    shutil.copy(shared / "glm4-tokenizer" / "tokenizer.model", folder / "checkpoint")
+    shutil.copy(shared / "glm4-tokenizer" / "tokenizer_config.json", folder / "checkpoint")
+    shutil.copy(shared / "chat-templates" / "glm-4-9b-chat.jinja", folder / "checkpoint" / "chat_template.jinja")
+    (folder / "checkpoint" / "tokenizer.json").unlink()
+    config = json.loads((folder / "checkpoint" / "config.json").read_text())
+    config["eos_token_id"] = [151329, 151336, 151338]
+    (folder / "checkpoint" / "config.json").write_text(json.dumps(config))
+    (folder / "checkpoint" / "generation_config.json").write_text(json.dumps({"eos_token_id": config["eos_token_id"]}))
+    export(folder / "checkpoint", folder / "bundle", "int8-asym")
+    return folder / "bundle"
+
+
+@pytest.fixture(params=["demo", "tiny GLM with the real tokenizer"])
+def bundle(request: pytest.FixtureRequest) -> Path:
+    name = "demo_bundle" if request.param == "demo" else "glm_bundle"
+    return Path(request.getfixturevalue(name))
+
+
+def our_ids(llm: LLM, ids: list[int]) -> list[int]:
+    return [i for c in llm.generate(ids, max_new_tokens=NEW_TOKENS, ignore_stop_ids=True) for i in c.token_ids]
+
+
+def prompt_ids(llm: LLM) -> list[list[int]]:
+    return [llm.tokenizer.encode(llm.render([{"role": "user", "content": prompt}])) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("backend", ["PA", "SDPA"])
-def test_same_greedy_ids(genai_folder: Path, backend: str) -> None:
+def test_same_greedy_ids_in_genai(bundle: Path, backend: str) -> None:
     import openvino_genai
 
-    config = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-    pipeline = openvino_genai.LLMPipeline(str(genai_folder), "CPU", ATTENTION_BACKEND=backend, **config)
+    pipeline = openvino_genai.LLMPipeline(str(bundle), "CPU", ATTENTION_BACKEND=backend, **EXACT_PROPERTIES)
     greedy = openvino_genai.GenerationConfig()
     greedy.max_new_tokens, greedy.ignore_eos, greedy.do_sample = NEW_TOKENS, True, False
-    llm = LLM(genai_folder, EXACT)
-    for prompt in PROMPTS:
-        ids = llm.tokenizer.encode(llm.render([{"role": "user", "content": prompt}]))
-        ours = [i for c in llm.generate(ids, max_new_tokens=NEW_TOKENS, ignore_stop_ids=True) for i in c.token_ids]
+    llm = LLM(bundle, EXACT)
+    for ids in prompt_ids(llm):
         tokens = np.array([ids], np.int64)
         inputs = openvino_genai.TokenizedInputs(ov.Tensor(tokens), ov.Tensor(np.ones_like(tokens)))
-        assert list(pipeline.generate(inputs, greedy).tokens[0]) == ours, prompt
+        assert list(pipeline.generate(inputs, greedy).tokens[0]) == our_ids(llm, ids)
 
 
-def test_batch_with_left_padding_equals_single(genai_folder: Path) -> None:
+def test_same_greedy_ids_in_optimum(bundle: Path) -> None:
+    optimum = pytest.importorskip("optimum.intel")
+
+    model = optimum.OVModelForCausalLM.from_pretrained(bundle, ov_config=EXACT_PROPERTIES, local_files_only=True)
+    llm = LLM(bundle, EXACT)
+    for ids in prompt_ids(llm):
+        tokens = torch.tensor([ids])
+        out = model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS,
+            do_sample=False, eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+        assert out[0, len(ids) :].tolist() == our_ids(llm, ids)
+
+
+def test_text_in_and_text_out(bundle: Path) -> None:
+    """Template, tokenizer and detokenizer of the bundle, as openvino_genai uses them."""
+    import openvino_genai
+
+    pipeline = openvino_genai.LLMPipeline(str(bundle), "CPU", **EXACT_PROPERTIES)
+    greedy = openvino_genai.GenerationConfig()
+    greedy.max_new_tokens, greedy.ignore_eos, greedy.do_sample = 24, True, False
+    llm = LLM(bundle, EXACT)
+    for prompt in (*PROMPTS, "法国的首都是哪里？"):
+        ours = llm.chat([{"role": "user", "content": prompt}], max_new_tokens=24, ignore_stop_ids=True).text()
+        assert pipeline.generate(prompt, greedy).strip() == ours.strip()
+
+
+@pytest.mark.parametrize("stop", [151329, 151336, 151338])
+def test_every_stop_id_ends_an_answer_in_genai(glm_bundle: Path, stop: int, tmp_path: Path) -> None:
+    """The third id of a greedy answer takes the number of each stop id in turn, by swapping vocabulary rows."""
+    import openvino_genai
+
+    llm = LLM(glm_bundle, EXACT)
+    ids = prompt_ids(llm)[0]
+    answer = our_ids(llm, ids)
+    third = answer[2]
+    assert third not in answer[:2]
+    checkpoint = Path(shutil.copytree(glm_bundle.parent / "checkpoint", tmp_path / "checkpoint"))
+    swap_head_rows(checkpoint, third, stop)
+    export(checkpoint, tmp_path / "bundle", "int8-asym")
+    pipeline = openvino_genai.LLMPipeline(str(tmp_path / "bundle"), "CPU", **EXACT_PROPERTIES)
+    config = pipeline.get_generation_config()
+    config.max_new_tokens, config.do_sample = 8, False
+    tokens = np.array([ids], np.int64)
+    inputs = openvino_genai.TokenizedInputs(ov.Tensor(tokens), ov.Tensor(np.ones_like(tokens)))
+    theirs = list(pipeline.generate(inputs, config).tokens[0])
+    *_, last = LLM(tmp_path / "bundle", EXACT).generate(ids, max_new_tokens=8)
+    assert last.finish_reason == "stop"
+    assert [i for i in theirs if i != stop] == answer[:2]
+
+
+def swap_head_rows(checkpoint: Path, a: int, b: int) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    tensors: dict[str, Any] = load_file(checkpoint / "model.safetensors")
+    head = tensors["lm_head.weight"].copy()
+    head[[a, b]] = head[[b, a]]
+    save_file(tensors | {"lm_head.weight": head}, checkpoint / "model.safetensors")
+
+
+def test_batch_with_left_padding_equals_single(demo_bundle: Path) -> None:
     """The stateful IR by hand, as optimum-intel drives it: attention_mask and position_ids mean what they say."""
     core = ov.Core()
-    config = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-    model = core.compile_model(core.read_model(genai_folder / "openvino_model.xml"), "CPU", config)
+    model = core.compile_model(core.read_model(demo_bundle / "openvino_model.xml"), "CPU", EXACT_PROPERTIES)
     long, short = [504, 3575, 282, 4649], [504, 3575]
 
     def last_logits(rows: list[list[int]]) -> np.ndarray:

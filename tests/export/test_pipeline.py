@@ -12,13 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from edge.export import output
 from edge.export.pipeline import Progress, export
+from edge.export.recipes import Precision, recipes
 from edge.runtime import bundle
 from edge.runtime.bundle import open_bundle
-from edge.runtime.errors import OutputError, TokenizerError
-from edge.runtime.verify import FLOAT32_BOUND
+from edge.runtime.errors import CheckpointError, OutputError, RecipeError, TokenizerError
+from edge.runtime.kv.pool import Sequence
+from edge.runtime.llm import LLM
+from edge.runtime.verify import FLOAT32_BOUND, verify
+from tests import tiny
+from tests.conftest import EXACT
 
 
 def test_bundle_is_complete_and_recorded(tiny_bundle: Path) -> None:
@@ -183,3 +189,92 @@ print("done")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "done"
+
+
+def test_head_and_embedding_by_choice(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    manifest = export(
+        tiny_checkpoint, tmp_path / "out", "int8-asym", embedding="int4-sym-channel", head="int4-asym-g64"
+    )
+    assert manifest.tensors["embed.weight"].precision == "int4-sym-channel"
+    assert manifest.tensors["lm_head.weight"].precision == "int4-asym-g64"
+    assert manifest.tensors["layers.0.mlp.down.weight"].precision == "int8-asym"
+    verify(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [
+        ("int8-asym-g64", "one scale a row only"),
+        ("int4-asym", "expected a group size"),
+        ("int3-asym-g64", "is unknown"),
+        ("int4-asym-g16", "32 weights or more"),
+    ],
+)
+def test_precisions_that_there_are_not(precision: str, message: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        export(tiny_checkpoint, tmp_path / "out", head=precision)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tied_head_has_one_precision(tmp_path: Path) -> None:
+    tiny.make(tiny.TINIES[1], tmp_path / "checkpoint")
+    with pytest.raises(RecipeError, match="one matrix for both"):
+        export(tmp_path / "checkpoint", tmp_path / "out", embedding="int8-asym", head="int4-asym-g64")
+    manifest = export(tmp_path / "checkpoint", tmp_path / "out", "int8-asym", head="int4-asym-g64")
+    assert manifest.tensors["embed.weight"].precision == "int4-asym-g64"
+    verify(tmp_path / "out")
+
+
+def test_precision_names_read_back() -> None:
+    for recipe in recipes().values():
+        for precision in (recipe.linear, recipe.embedding, recipe.head):
+            assert Precision.parse(str(precision)) == precision
+
+
+@pytest.mark.parametrize("layout", ["glm", "chatglm"])
+def test_adapter_is_merged_as_peft_merges_it(layout: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Logits of a bundle with the LoRA in it, against transformers with the model that peft merged."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import GlmForCausalLM
+
+    torch.manual_seed(3)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
+    base = GlmForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=12, target_modules=targets))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # which starts as zero
+                parameter.normal_(0, 0.05)
+    model.save_pretrained(tmp_path / "adapter")
+    merged = model.merge_and_unload().eval()
+    checkpoint = tiny_checkpoint
+    if layout == "chatglm":  # an adapter of one layout on a checkpoint of the other
+        checkpoint = tmp_path / "remote"
+        tiny.to_remote_code(tiny_checkpoint, checkpoint)
+    manifest = export(checkpoint, tmp_path / "out", "fp32", adapter=tmp_path / "adapter")
+    plain = export(checkpoint, tmp_path / "plain", "fp32")
+    assert (manifest.adapter, plain.adapter) == ("adapter", "")
+    assert manifest.source_sha256 != plain.source_sha256
+    ids = list(range(40))
+    expected, float32_error = tiny.reference_logits(merged, ids)
+    with np.load(tmp_path / "plain" / bundle.GOLDEN) as a, np.load(tmp_path / "out" / bundle.GOLDEN) as b:
+        assert np.abs(a["logits"] - b["logits"]).max() > 1000 * float32_error
+    llm = LLM(tmp_path / "out", EXACT)
+    sequence = Sequence(llm.engine.pool)
+    ours = llm.engine.forward(np.array(ids), sequence, np.arange(len(ids)))
+    assert np.abs(ours - expected).max() <= 8 * float32_error
+
+
+def test_adapter_for_another_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    save_file(
+        {f"{name}.lora_A.weight": np.ones((2, 48), np.float32), f"{name}.lora_B.weight": np.ones((128, 2), np.float32)},
+        adapter / "adapter_model.safetensors",
+    )
+    with pytest.raises(CheckpointError, match=r"q_proj.*48"):
+        export(tiny_checkpoint, tmp_path / "out", "int8-asym", adapter=adapter)
+    assert list(tmp_path.iterdir()) == [adapter]
