@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from edge.export import openvino_tokenizer, recipes
 from edge.export.adapter import Adapter
@@ -248,7 +249,8 @@ def compress(
         written, result = stages[-1].end, stages[-1].check
         progress(Progress(names[index], blocks, spec.num_layers, done, spec.num_parameters, written, resumed, result))
 
-    with ThreadPoolExecutor(1) as second:
+    # One BLAS thread: more of them would spin against nncf's, and the results would depend on how many there are.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(1) as second:
         pending: Future[Stage] | None = None
         for index in range(first, len(names)):
             for name, weight in _pack(names[index], plan).items():

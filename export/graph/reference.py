@@ -39,7 +39,7 @@ class ReferenceBuilder:
         flat, step = x.reshape(-1, k), max(CHUNK_ELEMENTS // k, 1)
         y = np.empty((flat.shape[0], n), np.float32)
         for start in range(0, n, step):
-            np.matmul(flat, rows_of(matrix, start, start + step).T, out=y[:, start : start + step])
+            y[:, start : start + step] = flat @ rows_of(matrix, start, start + step).T
         if f"{name}.bias" in self._weights:
             y += self._vector(f"{name}.bias")
         return y.reshape(*x.shape[:-1], n)
