@@ -16,7 +16,10 @@ from edge.runtime.errors import EdgeError
 
 VERBS = ("demo", "export", "run", "chat", "bench", "inspect", "verify", "devices")
 # Which extra installs a module that can be missing.
-EXTRAS = {"nncf": "export", "gguf": "export", "ml_dtypes": "export", "huggingface_hub": "export"}
+EXTRAS = {
+    **dict.fromkeys(("nncf", "gguf", "ml_dtypes", "huggingface_hub"), "export"),
+    **dict.fromkeys(("optimum", "transformers", "torch"), "optimum"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

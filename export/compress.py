@@ -1,8 +1,8 @@
 """Weight compression by NNCF; the only file that imports it.
 
 In: float weights in any dtype and a `Precision` for each. Out: `PackedTensor`s with exactly the integers, scales and
-zero points that `nncf.compress_weights` chose. Knows nothing about checkpoints, files or the full model: it sees one
-decoder block, or some rows of one matrix, at a time.
+zero points that `nncf.compress_weights` chose. It sees one decoder block, or some rows of one matrix, at a time; only
+a graph that is not ours (`compress_model`) is compressed whole. Knows nothing about checkpoints or files.
 """
 
 from __future__ import annotations

@@ -42,9 +42,9 @@ import tokenizers
 
 FILES = tuple(f"openvino_{name}.{suffix}" for name in ("tokenizer", "detokenizer") for suffix in ("xml", "bin"))
 
-# sys.argv: where the package is, tokenizer.json, folder, eos id. Its standard input ends when the exporting process does,
-# however that ends, and it ends with it. It leaves without the interpreter's clean-up, which unloads openvino_tokenizers
-# before the last of its nodes is gone, and crashes.
+# sys.argv: where the package is, tokenizer.json, folder, eos id. Its standard input ends when the exporting process
+# does, however that ends, and it ends with it. It leaves without the interpreter's clean-up, which unloads
+# openvino_tokenizers before the last of its nodes is gone, and crashes.
 _SCRIPT = r"""
 import os, sys, threading
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()

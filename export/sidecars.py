@@ -1,4 +1,4 @@
-"""The small files of a bundle: tokenizer, chat template, config.json, generation_config.json.
+"""The small files of a bundle: tokenizer, chat template, configurations for us and for others.
 
 In: an open checkpoint and its spec. Out: the files, the tokenizer and the ids that end an answer. Knows nothing about
 weights.
@@ -7,21 +7,55 @@ weights.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edge.export.checkpoint import Checkpoint
 from edge.runtime import bundle
 from edge.runtime.spec import ModelSpec
 from edge.runtime.tokenizer import Tokenizer
 
+# What makes a folder a text generation servable of OpenVINO Model Server: one calculator around openvino_genai, which
+# calls itself until the answer ends (openvinotoolkit/model_server, docs/llm/reference.md); all else is its default.
+_SERVER_GRAPH = """\
+input_stream: "HTTP_REQUEST_PAYLOAD:input"
+output_stream: "HTTP_RESPONSE_PAYLOAD:output"
+node {
+  name: "LLMExecutor"
+  calculator: "HttpLLMCalculator"
+  input_side_packet: "LLM_NODE_RESOURCES:llm"
+  input_stream: "HTTP_REQUEST_PAYLOAD:input"
+  input_stream: "LOOPBACK:loopback"
+  output_stream: "HTTP_RESPONSE_PAYLOAD:output"
+  output_stream: "LOOPBACK:loopback"
+  input_stream_info { tag_index: "LOOPBACK:0" back_edge: true }
+  input_stream_handler {
+    input_stream_handler: "SyncSetInputStreamHandler"
+    options {
+      [mediapipe.SyncSetInputStreamHandlerOptions.ext] { sync_set { tag_index: "LOOPBACK:0" } }
+    }
+  }
+  node_options {
+    [type.googleapis.com/mediapipe.LLMCalculatorOptions] { models_path: "./" }
+  }
+}
+"""
 
-def write_sidecars(checkpoint: Checkpoint, spec: ModelSpec, folder: Path) -> tuple[Tokenizer, tuple[int, ...]]:
-    """Write them all; returns the tokenizer and the stop ids. Raises TokenizerError and ConfigError."""
+
+def write_sidecars(
+    checkpoint: Checkpoint, spec: ModelSpec, folder: Path, *, own_config: bool = False
+) -> tuple[Tokenizer, tuple[int, ...]]:
+    """Write them all; returns the tokenizer and the stop ids. Raises TokenizerError and ConfigError.
+
+    own_config: config.json stays the checkpoint's, for a graph that is not ours.
+    """
     checkpoint.write_tokenizer(folder / bundle.TOKENIZER)
     if (template := checkpoint.chat_template()) is not None:
         (folder / bundle.CHAT_TEMPLATE).write_text(template, encoding="utf-8")
     stops = _stop_ids(checkpoint)
-    _write_configs(checkpoint, spec, stops, folder)
+    config = checkpoint.config.values if own_config else _config(spec, stops)
+    _write_configs(checkpoint, config, spec, stops, folder)
     return Tokenizer(folder / bundle.TOKENIZER), stops
 
 
@@ -31,10 +65,27 @@ def _stop_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _write_configs(checkpoint: Checkpoint, spec: ModelSpec, stops: tuple[int, ...], folder: Path) -> None:
-    """config.json, generation_config.json and tokenizer_config.json, where openvino_genai and optimum-intel look."""
+def _write_configs(
+    checkpoint: Checkpoint, config: Mapping[str, Any], spec: ModelSpec, stops: tuple[int, ...], folder: Path
+) -> None:
+    """config.json and its like, where openvino_genai, optimum-intel and OpenVINO Model Server look."""
     generation = {**checkpoint.generation_config().values, "eos_token_id": list(stops)}
-    config = {
+    tokenizer = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": spec.max_position_embeddings,
+    }
+    files = {bundle.GENERATION_CONFIG: generation, bundle.CONFIG: config, bundle.TOKENIZER_CONFIG: tokenizer}
+    for name, values in files.items():
+        text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+    (folder / bundle.SERVER_GRAPH).write_text(_SERVER_GRAPH, encoding="utf-8")
+
+
+def _config(spec: ModelSpec, stops: tuple[int, ...]) -> dict[str, Any]:
+    """The config.json of our own graph, in the names of transformers."""
+    return {
         "architectures": ["Glm4ForCausalLM" if spec.output_norms else "GlmForCausalLM"],
         "model_type": "glm4" if spec.output_norms else "glm",
         "hidden_size": spec.hidden_size,
@@ -53,13 +104,3 @@ def _write_configs(checkpoint: Checkpoint, spec: ModelSpec, stops: tuple[int, ..
         "hidden_act": "silu",
         "eos_token_id": list(stops),
     }
-    tokenizer = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "padding_side": "left",
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": spec.max_position_embeddings,
-    }
-    files = {bundle.GENERATION_CONFIG: generation, bundle.CONFIG: config, bundle.TOKENIZER_CONFIG: tokenizer}
-    for name, values in files.items():
-        text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False)
-        (folder / name).write_text(text + "\n", encoding="utf-8")

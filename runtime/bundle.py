@@ -6,7 +6,7 @@ In: a folder. Out: a `Bundle` whose manifest has been checked. Knows nothing abo
     openvino_model.{xml,bin} stateful OpenVINO IR
     tokenizer.json · chat_template.jinja (when the model has one)
     config.json · generation_config.json · tokenizer_config.json · openvino_{tokenizer,detokenizer}.{xml,bin}
-                             what openvino_genai and optimum-intel read; our runtime does not
+    graph.pbtxt              what openvino_genai, optimum-intel and OpenVINO Model Server read; our runtime does not
     golden.npz               prompt ids with float and compressed logits of their last rows
 """
 
@@ -31,6 +31,7 @@ CHAT_TEMPLATE = "chat_template.jinja"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+SERVER_GRAPH = "graph.pbtxt"
 GOLDEN = "golden.npz"
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edge.export.pipeline import Progress
+    from edge.export.stages import Progress
     from edge.runtime.generate import Chunk
 
 NUMBER = re.compile(r"[\d.,]+( [kMG]?B)?")  # with or without a unit of bytes

@@ -3,6 +3,7 @@
 examples:
   edge export glm-4-9b-chat-hf glm4-int4
   edge export model.gguf out --recipe int4-asym-g64 --force
+  edge export Qwen/Qwen2.5-0.5B-Instruct qwen --frontend optimum
 """
 
 from __future__ import annotations
@@ -10,6 +11,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge.export.stages import Progress
+    from edge.runtime.bundle import Manifest
+
+NATIVE_ONLY = ("embedding", "head", "adapter", "rope_theta")  # arguments that the other frontend has no use for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="the bundle folder to make")
     parser.add_argument("--recipe", metavar="NAME", help="default: int4-asym-g128")
     parser.add_argument("--format", choices=["openvino"], default="openvino", help="default: openvino")
+    parser.add_argument(
+        "--frontend",
+        choices=["native", "optimum"],
+        default="native",
+        help="what makes the graph; optimum-intel knows more architectures. default: native",
+    )
     parser.add_argument("--embedding", metavar="PRECISION", help="of the embedding, like int4-asym-g128")
     parser.add_argument("--head", metavar="PRECISION", help="of the vocabulary projection, like int4-asym-g128")
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT LoRA to merge into the weights")
@@ -28,24 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from edge.commands.console import export_progress, human_bytes
-    from edge.export import recipes
-    from edge.export.pipeline import export
 
     started = time.perf_counter()
     with export_progress() as progress:
-        manifest = export(
-            args.source,
-            args.out,
-            args.recipe or recipes.DEFAULT,
-            embedding=args.embedding,
-            head=args.head,
-            adapter=args.adapter,
-            rope_theta=args.rope_theta,
-            force=args.force,
-            progress=progress,
-        )
+        manifest = _export(args, progress)
     for check in manifest.checks:
-        print(f"  {check.stage:<10} off by {check.error:.2e} of its output, rounding explains {check.expected:.1e}")
+        explained = f", rounding explains {check.expected:.1e}" if check.expected else ""
+        print(f"  {check.stage:<10} off by {check.error:.2e} of its output{explained}")
     for warning in manifest.warnings:
         print(f"edge: warning: {warning}", file=sys.stderr)
     notes: dict[str, int] = {}
@@ -61,3 +66,30 @@ def run(args: argparse.Namespace) -> int:
         f"golden KLD {manifest.golden_kld:.4f}, {time.perf_counter() - started:.1f} s"
     )
     return 0
+
+
+def _export(args: argparse.Namespace, progress: Callable[[Progress], None]) -> Manifest:
+    from edge.export import recipes
+
+    recipe = args.recipe or recipes.DEFAULT
+    if args.frontend == "optimum":
+        from edge.export.optimum import export_with_optimum
+        from edge.runtime.errors import RecipeError
+
+        if given := [name for name in NATIVE_ONLY if getattr(args, name) is not None]:
+            option = given[0].replace("_", "-")
+            raise RecipeError(f"--{option} works on graphs of our own; leave it out, or --frontend optimum")
+        return export_with_optimum(args.source, args.out, recipe, force=args.force, progress=progress)
+    from edge.export.pipeline import export
+
+    return export(
+        args.source,
+        args.out,
+        recipe,
+        embedding=args.embedding,
+        head=args.head,
+        adapter=args.adapter,
+        rope_theta=args.rope_theta,
+        force=args.force,
+        progress=progress,
+    )

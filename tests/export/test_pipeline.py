@@ -15,8 +15,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from edge.export import output
-from edge.export.pipeline import Progress, export
+from edge.export.pipeline import export
 from edge.export.recipes import Precision, recipes
+from edge.export.stages import Progress
 from edge.runtime import bundle
 from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import CheckpointError, OutputError, RecipeError, TokenizerError
@@ -32,6 +33,8 @@ def test_bundle_is_complete_and_recorded(tiny_bundle: Path) -> None:
     on_disk = {path.name for path in tiny_bundle.iterdir()} - {bundle.MANIFEST}
     assert on_disk == set(opened.manifest.files)
     assert {"openvino_model.xml", "openvino_model.bin", "tokenizer.json", "chat_template.jinja"} <= on_disk
+    assert {"openvino_tokenizer.xml", "openvino_detokenizer.xml", "config.json", "graph.pbtxt"} <= on_disk
+    assert [check.stage for check in opened.manifest.checks] == ["embedding", "block 0", "block 1", "block 2", "head"]
     bundle.check_hashes(opened)
     assert opened.manifest.stop_token_ids == (256, 257, 258)
     assert opened.manifest.recipe == "int8-asym"

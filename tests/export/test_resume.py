@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from edge.export import output, pipeline
-from edge.export.pipeline import Progress, export
+from edge.export import output, pipeline, stages
+from edge.export.pipeline import export
+from edge.export.stages import Progress
 from edge.export.store import WeightStore
 from edge.export.tensors import PackedTensor, Weight
 from edge.runtime.bundle import open_bundle
@@ -133,7 +134,7 @@ def test_a_broken_block_is_found(tiny_checkpoint: Path, tmp_path: Path, monkeypa
             weight = replace(weight, scale=weight.scale[::-1], data=weight.data[::-1])
         put(self, name, weight)
 
-    monkeypatch.setattr(pipeline.WeightStore, "put", wrong)
+    monkeypatch.setattr(stages.WeightStore, "put", wrong)
     with pytest.raises(VerificationError, match=r"block 1 is off by .* rounding its weights explains about"):
         export(tiny_checkpoint, tmp_path / "out", "int8-asym")
     assert list(tmp_path.iterdir()) == []

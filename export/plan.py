@@ -1,0 +1,109 @@
+"""What an export is asked to do: everything that decides its bytes, opened and checked.
+
+In: a source and choices, as a user gives them. Out: a `Plan`, with the key that an interrupted export is known by and
+the hash that its source is. Compresses nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from edge.export import recipes
+from edge.export.adapter import Adapter
+from edge.export.architectures import describe, doubts
+from edge.export.checkpoint import Checkpoint, open_checkpoint
+from edge.export.names import Weights
+from edge.export.recipes import Recipe
+from edge.runtime import bundle
+from edge.runtime.spec import ModelSpec
+
+VERSIONED = ("edgeglm", "openvino", "nncf", "numpy")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what an export gives."""
+
+    source: str  # what the manifest calls it: a hub id, or the name of a file or folder
+    checkpoint: Checkpoint
+    weights: Weights
+    recipe: Recipe
+    adapter: Adapter | None  # merged into the weights
+    warnings: tuple[str, ...]
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.weights.spec
+
+    @property
+    def source_files(self) -> list[Path]:
+        return self.checkpoint.weight_files() + self.small_files
+
+    @property
+    def small_files(self) -> list[Path]:
+        return self.checkpoint.small_files() + ([] if self.adapter is None else self.adapter.files)
+
+    @property
+    def key(self) -> str:
+        """Same key, same bytes. Files are known by size and time here: hashing 19 GB to begin would take too long."""
+        stats = [(str(path.resolve()), path.stat()) for path in self.source_files]
+        files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        text = json.dumps([files, asdict(self.spec), asdict(self.recipe), versions()])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_plan(
+    source: str | Path,
+    recipe: str,
+    *,
+    embedding: str | None = None,
+    head: str | None = None,
+    adapter: str | Path | None = None,
+    rope_theta: float | None = None,
+) -> Plan:
+    """Open and check everything that export reads. Raises CheckpointError and RecipeError."""
+    chosen = recipes.find_recipe(recipe)
+    checkpoint = open_checkpoint(source)
+    spec, weights = describe(checkpoint)
+    warnings = doubts(checkpoint, spec)
+    if rope_theta is not None:
+        given = f"rope_theta {rope_theta:g} was given at export; the checkpoint says {spec.rope_theta:g}"
+        spec = replace(spec, rope_theta=rope_theta)
+        warnings = (*doubts(checkpoint, spec), given)
+    change = None if adapter is None else Adapter(Path(adapter), spec)
+    return Plan(
+        Path(source).resolve().name if Path(source).exists() else str(source),
+        checkpoint,
+        replace(weights, spec=spec, change=change),
+        chosen.with_vocabulary(embedding, head, tied=spec.tied_embeddings),
+        change,
+        warnings,
+    )
+
+
+def versions() -> dict[str, str]:
+    """The packages that decide the bytes of a bundle."""
+    return {name: version(name) for name in VERSIONED}
+
+
+def tensor_sha256(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, str]:
+    """Of each tensor's stored bytes."""
+    return {name: hashlib.sha256(checkpoint.raw(name).data).hexdigest() for name in names}
+
+
+def source_sha256(plan: Plan, tensors: Mapping[str, str]) -> str:
+    """One hash over everything that decides the result: names, shapes and bytes of tensors, and the small files.
+
+    Tensors and not files, because they are hashed while they are in memory; a second pass over 19 GB would not be.
+    """
+    digest = hashlib.sha256()
+    for name, sha256 in sorted(tensors.items()):
+        digest.update(f"{name} {list(plan.checkpoint.shapes[name])} {sha256}\n".encode())
+    for path in plan.small_files:
+        digest.update(f"{path.name} {bundle.sha256_of(path)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,220 @@
+"""The stages of an export - embedding, decoder blocks, head - compressed, stored and checked, one after the other.
+
+In: a plan, a weight file, a journal. Out: the weight file filled, what is known of every stage, and golden logits. A
+stage is compressed while the one before it is checked in a second thread; after its check it stands in the journal,
+from which the next export goes on if this one is killed. Knows nothing about the other files of a bundle.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from edge.export.names import Weights, canonical_shapes
+from edge.export.output import Journal, write_durably
+from edge.export.plan import Plan, tensor_sha256
+from edge.export.recipes import EMBEDDING, HEAD, Precision
+from edge.export.store import StoredWeight, WeightStore
+from edge.export.tensors import FloatArray, Weight, to_float32
+from edge.export.verify import Golden, Verifier
+from edge.runtime import bundle
+from edge.runtime.bundle import StageCheck
+from edge.runtime.errors import TensorError, VerificationError
+from edge.runtime.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an export is."""
+
+    stage: str  # "embedding", "block 3", "head", "writing"
+    blocks: int  # decoder blocks done
+    num_blocks: int
+    done: int  # parameters done, which is what time goes by
+    total: int
+    written: int  # bytes of weights on the disk
+    resumed: int  # parameters that an earlier export had done
+    check: StageCheck | None  # of the stage; None for "writing" and where it was done earlier
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is known of one stage when it is done; in the journal, so that no later export has to do it again."""
+
+    end: int  # of the weight file
+    weights: dict[str, StoredWeight]
+    check: StageCheck
+    sha256: dict[str, str]  # of the checkpoint's tensors
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Stage:
+        weights = {name: StoredWeight.from_json(record) for name, record in data["weights"].items()}
+        return cls(data["end"], weights, StageCheck(**data["check"]), data["sha256"])
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """All stages, done."""
+
+    stages: tuple[Stage, ...]
+    golden: Golden
+
+
+def compress(
+    plan: Plan,
+    store: WeightStore,
+    verifier: Verifier,
+    journal: Journal,
+    progress: Callable[[Progress], None],
+) -> Compressed:
+    """Compress all weights into the store, stage by stage, and check each stage beside the next one's compression.
+
+    The head is not in the journal: it is the last stage, and its check gives the golden logits.
+    """
+    spec = plan.spec
+    names = ["embedding", *(f"block {layer}" for layer in range(spec.num_layers)), "head"]
+    stages = [Stage.from_json(step) for step in journal.steps]
+    first = len(stages)
+    resumed = sum(_parameters(name, spec) for name in names[:first])
+    if first:
+        verifier.hidden = np.load(_hidden_file(journal, first))
+    golden: Golden | None = None
+
+    def check(index: int, end: int) -> Stage:
+        """Check one stage and record it. Runs in the second thread."""
+        nonlocal golden
+        packed = {name: store[name] for name in _needed(names[index], spec)}
+        result, golden = _check(names[index], verifier, plan.weights, packed)
+        parts = {part for name in _own(names[index], spec) for part in plan.weights.sources[name]}
+        records = {name: store.records[name] for name in _own(names[index], spec)}
+        stage = Stage(end, records, result, tensor_sha256(plan.checkpoint, parts))
+        if golden is None:
+            store.sync()
+            buffer = io.BytesIO()
+            np.save(buffer, verifier.hidden)
+            write_durably(_hidden_file(journal, index + 1), buffer.getvalue())
+            journal.add(stage.to_json())
+            _hidden_file(journal, index).unlink(missing_ok=True)
+        return stage
+
+    def finish(pending: Future[Stage]) -> None:
+        stages.append(pending.result())
+        index = len(stages) - 1
+        done = sum(_parameters(name, spec) for name in names[: index + 1])
+        blocks = min(index, spec.num_layers)
+        written, result = stages[-1].end, stages[-1].check
+        progress(Progress(names[index], blocks, spec.num_layers, done, spec.num_parameters, written, resumed, result))
+
+    # One BLAS thread: more of them would spin against nncf's, and the results would depend on how many there are.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(1) as second:
+        pending: Future[Stage] | None = None
+        for index in range(first, len(names)):
+            for name, weight in _pack(names[index], plan).items():
+                store.put(name, weight)
+            if pending is not None:
+                finish(pending)
+                plan.checkpoint.release()
+            pending = second.submit(check, index, store.end)
+        assert pending is not None, "the head is always done"
+        finish(pending)
+    assert golden is not None
+    return Compressed(tuple(stages), golden)
+
+
+def _own(stage: str, spec: ModelSpec) -> list[str]:
+    """The weights that a stage brings."""
+    if stage == "embedding":
+        return [EMBEDDING]
+    if stage == "head":
+        return ["norm.weight", *([] if spec.tied_embeddings else [HEAD])]
+    prefix = f"layers.{stage.removeprefix('block ')}."
+    return [name for name in canonical_shapes(spec) if name.startswith(prefix)]
+
+
+def _needed(stage: str, spec: ModelSpec) -> list[str]:
+    """The weights that a stage computes with."""
+    return _own(stage, spec) + ([EMBEDDING] if stage == "head" and spec.tied_embeddings else [])
+
+
+def _parameters(stage: str, spec: ModelSpec) -> int:
+    shapes = canonical_shapes(spec)
+    return sum(math.prod(shapes[name]) for name in _own(stage, spec))
+
+
+def _pack(stage: str, plan: Plan) -> dict[str, Weight]:
+    """The weights of a stage, each in the precision that the recipe gives it. Raises TensorError."""
+    from edge.export.compress import compress_block, compress_matrix  # nncf takes seconds to import
+
+    own = _own(stage, plan.spec)
+    plan.checkpoint.prefetch(part for name in own for part in plan.weights.sources[name])
+    floats = {name: plan.weights.read(name) for name in own}
+    precisions = {name: plan.recipe.precision_of(name, weight.shape)[0] for name, weight in floats.items()}
+    integers = {name: precision for name, precision in precisions.items() if not precision.is_float}
+    packed: dict[str, Weight] = {
+        name: _to_float(floats[name], name, precision) for name, precision in precisions.items() if precision.is_float
+    }
+    if stage.startswith("block ") and integers:
+        packed |= compress_block(floats, int(stage.removeprefix("block ")), plan.spec, integers)
+    else:
+        packed |= {name: compress_matrix(name, floats[name], precision) for name, precision in integers.items()}
+    return packed
+
+
+def _check(
+    stage: str, verifier: Verifier, weights: Weights, packed: Mapping[str, Weight]
+) -> tuple[StageCheck, Golden | None]:
+    """One stage against the checkpoint's own weights; with golden logits after the head. Raises TensorError, too."""
+    floats = {name: weights.read(name) for name in packed}
+    if stage == "embedding":  # of which only a few rows are computed with
+        weights.check_finite(EMBEDDING)
+        return verifier.embed(floats, packed), None
+    try:
+        if stage == "head":
+            return verifier.head(floats, packed)
+        return verifier.block(int(stage.removeprefix("block ")), floats, packed), None
+    except VerificationError:
+        for name in packed:
+            weights.check_finite(name)  # or is it the checkpoint?
+        raise
+
+
+def _to_float(weight: FloatArray, name: str, precision: Precision) -> Weight:
+    values = to_float32(weight)
+    if precision.bits == 32:
+        return values
+    if np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+        raise TensorError(f"{name} reaches {np.abs(values).max():.3g}, beyond float16; use recipe fp32 or an int8 one")
+    return values.astype(np.float16)
+
+
+@contextmanager
+def open_store(folder: Path, journal: Journal) -> Iterator[WeightStore]:
+    """The weight file, as far as the journal says that it is right."""
+    stages = [Stage.from_json(step) for step in journal.steps]
+    records = {name: record for stage in stages for name, record in stage.weights.items()}
+    store = WeightStore(folder / bundle.MODEL_BIN, records, done_bytes(journal))
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def done_bytes(journal: Journal) -> int:
+    return int(journal.steps[-1]["end"]) if journal.steps else 0
+
+
+def _hidden_file(journal: Journal, stages_done: int) -> Path:
+    """Hidden states of both models after so many stages, which the next one goes on from."""
+    return journal.folder / f"hidden-{stages_done}.npy"
