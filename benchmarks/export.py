@@ -159,6 +159,8 @@ def measure_export(
     command: Callable[[Path, Path, str], list[str]], checkpoint: Path, recipe: str, work: Path | None
 ) -> Cost:
     """Run one export in a folder of its own, temporary files included. Raises ExportFailedError."""
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="export-", dir=work) as folder:
         out, log, temporary = (Path(folder) / name for name in ("out", "log", "tmp"))
         temporary.mkdir()

@@ -1,8 +1,8 @@
 """Weight compression by NNCF; the only file that imports it.
 
 In: float weights in any dtype and a `Precision` for each. Out: `PackedTensor`s with exactly the integers, scales and
-zero points that `nncf.compress_weights` chose. It sees one decoder block, or some rows of one matrix, at a time; only
-a graph that is not ours (`compress_model`) is compressed whole. Knows nothing about checkpoints or files.
+zero points that `nncf.compress_weights` chose. It sees one matrix, or some rows of it, at a time; only a graph that is
+not ours (`compress_model`) is compressed whole. Knows nothing about checkpoints or files.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -20,44 +21,62 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from edge.export.graph.openvino import block_model, linear_model
+from edge.export.graph.openvino import linear_model
 from edge.export.recipes import Precision
-from edge.export.tensors import Bytes, FloatArray, PackedTensor
+from edge.export.tensors import Bytes, Float32Array, FloatArray, PackedTensor, write_float32
 from edge.runtime.errors import RecipeError
-from edge.runtime.spec import ModelSpec
 
-ROW_CHUNK = 16384  # rows of a vocabulary matrix compressed at once; rows are independent, so this only bounds memory
-
-
-def compress_block(
-    weights: Mapping[str, FloatArray], layer: int, spec: ModelSpec, plan: Mapping[str, Precision]
-) -> dict[str, PackedTensor]:
-    """Compress the planned weights of one decoder block. Keys are canonical names, in `plan` and in the result."""
-    return _compress(block_model(weights, layer, spec), plan)
+# Rows are independent, so a large matrix can be compressed some of them at a time, which bounds memory.
+CHUNK = 1 << 26  # weights at a time, of a matrix with more than
+WHOLE = 7 << 24  # weights: GLM-4-9B's gate_up has 112 million and is not worth two calls
 
 
-def compress_matrix(name: str, weight: FloatArray, precision: Precision) -> PackedTensor:
-    """Compress one (N, K) matrix on its own, in chunks of rows: an embedding or a vocabulary projection."""
-    n, k = weight.shape
-    data: Bytes = np.empty(-(-n * k * precision.bits // 8), np.uint8)  # filled in place: it can be half a gigabyte
-    scales, zeros = [], []
-    for start in range(0, n, ROW_CHUNK):
-        rows = weight[start : start + ROW_CHUNK]
-        chunk = _compress(linear_model({name: rows}, name), {name: precision})[name]
-        begin = start * k * precision.bits // 8
-        data[begin : begin + chunk.data.size] = chunk.data
-        scales.append(chunk.scale)
-        if chunk.zero_point is not None:
-            zeros.append(chunk.zero_point)
-    return PackedTensor(
-        shape=(n, k),
-        bits=precision.bits,
-        symmetric=precision.symmetric,
-        group_size=chunk.group_size,
-        data=data,
-        scale=np.concatenate(scales),
-        zero_point=np.concatenate(zeros) if zeros else None,
-    )
+class Compressor:
+    """Compresses one matrix after the other.
+
+    nncf is given float32 out of one buffer that stays: it allocates a third less for that than for the 16 bits of the
+    checkpoint, and fresh memory takes it as long as its arithmetic (benchmarks/README.md).
+    """
+
+    def __init__(self) -> None:
+        self._buffer = np.empty(0, np.float32)
+
+    def compress(self, name: str, weight: FloatArray, precision: Precision) -> PackedTensor:
+        """Compress one (N, K) matrix of this canonical name. Raises RecipeError where nncf does something else."""
+        n, k = weight.shape
+        if weight.size <= WHOLE:
+            return _compress(name, self._float32(weight), precision)
+        data: Bytes = np.empty(-(-n * k * precision.bits // 8), np.uint8)  # filled in place: it can be half a gigabyte
+        step, chunks = CHUNK // k, []
+        for start in range(0, n, step):
+            chunk = _compress(name, self._float32(weight[start : start + step]), precision)
+            begin = start * k * precision.bits // 8
+            data[begin : begin + chunk.data.size] = chunk.data
+            chunks.append(replace(chunk, data=data))
+        zeros = [chunk.zero_point for chunk in chunks if chunk.zero_point is not None]
+        return replace(
+            chunks[0],
+            shape=(n, k),
+            scale=np.concatenate([chunk.scale for chunk in chunks]),
+            zero_point=np.concatenate(zeros) if zeros else None,
+        )
+
+    def _float32(self, rows: FloatArray) -> Float32Array:
+        if rows.dtype == np.float32:
+            return rows
+        if self._buffer.size < rows.size:
+            self._buffer = np.empty(rows.size, np.float32)
+        wide = self._buffer[: rows.size].reshape(rows.shape)
+        write_float32(rows, wide)
+        return wide
+
+
+def _compress(name: str, rows: Float32Array, precision: Precision) -> PackedTensor:
+    """One call of nncf."""
+    model, layer = linear_model({name: rows}, name), name.removesuffix(".weight")
+    compress_model(model, {layer: precision})
+    product = next(node for node in model.get_ops() if node.get_friendly_name() == layer)
+    return _extract(product, name, precision)
 
 
 def compress_model(model: ov.Model, plan: Mapping[str, Precision]) -> None:
@@ -83,14 +102,6 @@ def compress_model(model: ov.Model, plan: Mapping[str, Precision]) -> None:
                 ignored_scope=nncf.IgnoredScope(names=others, validate=False),
                 **options,
             )
-
-
-def _compress(model: ov.Model, plan: Mapping[str, Precision]) -> dict[str, PackedTensor]:
-    """Compress a small graph whose products are named after their weights, and read these out of it again."""
-    layers = {name: name.removesuffix(".weight") for name in plan}
-    compress_model(model, {layers[name]: precision for name, precision in plan.items()})
-    nodes = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "MatMul"}
-    return {name: _extract(nodes[layers[name]], name, precision) for name, precision in plan.items()}
 
 
 def _extract(matmul: Any, name: str, precision: Precision) -> PackedTensor:

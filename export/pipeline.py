@@ -22,7 +22,7 @@ from edge.export.stages import Compressed, Progress, compress, done_bytes, open_
 from edge.export.store import WeightStore
 from edge.export.verify import GOLDEN_TEXT, Verifier
 from edge.runtime import bundle
-from edge.runtime.bundle import Manifest, TensorRecord
+from edge.runtime.bundle import FileRecord, Manifest, TensorRecord
 from edge.runtime.errors import BundleError, OutputError
 from edge.runtime.spec import ModelSpec
 
@@ -65,10 +65,11 @@ def export(
             total, layers = plan.spec.num_parameters, plan.spec.num_layers
             progress(Progress("writing", layers, layers, total, total, store.end, 0, None))
             _write_model(store, plan.spec, folder)
+            weights = FileRecord(store.end, store.hash_written())
         done.golden.write(folder / bundle.GOLDEN)
         if (problem := conversion.finish()) is not None:
             plan = replace(plan, warnings=(*plan.warnings, f"openvino_genai will find no tokenizer: {problem}"))
-        manifest = _manifest(plan, store, done, stop_ids, folder)
+        manifest = _manifest(plan, store, weights, done, stop_ids, folder)
         (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
@@ -98,6 +99,7 @@ def _write_model(store: WeightStore, spec: ModelSpec, folder: Path) -> None:
 def _manifest(
     plan: Plan,
     store: WeightStore,
+    weights: FileRecord,
     done: Compressed,
     stop_ids: tuple[int, ...],
     folder: Path,
@@ -110,7 +112,10 @@ def _manifest(
         tensors[name] = TensorRecord(record.shape, str(precision), size, note)
         groups[name in (EMBEDDING, HEAD)].add(precision.group_size)
     weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    files = {p.name: bundle.record_of(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != bundle.MANIFEST}
+    files = {bundle.MODEL_BIN: weights}  # hashed as it was written
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in (bundle.MODEL_BIN, bundle.MANIFEST):
+            files[path.name] = bundle.record_of(path)
     return Manifest(
         schema_version=bundle.SCHEMA_VERSION,
         source=plan.source,
@@ -126,6 +131,6 @@ def _manifest(
         adapter="" if plan.adapter is None else plan.adapter.path.resolve().name,
         checks=tuple(stage.check for stage in done.stages),
         tensors=tensors,
-        files=files,
+        files=dict(sorted(files.items())),
         versions=versions(),
     )

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -30,6 +30,9 @@ from edge.runtime import bundle
 from edge.runtime.bundle import StageCheck
 from edge.runtime.errors import TensorError, VerificationError
 from edge.runtime.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from edge.export.compress import Compressor
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +86,32 @@ def compress(
 
     The head is not in the journal: it is the last stage, and its check gives the golden logits.
     """
+    from edge.export.compress import Compressor  # nncf takes seconds to import
+
     spec = plan.spec
     names = ["embedding", *(f"block {layer}" for layer in range(spec.num_layers)), "head"]
     stages = [Stage.from_json(step) for step in journal.steps]
     first = len(stages)
-    resumed = sum(_parameters(name, spec) for name in names[:first])
+    done = np.cumsum([_parameters(name, spec) for name in names]).tolist()
+    resumed = done[first - 1] if first else 0
     if first:
         verifier.hidden = np.load(_hidden_file(journal, first))
     golden: Golden | None = None
+    compressor = Compressor()
 
-    def check(index: int, end: int) -> Stage:
-        """Check one stage and record it. Runs in the second thread."""
+    def keep_and_check(index: int, packed: Mapping[str, Weight]) -> Stage:
+        """Store one stage, check what was stored, and record it. Runs in the second thread."""
         nonlocal golden
-        packed = {name: store[name] for name in _needed(names[index], spec)}
-        result, golden = _check(names[index], verifier, plan.weights, packed)
+        for name, weight in packed.items():
+            store.put(name, weight)
+        stored = {name: store[name] for name in _needed(names[index], spec)}
+        result, golden = _check(names[index], verifier, plan.weights, stored)
         parts = {part for name in _own(names[index], spec) for part in plan.weights.sources[name]}
         records = {name: store.records[name] for name in _own(names[index], spec)}
-        stage = Stage(end, records, result, tensor_sha256(plan.checkpoint, parts))
+        stage = Stage(store.end, records, result, tensor_sha256(plan.checkpoint, parts))
         if golden is None:
             store.sync()
+            store.hash_written()
             buffer = io.BytesIO()
             np.save(buffer, verifier.hidden)
             write_durably(_hidden_file(journal, index + 1), buffer.getvalue())
@@ -112,21 +122,18 @@ def compress(
     def finish(pending: Future[Stage]) -> None:
         stages.append(pending.result())
         index = len(stages) - 1
-        done = sum(_parameters(name, spec) for name in names[: index + 1])
-        blocks = min(index, spec.num_layers)
-        written, result = stages[-1].end, stages[-1].check
-        progress(Progress(names[index], blocks, spec.num_layers, done, spec.num_parameters, written, resumed, result))
+        blocks, (end, result) = min(index, spec.num_layers), (stages[-1].end, stages[-1].check)
+        progress(Progress(names[index], blocks, spec.num_layers, done[index], done[-1], end, resumed, result))
 
     # One BLAS thread: more of them would spin against nncf's, and the results would depend on how many there are.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(1) as second:
         pending: Future[Stage] | None = None
         for index in range(first, len(names)):
-            for name, weight in _pack(names[index], plan).items():
-                store.put(name, weight)
+            packed = _pack(names[index], plan, compressor)
             if pending is not None:
                 finish(pending)
                 plan.checkpoint.release()
-            pending = second.submit(check, index, store.end)
+            pending = second.submit(keep_and_check, index, packed)
         assert pending is not None, "the head is always done"
         finish(pending)
     assert golden is not None
@@ -153,22 +160,18 @@ def _parameters(stage: str, spec: ModelSpec) -> int:
     return sum(math.prod(shapes[name]) for name in _own(stage, spec))
 
 
-def _pack(stage: str, plan: Plan) -> dict[str, Weight]:
+def _pack(stage: str, plan: Plan, compressor: Compressor) -> dict[str, Weight]:
     """The weights of a stage, each in the precision that the recipe gives it. Raises TensorError."""
-    from edge.export.compress import compress_block, compress_matrix  # nncf takes seconds to import
-
     own = _own(stage, plan.spec)
     plan.checkpoint.prefetch(part for name in own for part in plan.weights.sources[name])
     floats = {name: plan.weights.read(name) for name in own}
-    precisions = {name: plan.recipe.precision_of(name, weight.shape)[0] for name, weight in floats.items()}
-    integers = {name: precision for name, precision in precisions.items() if not precision.is_float}
-    packed: dict[str, Weight] = {
-        name: _to_float(floats[name], name, precision) for name, precision in precisions.items() if precision.is_float
-    }
-    if stage.startswith("block ") and integers:
-        packed |= compress_block(floats, int(stage.removeprefix("block ")), plan.spec, integers)
-    else:
-        packed |= {name: compress_matrix(name, floats[name], precision) for name, precision in integers.items()}
+    packed: dict[str, Weight] = {}
+    for name, weight in floats.items():
+        precision = plan.recipe.precision_of(name, weight.shape)[0]
+        if precision.is_float:
+            packed[name] = _to_float(weight, name, precision)
+        else:
+            packed[name] = compressor.compress(name, weight, precision)
     return packed
 
 

@@ -9,6 +9,7 @@ A constant is known as graphs know it: `NAME`, and for a packed tensor also `NAM
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -52,6 +53,8 @@ class WeightStore(Mapping[str, Weight]):
         self._file.truncate(end)
         self._file.seek(end)
         self._map: np.memmap[Any, np.dtype[np.uint8]] | None = None  # of the file as long as it was
+        self._digest = hashlib.sha256()
+        self._hashed = 0  # bytes in the digest
 
     def put(self, name: str, weight: Weight) -> None:
         """Append one weight. float32 and float16 arrays, or packed tensors. Raises OSError."""
@@ -74,6 +77,13 @@ class WeightStore(Mapping[str, Weight]):
         self.end = offset + array.nbytes
         return offset
 
+    def hash_written(self) -> str:
+        """Hex sha256 of the file as far as it is written; what was hashed before is not hashed again."""
+        if self._hashed < self.end:
+            self._digest.update(self._mapped()[self._hashed : self.end].data)
+            self._hashed = self.end
+        return self._digest.hexdigest()
+
     def sync(self) -> None:
         """Return when everything written is on the disk."""
         os.fsync(self._file.fileno())
@@ -90,11 +100,9 @@ class WeightStore(Mapping[str, Weight]):
 
     def __getitem__(self, name: str) -> Weight:
         record = self.records[name]
-        if self._map is None or self._map.size < self.end:
-            self._map = np.memmap(self.path, np.uint8, "r", shape=(self.end,))
+        mapped = self._mapped()
         parts = {
-            part.removeprefix(name): self._map[offset : offset + size]
-            for part, (offset, size) in record.constants.items()
+            part.removeprefix(name): mapped[offset : offset + size] for part, (offset, size) in record.constants.items()
         }
         if record.bits >= 16:
             return parts[""].view(np.float16 if record.bits == 16 else np.float32).reshape(record.shape)
@@ -114,6 +122,11 @@ class WeightStore(Mapping[str, Weight]):
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def _mapped(self) -> np.memmap[Any, np.dtype[np.uint8]]:
+        if self._map is None or self._map.size < self.end:
+            self._map = np.memmap(self.path, np.uint8, "r", shape=(self.end,))
+        return self._map
 
     def _write(self, data: bytes | memoryview) -> None:
         written = 0

@@ -8,10 +8,10 @@ import openvino as ov
 import pytest
 
 from edge.export import compress as compress_module
-from edge.export.compress import compress_block, compress_matrix
+from edge.export.compress import Compressor
 from edge.export.graph.openvino import linear_model
 from edge.export.recipes import Precision, find_recipe, recipes
-from edge.export.tensors import PackedTensor, dequantize, rows_of, unpack
+from edge.export.tensors import PackedTensor, dequantize, rows_of, take_rows, unpack
 from edge.runtime.errors import RecipeError
 
 INTEGERS = [
@@ -31,8 +31,7 @@ def random_matrix(n: int, k: int, seed: int = 0) -> np.ndarray:
 
 
 def pack(weight: np.ndarray, precision: Precision) -> PackedTensor:
-    """Pack without the row limit of `compress_matrix`'s 8-bit use."""
-    return compress_matrix("lm_head.weight", weight, precision)
+    return Compressor().compress("lm_head.weight", weight, precision)
 
 
 @pytest.mark.parametrize("precision", INTEGERS, ids=str)
@@ -105,34 +104,37 @@ def test_no_weight_moves_further_than_its_step(precision: Precision) -> None:
     assert (np.abs(dequantize(packed) - weight) / np.abs(step)).max() <= limit
 
 
-def test_row_chunks_equal_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "precision", [Precision(8), Precision(4, group_size=32), Precision(4, symmetric=True)], ids=str
+)
+def test_row_chunks_equal_one_piece(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = random_matrix(70, 64)
-    whole = pack(weight, Precision(8))
-    monkeypatch.setattr(compress_module, "ROW_CHUNK", 16)
-    chunked = pack(weight, Precision(8))
+    whole = pack(weight, precision)
+    monkeypatch.setattr(compress_module, "WHOLE", 0)
+    monkeypatch.setattr(compress_module, "CHUNK", 16 * 64)
+    chunked = pack(weight, precision)
     for field in ("data", "scale", "zero_point"):
         np.testing.assert_array_equal(getattr(whole, field), getattr(chunked, field))
 
 
-def test_a_block_may_mix_precisions(tiny_checkpoint) -> None:  # type: ignore[no-untyped-def]
-    from edge.export.architectures import describe
-    from edge.export.checkpoint import open_checkpoint
+@pytest.mark.parametrize("precision", INTEGERS, ids=str)
+def test_taken_rows_mean_what_they_did(precision: Precision) -> None:
+    packed = pack(random_matrix(24, 192), precision)
+    rows = np.array([3, 0, 17])
+    few = take_rows(packed, rows)
+    assert isinstance(few, PackedTensor)
+    np.testing.assert_array_equal(dequantize(few), dequantize(packed)[rows])
 
-    spec, weights = describe(open_checkpoint(tiny_checkpoint))
-    block = weights.block(0)
-    plan = {
-        "layers.0.attn.qkv.weight": Precision(4, group_size=32),
-        "layers.0.attn.o.weight": Precision(8),
-        "layers.0.mlp.gate_up.weight": Precision(4, symmetric=True, group_size=64),
-        "layers.0.mlp.down.weight": Precision(4, group_size=128),
-    }
-    packed = compress_block(block, 0, spec, plan)
-    for name, precision in plan.items():
-        alone = pack(block[name], precision)
-        assert packed[name].bits == precision.bits
-        assert packed[name].group_size == (precision.group_size or block[name].shape[1])
-        np.testing.assert_array_equal(packed[name].data, alone.data)
-        np.testing.assert_array_equal(packed[name].scale, alone.scale)
+
+def test_one_compressor_takes_matrices_of_any_size_after_each_other() -> None:
+    """Its buffer is that of the largest so far; nothing of one matrix stays in the next."""
+    compressor = Compressor()
+    for shape in [(8, 64), (64, 128), (3, 64), (64, 128)]:
+        weight = random_matrix(*shape, seed=shape[0]).astype(np.float16)
+        for precision in (Precision(4, group_size=32), Precision(8)):
+            ours, alone = compressor.compress("w.weight", weight, precision), pack(weight, precision)
+            np.testing.assert_array_equal(ours.data, alone.data)
+            np.testing.assert_array_equal(ours.scale, alone.scale)
 
 
 @pytest.mark.parametrize(
