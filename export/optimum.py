@@ -116,6 +116,7 @@ def export_with_optimum(
             weight_bytes=weight_bytes,
             golden_kld=golden.kld,
             warnings=(*_doubts(checkpoint), *said),
+            decisions=(),
             adapter="",
             checks=(check,),
             tensors=tensors,

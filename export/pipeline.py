@@ -128,6 +128,7 @@ def _manifest(
         weight_bytes=weight_bytes,
         golden_kld=done.golden.kld,
         warnings=plan.warnings,
+        decisions=plan.decisions,
         adapter="" if plan.adapter is None else plan.adapter.path.resolve().name,
         checks=tuple(stage.check for stage in done.stages),
         tensors=tensors,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from edge.export.checkpoint import Checkpoint, open_checkpoint
 from edge.export.names import Weights
 from edge.export.recipes import Recipe
 from edge.runtime import bundle
+from edge.runtime.errors import ConfigError
 from edge.runtime.spec import ModelSpec
 
 VERSIONED = ("edgeglm", "openvino", "nncf", "numpy")
@@ -35,6 +37,7 @@ class Plan:
     recipe: Recipe
     adapter: Adapter | None  # merged into the weights
     warnings: tuple[str, ...]
+    decisions: tuple[str, ...]  # what the user set against the checkpoint
 
     @property
     def spec(self) -> ModelSpec:
@@ -70,11 +73,12 @@ def make_plan(
     chosen = recipes.find_recipe(recipe)
     checkpoint = open_checkpoint(source)
     spec, weights = describe(checkpoint)
-    warnings = doubts(checkpoint, spec)
+    decisions: tuple[str, ...] = ()
     if rope_theta is not None:
-        given = f"rope_theta {rope_theta:g} was given at export; the checkpoint says {spec.rope_theta:g}"
+        if not 0 < rope_theta < math.inf:
+            raise ConfigError(f"rope_theta is {rope_theta}, expected a number above 0, like 10000")
+        decisions = (f"rope_theta {rope_theta:,.0f}; the checkpoint says {spec.rope_theta:,.0f}",)
         spec = replace(spec, rope_theta=rope_theta)
-        warnings = (*doubts(checkpoint, spec), given)
     change = None if adapter is None else Adapter(Path(adapter), spec)
     return Plan(
         Path(source).resolve().name if Path(source).exists() else str(source),
@@ -82,7 +86,8 @@ def make_plan(
         replace(weights, spec=spec, change=change),
         chosen.with_vocabulary(embedding, head, tied=spec.tied_embeddings),
         change,
-        warnings,
+        doubts(checkpoint, spec),
+        decisions,
     )
 
 

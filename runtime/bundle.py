@@ -77,6 +77,7 @@ class Manifest:
     weight_bytes: int
     golden_kld: float  # nats/token between float and compressed logits of golden.npz
     warnings: tuple[str, ...]  # what export doubted and did all the same
+    decisions: tuple[str, ...]  # what the user set against the checkpoint
     adapter: str  # folder name of the LoRA merged into the weights; empty where there is none
     checks: tuple[StageCheck, ...]
     tensors: Mapping[str, TensorRecord]
@@ -111,6 +112,7 @@ class Manifest:
                 weight_bytes=int(data["weight_bytes"]),
                 golden_kld=float(data["golden_kld"]),
                 warnings=tuple(str(warning) for warning in data["warnings"]),
+                decisions=tuple(str(decision) for decision in data["decisions"]),
                 adapter=str(data["adapter"]),
                 checks=tuple(
                     StageCheck(str(c["stage"]), float(c["error"]), float(c["expected"])) for c in data["checks"]

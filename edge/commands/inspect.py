@@ -8,6 +8,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,17 @@ def _bundle(path: Path, as_json: bool) -> int:
     if as_json:
         print_json({"kind": "bundle", **json.loads(manifest.to_json())})
         return 0
+    parameters = sum(math.prod(tensor.shape) for tensor in manifest.tensors.values())
     print(f"{path}: bundle of {manifest.source}, recipe {manifest.recipe}")
     print(
-        f"{manifest.spec.num_parameters:,} parameters, {human_bytes(manifest.weight_bytes)} of weights, "
+        f"{parameters:,} parameters, {human_bytes(manifest.weight_bytes)} of weights, "
         f"{manifest.bits_per_weight:.2f} bits per weight, golden KLD {manifest.golden_kld:.4f}"
     )
     _print_spec(manifest.spec.to_json())
     for warning in manifest.warnings:
         print(f"warning: {warning}")
+    for decision in manifest.decisions:
+        print(f"decided: {decision}")
     if manifest.adapter:
         print(f"with the LoRA {manifest.adapter}")
     worst = max(manifest.checks, key=lambda check: check.error)

@@ -94,6 +94,7 @@ def test_lost_rotary_base_is_a_warning_and_a_record(tmp_path: Path) -> None:
     assert decided.stderr == ""
     shown = json.loads(edge("inspect", tmp_path / "out", "--json").stdout)
     assert (shown["spec"]["rope_theta"], shown["warnings"]) == (5e6, [])
+    assert shown["decisions"] == ["rope_theta 5,000,000; the checkpoint says 10,000"]
 
 
 def test_run_prints_the_answer(demo_bundle: Path) -> None:

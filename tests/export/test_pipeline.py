@@ -23,7 +23,7 @@ from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import CheckpointError, OutputError, RecipeError, TokenizerError
 from edge.runtime.kv.pool import Sequence
 from edge.runtime.llm import LLM
-from edge.runtime.verify import verify
+from edge.runtime.verify import FLOAT32_BOUND, verify
 from tests import tiny
 from tests.conftest import EXACT
 
@@ -64,9 +64,10 @@ def test_same_input_same_bytes(tiny_checkpoint: Path, tmp_path: Path) -> None:
 def test_golden_logits_of_a_float_bundle_are_the_checkpoints(tiny_checkpoint: Path, tmp_path: Path) -> None:
     manifest = export(tiny_checkpoint, tmp_path / "out", "fp32")
     with np.load(tmp_path / "out" / bundle.GOLDEN) as golden:
-        np.testing.assert_array_equal(golden["float_logits"], golden["logits"])
-    assert manifest.golden_kld == 0
-    assert all(check.error == check.expected == 0 for check in manifest.checks)
+        off = np.abs(golden["float_logits"] - golden["logits"]).max()  # sums of as many rows, in another order
+        assert off <= FLOAT32_BOUND * np.abs(golden["float_logits"]).max()
+    assert abs(manifest.golden_kld) < 1e-9
+    assert all(check.error < FLOAT32_BOUND and check.expected == 0 for check in manifest.checks)
 
 
 def test_progress_reaches_the_end_in_order(tiny_checkpoint: Path, tmp_path: Path) -> None:
