@@ -6,7 +6,6 @@ time by the `gguf` package. A tokenizer.json beside the file wins over the one i
 
 from __future__ import annotations
 
-import mmap
 import re
 import shutil
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from edge.export import tokenizer
 from edge.export.checkpoint import Format
 from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.gguf_metadata import Header, TensorInfo, read_header
+from edge.export.checkpoint.mapped import MappedFiles
 from edge.export.tensors import FloatArray
 from edge.runtime.errors import CheckpointError, TensorError, TokenizerError
 
@@ -53,7 +53,7 @@ class GGUFCheckpoint:
                 self._tensors[name] = part, info
         self._check_parts(headers)
         self.shapes = {name: info.shape for name, (_, info) in self._tensors.items()}
-        self._maps: dict[Path, mmap.mmap] = {}
+        self._mapped = MappedFiles()
 
     @property
     def architecture(self) -> str:
@@ -76,23 +76,14 @@ class GGUFCheckpoint:
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         part, info = self._tensors[name]
-        if part not in self._maps:
-            with part.open("rb") as file:
-                self._maps[part] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(self._maps[part], np.uint8, info.nbytes, info.offset)
+        return self._mapped.view(part, info.offset, info.nbytes)
 
     def prefetch(self, names: Iterable[str]) -> None:
-        if hasattr(mmap, "MADV_WILLNEED"):  # not on Windows
-            for name in names:
-                self.raw(name)
-                part, info = self._tensors[name]
-                start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
-                self._maps[part].madvise(mmap.MADV_WILLNEED, start, info.offset + info.nbytes - start)
+        for part, info in (self._tensors[name] for name in names):
+            self._mapped.prefetch(part, info.offset, info.nbytes)
 
     def release(self) -> None:
-        if hasattr(mmap, "MADV_DONTNEED"):
-            for mapped in self._maps.values():
-                mapped.madvise(mmap.MADV_DONTNEED)
+        self._mapped.release()
 
     def weight_files(self) -> list[Path]:
         return self._parts

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy.typing as npt
 from edge.export import tokenizer
 from edge.export.checkpoint import Format
 from edge.export.checkpoint.fields import Fields
+from edge.export.checkpoint.mapped import MappedFiles
 from edge.export.tensors import FloatArray
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError, TokenizerError
 
@@ -66,38 +66,27 @@ class SafetensorsFiles:
         if index is not None:
             self._check_index(index)
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
-        self._maps: dict[Path, mmap.mmap] = {}
+        self._mapped = MappedFiles()
 
     def read(self, name: str) -> FloatArray:
         """One tensor, as a view into the mapped file."""
         entry = self._entries[name]
-        if math.prod(entry.shape) == 0:
-            return np.empty(entry.shape, _DTYPES[entry.dtype])
-        if entry.file not in self._maps:
-            with entry.file.open("rb") as file:
-                self._maps[entry.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        mapped = self._maps[entry.file]
-        return np.frombuffer(mapped, _DTYPES[entry.dtype], math.prod(entry.shape), entry.start).reshape(entry.shape)
+        return self.raw(name).view(_DTYPES[entry.dtype]).reshape(entry.shape)
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The stored bytes of one tensor, as a view."""
-        return self.read(name).reshape(-1).view(np.uint8)
+        entry = self._entries[name]
+        return self._mapped.view(entry.file, entry.start, entry.stop - entry.start)
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Have the system begin to read these tensors: page faults alone read ahead too little."""
-        if not hasattr(mmap, "MADV_WILLNEED"):  # Windows
-            return
+        """Have the system begin to read these tensors."""
         for name in names:
-            self.read(name)
             entry = self._entries[name]
-            start = entry.start // mmap.PAGESIZE * mmap.PAGESIZE
-            self._maps[entry.file].madvise(mmap.MADV_WILLNEED, start, entry.stop - start)
+            self._mapped.prefetch(entry.file, entry.start, entry.stop - entry.start)
 
     def release(self) -> None:
-        """Unmap what was read; views stay valid and read the file again."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            for mapped in self._maps.values():
-                mapped.madvise(mmap.MADV_DONTNEED)
+        """Unmap what was read; views stay valid."""
+        self._mapped.release()
 
     def _check_index(self, index: dict[str, str]) -> None:
         found = {name: entry.file.name for name, entry in self._entries.items()}

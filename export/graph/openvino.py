@@ -218,11 +218,6 @@ def _causal_mask(num_new: ov.Node, attention_mask: ov.Node) -> ov.Node:
     return op.select(op.logical_and(real, causal), _f32(0.0), _f32(MASKED))
 
 
-def _split_heads(x: ov.Output, heads: int, spec: ModelSpec) -> ov.Node:
-    """(B, T, heads * head_dim) -> (B, heads, T, head_dim)."""
-    return op.transpose(op.reshape(x, _i64([0, 0, heads, spec.head_dim]), True), _i64([0, 2, 1, 3]))
-
-
 def _repeat_kv(x: ov.Node, spec: ModelSpec) -> ov.Node:
     """(B, n_kv, S, head_dim) -> (B, n, S, head_dim): each KV head serves n / n_kv query heads in a row."""
     repeats = spec.num_heads // spec.num_kv_heads
