@@ -12,7 +12,6 @@ the manifest's check expects 0.0; what is checked is that the runtime computes w
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import logging
 import math
@@ -34,11 +33,11 @@ from edge.export import openvino_tokenizer, recipes
 from edge.export.checkpoint import Checkpoint, open_checkpoint
 from edge.export.output import check_space, work_folder
 from edge.export.pipeline import SIDECAR_BYTES
-from edge.export.plan import tensor_sha256, versions
+from edge.export.plan import source_sha256, tensor_sha256, versions
 from edge.export.recipes import EMBEDDING, HEAD, Precision, Recipe
 from edge.export.sidecars import write_sidecars
 from edge.export.stages import Progress
-from edge.export.verify import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden
+from edge.export.verify import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden, distance
 from edge.runtime import bundle
 from edge.runtime.bundle import Manifest, StageCheck, TensorRecord
 from edge.runtime.engines import EngineSettings
@@ -107,7 +106,9 @@ def export_with_optimum(
         manifest = Manifest(
             schema_version=bundle.SCHEMA_VERSION,
             source=Path(source).resolve().name if Path(source).exists() else str(source),
-            source_sha256=_source_sha256(checkpoint),
+            source_sha256=source_sha256(
+                checkpoint, tensor_sha256(checkpoint, checkpoint.shapes), checkpoint.small_files()
+            ),
             spec=spec,
             recipe=chosen.name,
             weight_group_size=group_size,
@@ -430,7 +431,7 @@ def _check(golden: Golden, recipe: Recipe) -> StageCheck:
     _require_finite(golden.logits, "compressed")
     difference = golden.logits - golden.float_logits
     error = float(np.linalg.norm(difference) / max(float(np.linalg.norm(golden.float_logits)), 1e-30))
-    if recipe.linear.bits == 32 and not _distance(golden.logits, golden.float_logits) <= FLOAT32_BOUND:
+    if recipe.linear.bits == 32 and not distance(golden.logits, golden.float_logits) <= FLOAT32_BOUND:
         raise VerificationError(
             f"the model is off by {error:.2g} where nothing was compressed, expected {FLOAT32_BOUND:g} or less; "
             "please report this with the checkpoint's name"
@@ -455,25 +456,9 @@ def _check_runtime(checkpoint: Checkpoint, xml: Path, spec: ModelSpec, group_siz
         found = engine.forward(golden.ids, Sequence(engine.pool), rows)
     except DeviceError as error:
         raise CheckpointError(f"{checkpoint.path}: optimum-intel's graph of it does not run: {error}") from error
-    distance = _distance(found, golden.logits)
-    if not distance <= FLOAT32_BOUND:
+    off = distance(found, golden.logits)
+    if not off <= FLOAT32_BOUND:
         raise VerificationError(
-            f"with paged attention the model is off by {distance:.2g} of its logits' scale, expected "
+            f"with paged attention the model is off by {off:.2g} of its logits' scale, expected "
             f"{FLOAT32_BOUND:g} or less; our runtime does not run {spec.architecture} rightly"
         )
-
-
-def _distance(found: Logits, expected: Logits) -> float:
-    """Largest difference over the scale of the logits, as runtime/verify.py has it."""
-    return float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-30))
-
-
-def _source_sha256(checkpoint: Checkpoint) -> str:
-    """As of a plan (plan.py): names, shapes and bytes of tensors, and the small files."""
-    digest = hashlib.sha256()
-    for name in sorted(checkpoint.shapes):
-        sha256 = tensor_sha256(checkpoint, [name])[name]
-        digest.update(f"{name} {list(checkpoint.shapes[name])} {sha256}\n".encode())
-    for path in checkpoint.small_files():
-        digest.update(f"{path.name} {bundle.sha256_of(path)}\n".encode())
-    return digest.hexdigest()

@@ -84,7 +84,8 @@ def is_export_of(out: Path, source: Path, recipe: str) -> bool:
         return False
     plan = make_plan(source, recipe)
     parts = {part for parts in plan.weights.sources.values() for part in parts}
-    return manifest.source_sha256 == source_sha256(plan, tensor_sha256(plan.checkpoint, parts))
+    hashes = tensor_sha256(plan.checkpoint, parts)
+    return manifest.source_sha256 == source_sha256(plan.checkpoint, hashes, plan.small_files)
 
 
 def _write_model(store: WeightStore, spec: ModelSpec, folder: Path) -> None:
@@ -116,10 +117,11 @@ def _manifest(
     for path in folder.iterdir():
         if path.is_file() and path.name not in (bundle.MODEL_BIN, bundle.MANIFEST):
             files[path.name] = bundle.record_of(path)
+    hashes = {name: sha256 for stage in done.stages for name, sha256 in stage.sha256.items()}
     return Manifest(
         schema_version=bundle.SCHEMA_VERSION,
         source=plan.source,
-        source_sha256=source_sha256(plan, {k: v for stage in done.stages for k, v in stage.sha256.items()}),
+        source_sha256=source_sha256(plan.checkpoint, hashes, plan.small_files),
         spec=plan.spec,
         recipe=plan.recipe.name,
         weight_group_size=min((groups[False] | groups[True]) - {0}) if groups[False] - {0} else 0,

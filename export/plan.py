@@ -101,14 +101,14 @@ def tensor_sha256(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, str
     return {name: hashlib.sha256(checkpoint.raw(name).data).hexdigest() for name in names}
 
 
-def source_sha256(plan: Plan, tensors: Mapping[str, str]) -> str:
+def source_sha256(checkpoint: Checkpoint, tensors: Mapping[str, str], small_files: Iterable[Path]) -> str:
     """One hash over everything that decides the result: names, shapes and bytes of tensors, and the small files.
 
     Tensors and not files, because they are hashed while they are in memory; a second pass over 19 GB would not be.
     """
     digest = hashlib.sha256()
     for name, sha256 in sorted(tensors.items()):
-        digest.update(f"{name} {list(plan.checkpoint.shapes[name])} {sha256}\n".encode())
-    for path in plan.small_files:
+        digest.update(f"{name} {list(checkpoint.shapes[name])} {sha256}\n".encode())
+    for path in small_files:
         digest.update(f"{path.name} {bundle.sha256_of(path)}\n".encode())
     return digest.hexdigest()

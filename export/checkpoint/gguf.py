@@ -135,15 +135,21 @@ class GGUFCheckpoint:
             )
 
 
+def part_names(name: str) -> list[str]:
+    """The file names of all parts of a split file, in order, whichever is given; else the name itself."""
+    match = _PART.fullmatch(name)
+    if match is None:
+        return [name]
+    count = int(match["count"])
+    return [f"{match['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+
+
 def _parts(path: Path) -> list[Path]:
     """All parts of a split file, in order, whichever was given; else the file itself. Raises CheckpointError."""
-    match = _PART.fullmatch(path.name)
-    if match is None:
-        return [path]
-    count = int(match["count"])
-    parts = [path.with_name(f"{match['stem']}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)]
-    if missing := [part.name for part in parts if not part.is_file()]:
+    parts = [path.with_name(name) for name in part_names(path.name)]
+    if missing := [part.name for part in parts if part != path and not part.is_file()]:
         raise CheckpointError(
-            f"{path}: {len(missing)} of {count} parts are missing, first {missing[0]}; download them into one folder"
+            f"{path}: {len(missing)} of {len(parts)} parts are missing, first {missing[0]}; download them into one "
+            "folder"
         )
     return parts

@@ -27,7 +27,6 @@ _ID = re.compile(
     rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<file>(?:{_PART}/)*{_PART}\.gguf))?(?:@(?P<revision>{_PART}(?:/{_PART})*))?",
     re.ASCII,
 )
-_SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 _BESIDE_WEIGHTS = (
     "config.json",
     "generation_config.json",
@@ -73,9 +72,9 @@ def download(source: str, *, endpoint: str | None = None, cache: Path | None = N
 
 
 def _gguf_file(repository: _Repository, file: str) -> Path:
-    parts = [file]
-    if split := _SPLIT.fullmatch(file):
-        parts = [f"{split[1]}-{i:05}-of-{split[2]}.gguf" for i in range(1, int(split[2]) + 1)]
+    from edge.export.checkpoint.gguf import part_names
+
+    parts = part_names(file)
     for part in parts:
         if part not in repository.files:
             present = _some([name for name in repository.files if name.endswith(".gguf")])
