@@ -122,7 +122,7 @@ def export_with_optimum(
             checks=(check,),
             tensors=tensors,
             files={p.name: bundle.record_of(p) for p in sorted(folder.iterdir()) if p.is_file()},
-            versions=versions() | {name: version(name) for name in VERSIONED},
+            versions=versions("openvino") | {name: version(name) for name in VERSIONED},
         )
         (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest

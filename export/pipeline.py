@@ -7,15 +7,15 @@ is asked for is a `plan`, the weights are made by `stages`; here the bundle is p
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from edge.export import openvino_tokenizer, recipes
-from edge.export.graph.ir import write_ir
-from edge.export.graph.openvino import stateful_decoder
+from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
 from edge.export.names import canonical_shapes
 from edge.export.output import check_space, work_folder
-from edge.export.plan import Plan, make_plan, source_sha256, tensor_sha256, versions
+from edge.export.plan import DEFAULT_FORMAT, Format, Plan, make_plan, source_sha256, tensor_sha256, versions
 from edge.export.recipes import EMBEDDING, HEAD
 from edge.export.sidecars import write_sidecars
 from edge.export.stages import Compressed, Progress, compress, done_bytes, open_store
@@ -24,7 +24,6 @@ from edge.export.verify import GOLDEN_TEXT, Verifier
 from edge.runtime import bundle
 from edge.runtime.bundle import FileRecord, Manifest, TensorRecord
 from edge.runtime.errors import BundleError, OutputError
-from edge.runtime.spec import ModelSpec
 
 SIDECAR_BYTES = 64_000_000  # at most, of a bundle's files that are no weights; a tokenizer for 151,552 tokens has 35 MB
 
@@ -34,6 +33,7 @@ def export(
     out: str | Path,
     recipe: str = recipes.DEFAULT,
     *,
+    format: Format = DEFAULT_FORMAT,
     embedding: str | None = None,
     head: str | None = None,
     adapter: str | Path | None = None,
@@ -44,30 +44,32 @@ def export(
     """Export a checkpoint to a bundle at `out`.
 
     source: a folder with config.json and *.safetensors, a .gguf file, or a hub id. recipe: a name in recipes.toml.
-    embedding, head: precisions of the vocabulary matrices instead of the recipe's, like "int4-asym-g128". adapter: the
+    format: the graphs in the bundle, "openvino", "onnx" or "both"; they share the bytes of the weights. embedding, head: precisions of the vocabulary matrices instead of the recipe's, like "int4-asym-g128". adapter: the
     folder of a PEFT LoRA to merge. rope_theta: replaces the checkpoint's rotary base. force: replace an existing `out`.
     progress is called after every stage.
 
     An export that was killed goes on where it stopped when it is started again with the same arguments. Raises
     CheckpointError, RecipeError, OutputError, TokenizerError and VerificationError; `out` is then as before.
     """
-    plan = make_plan(source, recipe, embedding=embedding, head=head, adapter=adapter, rope_theta=rope_theta)
-    with work_folder(Path(out), force, plan.key) as (folder, journal):
-        shapes = canonical_shapes(plan.spec)
-        check_space(
-            folder, sum(plan.recipe.bytes_of(*item) for item in shapes.items()) + SIDECAR_BYTES - done_bytes(journal)
-        )
+    plan = make_plan(
+        source, recipe, format=format, embedding=embedding, head=head, adapter=adapter, rope_theta=rope_theta
+    )
+    with work_folder(Path(out), force, plan.key) as (folder, journal), ExitStack() as stack:
+        check_space(folder, _expected_bytes(plan) - done_bytes(journal))
         tokenizer, stop_ids = write_sidecars(plan.checkpoint, plan.spec, folder)
-        eos = stop_ids[0] if stop_ids else None
-        with openvino_tokenizer.start(folder, eos) as conversion, open_store(folder, journal) as store:
-            verifier = Verifier(tokenizer.encode(GOLDEN_TEXT), plan.spec)
+        conversion = None
+        if plan.openvino:
+            eos = stop_ids[0] if stop_ids else None
+            conversion = stack.enter_context(openvino_tokenizer.start(folder, eos))
+        with open_store(folder / plan.weight_file, journal) as store:
+            verifier = Verifier(tokenizer.encode(GOLDEN_TEXT), plan.spec, _runners(plan))
             done = compress(plan, store, verifier, journal, progress)
             total, layers = plan.spec.num_parameters, plan.spec.num_layers
             progress(Progress("writing", layers, layers, total, total, store.end, 0, None))
-            _write_model(store, plan.spec, folder)
+            _write_graphs(plan, store, folder)
             weights = FileRecord(store.end, store.hash_written())
         done.golden.write(folder / bundle.GOLDEN)
-        if (problem := conversion.finish()) is not None:
+        if conversion is not None and (problem := conversion.finish()) is not None:
             plan = replace(plan, warnings=(*plan.warnings, f"openvino_genai will find no tokenizer: {problem}"))
         manifest = _manifest(plan, store, weights, done, stop_ids, folder)
         (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -80,7 +82,7 @@ def is_export_of(out: Path, source: Path, recipe: str) -> bool:
         manifest = bundle.open_bundle(out).manifest
     except BundleError:
         return False
-    if manifest.recipe != recipe or manifest.versions != versions():
+    if manifest.recipe != recipe or manifest.versions != versions(DEFAULT_FORMAT):
         return False
     plan = make_plan(source, recipe)
     parts = {part for parts in plan.weights.sources.values() for part in parts}
@@ -88,9 +90,30 @@ def is_export_of(out: Path, source: Path, recipe: str) -> bool:
     return manifest.source_sha256 == source_sha256(plan.checkpoint, hashes, plan.small_files)
 
 
-def _write_model(store: WeightStore, spec: ModelSpec, folder: Path) -> None:
+def _expected_bytes(plan: Plan) -> int:
+    """About what the bundle will take, at most."""
+    sizes = {name: plan.recipe.bytes_of(name, shape) for name, shape in canonical_shapes(plan.spec).items()}
+    signed = (plan.recipe.linear, plan.recipe.embedding, plan.recipe.head)
+    copies = 2 if plan.format == "both" and any(kind.symmetric for kind in signed) else 1  # as ONNX wants them
+    return copies * sum(sizes.values()) + SIDECAR_BYTES
+
+
+def _runners(plan: Plan) -> list[Runner]:
+    return [*([OpenVINORunner()] if plan.openvino else []), *([OnnxRunner()] if plan.onnx else [])]
+
+
+def _write_graphs(plan: Plan, store: WeightStore, folder: Path) -> None:
+    """The graphs of the bundle, which point into the store. What an engine's packages are for is imported for it only."""
     try:
-        write_ir(stateful_decoder(store, spec), store, folder / bundle.MODEL_XML)
+        if plan.openvino:
+            from edge.export.graph.ir import write_ir
+            from edge.export.graph.openvino import stateful_decoder
+
+            write_ir(stateful_decoder(store, plan.spec), store, folder / bundle.MODEL_XML)
+        if plan.onnx:
+            from edge.export.graph.onnx_files import write_onnx
+
+            write_onnx(store, plan.spec, folder)
     except RuntimeError as error:
         raise OutputError(
             f"{folder.parent}: the model could not be written ({error}); the disk is full or refuses, free some space"
@@ -113,9 +136,9 @@ def _manifest(
         tensors[name] = TensorRecord(record.shape, str(precision), size, note)
         groups[name in (EMBEDDING, HEAD)].add(precision.group_size)
     weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    files = {bundle.MODEL_BIN: weights}  # hashed as it was written
+    files = {plan.weight_file: weights}  # hashed as it was written
     for path in folder.iterdir():
-        if path.is_file() and path.name not in (bundle.MODEL_BIN, bundle.MANIFEST):
+        if path.is_file() and path.name not in (plan.weight_file, bundle.MANIFEST):
             files[path.name] = bundle.record_of(path)
     hashes = {name: sha256 for stage in done.stages for name, sha256 in stage.sha256.items()}
     return Manifest(
@@ -135,5 +158,5 @@ def _manifest(
         checks=tuple(stage.check for stage in done.stages),
         tensors=tensors,
         files=dict(sorted(files.items())),
-        versions=versions(),
+        versions=versions(plan.format),
     )

@@ -13,17 +13,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal, get_args
 
 from edge.export import recipes
 from edge.export.adapter import Adapter
 from edge.export.architectures import describe, doubts
 from edge.export.checkpoint import Checkpoint, open_checkpoint
-from edge.export.names import Weights
-from edge.export.recipes import Recipe
+from edge.export.names import Weights, canonical_shapes
+from edge.export.recipes import Recipe, block_size
 from edge.runtime import bundle
-from edge.runtime.errors import ConfigError
+from edge.runtime.errors import ConfigError, RecipeError
 from edge.runtime.spec import ModelSpec
 
+Format = Literal["openvino", "onnx", "both"]  # of the graphs in a bundle
+FORMATS: tuple[Format, ...] = get_args(Format)
+DEFAULT_FORMAT: Format = "both"
 VERSIONED = ("edgeglm", "openvino", "nncf", "numpy")
 
 
@@ -35,6 +39,7 @@ class Plan:
     checkpoint: Checkpoint
     weights: Weights
     recipe: Recipe
+    format: Format
     adapter: Adapter | None  # merged into the weights
     warnings: tuple[str, ...]
     decisions: tuple[str, ...]  # what the user set against the checkpoint
@@ -42,6 +47,21 @@ class Plan:
     @property
     def spec(self) -> ModelSpec:
         return self.weights.spec
+
+    @property
+    def openvino(self) -> bool:
+        """Whether the bundle gets an OpenVINO IR."""
+        return self.format != "onnx"
+
+    @property
+    def onnx(self) -> bool:
+        """Whether the bundle gets ONNX graphs."""
+        return self.format != "openvino"
+
+    @property
+    def weight_file(self) -> str:
+        """Where the weights go: both formats read OpenVINO's file where there is one."""
+        return bundle.MODEL_BIN if self.openvino else bundle.ONNX_DATA
 
     @property
     def source_files(self) -> list[Path]:
@@ -56,7 +76,7 @@ class Plan:
         """Same key, same bytes. Files are known by size and time here: hashing 19 GB to begin would take too long."""
         stats = [(str(path.resolve()), path.stat()) for path in self.source_files]
         files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-        text = json.dumps([files, asdict(self.spec), asdict(self.recipe), versions()])
+        text = json.dumps([files, asdict(self.spec), asdict(self.recipe), self.format, versions(self.format)])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -64,12 +84,15 @@ def make_plan(
     source: str | Path,
     recipe: str,
     *,
+    format: Format = DEFAULT_FORMAT,
     embedding: str | None = None,
     head: str | None = None,
     adapter: str | Path | None = None,
     rope_theta: float | None = None,
 ) -> Plan:
     """Open and check everything that export reads. Raises CheckpointError and RecipeError."""
+    if format not in FORMATS:
+        raise RecipeError(f"format {format!r} is unknown, expected {', '.join(FORMATS)}")
     chosen = recipes.find_recipe(recipe)
     checkpoint = open_checkpoint(source)
     spec, weights = describe(checkpoint)
@@ -80,20 +103,32 @@ def make_plan(
         decisions = (f"rope_theta {rope_theta:,.0f}; the checkpoint says {spec.rope_theta:,.0f}",)
         spec = replace(spec, rope_theta=rope_theta)
     change = None if adapter is None else Adapter(Path(adapter), spec)
+    chosen = chosen.with_vocabulary(embedding, head, tied=spec.tied_embeddings)
+    if format != "openvino":
+        _check_groups(chosen, spec)
     return Plan(
         Path(source).resolve().name if Path(source).exists() else str(source),
         checkpoint,
         replace(weights, spec=spec, change=change),
-        chosen.with_vocabulary(embedding, head, tied=spec.tied_embeddings),
+        chosen,
+        format,
         change,
         doubts(checkpoint, spec),
         decisions,
     )
 
 
-def versions() -> dict[str, str]:
+def versions(format: Format) -> dict[str, str]:
     """The packages that decide the bytes of a bundle."""
-    return {name: version(name) for name in VERSIONED}
+    return {name: version(name) for name in (*VERSIONED, *(() if format == "openvino" else ("onnx",)))}
+
+
+def _check_groups(recipe: Recipe, spec: ModelSpec) -> None:
+    """Raises RecipeError for a weight that ONNX's operators cannot hold, before anything is compressed."""
+    for name, shape in canonical_shapes(spec).items():
+        precision = recipe.precision_of(name, shape)[0]
+        if len(shape) == 2 and not precision.is_float:
+            block_size(name, precision.group_size or shape[1])
 
 
 def tensor_sha256(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, str]:

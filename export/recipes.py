@@ -24,6 +24,8 @@ from edge.runtime.errors import RecipeError
 
 DEFAULT = "int4-asym-g128"
 MIN_GROUP_SIZE = 32  # smaller groups fall off the fast kernels (as nncf's AdvancedCompressionParameters)
+# Weights that share a scale in onnxruntime's kernels (core/mlas/lib/qnbitgemm.cpp); larger groups repeat theirs.
+ONNX_BLOCKS = range(16, 256 + 1)
 EMBEDDING, HEAD = "embed.weight", "lm_head.weight"
 
 
@@ -118,6 +120,17 @@ class Recipe:
         groups = size // (precision.group_size or shape[1])
         zero_points = 0 if precision.symmetric else -(-groups * precision.bits // 8)
         return size * precision.bits // 8 + 2 * groups + zero_points
+
+
+def block_size(name: str, group_size: int, limit: int = ONNX_BLOCKS[-1]) -> int:
+    """Into what blocks ONNX's operators cut the groups of a weight: a power of two up to `limit`. Raises RecipeError."""
+    size = min(group_size & -group_size, 1 << limit.bit_length() - 1)
+    if size < ONNX_BLOCKS[0]:
+        raise RecipeError(
+            f"{name} has groups of {group_size} weights, ONNX's operators take multiples of {ONNX_BLOCKS[0]}; "
+            "use --format openvino, or a recipe with smaller groups"
+        )
+    return size
 
 
 @cache

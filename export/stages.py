@@ -24,9 +24,8 @@ from edge.export.output import Journal, write_durably
 from edge.export.plan import Plan, tensor_sha256
 from edge.export.recipes import EMBEDDING, HEAD, Precision
 from edge.export.store import StoredWeight, WeightStore
-from edge.export.tensors import FloatArray, Weight, to_float32
+from edge.export.tensors import FloatArray, Weight, as_unsigned, to_float32
 from edge.export.verify import Golden, Verifier
-from edge.runtime import bundle
 from edge.runtime.bundle import StageCheck
 from edge.runtime.errors import TensorError, VerificationError
 from edge.runtime.spec import ModelSpec
@@ -171,7 +170,8 @@ def _pack(stage: str, plan: Plan, compressor: Compressor) -> dict[str, Weight]:
         if precision.is_float:
             packed[name] = _to_float(weight, name, precision)
         else:
-            packed[name] = compressor.compress(name, weight, precision)
+            compressed = compressor.compress(name, weight, precision)
+            packed[name] = compressed if plan.openvino else as_unsigned(compressed)  # ONNX has no signed operators
     return packed
 
 
@@ -203,11 +203,11 @@ def _to_float(weight: FloatArray, name: str, precision: Precision) -> Weight:
 
 
 @contextmanager
-def open_store(folder: Path, journal: Journal) -> Iterator[WeightStore]:
+def open_store(path: Path, journal: Journal) -> Iterator[WeightStore]:
     """The weight file, as far as the journal says that it is right."""
     stages = [Stage.from_json(step) for step in journal.steps]
     records = {name: record for stage in stages for name, record in stage.weights.items()}
-    store = WeightStore(folder / bundle.MODEL_BIN, records, done_bytes(journal))
+    store = WeightStore(path, records, done_bytes(journal))
     try:
         yield store
     finally:

@@ -29,14 +29,14 @@ class StoredWeight:
 
     shape: tuple[int, ...]
     bits: int  # 32 and 16 are floats
-    symmetric: bool
+    signed: bool
     group_size: int
     constants: Mapping[str, tuple[int, int]]  # constant -> (offset, bytes)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StoredWeight:
         constants = {name: (int(offset), int(size)) for name, (offset, size) in data["constants"].items()}
-        return cls(tuple(data["shape"]), data["bits"], data["symmetric"], data["group_size"], constants)
+        return cls(tuple(data["shape"]), data["bits"], data["signed"], data["group_size"], constants)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,7 +63,7 @@ class WeightStore(Mapping[str, Weight]):
             parts = {name: weight.data, f"{name}/scale": weight.scale}
             if weight.zero_point is not None:
                 parts[f"{name}/zero_point"] = weight.zero_point
-            kind = (weight.bits, weight.symmetric, weight.group_size)
+            kind = (weight.bits, weight.signed, weight.group_size)
         else:
             parts, kind = {name: weight}, (8 * weight.dtype.itemsize, False, 0)
         constants = {part: (self.append(array), array.nbytes) for part, array in parts.items()}
@@ -110,7 +110,7 @@ class WeightStore(Mapping[str, Weight]):
         return PackedTensor(
             shape=(n, k),
             bits=record.bits,
-            symmetric=record.symmetric,
+            signed=record.signed,
             group_size=record.group_size,
             data=parts[""],
             scale=parts["/scale"].view(np.float16).reshape(n, k // record.group_size),

@@ -23,17 +23,23 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 class PackedTensor:
     """Integers of a (N, K) matrix in groups of `group_size` along K.
 
-    Element (n, k) means `(q[n, k] - zero_point[n, k // group_size]) * scale[n, k // group_size]`; symmetric tensors are
-    signed and have no zero point. 4-bit values lie two a byte, low nibble first.
+    Element (n, k) means `(q[n, k] - zero_point[n, k // group_size]) * scale[n, k // group_size]`. Symmetric tensors have
+    no zero points: theirs is 0 where integers are signed, as OpenVINO has them, else the middle of the range, as ONNX
+    does. 4-bit values lie two a byte, low nibble first.
     """
 
     shape: tuple[int, int]  # (N, K)
     bits: int  # 4 or 8
-    symmetric: bool
+    signed: bool
     group_size: int  # K where a whole row is one group
     data: Bytes  # (N * K * bits / 8,)
     scale: npt.NDArray[np.float16]  # (N, K / group_size)
     zero_point: Bytes | None  # (ceil(N * K / group_size * bits / 8),), packed like data
+
+    @property
+    def middle(self) -> int:
+        """The zero point of a symmetric tensor."""
+        return 0 if self.signed else 1 << (self.bits - 1)
 
     @property
     def groups(self) -> int:
@@ -89,9 +95,9 @@ def rows_of(weight: Weight, start: int, stop: int) -> Float32Array:
     k, groups = weight.shape[1], weight.groups
     stored = weight.data[start * k * weight.bits // 8 : stop * k * weight.bits // 8]
     if weight.bits == 4:
-        values = _PAIRS[weight.symmetric][stored].view(np.float32)
+        values = _PAIRS[weight.signed][stored].view(np.float32)
     else:
-        values = (stored.view(np.int8) if weight.symmetric else stored).astype(np.float32)
+        values = (stored.view(np.int8) if weight.signed else stored).astype(np.float32)
     values = values.reshape(stop - start, groups, -1)
     if weight.zero_point is not None:
         first, count = start * groups, (stop - start) * groups
@@ -99,6 +105,8 @@ def rows_of(weight: Weight, start: int, stop: int) -> Float32Array:
         skipped = first - whole * 8 // weight.bits
         zero = unpack(weight.zero_point[whole:], skipped + count, weight.bits, signed=False)[skipped:]
         values -= zero.reshape(-1, groups, 1).astype(np.float32)
+    elif weight.middle:
+        values -= weight.middle
     values *= weight.scale[start:stop, :, None].astype(np.float32)
     return values.reshape(stop - start, k)
 
@@ -112,15 +120,26 @@ def take_rows(weight: Weight, rows: npt.NDArray[np.int64]) -> Weight:
     zero_point = weight.zero_point
     if zero_point is not None:
         zero = unpack(zero_point, n * weight.groups, weight.bits, signed=False).reshape(n, -1)[rows]
-        flat: Bytes = zero.reshape(-1).astype(np.uint8)
-        zero_point = flat if weight.bits == 8 else _nibbles(flat)
+        zero_point = pack(zero.reshape(-1), weight.bits)
     return replace(weight, shape=(len(rows), k), data=data, scale=weight.scale[rows], zero_point=zero_point)
 
 
-def _nibbles(values: npt.NDArray[np.uint8]) -> Bytes:
-    """Two values a byte, low nibble first."""
-    padded = np.append(values, np.zeros(values.size % 2, np.uint8))
-    packed: Bytes = padded[0::2] | padded[1::2] << np.uint8(4)
+def as_unsigned(weight: PackedTensor) -> PackedTensor:
+    """The same weights with unsigned integers, a copy; signed ones have their highest bit turned."""
+    if not weight.signed:
+        return weight
+    return replace(weight, signed=False, data=weight.data ^ np.uint8(0x88 if weight.bits == 4 else 0x80))
+
+
+def pack(values: npt.NDArray[Any], bits: int) -> Bytes:
+    """Integers of (..., n) as bytes along the last axis: (..., n) of 8 bits, (..., ceil(n / 2)) of 4, low nibble first."""
+    whole = values.astype(np.uint8)
+    if bits == 8:
+        return whole
+    whole &= 0xF
+    if whole.shape[-1] % 2:
+        whole = np.concatenate([whole, np.zeros_like(whole[..., :1])], axis=-1)
+    packed: Bytes = whole[..., 0::2] | whole[..., 1::2] << np.uint8(4)
     return packed
 
 
@@ -133,11 +152,13 @@ def _pairs(signed: bool) -> npt.NDArray[np.complex64]:
 def dequantize(tensor: PackedTensor) -> Float32Array:
     """The (N, K) float32 matrix that a packed tensor stands for, written to be read: the oracle of the tests."""
     n, k = tensor.shape
-    q = unpack(tensor.data, n * k, tensor.bits, signed=tensor.symmetric).reshape(n, tensor.groups, -1)
+    q = unpack(tensor.data, n * k, tensor.bits, signed=tensor.signed).reshape(n, tensor.groups, -1)
     values = q.astype(np.float32)
     if tensor.zero_point is not None:
         zero = unpack(tensor.zero_point, n * tensor.groups, tensor.bits, signed=False)
         values -= zero.reshape(n, tensor.groups, 1).astype(np.float32)
+    else:
+        values -= tensor.middle
     return (values * tensor.scale.astype(np.float32)[:, :, None]).reshape(n, k)
 
 

@@ -11,17 +11,16 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import openvino as ov
 
 from edge.export.graph import reference
-from edge.export.graph.openvino import block_model, embedding_model, head_model
+from edge.export.graph.runners import Runner
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, take_rows, to_float32
 from edge.runtime.bundle import StageCheck
 from edge.runtime.errors import VerificationError
@@ -75,10 +74,10 @@ class Verifier:
     the same precisions share a graph. Raises VerificationError when a stage is broken.
     """
 
-    def __init__(self, ids: list[int], spec: ModelSpec) -> None:
+    def __init__(self, ids: list[int], spec: ModelSpec, runners: Sequence[Runner]) -> None:
         self.ids = np.array(ids[:GOLDEN_TOKENS], np.int64)
         self._spec = spec
-        self._core = ov.Core()
+        self._runners = runners  # of the graphs that the bundle will hold
         self._proven: set[tuple[str, ...]] = set()  # graphs that compute what numpy does
         # Hidden states of the float model and of the compressed one: (2, T, H). Set it to resume.
         self.hidden: Float32Array = np.zeros((2, self.ids.size, spec.hidden_size), np.float32)
@@ -89,7 +88,8 @@ class Verifier:
         self.hidden = np.concatenate([reference.embed(w, ids, self._spec) for w in (weights, packed)])
         found, places = np.unique(ids, return_inverse=True)  # the graph is the same with these rows alone
         few = {"embed.weight": take_rows(packed["embed.weight"], found)}
-        self._prove("embedding", lambda: embedding_model(few), self.hidden[1:], places.reshape(ids.shape))
+        places = places.reshape(ids.shape)
+        self._prove("embedding", lambda runner: runner.embedding(few, places, self._spec), self.hidden[1:])
         return self._check("embedding", self.hidden[1], self.hidden[0], 0, weights, packed)
 
     def block(self, layer: int, weights: Mapping[str, FloatArray], packed: Mapping[str, Weight]) -> StageCheck:
@@ -97,9 +97,8 @@ class Verifier:
         start = self.hidden
         expected = reference.block(weights, start[:1], layer, self._spec)[0]
         found = reference.block(packed, start, layer, self._spec)
-        positions = np.tile(np.arange(self.ids.size, dtype=np.int64), (2, 1))
         stage, layout = f"block {layer}", [_kind(weight) for weight in packed.values()]
-        self._prove(stage, lambda: block_model(packed, layer, self._spec), found, start, positions, layout=layout)
+        self._prove(stage, lambda runner: runner.block(packed, start, layer, self._spec), found, layout)
         self.hidden = np.stack([expected, found[1]])
         return self._check(stage, found[0], expected, start[0], weights, packed)
 
@@ -110,7 +109,7 @@ class Verifier:
         found = reference.head(packed, last, self._spec)
         name = "embed.weight" if self._spec.tied_embeddings else "lm_head.weight"
         few = {**packed, name: take_rows(packed[name], np.arange(min(PROVEN_ROWS, found.shape[-1])))}
-        self._prove("head", lambda: head_model(few, self._spec), found[..., :PROVEN_ROWS], last)
+        self._prove("head", lambda runner: runner.head(few, last, self._spec), found[..., :PROVEN_ROWS])
         check = self._check("head", found[0], expected, 0, weights, packed)
         return check, Golden(self.ids, expected, found[1])
 
@@ -138,26 +137,25 @@ class Verifier:
     def _prove(
         self,
         stage: str,
-        build: Callable[[], ov.Model],
+        run: Callable[[Runner], Float32Array],
         expected: Float32Array,
-        *inputs: npt.NDArray[Any],
         layout: list[str] | None = None,
     ) -> None:
-        """Run a stage's graph, unless one like it has been run, against what numpy makes of the same bytes.
+        """Run a stage's graphs, unless such have been run, against what numpy makes of the same bytes.
 
-        In float32 and without dynamic quantization, so that only the order of sums differs.
+        In float32 and with float activations, so that only the order of sums differs.
         """
         graph = tuple([stage] if layout is None else layout)
         if graph in self._proven:
             return
-        config = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-        found = self._core.compile_model(build(), "CPU", config)(list(inputs))[0]
-        error = distance(found, expected)
-        if np.isfinite(expected).all() and not error <= FLOAT32_BOUND:
-            raise VerificationError(
-                f"the graph of {stage} is off by {error:.2g} from plain arithmetic on the same weights, expected "
-                f"{FLOAT32_BOUND:g} or less; please report this with the checkpoint, the recipe and the processor"
-            )
+        for runner in self._runners:
+            error = distance(run(runner), expected)
+            if np.isfinite(expected).all() and not error <= FLOAT32_BOUND:
+                raise VerificationError(
+                    f"the {runner.name} graph of {stage} is off by {error:.2g} from plain arithmetic on the same "
+                    f"weights, expected {FLOAT32_BOUND:g} or less; please report this with the checkpoint, the recipe "
+                    "and the processor"
+                )
         self._proven.add(graph)
 
 
@@ -169,7 +167,7 @@ def distance(found: Float32Array, expected: Float32Array) -> float:
 def _kind(weight: Weight) -> str:
     """What a graph's form depends on."""
     if isinstance(weight, PackedTensor):
-        return f"{weight.bits} {weight.symmetric} {weight.group_size} {weight.shape}"
+        return f"{weight.bits} {weight.signed} {weight.zero_point is None} {weight.group_size} {weight.shape}"
     return f"{weight.dtype} {weight.shape}"
 
 

@@ -4,9 +4,13 @@ In: a folder. Out: a `Bundle` whose manifest has been checked. Knows nothing abo
 
     manifest.json            what the model is, how it was compressed, and every other file with its sha256
     openvino_model.{xml,bin} stateful OpenVINO IR
+    model*.onnx              ONNX over the same openvino_model.bin; model.onnx.data holds what ONNX has in another form,
+                             or all weights where there is no OpenVINO IR
     tokenizer.json · chat_template.jinja (when the model has one)
     config.json · generation_config.json · tokenizer_config.json · openvino_{tokenizer,detokenizer}.{xml,bin}
-    graph.pbtxt              what openvino_genai, optimum-intel and OpenVINO Model Server read; our runtime does not
+    graph.pbtxt · genai_config.json
+                             what openvino_genai, optimum-intel, OpenVINO Model Server and onnxruntime-genai read; our
+                             runtime does not
     golden.npz               prompt ids with float and compressed logits of their last rows
 """
 
@@ -26,12 +30,22 @@ SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 MODEL_XML = "openvino_model.xml"
 MODEL_BIN = "openvino_model.bin"
+ONNX_DATA = "model.onnx.data"
+# An ONNX graph carries its kernels: (activations rounded to int8, keys and values in float16) -> file.
+ONNX_GRAPHS = {
+    (False, False): "model.onnx",
+    (True, False): "model_int8.onnx",
+    (False, True): "model_kv16.onnx",
+    (True, True): "model_int8_kv16.onnx",
+}
+ONNX_PLAIN = "model_plain.onnx"  # of float weights in standard operators; for other tools
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SERVER_GRAPH = "graph.pbtxt"
+GENAI_CONFIG = "genai_config.json"
 GOLDEN = "golden.npz"
 
 

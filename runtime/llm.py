@@ -17,7 +17,7 @@ from edge.runtime import bundle as bundles
 from edge.runtime.bundle import Bundle
 from edge.runtime.chat import ChatTemplate, Message
 from edge.runtime.engines import Engine, EngineSettings
-from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
+from edge.runtime.engines.choice import open_engine
 from edge.runtime.errors import BundleError, GenerationError, PromptError, SettingsError
 from edge.runtime.generate import Chunk, GenerationSettings, check_prompt, generate
 from edge.runtime.kv.pool import Sequence as CachedSequence
@@ -99,14 +99,6 @@ class Stream:
     def text(self) -> str:
         """Run to the end and return the remaining text as one string."""
         return "".join(chunk.text for chunk in self)
-
-
-def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
-    """The engine for a bundle. Raises BundleError, DeviceError and SettingsError."""
-    manifest = bundle.manifest
-    return OpenVINOPagedEngine(
-        _required(bundle, bundles.MODEL_XML), manifest.spec, manifest.weight_group_size, settings
-    )
 
 
 def settings_from(**values: Any) -> GenerationSettings:

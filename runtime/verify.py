@@ -17,7 +17,7 @@ from edge.runtime import bundle as bundles
 from edge.runtime.engines import EngineSettings
 from edge.runtime.errors import BundleError, VerificationError
 from edge.runtime.kv.pool import Sequence
-from edge.runtime.llm import open_engine
+from edge.runtime.engines.choice import open_engine
 
 Logits = npt.NDArray[np.float32]  # (rows, vocab)
 

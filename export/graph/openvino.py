@@ -236,7 +236,7 @@ def _packed_constant(tensor: PackedTensor, name: str) -> ov.Node:
     n, k = tensor.shape
     shape = [n, k] if tensor.groups == 1 else [n, tensor.groups, tensor.group_size]
     per_group = [*shape[:-1], 1]
-    kind = getattr(ov.Type, ("i" if tensor.symmetric else "u") + str(tensor.bits))
+    kind = getattr(ov.Type, ("i" if tensor.signed else "u") + str(tensor.bits))
     node = op.convert(_raw_constant(tensor.data, shape, kind, name), ov.Type.f16)
     if tensor.zero_point is not None:
         zero = _raw_constant(tensor.zero_point, per_group, kind, f"{name}/zero_point")

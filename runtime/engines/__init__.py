@@ -11,6 +11,7 @@ import numpy.typing as npt
 from edge.runtime.kv.pool import BlockPool, Sequence
 
 Precision = Literal["f32", "f16", "bf16"]
+EngineName = Literal["auto", "openvino", "onnx"]
 CachePrecision = Literal["f32", "f16", "bf16", "u8", "u4"]
 
 
@@ -18,6 +19,7 @@ CachePrecision = Literal["f32", "f16", "bf16", "u8", "u4"]
 class EngineSettings:
     """How an engine is set up. None leaves the choice to the engine, which documents it."""
 
+    engine: EngineName = "auto"  # auto: see runtime/engines/choice.py
     device: str = "CPU"
     max_context: int | None = None  # tokens; None: the model's limit, as far as kv_cache_bytes allows
     kv_cache_bytes: int = 2 << 30  # hard bound of the KV pool; memory is touched only as tokens arrive

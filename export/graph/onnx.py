@@ -1,0 +1,304 @@
+"""The decoder as an ONNX graph of the operators that onnxruntime has fast kernels for.
+
+In: a ModelSpec, a mapping from canonical weight name to weight, and where constants are kept. Out: `onnx.ModelProto`s:
+the decoder that a bundle holds, and small ones (the embedding, one block, the head) for verification. Knows nothing
+about files, recipes or how weights were compressed.
+
+Integers are used from where OpenVINO has them: its u4 and u8 groups have the byte layout of MatMulNBits. Scales stay
+float16 in the file and are widened, and repeated where a group is larger than a kernel's, when a session is made.
+
+Inputs are those of onnxruntime-genai's graphs: input_ids (B, T), attention_mask (B, past + T) with padding on the right,
+past_key_values.N.{key,value} (B, n_kv, S, head_dim), which may be the buffers of present.N.{key,value} with S >= past + T.
+One more may be given: wanted_rows (R,), the tokens to return logits (B, R, vocab_size) for; the last one otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from edge.export import decoder
+from edge.export.graph.onnx_parts import OnnxParts
+from edge.export.graph.onnx_writer import CONTRIB, Constants, GraphWriter
+from edge.export.recipes import block_size
+from edge.export.tensors import PackedTensor, Weight, pack, unpack
+from edge.runtime.spec import ModelSpec
+
+INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1  # values of MatMulNBits' accuracy_level
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """What a graph computes with, where onnxruntime has a choice; a part of the graph, so each needs its own."""
+
+    int8_activations: bool = False  # of matrix products, rounded in the weights' groups
+    float16_cache: bool = False  # keys and values
+
+
+class Lengths(NamedTuple):
+    """Values that tell attention how much of its buffers is filled."""
+
+    last: str  # (B,) int32: index of each sequence's last token
+    longest: str  # (1,) int32: tokens of the longest sequence
+
+
+class Sum(NamedTuple):
+    """A sum that the norm behind it writes: one operator does both."""
+
+    a: str
+    b: str
+    name: str
+
+
+Value = str | Sum
+
+
+class OnnxBuilder(OnnxParts):
+    """Emits `decoder.Builder` operations as fused ones of onnxruntime."""
+
+    def __init__(
+        self,
+        writer: GraphWriter,
+        weights: Mapping[str, Weight],
+        spec: ModelSpec,
+        kernels: Kernels,
+        lengths: Lengths | None = None,
+        wanted_rows: str | None = None,
+    ) -> None:
+        super().__init__(writer, weights, spec)
+        self._kernels = kernels
+        self._lengths = lengths
+        self._wanted_rows = wanted_rows
+        self._tables: tuple[str, str] | None = None  # cos and sin of all positions
+        self._turns: tuple[str, str] | None = None  # cos and sin of the new tokens
+
+    def embedding(self, ids: Value, name: str) -> Value:
+        name, weight = f"{name}.weight", self._weights[f"{name}.weight"]
+        if not isinstance(weight, PackedTensor):
+            return self._float_rows(self.written(ids), name)
+        block = block_size(name, weight.group_size, limit=weight.shape[1])
+        return self._w.op(
+            "GatherBlockQuantized",
+            self._w.constant(name, weight.data.reshape(weight.shape[0], -1)),
+            self.written(ids),
+            self._scale(name, weight, block),
+            self._zero_point(name, weight, block),
+            name=f"{name}/rows",
+            domain=CONTRIB,
+            bits=weight.bits,
+            block_size=block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+
+    def linear(self, x: Value, name: str) -> Value:
+        matrix, bias = self._matrix_name(name), self._bias(name)
+        weight = self._weights[matrix]
+        if not isinstance(weight, PackedTensor):
+            y = self._w.op("FusedMatMul", self.written(x), self._float32(matrix), name=name, domain=CONTRIB, transB=1)
+            return self._w.op("Add", y, bias) if bias else y
+        (n, k), block = weight.shape, block_size(matrix, weight.group_size)
+        return self._w.op(
+            "MatMulNBits",
+            self.written(x),
+            self._w.constant(f"{matrix}/blocks", weight.data.reshape(n, k // block, -1), matrix),
+            self._scale(matrix, weight, block),
+            self._zero_point(matrix, weight, block),
+            "",
+            bias,
+            name=name,
+            domain=CONTRIB,
+            N=n,
+            K=k,
+            bits=weight.bits,
+            block_size=block,
+            accuracy_level=INT8_ACTIVATIONS if self._kernels.int8_activations else FLOAT_ACTIVATIONS,
+        )
+
+    def rms_norm(self, x: Value, name: str, eps: float) -> Value:
+        gamma = self._float32(f"{name}.weight")
+        if isinstance(x, Sum):
+            outputs = (name, "", "", x.name)
+            kind = "SkipSimplifiedLayerNormalization"
+            return self._w.ops(kind, x.a, x.b, gamma, outputs=outputs, domain=CONTRIB, epsilon=eps)[0]
+        # Standard operators, in the form that onnxruntime replaces by its SimplifiedLayerNormalization.
+        mean = self._w.op("ReduceMean", self._w.op("Pow", x, self._w.scalar(2.0)), self._w.ints(-1), keepdims=1)
+        root = self._w.op("Sqrt", self._w.op("Add", mean, self._w.scalar(eps)))
+        return self._w.op("Mul", self._w.op("Div", x, root), gamma, name=name)
+
+    def attention(self, qkv: Value, layer: int, spec: ModelSpec) -> Value:
+        assert self._lengths is not None
+        x, tables = self.written(qkv), ("", "")
+        if turns := spec.rotary_dim % 16 == 0:  # what the operator can turn itself
+            tables = self._rotary_tables()
+        else:
+            x = self._turned(x, self._lengths)
+        if self._kernels.float16_cache:
+            x = self._w.op("Cast", x, to=TensorProto.FLOAT16)
+        past, present = (
+            tuple(f"{stem}.{layer}.{kind}" for kind in ("key", "value")) for stem in ("past_key_values", "present")
+        )
+        out, *_ = self._w.ops(
+            "GroupQueryAttention",
+            x,
+            "",
+            "",
+            *past,
+            self._lengths.last,
+            self._lengths.longest,
+            *tables,
+            outputs=(f"layers.{layer}.attn", *present),
+            domain=CONTRIB,
+            num_heads=spec.num_heads,
+            kv_num_heads=spec.num_kv_heads,
+            do_rotary=int(turns),
+        )
+        return self._w.op("Cast", out, to=TensorProto.FLOAT) if self._kernels.float16_cache else out
+
+    def swiglu(self, gate_up: Value, spec: ModelSpec) -> Value:  # noqa: ARG002
+        gate, up = self._gate_and_up(self.written(gate_up))
+        return self._w.op("Mul", self._w.op("QuickGelu", gate, domain=CONTRIB, alpha=1.0), up)  # which is silu
+
+    def add(self, a: Value, b: Value, name: str) -> Value:
+        a, b = self.written(a), self.written(b)
+        if self._wanted_rows is not None and name == f"layers.{self._spec.num_layers - 1}.attn.residual":
+            # All tokens have given their keys and values now; only those with wanted logits go on.
+            a, b = (self._w.op("Gather", value, self._wanted_rows, axis=1) for value in (a, b))
+        return Sum(a, b, name)
+
+    def written(self, value: Value) -> str:
+        """The name of a value in the graph."""
+        return value.name if isinstance(value, Sum) else value
+
+    def _scale(self, name: str, weight: PackedTensor, block: int) -> str:
+        """(N, K / block) float32."""
+        return self._per_block(self._widened(f"{name}/scale", weight.scale), f"{name}/scale/{block}", weight, block)
+
+    def _zero_point(self, name: str, weight: PackedTensor, block: int) -> str:
+        """(N, K / block) zero points, rows in whole bytes; "" where the middle of the range is meant."""
+        if weight.zero_point is None:
+            return ""
+        n, constant, blocks = weight.shape[0], f"{name}/zero_point", f"{name}/zero_point/{block}"
+        if weight.bits == 8:
+            zeros = self._w.constant(constant, weight.zero_point.reshape(n, -1))
+            return self._per_block(zeros, blocks, weight, block)
+        if block == weight.group_size and weight.groups % 2 == 0:  # rows end where bytes do, so it is as stored
+            return self._w.constant(constant, weight.zero_point.reshape(n, -1))
+        values = unpack(weight.zero_point, n * weight.groups, 4, signed=False).reshape(n, -1)
+        return self._w.constant(blocks, pack(np.repeat(values, weight.group_size // block, axis=1), 4))
+
+    def _per_block(self, values: str, name: str, weight: PackedTensor, block: int) -> str:
+        """(N, groups) -> (N, K / block), each value for all blocks of its group."""
+        n, repeats = weight.shape[0], weight.group_size // block
+        if repeats == 1:
+            return values
+        if self._w.has(name):  # of a matrix that is embedding and head
+            return name
+        if weight.groups == 1:
+            return self._w.op("Expand", values, self._w.ints(n, repeats), name=name)
+        wide = self._w.op("Unsqueeze", values, self._w.ints(2))
+        wide = self._w.op("Expand", wide, self._w.ints(n, weight.groups, repeats))
+        return self._w.op("Reshape", wide, self._w.ints(n, -1), name=name)
+
+    def _rotary_tables(self) -> tuple[str, str]:
+        """cos and sin of every position, (max_position_embeddings, rotary_dim / 2), computed when a session is made."""
+        if self._tables is None:
+            end = self._w.scalar(self._spec.max_position_embeddings)
+            positions = self._w.op("Range", self._w.scalar(0), end, self._w.scalar(1))
+            cos, sin = self._angles(self._w.op("Unsqueeze", positions, self._w.ints(1)))
+            if self._kernels.float16_cache:
+                cos, sin = (self._w.op("Cast", table, to=TensorProto.FLOAT16) for table in (cos, sin))
+            self._tables = cos, sin
+        return self._tables
+
+    def _turned(self, qkv: str, lengths: Lengths) -> str:
+        """q and k of (B, T, q_size + 2 kv_size) rotated, for heads that GroupQueryAttention cannot rotate."""
+        w, qk_size = self._w, self._spec.q_size + self._spec.kv_size
+        if self._turns is None:
+            new = w.op("Squeeze", w.op("Shape", qkv, start=1, end=2))
+            end = w.op("Add", w.op("Cast", lengths.last, to=TensorProto.INT64), w.scalar(1))
+            past = w.op("Max", w.op("Sub", end, new), w.scalar(0))  # a first prompt may be shorter than the batch
+            positions = w.op("Add", w.op("Unsqueeze", past, w.ints(1)), w.op("Range", w.scalar(0), new, w.scalar(1)))
+            self._turns = self._angles(w.op("Unsqueeze", positions, w.ints(1, 3)))  # (B, 1, T, 1)
+        qk, v = self._split_heads(qkv)
+        joined = self._join_heads(self._rotate(qk, *self._turns), qk_size)
+        return w.op("Concat", joined, self._join_heads(v, self._spec.kv_size), axis=-1)
+
+
+def causal_decoder(
+    weights: Mapping[str, Weight], spec: ModelSpec, kernels: Kernels, constants: Constants
+) -> onnx.ModelProto:
+    """The whole decoder over KV buffers."""
+    w = GraphWriter(constants)
+    ids = w.input("input_ids", TensorProto.INT64, ["batch", "tokens"])
+    lengths = _lengths(w, w.input("attention_mask", TensorProto.INT64, ["batch", "total"]))
+    cache = _cache_inputs(w, range(spec.num_layers), spec, kernels)
+    rows = w.input("wanted_rows", TensorProto.INT64, ["rows"])
+    w.constant(rows, np.array([-1], np.int64))  # which makes the input one that may be left out
+    builder = OnnxBuilder(w, weights, spec, kernels, lengths, rows)
+    w.op("Identity", builder.written(decoder.decoder(builder, ids, spec)), name="logits")
+    w.output("logits", TensorProto.FLOAT, ["batch", "rows", spec.vocab_size])
+    for name in cache:
+        w.output(f"present.{name}", _cache_kind(kernels), ["batch", spec.num_kv_heads, "buffer", spec.head_dim])
+    return w.model(spec.architecture)
+
+
+def block_model(
+    weights: Mapping[str, Weight], layer: int, spec: ModelSpec, constants: Constants
+) -> onnx.ModelProto:
+    """One decoder block in float32: hidden (B, T, H), attention_mask (B, past + T), past_key_values -> (B, T, H)."""
+    w = GraphWriter(constants)
+    hidden = w.input("hidden", TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
+    lengths = _lengths(w, w.input("attention_mask", TensorProto.INT64, ["batch", "total"]))
+    _cache_inputs(w, [layer], spec, Kernels())
+    builder = OnnxBuilder(w, weights, spec, Kernels(), lengths)
+    out = decoder.block(builder, hidden, layer, spec)
+    assert isinstance(out, Sum), "a block ends with a sum"
+    w.op("Add", out.a, out.b, name=out.name)
+    w.output(out.name, TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
+    return w.model(f"block.{layer}")
+
+
+def embedding_model(weights: Mapping[str, Weight], spec: ModelSpec, constants: Constants) -> onnx.ModelProto:
+    """The embedding alone: input_ids (B, T) -> (B, T, H)."""
+    w = GraphWriter(constants)
+    ids = w.input("input_ids", TensorProto.INT64, ["batch", "tokens"])
+    builder = OnnxBuilder(w, weights, spec, Kernels())
+    out = builder.written(builder.embedding(ids, "embed"))
+    w.output(out, TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
+    return w.model("embed")
+
+
+def head_model(weights: Mapping[str, Weight], spec: ModelSpec, constants: Constants) -> onnx.ModelProto:
+    """Final norm and vocabulary projection: hidden (B, T, H) -> logits (B, T, rows of the matrix)."""
+    w = GraphWriter(constants)
+    hidden = w.input("hidden", TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
+    builder = OnnxBuilder(w, weights, spec, Kernels())
+    out = builder.written(decoder.head(builder, hidden, spec))
+    w.output(out, TensorProto.FLOAT, ["batch", "tokens", "vocabulary"])
+    return w.model("head")
+
+
+def _lengths(w: GraphWriter, attention_mask: str) -> Lengths:
+    counts = w.op("ReduceSum", attention_mask, w.ints(1), keepdims=0)
+    last = w.op("Cast", w.op("Sub", counts, w.scalar(1)), name="last", to=TensorProto.INT32)
+    longest = w.op("Cast", w.op("Shape", attention_mask, start=1), name="longest", to=TensorProto.INT32)
+    return Lengths(last, longest)
+
+
+def _cache_inputs(w: GraphWriter, layers: Iterable[int], spec: ModelSpec, kernels: Kernels) -> list[str]:
+    """Declare past_key_values.NAME for every returned name."""
+    names = [f"{layer}.{kind}" for layer in layers for kind in ("key", "value")]
+    for name in names:
+        shape = ["batch", spec.num_kv_heads, "buffer", spec.head_dim]
+        w.input(f"past_key_values.{name}", _cache_kind(kernels), shape)
+    return names
+
+
+def _cache_kind(kernels: Kernels) -> int:
+    return TensorProto.FLOAT16 if kernels.float16_cache else TensorProto.FLOAT

@@ -1,0 +1,35 @@
+"""What this machine has: cores and memory that the process may use.
+
+In: nothing. Out: numbers, asked of the system at every call. Linux tells most; elsewhere the answers are coarser.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+
+
+def physical_cores() -> int:
+    """Cores this process may run on, with threads of one core counted once; at least 1.
+
+    Two threads of a core share its vector units, which one keeps busy.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        path = Path(_SIBLINGS.format(cpu))
+        cores.add(path.read_text().strip() if path.exists() else str(cpu))
+    return max(len(cores), 1)
+
+
+def available_bytes() -> int:
+    """Memory that can be had without swapping; what cannot be told counts as plenty."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 1 << 62
+    fields = dict(line.split(":", 1) for line in lines)
+    return int(fields["MemAvailable"].split()[0]) * 1024
