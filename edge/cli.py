@@ -17,7 +17,9 @@ from edge.runtime.errors import EdgeError
 VERBS = ("demo", "export", "run", "chat", "bench", "inspect", "verify", "devices")
 # Which extra installs a module that can be missing.
 EXTRAS = {
-    **dict.fromkeys(("nncf", "gguf", "ml_dtypes", "huggingface_hub"), "export"),
+    "openvino": "openvino",
+    "onnxruntime": "onnx",
+    **dict.fromkeys(("nncf", "onnx", "gguf", "ml_dtypes", "huggingface_hub"), "export"),
     **dict.fromkeys(("optimum", "transformers", "torch"), "optimum"),
 }
 

@@ -15,9 +15,18 @@ from edge.export import openvino_tokenizer, recipes
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
 from edge.export.names import canonical_shapes
 from edge.export.output import check_space, work_folder
-from edge.export.plan import DEFAULT_FORMAT, Format, Plan, make_plan, source_sha256, tensor_sha256, versions
+from edge.export.plan import (
+    DEFAULT_FORMAT,
+    Format,
+    Plan,
+    make_plan,
+    signed_bytes,
+    source_sha256,
+    tensor_sha256,
+    versions,
+)
 from edge.export.recipes import EMBEDDING, HEAD
-from edge.export.sidecars import write_sidecars
+from edge.export.sidecars import write_genai, write_sidecars
 from edge.export.stages import Compressed, Progress, compress, done_bytes, open_store
 from edge.export.store import WeightStore
 from edge.export.verify import GOLDEN_TEXT, Verifier
@@ -44,7 +53,8 @@ def export(
     """Export a checkpoint to a bundle at `out`.
 
     source: a folder with config.json and *.safetensors, a .gguf file, or a hub id. recipe: a name in recipes.toml.
-    format: the graphs in the bundle, "openvino", "onnx" or "both"; they share the bytes of the weights. embedding, head: precisions of the vocabulary matrices instead of the recipe's, like "int4-asym-g128". adapter: the
+    format: the graphs in the bundle, "openvino", "onnx" or "both"; they share the bytes of the weights. embedding,
+    head: precisions of the vocabulary matrices instead of the recipe's, like "int4-asym-g128". adapter: the
     folder of a PEFT LoRA to merge. rope_theta: replaces the checkpoint's rotary base. force: replace an existing `out`.
     progress is called after every stage.
 
@@ -67,6 +77,8 @@ def export(
             total, layers = plan.spec.num_parameters, plan.spec.num_layers
             progress(Progress("writing", layers, layers, total, total, store.end, 0, None))
             _write_graphs(plan, store, folder)
+            if plan.onnx:
+                write_genai(plan.checkpoint, plan.spec, stop_ids, _default_graph(plan, store), folder)
             weights = FileRecord(store.end, store.hash_written())
         done.golden.write(folder / bundle.GOLDEN)
         if conversion is not None and (problem := conversion.finish()) is not None:
@@ -92,10 +104,9 @@ def is_export_of(out: Path, source: Path, recipe: str) -> bool:
 
 def _expected_bytes(plan: Plan) -> int:
     """About what the bundle will take, at most."""
-    sizes = {name: plan.recipe.bytes_of(name, shape) for name, shape in canonical_shapes(plan.spec).items()}
-    signed = (plan.recipe.linear, plan.recipe.embedding, plan.recipe.head)
-    copies = 2 if plan.format == "both" and any(kind.symmetric for kind in signed) else 1  # as ONNX wants them
-    return copies * sum(sizes.values()) + SIDECAR_BYTES
+    sizes = [plan.recipe.bytes_of(name, shape) for name, shape in canonical_shapes(plan.spec).items()]
+    copied = signed_bytes(plan.recipe, plan.spec) if plan.format == "both" else 0
+    return sum(sizes) + copied + SIDECAR_BYTES
 
 
 def _runners(plan: Plan) -> list[Runner]:
@@ -103,7 +114,7 @@ def _runners(plan: Plan) -> list[Runner]:
 
 
 def _write_graphs(plan: Plan, store: WeightStore, folder: Path) -> None:
-    """The graphs of the bundle, which point into the store. What an engine's packages are for is imported for it only."""
+    """The graphs of the bundle, which point into the store; packages are imported for the format that needs them."""
     try:
         if plan.openvino:
             from edge.export.graph.ir import write_ir
@@ -118,6 +129,12 @@ def _write_graphs(plan: Plan, store: WeightStore, folder: Path) -> None:
         raise OutputError(
             f"{folder.parent}: the model could not be written ({error}); the disk is full or refuses, free some space"
         ) from error
+
+
+def _default_graph(plan: Plan, store: WeightStore) -> str:
+    """The ONNX graph that our own runtime runs where settings leave it open."""
+    bits = min(plan.recipe.precision_of(name, record.shape)[0].bits for name, record in store.records.items())
+    return bundle.ONNX_GRAPHS[bits == 4, False]
 
 
 def _manifest(

@@ -113,7 +113,7 @@ def make_plan(
         chosen,
         format,
         change,
-        doubts(checkpoint, spec),
+        (*doubts(checkpoint, spec), *(_copied(chosen, spec) if format == "both" else ())),
         decisions,
     )
 
@@ -121,6 +121,25 @@ def make_plan(
 def versions(format: Format) -> dict[str, str]:
     """The packages that decide the bytes of a bundle."""
     return {name: version(name) for name in (*VERSIONED, *(() if format == "openvino" else ("onnx",)))}
+
+
+def signed_bytes(recipe: Recipe, spec: ModelSpec) -> int:
+    """Bytes of signed integers, which OpenVINO has and ONNX wants unsigned."""
+    sizes = 0
+    for name, shape in canonical_shapes(spec).items():
+        precision = recipe.precision_of(name, shape)[0]
+        if precision.symmetric and not precision.is_float:
+            sizes += recipe.bytes_of(name, shape)
+    return sizes
+
+
+def _copied(recipe: Recipe, spec: ModelSpec) -> tuple[str, ...]:
+    if not (size := signed_bytes(recipe, spec)):
+        return ()
+    return (
+        f"ONNX's operators know no signed integers: {size:,} bytes of weights are in {bundle.ONNX_DATA} again as unsigned "
+        "ones; an -asym recipe, or one format alone, needs no second copy",
+    )
 
 
 def _check_groups(recipe: Recipe, spec: ModelSpec) -> None:

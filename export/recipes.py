@@ -123,7 +123,7 @@ class Recipe:
 
 
 def block_size(name: str, group_size: int, limit: int = ONNX_BLOCKS[-1]) -> int:
-    """Into what blocks ONNX's operators cut the groups of a weight: a power of two up to `limit`. Raises RecipeError."""
+    """Weights that share a scale in ONNX's operators: a power of two up to `limit` in a group. Raises RecipeError."""
     size = min(group_size & -group_size, 1 << limit.bit_length() - 1)
     if size < ONNX_BLOCKS[0]:
         raise RecipeError(

@@ -23,9 +23,9 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 class PackedTensor:
     """Integers of a (N, K) matrix in groups of `group_size` along K.
 
-    Element (n, k) means `(q[n, k] - zero_point[n, k // group_size]) * scale[n, k // group_size]`. Symmetric tensors have
-    no zero points: theirs is 0 where integers are signed, as OpenVINO has them, else the middle of the range, as ONNX
-    does. 4-bit values lie two a byte, low nibble first.
+    Element (n, k) means `(q[n, k] - zero_point[n, k // group_size]) * scale[n, k // group_size]`. Symmetric tensors
+    have no zero points: theirs is 0 where integers are signed, as in OpenVINO, else the middle of the range.
+    4-bit values lie two a byte, low nibble first.
     """
 
     shape: tuple[int, int]  # (N, K)
@@ -132,7 +132,7 @@ def as_unsigned(weight: PackedTensor) -> PackedTensor:
 
 
 def pack(values: npt.NDArray[Any], bits: int) -> Bytes:
-    """Integers of (..., n) as bytes along the last axis: (..., n) of 8 bits, (..., ceil(n / 2)) of 4, low nibble first."""
+    """Integers of (..., n) as bytes along the last axis: (..., n) for 8 bits, (..., ceil(n / 2)) for 4, low first."""
     whole = values.astype(np.uint8)
     if bits == 8:
         return whole

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,6 +98,12 @@ class Manifest:
     tensors: Mapping[str, TensorRecord]
     files: Mapping[str, FileRecord]
     versions: Mapping[str, str]
+
+    @property
+    def fewest_bits(self) -> int:
+        """The fewest bits that a matrix has."""
+        matrices = [tensor for tensor in self.tensors.values() if len(tensor.shape) == 2]
+        return min(int(re.sub(r"\D*(\d+).*", r"\1", tensor.precision)) for tensor in matrices)
 
     def to_json(self) -> str:
         """Stable text: same manifest, same bytes."""

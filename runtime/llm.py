@@ -16,7 +16,7 @@ from typing import Any
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import Bundle
 from edge.runtime.chat import ChatTemplate, Message
-from edge.runtime.engines import Engine, EngineSettings
+from edge.runtime.engines import EngineSettings
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.errors import BundleError, GenerationError, PromptError, SettingsError
 from edge.runtime.generate import Chunk, GenerationSettings, check_prompt, generate

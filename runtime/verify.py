@@ -7,17 +7,17 @@ with the logits that the float model and the compressed weights gave for them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.runtime import bundle as bundles
-from edge.runtime.engines import EngineSettings
+from edge.runtime.engines import EngineName, EngineSettings
+from edge.runtime.engines.choice import engines_for, open_engine
 from edge.runtime.errors import BundleError, VerificationError
 from edge.runtime.kv.pool import Sequence
-from edge.runtime.engines.choice import open_engine
 
 Logits = npt.NDArray[np.float32]  # (rows, vocab)
 
@@ -30,6 +30,7 @@ FLOAT32_BOUND = 1e-3
 class Report:
     """What a verification measured."""
 
+    engine: str
     device: str
     exact_error: float  # largest logit difference over the logit scale, activations in float32
     kld_exact: float  # nats/token from the float model, activations in float32
@@ -38,21 +39,27 @@ class Report:
 
 def verify(
     path: str | Path, device: str = "CPU", progress: Callable[[str, int], None] = lambda _name, _size: None
-) -> Report:
-    """Check hashes, then golden logits. Raises BundleError and VerificationError."""
+) -> tuple[Report, ...]:
+    """Check hashes, then golden logits on every engine that can run here. Raises BundleError and VerificationError."""
     bundle = bundles.open_bundle(path)
     bundles.check_hashes(bundle, progress)
+    return tuple(_verify_engine(bundle, engine, device) for engine in engines_for(bundle, device))
+
+
+def _verify_engine(bundle: bundles.Bundle, engine: EngineName, device: str) -> Report:
     ids, float_logits, stored = _golden(bundle)
-    exact = EngineSettings(device, inference_precision="f32", kv_precision="f32", dynamic_quantization_group=0)
+    usual = EngineSettings(engine, device)
+    exact = replace(usual, inference_precision="f32", kv_precision="f32", dynamic_quantization_group=0)
     ours = _last_rows(bundle, ids, len(stored), exact)
     error = float(np.abs(ours - stored).max() / np.abs(stored).max())
     if not error <= FLOAT32_BOUND:  # also true for NaN
         raise VerificationError(
-            f"{bundle.path}: {device} gives logits that differ by {error:.2g} of their scale from those recorded at "
-            f"export, expected {FLOAT32_BOUND:g} or less; update the device's driver or use another device"
+            f"{bundle.path}: engine {engine} on {device} gives logits that differ by {error:.2g} of their scale from "
+            f"those recorded at export, expected {FLOAT32_BOUND:g} or less; update the device's driver or use another "
+            "engine or device"
         )
-    usual = _last_rows(bundle, ids, len(stored), EngineSettings(device))
-    return Report(device, error, kl_divergence(float_logits, ours), kl_divergence(float_logits, usual))
+    as_it_runs = _last_rows(bundle, ids, len(stored), usual)
+    return Report(engine, device, error, kl_divergence(float_logits, ours), kl_divergence(float_logits, as_it_runs))
 
 
 def kl_divergence(reference: Logits, other: Logits) -> float:

@@ -11,14 +11,18 @@ import pytest
 
 from edge.commands.demo import find_checkpoint
 from edge.export.pipeline import export
-from edge.runtime.engines import EngineSettings
+from edge.runtime.engines import EngineName, EngineSettings
 from edge.runtime.errors import CheckpointError
 from edge.runtime.llm import LLM
 
 ROOT = Path(__file__).parent.parent
+ENGINES: tuple[EngineName, ...] = ("openvino", "onnx")
 
 # Every engine choice that trades accuracy for speed, switched off.
-EXACT = EngineSettings(inference_precision="f32", kv_precision="f32", dynamic_quantization_group=0)
+EXACT = {
+    engine: EngineSettings(engine, inference_precision="f32", kv_precision="f32", dynamic_quantization_group=0)
+    for engine in ENGINES
+}
 
 
 @pytest.fixture(scope="session")
@@ -47,9 +51,16 @@ def demo_bundle(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out
 
 
+@pytest.fixture(scope="session", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> EngineName:
+    """Each engine; what needs it runs once on every one."""
+    name: EngineName = request.param
+    return name
+
+
 @pytest.fixture(scope="session")
-def demo_llm(demo_bundle: Path) -> LLM:
-    return LLM(demo_bundle)
+def demo_llm(demo_bundle: Path, engine: EngineName) -> LLM:
+    return LLM(demo_bundle, EngineSettings(engine))
 
 
 @pytest.fixture(scope="session")
@@ -69,8 +80,8 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def tiny_llm(tiny_bundle: Path) -> LLM:
-    return LLM(tiny_bundle, EXACT)
+def tiny_llm(tiny_bundle: Path, engine: EngineName) -> LLM:
+    return LLM(tiny_bundle, EXACT[engine])
 
 
 @pytest.fixture(autouse=True)

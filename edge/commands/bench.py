@@ -3,15 +3,22 @@
 examples:
   edge bench glm4-int4
   edge bench glm4-int4 --prompt-tokens 32,512,4096 --new-tokens 128 --json
+  edge bench glm4-int4 --engine all          # every engine in a process of its own, and whether auto is right
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import subprocess
+import sys
 import time
+from typing import Any
 
 from edge.commands import options
+
+COLUMNS = ["prompt", "new", "cold TTFT ms", "TTFT ms", "prefill tok/s", "decode tok/s"]
 
 
 def _token_counts(text: str) -> list[int]:
@@ -26,54 +33,140 @@ def _token_counts(text: str) -> list[int]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE")
-    options.add_engine(parser)
+    options.add_engine(parser, "all")
     parser.add_argument("--prompt-tokens", type=_token_counts, default="32,512", metavar="N,N", help="default: 32,512")
     parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="default: 64")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
+    from edge.commands.console import print_json
+
+    if args.engine == "all":
+        return _compare(args)
+    report = _measure(args)
+    if args.json:
+        print_json(report)
+        return 0
+    _print_summary(report)
+    _print_results([report])
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Figures of one engine in this process."""
     from edge.api import load
-    from edge.commands.console import human_bytes, peak_rss_bytes, print_json, print_table
+    from edge.commands.console import peak_rss_bytes
     from edge.profiles.speed import measure
 
     started = time.perf_counter()
     llm = load(args.bundle, **options.engine_settings(args))
     load_s = time.perf_counter() - started
     results = measure(llm, args.prompt_tokens, args.new_tokens)
-    manifest, peak = llm.bundle.manifest, peak_rss_bytes()
+    manifest = llm.bundle.manifest
+    return {
+        "bundle": str(args.bundle),
+        "recipe": manifest.recipe,
+        "engine": llm.engine.name,
+        "device": args.device,
+        "load_s": round(load_s, 3),
+        "weight_bytes": manifest.weight_bytes,
+        "bits_per_weight": manifest.bits_per_weight,
+        "kv_bytes_per_token": llm.engine.kv_bytes_per_token,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "versions": dict(manifest.versions),
+        "results": [dataclasses.asdict(result) for result in results],
+    }
+
+
+def _compare(args: argparse.Namespace) -> int:
+    """Every engine that can run, each in a fresh process: load, memory and first runs are then its own."""
+    from edge.commands.console import print_json
+    from edge.runtime.bundle import open_bundle
+    from edge.runtime.engines import EngineSettings
+    from edge.runtime.engines.choice import choose, engines_for
+
+    bundle = open_bundle(args.bundle)
+    reports = [_in_process(args, engine) for engine in engines_for(bundle, args.device)]
+    best, chosen = {}, {}
+    for index, count in enumerate(args.prompt_tokens):
+        seconds = {report["engine"]: _answer_s(report, index) for report in reports}
+        best[count] = min(seconds, key=lambda engine: seconds[engine])
+        settings = EngineSettings(device=args.device, expected_prompt_tokens=count)
+        chosen[count] = choose(bundle, settings)
     if args.json:
-        print_json(
-            {
-                "bundle": str(args.bundle),
-                "recipe": manifest.recipe,
-                "device": args.device,
-                "load_s": round(load_s, 3),
-                "weight_bytes": manifest.weight_bytes,
-                "bits_per_weight": manifest.bits_per_weight,
-                "kv_bytes_per_token": llm.engine.kv_bytes_per_token,
-                "peak_rss_bytes": peak,
-                "versions": dict(manifest.versions),
-                "results": [dataclasses.asdict(result) for result in results],
-            }
-        )
+        print_json({"engines": reports, "auto": chosen, "fastest": best})
         return 0
+    for report in reports:
+        _print_summary(report)
+    _print_results(reports)
+    for count in args.prompt_tokens:
+        verdict = "which is right here" if chosen[count] == best[count] else f"and {best[count]} is faster here"
+        print(f"prompt of {count}: auto takes {chosen[count]}, {verdict} (load, prompt and answer together)")
+    return 0
+
+
+def _in_process(args: argparse.Namespace, engine: str) -> dict[str, Any]:
+    """`edge bench --engine ENGINE --json`. Raises DeviceError with what it said when it fails."""
+    from edge.runtime.errors import DeviceError
+
+    command = [
+        sys.executable,
+        "-m",
+        "edge",
+        "bench",
+        args.bundle,
+        "--engine",
+        engine,
+        "--device",
+        args.device,
+        "--json",
+    ]
+    command += ["--prompt-tokens", ",".join(map(str, args.prompt_tokens)), "--new-tokens", str(args.new_tokens)]
+    for name in ("max_context", "threads"):
+        if (value := getattr(args, name)) is not None:
+            command += [f"--{name.replace('_', '-')}", str(value)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DeviceError(done.stderr.strip().removeprefix("edge: ") or f"engine {engine} ended with {done.returncode}")
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def _answer_s(report: dict[str, Any], index: int) -> float:
+    """Seconds from the start of the load to the end of a first answer."""
+    result = report["results"][index]
+    decode_s = (result["new_tokens"] - 1) / (result["decode_tokens_per_second"] or float("inf"))
+    return float(report["load_s"] + result["cold_ttft_ms"] / 1000 + decode_s)
+
+
+def _print_summary(report: dict[str, Any]) -> None:
+    from edge.commands.console import human_bytes
+
+    peak = report["peak_rss_bytes"]
     print(
-        f"{args.bundle} on {args.device}: {manifest.recipe}, {human_bytes(manifest.weight_bytes)} of weights, "
-        f"load {load_s:.2f} s, peak RSS {'unknown' if peak is None else human_bytes(peak)}"
+        f"{report['bundle']} with engine {report['engine']} on {report['device']}: {report['recipe']}, "
+        f"{human_bytes(report['weight_bytes'])} of weights, load {report['load_s']:.2f} s, "
+        f"peak RSS {'unknown' if peak is None else human_bytes(peak)}"
     )
+
+
+def _print_results(reports: list[dict[str, Any]]) -> None:
+    from edge.commands.console import print_table
+
     print_table(
-        ["prompt", "new", "cold TTFT ms", "TTFT ms", "prefill tok/s", "decode tok/s"],
+        ["engine", *COLUMNS],
         (
             [
-                r.prompt_tokens,
-                r.new_tokens,
-                f"{r.cold_ttft_ms:.0f}",
-                f"{r.ttft_ms:.0f}",
-                f"{r.prefill_tokens_per_second:.1f}",
-                f"{r.decode_tokens_per_second:.1f}",
+                report["engine"],
+                r["prompt_tokens"],
+                r["new_tokens"],
+                f"{r['cold_ttft_ms']:.0f}",
+                f"{r['ttft_ms']:.0f}",
+                f"{r['prefill_tokens_per_second']:.1f}",
+                f"{r['decode_tokens_per_second']:.1f}",
             ]
-            for r in results
+            for report in reports
+            for r in report["results"]
         ),
     )
-    return 0

@@ -11,12 +11,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from edge.commands.console import print_json, print_table
-    from edge.runtime.engines.openvino_paged import find_devices
+    from edge.runtime.engines.choice import find_devices
 
     devices = find_devices()
     if args.json:
-        rows = [{"name": d.name, "full_name": d.full_name, "engine": d.engine} for d in devices]
+        rows = [{"name": d.name, "full_name": d.full_name, "engines": d.engines} for d in devices]
         print_json({"devices": rows})
         return 0
-    print_table(["device", "engine", "what it is"], ([d.name, d.engine or "none yet", d.full_name] for d in devices))
+    print_table(
+        ["device", "engines", "what it is"],
+        ([d.name, ", ".join(d.engines) or "none yet", d.full_name] for d in devices),
+    )
     return 0

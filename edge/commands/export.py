@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("out", metavar="OUT", help="the bundle folder to make")
     parser.add_argument("--recipe", metavar="NAME", help="default: int4-asym-g128")
-    parser.add_argument("--format", choices=["openvino"], default="openvino", help="default: openvino")
+    parser.add_argument(
+        "--format",
+        choices=["openvino", "onnx", "both"],
+        help="graphs over the same weights: for OpenVINO, ONNX Runtime or both. default: both",
+    )
     parser.add_argument(
         "--frontend",
         choices=["native", "optimum"],
@@ -79,13 +83,17 @@ def _export(args: argparse.Namespace, progress: Callable[[Progress], None]) -> M
         if given := [name for name in NATIVE_ONLY if getattr(args, name) is not None]:
             option = given[0].replace("_", "-")
             raise RecipeError(f"--{option} works on graphs of our own; leave it out, or --frontend optimum")
+        if args.format not in (None, "openvino"):
+            raise RecipeError(f"--frontend optimum makes OpenVINO graphs only, not {args.format}; leave --format out")
         return export_with_optimum(args.source, args.out, recipe, force=args.force, progress=progress)
     from edge.export.pipeline import export
+    from edge.export.plan import DEFAULT_FORMAT
 
     return export(
         args.source,
         args.out,
         recipe,
+        format=args.format or DEFAULT_FORMAT,
         embedding=args.embedding,
         head=args.head,
         adapter=args.adapter,

@@ -15,9 +15,10 @@ SAMPLING = {  # option -> (type, help)
 }
 
 
-def add_engine(parser: argparse.ArgumentParser) -> None:
-    """Which engine and device."""
-    parser.add_argument("--engine", choices=["auto", "openvino"], default="auto", help="default: auto")
+def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
+    """Which engine, or what else the verb takes for one, and device."""
+    choices = ["auto", "openvino", "onnx", *more]
+    parser.add_argument("--engine", "--engines", choices=choices, default="auto", help="default: auto")
     parser.add_argument(
         "--device", default="CPU", metavar="CPU|GPU|NPU", help="default: CPU; `edge devices` lists them"
     )
@@ -39,7 +40,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
 
 def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords for `edge.load`."""
-    chosen = {"device": args.device, "max_context": args.max_context, "threads": args.threads}
+    chosen = {"engine": args.engine, "device": args.device, "max_context": args.max_context, "threads": args.threads}
     return {name: value for name, value in chosen.items() if value is not None}
 
 

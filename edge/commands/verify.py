@@ -1,4 +1,4 @@
-"""Check a bundle's files and what it computes on a device.
+"""Check a bundle's files and what every engine computes from it.
 
 examples:
   edge verify glm4-int4
@@ -25,11 +25,14 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(f"  {name:<24} {human_bytes(size):>10}  sha256 as recorded")
 
-    report = verify(args.bundle, args.device, checked)
+    reports = verify(args.bundle, args.device, checked)
     if args.json:
-        print_json(dataclasses.asdict(report))
+        print_json({"engines": [dataclasses.asdict(report) for report in reports]})
         return 0
-    print(f"  golden logits on {report.device}: off by {report.exact_error:.1e} of their scale in float32")
-    print(f"  KLD from the float model: {report.kld_exact:.4f} in float32, {report.kld_device:.4f} as it will run")
+    for report in reports:
+        print(
+            f"  {report.engine} on {report.device}: golden logits off by {report.exact_error:.1e} of their scale in "
+            f"float32; KLD from the float model {report.kld_exact:.4f}, as it will run {report.kld_device:.4f}"
+        )
     print(f"{args.bundle}: verified")
     return 0

@@ -7,9 +7,9 @@ about files, recipes or how weights were compressed.
 Integers are used from where OpenVINO has them: its u4 and u8 groups have the byte layout of MatMulNBits. Scales stay
 float16 in the file and are widened, and repeated where a group is larger than a kernel's, when a session is made.
 
-Inputs are those of onnxruntime-genai's graphs: input_ids (B, T), attention_mask (B, past + T) with padding on the right,
-past_key_values.N.{key,value} (B, n_kv, S, head_dim), which may be the buffers of present.N.{key,value} with S >= past + T.
-One more may be given: wanted_rows (R,), the tokens to return logits (B, R, vocab_size) for; the last one otherwise.
+Inputs are those of onnxruntime-genai's graphs: input_ids (B, T), attention_mask (B, past + T) padded on the right, and
+past_key_values.N.{key,value} (B, n_kv, S, head_dim), which may be the buffers of present.N.{key,value} where S is large
+enough. One more may be given: wanted_rows (R,), the tokens to return logits (B, R, vocab_size) for; else the last one.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from onnx import TensorProto
 from edge.export import decoder
 from edge.export.graph.onnx_parts import OnnxParts
 from edge.export.graph.onnx_writer import CONTRIB, Constants, GraphWriter
-from edge.export.recipes import block_size
+from edge.export.recipes import ONNX_BLOCKS, block_size
 from edge.export.tensors import PackedTensor, Weight, pack, unpack
 from edge.runtime.spec import ModelSpec
 
 INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1  # values of MatMulNBits' accuracy_level
+# Weights of the head that share a scale in its kernel, and so activations that are rounded together: logits show that
+# rounding directly, and smaller blocks cost the head no time (benchmarks/README.md).
+HEAD_BLOCK = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,8 @@ class OnnxBuilder(OnnxParts):
         if not isinstance(weight, PackedTensor):
             y = self._w.op("FusedMatMul", self.written(x), self._float32(matrix), name=name, domain=CONTRIB, transB=1)
             return self._w.op("Add", y, bias) if bias else y
-        (n, k), block = weight.shape, block_size(matrix, weight.group_size)
+        (n, k), limit = weight.shape, HEAD_BLOCK if name == "lm_head" else ONNX_BLOCKS[-1]
+        block = block_size(matrix, weight.group_size, limit)
         return self._w.op(
             "MatMulNBits",
             self.written(x),
@@ -248,9 +252,7 @@ def causal_decoder(
     return w.model(spec.architecture)
 
 
-def block_model(
-    weights: Mapping[str, Weight], layer: int, spec: ModelSpec, constants: Constants
-) -> onnx.ModelProto:
+def block_model(weights: Mapping[str, Weight], layer: int, spec: ModelSpec, constants: Constants) -> onnx.ModelProto:
     """One decoder block in float32: hidden (B, T, H), attention_mask (B, past + T), past_key_values -> (B, T, H)."""
     w = GraphWriter(constants)
     hidden = w.input("hidden", TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
@@ -293,12 +295,12 @@ def _lengths(w: GraphWriter, attention_mask: str) -> Lengths:
 
 def _cache_inputs(w: GraphWriter, layers: Iterable[int], spec: ModelSpec, kernels: Kernels) -> list[str]:
     """Declare past_key_values.NAME for every returned name."""
-    names = [f"{layer}.{kind}" for layer in layers for kind in ("key", "value")]
+    names = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
+    kind = _cache_kind(kernels)
     for name in names:
-        shape = ["batch", spec.num_kv_heads, "buffer", spec.head_dim]
-        w.input(f"past_key_values.{name}", _cache_kind(kernels), shape)
+        w.input(f"past_key_values.{name}", kind, ["batch", spec.num_kv_heads, "buffer", spec.head_dim])
     return names
 
 
 def _cache_kind(kernels: Kernels) -> int:
-    return TensorProto.FLOAT16 if kernels.float16_cache else TensorProto.FLOAT
+    return int(TensorProto.FLOAT16 if kernels.float16_cache else TensorProto.FLOAT)

@@ -85,8 +85,7 @@ def plain_decoder(weights: Mapping[str, Weight], spec: ModelSpec, constants: Con
     position_ids = w.input("position_ids", TensorProto.INT64, ["batch", "tokens"])
     cache = [f"{layer}.{kind}" for layer in range(spec.num_layers) for kind in ("key", "value")]
     for name in cache:
-        shape = ["batch", spec.num_kv_heads, "past", spec.head_dim]
-        w.input(f"past_key_values.{name}", TensorProto.FLOAT, shape)
+        w.input(f"past_key_values.{name}", TensorProto.FLOAT, ["batch", spec.num_kv_heads, "past", spec.head_dim])
     positions = w.op("Unsqueeze", position_ids, w.ints(1, 3))
     builder = PlainBuilder(w, weights, spec, positions, _causal_mask(w, ids, attention_mask))
     w.op("Identity", decoder.decoder(builder, ids, spec), name="logits")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-# onnx writes newer files than runtimes read (onnx 1.23: IR 14, onnxruntime 1.31: up to 13), so versions are chosen here.
+# onnx writes newer files than runtimes read (onnx 1.23: IR 14, onnxruntime 1.31: up to 13): versions are chosen here.
 IR_VERSION = 10  # of ONNX 1.16; every onnxruntime since 1.18 reads it
 OPSET = 18
 CONTRIB = "com.microsoft"  # onnxruntime's own operators

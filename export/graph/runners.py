@@ -24,9 +24,7 @@ class Runner(Protocol):
     def embedding(self, weights: Mapping[str, Weight], ids: npt.NDArray[np.int64], spec: ModelSpec) -> Float32Array:
         """(B, T) -> (B, T, H)."""
 
-    def block(
-        self, weights: Mapping[str, Weight], hidden: Float32Array, layer: int, spec: ModelSpec
-    ) -> Float32Array:
+    def block(self, weights: Mapping[str, Weight], hidden: Float32Array, layer: int, spec: ModelSpec) -> Float32Array:
         """(B, T, H) -> (B, T, H)."""
 
     def head(self, weights: Mapping[str, Weight], hidden: Float32Array, spec: ModelSpec) -> Float32Array:
@@ -48,9 +46,7 @@ class OpenVINORunner:
 
         return self._run(embedding_model(weights), ids)
 
-    def block(
-        self, weights: Mapping[str, Weight], hidden: Float32Array, layer: int, spec: ModelSpec
-    ) -> Float32Array:
+    def block(self, weights: Mapping[str, Weight], hidden: Float32Array, layer: int, spec: ModelSpec) -> Float32Array:
         from edge.export.graph.openvino import block_model
 
         positions = np.tile(np.arange(hidden.shape[1], dtype=np.int64), (hidden.shape[0], 1))
@@ -78,15 +74,13 @@ class OnnxRunner:
         memory = onnx_writer.Borrowed()
         return self._run(onnx.embedding_model(_unsigned(weights), spec, memory), memory.arrays, {"input_ids": ids})
 
-    def block(
-        self, weights: Mapping[str, Weight], hidden: Float32Array, layer: int, spec: ModelSpec
-    ) -> Float32Array:
+    def block(self, weights: Mapping[str, Weight], hidden: Float32Array, layer: int, spec: ModelSpec) -> Float32Array:
         from edge.export.graph import onnx, onnx_writer
 
         memory = onnx_writer.Borrowed()
         model = onnx.block_model(_unsigned(weights), layer, spec, memory)
         empty = np.zeros((hidden.shape[0], spec.num_kv_heads, 0, spec.head_dim), np.float32)
-        feeds = {"hidden": hidden, "attention_mask": np.ones(hidden.shape[:2], np.int64)}
+        feeds: dict[str, npt.NDArray[Any]] = {"hidden": hidden, "attention_mask": np.ones(hidden.shape[:2], np.int64)}
         return self._run(
             model, memory.arrays, feeds | {f"past_key_values.{layer}.{kind}": empty for kind in ("key", "value")}
         )

@@ -19,8 +19,9 @@ CachePrecision = Literal["f32", "f16", "bf16", "u8", "u4"]
 class EngineSettings:
     """How an engine is set up. None leaves the choice to the engine, which documents it."""
 
-    engine: EngineName = "auto"  # auto: see runtime/engines/choice.py
+    engine: EngineName = "auto"  # auto: as runtime/engines/choice.py says
     device: str = "CPU"
+    expected_prompt_tokens: int | None = None  # of the prompts to come, as far as they are known; for auto
     max_context: int | None = None  # tokens; None: the model's limit, as far as kv_cache_bytes allows
     kv_cache_bytes: int = 2 << 30  # hard bound of the KV pool; memory is touched only as tokens arrive
     inference_precision: Precision | None = None  # None: the device's own default
@@ -31,6 +32,10 @@ class EngineSettings:
 
 class Engine(Protocol):
     """A decoder with a KV pool."""
+
+    @property
+    def name(self) -> EngineName:
+        """What `EngineSettings.engine` calls it."""
 
     @property
     def pool(self) -> BlockPool:

@@ -1,63 +1,92 @@
-"""Which engine runs a bundle: the one place where that is decided.
+"""Which engine runs a bundle, and where: the one place where that is decided.
 
-In: a bundle and settings. Out: an open `Engine`. An engine's package is imported when it is chosen, so that one can be
-missing.
+In: a bundle and settings. Out: an open `Engine`. An engine's package is imported when the engine is opened, so that it
+may be missing.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import Bundle
 from edge.runtime.engines import Engine, EngineName, EngineSettings
 from edge.runtime.errors import BundleError, DeviceError
+from edge.runtime.machine import processor_name
 
-PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}  # engine -> what it needs
+PACKAGES: dict[EngineName, str] = {"onnx": "onnxruntime", "openvino": "openvino"}  # engine -> what it needs
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device of this machine."""
+
+    name: str
+    full_name: str
+    engines: tuple[EngineName, ...]  # that run on it
 
 
 def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
     """The engine for a bundle. Raises BundleError, DeviceError and SettingsError."""
-    return _OPENERS[choose(bundle, settings)](bundle, settings)
+    return (_open_onnx if choose(bundle, settings) == "onnx" else _open_openvino)(bundle, settings)
 
 
 def choose(bundle: Bundle, settings: EngineSettings) -> EngineName:
-    """The engine that `settings.engine` names, or for "auto" the best one of those that can run."""
+    """The engine that `settings` name, or what "auto" means for this bundle. Raises BundleError and DeviceError."""
     if settings.engine != "auto":
         return settings.engine
-    on_cpu = settings.device.split(".")[0].upper() == "CPU"
-    if not on_cpu:
-        return "openvino"
-    able = [name for name in ("onnx", "openvino") if holds(bundle, name) and find_spec(PACKAGES[name])]
-    return able[0] if able else "openvino"
+    able = engines_for(bundle, settings.device)
+    return able[0]
 
 
-def holds(bundle: Bundle, engine: str) -> bool:
-    """Whether a bundle has what an engine runs."""
-    return bundle.file(bundles.MODEL_XML if engine == "openvino" else bundles.ONNX_GRAPHS[False, False]) is not None
+def engines_for(bundle: Bundle, device: str) -> list[EngineName]:
+    """Engines that can run a bundle on a device. Raises BundleError and DeviceError where there is none."""
+    on_cpu = device.split(".", maxsplit=1)[0].upper() == "CPU"
+    held: list[EngineName] = [name for name in PACKAGES if _holds(bundle, name) and (on_cpu or name == "openvino")]
+    if not held:
+        raise BundleError(f"{bundle.path} holds nothing that runs on {device}; export it with --format both")
+    if not (able := [name for name in held if find_spec(PACKAGES[name])]):
+        wanted = " or ".join(f"pip install 'edgeglm[{name}]'" for name in held)
+        raise DeviceError(f"no engine for {bundle.path} is installed; {wanted}")
+    return able
+
+
+def find_devices() -> list[Device]:
+    """All devices of this machine, usable or not."""
+    onnx: tuple[EngineName, ...] = ("onnx",) if find_spec(PACKAGES["onnx"]) else ()
+    if not find_spec(PACKAGES["openvino"]):
+        return [Device("CPU", processor_name(), onnx)]
+    from edge.runtime.engines import openvino_paged
+
+    return [
+        Device(name, full_name, (*(onnx if name == "CPU" else ()), *(("openvino",) if runs else ())))
+        for name, full_name, runs in openvino_paged.find_devices()
+    ]
+
+
+def _holds(bundle: Bundle, engine: EngineName) -> bool:
+    file = bundles.MODEL_XML if engine == "openvino" else bundles.ONNX_GRAPHS[False, False]
+    return bundle.file(file) is not None
 
 
 def _open_openvino(bundle: Bundle, settings: EngineSettings) -> Engine:
+    if (path := bundle.file(bundles.MODEL_XML)) is None:
+        raise BundleError(
+            f"{bundle.path} holds no OpenVINO graph; use --engine onnx, or export it with --format openvino or both"
+        )
     from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
 
-    manifest, path = bundle.manifest, bundle.file(bundles.MODEL_XML)
-    if path is None:
-        raise BundleError(
-            f"{bundle.path} holds no OpenVINO IR; use --engine onnx, or export it with --format openvino or both"
-        )
-    return OpenVINOPagedEngine(path, manifest.spec, manifest.weight_group_size, settings)
+    return OpenVINOPagedEngine(path, bundle.manifest.spec, bundle.manifest.weight_group_size, settings)
 
 
 def _open_onnx(bundle: Bundle, settings: EngineSettings) -> Engine:
-    from edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
-
     found = {kernels: bundle.file(name) for kernels, name in bundles.ONNX_GRAPHS.items()}
     graphs = {kernels: path for kernels, path in found.items() if path is not None}
     if not graphs:
-        raise BundleError(f"{bundle.path} holds no ONNX graph; use --engine openvino, or export it with --format both")
-    tensors = bundle.manifest.tensors
-    int4 = any(record.precision.startswith("int4") for name, record in tensors.items() if name.startswith("layers."))
-    return OnnxRuntimeEngine(graphs, bundle.manifest.spec, int4, settings)
+        raise BundleError(
+            f"{bundle.path} holds no ONNX graph; use --engine openvino, or export it with --format onnx or both"
+        )
+    from edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
-
-_OPENERS = {"openvino": _open_openvino, "onnx": _open_onnx}
+    return OnnxRuntimeEngine(graphs, bundle.manifest.spec, bundle.manifest.fewest_bits == 4, settings)

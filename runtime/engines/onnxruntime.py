@@ -21,14 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from edge.runtime.engines import EngineSettings
+from edge.runtime.engines import EngineName, EngineSettings
 from edge.runtime.errors import DeviceError, SettingsError
 from edge.runtime.kv.pool import BlockPool, Sequence
 from edge.runtime.machine import available_bytes, physical_cores
 from edge.runtime.spec import ModelSpec
 
 MIN_VERSION = "1.22"  # the first with MatMulNBits of 8 bits (onnxruntime 1.22 release notes)
-CACHE_TYPES = {"f32": np.float32, "f16": np.float16}
+CACHE_TYPES: dict[str, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
 
 
 class OnnxRuntimeEngine:
@@ -62,6 +62,10 @@ class OnnxRuntimeEngine:
         self._worker = ThreadPoolExecutor(1, "onnxruntime")
 
     @property
+    def name(self) -> EngineName:
+        return "onnx"
+
+    @property
     def pool(self) -> BlockPool:
         return self._pool
 
@@ -86,7 +90,8 @@ class OnnxRuntimeEngine:
             self._bind_output("logits", self._logits)
         self._run()
         sequence.commit(new)
-        return self._logits[0]
+        logits: npt.NDArray[np.float32] = self._logits[0]
+        return logits
 
     def _run(self) -> None:
         """One inference that Ctrl-C can end: in a second thread, since the call itself would keep the signal."""
@@ -136,8 +141,9 @@ def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSett
     allowed = min(settings.kv_cache_bytes, available_bytes()) // bytes_per_token
     if allowed < (1 if settings.max_context is None else limit):
         raise SettingsError(
-            f"a context of {limit} tokens needs {limit * bytes_per_token:,} bytes of KV cache, {settings.kv_cache_bytes:,} "
-            f"are allowed and {available_bytes():,} are free; lower max_context, raise kv_cache_bytes or use f16"
+            f"a context of {limit} tokens needs {limit * bytes_per_token:,} bytes of KV cache, "
+            f"{settings.kv_cache_bytes:,} are allowed and {available_bytes():,} are free; "
+            "lower max_context, raise kv_cache_bytes, or set kv_precision to f16"
         )
     return min(limit, allowed)
 

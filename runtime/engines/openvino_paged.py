@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import openvino as ov
 import openvino.opset13 as op
 from openvino._offline_transformations import paged_attention_transformation
 
-from edge.runtime.engines import CachePrecision, EngineSettings
+from edge.runtime.engines import CachePrecision, EngineName, EngineSettings
 from edge.runtime.errors import DeviceError, SettingsError
 from edge.runtime.kv.pool import BlockPool, Sequence
 from edge.runtime.spec import ModelSpec
@@ -74,6 +73,10 @@ class OpenVINOPagedEngine:
             self._request.set_tensor(port.any_name, tensor)
         self._max_context = min(limit, self._pool.num_blocks * self._block_size)
         self._kv_bytes_per_token = block_bytes // self._block_size
+
+    @property
+    def name(self) -> EngineName:
+        return "openvino"
 
     @property
     def pool(self) -> BlockPool:
@@ -131,24 +134,11 @@ class OpenVINOPagedEngine:
             self._request.set_tensor(name, ov.Tensor(value, shared_memory=True))
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A device that OpenVINO finds on this machine."""
-
-    name: str
-    full_name: str
-    engine: str | None  # which engine of ours runs on it
-
-
-def find_devices() -> list[Device]:
-    """All devices of this machine, usable or not."""
+def find_devices() -> list[tuple[str, str, bool]]:
+    """All devices that OpenVINO finds on this machine: name, full name, whether this engine runs on it."""
     core = ov.Core()
     return [
-        Device(
-            name,
-            str(core.get_property(name, "FULL_DEVICE_NAME")).strip(),
-            "openvino" if name.split(".")[0] in BLOCK_SIZES else None,
-        )
+        (name, str(core.get_property(name, "FULL_DEVICE_NAME")).strip(), name.split(".")[0] in BLOCK_SIZES)
         for name in core.available_devices
     ]
 

@@ -1,9 +1,11 @@
-"""A bundle opens unchanged in openvino_genai and in optimum-intel, and gives the same greedy ids there."""
+"""A bundle opens unchanged in openvino_genai, optimum-intel and onnxruntime-genai, with the same greedy ids there."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import pytest
 import torch
 
 from edge.export.pipeline import export
+from edge.runtime import bundle as bundles
+from edge.runtime.engines import EngineSettings
 from edge.runtime.llm import LLM
 from tests import tiny
 from tests.conftest import EXACT
@@ -64,7 +68,7 @@ def test_same_greedy_ids_in_genai(bundle: Path, backend: str) -> None:
     pipeline = openvino_genai.LLMPipeline(str(bundle), "CPU", ATTENTION_BACKEND=backend, **EXACT_PROPERTIES)
     greedy = openvino_genai.GenerationConfig()
     greedy.max_new_tokens, greedy.ignore_eos, greedy.do_sample = NEW_TOKENS, True, False
-    llm = LLM(bundle, EXACT)
+    llm = LLM(bundle, EXACT["openvino"])
     for ids in prompt_ids(llm):
         tokens = np.array([ids], np.int64)
         inputs = openvino_genai.TokenizedInputs(ov.Tensor(tokens), ov.Tensor(np.ones_like(tokens)))
@@ -75,7 +79,7 @@ def test_same_greedy_ids_in_optimum(bundle: Path) -> None:
     optimum = pytest.importorskip("optimum.intel")
 
     model = optimum.OVModelForCausalLM.from_pretrained(bundle, ov_config=EXACT_PROPERTIES, local_files_only=True)
-    llm = LLM(bundle, EXACT)
+    llm = LLM(bundle, EXACT["openvino"])
     for ids in prompt_ids(llm):
         tokens = torch.tensor([ids])
         out = model.generate(
@@ -92,34 +96,49 @@ def test_text_in_and_text_out(bundle: Path) -> None:
     pipeline = openvino_genai.LLMPipeline(str(bundle), "CPU", **EXACT_PROPERTIES)
     greedy = openvino_genai.GenerationConfig()
     greedy.max_new_tokens, greedy.ignore_eos, greedy.do_sample = 24, True, False
-    llm = LLM(bundle, EXACT)
+    llm = LLM(bundle, EXACT["openvino"])
     for prompt in (*PROMPTS, "法国的首都是哪里？"):
         ours = llm.chat([{"role": "user", "content": prompt}], max_new_tokens=24, ignore_stop_ids=True).text()
         assert pipeline.generate(prompt, greedy).strip() == ours.strip()
 
 
-@pytest.mark.parametrize("stop", [151329, 151336, 151338])
-def test_every_stop_id_ends_an_answer_in_genai(glm_bundle: Path, stop: int, tmp_path: Path) -> None:
-    """The third id of a greedy answer takes the number of each stop id in turn, by swapping vocabulary rows."""
-    import openvino_genai
+@dataclass(frozen=True)
+class Stopping:
+    """A bundle whose answer to a prompt ends at its third token, by a certain stop id."""
 
-    llm = LLM(glm_bundle, EXACT)
-    ids = prompt_ids(llm)[0]
+    bundle: Path
+    ids: list[int]  # of the prompt
+    answer: list[int]
+    stop: int
+
+
+@pytest.fixture(scope="module", params=[151329, 151336, 151338])
+def stopping(request: pytest.FixtureRequest, glm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopping:
+    """The third id of a greedy answer takes the number of each stop id in turn, by swapping vocabulary rows."""
+    llm = LLM(glm_bundle, EXACT["openvino"])
+    ids, stop = prompt_ids(llm)[0], request.param
     answer = our_ids(llm, ids)
     third = answer[2]
     assert third not in answer[:2]
-    checkpoint = Path(shutil.copytree(glm_bundle.parent / "checkpoint", tmp_path / "checkpoint"))
+    folder = tmp_path_factory.mktemp("stopping")
+    checkpoint = Path(shutil.copytree(glm_bundle.parent / "checkpoint", folder / "checkpoint"))
     swap_head_rows(checkpoint, third, stop)
-    export(checkpoint, tmp_path / "bundle", "int8-asym")
-    pipeline = openvino_genai.LLMPipeline(str(tmp_path / "bundle"), "CPU", **EXACT_PROPERTIES)
+    export(checkpoint, folder / "bundle", "int8-asym")
+    return Stopping(folder / "bundle", ids, answer[:2], stop)
+
+
+def test_every_stop_id_ends_an_answer_in_genai(stopping: Stopping) -> None:
+    import openvino_genai
+
+    pipeline = openvino_genai.LLMPipeline(str(stopping.bundle), "CPU", **EXACT_PROPERTIES)
     config = pipeline.get_generation_config()
     config.max_new_tokens, config.do_sample = 8, False
-    tokens = np.array([ids], np.int64)
+    tokens = np.array([stopping.ids], np.int64)
     inputs = openvino_genai.TokenizedInputs(ov.Tensor(tokens), ov.Tensor(np.ones_like(tokens)))
     theirs = list(pipeline.generate(inputs, config).tokens[0])
-    *_, last = LLM(tmp_path / "bundle", EXACT).generate(ids, max_new_tokens=8)
+    *_, last = LLM(stopping.bundle, EXACT["openvino"]).generate(stopping.ids, max_new_tokens=8)
     assert last.finish_reason == "stop"
-    assert [i for i in theirs if i != stop] == answer[:2]
+    assert [i for i in theirs if i != stopping.stop] == stopping.answer
 
 
 def swap_head_rows(checkpoint: Path, a: int, b: int) -> None:
@@ -155,3 +174,86 @@ def test_batch_with_left_padding_equals_single(demo_bundle: Path) -> None:
     for row, alone in zip(together, (long, short), strict=True):
         expected = last_logits([alone])[0]
         assert np.abs(row - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.fixture(scope="module")
+def onnx_genai() -> Any:
+    """onnxruntime_genai, which reports to a server unless this variable is set before it opens a model."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    return pytest.importorskip("onnxruntime_genai")
+
+
+def answers(onnx_genai: Any, model: Any, prompts: list[list[int]], new_tokens: int = NEW_TOKENS) -> list[list[int]]:
+    """Greedy ids of onnxruntime-genai, with what the bundle says; several prompts are one batch."""
+    width = max(map(len, prompts))
+    pad = onnx_genai.Tokenizer(model).pad_token_id if len(prompts) > 1 else 0
+    parameters = onnx_genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=width + new_tokens, batch_size=len(prompts))
+    generator = onnx_genai.Generator(model, parameters)
+    generator.append_tokens(np.array([ids + [pad] * (width - len(ids)) for ids in prompts], np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    return [generator.get_sequence(row)[width:].tolist() for row in range(len(prompts))]
+
+
+def our_answer(llm: LLM, ids: list[int], new_tokens: int = NEW_TOKENS) -> list[int]:
+    """Greedy ids before a stop id. The prompt is computed whole: one row and many are rounded by different kernels."""
+    llm.clear_cache()
+    found = [i for c in llm.generate(ids, max_new_tokens=new_tokens) for i in c.token_ids]
+    return [i for i in found if i not in llm.stop_ids]
+
+
+def test_same_greedy_ids_in_onnx_genai(bundle: Path, onnx_genai: Any) -> None:
+    """With the kernels that our own runtime chooses."""
+    llm, model = LLM(bundle, EngineSettings("onnx")), onnx_genai.Model(str(bundle))
+    for ids in prompt_ids(llm):
+        assert answers(onnx_genai, model, [ids]) == [our_answer(llm, ids)]
+
+
+def test_text_in_and_text_out_in_onnx_genai(bundle: Path, onnx_genai: Any) -> None:
+    """Template, tokenizer and detokenizer of the bundle, as onnxruntime-genai uses them."""
+    tokenizer = onnx_genai.Tokenizer(onnx_genai.Model(str(bundle)))
+    llm = LLM(bundle, EngineSettings("onnx"))
+    for prompt in (*PROMPTS, "法国的首都是哪里？", 'a "quoted" \\ line\nand another 🙂'):
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(json.dumps(messages), add_generation_prompt=True)
+        assert text == llm.render(messages)
+        assert tokenizer.encode(text).tolist() == llm.tokenizer.encode(text)
+        assert tokenizer.decode(np.array(llm.tokenizer.encode(prompt), np.int32)) == prompt
+
+
+def test_onnx_genai_reads_glm4_text_as_golden(glm_bundle: Path, onnx_genai: Any, shared: Path) -> None:
+    tokenizer = onnx_genai.Tokenizer(onnx_genai.Model(str(glm_bundle)))
+    golden = json.loads((shared / "glm4-tokenizer" / "golden_encodings.json").read_text(encoding="utf-8"))
+    for name, case in golden.items():
+        assert tokenizer.encode(case["text"]).tolist() == case["ids"], name
+        assert tokenizer.decode(np.array(case["ids"], np.int32)) == case["text"], name
+
+
+def test_every_stop_id_ends_an_answer_in_onnx_genai(stopping: Stopping, onnx_genai: Any) -> None:
+    assert answers(onnx_genai, onnx_genai.Model(str(stopping.bundle)), [stopping.ids], 8) == [stopping.answer]
+
+
+def test_batch_in_onnx_genai_equals_single(glm_bundle: Path, onnx_genai: Any) -> None:
+    """Prompts of different lengths, which are padded on the right: each has its last token in another row."""
+    llm = LLM(glm_bundle, EngineSettings("onnx"))
+    prompts = prompt_ids(llm)
+    assert len({len(ids) for ids in prompts}) > 1
+    together = answers(onnx_genai, onnx_genai.Model(str(glm_bundle)), prompts, 16)
+    assert together == [our_answer(llm, ids, 16) for ids in prompts]
+
+
+@pytest.mark.parametrize("recipe", ["fp16", "int4-asym-g128"])
+def test_onnx_genai_opens_a_bundle_without_openvino(recipe: str, onnx_genai: Any, tmp_path: Path) -> None:
+    """Every row of the vocabulary is a token: our runtime never gives an id that is none, onnxruntime-genai may."""
+    tiny.make(tiny.Tiny("all tokens", vocab_size=256 + len(tiny.SPECIAL)), tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", tmp_path / "bundle", recipe, format="onnx")
+    llm, model = LLM(tmp_path / "bundle"), onnx_genai.Model(str(tmp_path / "bundle"))
+    ids = prompt_ids(llm)[0]
+    assert answers(onnx_genai, model, [ids]) == [our_answer(llm, ids)]
+
+
+def test_bundle_without_onnx_graphs_is_none_for_onnx_genai(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    export(tiny_checkpoint, tmp_path / "bundle", "int8-asym", format="openvino")
+    assert not (tmp_path / "bundle" / bundles.GENAI_CONFIG).exists()
+    assert not list((tmp_path / "bundle").glob("*.onnx"))

@@ -39,18 +39,24 @@ def logits_in_chunks(llm: LLM, ids: list[int], sizes: list[int]) -> np.ndarray:
     return np.concatenate(rows)
 
 
+def largest_error(bundle: Path, expected: np.ndarray, sizes: list[int]) -> float:
+    """Of the logits of IDS on either engine, run in chunks of these sizes."""
+    return max(
+        float(np.abs(logits_in_chunks(LLM(bundle, exact), IDS, sizes) - expected).max()) for exact in EXACT.values()
+    )
+
+
 @pytest.mark.parametrize("tiny", TINIES, ids=lambda tiny: tiny.name)
 def test_float_export_equals_transformers(tiny: Tiny, tmp_path: Path) -> None:
     model = make(tiny, tmp_path / "checkpoint")
     export(tmp_path / "checkpoint", tmp_path / "bundle", "fp32")
-    llm = LLM(tmp_path / "bundle", EXACT)
     expected, float32_error = reference_logits(model, IDS)
     assert float32_error > 0, "the reference must have rounded somewhere"
     bound = TIMES_FLOAT32 * float32_error
 
     chunkings = {"one shot": [70], "chunked": [33, 1, 31, 5], "token by token": [1] * 70}
     for name, sizes in chunkings.items():
-        error = np.abs(logits_in_chunks(llm, IDS, sizes) - expected).max()
+        error = largest_error(tmp_path / "bundle", expected, sizes)
         assert error <= bound, f"{name}: off by {error:.2e}, float32 itself by {float32_error:.2e}"
 
 
@@ -60,7 +66,7 @@ def test_remote_code_layout_equals_transformers(theta: float, tmp_path: Path) ->
     to_remote_code(tmp_path / "hf", tmp_path / "checkpoint")
     export(tmp_path / "checkpoint", tmp_path / "bundle", "fp32")
     expected, float32_error = reference_logits(model, IDS)
-    error = np.abs(logits_in_chunks(LLM(tmp_path / "bundle", EXACT), IDS, [64, 6]) - expected).max()
+    error = largest_error(tmp_path / "bundle", expected, [64, 6])
     assert error <= TIMES_FLOAT32 * float32_error
 
 
@@ -70,7 +76,7 @@ def test_text_part_of_a_checkpoint_with_an_image_tower(tmp_path: Path) -> None:
     manifest = export(tmp_path / "checkpoint", tmp_path / "bundle", "fp32")
     assert manifest.warnings == ("the image tower (2 tensors) is left out; the bundle answers to text alone",)
     expected, float32_error = reference_logits(model, IDS)
-    error = np.abs(logits_in_chunks(LLM(tmp_path / "bundle", EXACT), IDS, [70]) - expected).max()
+    error = largest_error(tmp_path / "bundle", expected, [70])
     assert error <= TIMES_FLOAT32 * float32_error
 
 
@@ -100,7 +106,7 @@ def test_a_wrong_reading_would_be_seen(mistake: str, tmp_path: Path) -> None:
     save_file(tensors | {names[key]: np.ascontiguousarray(value) for key, value in chosen.items()}, path)
     export(tmp_path / "checkpoint", tmp_path / "bundle", "fp32", rope_theta=theta)
     expected, float32_error = reference_logits(model, IDS)
-    error = np.abs(logits_in_chunks(LLM(tmp_path / "bundle", EXACT), IDS, [70]) - expected).max()
+    error = largest_error(tmp_path / "bundle", expected, [70])
     assert error > 1000 * TIMES_FLOAT32 * float32_error
 
 
@@ -109,7 +115,7 @@ def test_half_precision_checkpoints_are_read_exactly(dtype: str, tmp_path: Path)
     model = make(Tiny("half", dtype=dtype), tmp_path / "checkpoint")
     export(tmp_path / "checkpoint", tmp_path / "bundle", "fp32")
     expected, float32_error = reference_logits(model, IDS)
-    error = np.abs(logits_in_chunks(LLM(tmp_path / "bundle", EXACT), IDS, [70]) - expected).max()
+    error = largest_error(tmp_path / "bundle", expected, [70])
     assert error <= TIMES_FLOAT32 * float32_error
 
 
@@ -118,7 +124,7 @@ def test_fp16_recipe_rounds_weights_and_nothing_else(tmp_path: Path) -> None:
     model = make(Tiny("half", dtype="float16"), tmp_path / "checkpoint")
     manifest = export(tmp_path / "checkpoint", tmp_path / "bundle", "fp16")
     expected, float32_error = reference_logits(model, IDS)
-    error = np.abs(logits_in_chunks(LLM(tmp_path / "bundle", EXACT), IDS, [70]) - expected).max()
+    error = largest_error(tmp_path / "bundle", expected, [70])
     assert error <= TIMES_FLOAT32 * float32_error
     assert manifest.bits_per_weight == 16
 
@@ -148,7 +154,7 @@ def test_gguf_llama_equals_transformers(tmp_path: Path) -> None:
     write_llama_gguf(model, path)
     export(path, tmp_path / "bundle", "fp32")
     expected, float32_error = reference_logits(model, IDS)
-    error = np.abs(logits_in_chunks(LLM(tmp_path / "bundle", EXACT), IDS, [64, 6]) - expected).max()
+    error = largest_error(tmp_path / "bundle", expected, [64, 6])
     assert error <= TIMES_FLOAT32 * float32_error
 
 
@@ -162,7 +168,7 @@ def test_gguf_glm_equals_transformers(architecture: str, fused: bool, split: boo
     path = write_glm_gguf(model, tmp_path, architecture, fused, split)
     export(path, tmp_path / "bundle", "fp32")
     expected, float32_error = reference_logits(model, IDS)
-    error = np.abs(logits_in_chunks(LLM(tmp_path / "bundle", EXACT), IDS, [64, 6]) - expected).max()
+    error = largest_error(tmp_path / "bundle", expected, [64, 6])
     assert error <= TIMES_FLOAT32 * float32_error
 
 
@@ -286,14 +292,16 @@ def test_demo_model_in_float_equals_transformers_greedy(demo_gguf: Path, tmp_pat
     from transformers import AutoModelForCausalLM
 
     export(demo_gguf, tmp_path / "bundle", "fp32")
-    llm = LLM(tmp_path / "bundle", EXACT)
+    engines = {engine: LLM(tmp_path / "bundle", exact) for engine, exact in EXACT.items()}
+    llm = engines["openvino"]
     model = AutoModelForCausalLM.from_pretrained(demo_gguf.parent, gguf_file=demo_gguf.name, dtype=torch.float32)
     for prompt in PROMPTS:
         ids = llm.tokenizer.encode(llm.render([{"role": "user", "content": prompt}]))
-        ours = [i for chunk in llm.generate(ids, max_new_tokens=64, ignore_stop_ids=True) for i in chunk.token_ids]
         with torch.no_grad():
             theirs = model.generate(
                 torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=64, min_new_tokens=64,
                 do_sample=False, eos_token_id=None, pad_token_id=0,
             )[0, len(ids) :].tolist()  # fmt: skip
-        assert ours == theirs, prompt
+        for engine, ours in engines.items():
+            stream = ours.generate(ids, max_new_tokens=64, ignore_stop_ids=True)
+            assert [i for chunk in stream for i in chunk.token_ids] == theirs, (engine, prompt)

@@ -14,6 +14,7 @@ from edge.runtime.bundle import Manifest, open_bundle
 from edge.runtime.errors import BundleError, VerificationError
 from edge.runtime.llm import LLM
 from edge.runtime.verify import kl_divergence, verify
+from tests.conftest import ENGINES
 
 
 @pytest.fixture
@@ -98,11 +99,13 @@ def test_file_outside_the_bundle(bundle: Path) -> None:
 
 
 def test_verify_passes_and_measures(tiny_bundle: Path) -> None:
-    report = verify(tiny_bundle)
-    assert report.exact_error < 1e-4
     manifest = open_bundle(tiny_bundle).manifest
-    assert report.kld_exact == pytest.approx(manifest.golden_kld, rel=1e-2, abs=1e-6)
-    assert report.kld_device > 0
+    reports = verify(tiny_bundle)
+    assert {report.engine for report in reports} == set(ENGINES)
+    for report in reports:
+        assert report.exact_error < 1e-4
+        assert report.kld_exact == pytest.approx(manifest.golden_kld, rel=1e-2, abs=1e-6)
+        assert report.kld_device > 0
 
 
 def test_verify_notices_another_function(bundle: Path) -> None:

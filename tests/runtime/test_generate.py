@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from edge.runtime import generate
-from edge.runtime.engines import EngineSettings
+from edge.runtime.bundle import open_bundle
+from edge.runtime.engines import EngineName, EngineSettings
 from edge.runtime.errors import ContextLengthError, DeviceError, GenerationError, PromptError, SettingsError
 from edge.runtime.generate import PREFILL_CHUNK, Chunk
 from edge.runtime.kv.pool import Sequence
@@ -53,24 +54,24 @@ def test_demo_answers_paris(demo_llm: LLM) -> None:
     assert "Paris" in demo_llm.chat([{"role": "user", "content": "What is the capital of France?"}]).text()
 
 
-def test_resumed_equals_fresh(demo_llm: LLM) -> None:
+def test_resumed_equals_fresh(demo_llm: LLM, engine: EngineName) -> None:
     """A prompt whose beginning is cached, longer, shorter and diverging, gives what it gives alone."""
     encode = demo_llm.tokenizer.encode
     base = encode("The quick brown fox jumps over the lazy dog. " * 6)
     prompts = [base, base + encode("And then"), base[:40], base[:40] + encode("A cat sat"), base]
-    exact = LLM(demo_llm.bundle.path, EXACT)
+    exact = LLM(demo_llm.bundle.path, EXACT[engine])
     for prompt in prompts:
         warm = list(exact.generate(prompt, max_new_tokens=12, ignore_stop_ids=True))
         assert warm[-1].stats is not None
-        alone = fresh(LLM(demo_llm.bundle.path, EXACT), prompt, max_new_tokens=12, ignore_stop_ids=True)
+        alone = fresh(LLM(demo_llm.bundle.path, EXACT[engine]), prompt, max_new_tokens=12, ignore_stop_ids=True)
         assert ids_of(warm) == ids_of(alone)
     assert warm[-1].stats.cached_tokens >= 40
 
 
-def test_long_prompts_run_in_chunks(demo_llm: LLM) -> None:
+def test_long_prompts_run_in_chunks(demo_llm: LLM, engine: EngineName) -> None:
     ids = demo_llm.tokenizer.encode("one two three four five six seven eight nine ten " * 120)
     assert len(ids) > 2 * PREFILL_CHUNK
-    exact = LLM(demo_llm.bundle.path, EXACT)
+    exact = LLM(demo_llm.bundle.path, EXACT[engine])
     sequence = Sequence(exact.engine.pool)
     one_shot = exact.engine.forward(np.array(ids), sequence, np.array([len(ids) - 1]))[0].copy()
     sequence.trim(0)
@@ -121,8 +122,8 @@ def test_length_and_figures(tiny_llm: LLM) -> None:
     assert all(chunk.finish_reason is None and chunk.stats is None for chunk in chunks[:-1])
 
 
-def test_answer_ends_with_the_context(tiny_bundle: Path) -> None:
-    llm = LLM(tiny_bundle, EngineSettings(max_context=40))
+def test_answer_ends_with_the_context(tiny_bundle: Path, engine: EngineName) -> None:
+    llm = LLM(tiny_bundle, EngineSettings(engine, max_context=40))
     chunks = fresh(llm, PROMPT, max_new_tokens=500, ignore_stop_ids=True)
     assert len(ids_of(chunks)) == 40 - len(PROMPT)
     assert chunks[-1].finish_reason == "length"
@@ -205,9 +206,9 @@ def test_an_error_between_reserve_and_commit_keeps_the_cache_consistent(
     assert ids_of(again) == expected
 
 
-def test_ctrl_c_ends_a_long_prefill_at_once(demo_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_a_long_prefill_at_once(demo_llm: LLM, engine: EngineName, monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal arrives while the engine computes 6,000 tokens in one call, which takes seconds."""
-    llm = LLM(demo_llm.bundle.path, EXACT)
+    llm = LLM(demo_llm.bundle.path, EXACT[engine])
     prompt, other = [7, 9, 11] * 2000, [5, 6, 7, 8] * 10
     expected = ids_of(fresh(llm, other, max_new_tokens=8, ignore_stop_ids=True))
     llm.clear_cache()
@@ -262,18 +263,19 @@ def test_repetition_penalty_reaches_the_prompt_and_the_answer(tiny_llm: LLM) -> 
     assert len(set(plain)) <= 30
 
 
-def test_kv_budget_is_a_bound(tiny_bundle: Path) -> None:
+def test_kv_budget_is_a_bound(tiny_bundle: Path, engine: EngineName) -> None:
     with pytest.raises(SettingsError, match=r"a context of 200 tokens needs .* bytes of KV cache, 1,000 are allowed"):
-        LLM(tiny_bundle, EngineSettings(max_context=200, kv_cache_bytes=1000))
-    small = LLM(tiny_bundle, EngineSettings(kv_cache_bytes=40_000))
-    assert small.engine.pool.num_blocks * 32 * small.engine.kv_bytes_per_token <= 40_000
+        LLM(tiny_bundle, EngineSettings(engine, max_context=200, kv_cache_bytes=1000))
+    small = LLM(tiny_bundle, EngineSettings(engine, kv_cache_bytes=40_000))
+    pool = small.engine.pool
+    assert 0 < pool.num_blocks * pool.block_size * small.engine.kv_bytes_per_token <= 40_000
     assert small.engine.max_context < 256
 
 
 @pytest.mark.parametrize("context", [0, 257])
-def test_max_context_outside_the_model(tiny_bundle: Path, context: int) -> None:
+def test_max_context_outside_the_model(tiny_bundle: Path, engine: EngineName, context: int) -> None:
     with pytest.raises(SettingsError, match=f"max_context is {context}, expected 1 to 256"):
-        LLM(tiny_bundle, EngineSettings(max_context=context))
+        LLM(tiny_bundle, EngineSettings(engine, max_context=context))
 
 
 @pytest.mark.parametrize("device", ["GPU", "NPU", "TOASTER"])
@@ -295,9 +297,11 @@ def test_settings_keep_their_defaults() -> None:
 
 def test_kv_precision_follows_the_budget(tiny_bundle: Path) -> None:
     """16 bits where the whole context fits, u8 where only that does."""
-    spec = LLM(tiny_bundle).bundle.manifest.spec
+    spec = open_bundle(tiny_bundle).manifest.spec
     wide = 2 * spec.num_layers * spec.kv_size * 2
-    roomy, tight = (LLM(tiny_bundle, EngineSettings(kv_cache_bytes=256 * n)).engine for n in (wide, wide - 1))
+    roomy, tight = (
+        LLM(tiny_bundle, EngineSettings("openvino", kv_cache_bytes=256 * n)).engine for n in (wide, wide - 1)
+    )
     assert roomy.kv_bytes_per_token == wide
     assert tight.kv_bytes_per_token < wide
     assert roomy.max_context == 256

@@ -1,0 +1,250 @@
+"""The ONNX half of a bundle: valid files over the same bytes, for onnxruntime and, with float weights, for anyone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from edge.export.graph import onnx as graphs
+from edge.export.graph import onnx_writer, reference
+from edge.export.graph.runners import OnnxRunner
+from edge.export.pipeline import export
+from edge.export.plan import make_plan
+from edge.export.tensors import PackedTensor, as_unsigned, dequantize, pack
+from edge.export.verify import Verifier
+from edge.runtime import bundle as bundles
+from edge.runtime.bundle import open_bundle
+from edge.runtime.errors import RecipeError, VerificationError
+from edge.runtime.spec import ModelSpec
+from tests.tiny import TINIES, Tiny, make, reference_logits
+
+IDS = np.random.default_rng(3).integers(0, 256, 40)
+TIMES_FLOAT32 = 8  # as in test_reference.py
+READ_BY_ONNXRUNTIME = 13  # the newest ir_version of onnxruntime 1.31
+
+
+def onnx_files(bundle: Path) -> list[Path]:
+    return sorted(bundle.glob("*.onnx"))
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "fp16", "int8-asym", "int8-sym", "int4-asym-g64", "int4-sym-channel"])
+@pytest.mark.parametrize("format", ["onnx", "both"])
+def test_files_are_valid_and_point_into_the_weights(
+    tiny_checkpoint: Path, tmp_path: Path, recipe: str, format: str
+) -> None:
+    manifest = export(tiny_checkpoint, tmp_path / "bundle", recipe, format=format)  # type: ignore[arg-type]
+    files = onnx_files(tmp_path / "bundle")
+    assert len(files) == (3 if recipe.startswith("fp") else 4)
+    weights = bundles.ONNX_DATA if format == "onnx" else bundles.MODEL_BIN
+    for path in files:
+        assert path.name in manifest.files
+        onnx.checker.check_model(path)
+        model = onnx.load(path, load_external_data=False)
+        assert model.ir_version <= READ_BY_ONNXRUNTIME
+        places = [{e.key: e.value for e in t.external_data} for t in model.graph.initializer if t.external_data]
+        assert weights in {place["location"] for place in places}
+        for place in places:
+            size = manifest.files[place["location"]].size
+            assert int(place["offset"]) + int(place["length"]) <= size
+
+
+def test_both_takes_the_openvino_weights_as_they_are(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Unsigned integers and even rows of zero points are used where they lie; what is added is graphs."""
+    alone, both = (
+        export(tiny_checkpoint, tmp_path / format, "int8-asym", format=format)  # type: ignore[arg-type]
+        for format in ("openvino", "both")
+    )
+    assert alone.files[bundles.MODEL_BIN] == both.files[bundles.MODEL_BIN]
+    assert set(both.files) - set(alone.files) == {*bundles.ONNX_GRAPHS.values(), bundles.GENAI_CONFIG}
+
+
+def test_signed_integers_are_stored_again_where_openvino_has_them(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """ONNX has no signed operators: `both` keeps a second copy, `onnx` only that one; the manifest says so."""
+    openvino, both, alone = (
+        export(tiny_checkpoint, tmp_path / format, "int4-sym-g128", format=format)  # type: ignore[arg-type]
+        for format in ("openvino", "both", "onnx")
+    )
+    integers = sum(tensor.nbytes for tensor in both.tensors.values() if tensor.precision.startswith("int"))
+    assert both.files[bundles.MODEL_BIN] == openvino.files[bundles.MODEL_BIN]
+    assert integers <= both.files[bundles.ONNX_DATA].size < 1.1 * integers
+    assert any("signed integers" in warning for warning in both.warnings)
+    assert bundles.MODEL_BIN not in alone.files
+    assert alone.weight_bytes == openvino.weight_bytes
+    assert not alone.warnings
+
+
+def test_onnx_alone_holds_nothing_of_openvino(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    manifest = export(tiny_checkpoint, tmp_path / "bundle", "int4-asym-g64", format="onnx")
+    assert not [name for name in manifest.files if "openvino" in name or name == bundles.SERVER_GRAPH]
+    assert manifest.files[bundles.ONNX_DATA].size < 1.01 * manifest.weight_bytes + 100_000
+
+
+def test_two_exports_have_the_same_bytes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    one, two = (export(tiny_checkpoint, tmp_path / name, "int4-asym-g64", format="both") for name in ("one", "two"))
+    assert one.files == two.files
+
+
+@pytest.mark.parametrize("tiny", TINIES, ids=lambda tiny: tiny.name)
+def test_plain_graph_equals_transformers_in_the_reference_evaluator(tiny: Tiny, tmp_path: Path) -> None:
+    """onnx's own evaluator knows standard operators alone. Two steps, the second on the first one's cache."""
+    model = make(tiny, tmp_path / "checkpoint")
+    spec = export(tmp_path / "checkpoint", tmp_path / "bundle", "fp32", format="onnx").spec
+    plain = ReferenceEvaluator(str(tmp_path / "bundle" / bundles.ONNX_PLAIN))
+    assert {node.domain for node in plain.proto_.graph.node} == {""}
+    expected, float32_error = reference_logits(model, IDS.tolist())
+    cache = {name: np.zeros((1, spec.num_kv_heads, 0, spec.head_dim), np.float32) for name in past_names(spec)}
+    rows, past = [], 0
+    for size in (33, 7):
+        ids = IDS[None, past : past + size]
+        feeds = {
+            "input_ids": ids,
+            "attention_mask": np.ones((1, past + size), np.int64),
+            "position_ids": np.arange(past, past + size)[None],
+        }
+        logits, *present = plain.run(None, feeds | cache)
+        rows.append(logits[0])
+        cache = dict(zip(cache, present, strict=True))
+        past += size
+    assert np.abs(np.concatenate(rows) - expected).max() <= TIMES_FLOAT32 * float32_error
+
+
+def past_names(spec: ModelSpec) -> list[str]:
+    return [f"past_key_values.{layer}.{part}" for layer in range(spec.num_layers) for part in ("key", "value")]
+
+
+@pytest.mark.parametrize("name", [bundles.ONNX_GRAPHS[False, False], bundles.ONNX_PLAIN])
+@pytest.mark.parametrize("tiny", [TINIES[0], TINIES[1]], ids=lambda tiny: tiny.name)
+def test_a_batch_equals_its_sequences(tiny: Tiny, name: str, tmp_path: Path) -> None:
+    """Two prompts of different lengths, padded on the right, and a token more for each.
+
+    To float32 rounding: a batch is other shapes of products. The plain graph is told positions.
+    """
+    make(tiny, tmp_path / "checkpoint")
+    spec = export(tmp_path / "checkpoint", tmp_path / "bundle", "fp32", format="onnx").spec
+    session = onnxruntime.InferenceSession(tmp_path / "bundle" / name)
+    plain, lengths, room = name == bundles.ONNX_PLAIN, (9, 5), 16
+
+    def run(
+        ids: np.ndarray, mask: np.ndarray, cache: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        new = ids.shape[1]
+        feeds = {"input_ids": ids, "attention_mask": mask} | cache
+        if plain:
+            feeds["position_ids"] = np.maximum(mask.cumsum(1)[:, -new:] - 1, 0)
+        else:
+            feeds["wanted_rows"] = np.arange(new)
+        logits, *present = session.run(None, feeds)
+        return logits, dict(zip(past_names(spec), present, strict=True))
+
+    def empty(batch: int) -> dict[str, np.ndarray]:
+        shape = (batch, spec.num_kv_heads, 0 if plain else room, spec.head_dim)
+        return {past: np.zeros(shape, np.float32) for past in past_names(spec)}
+
+    alone = []
+    for i, length in enumerate(lengths):
+        ids = IDS[None, 10 * i : 10 * i + length + 1]
+        first, cache = run(ids[:, :length], np.ones((1, length), np.int64), empty(1))
+        second, _ = run(ids[:, length:], np.ones((1, length + 1), np.int64), cache)
+        alone.append((first[0], second[0]))
+
+    longest = max(lengths)
+    ids, mask = np.zeros((2, longest), np.int64), np.zeros((2, longest), np.int64)
+    for i, length in enumerate(lengths):
+        ids[i, :length], mask[i, :length] = IDS[10 * i : 10 * i + length], 1
+    first, cache = run(ids, mask, empty(2))
+    next_ids = np.array([[IDS[10 * i + length]] for i, length in enumerate(lengths)])
+    if plain:  # its cache keeps the padding where it is
+        next_mask = np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1)
+    else:  # its buffers go on behind each sequence's own last token
+        next_mask = np.array([[1] * (length + 1) + [0] * (longest - length) for length in lengths])
+    second, _ = run(next_ids, next_mask, cache)
+    for i, length in enumerate(lengths):
+        np.testing.assert_allclose(first[i, :length], alone[i][0], atol=1e-4)
+        np.testing.assert_allclose(second[i], alone[i][1], atol=1e-4)
+
+
+def test_the_last_row_is_what_comes_without_asking(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """onnxruntime-genai knows no input wanted_rows."""
+    spec = export(tiny_checkpoint, tmp_path / "bundle", "fp32", format="onnx").spec
+    session = onnxruntime.InferenceSession(tmp_path / "bundle" / "model.onnx")
+    assert "wanted_rows" not in [value.name for value in session.get_inputs()]
+    feeds = {"input_ids": IDS[None], "attention_mask": np.ones((1, IDS.size), np.int64)}
+    feeds |= {name: np.zeros((1, spec.num_kv_heads, 64, spec.head_dim), np.float32) for name in past_names(spec)}
+    last, every = (session.run(["logits"], feeds | rows)[0] for rows in ({}, {"wanted_rows": np.arange(IDS.size)}))
+    assert last.shape == (1, 1, spec.vocab_size)
+    np.testing.assert_allclose(last[0, 0], every[0, -1], atol=1e-4)
+
+
+def test_a_wrong_graph_is_noticed_at_export(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runner's graph is held against plain numpy: an emitter that swaps gate and up does not get through."""
+    plan = make_plan(tiny_checkpoint, "fp32", format="onnx")
+    weights = plan.weights.block(0)
+    verifier = Verifier(IDS.tolist(), plan.spec, [OnnxRunner()])
+    verifier.hidden = np.random.default_rng(0).normal(size=verifier.hidden.shape).astype(np.float32)
+    swapped = lambda self, x: tuple(reversed(gate_and_up(self, x)))  # noqa: E731
+    gate_and_up = graphs.OnnxBuilder._gate_and_up
+    monkeypatch.setattr(graphs.OnnxBuilder, "_gate_and_up", swapped)
+    with pytest.raises(VerificationError, match="ONNX Runtime graph of block 0 is off"):
+        verifier.block(0, weights, weights)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zero_points", [True, False])
+@pytest.mark.parametrize("group_size", [16, 32, 48, 96])
+@pytest.mark.parametrize("n", [7, 8])
+def test_packed_matrices_equal_plain_numpy(n: int, group_size: int, zero_points: bool, bits: int) -> None:
+    """Rows, products and look-ups: odd rows of zero points, groups cut into blocks, implied zero points."""
+    rng, k = np.random.default_rng(n + group_size), 96
+    groups = k // group_size
+    weight = PackedTensor(
+        (n, k),
+        bits,
+        signed=not zero_points,
+        group_size=group_size,
+        data=rng.integers(0, 256, n * k * bits // 8, np.uint8),
+        scale=rng.uniform(0.01, 0.1, (n, groups)).astype(np.float16),
+        zero_point=pack(rng.integers(0, 1 << bits, n * groups), bits) if zero_points else None,
+    )
+    matrix = dequantize(weight)
+    np.testing.assert_array_equal(dequantize(as_unsigned(weight)), matrix)
+    np.testing.assert_array_equal(reference.rows_of(as_unsigned(weight), 0, n), matrix)
+    spec = ModelSpec("glm", 1, k, k, 6, 6, 16, 16, 1e4, 1e-5, n, 64, False, False, False)
+    ids = np.arange(n)[None, ::-1].copy()
+    looked_up = OnnxRunner().embedding({"embed.weight": weight}, ids, spec)
+    np.testing.assert_allclose(looked_up[0], matrix[::-1], rtol=1e-6)
+    x = rng.normal(size=(1, 3, k)).astype(np.float32)
+    ones = {"norm.weight": np.ones(k, np.float32), "lm_head.weight": weight}
+    product = OnnxRunner().head(ones, x, spec)
+    normed = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(product, normed @ matrix.T, atol=1e-4)
+
+
+def test_widths_that_kernels_do_not_know(tmp_path: Path) -> None:
+    """Before anything is compressed."""
+    make(Tiny("narrow", intermediate_size=136), tmp_path / "checkpoint")
+    with pytest.raises(RecipeError, match=r"layers\.0\.mlp\.down\.weight has groups of 136 weights"):
+        export(tmp_path / "checkpoint", tmp_path / "bundle", "int8-asym", format="both")
+    export(tmp_path / "checkpoint", tmp_path / "bundle", "int8-asym", format="openvino")
+
+
+def test_unknown_format(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="format 'tflite' is unknown, expected openvino, onnx, both"):
+        export(tiny_checkpoint, tmp_path / "bundle", format="tflite")  # type: ignore[arg-type]
+
+
+def test_small_constants_are_in_the_graph_and_large_ones_are_not() -> None:
+    writer = onnx_writer.GraphWriter(memory := onnx_writer.Borrowed())
+    writer.constant("small", np.zeros(4, np.float32))
+    writer.constant("large", np.zeros(1000, np.float32))
+    assert list(memory.arrays) == ["large"]
+
+
+def test_open_bundle_keeps_the_formats_apart(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    export(tiny_checkpoint, tmp_path / "bundle", "int8-asym", format="openvino")
+    assert not onnx_files(tmp_path / "bundle")
+    assert open_bundle(tmp_path / "bundle").file(bundles.ONNX_DATA) is None

@@ -1,0 +1,58 @@
+"""One bundle, two engines: the same logits and the same greedy ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.export.pipeline import export
+from edge.runtime.bundle import open_bundle
+from edge.runtime.engines.choice import open_engine
+from edge.runtime.kv.pool import Sequence
+from edge.runtime.llm import LLM
+from edge.runtime.verify import FLOAT32_BOUND
+from tests.conftest import ENGINES, EXACT
+from tests.export.test_reference import PROMPTS
+from tests.tiny import TINIES, Tiny, make
+
+IDS = np.random.default_rng(9).integers(0, 256, 60)
+
+
+def logits(bundle: Path, engine: str, ids: np.ndarray) -> np.ndarray:
+    """(T, vocab), in chunks, so that the cache takes part."""
+    runs = open_engine(open_bundle(bundle), EXACT[engine])  # type: ignore[index]
+    sequence, rows = Sequence(runs.pool), []
+    for part in np.split(ids, [33, 34, 50]):
+        rows.append(runs.forward(part, sequence, np.arange(part.size)).copy())
+    return np.concatenate(rows)
+
+
+def distance(bundle: Path, ids: np.ndarray) -> float:
+    one, other = (logits(bundle, engine, ids) for engine in ENGINES)
+    return float(np.abs(one - other).max() / np.abs(one).max())
+
+
+@pytest.mark.parametrize("recipe", ["int8-asym", "int8-sym", "int4-asym-g64", "int4-sym-channel", "fp16"])
+@pytest.mark.parametrize("tiny", TINIES, ids=lambda tiny: tiny.name)
+def test_logits_of_tiny_models(tiny: Tiny, recipe: str, tmp_path: Path) -> None:
+    make(tiny, tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", tmp_path / "bundle", recipe)
+    assert distance(tmp_path / "bundle", IDS) <= FLOAT32_BOUND
+
+
+def test_logits_of_the_demo_model(demo_bundle: Path) -> None:
+    assert distance(demo_bundle, IDS) <= FLOAT32_BOUND
+
+
+def test_greedy_ids_of_the_demo_model(demo_bundle: Path) -> None:
+    """5 prompts of 64 tokens. About 50 s."""
+    one, other = (LLM(demo_bundle, EXACT[engine]) for engine in ENGINES)
+    for prompt in PROMPTS:
+        ids = one.tokenizer.encode(one.render([{"role": "user", "content": prompt}]))
+        answers = [
+            [i for chunk in llm.generate(ids, max_new_tokens=64, ignore_stop_ids=True) for i in chunk.token_ids]
+            for llm in (one, other)
+        ]
+        assert answers[0] == answers[1], prompt

@@ -1,0 +1,239 @@
+"""The engine on ONNX Runtime: buffers that stay where they are, settings, and everything that can be wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from edge.export.pipeline import export
+from edge.runtime import bundle as bundles
+from edge.runtime import machine
+from edge.runtime.bundle import open_bundle
+from edge.runtime.engines import EngineSettings
+from edge.runtime.engines import onnxruntime as engines
+from edge.runtime.engines.choice import open_engine
+from edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from edge.runtime.errors import BundleError, DeviceError, SettingsError, VerificationError
+from edge.runtime.kv.pool import Sequence
+from edge.runtime.llm import LLM
+from edge.runtime.verify import verify
+from tests.conftest import EXACT
+
+IDS = np.random.default_rng(4).integers(0, 256, 50)
+
+
+@pytest.fixture(scope="module")
+def int4_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("int4") / "bundle"
+    export(tiny_checkpoint, out, "int4-sym-g128")  # whose integers ONNX has in a file of its own
+    return out
+
+
+def engine_of(bundle: Path, **settings: object) -> OnnxRuntimeEngine:
+    engine = open_engine(open_bundle(bundle), EngineSettings("onnx", **settings))  # type: ignore[arg-type]
+    assert isinstance(engine, OnnxRuntimeEngine)
+    return engine
+
+
+def run(engine: OnnxRuntimeEngine, ids: np.ndarray) -> np.ndarray:
+    """Logits of the last token."""
+    sequence = Sequence(engine.pool)
+    try:
+        return engine.forward(ids, sequence, np.array([ids.size - 1]))[0].copy()
+    finally:
+        sequence.trim(0)
+
+
+def test_keys_are_written_where_the_buffers_are(tiny_bundle: Path) -> None:
+    """No copy: new tokens appear behind the old ones, and nothing else in the buffers changes."""
+    engine = engine_of(tiny_bundle)
+    sequence, row = Sequence(engine.pool), np.array([0])
+    engine.forward(IDS[:20], sequence, row)
+    before = [buffer.copy() for buffer in engine._cache]
+    assert all(np.abs(b[0, :, :20]).min(axis=-1).max() > 0 and not b[0, :, 20:].any() for b in before)
+    engine.forward(IDS[20:21], sequence, row)
+    for old, new in zip(before, engine._cache, strict=True):
+        np.testing.assert_array_equal(old[0, :, :20], new[0, :, :20])
+        assert new[0, :, 20].any()
+        assert not new[0, :, 21:].any()
+
+
+def test_buffers_take_memory_as_tokens_arrive(demo_bundle: Path) -> None:
+    """377 MB of buffers at 8,192 tokens; a page of 64 rows a head and layer at first."""
+    script = (
+        "import sys, numpy as np; from edge.runtime import bundle; from edge.runtime.engines import EngineSettings; "
+        "from edge.runtime.engines.choice import open_engine; from edge.runtime.kv.pool import Sequence\n"
+        "def anonymous(): return int(open('/proc/self/status').read().split('RssAnon:')[1].split()[0]) * 1024\n"
+        "e = open_engine(bundle.open_bundle(sys.argv[1]), EngineSettings('onnx')); before = anonymous(); "
+        "e.forward(np.arange(8), Sequence(e.pool), np.array([7])); print(anonymous() - before)"
+    )
+    if not Path("/proc/self/status").exists():
+        pytest.skip("memory is told by /proc")
+    done = subprocess.run([sys.executable, "-c", script, str(demo_bundle)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 40e6
+
+
+def test_trimmed_equals_fresh(tiny_bundle: Path) -> None:
+    engine = engine_of(tiny_bundle)
+    expected = run(engine, IDS[:30])
+    sequence = Sequence(engine.pool)
+    engine.forward(IDS, sequence, np.array([0]))
+    sequence.trim(20)
+    found = engine.forward(IDS[20:30], sequence, np.array([9]))[0]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_float16_cache_halves_the_bytes(tiny_bundle: Path) -> None:
+    half, full = engine_of(tiny_bundle, kv_precision="f16"), engine_of(tiny_bundle)
+    assert half.kv_bytes_per_token * 2 == full.kv_bytes_per_token
+    a, b = run(half, IDS), run(full, IDS)
+    assert 0 < np.abs(a - b).max() < 0.02 * np.abs(b).max()  # 11 bits of mantissa
+
+
+def test_activations_follow_the_weights(int4_bundle: Path, tiny_bundle: Path) -> None:
+    """Rounded to 8 bits where weights have 4, unless it is said otherwise; floats with 8-bit weights."""
+    default, rounded, exact = (
+        run(engine_of(int4_bundle, dynamic_quantization_group=group), IDS) for group in (None, 64, 0)
+    )
+    np.testing.assert_array_equal(default, rounded)
+    assert np.abs(default - exact).max() > 1e-3 * np.abs(exact).max()
+    default, exact = (run(engine_of(tiny_bundle, dynamic_quantization_group=group), IDS) for group in (None, 0))
+    np.testing.assert_array_equal(default, exact)
+
+
+def test_threads_are_taken(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "physical_cores", lambda: 3)
+    for chosen, expected in ((1, 1), (None, 3)):
+        session = engine_of(tiny_bundle, threads=chosen)._session
+        assert session.get_session_options().intra_op_num_threads == expected
+
+
+def test_cores_are_those_of_the_affinity() -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system has no affinity")
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert machine.physical_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert 1 <= machine.physical_cores() <= len(allowed)
+
+
+def test_bundle_without_onnx(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    export(tiny_checkpoint, tmp_path / "bundle", "int8-asym", format="openvino")
+    with pytest.raises(BundleError, match="holds no ONNX graph; use --engine openvino, or export it with"):
+        LLM(tmp_path / "bundle", EngineSettings("onnx"))
+
+
+def test_bundle_without_openvino(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    export(tiny_checkpoint, tmp_path / "bundle", "int8-asym", format="onnx")
+    assert LLM(tmp_path / "bundle").generate("Hello", max_new_tokens=3).text() is not None
+    with pytest.raises(BundleError, match="holds no OpenVINO graph; use --engine onnx, or export it with"):
+        LLM(tmp_path / "bundle", EngineSettings("openvino"))
+    with pytest.raises(BundleError, match="holds nothing that runs on GPU"):
+        LLM(tmp_path / "bundle", EngineSettings(device="GPU"))
+
+
+@pytest.fixture
+def copy(int4_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(int4_bundle, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", [bundles.MODEL_BIN, bundles.ONNX_DATA, "model_int8.onnx"])
+def test_weights_missing_or_cut(int4_bundle: Path, copy: Path, name: str) -> None:
+    with (copy / name).open("r+b") as file:
+        file.truncate((copy / name).stat().st_size - 1)
+    with pytest.raises(BundleError, match=f"{name} has .* bytes, the manifest says"):
+        LLM(copy, EngineSettings("onnx"))
+    (copy / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        LLM(copy, EngineSettings("onnx"))
+
+
+def test_weights_altered(copy: Path) -> None:
+    """A load does not read all hashes; `edge verify` does."""
+    with (copy / bundles.ONNX_DATA).open("r+b") as file:
+        first = file.read(1)
+        file.seek(0)
+        file.write(bytes([first[0] ^ 0xFF]))
+    with pytest.raises(BundleError, match=f"{bundles.ONNX_DATA} is altered"):
+        verify(copy)
+
+
+def test_graph_that_is_none(copy: Path) -> None:
+    """Of the right size, so that only onnxruntime can tell."""
+    path = copy / "model_int8.onnx"
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    with pytest.raises(DeviceError, match=r"onnxruntime .* cannot open .*model_int8\.onnx: .*; run edge verify"):
+        LLM(copy, EngineSettings("onnx"))
+
+
+def test_verify_runs_what_the_bundle_holds(copy: Path) -> None:
+    """A graph whose computation is wrong and whose hash is right."""
+    import json
+
+    manifest = json.loads((copy / bundles.MANIFEST).read_text())
+    exact = copy / bundles.ONNX_GRAPHS[False, False]
+    content = exact.read_bytes()
+    shifted = content.replace(b"epsilon", b"epsilon")  # the attribute's value follows its name
+    place = shifted.index(b"epsilon") + len(b"epsilon") + 1
+    shifted = shifted[:place] + np.float32(5.0).tobytes() + shifted[place + 4 :]
+    assert len(shifted) == len(content)
+    exact.write_bytes(shifted)
+    record = bundles.record_of(exact)
+    manifest["files"][exact.name] = {"size": record.size, "sha256": record.sha256}
+    (copy / bundles.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(VerificationError, match="engine onnx on CPU gives logits that differ"):
+        verify(copy)
+
+
+def test_onnxruntime_too_old(int4_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "1.20.1")
+    with pytest.raises(DeviceError, match=r"onnxruntime 1\.20\.1 is too old.*expected 1\.\d+ or newer; pip install"):
+        engine_of(int4_bundle)
+
+
+def test_context_larger_than_memory(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "available_bytes", lambda: 50_000)
+    with pytest.raises(SettingsError, match=r"a context of 200 tokens needs .* allowed and 50,000 are free; lower"):
+        engine_of(tiny_bundle, max_context=200)
+    assert engine_of(tiny_bundle).max_context < 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"kv_precision": "u8"}, SettingsError, "kv_precision is u8, the onnx engine has f32 and f16"),
+        ({"inference_precision": "bf16"}, SettingsError, "inference_precision is bf16, the onnx engine has f32"),
+        ({"device": "GPU"}, DeviceError, "the onnx engine runs on the CPU"),
+    ],
+)
+def test_settings_it_does_not_have(
+    tiny_bundle: Path, settings: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        engine_of(tiny_bundle, **settings)
+
+
+def test_runs_without_openvino(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    export(tiny_checkpoint, tmp_path / "bundle", "int4-asym-g64", format="onnx")
+    script = (
+        "import sys; sys.modules['openvino'] = None; import edge; from edge.cli import main; "
+        f"bundle = {str(tmp_path / 'bundle')!r}; edge.load(bundle).generate('Hello', max_new_tokens=3).text(); "
+        "assert main(['verify', bundle]) == main(['devices']) == main(['inspect', bundle]) == 0"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_exact_settings_are_exact(tiny_bundle: Path) -> None:
+    assert run(engine_of(tiny_bundle), IDS).shape == (320,)
+    assert EXACT["onnx"].dynamic_quantization_group == 0
