@@ -10,7 +10,9 @@ Every measurement is a fresh process: it loads, answers a prompt of 32 random id
 and rounds, and goes on greedily whatever the tokens are; with --long it then takes in a prompt of 512 others, the first
 of that length in its life. Everybody has his defaults, except that llama.cpp is given as many threads as there are
 cores, as its own programs take. The order rotates by round. The figures are medians over the rounds, and the ratios, of
-each engine to our ONNX Runtime, medians of the rounds' own ratios.
+each engine to our ONNX Runtime, medians of the rounds' own ratios. The machine has to be idle: what shares its cores
+does not fall on all alike. Next to one busy process of low priority on two cores, llama.cpp decoded 135M parameters at
+5 tok/s with two threads and at 43 with one. The report holds the load.
 
 start_to_first_token_s is from the start of the process, imports included, with the model's files in the page cache.
 peak_anonymous_gb is memory that the process allocated and the kernel cannot drop: the largest RssAnon among samples
@@ -118,7 +120,7 @@ def compare(args: argparse.Namespace) -> int:
         check_shapes(args.gguf, bundle.manifest.spec)
     if not ON_LINUX:
         print("memory is not measured: that takes Linux's /proc", file=sys.stderr)
-    threads = physical_cores()
+    threads, load = physical_cores(), os.getloadavg()[0] if ON_LINUX else None
     prompt, long_prompt = prompts(args.bundle)
     sides = {}
     for name in (name for name in OPENERS if name not in skipped):
@@ -128,6 +130,7 @@ def compare(args: argparse.Namespace) -> int:
     figures, errors = measure_rounds(sides, args.rounds)
     report: dict[str, Any] = {
         "machine": f"{processor_name()}, {os.cpu_count()} cores",
+        **({"load_before": round(load, 2)} if load is not None else {}),  # processes that ran, mean of a minute
         "versions": {name: found for name in VERSIONED if (found := installed(name))},
         "bundle": {"name": args.bundle.resolve().name, "recipe": bundle.manifest.recipe},
         "settings": {

@@ -59,16 +59,23 @@ def main() -> int:
     unquantized = args.out.with_name(f"{args.out.name}.unquantized")
     try:
         spec, weights = describe(open_checkpoint(args.checkpoint))
+        check_quantizer(args.quantize_with)
         check_space(args.out.parent, weights)
         write_gguf(unquantized, spec, weights)
         quantize(args.quantize_with, unquantized, args.out)
-    except (EdgeError, OSError, subprocess.CalledProcessError) as error:
+    except (EdgeError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     finally:
         unquantized.unlink(missing_ok=True)
     print(f"{args.out}: {args.out.stat().st_size:,} bytes")
     return 0
+
+
+def check_quantizer(python: str) -> None:
+    """Raises OSError before anything is written."""
+    if subprocess.run([python, "-c", "import llama_cpp"], check=False, capture_output=True).returncode:
+        raise OSError(f"{python} has no llama_cpp; --quantize-with names a Python that has it")
 
 
 def check_space(folder: Path, weights: Weights) -> None:
@@ -133,9 +140,10 @@ def add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
 
 
 def quantize(python: str, source: Path, out: Path) -> None:
-    """Raises CalledProcessError, leaving nothing; llama.cpp has said why."""
+    """Raises OSError, leaving nothing."""
     try:
-        subprocess.run([python, "-c", QUANTIZE, str(source), str(out)], check=True)
+        if subprocess.run([python, "-c", QUANTIZE, str(source), str(out)], check=False).returncode:
+            raise OSError(f"{source}: llama.cpp's quantizer failed; it says why above")
     except BaseException:  # an interrupt too
         out.unlink(missing_ok=True)
         raise

@@ -7,17 +7,21 @@
     for chunk in llm.chat([{"role": "user", "content": "Hello"}]):
         print(chunk.text, end="", flush=True)
 
-Public names are loaded when they are first used; importing `edge` imports nothing else. It does one thing: it makes
-`import openvino_telemetry` fail in this process, because `import openvino` and nncf report to a server where it works
-(openvino/tools/ovc/__init__.py and nncf/telemetry/wrapper.py fall back to a stub).
+Public names are loaded when they are first used; importing `edge` imports nothing else. It does one thing: it keeps
+what it will use from reporting to a server. `import openvino_telemetry` is made to fail in this process, since `import
+openvino` and nncf report where it works (openvino/tools/ovc/__init__.py and nncf/telemetry/wrapper.py fall back to a
+stub). onnxruntime and onnxruntime-genai start an uploader when they are imported and listen only to a variable of the
+environment: disable_telemetry_events() comes too late (seen with 1.31 and 0.18: a queue in the user's cache folder).
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: not importable
 
 if TYPE_CHECKING:

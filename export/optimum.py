@@ -35,7 +35,7 @@ from edge.export.output import check_space, work_folder
 from edge.export.pipeline import SIDECAR_BYTES
 from edge.export.plan import source_sha256, tensor_sha256, versions
 from edge.export.recipes import EMBEDDING, HEAD, Precision, Recipe
-from edge.export.sidecars import write_sidecars
+from edge.export.sidecars import write_server_graph, write_sidecars
 from edge.export.stages import Progress
 from edge.export.verify import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden, distance
 from edge.runtime import bundle
@@ -83,6 +83,7 @@ def export_with_optimum(
         bits = 32 + max(chosen.linear.bits, chosen.embedding.bits, chosen.head.bits)  # of the float graph and ours
         check_space(folder, parameters * bits // 8 + SIDECAR_BYTES)
         tokenizer, stop_ids = write_sidecars(checkpoint, spec, folder, own_config=True)
+        write_server_graph(folder)
         ids = np.array(tokenizer.encode(GOLDEN_TEXT)[:GOLDEN_TOKENS], np.int64)
         with (
             openvino_tokenizer.start(folder, stop_ids[0] if stop_ids else None) as conversion,

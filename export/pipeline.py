@@ -26,7 +26,7 @@ from edge.export.plan import (
     versions,
 )
 from edge.export.recipes import EMBEDDING, HEAD
-from edge.export.sidecars import write_genai, write_sidecars
+from edge.export.sidecars import write_genai_config, write_server_graph, write_sidecars
 from edge.export.stages import Compressed, Progress, compress, done_bytes, open_store
 from edge.export.store import WeightStore
 from edge.export.verify import GOLDEN_TEXT, Verifier
@@ -68,7 +68,10 @@ def export(
         check_space(folder, _expected_bytes(plan) - done_bytes(journal))
         tokenizer, stop_ids = write_sidecars(plan.checkpoint, plan.spec, folder)
         conversion = None
+        if plan.onnx:
+            write_genai_config(plan.checkpoint, plan.spec, stop_ids, folder)
         if plan.openvino:
+            write_server_graph(folder)
             eos = stop_ids[0] if stop_ids else None
             conversion = stack.enter_context(openvino_tokenizer.start(folder, eos))
         with open_store(folder / plan.weight_file, journal) as store:
@@ -77,8 +80,6 @@ def export(
             total, layers = plan.spec.num_parameters, plan.spec.num_layers
             progress(Progress("writing", layers, layers, total, total, store.end, 0, None))
             _write_graphs(plan, store, folder)
-            if plan.onnx:
-                write_genai(plan.checkpoint, plan.spec, stop_ids, _default_graph(plan, store), folder)
             weights = FileRecord(store.end, store.hash_written())
         done.golden.write(folder / bundle.GOLDEN)
         if conversion is not None and (problem := conversion.finish()) is not None:
@@ -129,12 +130,6 @@ def _write_graphs(plan: Plan, store: WeightStore, folder: Path) -> None:
         raise OutputError(
             f"{folder.parent}: the model could not be written ({error}); the disk is full or refuses, free some space"
         ) from error
-
-
-def _default_graph(plan: Plan, store: WeightStore) -> str:
-    """The ONNX graph that our own runtime runs where settings leave it open."""
-    bits = min(plan.recipe.precision_of(name, record.shape)[0].bits for name, record in store.records.items())
-    return bundle.ONNX_GRAPHS[bits == 4, False]
 
 
 def _manifest(

@@ -137,8 +137,8 @@ def _copied(recipe: Recipe, spec: ModelSpec) -> tuple[str, ...]:
     if not (size := signed_bytes(recipe, spec)):
         return ()
     return (
-        f"ONNX's operators know no signed integers: {size:,} bytes of weights are in {bundle.ONNX_DATA} again as unsigned "
-        "ones; an -asym recipe, or one format alone, needs no second copy",
+        f"ONNX's operators know no signed integers: {size:,} bytes of weights are in {bundle.ONNX_DATA} again as "
+        "unsigned ones; an -asym recipe, or one format alone, needs no second copy",
     )
 
 

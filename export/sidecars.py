@@ -1,7 +1,7 @@
 """The small files of a bundle: tokenizer, chat template, configurations for us and for others.
 
 In: an open checkpoint and its spec. Out: the files, the tokenizer and the ids that end an answer. Knows nothing about
-weights, and of ONNX graphs what of them onnxruntime-genai wants in another form.
+weights.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ node {
 # onnxruntime-genai takes memory for keys and values of all max_length tokens when an answer begins: 10.7 GB with the
 # context of glm-4-9b-chat. So this is the default; who generates may set it as high as context_length.
 _GENAI_MAX_LENGTH = 4096
-_GENAI_GRAPH = "model_genai.onnx"
 _GENAI_IDS = ("bos_token_id", "pad_token_id")
 
 
@@ -65,14 +64,17 @@ def write_sidecars(
     return Tokenizer(folder / bundle.TOKENIZER), stops
 
 
-def write_genai(checkpoint: Checkpoint, spec: ModelSpec, stops: tuple[int, ...], graph: str, folder: Path) -> None:
-    """What onnxruntime-genai needs besides: its configuration, and one of the ONNX graphs in its form. Raises OSError.
+def write_server_graph(folder: Path) -> None:
+    """What makes the folder a servable of OpenVINO Model Server."""
+    (folder / bundle.SERVER_GRAPH).write_text(_SERVER_GRAPH, encoding="utf-8")
 
-    It reads tokenizer.json, tokenizer_config.json and chat_template.jinja as they are. For GLM-4 it gives our ids, up
-    to a NUL in the text; where tokenizer.json splits off digits before anything else, as SmolLM2's does, it gives
-    others for spaces and line ends before a digit.
+
+def write_genai_config(checkpoint: Checkpoint, spec: ModelSpec, stops: tuple[int, ...], folder: Path) -> None:
+    """What onnxruntime-genai reads besides the tokenizer's files and the chat template, which it takes as they are.
+
+    For GLM-4 its tokenizer gives our ids, up to a NUL in the text; where tokenizer.json splits off digits before
+    anything else, as SmolLM2's does, it gives others for spaces and line ends before a digit.
     """
-    _write_genai_graph(folder / graph, folder / _GENAI_GRAPH)
     found = {name: checkpoint.generation_config().ids(name) + checkpoint.config.ids(name) for name in _GENAI_IDS}
     stop_ids = list(stops) or [spec.vocab_size - 1]  # without any, it would take 0 for one
     model = {
@@ -82,7 +84,7 @@ def write_genai(checkpoint: Checkpoint, spec: ModelSpec, stops: tuple[int, ...],
         "eos_token_id": stop_ids,
         "pad_token_id": (*found["pad_token_id"], *stop_ids)[0],  # fills the shorter prompts of a batch
         "decoder": {
-            "filename": _GENAI_GRAPH,
+            "filename": bundle.ONNX_GENAI,
             "hidden_size": spec.hidden_size,
             "num_hidden_layers": spec.num_layers,
             "num_attention_heads": spec.num_heads,
@@ -111,42 +113,6 @@ def write_genai(checkpoint: Checkpoint, spec: ModelSpec, stops: tuple[int, ...],
     _write_json(folder / bundle.GENAI_CONFIG, {"model": model, "search": search})
 
 
-def _write_genai_graph(source: Path, out: Path) -> None:
-    """A graph without wanted_rows: it returns logits of the last token of every sequence, and its shapes say so.
-
-    Where they do not, onnxruntime-genai expects logits of all tokens. It pads the prompts of a batch on the right, so
-    their last tokens are in different rows; a row counts from the first of the new tokens.
-    """
-    import onnx
-    from onnx import TensorProto, helper
-
-    model = onnx.load(source, load_external_data=False)
-    graph, rows = model.graph, "wanted_rows"
-    for values in (graph.input, graph.initializer):
-        values.remove(next(value for value in values if value.name == rows))
-    graph.initializer.append(helper.make_tensor(f"{rows}/one", TensorProto.INT64, [1], [1]))
-    graph.initializer.append(helper.make_tensor(f"{rows}/axes", TensorProto.INT64, [2], [1, 2]))
-    row_of_each = [
-        helper.make_node("Shape", ["input_ids"], [f"{rows}/tokens"], start=1),
-        helper.make_node("Sub", [f"{rows}/tokens", f"{rows}/one"], [f"{rows}/end"]),
-        helper.make_node("Cast", ["last"], [f"{rows}/last"], to=TensorProto.INT64),
-        helper.make_node("Min", [f"{rows}/last", f"{rows}/end"], [f"{rows}/min"]),
-        helper.make_node("Unsqueeze", [f"{rows}/min", f"{rows}/axes"], [rows]),  # (B, 1, 1)
-    ]
-    nodes = []
-    for node in graph.node:
-        if rows in node.input:  # Gather, of (B, T, hidden_size)
-            nodes.append(helper.make_node("GatherND", node.input, node.output, node.name, batch_dims=1))
-        else:
-            nodes += [node, *(row_of_each if "last" in node.output else ())]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    logits = next(value for value in graph.output if value.name == "logits")
-    logits.type.tensor_type.shape.dim[1].dim_value = 1
-    out.write_bytes(model.SerializeToString(deterministic=True))
-    onnx.checker.check_model(out)
-
-
 def _stop_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
     """Every id that ends an answer: those of generation_config and of config, in this order."""
     found = checkpoint.generation_config().ids("eos_token_id") + checkpoint.config.ids("eos_token_id")
@@ -167,7 +133,6 @@ def _write_configs(
     files = {bundle.GENERATION_CONFIG: generation, bundle.CONFIG: config, bundle.TOKENIZER_CONFIG: tokenizer}
     for name, values in files.items():
         _write_json(folder / name, values)
-    (folder / bundle.SERVER_GRAPH).write_text(_SERVER_GRAPH, encoding="utf-8")
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

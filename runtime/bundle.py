@@ -39,6 +39,7 @@ ONNX_GRAPHS = {
     (False, True): "model_kv16.onnx",
     (True, True): "model_int8_kv16.onnx",
 }
+ONNX_GENAI = "model_genai.onnx"  # in the form that onnxruntime-genai takes
 ONNX_PLAIN = "model_plain.onnx"  # of float weights in standard operators; for other tools
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"

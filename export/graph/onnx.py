@@ -9,12 +9,12 @@ float16 in the file and are widened, and repeated where a group is larger than a
 
 Inputs are those of onnxruntime-genai's graphs: input_ids (B, T), attention_mask (B, past + T) padded on the right, and
 past_key_values.N.{key,value} (B, n_kv, S, head_dim), which may be the buffers of present.N.{key,value} where S is large
-enough. One more may be given: wanted_rows (R,), the tokens to return logits (B, R, vocab_size) for; else the last one.
+enough; and one more, wanted_rows (R,): the tokens to return logits (B, R, vocab_size) for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,12 +71,13 @@ class OnnxBuilder(OnnxParts):
         spec: ModelSpec,
         kernels: Kernels,
         lengths: Lengths | None = None,
-        wanted_rows: str | None = None,
+        pick_rows: Callable[[str], str] = lambda hidden: hidden,
     ) -> None:
+        """pick_rows: writes what takes those tokens of (B, T, H) whose logits are wanted."""
         super().__init__(writer, weights, spec)
         self._kernels = kernels
         self._lengths = lengths
-        self._wanted_rows = wanted_rows
+        self._pick_rows = pick_rows
         self._tables: tuple[str, str] | None = None  # cos and sin of all positions
         self._turns: tuple[str, str] | None = None  # cos and sin of the new tokens
 
@@ -170,9 +171,9 @@ class OnnxBuilder(OnnxParts):
 
     def add(self, a: Value, b: Value, name: str) -> Value:
         a, b = self.written(a), self.written(b)
-        if self._wanted_rows is not None and name == f"layers.{self._spec.num_layers - 1}.attn.residual":
+        if name == f"layers.{self._spec.num_layers - 1}.attn.residual":
             # All tokens have given their keys and values now; only those with wanted logits go on.
-            a, b = (self._w.op("Gather", value, self._wanted_rows, axis=1) for value in (a, b))
+            a, b = self._pick_rows(a), self._pick_rows(b)
         return Sum(a, b, name)
 
     def written(self, value: Value) -> str:
@@ -237,16 +238,44 @@ class OnnxBuilder(OnnxParts):
 def causal_decoder(
     weights: Mapping[str, Weight], spec: ModelSpec, kernels: Kernels, constants: Constants
 ) -> onnx.ModelProto:
-    """The whole decoder over KV buffers."""
+    """The whole decoder over KV buffers, with logits of the tokens that `wanted_rows` names."""
     w = GraphWriter(constants)
+    rows = w.input("wanted_rows", TensorProto.INT64, ["rows"])
+    return _decoder(w, weights, spec, kernels, lambda hidden, _: w.op("Gather", hidden, rows, axis=1), "rows")
+
+
+def genai_decoder(
+    weights: Mapping[str, Weight], spec: ModelSpec, kernels: Kernels, constants: Constants
+) -> onnx.ModelProto:
+    """The same as onnxruntime-genai takes it: with logits (B, 1, vocab_size) of each sequence's last token.
+
+    It gives no input wanted_rows, pads the prompts of a batch on the right, and expects logits of all tokens of a graph
+    whose shapes leave their number open (onnxruntime-genai 0.18, src/models/logits.cpp).
+    """
+    w = GraphWriter(constants)
+
+    def last_rows(hidden: str, lengths: Lengths) -> str:
+        end = w.op("Sub", w.op("Shape", hidden, start=1, end=2), w.ints(1))
+        row = w.op("Min", w.op("Cast", lengths.last, to=TensorProto.INT64), end)  # of the new tokens, (B,)
+        return w.op("GatherND", hidden, w.op("Unsqueeze", row, w.ints(1, 2)), batch_dims=1)
+
+    return _decoder(w, weights, spec, kernels, last_rows, 1)
+
+
+def _decoder(
+    w: GraphWriter,
+    weights: Mapping[str, Weight],
+    spec: ModelSpec,
+    kernels: Kernels,
+    pick_rows: Callable[[str, Lengths], str],
+    rows: str | int,
+) -> onnx.ModelProto:
     ids = w.input("input_ids", TensorProto.INT64, ["batch", "tokens"])
     lengths = _lengths(w, w.input("attention_mask", TensorProto.INT64, ["batch", "total"]))
     cache = _cache_inputs(w, range(spec.num_layers), spec, kernels)
-    rows = w.input("wanted_rows", TensorProto.INT64, ["rows"])
-    w.constant(rows, np.array([-1], np.int64))  # which makes the input one that may be left out
-    builder = OnnxBuilder(w, weights, spec, kernels, lengths, rows)
+    builder = OnnxBuilder(w, weights, spec, kernels, lengths, lambda hidden: pick_rows(hidden, lengths))
     w.op("Identity", builder.written(decoder.decoder(builder, ids, spec)), name="logits")
-    w.output("logits", TensorProto.FLOAT, ["batch", "rows", spec.vocab_size])
+    w.output("logits", TensorProto.FLOAT, ["batch", rows, spec.vocab_size])
     for name in cache:
         w.output(f"present.{name}", _cache_kind(kernels), ["batch", spec.num_kv_heads, "buffer", spec.head_dim])
     return w.model(spec.architecture)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import onnx
 
-from edge.export.graph.onnx import Kernels, causal_decoder
+from edge.export.graph.onnx import Kernels, causal_decoder, genai_decoder
 from edge.export.graph.onnx_plain import plain_decoder
 from edge.export.graph.onnx_writer import Array
 from edge.export.store import WeightStore
@@ -44,12 +44,13 @@ def write_onnx(store: WeightStore, spec: ModelSpec, folder: Path) -> None:
 def _write_graphs(store: WeightStore, more: WeightStore, spec: ModelSpec, folder: Path) -> None:
     weights: Mapping[str, Weight] = {**store, **more}
     constants = _InFiles(store, more)
-    packed = any(isinstance(weight, PackedTensor) for weight in weights.values())
+    bits = {weight.bits for weight in weights.values() if isinstance(weight, PackedTensor)}
     for (int8_activations, float16_cache), name in bundle.ONNX_GRAPHS.items():
-        if packed or not int8_activations:
+        if bits or not int8_activations:
             kernels = Kernels(int8_activations, float16_cache)
             _write(causal_decoder(weights, spec, kernels, constants), folder / name)
-    if not packed:
+    _write(genai_decoder(weights, spec, Kernels(int8_activations=4 in bits), constants), folder / bundle.ONNX_GENAI)
+    if not bits:
         _write(plain_decoder(weights, spec, constants), folder / bundle.ONNX_PLAIN)
 
 

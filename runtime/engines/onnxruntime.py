@@ -160,7 +160,6 @@ def _untouched(shape: tuple[int, ...], kind: type[np.floating[Any]]) -> npt.NDAr
 
 
 def _open(path: Path, threads: int) -> Any:
-    ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # what goes wrong is raised, and said in our words

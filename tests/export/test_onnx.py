@@ -39,7 +39,7 @@ def test_files_are_valid_and_point_into_the_weights(
 ) -> None:
     manifest = export(tiny_checkpoint, tmp_path / "bundle", recipe, format=format)  # type: ignore[arg-type]
     files = onnx_files(tmp_path / "bundle")
-    assert len(files) == (3 if recipe.startswith("fp") else 4)
+    assert len(files) == (4 if recipe.startswith("fp") else 5)
     weights = bundles.ONNX_DATA if format == "onnx" else bundles.MODEL_BIN
     for path in files:
         assert path.name in manifest.files
@@ -60,7 +60,8 @@ def test_both_takes_the_openvino_weights_as_they_are(tiny_checkpoint: Path, tmp_
         for format in ("openvino", "both")
     )
     assert alone.files[bundles.MODEL_BIN] == both.files[bundles.MODEL_BIN]
-    assert set(both.files) - set(alone.files) == {*bundles.ONNX_GRAPHS.values(), bundles.GENAI_CONFIG}
+    added = {*bundles.ONNX_GRAPHS.values(), bundles.ONNX_GENAI, bundles.GENAI_CONFIG}
+    assert set(both.files) - set(alone.files) == added
 
 
 def test_signed_integers_are_stored_again_where_openvino_has_them(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -166,18 +167,6 @@ def test_a_batch_equals_its_sequences(tiny: Tiny, name: str, tmp_path: Path) -> 
     for i, length in enumerate(lengths):
         np.testing.assert_allclose(first[i, :length], alone[i][0], atol=1e-4)
         np.testing.assert_allclose(second[i], alone[i][1], atol=1e-4)
-
-
-def test_the_last_row_is_what_comes_without_asking(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """onnxruntime-genai knows no input wanted_rows."""
-    spec = export(tiny_checkpoint, tmp_path / "bundle", "fp32", format="onnx").spec
-    session = onnxruntime.InferenceSession(tmp_path / "bundle" / "model.onnx")
-    assert "wanted_rows" not in [value.name for value in session.get_inputs()]
-    feeds = {"input_ids": IDS[None], "attention_mask": np.ones((1, IDS.size), np.int64)}
-    feeds |= {name: np.zeros((1, spec.num_kv_heads, 64, spec.head_dim), np.float32) for name in past_names(spec)}
-    last, every = (session.run(["logits"], feeds | rows)[0] for rows in ({}, {"wanted_rows": np.arange(IDS.size)}))
-    assert last.shape == (1, 1, spec.vocab_size)
-    np.testing.assert_allclose(last[0, 0], every[0, -1], atol=1e-4)
 
 
 def test_a_wrong_graph_is_noticed_at_export(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

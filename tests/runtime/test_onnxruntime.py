@@ -24,7 +24,6 @@ from edge.runtime.errors import BundleError, DeviceError, SettingsError, Verific
 from edge.runtime.kv.pool import Sequence
 from edge.runtime.llm import LLM
 from edge.runtime.verify import verify
-from tests.conftest import EXACT
 
 IDS = np.random.default_rng(4).integers(0, 256, 50)
 
@@ -234,6 +233,10 @@ def test_runs_without_openvino(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_exact_settings_are_exact(tiny_bundle: Path) -> None:
-    assert run(engine_of(tiny_bundle), IDS).shape == (320,)
-    assert EXACT["onnx"].dynamic_quantization_group == 0
+def test_nothing_is_queued_for_a_server(int4_bundle: Path, tmp_path: Path) -> None:
+    """onnxruntime would make a database of events in the user's cache folder and start an uploader."""
+    script = f"import edge; edge.load({str(int4_bundle)!r}, engine='onnx').generate('Hello', max_new_tokens=3).text()"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ORT_")}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    assert list(tmp_path.rglob("*")) == []
