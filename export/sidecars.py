@@ -84,7 +84,7 @@ def write_genai_config(checkpoint: Checkpoint, spec: ModelSpec, stops: tuple[int
         "eos_token_id": stop_ids,
         "pad_token_id": (*found["pad_token_id"], *stop_ids)[0],  # fills the shorter prompts of a batch
         "decoder": {
-            "filename": bundle.ONNX_GENAI,
+            "filename": bundle.MODEL_ONNX,
             "hidden_size": spec.hidden_size,
             "num_hidden_layers": spec.num_layers,
             "num_attention_heads": spec.num_heads,

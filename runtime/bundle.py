@@ -4,8 +4,10 @@ In: a folder. Out: a `Bundle` whose manifest has been checked. Knows nothing abo
 
     manifest.json            what the model is, how it was compressed, and every other file with its sha256
     openvino_model.{xml,bin} stateful OpenVINO IR
-    model*.onnx              ONNX over the same openvino_model.bin; model.onnx.data holds what ONNX has in another form,
-                             or all weights where there is no OpenVINO IR
+    model.onnx               ONNX over the same openvino_model.bin, as onnxruntime-genai takes it; model.onnx.data holds
+                             what ONNX has in another form, or all weights where there is no OpenVINO IR
+    model*.N.onnx            the same in parts, for each choice of kernels, as our engine takes it
+    model_plain.onnx         of float weights in standard operators, for other tools
     tokenizer.json · chat_template.jinja (when the model has one)
     config.json · generation_config.json · tokenizer_config.json · openvino_{tokenizer,detokenizer}.{xml,bin}
     graph.pbtxt · genai_config.json
@@ -21,6 +23,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +35,8 @@ MANIFEST = "manifest.json"
 MODEL_XML = "openvino_model.xml"
 MODEL_BIN = "openvino_model.bin"
 ONNX_DATA = "model.onnx.data"
-# An ONNX graph carries its kernels: (activations rounded to int8, keys and values in float16) -> file.
-ONNX_GRAPHS = {
-    (False, False): "model.onnx",
-    (True, False): "model_int8.onnx",
-    (False, True): "model_kv16.onnx",
-    (True, True): "model_int8_kv16.onnx",
-}
-ONNX_GENAI = "model_genai.onnx"  # in the form that onnxruntime-genai takes
-ONNX_PLAIN = "model_plain.onnx"  # of float weights in standard operators; for other tools
+MODEL_ONNX = "model.onnx"
+ONNX_PLAIN = "model_plain.onnx"
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 CONFIG = "config.json"
@@ -49,6 +45,19 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 SERVER_GRAPH = "graph.pbtxt"
 GENAI_CONFIG = "genai_config.json"
 GOLDEN = "golden.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxKernels:
+    """What an ONNX graph computes with, where onnxruntime has a choice; a part of the graph, so each has its own."""
+
+    int8_activations: bool = False  # of matrix products, rounded in the weights' blocks
+    float16_cache: bool = False  # keys and values
+
+    def part(self, index: int) -> str:
+        """File name of one part of the graph."""
+        kind = ("_int8" if self.int8_activations else "") + ("_kv16" if self.float16_cache else "")
+        return f"model{kind}.{index}.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +165,12 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+
+    def onnx_parts(self, kernels: OnnxKernels) -> list[Path]:
+        """The parts of the ONNX graph with these kernels, in the order in which they run; none where it has no such."""
+        files = self.manifest.files
+        names = takewhile(lambda name: name in files, (kernels.part(index) for index in count()))
+        return [self.path / name for name in names]
 
     def file(self, name: str) -> Path | None:
         """Path of a recorded file, or None when this bundle has no such file."""

@@ -69,9 +69,6 @@ class Chunk:
     stats: Stats | None = None  # set on the last chunk only
 
 
-PREFILL_CHUNK = 512  # tokens of one forward; bounds activation memory and the wait for an interrupt
-
-
 class Step(NamedTuple):
     """One generated token; the id is None when time ran out before there was one."""
 
@@ -158,7 +155,7 @@ def generate_ids(
     budget = min(settings.max_new_tokens, engine.max_context - len(history))
     for remaining in range(budget, 0, -1):
         while sequence.num_tokens < len(history):  # the prompt in chunks, then one token a turn
-            new = np.array(history[sequence.num_tokens :][:PREFILL_CHUNK], np.int64)
+            new = np.array(history[sequence.num_tokens :][: engine.prefill_chunk], np.int64)
             logits = engine.forward(new, sequence, np.array([new.size - 1], np.int64))[0]
             if time.monotonic() > deadline and sequence.num_tokens < len(history):
                 yield Step(None, "deadline")

@@ -13,6 +13,7 @@ SAMPLING = {  # option -> (type, help)
     "repetition_penalty": (float, "above 1 makes ids that have occurred less likely"),
     "seed": (int, "same seed, same text"),
 }
+BYTES_PER_TOKEN = 4  # of English and Chinese alike, roughly
 
 
 def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
@@ -38,9 +39,16 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="a system message")
 
 
-def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Keywords for `edge.load`."""
-    chosen = {"engine": args.engine, "device": args.device, "max_context": args.max_context, "threads": args.threads}
+def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> dict[str, Any]:
+    """Keywords for `edge.load`; of a prompt only about its length counts."""
+    tokens = None if prompt is None else len(prompt.encode()) // BYTES_PER_TOKEN
+    chosen = {
+        "engine": args.engine,
+        "expected_prompt_tokens": tokens,
+        "device": args.device,
+        "max_context": args.max_context,
+        "threads": args.threads,
+    }
     return {name: value for name, value in chosen.items() if value is not None}
 
 

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     settings_from(**settings)  # refuse a bad value before loading the model
 
     started = time.perf_counter()
-    llm = load(args.bundle, **options.engine_settings(args))
+    llm = load(args.bundle, **options.engine_settings(args, prompt))
     load_s = time.perf_counter() - started
     if args.raw:
         stream = llm.generate(prompt, **settings)
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         answer |= {
             "prompt_tokens": chunk.stats.prompt_tokens,
             "new_tokens": chunk.stats.new_tokens,
+            "engine": llm.engine.name,
             "load_s": round(load_s, 3),
             "ttft_ms": round(chunk.stats.ttft_ms, 1),
             "tokens_per_second": round(chunk.stats.tokens_per_second, 2),

@@ -9,13 +9,14 @@ float16 in the file and are widened, and repeated where a group is larger than a
 
 Inputs are those of onnxruntime-genai's graphs: input_ids (B, T), attention_mask (B, past + T) padded on the right, and
 past_key_values.N.{key,value} (B, n_kv, S, head_dim), which may be the buffers of present.N.{key,value} where S is large
-enough; and one more, wanted_rows (R,): the tokens to return logits (B, R, vocab_size) for.
+enough. Our engine's graphs come in parts, since a session prepares its weights on one core and takes seconds for it;
+hidden (B, T, H) goes from part to part. They are also given cos and sin, (S, rotary_dim / 2), of the positions to come,
+and wanted_rows (R,), the tokens to return logits (B, R, vocab_size) for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -27,20 +28,14 @@ from edge.export.graph.onnx_parts import OnnxParts
 from edge.export.graph.onnx_writer import CONTRIB, Constants, GraphWriter
 from edge.export.recipes import ONNX_BLOCKS, block_size
 from edge.export.tensors import PackedTensor, Weight, pack, unpack
+from edge.runtime.bundle import OnnxKernels
 from edge.runtime.spec import ModelSpec
 
 INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1  # values of MatMulNBits' accuracy_level
 # Weights of the head that share a scale in its kernel, and so activations that are rounded together: logits show that
 # rounding directly, and smaller blocks cost the head no time (benchmarks/README.md).
 HEAD_BLOCK = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Kernels:
-    """What a graph computes with, where onnxruntime has a choice; a part of the graph, so each needs its own."""
-
-    int8_activations: bool = False  # of matrix products, rounded in the weights' groups
-    float16_cache: bool = False  # keys and values
+PART_BYTES = 1_250_000_000  # of weights in a part: small enough for four cores to share glm-4-9b, and no more parts
 
 
 class Lengths(NamedTuple):
@@ -61,6 +56,10 @@ class Sum(NamedTuple):
 Value = str | Sum
 
 
+def _all_rows(hidden: str) -> str:
+    return hidden
+
+
 class OnnxBuilder(OnnxParts):
     """Emits `decoder.Builder` operations as fused ones of onnxruntime."""
 
@@ -69,16 +68,20 @@ class OnnxBuilder(OnnxParts):
         writer: GraphWriter,
         weights: Mapping[str, Weight],
         spec: ModelSpec,
-        kernels: Kernels,
+        kernels: OnnxKernels,
         lengths: Lengths | None = None,
-        pick_rows: Callable[[str], str] = lambda hidden: hidden,
+        tables: tuple[str, str] | None = None,
+        pick_rows: Callable[[str], str] = _all_rows,
     ) -> None:
-        """pick_rows: writes what takes those tokens of (B, T, H) whose logits are wanted."""
+        """tables: cos and sin of every position, (S, rotary_dim / 2); computed when a session is made where not given.
+
+        pick_rows: writes what takes those tokens of (B, T, H) whose logits are wanted.
+        """
         super().__init__(writer, weights, spec)
         self._kernels = kernels
         self._lengths = lengths
         self._pick_rows = pick_rows
-        self._tables: tuple[str, str] | None = None  # cos and sin of all positions
+        self._tables = tables
         self._turns: tuple[str, str] | None = None  # cos and sin of the new tokens
 
     def embedding(self, ids: Value, name: str) -> Value:
@@ -139,7 +142,7 @@ class OnnxBuilder(OnnxParts):
     def attention(self, qkv: Value, layer: int, spec: ModelSpec) -> Value:
         assert self._lengths is not None
         x, tables = self.written(qkv), ("", "")
-        if turns := spec.rotary_dim % 16 == 0:  # what the operator can turn itself
+        if turns := turned_by_attention(spec):
             tables = self._rotary_tables()
         else:
             x = self._turned(x, self._lengths)
@@ -177,8 +180,12 @@ class OnnxBuilder(OnnxParts):
         return Sum(a, b, name)
 
     def written(self, value: Value) -> str:
-        """The name of a value in the graph."""
+        """The name of a value in the graph; of a sum, one that a norm writes."""
         return value.name if isinstance(value, Sum) else value
+
+    def write(self, value: Value) -> str:
+        """The name of a value that no norm follows."""
+        return self._w.op("Add", value.a, value.b, name=value.name) if isinstance(value, Sum) else value
 
     def _scale(self, name: str, weight: PackedTensor, block: int) -> str:
         """(N, K / block) float32."""
@@ -211,7 +218,7 @@ class OnnxBuilder(OnnxParts):
         return self._w.op("Reshape", wide, self._w.ints(n, -1), name=name)
 
     def _rotary_tables(self) -> tuple[str, str]:
-        """cos and sin of every position, (max_position_embeddings, rotary_dim / 2), computed when a session is made."""
+        """cos and sin of every position, (S, rotary_dim / 2)."""
         if self._tables is None:
             end = self._w.scalar(self._spec.max_position_embeddings)
             positions = self._w.op("Range", self._w.scalar(0), end, self._w.scalar(1))
@@ -235,49 +242,73 @@ class OnnxBuilder(OnnxParts):
         return w.op("Concat", joined, self._join_heads(v, self._spec.kv_size), axis=-1)
 
 
-def causal_decoder(
-    weights: Mapping[str, Weight], spec: ModelSpec, kernels: Kernels, constants: Constants
+def decoder_parts(weights: Mapping[str, Weight], spec: ModelSpec) -> list[range]:
+    """The layers of each part: of about the same bytes, and about PART_BYTES, the head counted to the last."""
+    sizes = [
+        sum(weight.nbytes for name, weight in weights.items() if name.startswith(f"layers.{layer}."))
+        for layer in range(spec.num_layers)
+    ]
+    total = sum(sizes) + weights["embed.weight" if spec.tied_embeddings else "lm_head.weight"].nbytes
+    number = max(min(round(total / PART_BYTES), spec.num_layers), 1)
+    middles = np.cumsum(sizes) - np.array(sizes) / 2
+    part_of = np.minimum(middles * number // total, number - 1).tolist()
+    layers = [[layer for layer, part in enumerate(part_of) if part == index] for index in range(number)]
+    return [range(own[0], own[-1] + 1) for own in layers if own]
+
+
+def decoder_part(
+    weights: Mapping[str, Weight], spec: ModelSpec, layers: range, kernels: OnnxKernels, constants: Constants
 ) -> onnx.ModelProto:
-    """The whole decoder over KV buffers, with logits of the tokens that `wanted_rows` names."""
-    w = GraphWriter(constants)
-    rows = w.input("wanted_rows", TensorProto.INT64, ["rows"])
-    return _decoder(w, weights, spec, kernels, lambda hidden, _: w.op("Gather", hidden, rows, axis=1), "rows")
+    """One part of the decoder over KV buffers, with logits of the tokens that `wanted_rows` names."""
+    w, last = GraphWriter(constants), layers.stop == spec.num_layers
+    if layers.start == 0:
+        start = w.input("input_ids", TensorProto.INT64, ["batch", "tokens"])
+    else:
+        start = w.input("hidden", TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
+    lengths = _lengths(w, w.input("attention_mask", TensorProto.INT64, ["batch", "total"]))
+    tables = None
+    if turned_by_attention(spec):
+        kind, half = _cache_kind(kernels), spec.rotary_dim // 2
+        tables = w.input("cos", kind, ["positions", half]), w.input("sin", kind, ["positions", half])
+    cache = _cache_inputs(w, layers, spec, kernels)
+    rows = w.input("wanted_rows", TensorProto.INT64, ["rows"]) if last else ""
+    pick_rows = (lambda hidden: w.op("Gather", hidden, rows, axis=1)) if last else _all_rows
+    builder = OnnxBuilder(w, weights, spec, kernels, lengths, tables, pick_rows)
+    x: Value = builder.embedding(start, "embed") if layers.start == 0 else start
+    for layer in layers:
+        x = decoder.block(builder, x, layer, spec)
+    if last:
+        w.op("Identity", builder.written(decoder.head(builder, x, spec)), name="logits")
+        w.output("logits", TensorProto.FLOAT, ["batch", "rows", spec.vocab_size])
+    else:
+        w.op("Identity", builder.write(x), name="next_hidden")
+        w.output("next_hidden", TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
+    _cache_outputs(w, cache, spec, kernels)
+    return w.model(f"{spec.architecture}.{layers.start}")
 
 
 def genai_decoder(
-    weights: Mapping[str, Weight], spec: ModelSpec, kernels: Kernels, constants: Constants
+    weights: Mapping[str, Weight], spec: ModelSpec, kernels: OnnxKernels, constants: Constants
 ) -> onnx.ModelProto:
-    """The same as onnxruntime-genai takes it: with logits (B, 1, vocab_size) of each sequence's last token.
+    """The whole as onnxruntime-genai takes it: with logits (B, 1, vocab_size) of each sequence's last token.
 
     It gives no input wanted_rows, pads the prompts of a batch on the right, and expects logits of all tokens of a graph
     whose shapes leave their number open (onnxruntime-genai 0.18, src/models/logits.cpp).
     """
     w = GraphWriter(constants)
+    ids = w.input("input_ids", TensorProto.INT64, ["batch", "tokens"])
+    lengths = _lengths(w, w.input("attention_mask", TensorProto.INT64, ["batch", "total"]))
+    cache = _cache_inputs(w, range(spec.num_layers), spec, kernels)
 
-    def last_rows(hidden: str, lengths: Lengths) -> str:
+    def last_rows(hidden: str) -> str:
         end = w.op("Sub", w.op("Shape", hidden, start=1, end=2), w.ints(1))
         row = w.op("Min", w.op("Cast", lengths.last, to=TensorProto.INT64), end)  # of the new tokens, (B,)
         return w.op("GatherND", hidden, w.op("Unsqueeze", row, w.ints(1, 2)), batch_dims=1)
 
-    return _decoder(w, weights, spec, kernels, last_rows, 1)
-
-
-def _decoder(
-    w: GraphWriter,
-    weights: Mapping[str, Weight],
-    spec: ModelSpec,
-    kernels: Kernels,
-    pick_rows: Callable[[str, Lengths], str],
-    rows: str | int,
-) -> onnx.ModelProto:
-    ids = w.input("input_ids", TensorProto.INT64, ["batch", "tokens"])
-    lengths = _lengths(w, w.input("attention_mask", TensorProto.INT64, ["batch", "total"]))
-    cache = _cache_inputs(w, range(spec.num_layers), spec, kernels)
-    builder = OnnxBuilder(w, weights, spec, kernels, lengths, lambda hidden: pick_rows(hidden, lengths))
+    builder = OnnxBuilder(w, weights, spec, kernels, lengths, None, last_rows)
     w.op("Identity", builder.written(decoder.decoder(builder, ids, spec)), name="logits")
-    w.output("logits", TensorProto.FLOAT, ["batch", rows, spec.vocab_size])
-    for name in cache:
-        w.output(f"present.{name}", _cache_kind(kernels), ["batch", spec.num_kv_heads, "buffer", spec.head_dim])
+    w.output("logits", TensorProto.FLOAT, ["batch", 1, spec.vocab_size])
+    _cache_outputs(w, cache, spec, kernels)
     return w.model(spec.architecture)
 
 
@@ -286,12 +317,10 @@ def block_model(weights: Mapping[str, Weight], layer: int, spec: ModelSpec, cons
     w = GraphWriter(constants)
     hidden = w.input("hidden", TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
     lengths = _lengths(w, w.input("attention_mask", TensorProto.INT64, ["batch", "total"]))
-    _cache_inputs(w, [layer], spec, Kernels())
-    builder = OnnxBuilder(w, weights, spec, Kernels(), lengths)
-    out = decoder.block(builder, hidden, layer, spec)
-    assert isinstance(out, Sum), "a block ends with a sum"
-    w.op("Add", out.a, out.b, name=out.name)
-    w.output(out.name, TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
+    _cache_inputs(w, [layer], spec, OnnxKernels())
+    builder = OnnxBuilder(w, weights, spec, OnnxKernels(), lengths)
+    out = builder.write(decoder.block(builder, hidden, layer, spec))
+    w.output(out, TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
     return w.model(f"block.{layer}")
 
 
@@ -299,7 +328,7 @@ def embedding_model(weights: Mapping[str, Weight], spec: ModelSpec, constants: C
     """The embedding alone: input_ids (B, T) -> (B, T, H)."""
     w = GraphWriter(constants)
     ids = w.input("input_ids", TensorProto.INT64, ["batch", "tokens"])
-    builder = OnnxBuilder(w, weights, spec, Kernels())
+    builder = OnnxBuilder(w, weights, spec, OnnxKernels())
     out = builder.written(builder.embedding(ids, "embed"))
     w.output(out, TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
     return w.model("embed")
@@ -309,10 +338,15 @@ def head_model(weights: Mapping[str, Weight], spec: ModelSpec, constants: Consta
     """Final norm and vocabulary projection: hidden (B, T, H) -> logits (B, T, rows of the matrix)."""
     w = GraphWriter(constants)
     hidden = w.input("hidden", TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
-    builder = OnnxBuilder(w, weights, spec, Kernels())
+    builder = OnnxBuilder(w, weights, spec, OnnxKernels())
     out = builder.written(decoder.head(builder, hidden, spec))
     w.output(out, TensorProto.FLOAT, ["batch", "tokens", "vocabulary"])
     return w.model("head")
+
+
+def turned_by_attention(spec: ModelSpec) -> bool:
+    """Whether GroupQueryAttention can rotate such heads (contrib_ops/cpu/bert/group_query_attention_helper.h)."""
+    return spec.rotary_dim % 16 == 0
 
 
 def _lengths(w: GraphWriter, attention_mask: str) -> Lengths:
@@ -322,7 +356,7 @@ def _lengths(w: GraphWriter, attention_mask: str) -> Lengths:
     return Lengths(last, longest)
 
 
-def _cache_inputs(w: GraphWriter, layers: Iterable[int], spec: ModelSpec, kernels: Kernels) -> list[str]:
+def _cache_inputs(w: GraphWriter, layers: Iterable[int], spec: ModelSpec, kernels: OnnxKernels) -> list[str]:
     """Declare past_key_values.NAME for every returned name."""
     names = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
     kind = _cache_kind(kernels)
@@ -331,5 +365,10 @@ def _cache_inputs(w: GraphWriter, layers: Iterable[int], spec: ModelSpec, kernel
     return names
 
 
-def _cache_kind(kernels: Kernels) -> int:
+def _cache_outputs(w: GraphWriter, names: Iterable[str], spec: ModelSpec, kernels: OnnxKernels) -> None:
+    for name in names:
+        w.output(f"present.{name}", _cache_kind(kernels), ["batch", spec.num_kv_heads, "buffer", spec.head_dim])
+
+
+def _cache_kind(kernels: OnnxKernels) -> int:
     return int(TensorProto.FLOAT16 if kernels.float16_cache else TensorProto.FLOAT)

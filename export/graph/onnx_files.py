@@ -11,16 +11,18 @@ and 4-bit zero points of rows that end inside a byte.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 
 import onnx
 
-from edge.export.graph.onnx import Kernels, causal_decoder, genai_decoder
+from edge.export.graph.onnx import decoder_part, decoder_parts, genai_decoder
 from edge.export.graph.onnx_plain import plain_decoder
 from edge.export.graph.onnx_writer import Array
 from edge.export.store import WeightStore
 from edge.export.tensors import PackedTensor, Weight, as_unsigned
 from edge.runtime import bundle
+from edge.runtime.bundle import OnnxKernels
 from edge.runtime.spec import ModelSpec
 
 
@@ -45,11 +47,12 @@ def _write_graphs(store: WeightStore, more: WeightStore, spec: ModelSpec, folder
     weights: Mapping[str, Weight] = {**store, **more}
     constants = _InFiles(store, more)
     bits = {weight.bits for weight in weights.values() if isinstance(weight, PackedTensor)}
-    for (int8_activations, float16_cache), name in bundle.ONNX_GRAPHS.items():
-        if bits or not int8_activations:
-            kernels = Kernels(int8_activations, float16_cache)
-            _write(causal_decoder(weights, spec, kernels, constants), folder / name)
-    _write(genai_decoder(weights, spec, Kernels(int8_activations=4 in bits), constants), folder / bundle.ONNX_GENAI)
+    for int8_activations, float16_cache in product((False, True) if bits else (False,), (False, True)):
+        kernels = OnnxKernels(int8_activations, float16_cache)
+        for index, layers in enumerate(decoder_parts(weights, spec)):
+            _write(decoder_part(weights, spec, layers, kernels, constants), folder / kernels.part(index))
+    whole = genai_decoder(weights, spec, OnnxKernels(int8_activations=4 in bits), constants)
+    _write(whole, folder / bundle.MODEL_ONNX)
     if not bits:
         _write(plain_decoder(weights, spec, constants), folder / bundle.ONNX_PLAIN)
 

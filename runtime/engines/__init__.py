@@ -46,6 +46,10 @@ class Engine(Protocol):
         """Tokens that one sequence can hold."""
 
     @property
+    def prefill_chunk(self) -> int:
+        """New tokens that one forward takes well: more only take more memory, and an interrupt longer."""
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV memory one token takes, all layers."""
 

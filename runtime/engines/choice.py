@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from edge.runtime import bundle as bundles
-from edge.runtime.bundle import Bundle
+from edge.runtime.bundle import Bundle, OnnxKernels
 from edge.runtime.engines import Engine, EngineName, EngineSettings
 from edge.runtime.errors import BundleError, DeviceError
-from edge.runtime.machine import processor_name
+from edge.runtime.machine import available_bytes, processor_name
 
 PACKAGES: dict[EngineName, str] = {"onnx": "onnxruntime", "openvino": "openvino"}  # engine -> what it needs
+LONG_PROMPT = 1500  # tokens, from where on OpenVINO's faster prefill makes up for its longer start
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,26 @@ def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
 
 
 def choose(bundle: Bundle, settings: EngineSettings) -> EngineName:
-    """The engine that `settings` name, or what "auto" means for this bundle. Raises BundleError and DeviceError."""
+    """The engine that settings name; for "auto", the first of these that can run here and whose line holds.
+
+        onnx      on a CPU, for weights of 4 bits: it starts in a fifth of the time and decodes faster; unless prompts
+                  are long, or a float32 cache of max_context does not fit
+        openvino  everything else: it takes in long prompts faster, has 8-bit weights with float activations, 8-bit
+                  caches, and other devices
+
+    The figures are in benchmarks/README.md; `edge bench --engine all` shows how right this is on a machine. Raises
+    BundleError and DeviceError.
+    """
     if settings.engine != "auto":
         return settings.engine
     able = engines_for(bundle, settings.device)
-    return able[0]
+    if len(able) == 1:
+        return able[0]
+    manifest = bundle.manifest
+    short = (settings.expected_prompt_tokens or 0) < LONG_PROMPT
+    cache_bytes = (settings.max_context or 0) * 2 * manifest.spec.num_layers * manifest.spec.kv_size * 4
+    fits = cache_bytes <= min(settings.kv_cache_bytes, available_bytes())
+    return "onnx" if manifest.fewest_bits == 4 and short and fits else "openvino"
 
 
 def engines_for(bundle: Bundle, device: str) -> list[EngineName]:
@@ -66,8 +82,9 @@ def find_devices() -> list[Device]:
 
 
 def _holds(bundle: Bundle, engine: EngineName) -> bool:
-    file = bundles.MODEL_XML if engine == "openvino" else bundles.ONNX_GRAPHS[False, False]
-    return bundle.file(file) is not None
+    if engine == "openvino":
+        return bundle.file(bundles.MODEL_XML) is not None
+    return bool(bundle.onnx_parts(OnnxKernels()))
 
 
 def _open_openvino(bundle: Bundle, settings: EngineSettings) -> Engine:
@@ -81,12 +98,10 @@ def _open_openvino(bundle: Bundle, settings: EngineSettings) -> Engine:
 
 
 def _open_onnx(bundle: Bundle, settings: EngineSettings) -> Engine:
-    found = {kernels: bundle.file(name) for kernels, name in bundles.ONNX_GRAPHS.items()}
-    graphs = {kernels: path for kernels, path in found.items() if path is not None}
-    if not graphs:
+    if not _holds(bundle, "onnx"):
         raise BundleError(
             f"{bundle.path} holds no ONNX graph; use --engine openvino, or export it with --format onnx or both"
         )
     from edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(graphs, bundle.manifest.spec, bundle.manifest.fewest_bits == 4, settings)
+    return OnnxRuntimeEngine(bundle, settings)

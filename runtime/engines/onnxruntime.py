@@ -1,10 +1,11 @@
 """ONNX Runtime on the CPU: a bundle's ONNX graph over KV buffers that we own.
 
-In: the graphs of a bundle and settings. Out: an `Engine`. Knows nothing about tokenizers or sampling.
+In: a bundle and settings. Out: an `Engine`. Knows nothing about tokenizers or sampling.
 
-Past and present of a layer are one buffer of (1, n_kv, max_context, head_dim), bound once: a step writes its new tokens
-behind the old ones and copies nothing, and trimming is a smaller length. A block of the pool is one such set of buffers
-and holds a whole sequence.
+The graph comes in parts, each with a session of its own: a session prepares its weights on one core, and so all cores
+load. Past and present of a layer are one buffer of (1, n_kv, max_context, head_dim), bound once: a step writes its new
+tokens behind the old ones and copies nothing, and trimming is a smaller length. A block of the pool is one such set of
+buffers and holds a whole sequence.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import math
 import mmap
 import re
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from edge.runtime.bundle import Bundle, OnnxKernels
 from edge.runtime.engines import EngineName, EngineSettings
 from edge.runtime.errors import DeviceError, SettingsError
 from edge.runtime.kv.pool import BlockPool, Sequence
@@ -29,36 +30,35 @@ from edge.runtime.spec import ModelSpec
 
 MIN_VERSION = "1.22"  # the first with MatMulNBits of 8 bits (onnxruntime 1.22 release notes)
 CACHE_TYPES: dict[str, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
+PREFILL_CHUNK = 128  # tokens; of 512 a prefill is no faster, and every part keeps four times the memory
+Array = npt.NDArray[Any]
 
 
 class OnnxRuntimeEngine:
-    """One session and the KV buffers of one sequence. Raises DeviceError and SettingsError.
+    """The sessions of a graph and the KV buffers of one sequence. Raises DeviceError and SettingsError.
 
-    graphs: (activations rounded to int8, keys and values in float16) -> file. int4: whether the linear layers' weights
-    have 4 bits. What settings leave open: activations are rounded to int8 where weights have 4 bits, and the cache has
-    32 bits; the figures behind that are in benchmarks/README.md.
+    What settings leave open: activations are rounded to int8 where weights have 4 bits, and the cache has 32 bits; the
+    figures behind that are in benchmarks/README.md. Threads: one for each physical core that the process may use.
     """
 
-    def __init__(
-        self, graphs: Mapping[tuple[bool, bool], Path], spec: ModelSpec, int4: bool, settings: EngineSettings
-    ) -> None:
+    def __init__(self, bundle: Bundle, settings: EngineSettings) -> None:
         _check_version()
-        if settings.device.split(".")[0].upper() != "CPU":
-            raise DeviceError(f"device {settings.device!r}: the onnx engine runs on the CPU; use --engine openvino")
-        if settings.inference_precision not in (None, "f32"):
-            raise SettingsError(f"inference_precision is {settings.inference_precision}, the onnx engine has f32")
-        if (kv_precision := settings.kv_precision or "f32") not in CACHE_TYPES:
-            raise SettingsError(f"kv_precision is {kv_precision}, the onnx engine has {' and '.join(CACHE_TYPES)}")
-        int8 = int4 if settings.dynamic_quantization_group is None else settings.dynamic_quantization_group > 0
-        path = graphs.get((int8, kv_precision == "f16")) or graphs[False, kv_precision == "f16"]  # float weights
-        self._spec = spec
-        self._pool = BlockPool(1, _context(spec, CACHE_TYPES[kv_precision], settings))
-        self._session = _open(path, settings.threads or physical_cores())
-        self._binding = self._session.io_binding()
-        self._logits: npt.NDArray[np.float32] = np.empty((1, 0, spec.vocab_size), np.float32)
-        self._inputs: dict[str, npt.NDArray[np.int64]] = {}  # the memory behind bound inputs
+        _check_settings(settings)
+        spec = bundle.manifest.spec
+        kind = CACHE_TYPES[settings.kv_precision or "f32"]
+        self._pool = BlockPool(1, _context(spec, kind, settings))
+        threads = settings.threads or physical_cores()
+        paths = bundle.onnx_parts(_kernels(bundle, settings))
+        with ThreadPoolExecutor(threads, "load") as loaders:
+            self._parts = list(loaders.map(lambda path: _Part(path, threads), paths))
         self._mask = np.ones((1, self.max_context), np.int64)  # its first total tokens are bound
-        self._cache = self._bind_cache(CACHE_TYPES[kv_precision])
+        self._tables = _rotary_tables(spec, self.max_context, kind)
+        self._cache = [_untouched((1, spec.num_kv_heads, self.max_context, spec.head_dim), kind) for _ in _cached(spec)]
+        for part in self._parts:
+            part.bind(dict(zip(("cos", "sin"), self._tables, strict=True)))
+            for name, buffer in zip(_cached(spec), self._cache, strict=True):
+                part.bind({f"past_key_values.{name}": buffer, f"present.{name}": buffer})
+        self._spec = spec
         self._worker = ThreadPoolExecutor(1, "onnxruntime")
 
     @property
@@ -74,6 +74,10 @@ class OnnxRuntimeEngine:
         return self._pool.block_size
 
     @property
+    def prefill_chunk(self) -> int:
+        return PREFILL_CHUNK
+
+    @property
     def kv_bytes_per_token(self) -> int:
         return sum(buffer.nbytes for buffer in self._cache) // self.max_context
 
@@ -82,21 +86,24 @@ class OnnxRuntimeEngine:
     ) -> npt.NDArray[np.float32]:
         past, new = sequence.num_tokens, ids.size
         sequence.reserve(new)
-        self._set("input_ids", ids[None])
-        self._set("wanted_rows", rows)
-        self._bind("attention_mask", self._mask[:, : past + new])
-        if self._logits.shape[1] != rows.size:
-            self._logits = np.empty((1, rows.size, self._spec.vocab_size), np.float32)
-            self._bind_output("logits", self._logits)
+        first, last = self._parts[0], self._parts[-1]
+        first.give("input_ids", ids[None])
+        last.give("wanted_rows", rows)
+        logits = last.take("logits", (1, rows.size, self._spec.vocab_size))
+        for part, following in zip(self._parts, self._parts[1:], strict=False):
+            hidden = part.take("next_hidden", (1, new, self._spec.hidden_size))
+            following.bind({"hidden": hidden})
+        for part in self._parts:
+            part.bind({"attention_mask": self._mask[:, : past + new]})
         self._run()
         sequence.commit(new)
-        logits: npt.NDArray[np.float32] = self._logits[0]
-        return logits
+        result: npt.NDArray[np.float32] = logits[0]
+        return result
 
     def _run(self) -> None:
         """One inference that Ctrl-C can end: in a second thread, since the call itself would keep the signal."""
         options = ort.RunOptions()
-        future = self._worker.submit(self._session.run_with_iobinding, self._binding, options)
+        future = self._worker.submit(self._run_parts, options)
         try:
             future.result()
         except BaseException as error:
@@ -106,30 +113,71 @@ class OnnxRuntimeEngine:
                 raise
             raise DeviceError(f"the engine failed: {_reason(failure or error)}; try a shorter context") from error
 
-    def _set(self, name: str, values: npt.NDArray[np.int64]) -> None:
-        """Give an input its values: in place where its shape is that of the last call."""
-        current = self._inputs.get(name)
-        if current is not None and current.shape == values.shape:
-            current[...] = values
-        else:
-            self._inputs[name] = np.array(values, np.int64)
-            self._bind(name, self._inputs[name])
+    def _run_parts(self, options: Any) -> None:
+        for part in self._parts:
+            part.run(options)
 
-    def _bind(self, name: str, values: npt.NDArray[Any]) -> None:
-        self._binding.bind_input(name, "cpu", 0, values.dtype.type, values.shape, values.ctypes.data)
 
-    def _bind_output(self, name: str, values: npt.NDArray[Any]) -> None:
-        self._binding.bind_output(name, "cpu", 0, values.dtype.type, values.shape, values.ctypes.data)
+class _Part:
+    """One session with the memory that is bound to it. What a part has no use for is not bound."""
 
-    def _bind_cache(self, kind: type[np.floating[Any]]) -> list[npt.NDArray[Any]]:
-        """Key and value buffers of all layers; their memory is touched only as tokens arrive."""
-        spec, buffers = self._spec, []
-        for name in (f"{layer}.{part}" for layer in range(spec.num_layers) for part in ("key", "value")):
-            buffer = _untouched((1, spec.num_kv_heads, self.max_context, spec.head_dim), kind)
-            self._bind(f"past_key_values.{name}", buffer)
-            self._bind_output(f"present.{name}", buffer)
-            buffers.append(buffer)
-        return buffers
+    def __init__(self, path: Path, threads: int) -> None:
+        self.session = _open(path, threads)
+        self._inputs = {value.name for value in self.session.get_inputs()}
+        self._outputs = {value.name for value in self.session.get_outputs()}
+        self._binding = self.session.io_binding()
+        self._own: dict[str, Array] = {}  # memory of small inputs and of outputs
+
+    def bind(self, arrays: dict[str, Array]) -> None:
+        """Bind inputs and outputs to memory that its owner keeps."""
+        for name, array in arrays.items():
+            place = ("cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            if name in self._inputs:
+                self._binding.bind_input(name, *place)
+            elif name in self._outputs:
+                self._binding.bind_output(name, *place)
+
+    def give(self, name: str, values: npt.NDArray[np.int64]) -> None:
+        """Set a small input: in place where its shape is that of the last call."""
+        self._keep(name, values.shape, np.int64)[...] = values
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Where a float32 output will be; the same memory as long as its shape stays."""
+        return self._keep(name, shape, np.float32)
+
+    def run(self, options: Any) -> None:
+        self.session.run_with_iobinding(self._binding, options)
+
+    def _keep(self, name: str, shape: tuple[int, ...], kind: type[np.generic]) -> Array:
+        if name not in self._own or self._own[name].shape != shape:
+            self._own[name] = np.empty(shape, kind)
+            self.bind({name: self._own[name]})
+        return self._own[name]
+
+
+def _check_version() -> None:
+    found = tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:2])
+    if found < tuple(int(part) for part in MIN_VERSION.split(".")):
+        raise DeviceError(
+            f"onnxruntime {ort.__version__} is too old, its operators lack 8 bits: expected {MIN_VERSION} or newer; "
+            "pip install --upgrade onnxruntime"
+        )
+
+
+def _check_settings(settings: EngineSettings) -> None:
+    if settings.device.split(".")[0].upper() != "CPU":
+        raise DeviceError(f"device {settings.device!r}: the onnx engine runs on the CPU; use --engine openvino")
+    if settings.inference_precision not in (None, "f32"):
+        raise SettingsError(f"inference_precision is {settings.inference_precision}, the onnx engine has f32")
+    if settings.kv_precision not in (None, *CACHE_TYPES):
+        raise SettingsError(f"kv_precision is {settings.kv_precision}, the onnx engine has {' and '.join(CACHE_TYPES)}")
+
+
+def _kernels(bundle: Bundle, settings: EngineSettings) -> OnnxKernels:
+    bits = bundle.manifest.fewest_bits
+    group = settings.dynamic_quantization_group
+    int8 = bits < 16 and (bits == 4 if group is None else group > 0)
+    return OnnxKernels(int8, settings.kv_precision == "f16")
 
 
 def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSettings) -> int:
@@ -148,7 +196,19 @@ def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSett
     return min(limit, allowed)
 
 
-def _untouched(shape: tuple[int, ...], kind: type[np.floating[Any]]) -> npt.NDArray[Any]:
+def _cached(spec: ModelSpec) -> list[str]:
+    return [f"{layer}.{part}" for layer in range(spec.num_layers) for part in ("key", "value")]
+
+
+def _rotary_tables(spec: ModelSpec, positions: int, kind: type[np.floating[Any]]) -> tuple[Array, Array]:
+    """cos and sin of position * theta^(-2i / rotary_dim), (positions, rotary_dim / 2); angles in float32."""
+    exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float64) / spec.rotary_dim
+    inverse = (1.0 / np.float64(spec.rope_theta) ** exponents).astype(np.float32)
+    angles = np.arange(positions, dtype=np.float32)[:, None] * inverse
+    return np.cos(angles).astype(kind), np.sin(angles).astype(kind)
+
+
+def _untouched(shape: tuple[int, ...], kind: type[np.floating[Any]]) -> Array:
     """An array whose memory comes page by page as it is written.
 
     numpy asks for huge pages, of which the first token alone would take one a head and layer: 0.3 GB at 9B shapes.
@@ -163,6 +223,7 @@ def _open(path: Path, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # what goes wrong is raised, and said in our words
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # parts take turns on the same cores
     try:
         return ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     except Exception as error:  # pybind's exceptions have no common base of their own
@@ -170,15 +231,6 @@ def _open(path: Path, threads: int) -> Any:
             f"onnxruntime {ort.__version__} cannot open {path}: {_reason(error)}; run edge verify, export the bundle "
             "again, or update onnxruntime"
         ) from error
-
-
-def _check_version() -> None:
-    found = tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:2])
-    if found < tuple(int(part) for part in MIN_VERSION.split(".")):
-        raise DeviceError(
-            f"onnxruntime {ort.__version__} is too old, its operators lack 8 bits: expected {MIN_VERSION} or newer; "
-            "pip install --upgrade onnxruntime"
-        )
 
 
 def _reason(error: BaseException) -> str:

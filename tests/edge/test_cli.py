@@ -109,7 +109,7 @@ def test_run_json_is_one_object(demo_bundle: Path) -> None:
     answer = json.loads(done.stdout)
     assert answer["new_tokens"] == len(answer["token_ids"]) <= 8
     assert answer["finish_reason"] in ("stop", "length")
-    assert {"text", "prompt_tokens", "ttft_ms", "tokens_per_second", "load_s"} <= answer.keys()
+    assert {"text", "engine", "prompt_tokens", "ttft_ms", "tokens_per_second", "load_s"} <= answer.keys()
 
 
 def test_run_options_reach_the_generator(demo_bundle: Path) -> None:
@@ -195,6 +195,29 @@ def test_bench(tiny_bundle: Path) -> None:
     assert "prefill tok/s" in edge("bench", tiny_bundle, "--prompt-tokens", "8", "--new-tokens", "2").stdout
     assert edge("bench", tiny_bundle, "--prompt-tokens", "0").returncode == 2
     assert "context holds 256" in fails("bench", tiny_bundle, "--prompt-tokens", "300")
+
+
+def test_bench_of_all_engines(tiny_bundle: Path) -> None:
+    options = ("--engine", "all", "--prompt-tokens", "8,32", "--new-tokens", "4")
+    report = json.loads(edge("bench", tiny_bundle, *options, "--json").stdout)
+    assert {one["engine"] for one in report["engines"]} == {"openvino", "onnx"}
+    assert report["auto"] == {"8": "openvino", "32": "openvino"}  # weights have 8 bits
+    assert set(report["fastest"]) == {"8", "32"}
+    shown = edge("bench", tiny_bundle, *options).stdout
+    assert "prompt of 32: auto takes openvino" in shown
+    assert "context holds 256" in fails("bench", tiny_bundle, "--engine", "all", "--prompt-tokens", "300")
+
+
+def test_export_says_the_formats(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert (
+        edge("export", tiny_checkpoint, tmp_path / "out", "--format", "onnx", "--recipe", "int8-asym").returncode == 0
+    )
+    assert not list((tmp_path / "out").glob("openvino*"))
+    assert "holds no OpenVINO graph" in fails("run", tmp_path / "out", "hi", "--engine", "openvino")
+    assert edge("run", tmp_path / "out", "hi", "--engine", "onnx", "--max-new-tokens", "2").returncode == 0
+    assert edge("export", tiny_checkpoint, tmp_path / "out", "--format", "tflite").returncode == 2
+    frontend = ("--frontend", "optimum", "--format", "both")
+    assert "OpenVINO graphs only" in fails("export", tiny_checkpoint, tmp_path / "other", *frontend)
 
 
 def test_devices() -> None:

@@ -13,12 +13,14 @@ from onnx.reference import ReferenceEvaluator
 from edge.export.graph import onnx as graphs
 from edge.export.graph import onnx_writer, reference
 from edge.export.graph.runners import OnnxRunner
+from edge.export.names import canonical_shapes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.tensors import PackedTensor, as_unsigned, dequantize, pack
 from edge.export.verify import Verifier
 from edge.runtime import bundle as bundles
-from edge.runtime.bundle import open_bundle
+from edge.runtime.bundle import OnnxKernels, open_bundle
+from edge.runtime.engines.onnxruntime import _rotary_tables
 from edge.runtime.errors import RecipeError, VerificationError
 from edge.runtime.spec import ModelSpec
 from tests.tiny import TINIES, Tiny, make, reference_logits
@@ -40,7 +42,7 @@ def test_files_are_valid_and_point_into_the_weights(
     manifest = export(tiny_checkpoint, tmp_path / "bundle", recipe, format=format)  # type: ignore[arg-type]
     files = onnx_files(tmp_path / "bundle")
     assert len(files) == (4 if recipe.startswith("fp") else 5)
-    weights = bundles.ONNX_DATA if format == "onnx" else bundles.MODEL_BIN
+    weights = bundles.MODEL_BIN if format == "both" and "sym" not in recipe.split("-") else bundles.ONNX_DATA
     for path in files:
         assert path.name in manifest.files
         onnx.checker.check_model(path)
@@ -60,8 +62,8 @@ def test_both_takes_the_openvino_weights_as_they_are(tiny_checkpoint: Path, tmp_
         for format in ("openvino", "both")
     )
     assert alone.files[bundles.MODEL_BIN] == both.files[bundles.MODEL_BIN]
-    added = {*bundles.ONNX_GRAPHS.values(), bundles.ONNX_GENAI, bundles.GENAI_CONFIG}
-    assert set(both.files) - set(alone.files) == added
+    parts = {kernels.part(0) for kernels in (OnnxKernels(a, b) for a in (False, True) for b in (False, True))}
+    assert set(both.files) - set(alone.files) == {*parts, bundles.MODEL_ONNX, bundles.GENAI_CONFIG}
 
 
 def test_signed_integers_are_stored_again_where_openvino_has_them(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def past_names(spec: ModelSpec) -> list[str]:
     return [f"past_key_values.{layer}.{part}" for layer in range(spec.num_layers) for part in ("key", "value")]
 
 
-@pytest.mark.parametrize("name", [bundles.ONNX_GRAPHS[False, False], bundles.ONNX_PLAIN])
+@pytest.mark.parametrize("name", [OnnxKernels().part(0), bundles.ONNX_PLAIN])
 @pytest.mark.parametrize("tiny", [TINIES[0], TINIES[1]], ids=lambda tiny: tiny.name)
 def test_a_batch_equals_its_sequences(tiny: Tiny, name: str, tmp_path: Path) -> None:
     """Two prompts of different lengths, padded on the right, and a token more for each.
@@ -139,6 +141,8 @@ def test_a_batch_equals_its_sequences(tiny: Tiny, name: str, tmp_path: Path) -> 
             feeds["position_ids"] = np.maximum(mask.cumsum(1)[:, -new:] - 1, 0)
         else:
             feeds["wanted_rows"] = np.arange(new)
+        if "cos" in {value.name for value in session.get_inputs()}:
+            feeds |= dict(zip(("cos", "sin"), _rotary_tables(spec, room, np.float32), strict=True))
         logits, *present = session.run(None, feeds)
         return logits, dict(zip(past_names(spec), present, strict=True))
 
@@ -167,6 +171,19 @@ def test_a_batch_equals_its_sequences(tiny: Tiny, name: str, tmp_path: Path) -> 
     for i, length in enumerate(lengths):
         np.testing.assert_allclose(first[i, :length], alone[i][0], atol=1e-4)
         np.testing.assert_allclose(second[i], alone[i][1], atol=1e-4)
+
+
+@pytest.mark.parametrize(("layers", "part_bytes", "expected"), [(4, 1e9, 1), (7, 30_000, 6), (7, 60_000, 5), (2, 1, 2)])
+def test_parts_hold_every_layer_once(
+    layers: int, part_bytes: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "PART_BYTES", part_bytes)
+    spec = ModelSpec("glm", layers, 32, 64, 2, 1, 16, 16, 1e4, 1e-5, 256, 64, False, False, False)
+    shapes = canonical_shapes(spec)
+    parts = graphs.decoder_parts({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, spec)
+    assert [layer for part in parts for layer in part] == list(range(layers))
+    assert len(parts) == expected
+    assert max(len(part) for part in parts) - min(len(part) for part in parts[:-1] or parts) <= 1
 
 
 def test_a_wrong_graph_is_noticed_at_export(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

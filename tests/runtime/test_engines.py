@@ -9,7 +9,9 @@ import pytest
 
 from edge.export.pipeline import export
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines.choice import open_engine
+from edge.runtime.engines import EngineSettings, choice
+from edge.runtime.engines.choice import choose, open_engine
+from edge.runtime.errors import DeviceError
 from edge.runtime.kv.pool import Sequence
 from edge.runtime.llm import LLM
 from edge.runtime.verify import FLOAT32_BOUND
@@ -56,3 +58,46 @@ def test_greedy_ids_of_the_demo_model(demo_bundle: Path) -> None:
             for llm in (one, other)
         ]
         assert answers[0] == answers[1], prompt
+
+
+@pytest.fixture(scope="module")
+def int4_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("choice") / "bundle"
+    export(tiny_checkpoint, out, "int4-asym-g64")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "onnx"),
+        ({"expected_prompt_tokens": 1499}, "onnx"),
+        ({"expected_prompt_tokens": 1500}, "openvino"),
+        ({"max_context": 256}, "onnx"),
+        ({"max_context": 256, "kv_cache_bytes": 100_000}, "openvino"),
+        ({"device": "GPU"}, "openvino"),
+        ({"engine": "openvino"}, "openvino"),
+        ({"engine": "onnx", "expected_prompt_tokens": 5000}, "onnx"),
+    ],
+)
+def test_auto_follows_its_rule(int4_bundle: Path, settings: dict[str, object], expected: str) -> None:
+    assert choose(open_bundle(int4_bundle), EngineSettings(**settings)) == expected  # type: ignore[arg-type]
+
+
+def test_auto_takes_openvino_for_other_weights(tiny_bundle: Path) -> None:
+    assert choose(open_bundle(tiny_bundle), EngineSettings()) == "openvino"
+
+
+@pytest.mark.parametrize("format", ["openvino", "onnx"])
+def test_auto_takes_what_a_bundle_holds(tiny_checkpoint: Path, tmp_path: Path, format: str) -> None:
+    export(tiny_checkpoint, tmp_path / "bundle", "int8-asym", format=format)  # type: ignore[arg-type]
+    assert choose(open_bundle(tmp_path / "bundle"), EngineSettings()) == format
+
+
+def test_auto_takes_what_is_installed(int4_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = open_bundle(int4_bundle)
+    monkeypatch.setattr(choice, "find_spec", lambda name: name == "openvino")
+    assert choose(bundle, EngineSettings()) == "openvino"
+    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    with pytest.raises(DeviceError, match=r"pip install 'edgeglm\[onnx\]' or pip install 'edgeglm\[openvino\]'"):
+        choose(bundle, EngineSettings())

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.runtime import generate
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines import EngineName, EngineSettings
 from edge.runtime.errors import ContextLengthError, DeviceError, GenerationError, PromptError, SettingsError
-from edge.runtime.generate import PREFILL_CHUNK, Chunk
+from edge.runtime.generate import Chunk
 from edge.runtime.kv.pool import Sequence
 from edge.runtime.llm import LLM, settings_from
 from tests.conftest import EXACT
@@ -70,8 +69,8 @@ def test_resumed_equals_fresh(demo_llm: LLM, engine: EngineName) -> None:
 
 def test_long_prompts_run_in_chunks(demo_llm: LLM, engine: EngineName) -> None:
     ids = demo_llm.tokenizer.encode("one two three four five six seven eight nine ten " * 120)
-    assert len(ids) > 2 * PREFILL_CHUNK
     exact = LLM(demo_llm.bundle.path, EXACT[engine])
+    assert len(ids) > 2 * exact.engine.prefill_chunk
     sequence = Sequence(exact.engine.pool)
     one_shot = exact.engine.forward(np.array(ids), sequence, np.array([len(ids) - 1]))[0].copy()
     sequence.trim(0)
@@ -168,7 +167,7 @@ def test_deadline_inside_a_long_prefill(demo_llm: LLM) -> None:
     chunks = list(demo_llm.generate([7, 9] * 1500, deadline_s=1e-3))
     assert ids_of(chunks) == []
     assert chunks[-1].finish_reason == "deadline"
-    assert demo_llm.num_cached_tokens == PREFILL_CHUNK
+    assert demo_llm.num_cached_tokens == demo_llm.engine.prefill_chunk
 
 
 def test_closing_keeps_the_cache_consistent(tiny_llm: LLM) -> None:
@@ -212,7 +211,7 @@ def test_ctrl_c_ends_a_long_prefill_at_once(demo_llm: LLM, engine: EngineName, m
     prompt, other = [7, 9, 11] * 2000, [5, 6, 7, 8] * 10
     expected = ids_of(fresh(llm, other, max_new_tokens=8, ignore_stop_ids=True))
     llm.clear_cache()
-    monkeypatch.setattr(generate, "PREFILL_CHUNK", 6000)
+    monkeypatch.setattr(type(llm.engine), "prefill_chunk", 6000)
     signalled: list[float] = []
 
     def press() -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from edge.export.graph import onnx as graphs
 from edge.export.pipeline import export
 from edge.runtime import bundle as bundles
 from edge.runtime import machine
-from edge.runtime.bundle import open_bundle
+from edge.runtime.bundle import OnnxKernels, open_bundle
 from edge.runtime.engines import EngineSettings
 from edge.runtime.engines import onnxruntime as engines
 from edge.runtime.engines.choice import open_engine
@@ -107,10 +108,32 @@ def test_activations_follow_the_weights(int4_bundle: Path, tiny_bundle: Path) ->
     np.testing.assert_array_equal(default, exact)
 
 
+def test_parts_equal_the_whole(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph of one part and one of three, with chunks, decoding and a trim."""
+    engine_in = {}
+    for name, part_bytes in (("one", 1e9), ("three", 1)):
+        monkeypatch.setattr(graphs, "PART_BYTES", part_bytes)
+        export(tiny_checkpoint, tmp_path / name, "int8-asym", format="onnx")
+        engine_in[name] = engine_of(tmp_path / name)
+    assert [len(engine._parts) for engine in engine_in.values()] == [1, 3]
+
+    def rows(engine: OnnxRuntimeEngine) -> np.ndarray:
+        sequence, found = Sequence(engine.pool), []
+        for start, stop in ((0, 20), (20, 21), (21, 40), (40, 41)):
+            wanted = np.arange(stop - start)[-2:]
+            found.append(engine.forward(IDS[start:stop], sequence, wanted).copy())
+        sequence.trim(10)
+        found.append(engine.forward(IDS[:7], sequence, np.array([0, 6])).copy())
+        return np.concatenate(found)
+
+    one, three = (rows(engine) for engine in engine_in.values())
+    np.testing.assert_allclose(three, one, atol=1e-5)
+
+
 def test_threads_are_taken(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "physical_cores", lambda: 3)
     for chosen, expected in ((1, 1), (None, 3)):
-        session = engine_of(tiny_bundle, threads=chosen)._session
+        session = engine_of(tiny_bundle, threads=chosen)._parts[0].session
         assert session.get_session_options().intra_op_num_threads == expected
 
 
@@ -146,7 +169,7 @@ def copy(int4_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(int4_bundle, tmp_path / "copy"))
 
 
-@pytest.mark.parametrize("name", [bundles.MODEL_BIN, bundles.ONNX_DATA, "model_int8.onnx"])
+@pytest.mark.parametrize("name", [bundles.MODEL_BIN, bundles.ONNX_DATA, "model_int8.0.onnx"])
 def test_weights_missing_or_cut(int4_bundle: Path, copy: Path, name: str) -> None:
     with (copy / name).open("r+b") as file:
         file.truncate((copy / name).stat().st_size - 1)
@@ -169,9 +192,9 @@ def test_weights_altered(copy: Path) -> None:
 
 def test_graph_that_is_none(copy: Path) -> None:
     """Of the right size, so that only onnxruntime can tell."""
-    path = copy / "model_int8.onnx"
+    path = copy / "model_int8.0.onnx"
     path.write_bytes(b"\xff" * path.stat().st_size)
-    with pytest.raises(DeviceError, match=r"onnxruntime .* cannot open .*model_int8\.onnx: .*; run edge verify"):
+    with pytest.raises(DeviceError, match=r"onnxruntime .* cannot open .*model_int8\.0\.onnx: .*; run edge verify"):
         LLM(copy, EngineSettings("onnx"))
 
 
@@ -180,7 +203,7 @@ def test_verify_runs_what_the_bundle_holds(copy: Path) -> None:
     import json
 
     manifest = json.loads((copy / bundles.MANIFEST).read_text())
-    exact = copy / bundles.ONNX_GRAPHS[False, False]
+    exact = copy / OnnxKernels().part(0)
     content = exact.read_bytes()
     shifted = content.replace(b"epsilon", b"epsilon")  # the attribute's value follows its name
     place = shifted.index(b"epsilon") + len(b"epsilon") + 1
