@@ -97,7 +97,7 @@ def export_with_optimum(
         tensors, group_size = _records(matrices, chosen)
         golden = Golden(ids, float_logits, _logits(model, ids))
         check = _check(golden, chosen)
-        _check_runtime(checkpoint, folder / bundle.MODEL_XML, spec, group_size, golden)
+        _check_runtime(checkpoint, folder / bundle.MODEL_XML, spec, golden)
         weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
         layers = spec.num_layers
         progress(Progress("model", layers, layers, parameters, parameters, weight_bytes, 0, check))
@@ -446,14 +446,14 @@ def _require_finite(logits: Logits, whose: str) -> None:
         raise VerificationError(f"the {whose} model gives NaN or infinity; {advice}")
 
 
-def _check_runtime(checkpoint: Checkpoint, xml: Path, spec: ModelSpec, group_size: int, golden: Golden) -> None:
+def _check_runtime(checkpoint: Checkpoint, xml: Path, spec: ModelSpec, golden: Golden) -> None:
     """Whether our engine runs the graph and computes what it does. Raises CheckpointError and VerificationError."""
     exact = EngineSettings(
         max_context=golden.ids.size, inference_precision="f32", kv_precision="f32", dynamic_quantization_group=0
     )
     rows = np.arange(golden.ids.size)[-GOLDEN_ROWS:]
     try:
-        engine = OpenVINOPagedEngine(xml, spec, group_size, exact)
+        engine = OpenVINOPagedEngine(xml, spec, 32, exact)
         found = engine.forward(golden.ids, Sequence(engine.pool), rows)
     except DeviceError as error:
         raise CheckpointError(f"{checkpoint.path}: optimum-intel's graph of it does not run: {error}") from error

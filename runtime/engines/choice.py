@@ -94,7 +94,7 @@ def _open_openvino(bundle: Bundle, settings: EngineSettings) -> Engine:
         )
     from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
 
-    return OpenVINOPagedEngine(path, bundle.manifest.spec, bundle.manifest.weight_group_size, settings)
+    return OpenVINOPagedEngine(path, bundle.manifest.spec, bundle.manifest.fewest_bits, settings)
 
 
 def _open_onnx(bundle: Bundle, settings: EngineSettings) -> Engine:
