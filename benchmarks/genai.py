@@ -1,4 +1,4 @@
-"""Compare our paged engine with openvino_genai's LLMPipeline, both with their defaults, on one IR in one run.
+"""Compare our engine on OpenVINO with openvino_genai's LLMPipeline, both with their defaults, on one IR in one run.
 
     python benchmarks/genai.py BUNDLE [--rounds 21] [--new-tokens 48] [--json]
 
@@ -31,7 +31,7 @@ PROMPT_TOKENS = (32, 512)
 START_OURS = """
 import sys
 from edge.cli import main
-main(["run", sys.argv[1], "What is the capital of France?", "--max-new-tokens", "1"])
+main(["run", sys.argv[1], "What is the capital of France?", "--max-new-tokens", "1", "--engine", "openvino"])
 """
 START_THEIRS = """
 import sys, openvino_genai
@@ -67,7 +67,7 @@ def compare_speed(folder: Path, rounds: int, new_tokens: int) -> dict[str, Any]:
     """Prefill and decode of both, alternating."""
     import openvino_genai
 
-    ours, theirs = edge.load(folder), openvino_genai.LLMPipeline(str(folder), "CPU")
+    ours, theirs = edge.load(folder, engine="openvino"), openvino_genai.LLMPipeline(str(folder), "CPU")
     rng = np.random.default_rng(0)
     results = {}
     for count in PROMPT_TOKENS:

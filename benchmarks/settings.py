@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -27,7 +28,7 @@ import numpy as np
 from edge.commands.demo import find_checkpoint
 from edge.export.pipeline import export
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines import EngineSettings
+from edge.runtime.engines import Engine, EngineSettings
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.kv.pool import Sequence
 from edge.runtime.tokenizer import Tokenizer
@@ -135,9 +136,6 @@ def text_windows(folder: Path, count: int) -> list[np.ndarray]:
     return [ids[start : start + WINDOW] for start in range(0, ids.size, WINDOW)]
 
 
-_engines: dict[tuple[Path, EngineSettings], object] = {}
-
-
 def logits(folder: Path, ids: np.ndarray, settings: EngineSettings) -> np.ndarray:
     """(T, vocab) logits of a window, chunk by chunk."""
     engine = engine_of(folder, settings)
@@ -161,11 +159,10 @@ def tpot_ms(folder: Path, settings: EngineSettings) -> float:
     return 1000 * statistics.median(seconds)
 
 
-def engine_of(folder: Path, settings: EngineSettings):
-    if (folder, settings) not in _engines:
-        _engines.clear()
-        _engines[folder, settings] = open_engine(open_bundle(folder), settings)
-    return _engines[folder, settings]
+@lru_cache(maxsize=1)
+def engine_of(folder: Path, settings: EngineSettings) -> Engine:
+    """The engine, as long as no other is asked for."""
+    return open_engine(open_bundle(folder), settings)
 
 
 def agreement(a: list[np.ndarray], b: list[np.ndarray]) -> float:

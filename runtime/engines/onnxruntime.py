@@ -28,7 +28,7 @@ from edge.runtime.kv.pool import BlockPool, Sequence
 from edge.runtime.machine import available_bytes, physical_cores
 from edge.runtime.spec import ModelSpec
 
-MIN_VERSION = "1.22"  # the first with MatMulNBits of 8 bits (onnxruntime 1.22 release notes)
+MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized takes 8 bits; 1.22.1 refuses the graph
 CACHE_TYPES: dict[str, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
 PREFILL_CHUNK = 128  # tokens; of 512 a prefill is no faster, and every part keeps four times the memory
 Array = npt.NDArray[Any]
@@ -159,7 +159,7 @@ def _check_version() -> None:
     found = tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:2])
     if found < tuple(int(part) for part in MIN_VERSION.split(".")):
         raise DeviceError(
-            f"onnxruntime {ort.__version__} is too old, its operators lack 8 bits: expected {MIN_VERSION} or newer; "
+            f"onnxruntime {ort.__version__} is too old, its GatherBlockQuantized lacks 8 bits: expected {MIN_VERSION} or newer; "
             "pip install --upgrade onnxruntime"
         )
 

@@ -210,7 +210,7 @@ def _properties(
     kv_precision, group = settings.kv_precision, settings.dynamic_quantization_group
     precision = settings.inference_precision
     if family == "CPU":
-        # The fastest that costs less than 2 % of what the recipe itself does: 4 bits bear rounded activations, 8 do not.
+        # The fastest that costs less than 2 % of what the recipe does: 4 bits bear rounded activations, 8 do not.
         if group is None:
             group = ACTIVATION_GROUP if weight_bits == 4 else 0
         if precision is None and weight_bits > 4:
