@@ -159,7 +159,8 @@ def _check_version() -> None:
     found = tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:2])
     if found < tuple(int(part) for part in MIN_VERSION.split(".")):
         raise DeviceError(
-            f"onnxruntime {ort.__version__} is too old, its GatherBlockQuantized lacks 8 bits: expected {MIN_VERSION} or newer; "
+            f"onnxruntime {ort.__version__} is too old, its GatherBlockQuantized lacks 8 bits: "
+            f"expected {MIN_VERSION} or newer; "
             "pip install --upgrade onnxruntime"
         )
 
