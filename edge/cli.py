@@ -15,6 +15,8 @@ from importlib.metadata import version
 from edge.runtime.errors import EdgeError
 
 VERBS = ("demo", "export", "run", "chat", "bench", "inspect", "verify", "devices")
+EXPORTING = ("demo", "export")
+ENGINES = ("openvino", "onnx")
 # Which extra installs a module that can be missing.
 EXTRAS = {
     "openvino": "openvino",
@@ -38,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra in ENGINES and args.verb in EXPORTING:
+            extra = "export"  # which brings both engines
         if extra is None:
             raise
         print(f"edge: {error.name} is not installed; pip install 'edgeglm[{extra}]'", file=sys.stderr)
@@ -64,5 +68,5 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
+        sub.set_defaults(run=module.run, verb=verb)
     return parser

@@ -363,12 +363,22 @@ def test_demo_says_how_to_get_the_checkpoint(tmp_path: Path, monkeypatch: pytest
     assert main(["demo", str(tmp_path / "out")]) == 1
 
 
-def test_missing_extra_gives_the_install_line(tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["nncf", "openvino"])
+def test_missing_extra_gives_the_install_line(tiny_checkpoint: Path, tmp_path: Path, module: str) -> None:
     script = (
-        "import sys; sys.modules['nncf'] = None; from edge.cli import main; "
+        f"import sys; sys.modules[{module!r}] = None; from edge.cli import main; "
         f"sys.exit(main(['export', {str(tiny_checkpoint)!r}, {str(tmp_path / 'out')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "edge: nncf is not installed; pip install 'edgeglm[export]'\n"
+    assert done.stderr == f"edge: {module} is not installed; pip install 'edgeglm[export]'\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_engine_gives_the_install_line(tiny_bundle: Path) -> None:
+    script = (
+        "import sys; sys.modules['openvino'] = None; from edge.cli import main; "
+        f"sys.exit(main(['run', {str(tiny_bundle)!r}, 'hi', '--engine', 'openvino']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr == "edge: openvino is not installed; pip install 'edgeglm[openvino]'\n"
