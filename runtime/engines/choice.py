@@ -36,7 +36,7 @@ def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
 def choose(bundle: Bundle, settings: EngineSettings) -> EngineName:
     """The engine that settings name; for "auto", the first of these that can run here and whose line holds.
 
-        onnx      on a CPU, for weights of 4 bits: it starts in a fifth of the time and decodes faster; unless prompts
+        onnx      on a CPU, for weights of 4 bits: it starts in a third of the time and decodes faster; unless prompts
                   are long, or a float32 cache of max_context does not fit
         openvino  everything else: it takes in long prompts faster, has 8-bit weights with float activations, 8-bit
                   caches, and other devices
