@@ -46,6 +46,11 @@ class ModelSpec:
         return self.num_kv_heads * self.head_dim
 
     @property
+    def kv_values_per_token(self) -> int:
+        """Keys and values that one token leaves in the cache, of all layers."""
+        return 2 * self.num_layers * self.kv_size
+
+    @property
     def num_parameters(self) -> int:
         """Weights and biases; a tied embedding counts once."""
         h, f = self.hidden_size, self.intermediate_size

@@ -51,7 +51,7 @@ def choose(bundle: Bundle, settings: EngineSettings) -> EngineName:
         return able[0]
     manifest = bundle.manifest
     short = (settings.expected_prompt_tokens or 0) < LONG_PROMPT
-    cache_bytes = (settings.max_context or 0) * 2 * manifest.spec.num_layers * manifest.spec.kv_size * 4
+    cache_bytes = (settings.max_context or 0) * manifest.spec.kv_values_per_token * 4
     fits = cache_bytes <= min(settings.kv_cache_bytes, available_bytes())
     return "onnx" if manifest.fewest_bits == 4 and short and fits else "openvino"
 

@@ -186,7 +186,7 @@ def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSett
     limit = spec.max_position_embeddings if settings.max_context is None else settings.max_context
     if limit < 1 or limit > spec.max_position_embeddings:
         raise SettingsError(f"max_context is {limit}, expected 1 to {spec.max_position_embeddings}, the model's limit")
-    bytes_per_token = 2 * spec.num_layers * spec.kv_size * np.dtype(kind).itemsize  # keys and values
+    bytes_per_token = spec.kv_values_per_token * np.dtype(kind).itemsize
     allowed = min(settings.kv_cache_bytes, available_bytes()) // bytes_per_token
     if allowed < (1 if settings.max_context is None else limit):
         raise SettingsError(

@@ -229,7 +229,7 @@ def _properties(
 
 def _kv_precision(inference: str, spec: ModelSpec, budget: int, limit: int) -> CachePrecision:
     """16 bits where the whole context fits into the budget, which decodes faster and is more accurate; else u8."""
-    bytes_per_token = 2 * spec.num_layers * spec.kv_size * 2  # keys and values, 2 bytes each
+    bytes_per_token = spec.kv_values_per_token * 2
     if bytes_per_token * limit > budget:
         return "u8"
     return "bf16" if inference == "bf16" else "f16"  # the kernel for bf16 queries takes bf16 keys only
