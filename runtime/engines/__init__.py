@@ -8,7 +8,9 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edge.runtime.errors import SettingsError
 from edge.runtime.kv.pool import BlockPool, Sequence
+from edge.runtime.spec import ModelSpec
 
 Precision = Literal["f32", "f16", "bf16"]
 EngineName = Literal["auto", "openvino", "onnx"]
@@ -28,6 +30,14 @@ class EngineSettings:
     kv_precision: CachePrecision | None = None  # None: 16 bits where the whole context fits, else u8 (CPU)
     dynamic_quantization_group: int | None = None  # None: the engine's rule; 0: activations stay float
     threads: int | None = None  # None: the device's own default
+
+
+def context_limit(settings: EngineSettings, spec: ModelSpec) -> int:
+    """Tokens of context that are asked for, the model's limit where none are. Raises SettingsError beyond it."""
+    limit = spec.max_position_embeddings if settings.max_context is None else settings.max_context
+    if limit < 1 or limit > spec.max_position_embeddings:
+        raise SettingsError(f"max_context is {limit}, expected 1 to {spec.max_position_embeddings}, the model's limit")
+    return limit
 
 
 class Engine(Protocol):

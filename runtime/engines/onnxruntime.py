@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edge.runtime.bundle import Bundle, OnnxKernels
-from edge.runtime.engines import EngineName, EngineSettings
+from edge.runtime.engines import EngineName, EngineSettings, context_limit
 from edge.runtime.errors import DeviceError, SettingsError
 from edge.runtime.kv.pool import BlockPool, Sequence
 from edge.runtime.machine import available_bytes, physical_cores
@@ -183,9 +183,7 @@ def _kernels(bundle: Bundle, settings: EngineSettings) -> OnnxKernels:
 
 def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSettings) -> int:
     """Tokens that the buffers are made for. Raises SettingsError."""
-    limit = spec.max_position_embeddings if settings.max_context is None else settings.max_context
-    if limit < 1 or limit > spec.max_position_embeddings:
-        raise SettingsError(f"max_context is {limit}, expected 1 to {spec.max_position_embeddings}, the model's limit")
+    limit = context_limit(settings, spec)
     bytes_per_token = spec.kv_values_per_token * np.dtype(kind).itemsize
     allowed = min(settings.kv_cache_bytes, available_bytes()) // bytes_per_token
     if allowed < (1 if settings.max_context is None else limit):

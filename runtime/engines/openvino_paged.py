@@ -18,7 +18,7 @@ import openvino as ov
 import openvino.opset13 as op
 from openvino._offline_transformations import paged_attention_transformation
 
-from edge.runtime.engines import CachePrecision, EngineName, EngineSettings
+from edge.runtime.engines import CachePrecision, EngineName, EngineSettings, context_limit
 from edge.runtime.errors import DeviceError, SettingsError
 from edge.runtime.kv.pool import BlockPool, Sequence
 from edge.runtime.spec import ModelSpec
@@ -34,11 +34,7 @@ class OpenVINOPagedEngine:
     """One compiled model and its KV pools. Raises DeviceError and SettingsError."""
 
     def __init__(self, model_xml: Path, spec: ModelSpec, weight_bits: int, settings: EngineSettings) -> None:
-        limit: int = spec.max_position_embeddings if settings.max_context is None else settings.max_context
-        if limit < 1 or limit > spec.max_position_embeddings:
-            raise SettingsError(
-                f"max_context is {limit}, expected 1 to {spec.max_position_embeddings}, the model's limit"
-            )
+        limit = context_limit(settings, spec)
         core = ov.Core()
         family = settings.device.split(".")[0].upper()
         devices = core.available_devices  # asking loads every plugin
