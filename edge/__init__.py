@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from edge.api import load
     from edge.runtime.engines import EngineSettings
     from edge.runtime.errors import EdgeError
-    from edge.runtime.generate import Chunk, GenerationSettings
     from edge.runtime.llm import LLM
+    from edge.runtime.request import Chunk, GenerationSettings
     from edge.runtime.sampling import Sampling
     from edge.runtime.session import ChatSession
 
@@ -49,8 +49,8 @@ _HOMES = {
     "load": "edge.api",
     "LLM": "edge.runtime.llm",
     "ChatSession": "edge.runtime.session",
-    "Chunk": "edge.runtime.generate",
-    "GenerationSettings": "edge.runtime.generate",
+    "Chunk": "edge.runtime.request",
+    "GenerationSettings": "edge.runtime.request",
     "EngineSettings": "edge.runtime.engines",
     "EdgeError": "edge.runtime.errors",
     "Sampling": "edge.runtime.sampling",

@@ -14,7 +14,7 @@ from importlib.metadata import version
 
 from edge.runtime.errors import EdgeError
 
-VERBS = ("demo", "export", "run", "chat", "bench", "inspect", "verify", "devices")
+VERBS = ("demo", "export", "run", "chat", "prefix", "bench", "inspect", "verify", "devices")
 EXPORTING = ("demo", "export")
 ENGINES = ("openvino", "onnx")
 # Which extra installs a module that can be missing.

@@ -115,6 +115,12 @@ class Manifest:
         matrices = [tensor for tensor in self.tensors.values() if len(tensor.shape) == 2]
         return min(int(re.sub(r"\D*(\d+).*", r"\1", tensor.precision)) for tensor in matrices)
 
+    @property
+    def model_sha256(self) -> str:
+        """Hash of everything that logits follow from: weights and graphs of every engine."""
+        models = {n: r.sha256 for n, r in self.files.items() if Path(n).stem.startswith(("model", "openvino_model"))}
+        return hashlib.sha256(json.dumps(models, sort_keys=True).encode()).hexdigest()
+
     def to_json(self) -> str:
         """Stable text: same manifest, same bytes."""
         return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"

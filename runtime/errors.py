@@ -10,6 +10,8 @@
     │   └── VerificationError    a bundle opens, but computes something else than it should
     ├── DeviceError              an engine or device that is not there or cannot run the model
     ├── TokenizerError           a tokenizer or chat template that cannot be used
+    ├── CacheError               a KV cache used against its rules
+    │   └── SnapshotError        a prefix file that is damaged, or made for something else
     └── GenerationError          a request that cannot be run
         ├── SettingsError        a sampling or length setting outside its range
         ├── PromptError          an empty prompt, or messages that the template refuses
@@ -59,6 +61,14 @@ class DeviceError(EdgeError):
 
 class TokenizerError(EdgeError):
     """A tokenizer or chat template that cannot be used."""
+
+
+class CacheError(EdgeError):
+    """The KV cache was used against its rules, or a file of it cannot be used."""
+
+
+class SnapshotError(CacheError):
+    """A prefix file is truncated, altered, or was made by another model, engine or setting."""
 
 
 class GenerationError(EdgeError):

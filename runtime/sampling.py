@@ -1,16 +1,19 @@
-"""From one row of logits to one token id, as pure functions.
+"""From one row of logits to one token id.
 
-In: a logits row, the ids so far, settings, a random generator. Out: an id. Knows nothing about models or text.
+In: a row of logits, settings, and the ids of prompt and answer so far. Out: an id. Knows nothing about models, text or
+grammars; what a grammar forbids arrives as -inf and is never chosen.
 
-Order, as in huggingface/transformers' generate: repetition penalty, temperature, top-k, top-p, min-p, then one draw.
-Temperature 0 is greedy: the penalty applies, nothing else does.
+Order, as in huggingface/transformers' generate (generation/utils.py, _get_logits_processor): logit bias, repetition
+penalty, temperature, top-k, top-p, min-p, typical, then one draw. Presence and frequency penalties, which transformers
+has not, follow the repetition penalty. Temperature 0 is greedy: bias and penalties apply, nothing else does.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,79 +21,241 @@ import numpy.typing as npt
 from edge.runtime.errors import SettingsError
 
 Logits = npt.NDArray[np.float32]  # (vocab,)
+Ids = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a token is chosen. Raises SettingsError for a value outside its range."""
+    """How a token is chosen. Raises SettingsError for a value of the wrong kind or outside its range."""
 
     temperature: float = 0.0  # 0 is greedy
     top_k: int = 0  # keep the k best; 0 keeps all
-    top_p: float = 1.0  # keep the smallest set of best tokens with this much probability
+    top_p: float = 1.0  # keep the smallest set of best tokens with this much probability (Holtzman et al. 2019)
     min_p: float = 0.0  # keep tokens with at least this share of the best one's probability
-    repetition_penalty: float = 1.0  # > 1 makes ids that have occurred less likely (Keskar et al. 2019, CTRL)
+    typical_p: float = 1.0  # keep this much probability, nearest to the entropy first (Meister et al. 2022); 1: all
+    repetition_penalty: float = 1.0  # > 1: ids of prompt and answer become less likely (Keskar et al. 2019, CTRL)
+    presence_penalty: float = 0.0  # taken off the logit of every id of the answer (OpenAI's API)
+    frequency_penalty: float = 0.0  # the same, times how often the id stands in the answer (OpenAI's API)
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()  # added to logits; kept as sorted pairs
     seed: int | None = None  # None draws a fresh one
 
     def __post_init__(self) -> None:
-        checks = [
-            ("temperature", self.temperature, math.isfinite(self.temperature) and self.temperature >= 0, "0 or more"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 or more"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1"),
-            (
-                "repetition_penalty",
-                self.repetition_penalty,
-                math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
-                "above 0",
-            ),
-            ("seed", self.seed, self.seed is None or self.seed >= 0, "0 or more"),
+        inclusive = [
+            ("temperature", self.temperature, 0, sys.float_info.max, "a number from 0 up"),
+            ("min_p", self.min_p, 0, 1, "a number from 0 to 1"),
+            ("repetition_penalty", self.repetition_penalty, 0.01, 100, "a number from 0.01 to 100; 1 is none"),
+            ("presence_penalty", self.presence_penalty, -2, 2, "a number from -2 to 2"),
+            ("frequency_penalty", self.frequency_penalty, -2, 2, "a number from -2 to 2"),
         ]
-        for name, value, fine, expected in checks:
-            if not fine:
-                raise SettingsError(f"{name} is {value}, expected {expected}")
-
-    def generator(self) -> np.random.Generator:
-        """The random generator of one answer."""
-        return np.random.default_rng(self.seed)
-
-
-def sample(logits: Logits, seen: Collection[int], settings: Sampling, rng: np.random.Generator) -> int:
-    """Choose the next id; `seen` are the ids of prompt and answer so far."""
-    if settings.repetition_penalty != 1.0:
-        logits = penalize(logits, seen, settings.repetition_penalty)
-    if settings.temperature == 0:
-        return int(logits.argmax())
-    candidates = truncate(logits.astype(np.float64) / settings.temperature, settings)
-    probabilities = softmax(candidates)
-    return int(np.searchsorted(np.cumsum(probabilities), rng.random() * probabilities.sum(), side="right"))
+        for name, value, low, high, expected in inclusive:
+            if not _inside(value, low, high):
+                raise SettingsError(f"{name} is {value!r}, expected {expected}")
+        for name, value in (("top_p", self.top_p), ("typical_p", self.typical_p)):
+            if not _inside(value, 0, 1) or value == 0:
+                raise SettingsError(f"{name} is {value!r}, expected a number above 0 and at most 1")
+        if not (_is_whole(self.top_k) and self.top_k >= 0):
+            raise SettingsError(f"top_k is {self.top_k!r}, expected a whole number, 0 or more")
+        if self.seed is not None and not (_is_whole(self.seed) and self.seed >= 0):
+            raise SettingsError(f"seed is {self.seed!r}, expected a whole number, 0 or more, or none")
+        object.__setattr__(self, "logit_bias", _bias_pairs(self.logit_bias))
 
 
-def penalize(logits: Logits, seen: Collection[int], penalty: float) -> Logits:
-    """A copy in which logits of seen ids are divided by the penalty where positive, multiplied where negative."""
-    ids = np.fromiter(set(seen), np.int64)
-    out = logits.copy()
-    out[ids] = np.where(out[ids] > 0, out[ids] / penalty, out[ids] * penalty)
-    return out
+class Candidates(NamedTuple):
+    """The tokens that may be drawn. The probability of one is its weight over the sum of all."""
+
+    ids: Ids  # (C,) ascending
+    weights: Doubles  # (C,) the best one's is 1
 
 
-def truncate(logits: npt.NDArray[np.float64], settings: Sampling) -> npt.NDArray[np.float64]:
-    """Logits with everything outside top-k, top-p and min-p at -inf; the best token always stays."""
+class Sampler:
+    """The state of one answer: settings, the random generator, and counts of the ids so far.
+
+    For every token: `process` the model's row, forbid what must not come, `choose`, `observe`. Counts are kept as
+    tokens come, so a token costs the same at any length of context. Rows are (vocab_size,) float32. Raises
+    SettingsError for a bias on an id outside the vocabulary.
+    """
+
+    def __init__(self, settings: Sampling, prompt_ids: Sequence[int], vocab_size: int) -> None:
+        self._settings = settings
+        self._rng = np.random.default_rng(settings.seed)
+        bias = dict(settings.logit_bias)
+        if bias and max(bias) >= vocab_size:
+            raise SettingsError(f"logit_bias holds token id {max(bias)}, expected 0 to {vocab_size - 1}")
+        self._bias_ids = np.fromiter(bias.keys(), np.int64)
+        self._bias = np.fromiter(bias.values(), np.float32)
+        self._seen: npt.NDArray[np.bool_] | None = None  # (vocab,) whether an id stands in prompt or answer
+        if settings.repetition_penalty != 1:
+            self._seen = np.zeros(vocab_size, np.bool_)
+            self._seen[np.array(prompt_ids, np.int64)] = True
+        self._counts: npt.NDArray[np.int32] | None = None  # (vocab,) how often an id stands in the answer
+        if settings.presence_penalty != 0 or settings.frequency_penalty != 0:
+            self._counts = np.zeros(vocab_size, np.int32)
+
+    def process(self, logits: Logits) -> Logits:
+        """The row with bias and penalties: the very same array when there are none, else a copy."""
+        if not self._bias.size and self._seen is None and self._counts is None:
+            return logits
+        out = logits.copy()
+        out[self._bias_ids] += self._bias
+        if self._seen is not None:
+            ids = np.flatnonzero(self._seen)
+            out[ids] = penalize(out[ids], self._settings.repetition_penalty)
+        if self._counts is not None:
+            ids = np.flatnonzero(self._counts)
+            out[ids] -= self._settings.presence_penalty + self._settings.frequency_penalty * self._counts[ids]
+        return out
+
+    def choose(self, processed: Logits) -> int:
+        """The next id of a processed row: the first best one, or a draw. An entry of -inf is never drawn.
+
+        A draw takes exactly one number of the random generator, whatever the row. So drafted tokens are verified by
+        process, choose and observe on row after row, as without drafts, until the chosen id is not the drafted one:
+        the ids are those of the same seed without drafts. A draft d is accepted with probability p(d), and the id
+        chosen instead follows p without d: for a draft without a distribution of its own, that is the law of rejection
+        sampling (Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding).
+        """
+        if self._settings.temperature == 0:
+            return int(processed.argmax())
+        candidates = truncate(processed, self._settings)
+        cumulative = np.cumsum(candidates.weights, out=candidates.weights)
+        # side="right" steps over candidates of weight 0
+        index = np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right")
+        return int(candidates.ids[index])
+
+    def observe(self, token_id: int) -> None:
+        """Count a token as part of the answer."""
+        if self._seen is not None:
+            self._seen[token_id] = True
+        if self._counts is not None:
+            self._counts[token_id] += 1
+
+
+def penalize(logits: Logits, penalty: float) -> Logits:
+    """Logits of ids that have occurred, divided by the penalty where positive and multiplied where negative.
+
+    As huggingface/transformers' RepetitionPenaltyLogitsProcessor.
+    """
+    return np.where(logits > 0, logits / penalty, logits * penalty)
+
+
+def truncate(logits: Logits, settings: Sampling) -> Candidates:
+    """The tokens within top-k, top-p, min-p and typical, at a temperature above 0; at least one always stays.
+
+    Ties with the k-th best stay; of equally likely tokens at the edge of top-p the lower ids stay. Each cut sees the
+    probabilities that the cut before it left.
+    """
+    ids: Ids | None = None  # None: all
     if 0 < settings.top_k < logits.size:
-        kth = np.partition(logits, -settings.top_k)[-settings.top_k]
-        logits = np.where(logits < kth, -np.inf, logits)
+        ids = np.flatnonzero(logits >= kth_largest(logits, settings.top_k))
+        logits = logits[ids]
+    # In one array: a second one of a vocabulary's size costs more than the arithmetic.
+    weights = logits.astype(np.float64)
+    weights -= weights.max()
+    with np.errstate(over="ignore"):  # a tiny temperature: everything below the best becomes -inf
+        weights /= settings.temperature
+    np.exp(weights, out=weights)
     if settings.top_p < 1:
-        order = np.argsort(-logits, kind="stable")
-        probabilities = softmax(logits)[order]
-        before = np.cumsum(probabilities) - probabilities
-        logits = logits.copy()
-        logits[order[before >= settings.top_p]] = -np.inf
+        ids, weights = _pick(ids, weights, nucleus(weights, settings.top_p))
     if settings.min_p > 0:
-        logits = np.where(logits < logits.max() + math.log(settings.min_p), -np.inf, logits)
-    return logits
+        ids, weights = _pick(ids, weights, np.flatnonzero(weights >= settings.min_p))
+    if settings.typical_p < 1:
+        ids, weights = _pick(ids, weights, typical(weights, settings.typical_p))
+    return Candidates(np.arange(weights.size) if ids is None else ids, weights)
 
 
-def softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Probabilities of one row."""
-    exp = np.exp(logits - logits.max())
-    probabilities: npt.NDArray[np.float64] = exp / exp.sum()
-    return probabilities
+def nucleus(weights: Doubles, mass: float) -> Ids:
+    """Ascending indices of the fewest largest weights that hold the share `mass` (< 1) of all.
+
+    weights: (C,), the best one 1. Equal weights at the edge: the lower index first.
+    """
+    needed = mass * weights.sum()
+    order, cumulative = np.arange(0), weights
+    for some in _from_the_top(weights):
+        order = some[np.argsort(-weights[some], kind="stable")]
+        cumulative = np.cumsum(weights[order])
+        if cumulative[-1] >= needed:
+            break
+    return np.sort(order[: np.searchsorted(cumulative, needed) + 1])
+
+
+def typical(weights: Doubles, mass: float) -> Ids:
+    """Ascending indices of weights with a surprise near the entropy, nearest first until they hold `mass` (< 1) of all.
+
+    Meister et al. 2022, Locally Typical Sampling; ties stay, as in huggingface/transformers' TypicalLogitsWarper.
+    weights: (C,), the best one 1.
+    """
+    share = weights / weights.sum()
+    distance = np.maximum(share, np.finfo(np.float64).tiny)
+    np.log(distance, out=distance)  # the surprise, negative
+    distance -= np.einsum("i,i", share, distance)  # not @, whose threads would fight with the engine's
+    np.abs(distance, out=distance)
+    some = np.arange(0)
+    for some in _from_the_top(weights):
+        if share[some].sum() >= mass:
+            break
+    # Whatever is nearer than the farthest of these may come before it; nothing beyond it is needed.
+    near = np.flatnonzero(distance <= distance[some].max())
+    order = near[np.argsort(distance[near])]
+    last = min(int(np.searchsorted(np.cumsum(share[order]), mass)), order.size - 1)
+    return np.flatnonzero(distance <= distance[order[last]])
+
+
+def kth_largest(logits: Logits, k: int) -> np.float32:
+    """The k-th largest value of a row, k from 1 to its size."""
+    width = 128
+    blocks = logits.size // width
+    if blocks > k:
+        # k blocks reach the k-th largest of the blocks' maxima, so k values do: one pass instead of a partition of all.
+        maxima = logits[: blocks * width].reshape(blocks, width).max(axis=1)
+        logits = logits[logits >= np.partition(maxima, -k)[-k]]
+    kth: np.float32 = np.partition(logits, -k)[-k]
+    return kth
+
+
+def greedy_margin(logits: Logits) -> float:
+    """How far the best logit is above the second best; 0 for a tie, inf where nothing else is possible."""
+    best = int(logits.argmax())
+    rest = [part.max() for part in (logits[:best], logits[best + 1 :]) if part.size]
+    return float(logits[best]) - float(max(rest, default=-np.inf))
+
+
+def _pick(ids: Ids | None, weights: Doubles, inside: Ids) -> tuple[Ids, Doubles]:
+    return inside if ids is None else ids[inside], weights[inside]
+
+
+def _from_the_top(weights: Doubles) -> Iterator[Ids]:
+    """Growing sets of the largest weights, then all: mostly a small one is enough, and sorting all takes far longer."""
+    for floor in (1e-2, 1e-3, 1e-4, 1e-5):
+        yield np.flatnonzero(weights >= floor)
+    yield np.arange(weights.size)
+
+
+def _inside(value: object, low: float, high: float) -> bool:
+    """Whether something is a number from low to high; NaN is not."""
+    if isinstance(value, np.integer | np.floating):
+        value = value.item()
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _bias_pairs(bias: Mapping[int, float] | tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+    """Checked and sorted pairs, which unlike a mapping can be hashed."""
+    expected = "expected a mapping of token ids to numbers from -100 to 100"
+    if not isinstance(bias, Mapping | tuple):
+        raise SettingsError(f"logit_bias is {bias!r}, {expected}")
+    pairs = tuple(bias.items()) if isinstance(bias, Mapping) else bias
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise SettingsError(f"logit_bias holds {pair!r}, {expected}")
+        token_id, value = pair
+        if not (_is_whole(token_id) and token_id >= 0):
+            raise SettingsError(f"logit_bias holds the token id {token_id!r}, {expected}")
+        if not _inside(value, -100, 100):
+            raise SettingsError(f"logit_bias of token id {token_id} is {value!r}, {expected}")
+    if len({token_id for token_id, _ in pairs}) < len(pairs):
+        raise SettingsError(f"logit_bias names a token id twice, {expected}")
+    return tuple(sorted((int(token_id), float(value)) for token_id, value in pairs))

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
-from edge.runtime.generate import Chunk
 from edge.runtime.llm import LLM, Stream
+from edge.runtime.request import Chunk
 
 
 class ChatSession:

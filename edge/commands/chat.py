@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from edge.commands import options
 
 if TYPE_CHECKING:
-    from edge.runtime.generate import Stats
+    from edge.runtime.llm import LLM
+    from edge.runtime.request import Stats
     from edge.runtime.session import ChatSession
 
 
@@ -23,16 +24,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE")
     options.add_engine(parser)
     options.add_generation(parser)
+    options.add_reuse(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from edge.api import load
     from edge.runtime.llm import settings_from
-    from edge.runtime.session import ChatSession
 
     settings = options.generation_settings(args)
     settings_from(**settings)
     llm = load(args.bundle, **options.engine_settings(args))
+    for prefix in args.prefix:
+        llm.load_prefix(prefix)
+    with llm:
+        _talk(args, llm, settings)
+    return 0
+
+
+def _talk(args: argparse.Namespace, llm: LLM, settings: dict[str, Any]) -> None:
+    """Answer line after line, until the last."""
+    from edge.runtime.session import ChatSession
+
     session = ChatSession(llm, args.system)
     if sys.stdin.isatty():
         import readline  # noqa: F401  (line editing and history for input())
@@ -43,12 +55,12 @@ def run(args: argparse.Namespace) -> int:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
         except EOFError:
-            return 0
+            return
         match line:
             case "":
                 pass
             case "/exit":
-                return 0
+                return
             case "/reset":
                 session.reset()
                 stats = None

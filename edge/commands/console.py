@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge.export.stages import Progress
-    from edge.runtime.generate import Chunk
+    from edge.runtime.request import Chunk
 
 NUMBER = re.compile(r"[\d.,]+( [kMG]?B)?")  # with or without a unit of bytes
 

@@ -10,21 +10,43 @@ SAMPLING = {  # option -> (type, help)
     "top_p": (float, "keep the smallest set of best tokens with this much probability"),
     "top_k": (int, "keep the k best tokens; 0 keeps all"),
     "min_p": (float, "keep tokens with this share of the best one's probability"),
+    "typical_p": (float, "keep the most typical tokens with this much probability"),
     "repetition_penalty": (float, "above 1 makes ids that have occurred less likely"),
+    "presence_penalty": (float, "above 0 makes ids of the answer less likely"),
+    "frequency_penalty": (float, "the same for each time they have occurred"),
     "seed": (int, "same seed, same text"),
 }
 BYTES_PER_TOKEN = 4  # of English and Chinese alike, roughly
 
 
 def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
-    """Which engine, or what else the verb takes for one, and device."""
+    """Which engine, or what else the verb takes for one, device and memory."""
     choices = ["auto", "openvino", "onnx", *more]
     parser.add_argument("--engine", "--engines", choices=choices, default="auto", help="default: auto")
     parser.add_argument(
         "--device", default="CPU", metavar="CPU|GPU|NPU", help="default: CPU; `edge devices` lists them"
     )
     parser.add_argument("--max-context", type=int, metavar="TOKENS", help="default: the model's limit")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--kv-cache-gb", type=float, metavar="GB", help="bound of the KV cache; default: 2.1")
+    budget.add_argument(
+        "--kv-cache-share", type=float, metavar="SHARE", help="the same as a share of the memory that is free"
+    )
+    parser.add_argument(
+        "--kv-precision", choices=["f32", "f16", "bf16", "u8", "u4"], help="default: the engine's choice"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="default: the device's choice")
+
+
+def add_reuse(parser: argparse.ArgumentParser) -> None:
+    """What earlier work an answer may start from."""
+    parser.add_argument(
+        "--prefix", action="append", default=[], metavar="FILE", help="start from a file of `edge prefix`; repeatable"
+    )
+    parser.add_argument(
+        "--speculate", action="store_true", help="verify drafts of several tokens at once: faster where text repeats"
+    )
+    parser.add_argument("--draft-store", metavar="FILE", help="keep answers there to draft from; with --speculate")
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
@@ -37,22 +59,70 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeatable")
     parser.add_argument("--deadline", type=float, dest="deadline_s", metavar="SECONDS", help="end the answer in time")
     parser.add_argument("--system", metavar="TEXT", help="a system message")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--json-schema", metavar="FILE", help="the answer is JSON that follows this schema")
+    shape.add_argument("--regex", metavar="PATTERN", help="the answer matches this regular expression")
+    shape.add_argument("--grammar", metavar="FILE", help="the answer follows this Lark grammar")
 
 
 def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> dict[str, Any]:
-    """Keywords for `edge.load`; of a prompt only about its length counts."""
+    """Keywords for `edge.load`; of a prompt only about its length counts. Raises SnapshotError."""
     tokens = None if prompt is None else len(prompt.encode()) // BYTES_PER_TOKEN
-    chosen = {
+    chosen: dict[str, Any] = {
         "engine": args.engine,
         "expected_prompt_tokens": tokens,
         "device": args.device,
         "max_context": args.max_context,
+        "kv_cache_bytes": None if args.kv_cache_gb is None else int(args.kv_cache_gb * 1e9),
+        "kv_cache_share": args.kv_cache_share,
+        "kv_precision": args.kv_precision,
         "threads": args.threads,
     }
+    if getattr(args, "prefix", None):
+        _follow_prefix(chosen, args.prefix[0])
+    if getattr(args, "speculate", False) or getattr(args, "draft_store", None):
+        chosen |= {"speculation": args.speculate, "draft_store": args.draft_store}
     return {name: value for name, value in chosen.items() if value is not None}
 
 
 def generation_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Keywords for `LLM.generate`; what was not given is left to the settings classes."""
+    """Keywords for `LLM.generate`; what was not given is left to the settings classes. Raises SettingsError."""
     names = ("max_new_tokens", "stop", "deadline_s", *SAMPLING)
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
+    settings = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if (constraint := _constraint(args)) is not None:
+        settings["constraint"] = constraint
+    return settings
+
+
+def _follow_prefix(chosen: dict[str, Any], path: str) -> None:
+    """Where nothing else is said, set the engine up as the one that computed a prefix was."""
+    from pathlib import Path
+
+    from edge.runtime.kv.snapshot import read_header
+
+    layout = read_header(Path(path)).identity.layout
+    if chosen["engine"] == "auto":
+        chosen["engine"] = layout.get("engine", "auto")
+    if chosen["kv_precision"] is None:
+        chosen["kv_precision"] = layout.get("kv precision")
+
+
+def _constraint(args: argparse.Namespace) -> Any:
+    from edge.runtime.constraints import Constraint
+
+    if args.json_schema is not None:
+        return Constraint.json_schema(_read(args.json_schema))
+    if args.grammar is not None:
+        return Constraint.lark(_read(args.grammar))
+    return None if args.regex is None else Constraint.regex(args.regex)
+
+
+def _read(path: str) -> str:
+    from pathlib import Path
+
+    from edge.runtime.errors import SettingsError
+
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read as text: {error}") from error

@@ -4,6 +4,8 @@ examples:
   edge run glm4-int4 "What is the capital of France?"
   edge run glm4-int4 --raw "Once upon a time" --max-new-tokens 64
   git diff | edge run glm4-int4 - --system "Summarize this change."
+  edge run glm4-int4 "Where is the exit?" --system "$(cat kiosk.txt)" --prefix kiosk.prefix
+  edge run glm4-int4 "Correct the spelling: $(cat letter.txt)" --speculate
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="the user message; - reads it from stdin")
     options.add_engine(parser)
     options.add_generation(parser)
+    options.add_reuse(parser)
     parser.add_argument("--raw", action="store_true", help="continue PROMPT as it is, without the chat template")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of streaming")
 
@@ -41,13 +44,15 @@ def run(args: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     llm = load(args.bundle, **options.engine_settings(args, prompt))
+    for prefix in args.prefix:
+        llm.load_prefix(prefix)
     load_s = time.perf_counter() - started
     if args.raw:
         stream = llm.generate(prompt, **settings)
     else:
         system = [] if args.system is None else [{"role": "system", "content": args.system}]
         stream = llm.chat([*system, {"role": "user", "content": prompt}], **settings)
-    with stream:
+    with llm, stream:
         if not args.json:
             show_answer(stream, raw=args.raw)
             return 0
@@ -60,7 +65,10 @@ def run(args: argparse.Namespace) -> int:
     if chunk.stats is not None:
         answer |= {
             "prompt_tokens": chunk.stats.prompt_tokens,
+            "cached_tokens": chunk.stats.cached_tokens,
             "new_tokens": chunk.stats.new_tokens,
+            "drafted_tokens": chunk.stats.drafted_tokens,
+            "accepted_tokens": chunk.stats.accepted_tokens,
             "engine": llm.engine.name,
             "load_s": round(load_s, 3),
             "ttft_ms": round(chunk.stats.ttft_ms, 1),

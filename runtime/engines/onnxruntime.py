@@ -10,9 +10,8 @@ buffers and holds a whole sequence.
 
 from __future__ import annotations
 
-import math
-import mmap
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,44 +21,58 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edge.runtime.bundle import Bundle, OnnxKernels
-from edge.runtime.engines import EngineName, EngineSettings, context_limit
+from edge.runtime.engines import EngineName, EngineSettings, Ids, Logits, Step, cache_budget, context_limit
 from edge.runtime.errors import DeviceError, SettingsError
+from edge.runtime.kv.memory import SlotMemory
 from edge.runtime.kv.pool import BlockPool, Sequence
-from edge.runtime.machine import available_bytes, physical_cores
+from edge.runtime.machine import physical_cores
 from edge.runtime.spec import ModelSpec
 
 MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized takes 8 bits; 1.22.1 refuses the graph
 CACHE_TYPES: dict[str, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
 PREFILL_CHUNK = 128  # tokens; of 512 a prefill is no faster, and every part keeps four times the memory
+MAX_SLOTS = 16  # sequences kept at once; a slot that is not used takes no memory
 Array = npt.NDArray[Any]
 
 
 class OnnxRuntimeEngine:
-    """The sessions of a graph and the KV buffers of one sequence. Raises DeviceError and SettingsError.
+    """The sessions of a graph and the KV buffers of some sequences. Raises DeviceError and SettingsError.
 
     What settings leave open: activations are rounded to int8 where weights have 4 bits, and the cache has 32 bits; the
     figures behind that are in benchmarks/README.md. Threads: one for each physical core that the process may use.
+
+    A row that is left over from pairs takes another kernel, which rounds otherwise: `reproducible` pads to pairs, and
+    results are then bit-equal however tokens are cut into steps.
     """
 
     def __init__(self, bundle: Bundle, settings: EngineSettings) -> None:
         _check_version()
         _check_settings(settings)
-        spec = bundle.manifest.spec
+        spec = self._spec = bundle.manifest.spec
         kind = CACHE_TYPES[settings.kv_precision or "f32"]
-        self._pool = BlockPool(1, _context(spec, kind, settings))
+        self._reproducible = bool(settings.reproducible)
+        self._max_context, slots = _context(spec, kind, settings)
+        length = self._max_context + self._reproducible  # of the buffers: a padded step writes one token more
         threads = settings.threads or physical_cores()
-        paths = bundle.onnx_parts(_kernels(bundle, settings))
+        kernels = _kernels(bundle, settings)
+        paths = bundle.onnx_parts(kernels)
         with ThreadPoolExecutor(threads, "load") as loaders:
             self._parts = list(loaders.map(lambda path: _Part(path, threads), paths))
-        self._mask = np.ones((1, self.max_context), np.int64)  # its first total tokens are bound
-        self._tables = _rotary_tables(spec, self.max_context, kind)
-        self._cache = [_untouched((1, spec.num_kv_heads, self.max_context, spec.head_dim), kind) for _ in _cached(spec)]
+        self._mask = np.ones((1, length), np.int64)  # its first total tokens are bound
+        self._tables = _rotary_tables(spec, length, kind)
+        self._memory = SlotMemory(slots, len(_cached(spec)), (spec.num_kv_heads, length, spec.head_dim), kind)
+        self._pool = BlockPool(slots, self._max_context, self._memory)
         for part in self._parts:
             part.bind(dict(zip(("cos", "sin"), self._tables, strict=True)))
-            for name, buffer in zip(_cached(spec), self._cache, strict=True):
-                part.bind({f"past_key_values.{name}": buffer, f"present.{name}": buffer})
-        self._spec = spec
+        self._bound_slot: int | None = None
         self._worker = ThreadPoolExecutor(1, "onnxruntime")
+        self._kv_layout = {
+            "engine": self.name,
+            "device": "CPU",
+            "kv precision": settings.kv_precision or "f32",
+            "cache": f"[{spec.num_kv_heads}, tokens, {spec.head_dim}]",
+            "activations": "int8" if kernels.int8_activations else "f32",
+        }
 
     @property
     def name(self) -> EngineName:
@@ -71,7 +84,7 @@ class OnnxRuntimeEngine:
 
     @property
     def max_context(self) -> int:
-        return self._pool.block_size
+        return self._max_context
 
     @property
     def prefill_chunk(self) -> int:
@@ -79,13 +92,35 @@ class OnnxRuntimeEngine:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return sum(buffer.nbytes for buffer in self._cache) // self.max_context
+        return sum(view.nbytes for view in self._memory.views(0, 1))
 
-    def forward(
-        self, ids: npt.NDArray[np.int64], sequence: Sequence, rows: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32]:
-        past, new = sequence.num_tokens, ids.size
-        sequence.reserve(new)
+    @property
+    def kv_layout(self) -> Mapping[str, str]:
+        return self._kv_layout
+
+    def forward(self, ids: Ids, sequence: Sequence, rows: Ids) -> Logits:
+        logits = self._infer(ids, sequence, rows)
+        sequence.commit(ids.size)
+        return logits
+
+    def decode(self, steps: list[Step]) -> list[Logits]:
+        """One after the other: attention takes several new tokens of one sequence only."""
+        found = []
+        for sequence, ids in steps:
+            logits = self._infer(ids, sequence, np.arange(ids.size, dtype=np.int64))
+            found.append(logits if len(steps) == 1 else logits.copy())
+        for sequence, ids in steps:
+            sequence.commit(ids.size)
+        return found
+
+    def _infer(self, ids: Ids, sequence: Sequence, rows: Ids) -> Logits:
+        """Logits (R, vocab) of the wanted rows, among new tokens that are not committed yet."""
+        past, count = sequence.num_tokens, rows.size
+        sequence.reserve(ids.size)
+        self._bind_slot(sequence.block_table[0])
+        if self._reproducible:  # pairs of rows have a kernel of their own; a token behind the others changes none
+            ids, rows = np.pad(ids, (0, ids.size % 2)), np.pad(rows, (0, count % 2), mode="edge")
+        new = ids.size
         first, last = self._parts[0], self._parts[-1]
         first.give("input_ids", ids[None])
         last.give("wanted_rows", rows)
@@ -96,9 +131,17 @@ class OnnxRuntimeEngine:
         for part in self._parts:
             part.bind({"attention_mask": self._mask[:, : past + new]})
         self._run()
-        sequence.commit(new)
-        result: npt.NDArray[np.float32] = logits[0]
+        result: Logits = logits[0, :count]
         return result
+
+    def _bind_slot(self, slot: int) -> None:
+        """Let keys and values be read and written in the buffers of one slot."""
+        if slot == self._bound_slot:
+            return
+        for name, buffer in zip(_cached(self._spec), self._memory.slots[slot], strict=True):
+            for part in self._parts:
+                part.bind({f"past_key_values.{name}": buffer, f"present.{name}": buffer})
+        self._bound_slot = slot
 
     def _run(self) -> None:
         """One inference that Ctrl-C can end: in a second thread, since the call itself would keep the signal."""
@@ -181,18 +224,19 @@ def _kernels(bundle: Bundle, settings: EngineSettings) -> OnnxKernels:
     return OnnxKernels(int8, settings.kv_precision == "f16")
 
 
-def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSettings) -> int:
-    """Tokens that the buffers are made for. Raises SettingsError."""
-    limit = context_limit(settings, spec)
+def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSettings) -> tuple[int, int]:
+    """Tokens that a slot is made for, and the number of slots. Raises SettingsError."""
+    limit, budget = context_limit(settings, spec), cache_budget(settings)
     bytes_per_token = spec.kv_values_per_token * np.dtype(kind).itemsize
-    allowed = min(settings.kv_cache_bytes, available_bytes()) // bytes_per_token
+    padding = int(bool(settings.reproducible))
+    allowed = budget // bytes_per_token - padding
     if allowed < (1 if settings.max_context is None else limit):
         raise SettingsError(
-            f"a context of {limit} tokens needs {limit * bytes_per_token:,} bytes of KV cache, "
-            f"{settings.kv_cache_bytes:,} are allowed and {available_bytes():,} are free; "
-            "lower max_context, raise kv_cache_bytes, or set kv_precision to f16"
+            f"a context of {limit} tokens needs {(limit + padding) * bytes_per_token:,} bytes of KV cache, "
+            f"{budget:,} are allowed; lower max_context, raise kv_cache_bytes, or set kv_precision to f16"
         )
-    return min(limit, allowed)
+    context = min(limit, allowed)
+    return context, min(budget // ((context + padding) * bytes_per_token), MAX_SLOTS)
 
 
 def _cached(spec: ModelSpec) -> list[str]:
@@ -205,17 +249,6 @@ def _rotary_tables(spec: ModelSpec, positions: int, kind: type[np.floating[Any]]
     inverse = (1.0 / np.float64(spec.rope_theta) ** exponents).astype(np.float32)
     angles = np.arange(positions, dtype=np.float32)[:, None] * inverse
     return np.cos(angles).astype(kind), np.sin(angles).astype(kind)
-
-
-def _untouched(shape: tuple[int, ...], kind: type[np.floating[Any]]) -> Array:
-    """An array whose memory comes page by page as it is written.
-
-    numpy asks for huge pages, of which the first token alone would take one a head and layer: 0.3 GB at 9B shapes.
-    """
-    memory = mmap.mmap(-1, math.prod(shape) * np.dtype(kind).itemsize)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(memory, kind).reshape(shape)
 
 
 def _open(path: Path, threads: int) -> Any:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +20,18 @@ import openvino as ov
 import openvino.opset13 as op
 from openvino._offline_transformations import paged_attention_transformation
 
-from edge.runtime.engines import CachePrecision, EngineName, EngineSettings, context_limit
+from edge.runtime.engines import (
+    CachePrecision,
+    EngineName,
+    EngineSettings,
+    Ids,
+    Logits,
+    Step,
+    cache_budget,
+    context_limit,
+)
 from edge.runtime.errors import DeviceError, SettingsError
+from edge.runtime.kv.memory import PagedMemory
 from edge.runtime.kv.pool import BlockPool, Sequence
 from edge.runtime.spec import ModelSpec
 
@@ -30,8 +42,23 @@ PREFILL_CHUNK = 512  # tokens; of 256 a prefill takes 2 % longer, of 128 5 %
 INTERRUPT_MS = 50  # how long an interrupt may wait
 
 
+class _Run(NamedTuple):
+    """What attention sees as one sequence."""
+
+    past: int  # tokens in the cache
+    ids: Ids  # (n,) new tokens
+    blocks: list[int]
+
+
 class OpenVINOPagedEngine:
-    """One compiled model and its KV pools. Raises DeviceError and SettingsError."""
+    """One compiled model and its KV pools. Raises DeviceError and SettingsError.
+
+    Kernels for one row round otherwise than those for several, and attention from one query otherwise than from
+    several; within each of these, results are bit-equal whatever else is computed at once (measured: docs of
+    benchmarks/kv.py). `reproducible` keeps to the second kind of products and, while decoding, to the first of
+    attention: drafted tokens are then sequences of one token each over the same blocks, which 8- and 4-bit caches do
+    not bear (a block's scale follows the tokens written into it).
+    """
 
     def __init__(self, model_xml: Path, spec: ModelSpec, weight_bits: int, settings: EngineSettings) -> None:
         limit = context_limit(settings, spec)
@@ -43,8 +70,9 @@ class OpenVINOPagedEngine:
             raise DeviceError(f"device {settings.device!r} has no paged attention; {here}")
         if not any(name.split(".")[0] == family for name in devices):
             raise DeviceError(f"device {settings.device!r} is not there; {here}")
+        budget = cache_budget(settings)
         try:
-            properties = _properties(core, settings, family, spec, weight_bits, limit)
+            properties = _properties(core, settings, family, spec, weight_bits, budget, limit)
             model = core.read_model(model_xml)
             paged_attention_transformation(model)
             _keep_wanted_rows(model)
@@ -54,23 +82,34 @@ class OpenVINOPagedEngine:
         self._request = compiled.create_infer_request()
         self._inputs: dict[str, npt.NDArray[np.integer]] = {}  # the memory behind the request's small inputs
         self._block_size = BLOCK_SIZES[family]
+        self._reproducible = bool(settings.reproducible)
 
         caches = [port for port in compiled.inputs if port.any_name.startswith(("key_cache.", "value_cache."))]
         shapes = [[d.get_length() for d in list(port.partial_shape)[1:]] for port in caches]
-        bits = (port.element_type.bitwidth * math.prod(shape) for port, shape in zip(caches, shapes, strict=True))
-        block_bytes: int = sum(bits) // 8
-        wanted, allowed = math.ceil(limit / self._block_size), settings.kv_cache_bytes // block_bytes
+        sizes = [port.element_type.bitwidth * math.prod(shape) // 8 for port, shape in zip(caches, shapes, strict=True)]
+        self._independent_tokens = all(port.element_type.is_real() for port in caches)
+        block_bytes, spare = sum(sizes), int(self._reproducible)  # the spare block is that of the second row
+        wanted, allowed = math.ceil(limit / self._block_size), budget // block_bytes - spare
         if allowed < (1 if settings.max_context is None else wanted):
             raise SettingsError(
-                f"a context of {limit} tokens needs {wanted * block_bytes:,} bytes of KV cache, "
-                f"{settings.kv_cache_bytes:,} are allowed; lower max_context or raise kv_cache_bytes"
+                f"a context of {limit} tokens needs {(wanted + spare) * block_bytes:,} bytes of KV cache, "
+                f"{budget:,} are allowed; lower max_context, raise kv_cache_bytes, or set kv_precision to u8 or u4"
             )
-        self._pool = BlockPool(min(wanted, allowed), self._block_size)
-        for port, shape in zip(caches, shapes, strict=True):
-            tensor = ov.Tensor(port.element_type, ov.Shape([self._pool.num_blocks, *shape]))
+        memory = PagedMemory(allowed + spare, sizes)
+        self._pool = BlockPool(allowed, self._block_size, memory)
+        for port, shape, buffer in zip(caches, shapes, memory.buffers, strict=True):
+            tensor = ov.Tensor(buffer, ov.Shape([len(buffer), *shape]), port.element_type)
             self._request.set_tensor(port.any_name, tensor)
-        self._max_context = min(limit, self._pool.num_blocks * self._block_size)
-        self._kv_bytes_per_token = block_bytes // self._block_size
+        self._max_context: int = min(limit, allowed * self._block_size)
+        self._kv_bytes_per_token: int = block_bytes // self._block_size
+        self._kv_layout = {
+            "engine": self.name,
+            "device": family,
+            "kv precision": "/".join(dict.fromkeys(port.element_type.to_string() for port in caches)),
+            "cache": " ".join(dict.fromkeys(str(shape) for shape in shapes)),
+            "inference precision": compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
+            "group of rounded activations": str(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")),
+        }
 
     @property
     def name(self) -> EngineName:
@@ -92,24 +131,54 @@ class OpenVINOPagedEngine:
     def kv_bytes_per_token(self) -> int:
         return self._kv_bytes_per_token
 
-    def forward(
-        self, ids: npt.NDArray[np.int64], sequence: Sequence, rows: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32]:
-        past, new = sequence.num_tokens, ids.size
-        sequence.reserve(new)
+    @property
+    def kv_layout(self) -> Mapping[str, str]:
+        return self._kv_layout
+
+    def forward(self, ids: Ids, sequence: Sequence, rows: Ids) -> Logits:
+        # One token alone, or logits of one row alone, would take the kernels for one row.
+        pad = int(self._reproducible and self._independent_tokens and ids.size == 1)
+        sequence.reserve(ids.size + pad)
+        wanted = np.repeat(rows, 2) if self._reproducible and rows.size == 1 else rows
+        logits = self._infer([self._run_of(sequence, np.pad(ids, (0, pad)))], wanted)
+        sequence.commit(ids.size)
+        return logits[: rows.size]
+
+    def decode(self, steps: list[Step]) -> list[Logits]:
+        for step in steps:
+            step.sequence.reserve(step.ids.size)
+        runs: list[_Run] = []
+        for sequence, ids in steps:
+            if self._reproducible and self._independent_tokens:
+                runs += [self._run_of(sequence, ids[i : i + 1], skip=i) for i in range(ids.size)]
+            else:
+                runs.append(self._run_of(sequence, ids))
+        if self._reproducible and len(runs) == len(steps) == steps[0].ids.size == 1:
+            runs.append(_Run(0, steps[0].ids, [self._pool.num_blocks]))
+        logits = self._infer(runs, np.arange(sum(run.ids.size for run in runs), dtype=np.int64))
+        ends = list(accumulate(step.ids.size for step in steps))
+        for step in steps:
+            step.sequence.commit(step.ids.size)
+        return [logits[end - step.ids.size : end] for step, end in zip(steps, ends, strict=True)]
+
+    def _run_of(self, sequence: Sequence, ids: Ids, skip: int = 0) -> _Run:
+        """New tokens behind a sequence, and behind `skip` more that the same inference computes."""
+        past = sequence.num_tokens + skip
         # Exactly the blocks that hold past + new tokens; an interrupted step may have reserved more.
-        blocks = sequence.block_table[: math.ceil((past + new) / self._block_size)]
-        self._set("input_ids", ids)
-        self._set("position_ids", np.arange(past, past + new, dtype=np.int64))
-        self._set("past_lens", np.array([past], np.int32))
-        self._set("subsequence_begins", np.array([0, new], np.int32))
-        self._set("block_indices", np.array(blocks, np.int32))
-        self._set("block_indices_begins", np.array([0, len(blocks)], np.int32))
-        self._set("max_context_len", np.array(past + new, np.int32))
+        return _Run(past, ids, sequence.block_table[: self._pool.blocks_for(past + ids.size)])
+
+    def _infer(self, runs: list[_Run], rows: Ids) -> Logits:
+        """Logits (R, vocab) of the wanted rows, counted over the tokens of all runs."""
+        self._set("input_ids", np.concatenate([run.ids for run in runs]))
+        self._set("position_ids", np.concatenate([np.arange(run.past, run.past + run.ids.size) for run in runs]))
+        self._set("past_lens", np.array([run.past for run in runs], np.int32))
+        self._set("subsequence_begins", np.array([0, *accumulate(run.ids.size for run in runs)], np.int32))
+        self._set("block_indices", np.array([block for run in runs for block in run.blocks], np.int32))
+        self._set("block_indices_begins", np.array([0, *accumulate(len(run.blocks) for run in runs)], np.int32))
+        self._set("max_context_len", np.array(max(run.past + run.ids.size for run in runs), np.int32))
         self._set("wanted_rows", rows)
         self._run()
-        sequence.commit(new)
-        logits: npt.NDArray[np.float32] = self._request.get_output_tensor(0).data
+        logits: Logits = self._request.get_output_tensor(0).data
         return logits.reshape(rows.size, -1)
 
     def _run(self) -> None:
@@ -200,7 +269,13 @@ def _token_axis(port: Any) -> int:
 
 
 def _properties(
-    core: ov.Core, settings: EngineSettings, family: str, spec: ModelSpec, weight_bits: int, limit: int
+    core: ov.Core,
+    settings: EngineSettings,
+    family: str,
+    spec: ModelSpec,
+    weight_bits: int,
+    budget: int,
+    limit: int,
 ) -> dict[str, Any]:
     """What was set, and on CPU our own choice of the rest. The figures behind it: benchmarks/README.md."""
     kv_precision, group = settings.kv_precision, settings.dynamic_quantization_group
@@ -213,7 +288,7 @@ def _properties(
             precision = "f32"
         if kv_precision is None:
             inference = precision or core.get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
-            kv_precision = _kv_precision(inference, spec, settings.kv_cache_bytes, limit)
+            kv_precision = _kv_precision(inference, spec, budget, limit)
     chosen = {
         "INFERENCE_PRECISION_HINT": precision,
         "KV_CACHE_PRECISION": kv_precision,

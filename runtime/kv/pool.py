@@ -1,61 +1,122 @@
 """A fixed pool of KV blocks and the block tables over it.
 
-In: token counts. Out: block numbers. A block holds keys and values of `block_size` tokens in every layer; the memory
-itself belongs to the engine. The pool never grows. Knows nothing about engines, token ids or what is in a block.
+In: token counts. Out: block numbers. A block holds keys and values of `block_size` tokens in every layer. Several
+holders may share one: it is counted how many, and who writes into a shared block gets a copy first. The pool never
+grows; when it is full, it asks for blocks that are only kept for later, then it refuses. Knows nothing about token ids
+or what is in a block.
 """
 
 from __future__ import annotations
 
-from edge.runtime.errors import ContextLengthError
+from collections.abc import Callable, Iterable
+
+from edge.runtime.errors import CacheError, ContextLengthError
+from edge.runtime.kv.memory import BlockMemory, copy_block
 
 
 class BlockPool:
-    """Hands out numbered blocks and takes them back."""
+    """Hands out numbered blocks and takes them back when their last holder lets go."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, memory: BlockMemory) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.memory = memory
+        self.reclaim: Callable[[int], None] = lambda _count: None  # gives back blocks that are kept for later
         self._free = list(range(num_blocks - 1, -1, -1))  # the lowest number is handed out first
+        self._holders = [0] * num_blocks
 
     @property
     def num_free(self) -> int:
         """Blocks that nobody holds."""
         return len(self._free)
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all blocks: the budget, of which no more is ever taken."""
+        return self.num_blocks * self.memory.block_bytes
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of the blocks that somebody holds."""
+        return (self.num_blocks - self.num_free) * self.memory.block_bytes
+
+    def holders(self, block: int) -> int:
+        """How many hold a block."""
+        return self._holders[block]
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """How many blocks so many tokens take."""
+        return -(-num_tokens // self.block_size)
+
     def allocate(self, count: int) -> list[int]:
-        """Take `count` blocks. Raises ContextLengthError, taking none, when fewer are free."""
+        """Take `count` blocks. Raises ContextLengthError, taking none, when fewer can be had."""
+        if count > len(self._free):
+            self.reclaim(count - len(self._free))
         if count > len(self._free):
             raise ContextLengthError(
                 f"the KV cache needs {count} more blocks of {self.block_size} tokens and {len(self._free)} of "
-                f"{self.num_blocks} are free; use a shorter prompt or load with a larger max_context"
+                f"{self.num_blocks} are free ({self.bytes:,} bytes in all); use a shorter prompt, wait for other "
+                "answers, or load with a larger kv_cache_bytes"
             )
         taken = self._free[len(self._free) - count :][::-1]
         del self._free[len(self._free) - count :]
+        for block in taken:
+            self._holders[block] = 1
         return taken
 
-    def free(self, blocks: list[int]) -> None:
-        """Give blocks back."""
-        self._free.extend(reversed(blocks))
+    def retain(self, block: int) -> None:
+        """Hold a block that somebody holds already."""
+        assert self._holders[block] > 0, "a free block cannot be shared"
+        self._holders[block] += 1
 
-    def check_integrity(self, *sequences: Sequence) -> None:
-        """Assert that every block is either free or held by exactly one of all living sequences."""
-        held = [block for sequence in sequences for block in sequence.block_table]
-        assert sorted(held + self._free) == list(range(self.num_blocks)), "a block is lost or held twice"
+    def release(self, blocks: Iterable[int]) -> None:
+        """Let go of blocks; those that nobody else holds are free again."""
+        freed = []
+        for block in blocks:
+            assert self._holders[block] > 0, "a block is released twice"
+            self._holders[block] -= 1
+            if not self._holders[block]:
+                freed.append(block)
+        self._free.extend(reversed(freed))
+
+    def check_integrity(self, held: Iterable[int]) -> None:
+        """Assert that the holders of every block are those in `held`, where a block stands once for each of them."""
+        counts = [0] * self.num_blocks
+        for block in held:
+            counts[block] += 1
+        assert counts == self._holders, "a block is held by more or by fewer than are counted"
+        assert sorted(self._free) == [block for block, count in enumerate(counts) if not count], "a block is lost"
 
 
 class Sequence:
     """The cached tokens of one conversation: a block table and how many tokens in it are computed."""
 
-    def __init__(self, pool: BlockPool) -> None:
+    def __init__(self, pool: BlockPool, blocks: Iterable[int] = (), num_tokens: int = 0) -> None:
+        """Takes over `blocks` that were allocated or retained for it."""
         self._pool = pool
-        self.block_table: list[int] = []
-        self.num_tokens = 0
+        self.block_table = list(blocks)
+        self.num_tokens = num_tokens
+        self.freed = False
 
     def reserve(self, count: int) -> None:
-        """Make room for `count` more tokens; they count only after `commit`, so an interrupted step changes nothing."""
-        needed = -(-(self.num_tokens + count) // self._pool.block_size) - len(self.block_table)
-        if needed > 0:
-            self.block_table += self._pool.allocate(needed)
+        """Make room for `count` more tokens; they count only after `commit`, so an interrupted step changes nothing.
+
+        A shared block that they would be written into is copied first. Raises ContextLengthError, changing nothing.
+        """
+        self._check()
+        pool, inside = self._pool, self.num_tokens % self._pool.block_size
+        last = self.num_tokens // pool.block_size
+        shared = bool(inside and count) and pool.holders(self.block_table[last]) > 1
+        missing = max(pool.blocks_for(self.num_tokens + count) - len(self.block_table), 0)
+        if not missing and not shared:
+            return
+        fresh = pool.allocate(missing + shared)
+        if shared:
+            own = fresh.pop()
+            copy_block(pool.memory, self.block_table[last], own, inside)
+            pool.release([self.block_table[last]])
+            self.block_table[last] = own
+        self.block_table += fresh
 
     def commit(self, count: int) -> None:
         """Count `count` reserved tokens as computed."""
@@ -64,10 +125,29 @@ class Sequence:
 
     def trim(self, num_tokens: int) -> int:
         """Keep the first `num_tokens` tokens, give back blocks beyond them; returns how many tokens went."""
+        self._check()
         assert 0 <= num_tokens <= self.num_tokens, "trim cannot add tokens"
         removed = self.num_tokens - num_tokens
         self.num_tokens = num_tokens
-        keep = -(-num_tokens // self._pool.block_size)
+        keep = self._pool.blocks_for(num_tokens)
         dropped, self.block_table = self.block_table[keep:], self.block_table[:keep]
-        self._pool.free(dropped)
+        self._pool.release(dropped)
         return removed
+
+    def fork(self) -> Sequence:
+        """A second sequence over the same blocks; what one of the two adds is its own."""
+        self._check()
+        self.trim(self.num_tokens)  # room that is reserved is not shared
+        for block in self.block_table:
+            self._pool.retain(block)
+        return Sequence(self._pool, self.block_table, self.num_tokens)
+
+    def free(self) -> None:
+        """Give everything back, for good. A second time changes nothing."""
+        if not self.freed:
+            self.trim(0)
+            self.freed = True
+
+    def _check(self) -> None:
+        if self.freed:
+            raise CacheError("this sequence has been freed, its blocks may be another's; start a new one")

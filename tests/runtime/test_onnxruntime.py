@@ -52,17 +52,19 @@ def run(engine: OnnxRuntimeEngine, ids: np.ndarray) -> np.ndarray:
 
 
 def test_keys_are_written_where_the_buffers_are(tiny_bundle: Path) -> None:
-    """No copy: new tokens appear behind the old ones, and nothing else in the buffers changes."""
+    """No copy: new tokens appear behind the old ones, and nothing else in the buffers of any slot changes."""
     engine = engine_of(tiny_bundle)
     sequence, row = Sequence(engine.pool), np.array([0])
     engine.forward(IDS[:20], sequence, row)
-    before = [buffer.copy() for buffer in engine._cache]
-    assert all(np.abs(b[0, :, :20]).min(axis=-1).max() > 0 and not b[0, :, 20:].any() for b in before)
+    slot, other = sequence.block_table[0], (sequence.block_table[0] + 1) % engine.pool.num_blocks
+    before = [view.copy() for view in engine.pool.memory.views(slot, 256)]
+    assert all(np.abs(b[:, :20]).min(axis=-1).max() > 0 and not b[:, 20:].any() for b in before)
     engine.forward(IDS[20:21], sequence, row)
-    for old, new in zip(before, engine._cache, strict=True):
-        np.testing.assert_array_equal(old[0, :, :20], new[0, :, :20])
-        assert new[0, :, 20].any()
-        assert not new[0, :, 21:].any()
+    for old, new in zip(before, engine.pool.memory.views(slot, 256), strict=True):
+        np.testing.assert_array_equal(old[:, :20], new[:, :20])
+        assert new[:, 20].any()
+        assert not new[:, 21:].any()
+    assert not any(view.any() for view in engine.pool.memory.views(other, 256))
 
 
 def test_buffers_take_memory_as_tokens_arrive(demo_bundle: Path) -> None:
@@ -224,8 +226,8 @@ def test_onnxruntime_too_old(int4_bundle: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_context_larger_than_memory(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "available_bytes", lambda: 50_000)
-    with pytest.raises(SettingsError, match=r"a context of 200 tokens needs .* allowed and 50,000 are free; lower"):
+    monkeypatch.setattr("edge.runtime.engines.available_bytes", lambda: 50_000)
+    with pytest.raises(SettingsError, match=r"a context of 200 tokens needs .*, 50,000 are allowed; lower"):
         engine_of(tiny_bundle, max_context=200)
     assert engine_of(tiny_bundle).max_context < 200
 

@@ -1,0 +1,103 @@
+"""Compute the beginning that many prompts share once, as a file that `edge run` and `edge chat` start from.
+
+examples:
+  edge prefix build glm4-int4 --system "$(cat kiosk.txt)" kiosk.prefix
+  edge prefix build glm4-int4 --system-file kiosk.txt kiosk.prefix --engine openvino --max-context 8192
+  edge prefix build glm4-int4 --raw "Once upon a time" story.prefix
+  edge prefix show kiosk.prefix
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from edge.commands import options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
+    build = actions.add_parser("build", help="compute a prefix", description="Compute a prefix and write it to OUT.")
+    build.add_argument("bundle", metavar="BUNDLE")
+    build.add_argument("out", metavar="OUT", help="the file to write; one that is there is replaced")
+    text = build.add_mutually_exclusive_group(required=True)
+    text.add_argument("--system", metavar="TEXT", help="a system message; - reads it from stdin")
+    text.add_argument("--system-file", metavar="FILE", help="a file that holds it")
+    text.add_argument("--raw", metavar="TEXT", help="the beginning of a prompt without the chat template")
+    options.add_engine(build)
+    build.add_argument("--json", action="store_true", help="print one JSON object")
+    show = actions.add_parser("show", help="what a prefix was made for", description="Show what a prefix was made for.")
+    show.add_argument("file", metavar="FILE")
+    show.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    return _build(args) if args.action == "build" else _show(args)
+
+
+def _build(args: argparse.Namespace) -> int:
+    from edge.api import load
+    from edge.commands.console import human_bytes, print_json
+    from edge.runtime.errors import OutputError
+
+    text, out = _text(args), Path(args.out)
+    if not out.parent.is_dir():  # before the model is loaded and the prefix computed
+        raise OutputError(f"{out.parent}: no such folder to write {out.name} in; make it or name another file")
+    llm = load(args.bundle, **options.engine_settings(args, text))
+    started = time.perf_counter()
+    tokens = llm.save_prefix(text if args.raw is not None else llm.system_prefix(text), out)
+    seconds = time.perf_counter() - started
+    size = out.stat().st_size
+    if args.json:
+        print_json(
+            {"path": str(out), "tokens": tokens, "bytes": size, "seconds": round(seconds, 3), "engine": llm.engine.name}
+        )
+        return 0
+    print(f"{out}: {tokens} tokens, {human_bytes(size)}, computed with {llm.engine.name} in {seconds:.1f} s")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from edge.commands.console import human_bytes, print_json
+    from edge.runtime.kv.snapshot import read_header
+
+    info = read_header(Path(args.file))
+    identity = info.identity
+    if args.json:
+        print_json(
+            {
+                "path": args.file,
+                "tokens": info.num_tokens,
+                "bytes": info.bytes,
+                "model_sha256": identity.model_sha256,
+                "tokenizer_sha256": identity.tokenizer_sha256,
+                "layout": dict(identity.layout),
+            }
+        )
+        return 0
+    print(f"{args.file}: prefix of {info.num_tokens} tokens, {human_bytes(info.bytes)}")
+    rows = {"model sha256": identity.model_sha256, "tokenizer sha256": identity.tokenizer_sha256, **identity.layout}
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"  {name:<{width}}  {value}")
+    return 0
+
+
+def _text(args: argparse.Namespace) -> str:
+    """The system message or raw text. Raises PromptError for an empty one."""
+    from edge.runtime.errors import PromptError
+
+    if args.raw is not None:
+        text = args.raw
+    elif args.system_file is not None:
+        try:
+            text = Path(args.system_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PromptError(f"{args.system_file} cannot be read as UTF-8 text: {error}") from error
+    else:
+        text = sys.stdin.read() if args.system == "-" else args.system
+    if not text.strip():
+        raise PromptError("the prefix is empty; give some text")
+    return str(text)

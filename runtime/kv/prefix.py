@@ -1,0 +1,256 @@
+"""Blocks kept for later, found again by the token ids they hold.
+
+In: token ids with the sequence that holds their keys and values; later, other token ids. Out: a sequence that already
+holds what the two share. Blocks form a tree: a full block may have followers, a block that is not full has none. Ids
+themselves are compared, never hashes of them. When the pool runs full, the blocks that were used least recently go
+first; pinned ones stay. Knows nothing about engines or requests.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edge.runtime.errors import ContextLengthError
+from edge.runtime.kv.pool import BlockPool, Sequence
+
+Ids = list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixStats:
+    """What the cache has done so far."""
+
+    lookups: int
+    lookup_tokens: int  # of the prompts that were looked up
+    hit_tokens: int  # of those, tokens that did not need to be computed
+    evicted_blocks: int
+    tokens: int  # kept at present
+    blocks: int
+    pinned_blocks: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of prompt tokens that were found."""
+        return self.hit_tokens / self.lookup_tokens if self.lookup_tokens else 0.0
+
+
+class _Node:
+    """One block with the ids of its tokens."""
+
+    __slots__ = ("block", "children", "ids", "parent", "pinned", "used")
+
+    def __init__(self, ids: tuple[int, ...], block: int, parent: _Node | None) -> None:
+        self.ids = ids
+        self.block = block
+        self.parent = parent
+        self.children: dict[int, list[_Node]] = {}  # by their first id
+        self.used = 0
+        self.pinned = False
+
+    def followers(self) -> Iterator[_Node]:
+        for siblings in self.children.values():
+            yield from siblings
+
+
+class PrefixCache:
+    """The tree over one pool. It holds every block in it once, and gives blocks back when the pool asks."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self._root = _Node((), -1, None)
+        self._clock = 0
+        self._num_blocks = 0
+        self._lookups = self._lookup_tokens = self._hit_tokens = self._evicted = 0
+        pool.reclaim = self._evict
+
+    @property
+    def stats(self) -> PrefixStats:
+        nodes = list(self._nodes())
+        return PrefixStats(
+            lookups=self._lookups,
+            lookup_tokens=self._lookup_tokens,
+            hit_tokens=self._hit_tokens,
+            evicted_blocks=self._evicted,
+            tokens=sum(len(node.ids) for node in nodes),
+            blocks=len(nodes),
+            pinned_blocks=sum(node.pinned for node in nodes),
+        )
+
+    @property
+    def num_evictable(self) -> int:
+        """Blocks that the pool would get back if it asked for all."""
+        return sum(not node.pinned and self._pool.holders(node.block) == 1 for node in self._nodes())
+
+    def count_match(self, ids: Ids) -> int:
+        """How many of the ids are kept, from the first on. Changes nothing."""
+        return sum(shared for _, shared in self._path(ids, len(ids)))
+
+    def match(self, ids: Ids, limit: int) -> Sequence:
+        """A sequence with as many of the first `limit` ids as are kept.
+
+        The sequence may append at once: into a block of its own, which it takes out of the tree when it continues all
+        of what that held or when there is no room for a copy.
+        """
+        path = self._path(ids, limit)
+        self._clock += 1
+        for node, _ in path:
+            node.used = self._clock
+            self._pool.retain(node.block)
+        sequence = Sequence(self._pool, [node.block for node, _ in path], sum(shared for _, shared in path))
+        if path and sequence.num_tokens % self._pool.block_size:
+            self._make_writable(sequence, *path[-1])
+        self.count_lookup(len(ids), sequence.num_tokens)
+        return sequence
+
+    def count_lookup(self, num_tokens: int, num_hits: int) -> None:
+        """Count a prompt in the statistics, and how many of its tokens did not need to be computed."""
+        self._lookups += 1
+        self._lookup_tokens += num_tokens
+        self._hit_tokens += num_hits
+
+    def insert(self, ids: Ids, sequence: Sequence, *, whole: bool) -> None:
+        """Keep the blocks of a sequence whose tokens are the first `sequence.num_tokens` of `ids`.
+
+        Full blocks alone, which the sequence then shares, or with `whole` the last one too: the sequence must not
+        append to it any more. Where a block of the same ids is kept already, the sequence gets that one for its own.
+        """
+        size, table = self._pool.block_size, sequence.block_table
+        node, self._clock = self._root, self._clock + 1
+        for index in range(self._pool.blocks_for(sequence.num_tokens)):
+            part = tuple(ids[index * size : min((index + 1) * size, sequence.num_tokens)])
+            if len(part) < size and not whole:
+                return
+            found = next((child for child in node.children.get(part[0], ()) if child.ids[: len(part)] == part), None)
+            if found is None:
+                self._drop_shorter(node, part)
+                found = _Node(part, table[index], node)
+                node.children.setdefault(part[0], []).append(found)
+                self._num_blocks += 1
+                self._pool.retain(found.block)
+            elif found.block != table[index]:
+                self._pool.retain(found.block)
+                self._pool.release([table[index]])
+                table[index] = found.block
+            found.used = self._clock
+            node = found
+
+    def pin(self, ids: Ids) -> int:
+        """Never evict the blocks that hold the first of these ids; returns how many ids that are."""
+        path = self._path(ids, len(ids))
+        for node, _ in path:
+            node.pinned = True
+        return sum(shared for _, shared in path)
+
+    def unpin_all(self) -> None:
+        """Let every block be evicted again."""
+        for node in self._nodes():
+            node.pinned = False
+
+    def clear(self) -> None:
+        """Give back all blocks that are not pinned."""
+        self._evict(self._pool.num_blocks)
+
+    def held_blocks(self) -> list[int]:
+        """Blocks in the tree, for the pool's integrity check."""
+        return [node.block for node in self._nodes()]
+
+    def check_integrity(self) -> None:
+        """Assert that the tree is one: full blocks inside, no two siblings of which one begins the other."""
+        nodes = list(self._nodes())
+        assert len(nodes) == self._num_blocks, "the count of blocks is wrong"
+        assert len({node.block for node in nodes}) == len(nodes), "a block is in the tree twice"
+        for node in [self._root, *nodes]:
+            if node is not self._root:
+                assert 0 < len(node.ids) <= self._pool.block_size
+                assert not node.children or len(node.ids) == self._pool.block_size, "a block has followers and room"
+                assert node.pinned <= (node.parent is self._root or node.parent is None or node.parent.pinned)
+            for first, siblings in node.children.items():
+                assert siblings, "an empty list of followers"
+                assert all(child.ids[0] == first and child.parent is node for child in siblings)
+                pairs = [(a, b) for a in siblings for b in siblings if a is not b and not a.pinned]
+                begins = [pair for pair in pairs if pair[1].ids[: len(pair[0].ids)] == pair[0].ids]
+                assert not begins, "one block's ids begin another's"
+
+    def _path(self, ids: Ids, limit: int) -> list[tuple[_Node, int]]:
+        """Blocks that hold the first ids, with how many ids of each are shared."""
+        path: list[tuple[_Node, int]] = []
+        node, at = self._root, 0
+        while at < limit:
+            wanted = tuple(ids[at : min(at + self._pool.block_size, limit)])
+            best, shared = None, 0
+            for child in node.children.get(wanted[0], ()):
+                count = common_prefix(child.ids, wanted)
+                if count > shared:
+                    best, shared = child, count
+            if best is None:
+                break
+            path.append((best, shared))
+            at += shared
+            if shared < self._pool.block_size:
+                break
+            node = best
+        return path
+
+    def _make_writable(self, sequence: Sequence, node: _Node, shared: int) -> None:
+        """Let a sequence append behind the first `shared` tokens of a kept block."""
+        mine = not node.children and not node.pinned and self._pool.holders(node.block) == 2  # the tree's and ours
+        if mine and shared == len(node.ids):
+            self._remove(node)
+            return
+        try:
+            sequence.reserve(1)
+        except ContextLengthError:  # no room for a copy
+            if mine:
+                self._remove(node)
+            else:
+                sequence.trim(sequence.num_tokens - shared)
+            return
+        sequence.trim(sequence.num_tokens)
+
+    def _drop_shorter(self, parent: _Node, ids: tuple[int, ...]) -> None:
+        """Remove a follower whose ids begin these: what it holds, they hold too."""
+        for child in parent.children.get(ids[0], ()):
+            if len(child.ids) < len(ids) and ids[: len(child.ids)] == child.ids and not child.pinned:
+                self._remove(child)
+                return
+
+    def _evict(self, count: int) -> None:
+        """Give back up to `count` blocks, the least recently used first, from the ends of the tree inwards."""
+        ends = [(node.used, id(node), node) for node in self._nodes() if self._is_spare(node)]
+        heapq.heapify(ends)
+        while ends and count > 0:
+            _, _, node = heapq.heappop(ends)
+            parent = node.parent
+            self._remove(node)
+            self._evicted += 1
+            count -= 1
+            if parent is not None and parent is not self._root and self._is_spare(parent):
+                heapq.heappush(ends, (parent.used, id(parent), parent))
+
+    def _is_spare(self, node: _Node) -> bool:
+        return not node.children and not node.pinned and self._pool.holders(node.block) == 1
+
+    def _remove(self, node: _Node) -> None:
+        assert node.parent is not None
+        siblings = node.parent.children[node.ids[0]]
+        siblings.remove(node)
+        if not siblings:
+            del node.parent.children[node.ids[0]]
+        self._num_blocks -= 1
+        self._pool.release([node.block])
+
+    def _nodes(self) -> Iterator[_Node]:
+        stack = [self._root]
+        while stack:
+            for node in stack.pop().followers():
+                stack.append(node)
+                yield node
+
+
+def common_prefix(a: Ids | tuple[int, ...], b: Ids | tuple[int, ...]) -> int:
+    """How many leading ids are the same."""
+    if a[: len(b)] == b[: len(a)]:
+        return min(len(a), len(b))
+    return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)

@@ -1,0 +1,12 @@
+"""Speculation without a second model: drafts are copied from the text itself and from stored texts.
+
+`Drafter` drafts for one answer and learns from what became of its drafts; `StepCost` and `Acceptance` hold what is
+learned, `DraftStore` the stored texts.
+"""
+
+from edge.runtime.speculation.automaton import SuffixAutomaton
+from edge.runtime.speculation.cost import StepCost
+from edge.runtime.speculation.drafter import Acceptance, Drafter, SpeculationSettings
+from edge.runtime.speculation.store import DraftStore
+
+__all__ = ["Acceptance", "DraftStore", "Drafter", "SpeculationSettings", "StepCost", "SuffixAutomaton"]

@@ -1,0 +1,193 @@
+"""How many tokens to draft for one running answer, and from where.
+
+In: prompt ids, then the ids each step appended. Out: drafted ids for the next step, or none where they would not pay.
+Knows nothing about engines, sampling or files: whoever verifies a draft says what became of it.
+
+Drafts are copied: from the prompt and the answer so far (prompt lookup decoding, Saxena 2023) and from stored texts
+(REST, He et al. 2023). Their length follows from what a row costs and how often drafts like this one were right, as
+SuffixDecoding (Oliaro et al. 2024) bounds it by the match length. Drafts that are not submitted are scored too, against
+what the model wrote instead: so learning that they fail costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from edge.runtime.errors import SettingsError
+from edge.runtime.speculation.automaton import SuffixAutomaton
+from edge.runtime.speculation.cost import StepCost
+from edge.runtime.speculation.store import MAX_COUNT, MAX_MATCH, DraftStore
+
+Source = Literal["text", "store"]
+
+# Match lengths 1, 2, 3-4, 5-8, 9-16, 17 and more: the bucket of each, and the chance that the next id is right before
+# anything is known. Short matches are mere chance in most texts; a long one is a copy.
+_BUCKET = (0, 0, 1, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4, 4, 5)
+_PRIOR = (0.03, 0.1, 0.4, 0.75, 0.9, 0.96)
+_PRIOR_WEIGHT = 3.0  # ids the prior counts for
+_DECAY = 0.98  # of what is known, for every id learned: about the last 50 count
+
+_MIN_GAIN = 1.02  # a draft must promise this much more speed: the chances are estimates
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculationSettings:
+    """Bounds of a draft. Raises SettingsError for a value outside its range."""
+
+    max_draft: int = 31  # tokens, 0 to 32; with the model's own token a step then has 32 rows, as kernels like it
+    min_match: int = 2  # ids that must have occurred before, 1 to 32
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_draft <= MAX_COUNT:
+            raise SettingsError(f"max_draft is {self.max_draft}, expected 0 to {MAX_COUNT}")
+        if not 1 <= self.min_match <= MAX_MATCH:
+            raise SettingsError(f"min_match is {self.min_match}, expected 1 to {MAX_MATCH}")
+
+
+class Acceptance:
+    """How often drafted ids were right, by source and match length.
+
+    A beta posterior for each: prior counts, plus what was seen, decaying. Share one object between the answers of a
+    session: an answer then starts with what the earlier ones taught, and a few dozen tokens outweigh it.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[Source, list[list[float]]] = {s: [[0.0, 0.0] for _ in _PRIOR] for s in ("text", "store")}
+
+    def probability(self, source: Source, match_length: int) -> float:
+        """Chance that the id after a match of this length (1 or more) is right."""
+        return self.probabilities(source, match_length, 1)[0]
+
+    def probabilities(self, source: Source, match_length: int, count: int) -> list[float]:
+        """The same for `count` ids in a row, each given that those before it were right: the match grows with them."""
+        chances = [
+            (right + _PRIOR_WEIGHT * prior) / (right + wrong + _PRIOR_WEIGHT)
+            for (right, wrong), prior in zip(self._counts[source], _PRIOR, strict=True)
+        ]
+        top = len(_BUCKET) - 1
+        return [chances[_BUCKET[min(match_length + i, top)]] for i in range(count)]
+
+    def learn(self, source: Source, match_length: int, right: int, wrong: bool) -> None:
+        """Of a draft after a match of this length, the first `right` ids were right, and then one was wrong or none."""
+        counts, top = self._counts[source], len(_BUCKET) - 1
+        for i in range(right + wrong):
+            count = counts[_BUCKET[min(match_length + i, top)]]
+            count[0] = count[0] * _DECAY + (i < right)
+            count[1] = count[1] * _DECAY + (i == right)
+
+
+class _Candidate(NamedTuple):
+    """What one source would draft."""
+
+    source: Source
+    match_length: int
+    ids: list[int]
+
+
+class Drafter:
+    """Drafts for one running answer: `draft`, verify, `observe`, and again.
+
+    `prompt_ids` are indexed at the first `draft`, about 3 µs an id, so the first token does not wait for it. `cost` and
+    `acceptance` are learned; keep them for the next answer.
+    """
+
+    def __init__(
+        self,
+        prompt_ids: Iterable[int],
+        settings: SpeculationSettings,
+        cost: StepCost,
+        store: DraftStore | None = None,
+        acceptance: Acceptance | None = None,
+    ) -> None:
+        self._pending = list(prompt_ids)  # not indexed yet
+        self._text = SuffixAutomaton()
+        self._settings = settings
+        self._cost = cost
+        self._store = store
+        self._acceptance = Acceptance() if acceptance is None else acceptance
+        self._candidates: list[_Candidate] = []  # of the coming step, submitted or not
+        self._forced: list[int] = []  # what stands before them
+        self.steps = 0
+        self.drafted = 0  # ids that were verified
+        self.accepted = 0  # ids of them that were right
+
+    def draft(self, limit: int, forced: Sequence[int] = ()) -> list[int]:
+        """Ids to verify in the next step, possibly none: then decode plainly.
+
+        `limit` is how many tokens still fit. A step appends one more than it drafts, so at most limit - 1 ids are
+        drafted. `forced` are ids that nothing else may follow (a grammar's): they come first, as many as fit.
+        """
+        self._index()
+        self._candidates, self._forced = [], []
+        room = min(limit - 1, self._settings.max_draft)
+        if room < 1:
+            return []
+        self._forced = list(forced[:room])
+        if len(self._forced) == room:
+            return self._forced.copy()
+        self._candidates = self._find(room - len(self._forced))
+        best_gain, best = _MIN_GAIN, self._forced.copy()
+        for candidate in self._candidates:
+            gain, count = self._gain(candidate)
+            if gain > best_gain:
+                best_gain, best = gain, self._forced + candidate.ids[:count]
+        return best
+
+    def observe(self, token_ids: list[int], drafted: int) -> None:
+        """The ids the last step appended: accepted drafts and the model's own one. `drafted` ids were verified.
+
+        Raises SettingsError where more were appended than drafted and one.
+        """
+        if len(token_ids) > drafted + 1:
+            raise SettingsError(
+                f"{len(token_ids)} tokens followed {drafted} drafted ones, expected {drafted + 1} at most"
+            )
+        self._pending += token_ids
+        self.steps += 1
+        self.drafted += drafted
+        self.accepted += max(len(token_ids) - 1, 0)
+        written = token_ids[len(self._forced) :]
+        for source, match_length, ids in self._candidates:
+            right = next((i for i, (a, b) in enumerate(zip(ids, written, strict=False)) if a != b), None)
+            known = min(len(ids), len(written))
+            self._acceptance.learn(source, match_length, known if right is None else right, right is not None)
+        self._candidates, self._forced = [], []
+
+    def _index(self) -> None:
+        self._text.extend(self._pending)
+        self._pending = []
+
+    def _find(self, count: int) -> list[_Candidate]:
+        """What each source has to follow the text and what is forced behind it."""
+        tail = self._text.tail(MAX_MATCH)
+        if self._forced:
+            tail = (tail + self._forced)[-MAX_MATCH:]
+            found: list[tuple[Source, tuple[int, list[int]]]] = [("text", self._text.find(tail, count))]
+        else:
+            found = [("text", self._text.draft(count))]
+        if self._store is not None and found[0][1][0] < MAX_MATCH:  # it could not find a longer one
+            found.append(("store", self._store.draft(tail, count)))
+        return [
+            _Candidate(source, length, ids)
+            for source, (length, ids) in found
+            if ids and length >= self._settings.min_match
+        ]
+
+    def _gain(self, candidate: _Candidate) -> tuple[float, int]:
+        """The best speed the candidate promises, against drafting what is forced only, and how many of its ids to take.
+
+        Tokens of a step with n ids: 1 + p₁ + p₁p₂ + ... + p₁...pₙ.
+        """
+        plain = len(self._forced) + 1
+        plain_ms = self._cost.ms(plain)
+        best, count, reached, tokens = 0.0, 0, 1.0, float(plain)
+        chances = self._acceptance.probabilities(candidate.source, candidate.match_length, len(candidate.ids))
+        for i, chance in enumerate(chances, start=1):
+            reached *= chance
+            tokens += reached
+            gain = tokens * plain_ms / (plain * self._cost.ms(plain + i))
+            if gain > best:
+                best, count = gain, i
+        return best, count
