@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +77,13 @@ class Stats:
         return 1000 / self.tpot_ms if self.tpot_ms else 0.0
 
 
+class Prefill(NamedTuple):
+    """How much of a long prompt is read."""
+
+    done: int  # tokens
+    total: int
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """What one step added. Text can be empty while a character or a stop string is open, or a long prompt is read."""
@@ -84,7 +91,7 @@ class Chunk:
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()  # of each token, where they were asked for
-    prefilled: int | None = None  # while a long prompt is read: how many of its tokens are
+    prefill: Prefill | None = None  # while a long prompt is read
     finish_reason: FinishReason | None = None  # set on the last chunk only
     stats: Stats | None = None  # set on the last chunk only
 

@@ -22,7 +22,7 @@ from edge.runtime.errors import ContextLengthError, EdgeError
 from edge.runtime.kv.pool import Sequence
 from edge.runtime.kv.prefix import PrefixCache, common_prefix
 from edge.runtime.kv.snapshot import Snapshot
-from edge.runtime.request import Chunk, Request
+from edge.runtime.request import Chunk, Prefill, Request
 from edge.runtime.speculation import StepCost
 
 SHARED_CHUNK = 64  # prompt tokens a step, while others decode
@@ -151,7 +151,7 @@ class Scheduler:
                 self._accept(request, rows, [])
                 self._decoding.append(request)
             else:
-                request.chunks.append(Chunk("", prefilled=request.sequence.num_tokens))
+                request.chunks.append(Chunk("", prefill=Prefill(request.sequence.num_tokens, len(request.ids))))
                 self._prefilling.append(request)
 
     def _forward(self, ids: list[int], sequence: Sequence, limit: int) -> npt.NDArray[np.float32]:

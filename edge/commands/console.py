@@ -55,12 +55,40 @@ def print_table(header: list[str], rows: Iterable[Iterable[object]]) -> None:
 def show_answer(chunks: Iterable[Chunk], *, raw: bool = False) -> Chunk | None:
     """Stream an answer to stdout; returns the last chunk. Unless `raw`, without the blank that GLM starts one with."""
     started, last = raw, None
-    for last in chunks:
+    for last in _with_progress(chunks):
         text = last.text if started else last.text.lstrip()
         started = started or bool(text)
         print(text, end="", flush=True)
     print(flush=True)
     return last
+
+
+def _with_progress(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """The chunks behind a long prompt, whose reading is a bar on stderr; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield from chunks
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import TimeRemainingColumn
+
+    bar: Bar | None = None
+    try:
+        for chunk in chunks:
+            if chunk.prefill is not None:
+                if bar is None:
+                    columns = (*Bar.get_default_columns()[:-1], TimeRemainingColumn())
+                    bar = Bar(*columns, console=Console(stderr=True), transient=True)
+                    bar.start()
+                    task = bar.add_task(f"reading {chunk.prefill.total:,} tokens", total=chunk.prefill.total)
+                bar.update(task, completed=chunk.prefill.done)
+                continue
+            if bar is not None:
+                bar.stop()
+            yield chunk
+    finally:
+        if bar is not None:
+            bar.stop()
 
 
 @contextmanager

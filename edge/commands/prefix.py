@@ -45,6 +45,8 @@ def _build(args: argparse.Namespace) -> int:
     text, out = _text(args), Path(args.out)
     if not out.parent.is_dir():  # before the model is loaded and the prefix computed
         raise OutputError(f"{out.parent}: no such folder to write {out.name} in; make it or name another file")
+    if out.exists() and not out.is_file():
+        raise OutputError(f"{out} is there and is no file; name another one")
     llm = load(args.bundle, **options.engine_settings(args, text))
     started = time.perf_counter()
     tokens = llm.save_prefix(text if args.raw is not None else llm.system_prefix(text), out)

@@ -63,7 +63,7 @@ class PrefixCache:
         self._clock = 0
         self._num_blocks = 0
         self._lookups = self._lookup_tokens = self._hit_tokens = self._evicted = 0
-        pool.reclaim = self._evict
+        pool.reclaim = self._reclaim
 
     @property
     def stats(self) -> PrefixStats:
@@ -145,8 +145,12 @@ class PrefixCache:
 
     def unpin_all(self) -> None:
         """Let every block be evicted again."""
-        for node in self._nodes():
+        nodes = list(self._nodes())
+        for node in nodes:
             node.pinned = False
+        for node in nodes:  # a pinned block stayed beside longer ones
+            if node.parent is not None:
+                self._drop_shorter(node.parent, node.ids)
 
     def clear(self) -> None:
         """Give back all blocks that are not pinned."""
@@ -210,11 +214,15 @@ class PrefixCache:
         sequence.trim(sequence.num_tokens)
 
     def _drop_shorter(self, parent: _Node, ids: tuple[int, ...]) -> None:
-        """Remove a follower whose ids begin these: what it holds, they hold too."""
-        for child in parent.children.get(ids[0], ()):
+        """Remove followers whose ids begin these: what they hold, these hold too."""
+        for child in list(parent.children.get(ids[0], ())):
             if len(child.ids) < len(ids) and ids[: len(child.ids)] == child.ids and not child.pinned:
                 self._remove(child)
-                return
+
+    def _reclaim(self, count: int) -> None:
+        """Give back `count` blocks, or none where so many cannot be had: they would be lost for nothing."""
+        if count <= self.num_evictable:
+            self._evict(count)
 
     def _evict(self, count: int) -> None:
         """Give back up to `count` blocks, the least recently used first, from the ends of the tree inwards."""

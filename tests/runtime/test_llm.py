@@ -76,8 +76,8 @@ def test_long_prompts_run_in_chunks(demo_llm: LLM, engine: EngineName) -> None:
     sequence.trim(0)
     stream = exact.generate(ids)
     progress = [next(stream) for _ in range(-(-len(ids) // exact.engine.prefill_chunk) - 1)]
-    assert [chunk.prefilled for chunk in progress] == [
-        (i + 1) * exact.engine.prefill_chunk for i in range(len(progress))
+    assert [chunk.prefill for chunk in progress] == [
+        ((i + 1) * exact.engine.prefill_chunk, len(ids)) for i in range(len(progress))
     ]
     assert all((chunk.text, chunk.token_ids) == ("", ()) for chunk in progress)
     assert next(stream).token_ids == (int(one_shot.argmax()),)
