@@ -94,14 +94,13 @@ class Scheduler:
 
     def _fits(self, request: Request) -> bool:
         pool = self._engine.pool
-        kept = self.prefixes.count_match(request.ids[:-1]) // pool.block_size
+        shared, evictable = self.prefixes.room(request.ids, len(request.ids) - 1)
         promised = sum(
             max(pool.blocks_for(other.max_tokens) - len(other.sequence.block_table), 0)
             for other in [*self._prefilling, *self._decoding]
             if other.sequence is not None
         )
-        spare = pool.num_free + max(self.prefixes.num_evictable - kept, 0) - promised
-        return pool.blocks_for(request.max_tokens) - kept <= spare
+        return pool.blocks_for(request.max_tokens) - shared <= pool.num_free + evictable - promised
 
     def _refusal(self, request: Request) -> ContextLengthError:
         pool, stats = self._engine.pool, self.prefixes.stats

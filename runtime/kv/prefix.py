@@ -83,6 +83,12 @@ class PrefixCache:
         """Blocks that the pool would get back if it asked for all."""
         return sum(not node.pinned and self._pool.holders(node.block) == 1 for node in self._nodes())
 
+    def room(self, ids: Ids, limit: int) -> tuple[int, int]:
+        """How many full blocks a sequence of the first `limit` ids would share, and how many others are evictable."""
+        full = [node for node, shared in self._path(ids, limit) if shared == self._pool.block_size]
+        spare = sum(not node.pinned and self._pool.holders(node.block) == 1 for node in full)
+        return len(full), self.num_evictable - spare
+
     def count_match(self, ids: Ids) -> int:
         """How many of the ids are kept, from the first on. Changes nothing."""
         return sum(shared for _, shared in self._path(ids, len(ids)))

@@ -509,10 +509,6 @@ def shorten(prefixes: PrefixCache) -> None:
     damaged(prefixes)["12"].ids = (1,)
 
 
-def empty(prefixes: PrefixCache) -> None:
-    damaged(prefixes)["5"].ids = ()
-
-
 def lengthen(prefixes: PrefixCache) -> None:
     damaged(prefixes)["5"].ids = (5, 6, 7)
 
@@ -543,7 +539,6 @@ DAMAGES = [
     (lose, "the count of blocks is wrong"),
     (repeat, "in the tree twice"),
     (shorten, "followers and room"),
-    (empty, None),
     (lengthen, None),
     (pin_alone, None),
     (leave_empty_list, "an empty list"),

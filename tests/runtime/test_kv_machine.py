@@ -1,0 +1,367 @@
+"""Random operations on pool, prefix cache and snapshots: after each of them the books are right, and so are the bytes.
+
+First where every token of the memory holds its id and position, so that it can be read back; then on the engines, where
+a sequence must give the logits of its ids computed afresh.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from edge.runtime.bundle import open_bundle
+from edge.runtime.engines import EngineName, EngineSettings, Step
+from edge.runtime.engines.choice import open_engine
+from edge.runtime.errors import ContextLengthError
+from edge.runtime.kv.memory import copy_block
+from edge.runtime.kv.pool import BlockPool, Sequence
+from edge.runtime.kv.prefix import PrefixCache
+from edge.runtime.kv.snapshot import Snapshot, SnapshotIdentity, open_snapshot, save_snapshot
+from edge.runtime.verify import FLOAT32_BOUND
+from tests.conftest import EXACT
+from tests.runtime import test_prefix
+
+MAX_LIVE, MAX_SAVED = 6, 4
+Ids = list[int]
+
+
+class Held:
+    """A sequence, and what it must hold."""
+
+    def __init__(self, sequence: Sequence, ids: Ids) -> None:
+        self.sequence = sequence
+        self.ids = ids
+
+
+class Model(Protocol):
+    """Computes tokens into a pool, and tells whether they are right."""
+
+    pool: BlockPool
+    max_context: int
+    vocab_size: int
+    max_steps: int  # sequences that `append` takes at once
+    layout: dict[str, str]
+
+    def prefill(self, held: Held, new: Ids) -> None:
+        """Compute a prompt. Raises ContextLengthError, changing nothing."""
+
+    def append(self, steps: list[tuple[Held, Ids]]) -> None:
+        """Compute more. Raises ContextLengthError, changing nothing where it is one step."""
+
+    def check(self, prefixes: PrefixCache, live: list[Held]) -> None:
+        """Assert that every token is what it must be, or those of some sequences."""
+
+
+class Notes:
+    """Memory that holds ids and positions."""
+
+    vocab_size, max_steps, layout = 3, 1, {"engine": "notes"}
+
+    def __init__(self, pool: BlockPool, max_context: int) -> None:
+        self.pool = pool
+        self.max_context = max_context
+
+    def prefill(self, held: Held, new: Ids) -> None:
+        test_prefix.compute(self.pool, held.sequence, new)
+
+    def append(self, steps: list[tuple[Held, Ids]]) -> None:
+        self.prefill(*steps[0])
+
+    def check(self, prefixes: PrefixCache, live: list[Held]) -> None:
+        test_prefix.check(prefixes, self.pool, *(held.sequence for held in live))
+        for held in live:
+            assert test_prefix.read(self.pool, held.sequence) == held.ids
+
+
+class Machine:
+    """What a scheduler does to a KV cache, in any order."""
+
+    def __init__(self, model: Model, folder: Path) -> None:
+        self.model = model
+        self.pool = model.pool
+        self.prefixes = PrefixCache(model.pool)
+        self.live: list[Held] = []
+        self.happened: Counter[str] = Counter()
+        self._folder = folder
+        self._identity = SnapshotIdentity("model", "tokenizer", model.layout)
+        self._saved: list[tuple[Snapshot, Ids]] = []
+        self._known: list[Ids] = [[]]  # what there has been, so that it comes again
+
+    def do(self, name: str, dice: random.Random) -> None:
+        getattr(self, f"_{name}")(dice)
+        self.pool.check_integrity(
+            [*self.prefixes.held_blocks(), *(block for held in self.live for block in held.sequence.block_table)]
+        )
+        self.prefixes.check_integrity()
+        assert [held.sequence.num_tokens for held in self.live] == [len(held.ids) for held in self.live]
+        self.model.check(self.prefixes, self.live)
+
+    def close(self) -> None:
+        for snapshot, _ in self._saved:
+            snapshot.close()
+
+    def _start(self, dice: random.Random) -> None:
+        """A request: what is kept of its prompt, and the rest computed."""
+        if len(self.live) == MAX_LIVE:
+            return
+        ids = self._known_ids(dice) + self._new_ids(dice, 6)
+        ids = ids[: self.model.max_context]
+        held = self._match(ids, len(ids) - 1)
+        if self._extend(held, ids[len(held.ids) :]):
+            self._remember(held)
+            self.prefixes.insert(held.ids, held.sequence, whole=False)
+        else:
+            self._leave_one(held)
+
+    def _append(self, dice: random.Random) -> None:
+        chosen = dice.sample(self.live, min(len(self.live), dice.randint(1, self.model.max_steps)))
+        steps = []
+        for held in chosen:
+            following = [ids[len(held.ids) :] for ids in self._known if ids[: len(held.ids)] == held.ids]
+            new = dice.choice([*following, []])[: dice.randint(0, 4)] + self._new_ids(dice, 3)
+            new = new[: self.model.max_context - len(held.ids)]
+            if new:
+                steps.append((held, new))
+        if not steps:
+            return
+        tables = [held.sequence.block_table.copy() for held, _ in steps]
+        with self._full_pool_changes_nothing(len(steps) == 1) as worked:
+            self.model.append(steps)
+            worked.append(True)
+        if worked:
+            for (held, new), table in zip(steps, tables, strict=True):
+                self.happened["copy"] += held.sequence.block_table[: len(table)] != table
+                held.ids += new
+                self._remember(held)
+
+    def _fork(self, dice: random.Random) -> None:
+        if self.live and len(self.live) < MAX_LIVE:
+            held = dice.choice(self.live)
+            self.live.append(Held(held.sequence.fork(), held.ids.copy()))
+            self.happened["fork"] += 1
+
+    def _trim(self, dice: random.Random) -> None:
+        if self.live:
+            held = dice.choice(self.live)
+            kept = dice.randint(0, len(held.ids))
+            assert held.sequence.trim(kept) == len(held.ids) - kept
+            del held.ids[kept:]
+            self.happened["trim"] += 1
+
+    def _interrupt(self, dice: random.Random) -> None:
+        """Room is made and nothing computed."""
+        if self.live:
+            held = dice.choice(self.live)
+            with self._full_pool_changes_nothing():
+                held.sequence.reserve(dice.randint(0, self.model.max_context - len(held.ids)))
+
+    def _free(self, dice: random.Random) -> None:
+        if self.live:
+            held = dice.choice(self.live)
+            self.live.remove(held)
+            held.sequence.free()
+            self.happened["free"] += 1
+
+    def _keep(self, dice: random.Random) -> None:
+        if self.live:
+            held = dice.choice(self.live)
+            self.prefixes.insert(held.ids, held.sequence, whole=False)
+            full = len(held.ids) // self.pool.block_size * self.pool.block_size
+            assert self.prefixes.count_match(held.ids) >= full
+            self.happened["keep"] += 1
+
+    def _leave(self, dice: random.Random) -> None:
+        if self.live:
+            self._leave_one(dice.choice(self.live))
+
+    def _leave_one(self, held: Held) -> None:
+        self.live.remove(held)
+        self.prefixes.insert(held.ids, held.sequence, whole=True)
+        held.sequence.free()
+        assert self.prefixes.count_match(held.ids) == len(held.ids)
+        self.happened["leave"] += 1
+
+    def _evict(self, dice: random.Random) -> None:
+        """All that were asked for, or none."""
+        count, spare, free = dice.randint(1, 3), self.prefixes.num_evictable, self.pool.num_free
+        self.pool.reclaim(count)
+        assert self.pool.num_free - free == (count if count <= spare else 0)
+        self.happened["evict"] += count <= spare
+
+    def _clear(self, dice: random.Random) -> None:
+        spare, free = self.prefixes.num_evictable, self.pool.num_free
+        self.prefixes.clear()
+        assert (self.prefixes.num_evictable, self.pool.num_free) == (0, free + spare)
+        self.happened["clear"] += 1
+
+    def _pin(self, dice: random.Random) -> None:
+        ids = self._known_ids(dice)
+        assert self.prefixes.pin(ids) == self.prefixes.count_match(ids)
+        self.happened["pin"] += self.prefixes.stats.pinned_blocks > 0
+
+    def _unpin(self, dice: random.Random) -> None:
+        before = [self.prefixes.count_match(ids) for ids in self._known]
+        self.prefixes.unpin_all()
+        assert [self.prefixes.count_match(ids) for ids in self._known] == before
+        assert self.prefixes.stats.pinned_blocks == 0
+        self.happened["unpin"] += 1
+
+    def _save(self, dice: random.Random) -> None:
+        held = dice.choice([held for held in self.live if held.ids] or [None])
+        if held is None:
+            return
+        if len(self._saved) == MAX_SAVED:
+            self._saved.pop(0)[0].close()
+        path = self._folder / f"{self.happened['save'] % MAX_SAVED}.kv"
+        save_snapshot(path, [*held.ids, 0], held.sequence, self.pool, self._identity)
+        snapshot = open_snapshot(path, self._identity)
+        assert list(snapshot.ids) == held.ids
+        self._saved.append((snapshot, held.ids.copy()))
+        self.happened["save"] += 1
+
+    def _restore(self, dice: random.Random) -> None:
+        """Into a new sequence, or behind what is kept of it."""
+        if not self._saved or len(self.live) == MAX_LIVE:
+            return
+        snapshot, ids = dice.choice(self._saved)
+        wanted = dice.randint(1, len(ids))
+        if dice.random() < 0.5:
+            with self._full_pool_changes_nothing():
+                self.live.append(Held(snapshot.restore(self.pool, wanted), ids[:wanted]))
+                self.happened["restore"] += 1
+            return
+        held = self._match(ids, dice.randint(0, wanted))
+        with self._full_pool_changes_nothing():
+            assert snapshot.restore(self.pool, wanted, held.sequence) is held.sequence
+            held.ids = ids[:wanted]
+            self.happened["restore behind"] += 1
+
+    def _match(self, ids: Ids, limit: int) -> Held:
+        """Of these ids what is kept, less the last block where that would need a copy and there is no room for one."""
+        kept = self.prefixes.count_match(ids[:limit])
+        held = Held(self.prefixes.match(ids, limit), [])
+        found = held.sequence.num_tokens
+        held.ids = ids[:found]
+        self.live.append(held)
+        if found != kept:
+            assert (found, self.pool.num_free) == (kept // self.pool.block_size * self.pool.block_size, 0)
+        if found % self.pool.block_size:
+            assert self.pool.holders(held.sequence.block_table[-1]) == 1  # it may append at once
+        self.happened["hit"] += found > 0
+        self.happened["no room for a copy"] += found < kept
+        return held
+
+    def _extend(self, held: Held, new: Ids) -> bool:
+        with self._full_pool_changes_nothing() as worked:
+            self.model.prefill(held, new)
+            held.ids += new
+            worked.append(True)
+        return bool(worked)
+
+    @contextmanager
+    def _full_pool_changes_nothing(self, atomic: bool = True) -> Iterator[list[bool]]:
+        before = self._state()
+        try:
+            yield []
+        except ContextLengthError:
+            self.happened["full"] += 1
+            assert self._state() == before or not atomic
+
+    def _state(self) -> object:
+        tables = [(held.sequence.num_tokens, held.sequence.block_table.copy()) for held in self.live]
+        return tables, self.pool.num_free, self.prefixes.stats, self.prefixes.held_blocks()
+
+    def _known_ids(self, dice: random.Random) -> Ids:
+        ids = dice.choice(self._known)
+        return ids[: dice.randint(0, len(ids))]
+
+    def _new_ids(self, dice: random.Random, most: int) -> Ids:
+        return [dice.randrange(self.model.vocab_size) for _ in range(dice.randint(1, most))]
+
+    def _remember(self, held: Held) -> None:
+        self._known = [*self._known[-15:], held.ids.copy()]
+
+
+# How often each operation comes.
+OPERATIONS = {
+    "start": 12,
+    "append": 16,
+    "fork": 5,
+    "trim": 6,
+    "interrupt": 3,
+    "free": 3,
+    "keep": 4,
+    "leave": 8,
+    "evict": 3,
+    "clear": 1,
+    "pin": 2,
+    "unpin": 2,
+    "save": 2,
+    "restore": 4,
+}
+EVERYTHING = {*OPERATIONS, "restore behind", "hit", "full", "copy"} - {"start", "append", "interrupt"}
+
+
+def run(machine: Machine, count: int) -> None:
+    dice = random.Random(11)
+    names = dice.choices(list(OPERATIONS), list(OPERATIONS.values()), k=count)
+    for name in names:
+        machine.do(name, dice)
+    assert EVERYTHING <= {name for name, times in machine.happened.items() if times}
+
+
+def paged_notes(num_blocks: int, size: int) -> Notes:
+    return Notes(test_prefix.paged_pool(num_blocks, size), num_blocks * size)
+
+
+def slot_notes(num_slots: int, max_context: int) -> Notes:
+    return Notes(test_prefix.slot_pool(num_slots, max_context), max_context)
+
+
+@pytest.mark.parametrize(("num_blocks", "size"), [(14, 2), (11, 3), (9, 4)])
+def test_paged_blocks(num_blocks: int, size: int, tmp_path: Path) -> None:
+    """10,500 operations in all three. About 10 s."""
+    machine = Machine(paged_notes(num_blocks, size), tmp_path)
+    run(machine, 3500)
+    machine.close()
+
+
+@pytest.mark.parametrize("num_slots", [2, 3, 5])
+def test_slots(num_slots: int, tmp_path: Path) -> None:
+    """10,500 operations in all three. About 10 s."""
+    machine = Machine(slot_notes(num_slots, 14), tmp_path)
+    run(machine, 3500)
+    machine.close()
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Few operations that hypothesis makes fewer where they fail."""
+
+    @initialize(slots=st.booleans(), count=st.integers(1, 5), size=st.integers(1, 6))
+    def open(self, slots: bool, count: int, size: int) -> None:
+        self._folder = TemporaryDirectory()
+        self._machine = Machine((slot_notes if slots else paged_notes)(count, size), Path(self._folder.name))
+
+    @rule(name=st.sampled_from(list(OPERATIONS)), dice=st.randoms(use_true_random=False))
+    def do(self, name: str, dice: random.Random) -> None:
+        self._machine.do(name, dice)
+
+    def teardown(self) -> None:
+        self._machine.close()
+        self._folder.cleanup()
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
