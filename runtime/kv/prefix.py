@@ -81,7 +81,14 @@ class PrefixCache:
     @property
     def num_evictable(self) -> int:
         """Blocks that the pool would get back if it asked for all."""
-        return sum(not node.pinned and self._pool.holders(node.block) == 1 for node in self._nodes())
+        stays: set[_Node | None] = set()
+        count = 0
+        for node in reversed(list(self._nodes())):  # followers before what they follow
+            if node in stays or node.pinned or self._pool.holders(node.block) > 1:
+                stays.add(node.parent)
+            else:
+                count += 1
+        return count
 
     def room(self, ids: Ids, limit: int) -> tuple[int, int]:
         """How many full blocks a sequence of the first `limit` ids would share, and how many others are evictable."""
@@ -131,10 +138,15 @@ class PrefixCache:
             found = next((child for child in node.children.get(part[0], ()) if child.ids[: len(part)] == part), None)
             if found is None:
                 self._drop_shorter(node, part)
-                found = _Node(part, table[index], node)
-                node.children.setdefault(part[0], []).append(found)
-                self._num_blocks += 1
-                self._pool.retain(found.block)
+                siblings = node.children.setdefault(part[0], [])
+                found = next((child for child in siblings if child.block == table[index]), None)
+                if found is not None:  # pinned, with fewer ids than this sequence has in the same block
+                    found.ids = part
+                else:
+                    found = _Node(part, table[index], node)
+                    siblings.append(found)
+                    self._num_blocks += 1
+                    self._pool.retain(found.block)
             elif found.block != table[index]:
                 self._pool.retain(found.block)
                 self._pool.release([table[index]])

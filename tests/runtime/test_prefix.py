@@ -392,6 +392,42 @@ def test_a_pinned_block_stays_until_a_longer_one_may_replace_it() -> None:
     check(prefixes, pool)
 
 
+def test_a_pinned_block_grows_with_a_sequence_that_shares_it() -> None:
+    """One of two forks leaves less than the other; a block has one place in the tree."""
+    pool = paged_pool(12, 4)
+    prefixes = PrefixCache(pool)
+    sequence = computed(pool, [1, 2, 3])
+    fork = sequence.fork()
+    fork.trim(2)
+    prefixes.insert([1, 2], fork, whole=True)
+    fork.free()
+    assert prefixes.pin([1, 2]) == 2
+    keep(prefixes, pool, [1, 2, 7])
+    prefixes.insert([1, 2, 3], sequence, whole=True)
+    check(prefixes, pool, sequence)
+    sequence.free()
+    prefixes.clear()
+    assert (prefixes.count_match([1, 2, 3]), prefixes.stats.blocks) == (3, 1)
+    check(prefixes, pool)
+
+
+def test_a_block_with_a_follower_in_use_is_not_promised() -> None:
+    """A sequence may hold a kept block and have its own copy of what comes before."""
+    pool = paged_pool(6, 2)
+    prefixes = PrefixCache(pool)
+    keep(prefixes, pool, [1, 2])
+    sequence = computed(pool, [1, 2, 3, 4])
+    fork = sequence.fork()
+    prefixes.insert([1, 2, 3, 4], sequence, whole=True)
+    sequence.free()
+    check(prefixes, pool, fork)
+    assert (prefixes.stats.blocks, pool.num_free, prefixes.num_evictable) == (2, 3, 0)
+    with pytest.raises(ContextLengthError):
+        pool.allocate(4)
+    fork.free()
+    assert prefixes.num_evictable == 2
+
+
 def test_the_least_recently_used_goes_first() -> None:
     pool = paged_pool(6, 2)
     prefixes = PrefixCache(pool)

@@ -296,8 +296,10 @@ def test_a_page_is_read_whatever_the_length_says(tmp_path: Path) -> None:
     "change",
     [
         {"ids": []},
-        {"ids": [1, 2, -3]},
-        {"ids": [1, True]},
+        {"ids": [], "full": [["|u1", [5]]], "last": [["|u1", [5]]], "payload_bytes": 0},
+        {"ids": [*range(9), -3]},
+        {"ids": [*range(9), True]},
+        {"ids": [*range(9), 1.0]},
         {"ids": "123"},
         {"block_size": 0},
         {"block_size": 2.0},
@@ -398,6 +400,12 @@ def test_blocks_of_another_form_whatever_the_identity_says(tmp_path: Path) -> No
         with pytest.raises(SnapshotError, match=match):
             snapshot.restore(pool, 10)
         pool.check_integrity([])
+    whole = (tmp_path / "prefix").read_bytes()
+    swapped = json.loads(whole[52:4096]) | {"full": [["|u1", [40]], ["|u1", [24]]]}
+    (tmp_path / "swapped").write_bytes(sealed(json.dumps(swapped).encode()) + whole[4096:])
+    snapshot = open_snapshot(tmp_path / "swapped", IDENTITY)
+    with pytest.raises(SnapshotError, match=r"\|u1\[40\] for 4 tokens, here 4 tokens have \|u1\[24\]"):
+        snapshot.restore(paged(), 10)
     save(tmp_path / "slots", slots(seed=1))
     snapshot = open_snapshot(tmp_path / "slots", IDENTITY)
     for pool in (slots(heads=1), BlockPool(3, 30, SlotMemory(3, 4, (2, 30, 3), np.float32))):

@@ -1,0 +1,393 @@
+"""What drafting gains where an answer repeats something, and what it costs where it does not.
+
+    python benchmarks/speculation.py BUNDLE [--engine openvino|onnx|both] [--rounds 2] [--new-tokens 120] [--json]
+
+BUNDLE is a chat model that can follow a plain instruction: the demo model of `edge demo` does, weights of noise do not.
+The tasks have fixed prompts over passages of the documentation inside CPython (pydoc_data.topics), whose wording differs
+a little from one Python to the next:
+
+    copy            repeat a passage
+    rewrite         repeat it with one word changed everywhere
+    context         answer questions about a passage in its own words
+    asked before    questions that were answered once, by another LLM, whose draft store is opened in a fresh one
+    control         free text that shares nothing with its prompt, greedily
+    control sampled the same at temperature 1.0, where it does not repeat itself
+
+Each prompt is answered by four set-ups, one after the other, and the next prompt begins with the next of them:
+
+    a  plain         reproducible engine, no drafts
+    b  drafts        reproducible engine, drafts: what speculation=True means
+    c  fastest       no drafts, and the engine's fastest kernels
+    d  fastest with  drafts over those kernels, reproducible=False
+       drafts
+
+tok/s are those of decode (Stats.tokens_per_second), medians over prompts and rounds; the ratios are medians of the
+ratios of pairs that answered the same prompt in the same round, with the lowest and the highest. The prefix cache is
+cleared before every answer. A first pass is not timed: it prepares kernels and lets the LLMs learn what a step costs
+and how often drafts are right. The LLMs with the draft store warm up with the passages to copy, not with the questions.
+
+b must give the ids of a. d may part from c, since several rows are rounded otherwise than one: "margin" is by how much
+the best logit led the second where the two parted, recomputed by c behind the same ids (greedy tasks only). "repeats" is
+the share of the answer's tokens that end four ids which stood earlier in the answer, "quotes" those that stand in the
+prompt: a model that runs in a circle makes drafting look good, so look at this before the ratios.
+
+Targets: b/a and b/c at least 2.0 with identical ids for the first four tasks, at least 0.97 for the controls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import edge
+from edge.runtime.errors import EdgeError
+from edge.runtime.llm import Answer
+from edge.runtime.machine import processor_name
+
+VERSIONED = ("edgeglm", "openvino", "onnxruntime")
+COPY, REWRITE, CONTEXT, ASKED = "copy", "rewrite", "context", "asked before"
+CONTROL, SAMPLED = "control", "control sampled"
+TARGETS = {COPY: 2.0, REWRITE: 2.0, CONTEXT: 2.0, ASKED: 2.0, CONTROL: 0.97, SAMPLED: 0.97}
+GRAM = 4  # ids that count as a repetition
+
+# Set-up -> (reproducible, with drafts)
+PLAIN, DRAFTS, FASTEST, FASTEST_DRAFTS = "plain", "drafts", "fastest", "fastest with drafts"
+SETUPS = {PLAIN: (True, False), DRAFTS: (True, True), FASTEST: (False, False), FASTEST_DRAFTS: (False, True)}
+PAIRS = {"b/a": (DRAFTS, PLAIN), "b/c": (DRAFTS, FASTEST), "d/c": (FASTEST_DRAFTS, FASTEST)}
+
+# Topic and its paragraphs, counted from 0; word to replace and its replacement.
+PASSAGES = (("break", (2, 3, 4, 5)), ("del", (3, 4, 5)), ("global", (2, 3, 4)))
+REPLACED = (("loop", "cycle"), ("name", "label"), ("names", "words"))
+CONTEXT_PASSAGE = ("return", (2, 3, 4, 5, 6, 7))
+QUESTIONS = (
+    "Where may return occur?",
+    "What happens when return passes control out of a try statement with a finally clause?",
+    "What does the return statement indicate in a generator function?",
+    "What does an empty return statement indicate in an asynchronous generator function?",
+)
+FREE_QUESTIONS = (
+    "Why is the sky blue?",
+    "How does one bake bread?",
+    "What is a volcano?",
+    "Why do birds fly south in winter?",
+)
+FREE_TEXTS = (
+    "Name three things that one needs on a camping trip and say why.",
+    "Write a short story about a fisherman and the sea.",
+    "Describe a market in a small town.",
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One prompt."""
+
+    name: str
+    message: str
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What every set-up answered to one prompt, one after the other."""
+
+    task: Task
+    prompt_ids: list[int]
+    answers: dict[str, Answer]
+
+    def speed(self, setup: str) -> float:
+        stats = self.answers[setup].stats
+        assert stats is not None
+        return stats.tokens_per_second
+
+    def same_ids(self, one: str, other: str) -> bool:
+        return self.answers[one].token_ids == self.answers[other].token_ids
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--engine", choices=("openvino", "onnx", "both"), default="both")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--new-tokens", type=int, default=120)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    engines = ("openvino", "onnx") if args.engine == "both" else (args.engine,)
+    try:
+        report = about(args.bundle) | {"settings": {"rounds": args.rounds, "new_tokens": args.new_tokens}}
+        report["tasks"] = [row for name in engines for row in compare(args.bundle, name, args.rounds, args.new_tokens)]
+    except EdgeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps(report))
+    else:
+        show(report)
+    return 0
+
+
+# --- What is asked ----------------------------------------------------------------------------------------------------
+
+
+def make_tasks() -> list[Task]:
+    """All prompts, task by task."""
+    passages = [passage(*where) for where in PASSAGES]
+    copies = [
+        f"Repeat the following text exactly, word by word, and write nothing else.\n\n{text}" for text in passages
+    ]
+    rewrites = [
+        f'Copy the following text, but write "{new}" everywhere instead of "{old}". Write nothing else.\n\n{text}'
+        for text, (old, new) in zip(passages, REPLACED, strict=True)
+    ]
+    context = passage(*CONTEXT_PASSAGE)
+    answers = [f"{context}\n\nAnswer with sentences of the text above, word by word. {asked}" for asked in QUESTIONS]
+    return [
+        *(Task(COPY, message) for message in copies),
+        *(Task(REWRITE, message) for message in rewrites),
+        *(Task(CONTEXT, message) for message in answers),
+        *(Task(ASKED, message) for message in FREE_QUESTIONS),
+        *(Task(CONTROL, message) for message in FREE_TEXTS),
+        *(Task(SAMPLED, text, {"temperature": 1.0, "seed": seed}) for seed, text in enumerate(FREE_TEXTS)),
+    ]
+
+
+def passage(topic: str, paragraphs: Sequence[int]) -> str:
+    """Paragraphs of CPython's documentation, each on a line of its own."""
+    found = [" ".join(text.split()) for text in topics[topic].split("\n\n")]
+    return "\n".join(found[i] for i in paragraphs)
+
+
+# --- Measuring --------------------------------------------------------------------------------------------------------
+
+
+def compare(bundle: Path, engine: str, rounds: int, new_tokens: int) -> list[dict[str, Any]]:
+    """A row of figures for every task."""
+    tasks = make_tasks()
+    with set_ups(bundle, engine, tasks, new_tokens) as llms:
+        found = measure(llms, tasks, rounds, new_tokens)
+        plain = llms[FASTEST, False]
+        return [
+            {"engine": engine, "task": name, **summarize([r for r in found if r.task.name == name], plain)}
+            for name in dict.fromkeys(task.name for task in tasks)
+        ]
+
+
+@contextmanager
+def set_ups(
+    bundle: Path, engine: str, tasks: list[Task], new_tokens: int
+) -> Iterator[dict[tuple[str, bool], edge.LLM]]:
+    """(Set-up, whether it has the draft store of answers to the questions asked before) -> its LLM."""
+    asked = [task for task in tasks if task.name == ASKED]
+    with tempfile.TemporaryDirectory() as scratch:
+        llms = {}
+        for name, (reproducible, drafts) in SETUPS.items():
+            llms[name, False] = edge.load(bundle, engine=engine, speculation=drafts, reproducible=reproducible)
+            if drafts:
+                settings: dict[str, Any] = {"engine": engine, "reproducible": reproducible, "speculation": True}
+                settings["draft_store"] = Path(scratch) / f"{name}.drafts"
+                with edge.load(bundle, **settings) as first:  # writes the store when it is closed
+                    for task in asked:
+                        answer_of(first, task, new_tokens)
+                del first
+                llms[name, True] = edge.load(bundle, **settings)
+        yield llms
+
+
+def measure(llms: Mapping[tuple[str, bool], edge.LLM], tasks: list[Task], rounds: int, new_tokens: int) -> list[Round]:
+    for (_, stored), llm in llms.items():
+        for task in tasks:
+            if task.name == COPY if stored else task.name != ASKED:
+                answer_of(llm, task, new_tokens)
+    names, found = list(SETUPS), []
+    for number in range(rounds):
+        for index, task in enumerate(tasks):
+            first = (number + index) % len(names)
+            answers = {}
+            for name in names[first:] + names[:first]:
+                stored = task.name == ASKED and SETUPS[name][1]
+                answers[name] = answer_of(llms[name, stored], task, new_tokens)
+            found.append(Round(task, prompt_ids(llms[PLAIN, False], task), answers))
+    return found
+
+
+def answer_of(llm: edge.LLM, task: Task, new_tokens: int) -> Answer:
+    llm.clear_cache()
+    return llm.chat(messages_of(task), max_new_tokens=new_tokens, **task.sampling).answer()
+
+
+def prompt_ids(llm: edge.LLM, task: Task) -> list[int]:
+    return llm.tokenizer.encode(llm.render(messages_of(task)))
+
+
+def messages_of(task: Task) -> list[dict[str, str]]:
+    return [{"role": "user", "content": task.message}]
+
+
+def summarize(found: list[Round], plain: edge.LLM) -> dict[str, Any]:
+    """Figures of one task; answers of a single token have no speed and do not count."""
+    timed = [r for r in found if all(r.speed(name) for name in SETUPS)]
+    drafted = [r.answers[DRAFTS].stats for r in found]
+    row: dict[str, Any] = {
+        "answers": len(found),
+        "tokens": round(statistics.mean(len(r.answers[PLAIN].token_ids) for r in found), 1),
+        "repeats": round(statistics.mean(repeated(r.answers[PLAIN].token_ids) for r in found), 3),
+        "quotes": round(statistics.mean(repeated(r.answers[PLAIN].token_ids, r.prompt_ids) for r in found), 3),
+        "tok_s": {name: round(statistics.median(r.speed(name) for r in timed), 1) for name in SETUPS},
+        "ratios": {
+            pair: spread([r.speed(name) / r.speed(base) for r in timed]) for pair, (name, base) in PAIRS.items()
+        },
+        "drafted": sum(stats.drafted_tokens for stats in drafted if stats),
+        "accepted": sum(stats.accepted_tokens for stats in drafted if stats),
+        "b_has_ids_of_a": sum(r.same_ids(DRAFTS, PLAIN) for r in found),
+        "d_has_ids_of_c": sum(r.same_ids(FASTEST_DRAFTS, FASTEST) for r in found),
+        "margins": sorted({round(m, 4) for r in found if (m := margin(r, plain)) is not None}),
+    }
+    target = TARGETS[found[0].task.name]
+    row["target"] = target
+    row["met"] = {
+        "ids": row["b_has_ids_of_a"] == len(found),
+        **{pair: row["ratios"][pair]["median"] >= target for pair in ("b/a", "b/c")},
+    }
+    return row
+
+
+def repeated(ids: Sequence[int], prompt: Sequence[int] = ()) -> float:
+    """The share of ids that end GRAM ids which occur in the prompt; without one, earlier among these ids."""
+    seen = {tuple(prompt[i : i + GRAM]) for i in range(len(prompt) - GRAM + 1)}
+    count = 0
+    for i in range(len(ids) - GRAM + 1):
+        gram = tuple(ids[i : i + GRAM])
+        count += gram in seen
+        if not prompt:
+            seen.add(gram)
+    return count / max(len(ids), 1)
+
+
+def margin(found: Round, plain: edge.LLM) -> float | None:
+    """Between the best two logits where d parted from c; None where it did not, or where chance chose."""
+    with_drafts, without = found.answers[FASTEST_DRAFTS].token_ids, found.answers[FASTEST].token_ids
+    if with_drafts == without or found.task.sampling:
+        return None
+    pairs = zip(with_drafts, without, strict=False)
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(with_drafts), len(without)))
+    plain.clear_cache()
+    stream = plain.generate([*found.prompt_ids, *without[:same]], max_new_tokens=1, ignore_stop_ids=True, logprobs=2)
+    (_, best), (_, second) = stream.answer().logprobs[0].top
+    return best - second
+
+
+# --- Reporting, for batching.py and kv.py too -------------------------------------------------------------------------
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """Machine, versions and bundle. Raises BundleError."""
+    from edge.runtime.bundle import open_bundle
+
+    manifest = open_bundle(folder).manifest
+    spec = manifest.spec
+    return {
+        "machine": f"{processor_name()}, {os.cpu_count()} cores",
+        **({"load_before": round(os.getloadavg()[0], 2)} if hasattr(os, "getloadavg") else {}),
+        "versions": {name: found for name in VERSIONED if (found := installed(name))},
+        "bundle": {
+            "name": folder.resolve().name,
+            "recipe": manifest.recipe,
+            "layers": spec.num_layers,
+            "hidden_size": spec.hidden_size,
+        },
+    }
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def spread(ratios: Sequence[float]) -> dict[str, float]:
+    """Of paired ratios: the median, the lowest and the highest."""
+    if not ratios:
+        return dict.fromkeys(("median", "low", "high"), 0.0)
+    return {
+        "median": round(statistics.median(ratios), 3),
+        "low": round(min(ratios), 3),
+        "high": round(max(ratios), 3),
+    }
+
+
+def show_about(report: Mapping[str, Any], say: Callable[[str], None] = print) -> None:
+    bundle = report["bundle"]
+    say(f"machine   {report['machine']}, load before {report.get('load_before', 'unknown')}")
+    say(f"versions  {', '.join(f'{name} {found}' for name, found in report['versions'].items())}")
+    shape = f"{bundle['layers']} layers x {bundle['hidden_size']}"
+    say(f"bundle    {bundle['name']}: {bundle['recipe']}, {shape}\n")
+
+
+def show_table(rows: Sequence[Mapping[str, Any]], say: Callable[[str], None] = print) -> None:
+    """Rows with the same keys, as columns."""
+    if not rows:
+        return
+    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for line in lines:
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    say("")
+
+
+def ratio_text(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+
+
+def met_text(met: bool) -> str:
+    return "met" if met else "MISSED"
+
+
+def show(report: dict[str, Any]) -> None:
+    show_about(report)
+    rows = report["tasks"]
+    show_table(
+        [
+            {
+                "engine": r["engine"],
+                "task": r["task"],
+                "tokens": r["tokens"],
+                "repeats": f"{r['repeats']:.0%}",
+                "quotes": f"{r['quotes']:.0%}",
+                **{f"{key} tok/s": r["tok_s"][name] for key, name in zip("abcd", SETUPS, strict=True)},
+                **{pair: ratio_text(ratio) for pair, ratio in r["ratios"].items()},
+            }
+            for r in rows
+        ]
+    )
+    show_table(
+        [
+            {
+                "engine": r["engine"],
+                "task": r["task"],
+                "drafted": r["drafted"],
+                "accepted": r["accepted"],
+                "b = a": f"{r['b_has_ids_of_a']} of {r['answers']}",
+                "d = c": f"{r['d_has_ids_of_c']} of {r['answers']}",
+                "margins where d leaves c": " ".join(f"{m:.4f}" for m in r["margins"]) or "-",
+                "target": f"{r['target']:.2f}",
+                **{key: met_text(met) for key, met in r["met"].items()},
+            }
+            for r in rows
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""What the documentation calls bit-equal is: with `reproducible`, on both engines, with their default roundings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.runtime.bundle import open_bundle
+from edge.runtime.engines import Engine, EngineName, EngineSettings, Step
+from edge.runtime.engines.choice import open_engine
+from edge.runtime.kv.pool import Sequence
+from edge.runtime.llm import LLM
+from edge.runtime.sampling import Sampling
+from edge.runtime.speculation import SpeculationSettings
+
+IDS = np.random.default_rng(3).integers(0, 40_000, 400)
+COPY = "Repeat this text: The quick brown fox jumps over the lazy dog, and the lazy dog looks at the quick brown fox. "
+CONTEXT = [{"role": "user", "content": COPY * 3}]
+
+
+@pytest.fixture(scope="module")
+def runs(demo_bundle: Path, engine: EngineName) -> Engine:
+    return open_engine(open_bundle(demo_bundle), EngineSettings(engine, max_context=1024, reproducible=True))
+
+
+def last(size: int) -> np.ndarray:
+    return np.array([size - 1])
+
+
+def prefill(engine: Engine, cuts: list[int]) -> tuple[Sequence, np.ndarray]:
+    """The first cuts[-1] tokens in pieces; logits of the last."""
+    sequence = Sequence(engine.pool)
+    for begin, end in zip([0, *cuts], cuts, strict=False):
+        logits = engine.forward(IDS[begin:end], sequence, last(end - begin))[0].copy()
+    return sequence, logits
+
+
+def decode(engine: Engine, sequence: Sequence, sizes: list[int], others: list[Sequence]) -> np.ndarray:
+    """Logits of the next tokens, in steps of these sizes, beside other sequences."""
+    found = []
+    for size in sizes:
+        at = sequence.num_tokens
+        steps = [Step(sequence, IDS[at : at + size]), *(Step(other, IDS[:1]) for other in others)]
+        found.append(engine.decode(steps)[0].copy())
+    return np.concatenate(found)
+
+
+@pytest.fixture(scope="module")
+def reference(runs: Engine) -> tuple[np.ndarray, np.ndarray]:
+    """200 prompt tokens at once, then 24 one by one."""
+    sequence, logits = prefill(runs, [200])
+    decoded = decode(runs, sequence, [1] * 24, [])
+    sequence.free()
+    return logits, decoded
+
+
+@pytest.mark.parametrize("cuts", [[199, 200], [1, 2, 3, 200], [64, 128, 192, 200], [31, 33, 200]], ids=str)
+def test_prefill_in_any_chunks(runs: Engine, reference: tuple[np.ndarray, np.ndarray], cuts: list[int]) -> None:
+    sequence, logits = prefill(runs, cuts)
+    np.testing.assert_array_equal(logits, reference[0])
+    np.testing.assert_array_equal(decode(runs, sequence, [1] * 24, []), reference[1])
+    sequence.free()
+
+
+@pytest.mark.parametrize("sizes", [[24], [2] * 12, [7, 1, 5, 1, 1, 9], [3] * 8], ids=str)
+def test_decode_in_steps_of_any_size(runs: Engine, reference: tuple[np.ndarray, np.ndarray], sizes: list[int]) -> None:
+    """As the verification of drafts does."""
+    sequence, _ = prefill(runs, [200])
+    np.testing.assert_array_equal(decode(runs, sequence, sizes, []), reference[1])
+    sequence.free()
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_decode_beside_any_others(runs: Engine, reference: tuple[np.ndarray, np.ndarray], count: int) -> None:
+    others = [prefill(runs, [20 + 9 * i])[0] for i in range(min(count, runs.pool.num_free - 1))]
+    assert others
+    sequence, _ = prefill(runs, [200])
+    np.testing.assert_array_equal(decode(runs, sequence, [1] * 24, others), reference[1])
+    for held in [sequence, *others]:
+        held.free()
+
+
+def test_rejected_drafts_leave_no_trace(runs: Engine, reference: tuple[np.ndarray, np.ndarray]) -> None:
+    sequence, _ = prefill(runs, [200])
+    found = []
+    for i in range(24):
+        wrong = np.concatenate([IDS[200 + i : 201 + i], IDS[300 : 300 + i % 7]])
+        found.append(runs.decode([Step(sequence, wrong)])[0][0].copy())
+        sequence.trim(201 + i)
+    np.testing.assert_array_equal(found, reference[1])
+    sequence.free()
+
+
+def test_forks(runs: Engine, reference: tuple[np.ndarray, np.ndarray]) -> None:
+    sequence, _ = prefill(runs, [200])
+    other = sequence.fork()
+    runs.decode([Step(other, IDS[50:57])])
+    np.testing.assert_array_equal(decode(runs, sequence, [1] * 24, [other]), reference[1])
+    sequence.free()
+    other.free()
+
+
+def llm_of(demo_bundle: Path, engine: EngineName, **more: object) -> LLM:
+    return LLM(demo_bundle, EngineSettings(engine, reproducible=True), **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def plain(demo_bundle: Path, engine: EngineName) -> Callable[..., tuple[int, ...]]:
+    llm = llm_of(demo_bundle, engine)
+
+    def answer(prompt: object, **settings: object) -> tuple[int, ...]:
+        llm.clear_cache()
+        return llm.generate(prompt, max_new_tokens=70, **settings).answer().token_ids  # type: ignore[arg-type]
+
+    return answer
+
+
+SAMPLINGS = [
+    Sampling(),
+    Sampling(temperature=0.7, seed=4),
+    Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.1, seed=2),
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "warm", "penalized"])
+def test_speculation_changes_no_id(
+    demo_bundle: Path, engine: EngineName, plain: Callable[..., tuple[int, ...]], sampling: Sampling
+) -> None:
+    """Of a text that is copied, drafts and all; drawn ids follow the same random numbers."""
+    llm = llm_of(demo_bundle, engine, speculation=SpeculationSettings())
+    settings = {name: getattr(sampling, name) for name in ("temperature", "top_p", "repetition_penalty", "seed")}
+    for _ in range(2):  # costs and chances have been learned the second time
+        llm.clear_cache()
+        answer = llm.generate(CONTEXT, max_new_tokens=70, **settings).answer()
+        assert answer.token_ids == plain(CONTEXT, **settings)
+        assert answer.stats is not None
+        if sampling.temperature == 0:
+            assert answer.stats.accepted_tokens > answer.stats.new_tokens / 2
+
+
+def test_a_prefix_hit_changes_no_id(
+    demo_bundle: Path, engine: EngineName, plain: Callable[..., tuple[int, ...]], tmp_path: Path
+) -> None:
+    """In memory, and out of a file in a model that was just loaded."""
+    system = {"role": "system", "content": "You are a guide in the museum of Ghent and speak of paintings only. " * 8}
+    prompts = [[system, {"role": "user", "content": text}] for text in ("Who are you?", "Where is the exit?")]
+    first, second = llm_of(demo_bundle, engine), llm_of(demo_bundle, engine)
+    tokens = first.save_prefix(first.system_prefix(str(system["content"])), tmp_path / "guide")
+    assert second.load_prefix(tmp_path / "guide") == tokens
+    for llm in (first, second):
+        for prompt in prompts:
+            answer = llm.generate(prompt, max_new_tokens=70).answer()
+            assert answer.token_ids == plain(prompt)
+            assert answer.stats is not None
+            assert answer.stats.cached_tokens >= tokens
+
+
+def test_answers_asked_before_are_drafted_from_the_store(
+    demo_bundle: Path, engine: EngineName, plain: Callable[..., tuple[int, ...]], tmp_path: Path
+) -> None:
+    prompt = [{"role": "user", "content": "Write a short poem about the sea."}]
+    accepted = []
+    for _ in range(2):
+        with llm_of(demo_bundle, engine, speculation=SpeculationSettings(), draft_store=tmp_path / "answers") as llm:
+            answer = llm.generate(prompt, max_new_tokens=70).answer()
+        assert answer.token_ids == plain(prompt)
+        assert answer.stats is not None
+        accepted.append(answer.stats.accepted_tokens)
+    assert accepted[1] > max(40, accepted[0])
