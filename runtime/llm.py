@@ -135,8 +135,10 @@ class LLM:
         with self._lock:
             self._scheduler.prefixes.unpin_all()
 
-    def save_prefix(self, prefix: str | Sequence[int], path: str | Path) -> int:
+    def save_prefix(self, prefix: str | Sequence[int], path: str | Path, *, system: str | None = None) -> int:
         """Write the keys and values of a prefix to a file for `load_prefix`; returns its number of tokens.
+
+        For a system message: `save_prefix(llm.system_prefix(text), path, system=text)`; the file then says it too.
 
         Raises PromptError and ContextLengthError for a prefix that cannot be computed, OutputError where the file
         cannot be written; a file that is there already stays until the new one is complete.
@@ -147,7 +149,7 @@ class LLM:
             prefixes = self._scheduler.prefixes
             sequence = prefixes.match(ids, len(ids))
             try:
-                save_snapshot(Path(path), ids, sequence, self.engine.pool, self._identity)
+                save_snapshot(Path(path), ids, sequence, self.engine.pool, self._identity, system)
             finally:
                 prefixes.insert(ids, sequence, whole=True)
                 sequence.free()
@@ -196,8 +198,7 @@ class LLM:
 
     @property
     def _identity(self) -> SnapshotIdentity:
-        layout = {**self.engine.kv_layout, "tokens of a block": str(self.engine.pool.block_size)}
-        return SnapshotIdentity(self.bundle.manifest.model_sha256, self._tokenizer_sha256, layout)
+        return SnapshotIdentity(self.bundle.manifest.model_sha256, self._tokenizer_sha256, self.engine.kv_layout)
 
     def _ids_of(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.runtime.engines import Engine, Step
-from edge.runtime.errors import ContextLengthError, EdgeError
+from edge.runtime.errors import ContextLengthError, EdgeError, SnapshotError
 from edge.runtime.kv.pool import Sequence
 from edge.runtime.kv.prefix import PrefixCache, common_prefix
 from edge.runtime.kv.snapshot import Snapshot
@@ -124,7 +124,11 @@ class Scheduler:
             sequence.reserve(1)  # takes the copy of a shared block while there is room for it
             sequence.trim(in_use)
         elif stored is not None and in_file > kept:
-            sequence = stored.restore(self._engine.pool, in_file)
+            try:
+                sequence = stored.restore(self._engine.pool, in_file)
+            except SnapshotError:  # somebody wrote over the file; what it held can be computed
+                self.snapshots.remove(stored)
+                return self._start(ids, limit)
         else:
             return self.prefixes.match(ids, limit)
         self.prefixes.count_lookup(len(ids), sequence.num_tokens)

@@ -45,7 +45,7 @@ def _talk(args: argparse.Namespace, llm: LLM, settings: dict[str, Any]) -> None:
     """Answer line after line, until the last."""
     from edge.runtime.session import ChatSession
 
-    session = ChatSession(llm, args.system)
+    session = ChatSession(llm, options.system_message(args))
     if sys.stdin.isatty():
         import readline  # noqa: F401  (line editing and history for input())
 

@@ -16,6 +16,7 @@ SAMPLING = {  # option -> (type, help)
     "frequency_penalty": (float, "the same for each time they have occurred"),
     "seed": (int, "same seed, same text"),
 }
+KV_PRECISIONS = ("f32", "f16", "bf16", "u8", "u4")
 BYTES_PER_TOKEN = 4  # of English and Chinese alike, roughly
 
 
@@ -32,8 +33,12 @@ def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
     budget.add_argument(
         "--kv-cache-share", type=float, metavar="SHARE", help="the same as a share of the memory that is free"
     )
+    parser.add_argument("--kv-precision", choices=KV_PRECISIONS, help="default: the engine's choice")
     parser.add_argument(
-        "--kv-precision", choices=["f32", "f16", "bf16", "u8", "u4"], help="default: the engine's choice"
+        "--reproducible",
+        action="store_true",
+        default=None,
+        help="the same bits whatever else is computed at once, for slower single tokens; --speculate implies it",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="default: the device's choice")
 
@@ -41,12 +46,20 @@ def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
 def add_reuse(parser: argparse.ArgumentParser) -> None:
     """What earlier work an answer may start from."""
     parser.add_argument(
-        "--prefix", action="append", default=[], metavar="FILE", help="start from a file of `edge prefix`; repeatable"
+        "--prefix",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="start from a file of `edge prefix`, its system message included; repeatable",
     )
     parser.add_argument(
         "--speculate", action="store_true", help="verify drafts of several tokens at once: faster where text repeats"
     )
-    parser.add_argument("--draft-store", metavar="FILE", help="keep answers there to draft from; with --speculate")
+    parser.add_argument(
+        "--draft-store",
+        metavar="FILE",
+        help="a file of earlier answers to draft from, made if missing; with --speculate",
+    )
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +89,7 @@ def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> dict
         "kv_cache_bytes": None if args.kv_cache_gb is None else int(args.kv_cache_gb * 1e9),
         "kv_cache_share": args.kv_cache_share,
         "kv_precision": args.kv_precision,
+        "reproducible": args.reproducible,
         "threads": args.threads,
     }
     if getattr(args, "prefix", None):
@@ -83,6 +97,18 @@ def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> dict
     if getattr(args, "speculate", False) or getattr(args, "draft_store", None):
         chosen |= {"speculation": args.speculate, "draft_store": args.draft_store}
     return {name: value for name, value in chosen.items() if value is not None}
+
+
+def system_message(args: argparse.Namespace) -> str | None:
+    """The system message that was given, else that of the first prefix. Raises SnapshotError."""
+    if args.system is not None or not args.prefix:
+        given: str | None = args.system
+        return given
+    from pathlib import Path
+
+    from edge.runtime.kv.snapshot import read_header
+
+    return read_header(Path(args.prefix[0])).system
 
 
 def generation_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -103,8 +129,12 @@ def _follow_prefix(chosen: dict[str, Any], path: str) -> None:
     layout = read_header(Path(path)).identity.layout
     if chosen["engine"] == "auto":
         chosen["engine"] = layout.get("engine", "auto")
-    if chosen["kv_precision"] is None:
-        chosen["kv_precision"] = layout.get("kv precision")
+    if chosen["engine"] != layout.get("engine"):
+        return  # loading the prefix will say so
+    if chosen["kv_precision"] is None and layout.get("kv precision") in KV_PRECISIONS:
+        chosen["kv_precision"] = layout["kv precision"]
+    if chosen["reproducible"] is None and layout.get("reproducible") == "True":
+        chosen["reproducible"] = True
 
 
 def _constraint(args: argparse.Namespace) -> Any:

@@ -49,7 +49,10 @@ def _build(args: argparse.Namespace) -> int:
         raise OutputError(f"{out} is there and is no file; name another one")
     llm = load(args.bundle, **options.engine_settings(args, text))
     started = time.perf_counter()
-    tokens = llm.save_prefix(text if args.raw is not None else llm.system_prefix(text), out)
+    if args.raw is not None:
+        tokens = llm.save_prefix(text, out)
+    else:
+        tokens = llm.save_prefix(llm.system_prefix(text), out, system=text)
     seconds = time.perf_counter() - started
     size = out.stat().st_size
     if args.json:
@@ -76,6 +79,7 @@ def _show(args: argparse.Namespace) -> int:
                 "model_sha256": identity.model_sha256,
                 "tokenizer_sha256": identity.tokenizer_sha256,
                 "layout": dict(identity.layout),
+                "system": info.system,
             }
         )
         return 0

@@ -4,7 +4,7 @@ examples:
   edge run glm4-int4 "What is the capital of France?"
   edge run glm4-int4 --raw "Once upon a time" --max-new-tokens 64
   git diff | edge run glm4-int4 - --system "Summarize this change."
-  edge run glm4-int4 "Where is the exit?" --system "$(cat kiosk.txt)" --prefix kiosk.prefix
+  edge run glm4-int4 "Where is the exit?" --prefix kiosk.prefix
   edge run glm4-int4 "Correct the spelling: $(cat letter.txt)" --speculate
 """
 
@@ -50,11 +50,14 @@ def run(args: argparse.Namespace) -> int:
     if args.raw:
         stream = llm.generate(prompt, **settings)
     else:
-        system = [] if args.system is None else [{"role": "system", "content": args.system}]
+        text = options.system_message(args)
+        system = [] if text is None else [{"role": "system", "content": text}]
         stream = llm.chat([*system, {"role": "user", "content": prompt}], **settings)
     with llm, stream:
         if not args.json:
-            show_answer(stream, raw=args.raw)
+            last = show_answer(stream, raw=args.raw)
+            if args.prefix and last is not None and last.stats is not None and not last.stats.cached_tokens:
+                print("edge: the prompt does not begin like the prefix, which was of no use", file=sys.stderr)
             return 0
         text = ""
         ids: list[int] = []

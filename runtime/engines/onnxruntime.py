@@ -68,7 +68,9 @@ class OnnxRuntimeEngine:
         self._worker = ThreadPoolExecutor(1, "onnxruntime")
         self._kv_layout = {
             "engine": self.name,
+            "engine version": ort.__version__,
             "device": "CPU",
+            "reproducible": str(self._reproducible),
             "kv precision": settings.kv_precision or "f32",
             "cache": f"[{spec.num_kv_heads}, tokens, {spec.head_dim}]",
             "activations": "int8" if kernels.int8_activations else "f32",

@@ -104,7 +104,9 @@ class OpenVINOPagedEngine:
         self._kv_bytes_per_token: int = block_bytes // self._block_size
         self._kv_layout = {
             "engine": self.name,
+            "engine version": ov.get_version(),  # what is inside a block is the plugin's own affair
             "device": family,
+            "reproducible": str(self._reproducible),
             "kv precision": "/".join(dict.fromkeys(port.element_type.to_string() for port in caches)),
             "cache": " ".join(dict.fromkeys(str(shape) for shape in shapes)),
             "inference precision": compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),

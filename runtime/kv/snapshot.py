@@ -7,8 +7,8 @@ prefix. A file that is damaged, or made for something else, is refused with the 
 One file, little-endian, for its owner alone:
 
     lead     magic, version, length of the header; sha256 of these and the header
-    header   JSON: identity, block size, token ids, type and shape of every array, bytes and sha256 of the payload;
-             blanks up to the next page
+    header   JSON: identity, system message, block size, token ids, type and shape of every array, bytes and sha256
+             of the payload; blanks up to the next page
     payload  for each block of the sequence what `BlockMemory.views` shows of its tokens
 
 Where an engine's memory cannot be cut, the payload's last block has room that holds whatever was in it before.
@@ -86,6 +86,7 @@ class SnapshotInfo:
     num_tokens: int
     block_size: int  # tokens
     bytes: int  # of the whole file
+    system: str | None  # the system message that the prefix is, where it is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ class _Header:
     last: list[Form]
     payload_bytes: int
     payload_sha256: str
+    system: str | None
 
     @property
     def num_blocks(self) -> int:
@@ -133,6 +135,7 @@ class _Header:
             last=_forms_from(data["last"]),
             payload_bytes=_natural(data["payload_bytes"], 0),
             payload_sha256=str(data["payload_sha256"]),
+            system=None if data["system"] is None else str(data["system"]),
         )
         sizes = (header.num_blocks - 1) * _bytes_of(header.full) + _bytes_of(header.last)
         if not header.ids or sizes != header.payload_bytes:
@@ -254,11 +257,18 @@ class Snapshot:
                 )
 
 
-def save_snapshot(path: Path, ids: Items[int], sequence: Sequence, pool: BlockPool, identity: SnapshotIdentity) -> None:
+def save_snapshot(
+    path: Path,
+    ids: Items[int],
+    sequence: Sequence,
+    pool: BlockPool,
+    identity: SnapshotIdentity,
+    system: str | None = None,
+) -> None:
     """Write the tokens of a sequence, which are the first of `ids`; nothing may be computed into it meanwhile.
 
-    Raises OutputError when the file cannot be written; then an old one is still there. Raises CacheError for a sequence
-    that is freed or empty.
+    `system` is the message that they stand for, for whoever wants to send it along. Raises OutputError when the file
+    cannot be written; then an old one is still there. Raises CacheError for a sequence that is freed or empty.
     """
     if sequence.freed or not sequence.num_tokens:
         raise CacheError("this sequence holds no tokens, so there is nothing to save; compute the prefix first")
@@ -276,6 +286,7 @@ def save_snapshot(path: Path, ids: Items[int], sequence: Sequence, pool: BlockPo
         last=_forms_of(pool.memory, sequence.block_table[last], sequence.num_tokens - last * pool.block_size),
         payload_bytes=payload_bytes,
         payload_sha256=digest.hexdigest(),
+        system=system,
     )
     text = header.to_json()
     text += b" " * (-(_LEAD.size + len(text)) % _PAGE)
@@ -311,7 +322,8 @@ def read_header(path: Path) -> SnapshotInfo:
     """What a file says about itself; its keys and values are not looked at. Raises SnapshotError."""
     file, header, begin = _open(path)
     file.close()
-    return SnapshotInfo(header.identity, len(header.ids), header.block_size, begin + header.payload_bytes)
+    size = begin + header.payload_bytes
+    return SnapshotInfo(header.identity, len(header.ids), header.block_size, size, header.system)
 
 
 def _open(path: Path) -> tuple[BinaryIO, _Header, int]:

@@ -36,7 +36,7 @@ def fails(*arguments: str | Path, stdin: str = "") -> str:
 def test_help_names_every_verb() -> None:
     done = edge("--help")
     assert done.returncode == 0
-    for verb in ("demo", "export", "run", "chat", "bench", "inspect", "verify", "devices"):
+    for verb in ("demo", "export", "run", "chat", "prefix", "bench", "inspect", "verify", "devices"):
         assert verb in done.stdout
         assert edge(verb, "--help").returncode == 0
 
@@ -143,7 +143,7 @@ def test_raw_text_is_streamed_as_it_is(demo_bundle: Path) -> None:
     [
         (["", "--raw"], "the prompt is empty"),
         (["hi", "--max-new-tokens", "0"], "max_new_tokens is 0, expected 1 or more"),
-        (["hi", "--temperature", "-1"], "temperature is -1.0, expected 0 or more"),
+        (["hi", "--temperature", "-1"], "temperature is -1.0, expected a number from 0 up"),
         (["word " * 9000], "and the context holds 8192"),
         (["hi", "--max-context", "9999999"], "max_context is 9999999"),
         (["hi", "--device", "TOASTER"], "devices here: CPU"),
@@ -185,6 +185,58 @@ def test_base_model_has_no_chat(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert edge("export", base, tmp_path / "bundle", "--recipe", "int8-sym").returncode == 0
     assert "no chat template (a base model?)" in fails("run", tmp_path / "bundle", "hi")
     assert edge("run", tmp_path / "bundle", "hi", "--raw", "--max-new-tokens", "3").returncode == 0
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
+def test_prefix(demo_bundle: Path, tmp_path: Path, engine: str) -> None:
+    """Built by one process, used by others; the file brings its system message, engine and precision along."""
+    out, text = tmp_path / "kiosk", "You are a guide in the museum of Ghent and speak of paintings only. " * 6
+    built = edge("prefix", "build", demo_bundle, out, "--system", text, "--engine", engine, "--json")
+    tokens = json.loads(built.stdout)["tokens"]
+    shown = json.loads(edge("prefix", "show", out, "--json").stdout)
+    assert (shown["tokens"], shown["system"], shown["layout"]["engine"]) == (tokens, text, engine)
+    question = ("run", demo_bundle, "Who are you?", "--json", "--max-new-tokens", "16")
+    warm = json.loads(edge(*question, "--prefix", out).stdout)
+    cold = json.loads(edge(*question, "--system", text, "--engine", engine).stdout)
+    assert (warm["engine"], warm["token_ids"]) == (engine, cold["token_ids"])
+    assert (cold["cached_tokens"], warm["cached_tokens"] >= tokens > 80) == (0, True)
+    assert edge("chat", demo_bundle, "--prefix", out, "--max-new-tokens", "8", stdin="hi\n").returncode == 0
+    useless = edge("run", demo_bundle, "hi", "--raw", "--prefix", out, "--max-new-tokens", "2")
+    assert useless.returncode == 0
+    assert "does not begin like the prefix" in useless.stderr
+
+
+def test_bad_prefixes(demo_bundle: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "prefix"
+    assert edge("prefix", "build", tiny_bundle, out, "--raw", "Once upon a time").returncode == 0
+    assert "made for something else: model has sha256" in fails("run", demo_bundle, "hi", "--prefix", out)
+    assert "no such file" in fails("chat", demo_bundle, "--prefix", tmp_path / "none")
+    out.write_bytes(out.read_bytes()[:-1])
+    assert "is damaged" in fails("run", tiny_bundle, "hi", "--prefix", out)
+    assert "no such folder" in fails("prefix", "build", tiny_bundle, tmp_path / "a" / "b", "--raw", "x")
+
+
+def test_speculation_and_its_store(demo_bundle: Path, tmp_path: Path) -> None:
+    """The second time, the answer is drafted from the first; its ids are the same."""
+    options = ("--json", "--speculate", "--draft-store", tmp_path / "drafts", "--max-new-tokens", "40")
+    first, second = (json.loads(edge("run", demo_bundle, "Name five animals.", *options).stdout) for _ in range(2))
+    assert first["token_ids"] == second["token_ids"]
+    assert second["accepted_tokens"] > len(second["token_ids"]) / 2 > first["accepted_tokens"]
+    assert "speculation=True" in fails("run", demo_bundle, "hi", "--draft-store", tmp_path / "drafts")
+
+
+def test_answers_in_a_shape(demo_bundle: Path, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(
+        '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": false}'
+    )
+    shape = ("--json-schema", schema, "--max-new-tokens", "30")
+    assert isinstance(json.loads(edge("run", demo_bundle, "A number?", *shape).stdout)["n"], int)
+    schema.write_text('{"type": "objekt"}')
+    assert "constraint is refused" in fails("run", demo_bundle, "A number?", *shape)
+    assert "cannot be read as text" in fails("run", demo_bundle, "hi", "--grammar", tmp_path / "none")
+    done = edge("run", demo_bundle, "Yes or no?", "--regex", "(yes|no)")
+    assert done.stdout.strip() in ("yes", "no")
 
 
 def test_bench(tiny_bundle: Path) -> None:
