@@ -26,21 +26,26 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # 
 
 if TYPE_CHECKING:
     from edge.api import load
+    from edge.runtime.constraints import Constraint
     from edge.runtime.engines import EngineSettings
     from edge.runtime.errors import EdgeError
-    from edge.runtime.llm import LLM
+    from edge.runtime.llm import LLM, Answer
     from edge.runtime.request import Chunk, GenerationSettings
     from edge.runtime.sampling import Sampling
     from edge.runtime.session import ChatSession
+    from edge.runtime.speculation import SpeculationSettings
 
 __all__ = [
     "LLM",
+    "Answer",
     "ChatSession",
     "Chunk",
+    "Constraint",
     "EdgeError",
     "EngineSettings",
     "GenerationSettings",
     "Sampling",
+    "SpeculationSettings",
     "export",
     "load",
 ]
@@ -48,6 +53,9 @@ __all__ = [
 _HOMES = {
     "load": "edge.api",
     "LLM": "edge.runtime.llm",
+    "Answer": "edge.runtime.llm",
+    "Constraint": "edge.runtime.constraints",
+    "SpeculationSettings": "edge.runtime.speculation",
     "ChatSession": "edge.runtime.session",
     "Chunk": "edge.runtime.request",
     "GenerationSettings": "edge.runtime.request",

@@ -11,9 +11,9 @@ from importlib.util import find_spec
 
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import Bundle, OnnxKernels
-from edge.runtime.engines import Engine, EngineName, EngineSettings
+from edge.runtime.engines import Engine, EngineName, EngineSettings, cache_budget
 from edge.runtime.errors import BundleError, DeviceError
-from edge.runtime.machine import available_bytes, processor_name
+from edge.runtime.machine import processor_name
 
 PACKAGES: dict[EngineName, str] = {"onnx": "onnxruntime", "openvino": "openvino"}  # engine -> what it needs
 LONG_PROMPT = 1500  # tokens, from where on OpenVINO's faster prefill makes up for its longer start
@@ -52,7 +52,7 @@ def choose(bundle: Bundle, settings: EngineSettings) -> EngineName:
     manifest = bundle.manifest
     short = (settings.expected_prompt_tokens or 0) < LONG_PROMPT
     cache_bytes = (settings.max_context or 0) * manifest.spec.kv_values_per_token * 4
-    fits = cache_bytes <= min(settings.kv_cache_bytes, available_bytes())
+    fits = cache_bytes <= cache_budget(settings)
     return "onnx" if manifest.fewest_bits == 4 and short and fits else "openvino"
 
 

@@ -54,7 +54,7 @@ class OpenVINOPagedEngine:
     """One compiled model and its KV pools. Raises DeviceError and SettingsError.
 
     Kernels for one row round otherwise than those for several, and attention from one query otherwise than from
-    several; within each of these, results are bit-equal whatever else is computed at once (measured: docs of
+    several; within each of these, results are bit-equal whatever else is computed at once (measured by
     benchmarks/kv.py). `reproducible` keeps to the second kind of products and, while decoding, to the first of
     attention: drafted tokens are then sequences of one token each over the same blocks, which 8- and 4-bit caches do
     not bear (a block's scale follows the tokens written into it).

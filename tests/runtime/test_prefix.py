@@ -115,6 +115,11 @@ def test_match_is_the_longest_common_prefix(size: int, inserted: list[tuple[Ids,
         check(prefixes, pool)
     expected, limit = longest(kept, ids), min(limit, len(ids))
     assert prefixes.count_match(ids) == expected
+    shared, others = prefixes.room(ids, limit)
+    full = prefixes.match(ids, shared * size)
+    assert (full.num_tokens, shared) == (shared * size, min(expected, limit) // size)
+    assert prefixes.num_evictable == others
+    full.free()
     sequence = prefixes.match(ids, limit)
     assert sequence.num_tokens == min(expected, limit)
     check(prefixes, pool, sequence)
@@ -426,6 +431,22 @@ def test_a_block_with_a_follower_in_use_is_not_promised() -> None:
         pool.allocate(4)
     fork.free()
     assert prefixes.num_evictable == 2
+
+
+def test_a_block_with_a_follower_in_use_stays_where_it_is() -> None:
+    """Nor is it taken over when there is no room for a copy."""
+    pool = paged_pool(3, 2)
+    prefixes = PrefixCache(pool)
+    keep(prefixes, pool, [1, 2])
+    sequence = computed(pool, [1, 2, 3, 4])
+    fork = sequence.fork()
+    prefixes.insert([1, 2, 3, 4], sequence, whole=True)
+    sequence.free()
+    assert pool.num_free == 0
+    other = prefixes.match([1, 9], 1)
+    assert other.num_tokens == 0
+    assert prefixes.count_match([1, 2, 3, 4]) == 4
+    check(prefixes, pool, fork, other)
 
 
 def test_the_least_recently_used_goes_first() -> None:
