@@ -22,7 +22,7 @@ import onnxruntime as ort
 
 from edge.runtime.bundle import Bundle, OnnxKernels
 from edge.runtime.engines import EngineName, EngineSettings, Ids, Logits, Step, cache_budget, context_limit
-from edge.runtime.errors import DeviceError, SettingsError
+from edge.runtime.errors import ContextLengthError, DeviceError, SettingsError
 from edge.runtime.kv.memory import SlotMemory
 from edge.runtime.kv.pool import BlockPool, Sequence
 from edge.runtime.machine import physical_cores
@@ -118,6 +118,8 @@ class OnnxRuntimeEngine:
     def _infer(self, ids: Ids, sequence: Sequence, rows: Ids) -> Logits:
         """Logits (R, vocab) of the wanted rows, among new tokens that are not committed yet."""
         past, count = sequence.num_tokens, rows.size
+        if past + ids.size > self._max_context:  # the pool would give a second slot
+            raise ContextLengthError(f"{past} tokens and {ids.size} more exceed the context of {self._max_context}")
         sequence.reserve(ids.size)
         self._bind_slot(sequence.block_table[0])
         if self._reproducible:  # pairs of rows have a kernel of their own; a token behind the others changes none

@@ -88,7 +88,7 @@ class OpenVINOPagedEngine:
         shapes = [[d.get_length() for d in list(port.partial_shape)[1:]] for port in caches]
         sizes = [port.element_type.bitwidth * math.prod(shape) // 8 for port, shape in zip(caches, shapes, strict=True)]
         self._independent_tokens = all(port.element_type.is_real() for port in caches)
-        block_bytes, spare = sum(sizes), int(self._reproducible)  # the spare block is that of the second row
+        block_bytes, spare = sum(sizes), int(self._reproducible)
         wanted, allowed = math.ceil(limit / self._block_size), budget // block_bytes - spare
         if allowed < (1 if settings.max_context is None else wanted):
             raise SettingsError(
@@ -96,6 +96,7 @@ class OpenVINOPagedEngine:
                 f"{budget:,} are allowed; lower max_context, raise kv_cache_bytes, or set kv_precision to u8 or u4"
             )
         memory = PagedMemory(allowed + spare, sizes)
+        self._spare = allowed  # the block of rows that nobody asked for
         self._pool = BlockPool(allowed, self._block_size, memory)
         for port, shape, buffer in zip(caches, shapes, memory.buffers, strict=True):
             tensor = ov.Tensor(buffer, ov.Shape([len(buffer), *shape]), port.element_type)
@@ -138,11 +139,14 @@ class OpenVINOPagedEngine:
         return self._kv_layout
 
     def forward(self, ids: Ids, sequence: Sequence, rows: Ids) -> Logits:
-        # One token alone, or logits of one row alone, would take the kernels for one row.
-        pad = int(self._reproducible and self._independent_tokens and ids.size == 1)
-        sequence.reserve(ids.size + pad)
+        sequence.reserve(ids.size)
+        run = self._run_of(sequence, ids)
+        if self._reproducible and self._independent_tokens and ids.size == 1:
+            # One token alone would take the kernels for one row; the second's keys overwrite nothing.
+            more = [self._spare] if self._pool.blocks_for(run.past + 2) > len(run.blocks) else []
+            run = _Run(run.past, np.repeat(ids, 2), run.blocks + more)
         wanted = np.repeat(rows, 2) if self._reproducible and rows.size == 1 else rows
-        logits = self._infer([self._run_of(sequence, np.pad(ids, (0, pad)))], wanted)
+        logits = self._infer([run], wanted)
         sequence.commit(ids.size)
         return logits[: rows.size]
 
@@ -156,7 +160,7 @@ class OpenVINOPagedEngine:
             else:
                 runs.append(self._run_of(sequence, ids))
         if self._reproducible and len(runs) == len(steps) == steps[0].ids.size == 1:
-            runs.append(_Run(0, steps[0].ids, [self._pool.num_blocks]))
+            runs.append(_Run(0, steps[0].ids, [self._spare]))
         logits = self._infer(runs, np.arange(sum(run.ids.size for run in runs), dtype=np.int64))
         ends = list(accumulate(step.ids.size for step in steps))
         for step in steps:

@@ -29,6 +29,9 @@ class BlockMemory(Protocol):
     def views(self, block: int, num_tokens: int) -> list[Array]:
         """Writable views of a block's first tokens, one a buffer; the same shapes for every block."""
 
+    def blank(self, block: int) -> None:
+        """Forget what a block held, where `views` may show more than the tokens that were asked for."""
+
 
 def copy_block(memory: BlockMemory, source: int, target: int, num_tokens: int) -> None:
     """Copy the first tokens of one block to another."""
@@ -47,6 +50,10 @@ class PagedMemory:
     def views(self, block: int, num_tokens: int) -> list[Array]:  # noqa: ARG002  (a block cannot be cut)
         return [buffer[block] for buffer in self.buffers]
 
+    def blank(self, block: int) -> None:
+        for buffer in self.buffers:
+            buffer[block] = 0
+
 
 class SlotMemory:
     """Blocks that hold a whole sequence each, in buffers of (n_kv, max_context, head_dim)."""
@@ -57,6 +64,9 @@ class SlotMemory:
 
     def views(self, block: int, num_tokens: int) -> list[Array]:
         return [buffer[0, :, :num_tokens] for buffer in self.slots[block]]
+
+    def blank(self, block: int) -> None:
+        """Views are cut: they never show what an earlier sequence left."""
 
 
 def untouched(shape: tuple[int, ...], kind: type[np.generic]) -> Array:

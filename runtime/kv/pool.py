@@ -62,6 +62,7 @@ class BlockPool:
         del self._free[len(self._free) - count :]
         for block in taken:
             self._holders[block] = 1
+            self.memory.blank(block)  # or a file of this block could hold another's conversation
         return taken
 
     def retain(self, block: int) -> None:

@@ -11,7 +11,7 @@ One file, little-endian, for its owner alone:
              of the payload; blanks up to the next page
     payload  for each block of the sequence what `BlockMemory.views` shows of its tokens
 
-Where an engine's memory cannot be cut, the payload's last block has room that holds whatever was in it before.
+Where an engine's memory cannot be cut, the payload's last block is stored whole, with room that a pool hands out blank.
 """
 
 from __future__ import annotations

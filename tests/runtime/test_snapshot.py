@@ -62,11 +62,15 @@ kinds = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 
 
 def sequence_of(pool: BlockPool, num_tokens: int) -> Sequence:
-    """Not the first blocks of the pool, and not in order."""
+    """Not the first blocks of the pool, and not in order; what was there before it, as if computed."""
     spare = pool.allocate(1)
+    before = [[view.copy() for view in pool.memory.views(b, pool.block_size)] for b in range(pool.num_blocks)]
     sequence = Sequence(pool)
     sequence.reserve(num_tokens)
     sequence.block_table.reverse()
+    for block in sequence.block_table:
+        for view, old in zip(pool.memory.views(block, pool.block_size), before[block], strict=True):
+            view[...] = old
     sequence.commit(num_tokens)
     pool.release(spare)
     return sequence
