@@ -34,7 +34,7 @@ class EngineSettings:
     inference_precision: Precision | None = None  # None: the device's own default
     kv_precision: CachePrecision | None = None  # None: 16 bits where the whole context fits, else u8 (CPU)
     dynamic_quantization_group: int | None = None  # None: the engine's rule; 0: activations stay float
-    reproducible: bool | None = None  # one token is computed as many at once are; None: where several may be
+    reproducible: bool | None = None  # the same bits whatever else is computed at once; None: where `LLM` speculates
     threads: int | None = None  # None: the device's own default
 
 

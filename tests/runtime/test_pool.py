@@ -254,7 +254,7 @@ def test_a_copied_slot_is_its_tokens_alone(num_tokens: int) -> None:
 
 
 def check_copy_on_write(pool: BlockPool, num_tokens: int, count: int, copied: int) -> None:
-    """A fork that writes has the bytes of the first `copied` tokens; of others, only fresh paged blocks become blank."""
+    """A fork that writes has the bytes of the first `copied` tokens; only fresh paged blocks become blank."""
     sequence = grown(pool, num_tokens)
     fork = sequence.fork()
     fill(pool.memory, pool.num_blocks, pool.block_size)
