@@ -25,8 +25,10 @@ long      Memory of 100,000 tokens in a model of four small layers that is made 
 
 margins   How far results may part where the same is computed in another way: the largest difference of a logit, and how
           many greedy choices change, over 2 x 200 tokens of text (CPython's documentation), each fed to both ways
-          whatever they would choose. What is bit-equal differs by 0. Reproducible rows must be 0 where the cache's
-          tokens do not depend on each other, which those of u8 and u4 do.
+          whatever they would choose. What is bit-equal differs by 0: with a reproducible engine, rows, sequences and
+          chunks, where the cache's tokens do not depend on each other as those of u8 and u4 do. "answer from decode
+          steps, read" compares a follow-up behind an answer whose keys and values are kept from its decode steps with
+          one behind the same ids read as a prompt; OpenVINO's attention rounds those two otherwise in any case.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class LLM:
 
     With `speculation`, steps verify drafts of several tokens; `draft_store` is a file of earlier answers to draft from,
     which `close` writes. Unless the settings say otherwise, it makes the engine `reproducible`: answers are then those
-    without drafts, bit by bit.
+    without drafts, bit by bit (unless kv_precision asks for u8 or u4).
     """
 
     def __init__(

@@ -70,12 +70,14 @@ class Scheduler:
                 self._leave(request)
 
     def _admit(self) -> None:
+        """Give waiting requests a sequence each, as far as there is room. They are read before those begun earlier."""
+        admitted = 0
         for request in list(self._waiting):
             if self._is_being_prefilled(request.ids):
                 continue  # it will start from what another request computes right now
             if not self._fits(request):
                 if self._prefilling or self._decoding:
-                    return  # those behind wait too, or a large request would wait for ever
+                    break  # those behind wait too, or a large request would wait for ever
                 self._waiting.remove(request)
                 request.fail(self._refusal(request))
                 continue
@@ -83,7 +85,8 @@ class Scheduler:
             # The last prompt token is computed in any case: its logits choose the first token of the answer.
             request.sequence = self._start(request.ids, len(request.ids) - 1)
             request.cached_tokens = request.sequence.num_tokens
-            self._prefilling.append(request)
+            self._prefilling.insert(admitted, request)
+            admitted += 1
 
     def _is_being_prefilled(self, ids: list[int]) -> bool:
         """Whether much of these ids, beyond what is kept, is about to be computed for another request."""

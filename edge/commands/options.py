@@ -93,7 +93,7 @@ def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> dict
         "threads": args.threads,
     }
     if getattr(args, "prefix", None):
-        _follow_prefix(chosen, args.prefix[0])
+        _follow_prefix(chosen, args.prefix[0], speculate=args.speculate)
     if getattr(args, "speculate", False) or getattr(args, "draft_store", None):
         chosen |= {"speculation": args.speculate, "draft_store": args.draft_store}
     return {name: value for name, value in chosen.items() if value is not None}
@@ -120,10 +120,11 @@ def generation_settings(args: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def _follow_prefix(chosen: dict[str, Any], path: str) -> None:
-    """Where nothing else is said, set the engine up as the one that computed a prefix was."""
+def _follow_prefix(chosen: dict[str, Any], path: str, *, speculate: bool) -> None:
+    """Where nothing else is said, set the engine up as the one that computed a prefix was. Raises SettingsError."""
     from pathlib import Path
 
+    from edge.runtime.errors import SettingsError
     from edge.runtime.kv.snapshot import read_header
 
     layout = read_header(Path(path)).identity.layout
@@ -131,6 +132,11 @@ def _follow_prefix(chosen: dict[str, Any], path: str) -> None:
         chosen["engine"] = layout.get("engine", "auto")
     if chosen["engine"] != layout.get("engine"):
         return  # loading the prefix will say so
+    if speculate and chosen["reproducible"] is None and layout.get("reproducible") == "False":
+        raise SettingsError(
+            f"{path} was computed without --reproducible, which --speculate implies; build it again with "
+            "`edge prefix build --reproducible`"
+        )
     if chosen["kv_precision"] is None and layout.get("kv precision") in KV_PRECISIONS:
         chosen["kv_precision"] = layout["kv precision"]
     if chosen["reproducible"] is None and layout.get("reproducible") == "True":

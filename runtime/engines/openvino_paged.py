@@ -294,7 +294,7 @@ def _properties(
             precision = "f32"
         if kv_precision is None:
             inference = precision or core.get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
-            kv_precision = _kv_precision(inference, spec, budget, limit)
+            kv_precision = _kv_precision(inference, spec, budget, limit, bool(settings.reproducible))
     chosen = {
         "INFERENCE_PRECISION_HINT": precision,
         "KV_CACHE_PRECISION": kv_precision,
@@ -304,10 +304,13 @@ def _properties(
     return {name: value for name, value in chosen.items() if value is not None}
 
 
-def _kv_precision(inference: str, spec: ModelSpec, budget: int, limit: int) -> CachePrecision:
-    """16 bits where the whole context fits into the budget, which decodes faster and is more accurate; else u8."""
+def _kv_precision(inference: str, spec: ModelSpec, budget: int, limit: int, reproducible: bool) -> CachePrecision:
+    """16 bits where the whole context fits into the budget, which decodes faster and is more accurate; else u8.
+
+    Reproducible results need 16 bits: the context is then what fits.
+    """
     bytes_per_token = spec.kv_values_per_token * 2
-    if bytes_per_token * limit > budget:
+    if bytes_per_token * limit > budget and not reproducible:
         return "u8"
     return "bf16" if inference == "bf16" else "f16"  # the kernel for bf16 queries takes bf16 keys only
 

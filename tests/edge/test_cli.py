@@ -211,6 +211,7 @@ def test_bad_prefixes(demo_bundle: Path, tiny_bundle: Path, tmp_path: Path) -> N
     assert edge("prefix", "build", tiny_bundle, out, "--raw", "Once upon a time").returncode == 0
     assert "made for something else: model has sha256" in fails("run", demo_bundle, "hi", "--prefix", out)
     assert "no such file" in fails("chat", demo_bundle, "--prefix", tmp_path / "none")
+    assert "computed without --reproducible" in fails("run", tiny_bundle, "hi", "--prefix", out, "--speculate")
     out.write_bytes(out.read_bytes()[:-1])
     assert "is damaged" in fails("run", tiny_bundle, "hi", "--prefix", out)
     assert "no such folder" in fails("prefix", "build", tiny_bundle, tmp_path / "a" / "b", "--raw", "x")

@@ -305,7 +305,7 @@ def test_settings_keep_their_defaults() -> None:
 
 
 def test_kv_precision_follows_the_budget(tiny_bundle: Path) -> None:
-    """16 bits where the whole context fits, u8 where only that does."""
+    """16 bits where the whole context fits, u8 where only that does; to be reproducible, a shorter context instead."""
     spec = open_bundle(tiny_bundle).manifest.spec
     wide = 2 * spec.num_layers * spec.kv_size * 2
     roomy, tight = (
@@ -313,4 +313,6 @@ def test_kv_precision_follows_the_budget(tiny_bundle: Path) -> None:
     )
     assert roomy.kv_bytes_per_token == wide
     assert tight.kv_bytes_per_token < wide
+    kept = LLM(tiny_bundle, EngineSettings("openvino", kv_cache_bytes=128 * wide, reproducible=True)).engine
+    assert (kept.kv_bytes_per_token, kept.max_context) == (wide, 96)  # a block of the four is the padding's
     assert roomy.max_context == 256
