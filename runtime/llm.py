@@ -165,6 +165,16 @@ class LLM:
             self._scheduler.snapshots.append(snapshot)
         return snapshot.num_tokens
 
+    def add_document(self, text: str) -> bool:
+        """Draft from a text too, from now on and in later sessions; False where the draft store has it already.
+
+        Raises SettingsError without a draft store.
+        """
+        if self._store is None:
+            raise SettingsError("documents to draft from are kept in a draft store; load with draft_store=FILE")
+        with self._lock:
+            return self._store.add(self.tokenizer.encode(text))
+
     @property
     def cache_stats(self) -> PrefixStats:
         """What the prefix cache holds and has done."""
@@ -337,7 +347,7 @@ def _remember_in(store: DraftStore | None) -> Callable[[Request], None]:
     """What to do with a finished answer: let later ones draft from it."""
 
     def remember(request: Request) -> None:
-        if store is not None and request.drafter is not None:
+        if store is not None and len(request.ids) > request.num_prompt_tokens + 1:
             store.add(request.ids[max(request.num_prompt_tokens - REMEMBERED_PROMPT, 0) :])
 
     return remember

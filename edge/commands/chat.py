@@ -34,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
     settings = options.generation_settings(args)
     settings_from(**settings)
     llm = load(args.bundle, **options.engine_settings(args))
-    for prefix in args.prefix:
-        llm.load_prefix(prefix)
+    options.prepare(llm, args)
     with llm:
         _talk(args, llm, settings)
     return 0

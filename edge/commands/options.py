@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge.runtime.llm import LLM
 
 SAMPLING = {  # option -> (type, help)
     "temperature": (float, "0 is greedy"),
@@ -60,6 +63,9 @@ def add_reuse(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a file of earlier answers to draft from, made if missing; with --speculate",
     )
+    parser.add_argument(
+        "--draft-from", action="append", default=[], metavar="FILE", help="add a text to the draft store; repeatable"
+    )
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +115,14 @@ def system_message(args: argparse.Namespace) -> str | None:
     from edge.runtime.kv.snapshot import read_header
 
     return read_header(Path(args.prefix[0])).system
+
+
+def prepare(llm: LLM, args: argparse.Namespace) -> None:
+    """Give a model the prefixes and documents that were named. Raises SnapshotError and SettingsError."""
+    for prefix in args.prefix:
+        llm.load_prefix(prefix)
+    for document in args.draft_from:
+        llm.add_document(_read(document))
 
 
 def generation_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -44,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     llm = load(args.bundle, **options.engine_settings(args, prompt))
-    for prefix in args.prefix:
-        llm.load_prefix(prefix)
+    options.prepare(llm, args)
     load_s = time.perf_counter() - started
     if args.raw:
         stream = llm.generate(prompt, **settings)

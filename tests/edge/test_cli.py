@@ -223,6 +223,13 @@ def test_speculation_and_its_store(demo_bundle: Path, tmp_path: Path) -> None:
     first, second = (json.loads(edge("run", demo_bundle, "Name five animals.", *options).stdout) for _ in range(2))
     assert first["token_ids"] == second["token_ids"]
     assert second["accepted_tokens"] > len(second["token_ids"]) / 2 > first["accepted_tokens"]
+    document = tmp_path / "document.txt"
+    document.write_text(first["text"] + " And more of it.")
+    drafted = ("--json", "--speculate", "--draft-store", tmp_path / "other", "--draft-from", document, *options[-2:])
+    third = json.loads(edge("run", demo_bundle, "Name five animals.", *drafted).stdout)
+    assert third["token_ids"] == first["token_ids"]
+    assert third["accepted_tokens"] > first["accepted_tokens"]
+    assert "load with draft_store" in fails("run", demo_bundle, "hi", "--speculate", "--draft-from", document)
     assert "speculation=True" in fails("run", demo_bundle, "hi", "--draft-store", tmp_path / "drafts")
 
 
