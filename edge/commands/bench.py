@@ -123,9 +123,10 @@ def _in_process(args: argparse.Namespace, engine: str) -> dict[str, Any]:
         "--json",
     ]
     command += ["--prompt-tokens", ",".join(map(str, args.prompt_tokens)), "--new-tokens", str(args.new_tokens)]
-    for name in ("max_context", "threads"):
+    for name in ("max_context", "kv_cache_gb", "kv_cache_share", "kv_precision", "threads"):
         if (value := getattr(args, name)) is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]
+    command += ["--reproducible"] if args.reproducible else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DeviceError(done.stderr.strip().removeprefix("edge: ") or f"engine {engine} ended with {done.returncode}")

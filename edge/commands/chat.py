@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     settings = options.generation_settings(args)
     settings_from(**settings)
-    llm = load(args.bundle, **options.engine_settings(args))
+    llm = load(args.bundle, **options.reuse_settings(args, options.engine_settings(args)))
     options.prepare(llm, args)
     with llm:
         _talk(args, llm, settings)

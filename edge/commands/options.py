@@ -85,7 +85,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> dict[str, Any]:
-    """Keywords for `edge.load`; of a prompt only about its length counts. Raises SnapshotError."""
+    """Keywords for `edge.load`; of a prompt only about its length counts."""
     tokens = None if prompt is None else len(prompt.encode()) // BYTES_PER_TOKEN
     chosen: dict[str, Any] = {
         "engine": args.engine,
@@ -98,11 +98,14 @@ def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> dict
         "reproducible": args.reproducible,
         "threads": args.threads,
     }
-    if getattr(args, "prefix", None):
-        _follow_prefix(chosen, args.prefix[0], speculate=args.speculate)
-    if getattr(args, "speculate", False) or getattr(args, "draft_store", None):
-        chosen |= {"speculation": args.speculate, "draft_store": args.draft_store}
     return {name: value for name, value in chosen.items() if value is not None}
+
+
+def reuse_settings(args: argparse.Namespace, chosen: dict[str, Any]) -> dict[str, Any]:
+    """The same, with what `add_reuse` added. Raises SnapshotError and SettingsError."""
+    if args.prefix:
+        chosen = _following(chosen, args.prefix[0], speculate=args.speculate)
+    return {**chosen, "speculation": args.speculate, "draft_store": args.draft_store}
 
 
 def system_message(args: argparse.Namespace) -> str | None:
@@ -134,27 +137,25 @@ def generation_settings(args: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def _follow_prefix(chosen: dict[str, Any], path: str, *, speculate: bool) -> None:
-    """Where nothing else is said, set the engine up as the one that computed a prefix was. Raises SettingsError."""
+def _following(chosen: dict[str, Any], path: str, *, speculate: bool) -> dict[str, Any]:
+    """Where nothing else is said, the engine as it was when a prefix was computed. Raises SettingsError."""
     from pathlib import Path
 
     from edge.runtime.errors import SettingsError
     from edge.runtime.kv.snapshot import read_header
 
     layout = read_header(Path(path)).identity.layout
-    if chosen["engine"] == "auto":
-        chosen["engine"] = layout.get("engine", "auto")
-    if chosen["engine"] != layout.get("engine"):
-        return  # loading the prefix will say so
-    if speculate and chosen["reproducible"] is None and layout.get("reproducible") == "False":
+    found = {"engine": layout.get("engine"), "reproducible": layout.get("reproducible") == "True"}
+    if layout.get("kv precision") in KV_PRECISIONS:
+        found["kv_precision"] = layout["kv precision"]
+    if chosen["engine"] not in ("auto", found["engine"]):
+        return chosen  # loading the prefix will say so
+    if speculate and not found["reproducible"] and "reproducible" not in chosen:
         raise SettingsError(
             f"{path} was computed without --reproducible, which --speculate implies; build it again with "
             "`edge prefix build --reproducible`"
         )
-    if chosen["kv_precision"] is None and layout.get("kv precision") in KV_PRECISIONS:
-        chosen["kv_precision"] = layout["kv precision"]
-    if chosen["reproducible"] is None and layout.get("reproducible") == "True":
-        chosen["reproducible"] = True
+    return {**found, **chosen, "engine": found["engine"]}
 
 
 def _constraint(args: argparse.Namespace) -> Any:

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     settings_from(**settings)  # refuse a bad value before loading the model
 
     started = time.perf_counter()
-    llm = load(args.bundle, **options.engine_settings(args, prompt))
+    llm = load(args.bundle, **options.reuse_settings(args, options.engine_settings(args, prompt)))
     options.prepare(llm, args)
     load_s = time.perf_counter() - started
     if args.raw:
