@@ -162,7 +162,8 @@ class LLM:
         """
         snapshot = open_snapshot(Path(path), self._identity)
         with self._lock:
-            self._scheduler.snapshots.append(snapshot)
+            others = [other for other in self._scheduler.snapshots if other.path != snapshot.path]
+            self._scheduler.snapshots = [*others, snapshot]
         return snapshot.num_tokens
 
     def add_document(self, text: str) -> bool:

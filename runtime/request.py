@@ -54,6 +54,8 @@ class GenerationSettings:
             raise SettingsError(f"deadline_s is {self.deadline_s}, expected a number of seconds above 0")
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
             raise SettingsError(f"logprobs is {self.logprobs}, expected 0 to {MAX_LOGPROBS}, or none")
+        if negative := [token_id for token_id in self.stop_token_ids if token_id < 0]:
+            raise SettingsError(f"stop_token_ids holds {negative[0]}, expected token ids, 0 or more")
         if self.constraint is not None and self.ignore_stop_ids:
             raise SettingsError("ignore_stop_ids goes on where a constraint ends the answer; give one of the two")
         StopStrings(self.stop)

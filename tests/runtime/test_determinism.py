@@ -149,7 +149,8 @@ def test_a_prefix_hit_changes_no_id(
     prompts = [[system, {"role": "user", "content": text}] for text in ("Who are you?", "Where is the exit?")]
     first, second = llm_of(demo_bundle, engine), llm_of(demo_bundle, engine)
     tokens = first.save_prefix(first.system_prefix(str(system["content"])), tmp_path / "guide")
-    assert second.load_prefix(tmp_path / "guide") == tokens
+    assert second.load_prefix(tmp_path / "guide") == second.load_prefix(tmp_path / "guide") == tokens
+    assert len(second._scheduler.snapshots) == 1
     for llm in (first, second):
         for prompt in prompts:
             answer = llm.generate(prompt, max_new_tokens=70).answer()

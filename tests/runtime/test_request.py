@@ -113,6 +113,7 @@ def test_log_probabilities(tokenizer: Tokenizer) -> None:
         ({"min_new_tokens": 600}, "min_new_tokens is 600, expected 0 to max_new_tokens, 512"),
         ({"logprobs": 21}, "logprobs is 21, expected 0 to 20, or none"),
         ({"logprobs": -1}, "logprobs is -1"),
+        ({"stop_token_ids": [3, -1]}, "stop_token_ids holds -1, expected token ids, 0 or more"),
         ({"frequency_penalty": 3.0}, r"frequency_penalty is 3\.0, expected a number from -2 to 2"),
         ({"typical_p": 0.0}, "typical_p is"),
         ({"logit_bias": {5: math.nan}}, "logit_bias"),
