@@ -12,6 +12,7 @@
     ├── TokenizerError           a tokenizer or chat template that cannot be used
     ├── CacheError               a KV cache used against its rules
     │   └── SnapshotError        a prefix file that is damaged, or made for something else
+    ├── DraftStoreError          a draft store that is damaged, or another tokenizer's
     └── GenerationError          a request that cannot be run
         ├── SettingsError        a sampling or length setting outside its range
         ├── PromptError          an empty prompt, or messages that the template refuses
@@ -69,6 +70,10 @@ class CacheError(EdgeError):
 
 class SnapshotError(CacheError):
     """A prefix file is truncated, altered, or was made by another model, engine or setting."""
+
+
+class DraftStoreError(EdgeError):
+    """A draft store is truncated, altered, or belongs to another tokenizer."""
 
 
 class GenerationError(EdgeError):

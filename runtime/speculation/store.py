@@ -30,7 +30,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from edge.runtime.errors import OutputError, SettingsError
+from edge.runtime.errors import DraftStoreError, OutputError, SettingsError
 from edge.runtime.files import write_atomically
 from edge.runtime.speculation.automaton import SuffixAutomaton
 
@@ -82,7 +82,7 @@ class DraftStore:
         """Open a store, or create an empty one.
 
         `tokenizer_sha256` is 64 hexadecimal digits. `max_tokens` bounds the ids that are kept, 8 bytes each. Raises
-        SettingsError for a file that is no store, is damaged or truncated, or belongs to another tokenizer, and leaves
+        DraftStoreError for a file that is no store, is damaged or truncated, or belongs to another tokenizer, and leaves
         it as it is; OutputError when there is none and it cannot be created.
         """
         if len(tokenizer_sha256) != 2 * _DIGEST or not set(tokenizer_sha256) <= set("0123456789abcdef"):
@@ -154,7 +154,7 @@ class DraftStore:
         """Write what was added, with what other processes have saved meanwhile; the oldest beyond max_tokens goes.
 
         The new file takes the old one's place at once, or not at all. Raises OutputError when it cannot be written or
-        the lock is not to be had within a minute, SettingsError when the file has become unusable as in `open`; then
+        the lock is not to be had within a minute, DraftStoreError when the file has become unusable as in `open`; then
         the file is as it was, and what was added is still there.
         """
         if not self._added and len(self._saved.order) <= self._max_tokens:
@@ -207,7 +207,7 @@ class _Saved:
 
     @classmethod
     def read(cls, path: Path, tokenizer_sha256: str) -> Self | None:
-        """None where there is no file. Raises SettingsError for one that cannot be used."""
+        """None where there is no file. Raises DraftStoreError for one that cannot be used."""
         advice = "move it away or name another file"
         try:
             with path.open("rb") as file:
@@ -218,22 +218,22 @@ class _Saved:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise SettingsError(f"{path} cannot be read as a draft store ({error}); {advice}") from error
+            raise DraftStoreError(f"{path} cannot be read as a draft store ({error}); {advice}") from error
         if size < _BEGIN or content[: len(_MAGIC)] != _MAGIC:
-            raise SettingsError(f"{path} is no draft store; {advice}")
+            raise DraftStoreError(f"{path} is no draft store; {advice}")
         _, version, tokenizer, num_ids, num_suffixes = _HEADER.unpack(content[: _HEADER.size])
         if version != _VERSION:
-            raise SettingsError(f"{path} is a draft store of version {version}, expected {_VERSION}; {advice}")
+            raise DraftStoreError(f"{path} is a draft store of version {version}, expected {_VERSION}; {advice}")
         expected = _BEGIN + 4 * num_ids + 4 * num_suffixes
         if size != expected:
-            raise SettingsError(f"{path} is damaged: it has {size} bytes, expected {expected}; {advice}")
+            raise DraftStoreError(f"{path} is damaged: it has {size} bytes, expected {expected}; {advice}")
         view = memoryview(content)
         digest = hashlib.sha256(view[: _HEADER.size])
         digest.update(view[_BEGIN:])
         if digest.digest() != content[_HEADER.size : _BEGIN]:
-            raise SettingsError(f"{path} is damaged: its content differs from its sha256; {advice}")
+            raise DraftStoreError(f"{path} is damaged: its content differs from its sha256; {advice}")
         if tokenizer.hex() != tokenizer_sha256:
-            raise SettingsError(
+            raise DraftStoreError(
                 f"{path} belongs to the tokenizer with sha256 {tokenizer.hex()[:16]}…, this model's is "
                 f"{tokenizer_sha256[:16]}…, so its ids mean other tokens; {advice}"
             )

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.runtime.errors import OutputError, SettingsError
+from edge.runtime.errors import DraftStoreError, OutputError, SettingsError
 from edge.runtime.speculation import store as store_module
 from edge.runtime.speculation.store import DraftStore, suffix_array
 
@@ -308,11 +308,11 @@ def refused(path: Path, content: bytes, match: str, tokenizer: str = TOKENIZER) 
     store = DraftStore.open(path, TOKENIZER)
     path.unlink()
     path.write_bytes(content)
-    with pytest.raises(SettingsError, match=match):
+    with pytest.raises(DraftStoreError, match=match):
         DraftStore.open(path, tokenizer)
     if tokenizer == TOKENIZER:
         store.add([1, 2, 3, 4, 99])
-        with pytest.raises(SettingsError, match=match):
+        with pytest.raises(DraftStoreError, match=match):
             store.save()
         assert store.draft([3, 4], 1)[0] == 2  # it still has what it had
     assert path.read_bytes() == content
@@ -332,7 +332,7 @@ def test_an_altered_byte_is_found_wherever_it_is(tmp_path: Path) -> None:
     content = make(path)
     for at in range(0, len(content), 7):
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        with pytest.raises(SettingsError, match=r"is damaged|is no draft store|of version"):
+        with pytest.raises(DraftStoreError, match=r"is damaged|is no draft store|of version"):
             DraftStore.open(path, TOKENIZER)
     refused(path, content[:-1] + bytes([content[-1] ^ 1]), "differs from its sha256")
 
@@ -341,7 +341,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "drafts", b"a letter to someone, and a rather long one at that" * 20, "is no draft store")
     content = make(tmp_path / "other")
     refused(tmp_path / "drafts", content[:8] + b"\x09" + content[9:], "of version 9, expected 1")
-    with pytest.raises(SettingsError, match="cannot be read"):
+    with pytest.raises(DraftStoreError, match="cannot be read"):
         DraftStore.open(tmp_path, TOKENIZER)
 
 
