@@ -48,7 +48,7 @@ class Answer:
 
 
 class LLM:
-    """A loaded bundle. Raises BundleError, TokenizerError, DeviceError and SettingsError when it cannot be loaded.
+    """A loaded bundle. Raises BundleError, TokenizerError, DeviceError, SettingsError and DraftStoreError.
 
     With `speculation`, steps verify drafts of several tokens; `draft_store` is a file of earlier answers to draft from,
     which `close` writes. Unless the settings say otherwise, it makes the engine `reproducible`: answers are then those

@@ -82,8 +82,8 @@ class DraftStore:
         """Open a store, or create an empty one.
 
         `tokenizer_sha256` is 64 hexadecimal digits. `max_tokens` bounds the ids that are kept, 8 bytes each. Raises
-        DraftStoreError for a file that is no store, is damaged or truncated, or belongs to another tokenizer, and leaves
-        it as it is; OutputError when there is none and it cannot be created.
+        DraftStoreError for a file that is no store, is damaged or truncated, or belongs to another tokenizer, and
+        leaves it as it is; OutputError when there is none and it cannot be created.
         """
         if len(tokenizer_sha256) != 2 * _DIGEST or not set(tokenizer_sha256) <= set("0123456789abcdef"):
             raise SettingsError(f"tokenizer_sha256 is {tokenizer_sha256!r}, expected 64 digits from 0 to f")
