@@ -74,7 +74,10 @@ def untouched(shape: tuple[int, ...], kind: type[np.generic]) -> Array:
 
     numpy asks for huge pages, of which the first token alone would take one a head and layer: 0.3 GB at 9B shapes.
     """
-    memory = mmap.mmap(-1, math.prod(shape) * np.dtype(kind).itemsize)
+    size = math.prod(shape) * np.dtype(kind).itemsize
+    # Python's default is memory shared with forked processes.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, size, **private)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, kind).reshape(shape)
