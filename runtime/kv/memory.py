@@ -74,10 +74,7 @@ def untouched(shape: tuple[int, ...], kind: type[np.generic]) -> Array:
 
     numpy asks for huge pages, of which the first token alone would take one a head and layer: 0.3 GB at 9B shapes.
     """
-    size = math.prod(shape) * np.dtype(kind).itemsize
-    # Python's default is memory shared with forked processes.
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    memory = mmap.mmap(-1, size, **private)
+    memory = mmap.mmap(-1, math.prod(shape) * np.dtype(kind).itemsize)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, kind).reshape(shape)
