@@ -15,9 +15,8 @@ from collections import deque
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
-from edge.runtime.engines import Engine, Step
+from edge.runtime.engines import Engine, Logits, Step
 from edge.runtime.errors import ContextLengthError, EdgeError, SnapshotError
 from edge.runtime.kv.pool import Sequence
 from edge.runtime.kv.prefix import PrefixCache, common_prefix
@@ -116,17 +115,20 @@ class Scheduler:
     def _start(self, ids: list[int], limit: int) -> Sequence:
         """A sequence with as many of the first `limit` ids as some other sequence, the cache or a snapshot holds."""
         kept = min(self.prefixes.count_match(ids), limit)
-        stored = max(self.snapshots, key=lambda snapshot: common_prefix(snapshot.ids, ids), default=None)
-        in_file = 0 if stored is None else min(common_prefix(stored.ids, ids), limit)
-        running = [other.sequence for other in self._decoding if other.sequence is not None]
-        shares = [min(common_prefix(other.ids[:-1], ids), limit) for other in self._decoding]
-        in_use = max(shares, default=0)
+        files = [(min(common_prefix(stored.ids, ids), limit), stored) for stored in self.snapshots]
+        others = [
+            (min(common_prefix(other.ids[:-1], ids), limit), other.sequence)
+            for other in self._decoding
+            if other.sequence is not None
+        ]
+        in_file, in_use = (max((shared for shared, _ in found), default=0) for found in (files, others))
         if in_use > max(kept, in_file):
-            sequence = running[shares.index(in_use)].fork()
+            sequence = next(other for shared, other in others if shared == in_use).fork()
             sequence.trim(in_use)
             sequence.reserve(1)  # takes the copy of a shared block while there is room for it
             sequence.trim(in_use)
-        elif stored is not None and in_file > kept:
+        elif in_file > kept:
+            stored = next(stored for shared, stored in files if shared == in_file)
             try:
                 sequence = stored.restore(self._engine.pool, in_file)
             except SnapshotError:  # somebody wrote over the file; what it held can be computed
@@ -160,7 +162,7 @@ class Scheduler:
                 request.chunks.append(Chunk("", prefill=Prefill(request.sequence.num_tokens, len(request.ids))))
                 self._prefilling.append(request)
 
-    def _forward(self, ids: list[int], sequence: Sequence, limit: int) -> npt.NDArray[np.float32]:
+    def _forward(self, ids: list[int], sequence: Sequence, limit: int) -> Logits:
         """Compute up to `limit` ids that are missing; logits of the last."""
         new = np.array(ids[sequence.num_tokens : sequence.num_tokens + limit], np.int64)
         return self._engine.forward(new, sequence, np.array([new.size - 1], np.int64))
@@ -183,7 +185,7 @@ class Scheduler:
         if len(running) == 1:
             self._cost.record(1 + len(drafts[0]), (time.perf_counter() - started) * 1000)
 
-    def _accept(self, request: Request, rows: npt.NDArray[np.float32], draft: list[int]) -> None:
+    def _accept(self, request: Request, rows: Logits, draft: list[int]) -> None:
         """Let a request choose; what is wrong with one request ends that one alone."""
         try:
             request.accept(rows, draft)

@@ -7,11 +7,13 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from rich.progress import Progress as Bar
 
     from edge.export.stages import Progress
     from edge.runtime.request import Chunk
@@ -65,30 +67,26 @@ def show_answer(chunks: Iterable[Chunk], *, raw: bool = False) -> Chunk | None:
 
 def _with_progress(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """The chunks behind a long prompt, whose reading is a bar on stderr; nothing where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield from chunks
-        return
+    with ExitStack() as reading:
+        bar: Bar | None = None
+        for chunk in chunks:
+            if chunk.prefill is None:
+                reading.close()
+                yield chunk
+            elif sys.stderr.isatty():
+                if bar is None:
+                    bar = reading.enter_context(_reading_bar(chunk.prefill.total))
+                bar.update(bar.task_ids[0], completed=chunk.prefill.done)
+
+
+def _reading_bar(num_tokens: int) -> Bar:
+    """Made for long prompts alone: importing rich takes longer than reading a short one."""
     from rich.console import Console
     from rich.progress import Progress as Bar
-    from rich.progress import TimeRemainingColumn
 
-    bar: Bar | None = None
-    try:
-        for chunk in chunks:
-            if chunk.prefill is not None:
-                if bar is None:
-                    columns = (*Bar.get_default_columns()[:-1], TimeRemainingColumn())
-                    bar = Bar(*columns, console=Console(stderr=True), transient=True)
-                    bar.start()
-                    task = bar.add_task(f"reading {chunk.prefill.total:,} tokens", total=chunk.prefill.total)
-                bar.update(task, completed=chunk.prefill.done)
-                continue
-            if bar is not None:
-                bar.stop()
-            yield chunk
-    finally:
-        if bar is not None:
-            bar.stop()
+    bar = Bar(console=Console(stderr=True), transient=True)
+    bar.add_task(f"reading {num_tokens:,} tokens", total=num_tokens)
+    return bar
 
 
 @contextmanager
