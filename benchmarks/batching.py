@@ -24,7 +24,6 @@ Targets: 8 requests at least 4.0 times one alone, and reproducible answers as al
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -33,7 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from speculation import about, met_text, ratio_text, show_about, show_table, spread
+from report import about, met_text, put_out, ratio_text, show_about, show_table, spread
 
 import edge
 from edge.runtime.errors import EdgeError
@@ -94,10 +93,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     report["targets"] = targets(report["throughput"])
-    if args.json:
-        print(json.dumps(report))
-    else:
-        show(report)
+    put_out(report, show, as_json=args.json)
     return 0
 
 

@@ -50,7 +50,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from engines import status_kb
-from speculation import about, met_text, ratio_text, show_about, show_table, spread
+from report import about, met_text, put_out, ratio_text, show_about, show_table, spread
 
 import edge
 from edge.runtime.bundle import TOKENIZER, open_bundle
@@ -113,10 +113,7 @@ def main() -> int:
     except EdgeError as error:
         print(error, file=sys.stderr)
         return 1
-    if args.json:
-        print(json.dumps(report))
-    else:
-        show(report)
+    put_out(report, show, as_json=args.json)
     return 0
 
 

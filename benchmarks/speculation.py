@@ -38,25 +38,23 @@ Targets: b/a and b/c at least 2.0 with identical ids for the first four tasks, a
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+from report import about, met_text, put_out, ratio_text, show_about, show_table, spread
+
 import edge
 from edge.runtime.errors import EdgeError
+from edge.runtime.kv.prefix import common_prefix
 from edge.runtime.llm import Answer
-from edge.runtime.machine import processor_name
 
-VERSIONED = ("edgeglm", "openvino", "onnxruntime")
 COPY, REWRITE, CONTEXT, ASKED = "copy", "rewrite", "context", "asked before"
 CONTROL, SAMPLED = "control", "control sampled"
 TARGETS = {COPY: 2.0, REWRITE: 2.0, CONTEXT: 2.0, ASKED: 2.0, CONTROL: 0.97, SAMPLED: 0.97}
@@ -135,10 +133,7 @@ def main() -> int:
     except EdgeError as error:
         print(error, file=sys.stderr)
         return 1
-    if args.json:
-        print(json.dumps(report))
-    else:
-        show(report)
+    put_out(report, show, as_json=args.json)
     return 0
 
 
@@ -282,79 +277,14 @@ def margin(found: Round, plain: edge.LLM) -> float | None:
     with_drafts, without = found.answers[FASTEST_DRAFTS].token_ids, found.answers[FASTEST].token_ids
     if with_drafts == without or found.task.sampling:
         return None
-    pairs = zip(with_drafts, without, strict=False)
-    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(with_drafts), len(without)))
+    same = common_prefix(with_drafts, without)
     plain.clear_cache()
     stream = plain.generate([*found.prompt_ids, *without[:same]], max_new_tokens=1, ignore_stop_ids=True, logprobs=2)
     (_, best), (_, second) = stream.answer().logprobs[0].top
     return best - second
 
 
-# --- Reporting, for batching.py and kv.py too -------------------------------------------------------------------------
-
-
-def about(folder: Path) -> dict[str, Any]:
-    """Machine, versions and bundle. Raises BundleError."""
-    from edge.runtime.bundle import open_bundle
-
-    manifest = open_bundle(folder).manifest
-    spec = manifest.spec
-    return {
-        "machine": f"{processor_name()}, {os.cpu_count()} cores",
-        **({"load_before": round(os.getloadavg()[0], 2)} if hasattr(os, "getloadavg") else {}),
-        "versions": {name: found for name in VERSIONED if (found := installed(name))},
-        "bundle": {
-            "name": folder.resolve().name,
-            "recipe": manifest.recipe,
-            "layers": spec.num_layers,
-            "hidden_size": spec.hidden_size,
-        },
-    }
-
-
-def installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def spread(ratios: Sequence[float]) -> dict[str, float]:
-    """Of paired ratios: the median, the lowest and the highest."""
-    if not ratios:
-        return dict.fromkeys(("median", "low", "high"), 0.0)
-    return {
-        "median": round(statistics.median(ratios), 3),
-        "low": round(min(ratios), 3),
-        "high": round(max(ratios), 3),
-    }
-
-
-def show_about(report: Mapping[str, Any], say: Callable[[str], None] = print) -> None:
-    bundle = report["bundle"]
-    say(f"machine   {report['machine']}, load before {report.get('load_before', 'unknown')}")
-    say(f"versions  {', '.join(f'{name} {found}' for name, found in report['versions'].items())}")
-    shape = f"{bundle['layers']} layers x {bundle['hidden_size']}"
-    say(f"bundle    {bundle['name']}: {bundle['recipe']}, {shape}\n")
-
-
-def show_table(rows: Sequence[Mapping[str, Any]], say: Callable[[str], None] = print) -> None:
-    """Rows with the same keys, as columns."""
-    if not rows:
-        return
-    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    for line in lines:
-        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    say("")
-
-
-def ratio_text(ratio: Mapping[str, float]) -> str:
-    return f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
-
-
-def met_text(met: bool) -> str:
-    return "met" if met else "MISSED"
+# --- Reporting
 
 
 def show(report: dict[str, Any]) -> None:

@@ -1,0 +1,82 @@
+"""What the scripts for cache, speculation and batching share: machine and versions, ratios, tables.
+
+In: a bundle's folder, figures. Out: text on stdout, or one JSON object. Knows nothing about what is measured.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from edge.commands.console import print_json, print_table
+from edge.runtime.bundle import open_bundle
+from edge.runtime.machine import processor_name
+
+VERSIONED = ("edgeglm", "openvino", "onnxruntime")
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """Machine, versions and bundle. Raises BundleError."""
+    manifest = open_bundle(folder).manifest
+    spec = manifest.spec
+    return {
+        "machine": f"{processor_name()}, {os.cpu_count()} cores",
+        **({"load_before": round(os.getloadavg()[0], 2)} if hasattr(os, "getloadavg") else {}),
+        "versions": {name: found for name in VERSIONED if (found := installed(name))},
+        "bundle": {
+            "name": folder.resolve().name,
+            "recipe": manifest.recipe,
+            "layers": spec.num_layers,
+            "hidden_size": spec.hidden_size,
+        },
+    }
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def spread(ratios: Sequence[float]) -> dict[str, float]:
+    """Of paired ratios: the median, the lowest and the highest."""
+    if not ratios:
+        return dict.fromkeys(("median", "low", "high"), 0.0)
+    return {
+        "median": round(statistics.median(ratios), 3),
+        "low": round(min(ratios), 3),
+        "high": round(max(ratios), 3),
+    }
+
+
+def show_about(report: Mapping[str, Any]) -> None:
+    bundle = report["bundle"]
+    print(f"machine   {report['machine']}, load before {report.get('load_before', 'unknown')}")
+    print(f"versions  {', '.join(f'{name} {found}' for name, found in report['versions'].items())}")
+    shape = f"{bundle['layers']} layers x {bundle['hidden_size']}"
+    print(f"bundle    {bundle['name']}: {bundle['recipe']}, {shape}\n")
+
+
+def show_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows with the same keys, as columns."""
+    if rows:
+        print_table(list(rows[0]), (row.values() for row in rows))
+        print()
+
+
+def ratio_text(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+
+
+def met_text(met: bool) -> str:
+    return "met" if met else "MISSED"
+
+
+def put_out(report: dict[str, Any], show: Callable[[dict[str, Any]], None], *, as_json: bool) -> None:
+    """The report as one JSON object or as `show` has it."""
+    (print_json if as_json else show)(report)
