@@ -125,7 +125,7 @@ def prepare(llm: LLM, args: argparse.Namespace) -> None:
     for prefix in args.prefix:
         llm.load_prefix(prefix)
     for document in args.draft_from:
-        llm.add_document(_read(document))
+        llm.add_document(read_text(document))
 
 
 def generation_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -162,13 +162,14 @@ def _constraint(args: argparse.Namespace) -> Any:
     from edge.runtime.constraints import Constraint
 
     if args.json_schema is not None:
-        return Constraint.json_schema(_read(args.json_schema))
+        return Constraint.json_schema(read_text(args.json_schema))
     if args.grammar is not None:
-        return Constraint.lark(_read(args.grammar))
+        return Constraint.lark(read_text(args.grammar))
     return None if args.regex is None else Constraint.regex(args.regex)
 
 
-def _read(path: str) -> str:
+def read_text(path: str) -> str:
+    """The UTF-8 text of a file that was named. Raises SettingsError."""
     from pathlib import Path
 
     from edge.runtime.errors import SettingsError

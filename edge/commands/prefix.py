@@ -92,16 +92,13 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _text(args: argparse.Namespace) -> str:
-    """The system message or raw text. Raises PromptError for an empty one."""
+    """The system message or raw text. Raises PromptError for an empty one, SettingsError for no text."""
     from edge.runtime.errors import PromptError
 
     if args.raw is not None:
         text = args.raw
     elif args.system_file is not None:
-        try:
-            text = Path(args.system_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PromptError(f"{args.system_file} cannot be read as UTF-8 text: {error}") from error
+        text = options.read_text(args.system_file)
     else:
         text = sys.stdin.read() if args.system == "-" else args.system
     if not text.strip():
