@@ -24,6 +24,7 @@ import openvino as ov
 from edge.export.graph.openvino import linear_model
 from edge.export.recipes import Precision
 from edge.export.tensors import Bytes, Float32Array, FloatArray, PackedTensor, write_float32
+from edge.runtime.engines.openvino_core import in_own_thread
 from edge.runtime.errors import RecipeError
 
 # Rows are independent, so a large matrix can be compressed some of them at a time, which bounds memory.
@@ -96,7 +97,8 @@ def compress_model(model: ov.Model, plan: Mapping[str, Precision]) -> None:
             if precision.bits == 4:
                 options = {"group_size": precision.group_size or -1, "ratio": 1.0, "all_layers": True}
             kind = f"INT{precision.bits}_{'SYM' if precision.symmetric else 'ASYM'}"
-            nncf.compress_weights(
+            in_own_thread(
+                nncf.compress_weights,
                 model,
                 mode=nncf.CompressWeightsMode[kind],
                 ignored_scope=nncf.IgnoredScope(names=others, validate=False),

@@ -41,6 +41,7 @@ from edge.export.verify import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden, 
 from edge.runtime import bundle
 from edge.runtime.bundle import Manifest, StageCheck, TensorRecord
 from edge.runtime.engines import EngineSettings
+from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
 from edge.runtime.errors import CheckpointError, DeviceError, OutputError, TensorError, VerificationError
 from edge.runtime.kv.pool import Sequence
@@ -423,7 +424,7 @@ def _logits(model: ov.Model, ids: npt.NDArray[np.int64]) -> Logits:
     names = {port.any_name for port in model.inputs}
     if unknown := names - values.keys():
         raise CheckpointError(f"optimum-intel's graph has an input {min(unknown)}, which our runtime does not know")
-    found = ov.Core().compile_model(model, "CPU", config)({name: values[name] for name in names})["logits"]
+    found = make_core().compile_model(model, "CPU", config)({name: values[name] for name in names})["logits"]
     return np.array(found[0, -GOLDEN_ROWS:], np.float32)
 
 

@@ -37,9 +37,9 @@ class OpenVINORunner:
     name = "OpenVINO"
 
     def __init__(self) -> None:
-        import openvino as ov
+        from edge.runtime.engines.openvino_core import make_core
 
-        self._core = ov.Core()
+        self._core = make_core()
 
     def embedding(self, weights: Mapping[str, Weight], ids: npt.NDArray[np.int64], spec: ModelSpec) -> Float32Array:  # noqa: ARG002
         from edge.export.graph.openvino import embedding_model

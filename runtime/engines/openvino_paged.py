@@ -30,6 +30,7 @@ from edge.runtime.engines import (
     cache_budget,
     context_limit,
 )
+from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.errors import DeviceError, SettingsError
 from edge.runtime.kv.memory import PagedMemory
 from edge.runtime.kv.pool import BlockPool, Sequence
@@ -62,7 +63,7 @@ class OpenVINOPagedEngine:
 
     def __init__(self, model_xml: Path, spec: ModelSpec, weight_bits: int, settings: EngineSettings) -> None:
         limit = context_limit(settings, spec)
-        core = ov.Core()
+        core = make_core()
         family = settings.device.split(".")[0].upper()
         devices = core.available_devices  # asking loads every plugin
         here = f"devices here: {', '.join(devices)}"
@@ -213,7 +214,7 @@ class OpenVINOPagedEngine:
 
 def find_devices() -> list[tuple[str, str, bool]]:
     """All devices that OpenVINO finds on this machine: name, full name, whether this engine runs on it."""
-    core = ov.Core()
+    core = make_core()
     return [
         (name, str(core.get_property(name, "FULL_DEVICE_NAME")).strip(), name.split(".")[0] in BLOCK_SIZES)
         for name in core.available_devices

@@ -1,0 +1,35 @@
+"""OpenVINO, kept away from the stack that signals of the main thread are handled on.
+
+OpenVINO's CPU plugin gives the thread that loads it an alternate signal stack, and unmaps it when the plugin goes,
+whether or not the thread still has it (SigAltStackSetup in openvino src/plugins/intel_cpu/src/plugin.cpp, 2026.4).
+Ctrl-C is then handled, by Python's handler, on memory that is gone or another's: a crash, or wrong results. So plugins
+are loaded in threads that end, and with them their stacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+import openvino as ov
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def make_core() -> ov.Core:
+    """A core that has its CPU plugin already."""
+    return in_own_thread(_make_core)
+
+
+def in_own_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call what may make cores of its own; Ctrl-C takes effect when it has ended."""
+    with ThreadPoolExecutor(1, "openvino") as thread:
+        return thread.submit(function, *args, **kwargs).result()
+
+
+def _make_core() -> ov.Core:
+    core = ov.Core()
+    core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin
+    return core
