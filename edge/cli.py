@@ -14,14 +14,15 @@ from importlib.metadata import version
 
 from edge.runtime.errors import EdgeError
 
-VERBS = ("demo", "export", "run", "chat", "prefix", "bench", "inspect", "verify", "devices")
-EXPORTING = ("demo", "export")
+VERBS = ("demo", "export", "run", "chat", "prefix", "bench", "profile", "needle", "inspect", "verify", "devices")
+EXPORTING = ("demo", "export", "profile")
 ENGINES = ("openvino", "onnx")
 # Which extra installs a module that can be missing.
 EXTRAS = {
     "openvino": "openvino",
     "onnxruntime": "onnx",
     **dict.fromkeys(("nncf", "onnx", "gguf", "ml_dtypes", "huggingface_hub"), "export"),
+    "matplotlib": "profile",
     **dict.fromkeys(("optimum", "transformers", "torch"), "optimum"),
 }
 

@@ -29,6 +29,7 @@ from edge.runtime.errors import RecipeError
 
 # Rows are independent, so a large matrix can be compressed some of them at a time, which bounds memory.
 CHUNK = 1 << 26  # weights at a time, of a matrix with more than
+SAMPLE = 512  # inputs that nncf looks at together
 WHOLE = 7 << 24  # weights: GLM-4-9B's gate_up has 112 million and is not worth two calls
 
 
@@ -62,6 +63,12 @@ class Compressor:
             zero_point=np.concatenate(zeros) if zeros else None,
         )
 
+    def estimate_scales(
+        self, name: str, weight: FloatArray, precision: Precision, inputs: Float32Array
+    ) -> PackedTensor:
+        """The same with scales that nncf fits to inputs (T, K)."""
+        return _compress(name, self._float32(weight), precision, inputs)
+
     def _float32(self, rows: FloatArray) -> Float32Array:
         if rows.dtype == np.float32:
             return rows
@@ -72,16 +79,18 @@ class Compressor:
         return wide
 
 
-def _compress(name: str, rows: Float32Array, precision: Precision) -> PackedTensor:
+def _compress(name: str, rows: Float32Array, precision: Precision, inputs: Float32Array | None = None) -> PackedTensor:
     """One call of nncf."""
     model, layer = linear_model({name: rows}, name), name.removesuffix(".weight")
-    compress_model(model, {layer: precision})
+    compress_model(model, {layer: precision}, inputs)
     product = next(node for node in model.get_ops() if node.get_friendly_name() == layer)
     return _extract(product, name, precision)
 
 
-def compress_model(model: ov.Model, plan: Mapping[str, Precision]) -> None:
+def compress_model(model: ov.Model, plan: Mapping[str, Precision], inputs: Float32Array | None = None) -> None:
     """Compress the weights of these nodes - products and look-ups, by name - in place; all others keep theirs.
+
+    inputs: (T, K), with which scales are fitted to what the model's only input is multiplied with.
 
     One NNCF call for each precision in the plan, with every other node that has weights left out of it.
     """
@@ -96,6 +105,9 @@ def compress_model(model: ov.Model, plan: Mapping[str, Precision]) -> None:
             options: dict[str, Any] = {}
             if precision.bits == 4:
                 options = {"group_size": precision.group_size or -1, "ratio": 1.0, "all_layers": True}
+                if inputs is not None:
+                    samples = [inputs[None, start : start + SAMPLE] for start in range(0, len(inputs), SAMPLE)]
+                    options |= {"dataset": nncf.Dataset(samples), "scale_estimation": True, "subset_size": len(samples)}
             kind = f"INT{precision.bits}_{'SYM' if precision.symmetric else 'ASYM'}"
             in_own_thread(
                 nncf.compress_weights,

@@ -64,6 +64,24 @@ class Change(Protocol):
         """What is added to the weight of a canonical name, with rows as the checkpoint has them; None for nothing."""
 
 
+class WeightSource(Protocol):
+    """What the later stages read weights from: a checkpoint's, or those of a rotated one."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Of the model that these weights are of."""
+
+    @property
+    def sources(self) -> Sources:
+        """Tensors of the checkpoint that each weight is made of."""
+
+    def read(self, name: str) -> FloatArray:
+        """One weight by its canonical name."""
+
+    def check_finite(self, name: str) -> None:
+        """Raises TensorError when what a weight is made of holds NaN or infinity."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """The weights of a checkpoint by canonical name; nothing is read before it is asked for."""

@@ -121,6 +121,7 @@ def export_with_optimum(
             warnings=(*_doubts(checkpoint), *said),
             decisions=(),
             adapter="",
+            calibration="",
             checks=(check,),
             tensors=tensors,
             files={p.name: bundle.record_of(p) for p in sorted(folder.iterdir()) if p.is_file()},

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edge.export import openvino_tokenizer, recipes
+from edge.export.calibration import WINDOW, WINDOWS, Calibration
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
 from edge.export.names import canonical_shapes
 from edge.export.output import check_space, work_folder
@@ -29,10 +30,13 @@ from edge.export.recipes import EMBEDDING, HEAD
 from edge.export.sidecars import write_genai_config, write_server_graph, write_sidecars
 from edge.export.stages import Compressed, Progress, compress, done_bytes, open_store
 from edge.export.store import WeightStore
+from edge.export.text import Corpus, token_windows
 from edge.export.verify import GOLDEN_TEXT, Verifier
 from edge.runtime import bundle
 from edge.runtime.bundle import FileRecord, Manifest, TensorRecord
+from edge.runtime.chat import ChatTemplate
 from edge.runtime.errors import BundleError, OutputError
+from edge.runtime.tokenizer import Tokenizer
 
 SIDECAR_BYTES = 64_000_000  # at most, of a bundle's files that are no weights; a tokenizer for 151,552 tokens has 35 MB
 
@@ -47,6 +51,7 @@ def export(
     head: str | None = None,
     adapter: str | Path | None = None,
     rope_theta: float | None = None,
+    calibration: str | Path | None = None,
     force: bool = False,
     progress: Callable[[Progress], None] = lambda _progress: None,
 ) -> Manifest:
@@ -55,14 +60,23 @@ def export(
     source: a folder with config.json and *.safetensors, a .gguf file, or a hub id. recipe: a name in recipes.toml.
     format: the graphs in the bundle, "openvino", "onnx" or "both"; they share the bytes of the weights. embedding,
     head: precisions of the vocabulary matrices instead of the recipe's, like "int4-asym-g128". adapter: the
-    folder of a PEFT LoRA to merge. rope_theta: replaces the checkpoint's rotary base. force: replace an existing `out`.
+    folder of a PEFT LoRA to merge. rope_theta: replaces the checkpoint's rotary base. calibration: a text or .jsonl
+    file for recipes that are fitted to text, instead of text that comes with Python. force: replace an existing `out`.
     progress is called after every stage.
 
     An export that was killed goes on where it stopped when it is started again with the same arguments. Raises
-    CheckpointError, RecipeError, OutputError, TokenizerError and VerificationError; `out` is then as before.
+    CheckpointError, RecipeError, CalibrationError, OutputError, TokenizerError and VerificationError; `out` is then as
+    before.
     """
     plan = make_plan(
-        source, recipe, format=format, embedding=embedding, head=head, adapter=adapter, rope_theta=rope_theta
+        source,
+        recipe,
+        format=format,
+        embedding=embedding,
+        head=head,
+        adapter=adapter,
+        rope_theta=rope_theta,
+        calibration=calibration,
     )
     with work_folder(Path(out), force, plan.key) as (folder, journal), ExitStack() as stack:
         check_space(folder, _expected_bytes(plan) - done_bytes(journal))
@@ -76,7 +90,8 @@ def export(
             conversion = stack.enter_context(openvino_tokenizer.start(folder, eos))
         with open_store(folder / plan.weight_file, journal) as store:
             verifier = Verifier(tokenizer.encode(GOLDEN_TEXT), plan.spec, _runners(plan))
-            done = compress(plan, store, verifier, journal, progress)
+            calibrating = None if plan.calibration is None else _calibration(plan.calibration, plan, folder)
+            done = compress(plan, store, verifier, journal, calibrating, progress)
             total, layers = plan.spec.num_parameters, plan.spec.num_layers
             progress(Progress("writing", layers, layers, total, total, store.end, 0, None))
             _write_graphs(plan, store, folder)
@@ -108,6 +123,20 @@ def _expected_bytes(plan: Plan) -> int:
     sizes = [plan.recipe.bytes_of(name, shape) for name, shape in canonical_shapes(plan.spec).items()]
     copied = signed_bytes(plan.recipe, plan.spec) if plan.format == "both" else 0
     return sum(sizes) + copied + SIDECAR_BYTES
+
+
+def _calibration(corpus: Corpus, plan: Plan, folder: Path) -> Calibration:
+    """The calibration text in windows of tokens. Raises CalibrationError where there is too little."""
+    template = (folder / bundle.CHAT_TEMPLATE).read_text(encoding="utf-8") if plan.checkpoint.chat_template() else None
+    length = min(WINDOW, plan.spec.max_position_embeddings)
+    windows = token_windows(
+        corpus.documents,
+        Tokenizer(folder / bundle.TOKENIZER),
+        length,
+        WINDOWS,
+        None if template is None else ChatTemplate(template),
+    )
+    return Calibration(windows.ids, plan.spec)
 
 
 def _runners(plan: Plan) -> list[Runner]:
@@ -167,6 +196,7 @@ def _manifest(
         warnings=plan.warnings,
         decisions=plan.decisions,
         adapter="" if plan.adapter is None else plan.adapter.path.resolve().name,
+        calibration="" if plan.calibration is None else f"{plan.calibration.name}, sha256 {plan.calibration.sha256}",
         checks=tuple(stage.check for stage in done.stages),
         tensors=tensors,
         files=dict(sorted(files.items())),

@@ -19,8 +19,10 @@ from edge.export import recipes
 from edge.export.adapter import Adapter
 from edge.export.architectures import describe, doubts
 from edge.export.checkpoint import Checkpoint, open_checkpoint
-from edge.export.names import Weights, canonical_shapes
+from edge.export.names import WeightSource, canonical_shapes
 from edge.export.recipes import Recipe, block_size
+from edge.export.rotation import RotatedWeights
+from edge.export.text import Corpus, calibration_corpus
 from edge.runtime import bundle
 from edge.runtime.errors import ConfigError, RecipeError
 from edge.runtime.spec import ModelSpec
@@ -37,10 +39,11 @@ class Plan:
 
     source: str  # what the manifest calls it: a hub id, or the name of a file or folder
     checkpoint: Checkpoint
-    weights: Weights
+    weights: WeightSource
     recipe: Recipe
     format: Format
     adapter: Adapter | None  # merged into the weights
+    calibration: Corpus | None  # where the recipe needs text
     warnings: tuple[str, ...]
     decisions: tuple[str, ...]  # what the user set against the checkpoint
 
@@ -76,7 +79,9 @@ class Plan:
         """Same key, same bytes. Files are known by size and time here: hashing 19 GB to begin would take too long."""
         stats = [(str(path.resolve()), path.stat()) for path in self.source_files]
         files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-        text = json.dumps([files, asdict(self.spec), asdict(self.recipe), self.format, versions(self.format)])
+        text_sha256 = None if self.calibration is None else self.calibration.sha256
+        choices = [asdict(self.spec), asdict(self.recipe), text_sha256, self.format, versions(self.format)]
+        text = json.dumps([files, *choices])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -89,13 +94,17 @@ def make_plan(
     head: str | None = None,
     adapter: str | Path | None = None,
     rope_theta: float | None = None,
+    calibration: str | Path | None = None,
 ) -> Plan:
-    """Open and check everything that export reads. Raises CheckpointError and RecipeError."""
+    """Open and check everything that export reads. Raises CheckpointError, RecipeError and CalibrationError."""
     if format not in FORMATS:
         raise RecipeError(f"format {format!r} is unknown, expected {', '.join(FORMATS)}")
     chosen = recipes.find_recipe(recipe)
+    if calibration is not None and not chosen.calibrated:
+        fitting = ", ".join(name for name, other in recipes.recipes().items() if other.calibrated)
+        raise RecipeError(f"recipe {recipe} takes no calibration text; leave it out, or use one of {fitting}")
     checkpoint = open_checkpoint(source)
-    spec, weights = describe(checkpoint)
+    spec, stored = describe(checkpoint)
     decisions: tuple[str, ...] = ()
     if rope_theta is not None:
         if not 0 < rope_theta < math.inf:
@@ -103,16 +112,20 @@ def make_plan(
         decisions = (f"rope_theta {rope_theta:,.0f}; the checkpoint says {spec.rope_theta:,.0f}",)
         spec = replace(spec, rope_theta=rope_theta)
     change = None if adapter is None else Adapter(Path(adapter), spec)
+    own = replace(stored, spec=spec, change=change)
+    weights: WeightSource = RotatedWeights(own) if chosen.rotate else own
+    spec = weights.spec
     chosen = chosen.with_vocabulary(embedding, head, tied=spec.tied_embeddings)
     if format != "openvino":
         _check_groups(chosen, spec)
     return Plan(
         Path(source).resolve().name if Path(source).exists() else str(source),
         checkpoint,
-        replace(weights, spec=spec, change=change),
+        weights,
         chosen,
         format,
         change,
+        calibration_corpus(calibration) if chosen.calibrated else None,
         (*doubts(checkpoint, spec), *(_copied(chosen, spec) if format == "both" else ())),
         decisions,
     )

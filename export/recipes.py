@@ -19,6 +19,7 @@ import tomllib
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
+from typing import Literal, get_args
 
 from edge.runtime.errors import RecipeError
 
@@ -27,6 +28,9 @@ MIN_GROUP_SIZE = 32  # smaller groups fall off the fast kernels (as nncf's Advan
 # Weights that share a scale in onnxruntime's kernels (core/mlas/lib/qnbitgemm.cpp); larger groups repeat theirs.
 ONNX_BLOCKS = range(16, 256 + 1)
 EMBEDDING, HEAD = "embed.weight", "lm_head.weight"
+# How 4-bit integers are chosen: from the weights alone, or from what calibration text gives them as input.
+Method = Literal["data-free", "scale-estimation", "gptq"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,13 @@ class Recipe:
     linear: Precision
     embedding: Precision  # also of a head that is tied to it
     head: Precision
+    method: Method = "data-free"
+    rotate: bool = False  # the residual stream, before anything is rounded
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs calibration text."""
+        return self.method != "data-free"
 
     def with_vocabulary(self, embedding: str | None, head: str | None, *, tied: bool) -> Recipe:
         """The same recipe with other precisions for embedding and head. Raises RecipeError."""
@@ -140,10 +151,19 @@ def recipes() -> dict[str, Recipe]:
     return {name: _recipe(name, **table) for name, table in tables.items()}
 
 
-def _recipe(name: str, description: str, linear: str, embedding: str | None = None, head: str | None = None) -> Recipe:
+def _recipe(
+    name: str,
+    description: str,
+    linear: str,
+    embedding: str | None = None,
+    head: str | None = None,
+    method: Method = "data-free",
+    rotate: bool = False,
+) -> Recipe:
+    assert method in METHODS, f"{name}: method {method!r}"
     precision = Precision.parse(linear)
     default = precision if precision.is_float else Precision(8, precision.symmetric)
-    recipe = Recipe(name, description, precision, default, default)
+    recipe = Recipe(name, description, precision, default, default, method, rotate)
     return recipe.with_vocabulary(embedding, head, tied=False)
 
 

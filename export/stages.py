@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from edge.export.names import Weights, canonical_shapes
+from edge.export import gptq
+from edge.export.calibration import Calibration
+from edge.export.names import WeightSource, canonical_shapes
 from edge.export.output import Journal, write_durably
 from edge.export.plan import Plan, tensor_sha256
 from edge.export.recipes import EMBEDDING, HEAD, Precision
 from edge.export.store import StoredWeight, WeightStore
-from edge.export.tensors import FloatArray, Weight, as_unsigned, to_float32
+from edge.export.tensors import Float32Array, FloatArray, Weight, as_unsigned, to_float32
 from edge.export.verify import Golden, Verifier
 from edge.runtime.bundle import StageCheck
 from edge.runtime.errors import TensorError, VerificationError
@@ -79,11 +81,13 @@ def compress(
     store: WeightStore,
     verifier: Verifier,
     journal: Journal,
+    calibration: Calibration | None,
     progress: Callable[[Progress], None],
 ) -> Compressed:
     """Compress all weights into the store, stage by stage, and check each stage beside the next one's compression.
 
-    The head is not in the journal: it is the last stage, and its check gives the golden logits.
+    calibration: for a recipe that needs it, with nothing computed yet. The head is not in the journal: it is the last
+    stage, and its check gives the golden logits.
     """
     from edge.export.compress import Compressor  # nncf takes seconds to import
 
@@ -95,10 +99,12 @@ def compress(
     resumed = done[first - 1] if first else 0
     if first:
         verifier.hidden = np.load(_hidden_file(journal, first))
+        if calibration is not None:
+            calibration.hidden = np.load(_calibration_file(journal, first))
     golden: Golden | None = None
     compressor = Compressor()
 
-    def keep_and_check(index: int, packed: Mapping[str, Weight]) -> Stage:
+    def keep_and_check(index: int, packed: Mapping[str, Weight], calibrated: Float32Array | None) -> Stage:
         """Store one stage, check what was stored, and record it. Runs in the second thread."""
         nonlocal golden
         for name, weight in packed.items():
@@ -111,11 +117,12 @@ def compress(
         if golden is None:
             store.sync()
             store.hash_written()
-            buffer = io.BytesIO()
-            np.save(buffer, verifier.hidden)
-            write_durably(_hidden_file(journal, index + 1), buffer.getvalue())
+            _keep(verifier.hidden, _hidden_file(journal, index + 1))
+            if calibrated is not None:
+                _keep(calibrated, _calibration_file(journal, index + 1))
             journal.add(stage.to_json())
-            _hidden_file(journal, index).unlink(missing_ok=True)
+            for old in (_hidden_file(journal, index), _calibration_file(journal, index)):
+                old.unlink(missing_ok=True)
         return stage
 
     def finish(pending: Future[Stage]) -> None:
@@ -128,11 +135,11 @@ def compress(
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(1) as second:
         pending: Future[Stage] | None = None
         for index in range(first, len(names)):
-            packed = _pack(names[index], plan, compressor)
+            packed = _pack(names[index], plan, compressor, calibration)
             if pending is not None:
                 finish(pending)
                 plan.checkpoint.release()
-            pending = second.submit(keep_and_check, index, packed)
+            pending = second.submit(keep_and_check, index, packed, None if calibration is None else calibration.hidden)
         assert pending is not None, "the head is always done"
         finish(pending)
     assert golden is not None
@@ -159,24 +166,36 @@ def _parameters(stage: str, spec: ModelSpec) -> int:
     return sum(math.prod(shapes[name]) for name in _own(stage, spec))
 
 
-def _pack(stage: str, plan: Plan, compressor: Compressor) -> dict[str, Weight]:
+def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibration | None) -> dict[str, Weight]:
     """The weights of a stage, each in the precision that the recipe gives it. Raises TensorError."""
     own = _own(stage, plan.spec)
     plan.checkpoint.prefetch(part for name in own for part in plan.weights.sources[name])
     floats = {name: plan.weights.read(name) for name in own}
-    packed: dict[str, Weight] = {}
-    for name, weight in floats.items():
+
+    def compressed(name: str, inputs: Float32Array | None = None) -> Weight:
+        weight = floats[name]
         precision = plan.recipe.precision_of(name, weight.shape)[0]
         if precision.is_float:
-            packed[name] = _to_float(weight, name, precision)
+            return _to_float(weight, name, precision)
+        if inputs is None or precision.bits > 4:
+            packed = compressor.compress(name, weight, precision)
+        elif plan.recipe.method == "gptq":
+            packed = gptq.quantize(to_float32(weight), inputs, precision)
         else:
-            compressed = compressor.compress(name, weight, precision)
-            packed[name] = compressed if plan.openvino else as_unsigned(compressed)  # ONNX has no signed operators
+            packed = compressor.estimate_scales(name, weight, precision, inputs)
+        return packed if plan.openvino else as_unsigned(packed)  # ONNX has no signed operators
+
+    fitted: dict[str, Weight] = {}
+    if calibration is not None and stage.startswith("block "):
+        fitted = calibration.block(int(stage.removeprefix("block ")), floats, compressed)
+    packed = {name: fitted[name] if name in fitted else compressed(name) for name in own}
+    if calibration is not None and stage == "embedding":
+        calibration.embed(packed[EMBEDDING])
     return packed
 
 
 def _check(
-    stage: str, verifier: Verifier, weights: Weights, packed: Mapping[str, Weight]
+    stage: str, verifier: Verifier, weights: WeightSource, packed: Mapping[str, Weight]
 ) -> tuple[StageCheck, Golden | None]:
     """One stage against the checkpoint's own weights; with golden logits after the head. Raises TensorError, too."""
     floats = {name: weights.read(name) for name in packed}
@@ -221,3 +240,14 @@ def done_bytes(journal: Journal) -> int:
 def _hidden_file(journal: Journal, stages_done: int) -> Path:
     """Hidden states of both models after so many stages, which the next one goes on from."""
     return journal.folder / f"hidden-{stages_done}.npy"
+
+
+def _calibration_file(journal: Journal, stages_done: int) -> Path:
+    """The same of the calibration text."""
+    return journal.folder / f"calibration-{stages_done}.npy"
+
+
+def _keep(array: Float32Array, path: Path) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_durably(path, buffer.getvalue())

@@ -104,6 +104,7 @@ class Manifest:
     warnings: tuple[str, ...]  # what export doubted and did all the same
     decisions: tuple[str, ...]  # what the user set against the checkpoint
     adapter: str  # folder name of the LoRA merged into the weights; empty where there is none
+    calibration: str  # name and hash of the text that integers were fitted to; empty where there is none
     checks: tuple[StageCheck, ...]
     tensors: Mapping[str, TensorRecord]
     files: Mapping[str, FileRecord]
@@ -151,6 +152,7 @@ class Manifest:
                 warnings=tuple(str(warning) for warning in data["warnings"]),
                 decisions=tuple(str(decision) for decision in data["decisions"]),
                 adapter=str(data["adapter"]),
+                calibration=str(data.get("calibration", "")),  # bundles of earlier versions have none
                 checks=tuple(
                     StageCheck(str(c["stage"]), float(c["error"]), float(c["expected"])) for c in data["checks"]
                 ),

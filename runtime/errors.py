@@ -5,6 +5,8 @@
     │   ├── ConfigError          a config value is missing, mistyped or unsupported
     │   └── TensorError          a tensor is missing, unexpected, misshapen or truncated
     ├── RecipeError              an unknown recipe, or one that cannot be applied
+    ├── CalibrationError         text to calibrate or to measure with that cannot be used
+    ├── ProfileError             a profile that cannot be read, or two that cannot be compared
     ├── OutputError              the output folder exists, cannot be written, or the disk is full
     ├── BundleError              a bundle is incomplete, altered, or of another schema
     │   └── VerificationError    a bundle opens, but computes something else than it should
@@ -42,6 +44,14 @@ class TensorError(CheckpointError):
 
 class RecipeError(EdgeError):
     """The recipe is unknown or cannot be applied."""
+
+
+class CalibrationError(EdgeError):
+    """Text to calibrate or to measure with is unreadable, too short, or the same for both."""
+
+
+class ProfileError(EdgeError):
+    """A profile does not read as one, or what two of them measured cannot be compared."""
 
 
 class OutputError(EdgeError):

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from edge.export.stages import Progress
     from edge.runtime.bundle import Manifest
 
-NATIVE_ONLY = ("embedding", "head", "adapter", "rope_theta")  # arguments that the other frontend has no use for
+NATIVE_ONLY = (
+    "embedding",
+    "head",
+    "adapter",
+    "rope_theta",
+    "calibration",
+)  # arguments that the other frontend has no use for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embedding", metavar="PRECISION", help="of the embedding, like int4-asym-g128")
     parser.add_argument("--head", metavar="PRECISION", help="of the vocabulary projection, like int4-asym-g128")
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT LoRA to merge into the weights")
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="text or .jsonl for recipes that are fitted to text. default: docstrings of Python's standard library",
+    )
     parser.add_argument("--rope-theta", type=float, metavar="X", help="replace the checkpoint's rotary base")
     parser.add_argument("--force", action="store_true", help="replace OUT if it is a bundle")
 
@@ -98,6 +109,7 @@ def _export(args: argparse.Namespace, progress: Callable[[Progress], None]) -> M
         head=args.head,
         adapter=args.adapter,
         rope_theta=args.rope_theta,
+        calibration=args.calibration,
         force=args.force,
         progress=progress,
     )

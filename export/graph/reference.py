@@ -53,14 +53,18 @@ class ReferenceBuilder:
         heads = qkv.reshape(batch, tokens, -1, spec.head_dim).swapaxes(1, 2)  # (B, n + 2 n_kv, T, head_dim)
         turning, repeats = spec.num_heads + spec.num_kv_heads, spec.num_heads // spec.num_kv_heads
         qk = _rotate(heads[:, :turning], spec)
-        q, k = qk[:, : spec.num_heads], np.repeat(qk[:, spec.num_heads :], repeats, axis=1)
-        v = np.repeat(heads[:, turning:], repeats, axis=1)
-        scores = q @ k.swapaxes(2, 3) / np.float32(math.sqrt(spec.head_dim))  # (B, n, T, T)
-        scores[..., np.triu(np.ones((tokens, tokens), bool), 1)] = -np.inf
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        out = weights / weights.sum(axis=-1, keepdims=True) @ v
-        joined: Float32Array = out.swapaxes(1, 2).reshape(batch, tokens, spec.q_size)
-        return joined
+        out = np.empty((batch, tokens, spec.num_heads, spec.head_dim), np.float32)
+        future = np.triu(np.full((tokens, tokens), -np.inf, np.float32), 1)
+        for row, head in np.ndindex(batch, spec.num_heads):  # scores of one head stay in a core's cache
+            key = head // repeats
+            scores = qk[row, head] @ qk[row, spec.num_heads + key].T  # (T, T)
+            scores /= np.float32(math.sqrt(spec.head_dim))
+            scores += future
+            scores -= scores.max(axis=-1, keepdims=True)
+            np.exp(scores, out=scores)
+            scores /= scores.sum(axis=-1, keepdims=True)
+            np.matmul(scores, heads[row, turning + key], out=out[row, :, head])
+        return out.reshape(batch, tokens, spec.q_size)
 
     def swiglu(self, gate_up: Float32Array, spec: ModelSpec) -> Float32Array:  # noqa: ARG002
         gate, up = np.split(gate_up, 2, axis=-1)

@@ -1,0 +1,96 @@
+"""Hide a sentence in long texts and see whether the model finds it, by length and depth.
+
+OUT is a folder for needle.json, needle.md, needle.svg and needle.png.
+
+examples:
+  edge needle glm4-int4 glm4-needle
+  edge needle glm4-int4 glm4-needle --contexts 1000,8000,32000 --depths 0,50,100 --kv-precision u8
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edge.commands import options
+
+NAME = "needle"
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers; give them like 0,50,100") from None
+
+
+def _token_counts(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of token counts; give them like 1000,4000") from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("out", metavar="OUT", help="a folder; files of an earlier run are replaced")
+    options.add_engine(parser)
+    parser.add_argument(
+        "--contexts", type=_token_counts, default="1000,2000,4000", metavar="N,N", help="default: 1000,2000,4000"
+    )
+    parser.add_argument(
+        "--depths", type=_numbers, default="0,25,50,75,100", metavar="P,P", help="percent; default: 0,25,50,75,100"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another needle; default: 0")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    import matplotlib  # noqa: F401  # before anything is computed for plots that could not be drawn
+
+    from edge.api import load
+    from edge.profiles import needle
+    from edge.profiles.plot import png_bytes, svg_bytes
+    from edge.runtime.errors import OutputError
+    from edge.runtime.files import write_atomically
+
+    out = Path(args.out)
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is there and is no folder; name another one")
+    llm = load(args.bundle, **options.engine_settings(args))
+    with _progress() as progress:
+        result = needle.run(llm, args.contexts, args.depths, args.seed, progress)
+    figure = needle.heat_map(result)
+    shown = needle.to_markdown(result)
+    files = {
+        "json": result.to_json().encode(),
+        "md": (shown + f"\n![margin by depth and length]({NAME}.png)\n").encode(),
+        "svg": svg_bytes(figure),
+        "png": png_bytes(figure),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be made ({error.strerror or error}); name another folder") from error
+    for kind, content in files.items():
+        write_atomically(out / f"{NAME}.{kind}", [content])
+    print(files["json"].decode() if args.json else shown + f"\n{out}: {', '.join(f'{NAME}.{kind}' for kind in files)}")
+    return 0
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr; nothing where stderr is no terminal."""
+    import sys
+
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("asking", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

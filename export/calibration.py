@@ -1,0 +1,95 @@
+"""Calibration: tokens of real text carried through the model while it is compressed.
+
+In: windows of tokens, and one stage after the other. Out: the stage's weights, each rounded by what the tokens give it
+as input. Inputs come from the compressed stages before, so that every matrix is fitted to what it will see. All windows
+go through one matrix after the other, so memory is that of one block and of the activations around one matrix. Knows
+nothing about files or checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.export import decoder
+from edge.export.graph.reference import ReferenceBuilder
+from edge.export.parallel import in_parallel
+from edge.export.tensors import Float32Array, Weight, rows_of
+from edge.runtime.spec import ModelSpec
+
+ROWS = 1 << 8  # of a matrix in float32 at a time
+WINDOW = 512  # tokens; less where the model takes less
+WINDOWS = 32
+Pack = Callable[[str, Float32Array], Weight]  # a matrix's name and inputs (T, K) -> its compressed form
+
+
+class Calibration:
+    """Hidden states of all windows, (n, T, H) float32, between two stages. Set `hidden` to resume."""
+
+    def __init__(self, ids: npt.NDArray[np.int64], spec: ModelSpec) -> None:
+        """ids: (n, T)."""
+        self._ids, self._spec = ids, spec
+        self.hidden: Float32Array = np.zeros((0,), np.float32)
+
+    def embed(self, embedding: Weight) -> None:
+        """Start, with the compressed embedding."""
+        self.hidden = ReferenceBuilder({"embed.weight": embedding}, self._spec).embedding(self._ids, "embed")
+
+    def block(self, layer: int, weights: Mapping[str, Weight], pack: Pack) -> dict[str, Weight]:
+        """Compress a block's matrices in the order in which tokens meet them, and go behind the block."""
+        builder = CalibratingBuilder(weights, self._spec, pack)
+        self.hidden = decoder.block(builder, self.hidden, layer, self._spec)
+        return builder.packed
+
+
+class CalibratingBuilder(ReferenceBuilder):
+    """Computes the decoder with matrices that are compressed on the way. Activations are (n, T, ...)."""
+
+    def __init__(self, weights: Mapping[str, Weight], spec: ModelSpec, pack: Pack) -> None:
+        super().__init__(weights, spec)
+        self._pack = pack
+        self.packed: dict[str, Weight] = {}
+
+    def linear(self, x: Float32Array, name: str) -> Float32Array:
+        tokens = x.reshape(-1, x.shape[-1])
+        weight = self.packed[f"{name}.weight"] = self._pack(f"{name}.weight", tokens)
+        n = weight.shape[0]
+        y = np.empty((len(tokens), n), np.float32)
+
+        def multiply(start: int) -> None:
+            y[:, start : start + ROWS] = tokens @ rows_of(weight, start, start + ROWS).T
+
+        in_parallel(multiply, range(0, n, ROWS))
+        if f"{name}.bias" in self._weights:
+            y += self._vector(f"{name}.bias")
+        return y.reshape(*x.shape[:-1], n)
+
+    def rms_norm(self, x: Float32Array, name: str, eps: float) -> Float32Array:
+        return _by_window(lambda window: super(CalibratingBuilder, self).rms_norm(window, name, eps), x, x.shape[-1])
+
+    def attention(self, qkv: Float32Array, layer: int, spec: ModelSpec) -> Float32Array:
+        return _by_window(
+            lambda window: super(CalibratingBuilder, self).attention(window, layer, spec), qkv, spec.q_size
+        )
+
+    def swiglu(self, gate_up: Float32Array, spec: ModelSpec) -> Float32Array:
+        return _by_window(
+            lambda window: super(CalibratingBuilder, self).swiglu(window, spec), gate_up, spec.intermediate_size
+        )
+
+    def add(self, a: Float32Array, b: Float32Array, name: str) -> Float32Array:  # noqa: ARG002
+        b += a  # b is nobody else's: the output of a product or of a norm
+        return b
+
+
+def _by_window(function: Callable[[Float32Array], Float32Array], x: Float32Array, width: int) -> Float32Array:
+    """The same window by window: what is made on the way stays small."""
+    out = np.empty((*x.shape[:-1], width), np.float32)
+
+    def compute(index: int) -> None:
+        out[index : index + 1] = function(x[index : index + 1])
+
+    in_parallel(compute, range(len(x)))
+    return out

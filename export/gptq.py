@@ -1,0 +1,178 @@
+"""Rounding a matrix so that its product, not its weights, stays as it was: GPTQ.
+
+In: a float matrix (N, K), inputs that it will meet (T, K), and a `Precision` of 4 bits. Out: a `PackedTensor` in the
+layout that NNCF's have. Knows nothing about graphs or where the inputs come from.
+
+Columns are rounded one after the other, those that matter most first, and what one column lost is made up for by those
+still to come (Frantar et al., GPTQ, arXiv 2210.17323; the order by the diagonal is its authors' later `act_order`). It
+is written as rounding to the nearest plane of the lattice that the Cholesky factor spans (Chen et al., The Geometry of
+LLM Quantization, arXiv 2507.18553): the same result, without the inverse. Groups get their scales beforehand, from
+clipped ranges that weigh every column by its moment.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.export.parallel import in_parallel
+from edge.export.recipes import Precision
+from edge.export.tensors import Float32Array, PackedTensor, pack
+from edge.runtime.errors import RecipeError
+
+DAMPING = 0.01  # of the mean moment, added to each: few tokens do not decide everything
+MOST_DAMPING = 1.0
+CLIPS = np.linspace(1.0, 0.6, 13, dtype=np.float32)  # shares of a group's range to try
+BLOCK = 128  # columns whose losses are passed on together, as one matrix product
+CHUNK = 1 << 17  # weights whose clips are tried together: their copies stay in a core's cache
+ROWS = 1 << 9  # of a matrix on one core at a time
+PANEL = 1 << 8  # columns of the moments on one core at a time
+SMALLEST_SCALE = np.float32(2.0**-24)  # the smallest of float16
+
+
+def quantize(weight: Float32Array, inputs: Float32Array, precision: Precision) -> PackedTensor:
+    """Round a (N, K) matrix to 4 bits for inputs (T, K). Raises RecipeError where these are not finite."""
+    assert precision.bits == 4, precision
+    n, k = weight.shape
+    group = precision.group_size or k
+    moments = _moments(inputs)
+    importance = np.diagonal(moments).copy()
+    # The last column is rounded first, so the heaviest comes last.
+    order = np.argsort(importance, kind="stable")
+    factor = _factor(moments, order)
+    scale, zero = np.empty((n, k // group), np.float32), np.empty((n, k // group), np.int8)
+    values = np.empty((n, k), np.int8)
+
+    def round_rows(start: int) -> None:
+        rows = weight[start : start + ROWS]
+        steps, middles = _scales(rows, importance, precision)
+        columns = np.ascontiguousarray(rows[:, order].T)
+        integers = _round_columns(columns, factor, order // group, steps.T.copy(), middles.T.copy(), precision)
+        scale[start : start + ROWS], zero[start : start + ROWS] = steps, middles
+        values[start : start + ROWS, order] = integers.T
+
+    in_parallel(round_rows, range(0, n, ROWS))
+    packed_zero = None if precision.symmetric else pack(zero.reshape(-1), 4)
+    data = pack(values.reshape(-1), 4)
+    return PackedTensor((n, k), 4, precision.symmetric, group, data, scale.astype(np.float16), packed_zero)
+
+
+def _moments(inputs: Float32Array) -> Float32Array:
+    """x^T x (K, K) of inputs x (T, K)."""
+    k = inputs.shape[1]
+    moments = np.empty((k, k), np.float32)
+
+    def multiply(start: int) -> None:
+        stop = start + PANEL  # what lies left of the panel is the mirror of what others compute
+        moments[start:, start:stop] = inputs[:, start:].T @ inputs[:, start:stop]
+        moments[start:stop, start:] = moments[start:, start:stop].T
+
+    in_parallel(multiply, range(0, k, PANEL))
+    return moments
+
+
+def _limits(precision: Precision) -> tuple[int, int]:
+    return (-8, 7) if precision.symmetric else (0, 15)
+
+
+def _scales(
+    rows: Float32Array, importance: Float32Array, precision: Precision
+) -> tuple[Float32Array, npt.NDArray[np.int8]]:
+    """Scale and zero point of every group of some rows, (n, K / group) each."""
+    n, k = rows.shape
+    group = precision.group_size or k
+    weights = importance.reshape(1, k // group, group) / max(float(importance.mean()), 1e-30)
+    step = max(CHUNK // k, 1)
+    found = [
+        _best_clip(rows[start : start + step].reshape(-1, k // group, group), weights, precision)
+        for start in range(0, n, step)
+    ]
+    return np.concatenate([scale for scale, _ in found]), np.concatenate([zero for _, zero in found])
+
+
+def _best_clip(
+    rows: Float32Array, weights: Float32Array, precision: Precision
+) -> tuple[Float32Array, npt.NDArray[np.int8]]:
+    """The same for rows (n, groups, group): of the clipped ranges, the one that errs least."""
+    low, high = _limits(precision)
+    least, most = np.minimum(rows.min(axis=-1), 0), np.maximum(rows.max(axis=-1), 0)
+    best = np.full(least.shape, np.inf, np.float32)
+    scale, zero = np.empty_like(best), np.zeros(best.shape, np.float32)
+    for clip in CLIPS:
+        if precision.symmetric:  # the sign of a scale is free: the longer side gets the -8
+            longer = np.where(-least >= most, -least, -most)
+            tried = _representable(clip * longer / -low)
+            middle = np.zeros_like(tried)
+        else:
+            tried = _representable(clip * (most - least) / (high - low))
+            middle = np.clip(np.rint(-clip * least / tried), low, high)
+        restored = np.clip(np.rint(rows / tried[..., None]) + middle[..., None], low, high)
+        restored -= middle[..., None]
+        restored *= tried[..., None]
+        restored -= rows
+        np.square(restored, out=restored)
+        error = np.einsum("ngk,ngk->ng", restored, np.broadcast_to(weights, restored.shape))
+        better = error < best
+        best, scale, zero = (np.where(better, new, old) for new, old in ((error, best), (tried, scale), (middle, zero)))
+    return scale, zero.astype(np.int8)
+
+
+def _representable(scale: Float32Array) -> Float32Array:
+    """The float16 that will be stored, in float32; never 0."""
+    stored = scale.astype(np.float16).astype(np.float32)
+    return np.where(stored == 0, SMALLEST_SCALE, stored).astype(np.float32)
+
+
+def _factor(moments: Float32Array, order: npt.NDArray[np.intp]) -> Float32Array:
+    """The upper Cholesky factor of the moments in this order, each row over its diagonal. Raises RecipeError.
+
+    Moments are damped as much as it takes.
+    """
+    mean = float(np.diagonal(moments).mean(dtype=np.float64))
+    if not np.isfinite(mean):
+        raise RecipeError("calibration gave activations that are NaN or infinite; is the checkpoint damaged?")
+    damping = DAMPING
+    while True:
+        damped = moments[np.ix_(order, order)]
+        damped[np.diag_indices_from(damped)] += damping * (mean or 1.0)
+        try:
+            factor: Float32Array = np.linalg.cholesky(damped).T
+        except np.linalg.LinAlgError:  # rounding made small eigenvalues negative
+            damping *= 10
+            if damping > MOST_DAMPING:
+                raise
+        else:
+            factor = np.ascontiguousarray(factor)
+            factor /= np.diagonal(factor).copy()[:, None]
+            return factor
+
+
+def _round_columns(
+    columns: Float32Array,
+    factor: Float32Array,
+    groups: npt.NDArray[np.intp],
+    scale: Float32Array,
+    zero: npt.NDArray[np.int8],
+    precision: Precision,
+) -> npt.NDArray[np.int8]:
+    """Integers (K, N) for columns (K, N), from the last to the first; scale and zero are (K / group, N).
+
+    Column i is rounded at w_i + sum over j > i of factor_ij (w_j - rounded w_j).
+    """
+    k, n = columns.shape
+    low, high = _limits(precision)
+    lost = np.empty((k, n), np.float32)  # what rounding took from each column
+    integers = np.empty((k, n), np.int8)
+    for stop in range(k, 0, -BLOCK):
+        start = max(stop - BLOCK, 0)
+        target = columns[start:stop].copy()
+        if stop < k:
+            target += factor[start:stop, stop:] @ lost[stop:]
+        for i in range(stop - 1, start - 1, -1):
+            step, middle = scale[groups[i]], zero[groups[i]]
+            rounded = np.clip(np.rint(target[i - start] / step) + middle, low, high)
+            integers[i] = rounded
+            lost[i] = columns[i] - (rounded - middle) * step
+            if i > start:
+                target[: i - start] += factor[start:i, i, None] * lost[i]
+    return integers

@@ -1,0 +1,22 @@
+"""Work that falls into independent pieces, on all cores.
+
+In: a function and its arguments. Out: its results. Each piece computes on one core (numpy lets go of Python's lock), so
+that results do not depend on how many cores there are, as those of a BLAS with several threads do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from edge.runtime.machine import physical_cores
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def in_parallel(function: Callable[[T], R], pieces: Iterable[T]) -> list[R]:
+    """The function's results, in the order of the pieces. Call it with BLAS limited to one thread."""
+    with ThreadPoolExecutor(physical_cores(), "parallel") as threads:
+        return list(threads.map(function, pieces))

@@ -1,0 +1,324 @@
+"""How far a bundle on an engine, with its settings, is from the float checkpoint.
+
+In: a loaded engine and a `Reference`. Out: an `Accuracy`: KL divergence, perplexity and agreement, all with error bars,
+and what two of them differ by. Windows run in small chunks behind each other, as a dialogue does, so that what the
+engine makes of activations and of the KV cache takes part. Knows nothing about checkpoints, recipes or files.
+
+Errors are standard errors of means over windows, whose tokens depend on each other: sqrt(var / n) of the n window
+means, with n - 1 degrees of freedom. One window has none (None).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.profiles.reference import Reference, Rows, log_sum_exp
+from edge.runtime.engines import Engine, Step
+from edge.runtime.errors import CalibrationError, ContextLengthError
+from edge.runtime.kv.pool import Sequence as CachedTokens
+
+if TYPE_CHECKING:
+    from edge.runtime.llm import LLM
+
+FloatArray = npt.NDArray[np.float64]
+
+CHUNK = 16  # new tokens of a window in one step
+AT_ONCE = {"openvino": 8}  # windows in one step; elsewhere an engine takes one sequence after the other anyway
+QUARTERS = 4
+FORMAT = 1  # of to_json
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The figures of a part of the text. KLD in nats/token."""
+
+    name: str  # a language, or "quarter 1" of the scored rows of each window
+    tokens: int
+    kld: float
+    kld_stderr: float | None
+    ppl_ratio: float
+    top1: float
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Figures of one bundle on one engine. p is the float model's distribution of the next token, q the bundle's."""
+
+    reference_key: str  # equal keys: same checkpoint, windows and scored rows
+    engine: str
+    chunk: int  # tokens
+    tokens: int  # rows scored
+    windows: int
+    kld: float  # KL(p || q), nats/token, mean
+    kld_stderr: float | None
+    kld_storage_stderr: float  # the part of kld_stderr that is there because the reference keeps only samples of tails
+    kld_median: float  # of single tokens
+    kld_p99: float  # of single tokens
+    ppl: float  # of the text to the bundle
+    reference_ppl: float  # of the text to the float model
+    ppl_ratio: float  # ppl / reference_ppl
+    ppl_ratio_stderr: float | None  # delta method: ppl_ratio times the error of the mean log-ratio
+    top1: float  # share of tokens whose most probable next token is that of the float model
+    top5: float  # share of tokens where the float model's most probable one is among the bundle's first five
+    probability_change: float  # mean of q - p of the token that follows in the text
+    probability_change_rms: float
+    languages: tuple[Part, ...]
+    quarters: tuple[Part, ...]  # of the rows of each window, from the first on: errors may grow with the context
+    per_window_kld: tuple[float, ...]  # means, for paired comparison
+    per_window_log_ratio: tuple[float, ...]  # mean log(p / q) of the token that follows in the text
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Accuracy:
+        """Raises CalibrationError for something else than `to_json` gave."""
+        try:
+            if data["format"] != FORMAT:
+                raise CalibrationError(f"accuracy of format {data['format']}, expected {FORMAT}; measure again")
+            values = {field.name: data[field.name] for field in fields(cls)}
+            parts = {name: tuple(Part(**part) for part in values[name]) for name in ("languages", "quarters")}
+            lists = {name: tuple(map(float, values[name])) for name in ("per_window_kld", "per_window_log_ratio")}
+            return cls(**(values | parts | lists))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CalibrationError(f"this is no record of an accuracy ({error!r}); measure again") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What b has more than a, on the same tokens."""
+
+    mean: float
+    stderr: float
+    z: float  # mean / stderr
+    p: float  # two-sided, normal: how likely chance alone gives as much where there is no difference
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two accuracies on the same windows: paired, so that what makes a window hard for both cancels."""
+
+    kld: Difference  # nats/token
+    log_ppl: Difference  # of the perplexities' logarithms
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """After how many tokens greedy texts leave those of the float model."""
+
+    lengths: tuple[int, ...]  # tokens in common, one number a prompt
+    new_tokens: int  # compared; a text that never leaves counts as this many
+    mean: float
+    median: float
+    never: float  # share of texts that are equal to the end
+
+
+def evaluate(
+    engine: Engine,
+    reference: Reference,
+    *,
+    chunk: int = CHUNK,
+    at_once: int | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Accuracy:
+    """Run the reference's windows through an engine. progress: windows done, windows in all.
+
+    chunk: tokens of a window in one step; 1 is decoding. at_once: windows in one step, as far as the KV pool has room;
+    None: what is quickest on the engine. Sequences are freed, also after an error. Raises ContextLengthError for
+    windows longer than the context, CalibrationError for a bundle with another vocabulary.
+    """
+    if chunk < 1:
+        raise CalibrationError(f"chunk is {chunk} tokens, expected 1 or more")
+    windows, length = reference.windows.count, reference.windows.length
+    if length > engine.max_context:
+        raise ContextLengthError(
+            f"windows of {length} tokens exceed the context of {engine.max_context}; measure with shorter windows"
+        )
+    room = engine.pool.num_free // engine.pool.blocks_for(length)
+    size = max(min(at_once or AT_ONCE.get(engine.name, 1), room), 1)
+    scores = np.zeros((len(_SCORES), windows, reference.scored))
+    for first in range(0, windows, size):
+        several = range(first, min(first + size, windows))
+        for window, rows, found in _run(engine, reference, several, chunk):
+            scores[:, window, rows] = found
+        progress(several.stop, windows)
+    return _summary(engine.name, chunk, reference, dict(zip(_SCORES, scores, strict=True)))
+
+
+def compare(a: Accuracy, b: Accuracy) -> Comparison:
+    """What b has more than a. Raises CalibrationError when they were not measured against the same reference."""
+    if a.reference_key != b.reference_key:
+        raise CalibrationError(
+            "these were measured with other checkpoints, texts or windows, so their tokens cannot be paired; measure "
+            "both with one reference"
+        )
+    if a.windows < 2:
+        raise CalibrationError("one window tells nothing about chance; measure with two or more")
+    return Comparison(
+        _difference(a.per_window_kld, b.per_window_kld), _difference(a.per_window_log_ratio, b.per_window_log_ratio)
+    )
+
+
+def first_divergence(llm: LLM, prompts: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) -> Divergence:
+    """How long greedy texts of a bundle are those of the float model.
+
+    prompts: token ids. expected: the float model's `greedy` texts for them, with a bundle of recipe fp32 and an engine
+    that rounds neither activations nor cache. Raises CalibrationError when their numbers differ, and what `generate`
+    raises.
+    """
+    if not prompts or len(prompts) != len(expected) or len(lengths := {len(text) for text in expected}) != 1:
+        raise CalibrationError(f"{len(prompts)} prompts and {len(expected)} texts, expected a text of one length each")
+    new_tokens = lengths.pop()
+    found = greedy(llm, prompts, new_tokens)
+    common = [_common(a, b) for a, b in zip(found, expected, strict=True)]
+    never = float(np.mean([n == new_tokens for n in common]))
+    return Divergence(tuple(common), new_tokens, float(np.mean(common)), float(np.median(common)), never)
+
+
+def greedy(llm: LLM, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[tuple[int, ...]]:
+    """The most probable token, `new_tokens` times, behind each prompt; stop ids do not end it."""
+    settings: dict[str, Any] = {"max_new_tokens": new_tokens, "ignore_stop_ids": True, "temperature": 0.0}
+    answers = llm.generate_batch([list(prompt) for prompt in prompts], **settings)
+    for answer in answers:
+        if answer.error is not None:
+            raise answer.error
+    return [answer.token_ids for answer in answers]
+
+
+# What is computed of each row, in this order.
+_SCORES = ("kld", "variance", "logprob", "log_ratio", "change", "top1", "top5")
+
+
+def _run(engine: Engine, reference: Reference, windows: range, chunk: int) -> Iterator[tuple[int, slice, FloatArray]]:
+    """Scores (S, r) of some of a window's rows: window, rows of the reference, scores."""
+    first_scored, length = reference.settings.first_scored, reference.windows.length
+    sequences = [CachedTokens(engine.pool) for _ in windows]
+    try:
+        for start in range(0, length - 1, chunk):  # the last token has none to predict
+            stop = min(start + chunk, length - 1)
+            steps = [
+                Step(sequence, reference.windows.ids[window, start:stop])
+                for window, sequence in zip(windows, sequences, strict=True)
+            ]
+            skipped = min(max(first_scored - start, 0), stop - start)  # rows of this chunk that are only context
+            rows = slice(max(start - first_scored, 0), max(stop - first_scored, 0))
+            for window, logits in zip(windows, engine.decode(steps), strict=True):
+                if logits.shape[1] != reference.vocab_size:
+                    raise CalibrationError(
+                        f"the bundle has a vocabulary of {logits.shape[1]}, the reference {reference.vocab_size}; "
+                        "they are not of one checkpoint"
+                    )
+                if skipped < stop - start:
+                    following = reference.windows.ids[window, start + skipped + 1 : stop + 1]
+                    yield window, rows, score(logits[skipped:], following, reference.rows[window, rows])
+    finally:
+        for sequence in sequences:
+            sequence.free()
+
+
+def score(logits: npt.NDArray[np.float32], following: npt.NDArray[np.int64], kept: Rows) -> FloatArray:
+    """What there is to know of rows of logits, beside what the reference keeps of the same rows.
+
+    logits: (R, vocab). following: (R,) the text's own next tokens. Returns (S, R) in the order of _SCORES: the KL
+    divergence and the variance of its estimate, log q of the next token, log p - log q of it, q - p of it, whether the
+    most probable token is the reference's, and whether that is among the first five.
+    """
+    log_total = log_sum_exp(logits)
+    top = _logprobs(logits, kept.top_ids, log_total)
+    p_top = kept.top_logprobs.astype(np.float64)
+    kld = np.sum(np.exp(p_top) * (p_top - top), axis=1)
+    variance = np.zeros_like(kld)
+    if samples := kept.sample_ids.shape[1]:
+        excess = kept.sample_logprobs - _logprobs(logits, kept.sample_ids, log_total)
+        kld += kept.tail * excess.mean(axis=1)
+        variance = np.square(kept.tail, dtype=np.float64) * excess.var(axis=1) / samples
+    best = kept.top_ids[:, :1]
+    of_best = np.take_along_axis(logits, best.astype(np.int64), 1)
+    logprob = _logprobs(logits, following[:, None], log_total)[:, 0]
+    p_next = kept.next_logprobs.astype(np.float64)
+    return np.stack(
+        [
+            kld,
+            variance,
+            logprob,
+            p_next - logprob,
+            np.exp(logprob) - np.exp(p_next),
+            logits.argmax(axis=1) == best[:, 0],
+            np.count_nonzero(logits > of_best, axis=1) < 5,  # of equal ones all count
+        ]
+    )
+
+
+def _logprobs(logits: npt.NDArray[np.float32], ids: npt.NDArray[Any], log_total: FloatArray) -> FloatArray:
+    found: FloatArray = np.take_along_axis(logits, ids.astype(np.int64), 1) - log_total[:, None]
+    return found
+
+
+def _summary(engine: str, chunk: int, reference: Reference, scores: dict[str, FloatArray]) -> Accuracy:
+    """Figures of scores (n, R) each."""
+    kld, log_ratio = scores["kld"], scores["log_ratio"]
+    if not np.isfinite(kld).all():
+        raise CalibrationError("the bundle gives NaN or infinity on this text; verify it (edge verify)")
+    by_language = {
+        language: [i for i, other in enumerate(reference.windows.languages) if other == language]
+        for language in dict.fromkeys(reference.windows.languages)
+    }
+    quarters = np.array_split(np.arange(reference.scored), QUARTERS)
+    ratio, ratio_stderr = math.exp(log_ratio.mean()), _stderr(log_ratio.mean(axis=1))
+    return Accuracy(
+        reference_key=reference.key,
+        engine=engine,
+        chunk=chunk,
+        tokens=kld.size,
+        windows=len(kld),
+        kld=float(kld.mean()),
+        kld_stderr=_stderr(kld.mean(axis=1)),
+        kld_storage_stderr=math.sqrt(scores["variance"].sum()) / kld.size,
+        kld_median=float(np.median(kld)),
+        kld_p99=float(np.quantile(kld, 0.99)),
+        ppl=math.exp(-scores["logprob"].mean()),
+        reference_ppl=reference.ppl,
+        ppl_ratio=ratio,
+        ppl_ratio_stderr=None if ratio_stderr is None else ratio * ratio_stderr,
+        top1=float(scores["top1"].mean()),
+        top5=float(scores["top5"].mean()),
+        probability_change=float(scores["change"].mean()),
+        probability_change_rms=math.sqrt(np.square(scores["change"]).mean()),
+        languages=tuple(_part(name, scores, np.s_[windows]) for name, windows in by_language.items()),
+        quarters=tuple(
+            _part(f"quarter {i + 1}", scores, np.s_[:, rows]) for i, rows in enumerate(quarters) if rows.size
+        ),
+        per_window_kld=tuple(kld.mean(axis=1).tolist()),
+        per_window_log_ratio=tuple(log_ratio.mean(axis=1).tolist()),
+    )
+
+
+def _part(name: str, scores: dict[str, FloatArray], place: Any) -> Part:
+    kld = scores["kld"][place]
+    ratio = math.exp(scores["log_ratio"][place].mean())
+    return Part(
+        name, kld.size, float(kld.mean()), _stderr(kld.mean(axis=1)), ratio, float(scores["top1"][place].mean())
+    )
+
+
+def _stderr(means: FloatArray) -> float | None:
+    """Standard error of the mean of window means."""
+    return float(means.std(ddof=1) / math.sqrt(means.size)) if means.size > 1 else None
+
+
+def _difference(a: Sequence[float], b: Sequence[float]) -> Difference:
+    differences = np.array(b) - np.array(a)
+    mean, stderr = float(differences.mean()), _stderr(differences)
+    assert stderr is not None, "two windows at least"
+    z = mean / stderr if stderr else math.copysign(math.inf, mean) if mean else 0.0
+    return Difference(mean, stderr, z, math.erfc(abs(z) / math.sqrt(2)))
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

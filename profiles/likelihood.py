@@ -1,0 +1,244 @@
+"""How likely given continuations are, with everything that they share computed once.
+
+In: an engine, and pairs of token ids: a context and what may follow it. Out: the log-probability of each, and whether
+greedy decoding would have written it. Knows nothing about text.
+
+Inputs are taken in the order of their ids, so one sequence in the KV cache can follow them all: it is cut back to what
+the next input has in common with the last one, and computes the rest. Contexts, few-shot examples and beginnings of any
+length are thereby computed once. No piece is a single token, whose kernels round otherwise than those for several: with
+16- and 32-bit caches the rows are those of one run over the whole input, bit by bit, on OpenVINO always and on ONNX
+Runtime with `reproducible`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from edge.runtime.engines import Engine, Ids, Logits, Step
+from edge.runtime.errors import ContextLengthError, PromptError
+from edge.runtime.kv.pool import Sequence as CachedSequence
+from edge.runtime.kv.prefix import common_prefix
+from edge.runtime.logprobs import token_logprob
+
+ROWS = 128  # of logits at once: 78 MB with a vocabulary of 151,552
+BATCH = 16  # continuations in one run of the engine, where it can
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is asked for: the log-probability of `continuation` behind `context`, both at least one token id."""
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+    @property
+    def input(self) -> tuple[int, ...]:
+        """What the model has to see: the last id is only predicted. Of a single id two, whose first row is the same."""
+        seen = self.context + self.continuation[:-1]
+        return seen if len(seen) > 1 else seen * 2
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely a continuation is."""
+
+    logprob: float  # nats, summed over its tokens
+    is_greedy: bool  # whether each of its tokens is the most likely one
+
+
+class Trunk:
+    """One sequence of the KV cache that moves from one run of ids to another, keeping what they have in common."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._sequence = CachedSequence(engine.pool)
+        self.ids: list[int] = []  # whose keys and values it holds
+        self.num_computed = 0  # tokens in all
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._sequence.free()
+
+    def seek(self, ids: Sequence[int]) -> None:
+        """Hold exactly these ids. Raises ContextLengthError and DeviceError."""
+        wanted = list(ids)
+        kept = common_prefix(self.ids, wanted)
+        if kept == len(wanted) - 1:
+            kept = max(kept - 1, 0)  # or one token would be computed alone
+        self._trim(kept)
+        for piece in _pieces(len(wanted) - kept, self._engine.prefill_chunk):
+            self._forward(wanted[len(self.ids) : len(self.ids) + piece], np.array([piece - 1], np.int64))
+
+    def extend(self, ids: Sequence[int]) -> Iterator[Logits]:
+        """Add ids; a row of logits (vocab,) behind each, valid until the next. Raises as `seek` does."""
+        done = 0
+        for piece in _pieces(len(ids), ROWS):
+            yield from self._forward(list(ids[done : done + piece]), np.arange(piece, dtype=np.int64))
+            done += piece
+
+    def branch(self, branches: Sequence[Sequence[int]]) -> list[Logits]:
+        """Logits (n, vocab) behind each id of every branch, all of which begin here, in one run of the engine.
+
+        The trunk stays where it is. Raises ContextLengthError, changing nothing, where they do not fit side by side.
+        """
+        forks: list[CachedSequence] = []
+        try:
+            for _ in branches:
+                forks.append(self._sequence.fork())
+            steps = [Step(fork, np.array(ids, np.int64)) for fork, ids in zip(forks, branches, strict=True)]
+            rows = self._engine.decode(steps)
+        finally:
+            for fork in forks:
+                fork.free()
+        self.num_computed += sum(len(ids) for ids in branches)
+        return rows
+
+    def _forward(self, ids: list[int], rows: Ids) -> Logits:
+        logits = self._engine.forward(np.array(ids, np.int64), self._sequence, rows)
+        self.ids += ids
+        self.num_computed += len(ids)
+        return logits
+
+    def _trim(self, count: int) -> None:
+        self._sequence.trim(count)
+        del self.ids[count:]
+
+
+def score(
+    engine: Engine,
+    num_tokens: int,
+    queries: Sequence[Query],
+    *,
+    batch: int = BATCH,
+    trunk: Trunk | None = None,
+    progress: Callable[[int], None] = lambda _count: None,
+) -> list[Likelihood]:
+    """The likelihood of every query, in their order.
+
+    num_tokens: of the vocabulary; rows of the head beyond it are padding and take no part. batch: how many
+    continuations of one context may share a run of the engine, where it computes several at once and does not have to
+    keep them apart (`reproducible`). trunk: to go on from, and to leave at what was computed last. progress: told how
+    many more queries are done. Raises PromptError for an empty context or continuation, ContextLengthError and
+    DeviceError.
+    """
+    inputs = _grouped(engine, queries)
+    order = sorted(inputs)
+    found: dict[int, Likelihood] = {}
+    with Trunk(engine) if trunk is None else _Borrowed(trunk) as path:
+        at = 0
+        while at < len(order):
+            group = _side_by_side(order[at:], inputs, batch if _can_batch(engine) else 1)
+            for ids, rows in zip(group, _rows(path, group, inputs[group[0]].start), strict=True):
+                asked = inputs[ids]
+                found.update(asked.likelihoods(rows, num_tokens))
+                progress(len(asked.queries))
+            at += len(group)
+    return [found[index] for index in range(len(queries))]
+
+
+class _Input:
+    """One run of ids with all that is asked about it."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.queries: dict[int, Query] = {}  # by their place in what was asked
+        self.start = length  # of the first row that is needed
+
+    def add(self, index: int, query: Query) -> None:
+        self.queries[index] = query
+        start = min(self.start, len(query.context) - 1, self.length - 2)
+        self.start = start if start > 1 else 0  # two rows at least, behind two tokens or none
+
+    def likelihoods(self, rows: Iterator[Logits] | Logits, num_tokens: int) -> dict[int, Likelihood]:
+        """From the rows of the ids from `start` on."""
+        sums = dict.fromkeys(self.queries, 0.0)
+        greedy = dict.fromkeys(self.queries, True)
+        for position, row in enumerate(rows, start=self.start + 1):  # of the id that the row predicts
+            known = row[:num_tokens]
+            best = int(known.argmax())
+            for index, query in self.queries.items():
+                place = position - len(query.context)
+                if 0 <= place < len(query.continuation):
+                    token_id = query.continuation[place]
+                    sums[index] += token_logprob(known, token_id, 0).logprob
+                    greedy[index] &= token_id == best
+        return {index: Likelihood(sums[index], greedy[index]) for index in self.queries}
+
+
+class _Borrowed:
+    """A trunk that is not ours to free."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        self._trunk = trunk
+
+    def __enter__(self) -> Trunk:
+        return self._trunk
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def _grouped(engine: Engine, queries: Sequence[Query]) -> dict[tuple[int, ...], _Input]:
+    inputs: dict[tuple[int, ...], _Input] = {}
+    for index, query in enumerate(queries):
+        if not query.context or not query.continuation:
+            raise PromptError(f"query {index} has an empty context or continuation; give at least one token id of each")
+        ids = query.input
+        if len(ids) > engine.max_context:
+            raise ContextLengthError(
+                f"query {index} has {len(ids)} tokens and the context holds {engine.max_context}; cut its context, or "
+                "load with a larger max_context or KV cache"
+            )
+        inputs.setdefault(ids, _Input(len(ids))).add(index, query)
+    return inputs
+
+
+def _can_batch(engine: Engine) -> bool:
+    """Whether sequences share blocks, and several new tokens of several sequences are computed as those of one are."""
+    return engine.pool.block_size < engine.max_context and engine.kv_layout.get("reproducible") == "False"
+
+
+def _side_by_side(
+    order: Sequence[tuple[int, ...]], inputs: dict[tuple[int, ...], _Input], batch: int
+) -> list[tuple[int, ...]]:
+    """The first inputs that branch at the same place and that one run may take."""
+    first = order[0]
+    head, rows = first[: inputs[first].start], len(first) - inputs[first].start
+    group = [first]
+    for ids in order[1:batch]:
+        start = inputs[ids].start
+        rows += len(ids) - start
+        if ids[:start] != head or rows > ROWS:
+            break
+        group.append(ids)
+    return group
+
+
+def _rows(trunk: Trunk, group: Sequence[tuple[int, ...]], start: int) -> Iterator[Iterator[Logits] | Logits]:
+    """The rows of each input of a group, from `start` on."""
+    trunk.seek(group[0][:start])
+    if len(group) > 1:
+        try:
+            yield from trunk.branch([ids[start:] for ids in group])
+            return
+        except ContextLengthError:  # no room for all of them at once
+            pass
+    for ids in group:
+        trunk.seek(ids[:start])
+        yield trunk.extend(ids[start:])
+
+
+def _pieces(count: int, limit: int) -> list[int]:
+    """`count` tokens in pieces of up to `limit`, none of which is a single one, if `count` is not."""
+    pieces = [limit] * (count // limit) + ([count % limit] if count % limit else [])
+    if len(pieces) > 1 and pieces[-1] == 1:
+        pieces[-2:] = [limit - 1, 2]
+    return pieces

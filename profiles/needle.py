@@ -1,0 +1,348 @@
+"""Needle in a haystack: is one sentence found again, wherever it stands in a long text?
+
+In: an `LLM`, context lengths, depths and a seed. Out: a `NeedleResult`, its JSON and Markdown, and a heat map. Knows
+nothing about files.
+
+The needle is "The secret number of <a city> is <a number>." between lines of CPython's documentation; the question
+about it stands at the end. Two scores. Retrieved: the greedy answer contains the number. Margin: how much more likely
+the number is than other numbers of the same length behind "The secret number of <the city> is", in nats and as a mean
+over WRONG of them; about 0 where a model cannot see it, and smooth, so that it tells models apart that answer nothing.
+
+Cells are computed in the order of their ids over one sequence in the KV cache (edge.profiles.likelihood), so that what
+two prompts have in common, the text before the needle, is read once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate, count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge.export.text import builtin_evaluation
+from edge.profiles.likelihood import Query, Trunk, score
+from edge.profiles.machine_record import machine_record, versions_record
+from edge.profiles.plot import INK
+from edge.runtime.errors import ContextLengthError, SettingsError
+from edge.runtime.llm import LLM
+from edge.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CITIES = (
+    "Aleppo",
+    "Bergen",
+    "Cuenca",
+    "Dakar",
+    "Essen",
+    "Fukuoka",
+    "Genoa",
+    "Hobart",
+    "Izmir",
+    "Jaipur",
+    "Kyiv",
+    "Lima",
+)
+DIGITS = 5
+WRONG = 4  # other numbers that the right one is compared with
+ANSWER_TOKENS = 32  # a context of N holds a prompt of N - ANSWER_TOKENS and what is written behind it
+MAX_DRAWS = 1000
+MISSED, FOUND = "○", "●"
+
+
+@dataclass(frozen=True, slots=True)
+class Needle:
+    """What is hidden and asked for."""
+
+    city: str
+    secret: str  # digits
+    wrong: tuple[str, ...]  # other numbers, of as many tokens
+
+    @property
+    def lead(self) -> str:
+        """What stands before the number, in the needle and in a full answer."""
+        return f"The secret number of {self.city} is"
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.lead} {self.secret}."
+
+    @property
+    def question(self) -> str:
+        return f"What is the secret number of {self.city}?"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One length and depth."""
+
+    context: int  # tokens of prompt and answer
+    depth: float  # percent of the haystack that stands before the needle, as asked
+    position: int  # tokens of the prompt before the needle
+    prompt_tokens: int
+    answer: str  # greedy
+    retrieved: bool  # whether the answer contains the secret
+    logprob: float  # of the secret, nats
+    wrong_logprobs: tuple[float, ...]  # of the wrong ones, nats
+
+    @property
+    def margin(self) -> float:
+        """Nats by which the secret is more likely than the wrong ones are on average."""
+        return self.logprob - math.fsum(self.wrong_logprobs) / len(self.wrong_logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class NeedleResult:
+    """All cells, and what they belong to."""
+
+    bundle: str  # name of the folder
+    recipe: str
+    engine: str
+    kv_cache: str  # precision of keys and values
+    seed: int
+    needle: Needle
+    repeats: int  # how often the longest prompt begins the text; above 1, it stands there more than once
+    cells: tuple[Cell, ...]  # by length, then depth
+    computed_tokens: int  # all that was read and written; the prompts have sum(prompt_tokens)
+    machine: dict[str, Any] = field(default_factory=machine_record)
+    versions: dict[str, str] = field(default_factory=versions_record)
+
+    def to_json(self) -> str:
+        cells = [{**asdict(cell), "margin": cell.margin} for cell in self.cells]
+        return json.dumps({**asdict(self), "cells": cells}, indent=1, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A cell before it is run."""
+
+    context: int
+    depth: float
+    position: int
+    haystack_tokens: int
+    prompt: tuple[int, ...]
+
+
+def run(
+    llm: LLM,
+    lengths: Sequence[int],
+    depths: Sequence[float] = (0, 25, 50, 75, 100),
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> NeedleResult:
+    """Hide a needle at every depth of every length, and ask for it.
+
+    lengths: tokens of prompt and answer. depths: percent. progress: told the cells done and how many there are. Raises
+    SettingsError for a length or depth that cannot be, ContextLengthError for one beyond the context, both before
+    anything is computed, and DeviceError.
+    """
+    needle = make_needle(llm.tokenizer, seed)
+    plans, repeats = _plan(llm, needle, sorted(set(lengths)), sorted(set(depths)))
+    cells: dict[tuple[int, float], Cell] = {}
+    with Trunk(llm.engine) as trunk:
+        for plan in sorted(plans, key=lambda plan: plan.prompt):
+            cells[plan.context, plan.depth] = _ask(llm, needle, plan, trunk)
+            progress(len(cells), len(plans))
+    manifest, layout = llm.bundle.manifest, llm.engine.kv_layout
+    return NeedleResult(
+        bundle=llm.bundle.path.resolve().name,
+        recipe=manifest.recipe,
+        engine=llm.engine.name,
+        kv_cache=layout["kv precision"],
+        seed=seed,
+        needle=needle,
+        repeats=repeats,
+        cells=tuple(cells[key] for key in sorted(cells)),
+        computed_tokens=trunk.num_computed,
+    )
+
+
+def make_needle(tokenizer: Tokenizer, seed: int) -> Needle:
+    """A city, its number and other numbers of as many tokens, all drawn with the seed."""
+    rng = np.random.default_rng(seed)
+    city = CITIES[int(rng.integers(len(CITIES)))]
+    drawn: list[str] = []
+    for _ in range(MAX_DRAWS):
+        number = str(rng.integers(10 ** (DIGITS - 1), 10**DIGITS))
+        fits = not drawn or len(tokenizer.encode(f" {number}")) == len(tokenizer.encode(f" {drawn[0]}"))
+        if fits and number not in drawn:
+            drawn.append(number)
+        if len(drawn) == 1 + WRONG:
+            return Needle(city, drawn[0], tuple(drawn[1:]))
+    raise AssertionError(f"no {1 + WRONG} numbers of {DIGITS} digits have as many tokens as each other")
+
+
+def to_markdown(result: NeedleResult) -> str:
+    """A table of margins, depths down and lengths across, and what it was measured with."""
+    lengths, depths = _axes(result)
+    by_place = {(cell.context, cell.depth): cell for cell in result.cells}
+    found = sum(cell.retrieved for cell in result.cells)
+    prompts = sum(cell.prompt_tokens for cell in result.cells)
+    lines = [
+        f"# Needle in a haystack: {result.bundle}",
+        "",
+        f"Recipe {result.recipe}, engine {result.engine}, keys and values in {result.kv_cache}, seed {result.seed}. "
+        f'Needle: "{result.needle.sentence}" {FOUND} the greedy answer contains the number, {MISSED} it does not: '
+        f"{found} of {len(result.cells)}. Beside it, by how many nats the number is more likely than others like it.",
+        "",
+        "| depth | " + " | ".join(f"{length:,} tokens" for length in lengths) + " |",
+        "|---:|" + "---:|" * len(lengths),
+    ]
+    for depth in depths:
+        row = [by_place[length, depth] for length in lengths]
+        lines.append(f"| {depth:g} % | " + " | ".join(_label(cell) for cell in row) + " |")
+    shared = f"{prompts:,} tokens of prompts, {result.computed_tokens:,} computed: what prompts share is read once."
+    lines += ["", f"{shared} {_about_the_text(result)}", ""]
+    lines.append(f"{result.machine['processor']}; " + ", ".join(f"{n} {v}" for n, v in result.versions.items()) + ".")
+    return "\n".join(lines) + "\n"
+
+
+def heat_map(result: NeedleResult) -> Figure:
+    """Depths down, lengths across, margins as colour and number; raises ModuleNotFoundError without matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lengths, depths = _axes(result)
+    by_place = {(cell.context, cell.depth): cell for cell in result.cells}
+    margins = np.array([[by_place[length, depth].margin for length in lengths] for depth in depths])
+    extreme = max(float(np.abs(margins).max()), 1e-3)
+    figure = Figure(figsize=(2.6 + 1.0 * len(lengths), 1.9 + 0.5 * len(depths)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(margins, cmap="RdBu", vmin=-extreme, vmax=extreme, aspect="auto")
+    axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
+    axes.set_yticks(range(len(depths)), [f"{depth:g} %" for depth in depths])
+    axes.set_xlabel("context, tokens", color=INK)
+    axes.set_ylabel("depth of the needle", color=INK)
+    axes.set_title(
+        f"{result.bundle}\n{result.recipe}, {result.engine}, {result.kv_cache} cache", color=INK, fontsize=10
+    )
+    for y, depth in enumerate(depths):
+        for x, length in enumerate(lengths):
+            colour = "white" if abs(margins[y, x]) > 0.6 * extreme else INK
+            axes.text(x, y, _label(by_place[length, depth]), ha="center", va="center", color=colour, fontsize=9)
+    bar = figure.colorbar(image, ax=axes)
+    bar.set_label("margin, nats", color=INK)
+    figure.supxlabel(f"{FOUND} answered  {MISSED} not", fontsize=8, color=INK)
+    return figure
+
+
+def _ask(llm: LLM, needle: Needle, plan: _Plan, trunk: Trunk) -> Cell:
+    """One cell: greedy answer, then the numbers behind the lead of a full answer."""
+    trunk.seek(plan.prompt)
+    answer = _greedy(llm, plan.prompt, trunk)
+    lead = tuple(llm.tokenizer.encode(_lead(llm, needle)))
+    numbers = [tuple(llm.tokenizer.encode(f" {number}")) for number in (needle.secret, *needle.wrong)]
+    queries = [Query(plan.prompt + lead, number) for number in numbers]
+    secret, *wrong = (one.logprob for one in score(llm.engine, llm.tokenizer.num_tokens, queries, trunk=trunk))
+    return Cell(
+        context=plan.context,
+        depth=plan.depth,
+        position=plan.position,
+        prompt_tokens=len(plan.prompt),
+        answer=answer,
+        retrieved=needle.secret in answer,
+        logprob=secret,
+        wrong_logprobs=tuple(wrong),
+    )
+
+
+def _greedy(llm: LLM, prompt: Sequence[int], trunk: Trunk) -> str:
+    """What `LLM.generate` would write, from a sequence that is there already."""
+    trunk.seek(prompt[:-2])
+    rows = list(trunk.extend(prompt[-2:]))
+    new: list[int] = []
+    while True:
+        best = int(rows[-1][: llm.tokenizer.num_tokens].argmax())
+        if best in llm.stop_ids:
+            break
+        new.append(best)
+        if len(new) == ANSWER_TOKENS:
+            break
+        rows = list(trunk.extend([best]))
+    return llm.tokenizer.decode(new)
+
+
+def _plan(llm: LLM, needle: Needle, lengths: Sequence[int], depths: Sequence[float]) -> tuple[list[_Plan], int]:
+    """All prompts as ids, and how often the longest begins the text. Raises SettingsError and ContextLengthError."""
+    if not lengths or not depths:
+        raise SettingsError("no lengths or no depths; give at least one of each")
+    if wrong := [depth for depth in depths if not 0 <= depth <= 100]:
+        raise SettingsError(f"a depth is {wrong[0]:g}, expected 0 to 100 percent")
+    before, after = _frame(llm, needle)
+    hidden = llm.tokenizer.encode(f"\n{needle.sentence}\n")
+    fixed = len(before) + len(hidden) + len(after)
+    answer = max(ANSWER_TOKENS, len(llm.tokenizer.encode(f"{_lead(llm, needle)} {needle.secret}")))
+    limit, least = llm.engine.max_context, fixed + answer + 1
+    if lengths[-1] > limit:
+        raise ContextLengthError(
+            f"a length is {lengths[-1]} tokens and the context holds {limit}; ask for less, or load with a larger "
+            "max_context or KV cache"
+        )
+    if lengths[0] < least:
+        raise SettingsError(
+            f"a length is {lengths[0]} tokens, expected {least} or more: question and answer take the rest"
+        )
+    lines, repeats = _haystack(llm.tokenizer, lengths[-1] - answer - fixed)
+    tokens = [token_id for line in lines for token_id in line]
+    ends = [0, *accumulate(map(len, lines))]
+    plans = []
+    for length in lengths:
+        room = length - answer - fixed
+        for depth in depths:
+            at = room if depth == 100 else ends[bisect_right(ends, room * depth / 100) - 1]  # where a line ends
+            prompt = (*before, *tokens[:at], *hidden, *tokens[at:room], *after)
+            plans.append(_Plan(length, float(depth), len(before) + at, room, prompt))
+    return plans, repeats
+
+
+def _frame(llm: LLM, needle: Needle) -> tuple[list[int], list[int]]:
+    """Ids before and behind the haystack: the chat template, where there is one, and the question."""
+    question, place = f"\n\n{needle.question}", "\x00"
+    if llm.template is None:
+        return [], llm.tokenizer.encode(f"{question}\nAnswer:")
+    text = llm.render([{"role": "user", "content": f"{place}{question}"}])
+    before, after = text.split(place)
+    return llm.tokenizer.encode(before), llm.tokenizer.encode(after)
+
+
+def _lead(llm: LLM, needle: Needle) -> str:
+    return f" {needle.lead}" if llm.template is None else needle.lead
+
+
+def _haystack(tokenizer: Tokenizer, num_tokens: int) -> tuple[list[list[int]], int]:
+    """Ids of lines, so many tokens or more of them, and how often the text is begun for that."""
+    lines: list[list[int]] = []
+    missing = num_tokens
+    for begun in count(1):
+        for line in _text():
+            lines.append(tokenizer.encode(line))
+            missing -= len(lines[-1])
+            if missing <= 0:
+                return lines, begun
+    raise AssertionError("numbers do not end")
+
+
+def _text() -> list[str]:
+    """The lines of the documentation."""
+    return "\n".join(document.text for document in builtin_evaluation()).splitlines(keepends=True)
+
+
+def _axes(result: NeedleResult) -> tuple[list[int], list[float]]:
+    return sorted({cell.context for cell in result.cells}), sorted({cell.depth for cell in result.cells})
+
+
+def _label(cell: Cell) -> str:
+    return f"{FOUND if cell.retrieved else MISSED} {cell.margin:+.1f}"
+
+
+def _about_the_text(result: NeedleResult) -> str:
+    if result.repeats == 1:
+        return "No part of the haystack stands in a prompt twice."
+    return f"The text of the haystack starts again {result.repeats - 1} times in the longest."

@@ -1,0 +1,163 @@
+"""One step of a sweep in a process of its own, and what it took.
+
+In: a task, as JSON. Out: its result, with seconds and peaks of memory. A step that fails is an error with what the
+process said; no step outlives this process. Knows nothing about what the tasks are: `worker.py` does them.
+
+The worker gets its task as one line on stdin, which then stays open: when it ends, so does the worker. It answers on
+stdout with lines of JSON: {"phase": ..., "done": ..., "total": ...}, and at last {"result": ...} or {"error": ...}.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from edge.runtime.errors import ProfileError
+
+SAMPLE_S = 0.02
+FIND_CHILDREN_EVERY = 10  # samples; the list of all processes is long
+WORKER = "edge.profiles.worker"
+
+Tell = Callable[[str, int, int], None]  # phase, done, total
+
+
+@dataclass(slots=True)
+class Peak:
+    """The most memory that a process and its children had at once, bytes, among samples."""
+
+    anonymous_bytes: int = 0  # allocated: what the system cannot drop
+    rss_bytes: int = 0  # with mapped files
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step gave and took."""
+
+    result: dict[str, Any]
+    seconds: float
+    peaks: Mapping[str, Peak]  # by phase, "" before the first; of the processes' life up to its end; empty off Linux
+
+    def peak_up_to(self, phase: str) -> Peak | None:
+        """Over a phase and all before it; None where it is not known."""
+        names = list(self.peaks)
+        chosen = [self.peaks[name] for name in names[: names.index(phase) + 1]] if phase in names else []
+        if not any(peak.rss_bytes for peak in chosen):
+            return None
+        return Peak(max(peak.anonymous_bytes for peak in chosen), max(peak.rss_bytes for peak in chosen))
+
+
+def run_step(task: Mapping[str, Any], tell: Tell = lambda _phase, _done, _total: None) -> Outcome:
+    """Run one task to its end. Raises ProfileError with the reason when it fails."""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        watch = _Watch(process.pid)
+        try:
+            watch.start()
+            process.stdin.write(json.dumps(task) + "\n")
+            process.stdin.flush()
+            answer = _listen(process.stdout, watch, tell)
+            process.wait()
+            seconds = time.perf_counter() - started
+        except BrokenPipeError:
+            process.wait()
+            answer, seconds = {}, 0.0
+        finally:
+            process.kill()  # nothing where it has ended
+            process.stdin.close()
+            process.stdout.close()
+            process.wait()
+            watch.stop()
+        if "result" in answer:
+            return Outcome(answer["result"], seconds, watch.peaks)
+        if "error" in answer:
+            raise ProfileError(answer["error"])
+        raise ProfileError(_complaint(log) or f"the process ended with {process.returncode} and said nothing")
+
+
+def _listen(lines: IO[str], watch: _Watch, tell: Tell) -> dict[str, Any]:
+    """Pass on progress until the answer comes; {} where none does."""
+    answer: dict[str, Any] = {}
+    for line in lines:
+        message = json.loads(line)
+        if "phase" in message:
+            watch.enter(message["phase"])
+            tell(message["phase"], message["done"], message["total"])
+        else:
+            answer = message
+    return answer
+
+
+def _complaint(log: IO[bytes]) -> str:
+    """The last line of what a process said."""
+    log.seek(0)
+    lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+@dataclass
+class _Watch:
+    """Samples the memory of a process and its children, from /proc; does nothing where there is none."""
+
+    root: int
+    peaks: dict[str, Peak] = field(default_factory=lambda: {"": Peak()})
+    _phase: str = ""
+    _ended: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        if sys.platform == "linux":
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+
+    def enter(self, phase: str) -> None:
+        """What is sampled from now on belongs to this phase."""
+        self.peaks.setdefault(phase, Peak())
+        self._phase = phase
+
+    def stop(self) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        members, samples = {self.root}, 0
+        while not self._ended.wait(SAMPLE_S):
+            peak, statuses = self.peaks[self._phase], [_status(pid) for pid in members]
+            anonymous, rss = (1024 * sum(status.get(key, 0) for status in statuses) for key in ("RssAnon", "VmRSS"))
+            peak.anonymous_bytes = max(peak.anonymous_bytes, anonymous)
+            peak.rss_bytes = max(peak.rss_bytes, rss)
+            if samples % FIND_CHILDREN_EVERY == 0:
+                members = _with_children(self.root)
+            samples += 1
+
+
+def _with_children(root: int) -> set[int]:
+    members = {root}
+    for pid in sorted(int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()):
+        if pid > root and _status(pid).get("PPid") in members:  # parents come before their children
+            members.add(pid)
+    return members
+
+
+def _status(pid: int) -> dict[str, int]:
+    """The numbers of /proc/PID/status, kB where they are sizes; {} for a process that is gone."""
+    try:
+        text = Path("/proc", str(pid), "status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.splitlines())
+    words = ((key, value.split()) for key, _, value in pairs)
+    return {key: int(value[0]) for key, value in words if value and value[0].isdigit()}

@@ -1,0 +1,403 @@
+"""What the float checkpoint says of a text: the log-probabilities that compressed models are measured against.
+
+In: float weights and windows of tokens. Out: a `Reference`, and the file it is kept in. The model runs a block at a
+time, as engines' graphs compute it in float32, so that memory is that of one block or of the head; a killed run goes
+on. Knows nothing about bundles or about what is compared with it.
+
+A row of logits has as many numbers as the vocabulary, so of each only this is kept: the `top` most probable tokens with
+their log-probabilities, the probability of all others together (the tail), and `samples` tokens drawn from the tail in
+proportion to their probability. KL(p || q) is then a sum over the top, and over the tail an average that has no bias:
+
+    sum_top p (log p - log q)  +  tail / samples * sum_samples (log p - log q)
+
+How far it may be off is known from the samples' own spread. On SmolLM2-135M with int4-asym-g64 and 2,044 tokens (KLD
+0.297), in % of the KLD that whole rows give, with three seeds:
+
+    top  samples  KB/token  probability of the tail  error                standard error
+     64       32       0.8                    9.0 %  -0.26 +0.25 -0.10               0.18
+    128       32       1.3                    6.3 %  -0.03 -0.20 -0.03               0.13
+    128      128       2.0                    6.3 %  +0.07 +0.04 +0.04               0.07
+    256      128       3.0                    4.1 %  +0.00 -0.03 -0.03               0.05
+
+and it falls with the square root of the tokens. Without samples a tail would have to be compared in groups of tokens,
+which bounds the KLD from below (log-sum inequality): behind 128 tokens, that misses 10.8 % of it with one group, 8.0 %
+with 256 and 5.2 % with 1,024; behind 1,024 tokens still 2.3 % with 256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.export.graph import reference as plain
+from edge.export.names import canonical_shapes
+from edge.export.output import FULL, Journal, write_durably
+from edge.export.recipes import EMBEDDING, HEAD
+from edge.export.tensors import Float32Array, FloatArray
+from edge.export.text import Windows
+from edge.runtime.errors import CalibrationError, OutputError, TensorError
+from edge.runtime.spec import ModelSpec
+
+Int32Array = npt.NDArray[np.int32]
+
+FORMAT = 1  # of the file
+BATCH_TOKENS = 1024  # that pass a block at once: more take memory and are no faster
+ROWS = 64  # of logits in memory
+VERSIONED = ("edgeglm", "openvino", "numpy")  # packages that decide the figures
+HEADER = "header.json"
+
+
+class FloatWeights(Protocol):
+    """Weights by canonical name, as `edge.export.names.Weights` has them; changed ones, too."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    def read(self, name: str) -> FloatArray: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceSettings:
+    """What is kept of each row."""
+
+    first_scored: int = 0  # row of each window; rows before it only are context (llama-perplexity: half a window)
+    top: int = 128  # most probable tokens
+    samples: int = 128  # of the tail
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What is kept of rows of logits. Log-probabilities are natural logarithms; any number of leading dimensions."""
+
+    top_ids: Int32Array  # (..., top), most probable first
+    top_logprobs: Float32Array  # (..., top)
+    tail: Float32Array  # (...), probability of all tokens that are not in the top
+    sample_ids: Int32Array  # (..., samples), drawn from the tail
+    sample_logprobs: Float32Array  # (..., samples)
+    next_logprobs: Float32Array  # (...), of the token that follows in the text
+    next_ranks: Int32Array  # (...), tokens that are more probable than the one that follows
+
+    def __getitem__(self, place: Any) -> Rows:
+        return Rows(*(getattr(self, field.name)[place] for field in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The float model's log-probabilities of a text. Row t of a window is what is said of token t + 1."""
+
+    windows: Windows
+    rows: Rows  # (n, R): rows first_scored to length - 2 of every window
+    settings: ReferenceSettings
+    vocab_size: int
+    key: str  # of everything that the figures depend on
+
+    @property
+    def scored(self) -> int:
+        """Rows of one window."""
+        return self.windows.length - 1 - self.settings.first_scored
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity of the text to the float model."""
+        return float(np.exp(-np.mean(self.rows.next_logprobs, dtype=np.float64)))
+
+
+def build(
+    weights: FloatWeights,
+    windows: Windows,
+    out: str | Path,
+    *,
+    key: str,
+    settings: ReferenceSettings | None = None,
+    progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+) -> Reference:
+    """Compute the reference and write it to `out`, or read it from there if it is that of the same key already.
+
+    key: of the weights: `Plan.key`, with what has been changed in them since. progress: stage ("block 3", "head"),
+    steps done, steps in all. What a killed or interrupted run has done stays in the folder `.NAME.partial` beside
+    `out`, which a run of the same key goes on from; an error removes it. One process at a time may write one `out`.
+    Raises CalibrationError for settings that do not fit the windows, TensorError for weights that give NaN,
+    OutputError where the file cannot be written or `out` is something else.
+    """
+    out, settings, spec = Path(out), settings or ReferenceSettings(), weights.spec
+    _check(settings, windows, spec)
+    digest = _key(key, windows, settings, spec)
+    if out.exists():
+        if not zipfile.is_zipfile(out):
+            raise OutputError(f"{out} is there and is no whole reference; delete it, or name another file")
+        try:
+            found = open_reference(out)
+        except CalibrationError:  # damaged, or of another version
+            found = None
+        if found is not None and found.key == digest:
+            return found
+    work = out.parent / f".{out.name}.partial"
+    try:
+        journal = Journal(work, digest)
+        if not journal.steps:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+        runner = _Runner(weights, windows, journal, progress)
+        runner.run_blocks()
+        runner.run_head(settings)
+        _assemble(work, windows, settings, spec, digest).replace(out)
+        shutil.rmtree(work)
+    except Exception as error:
+        shutil.rmtree(work, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
+        advice = "the disk is full; free some space" if error.errno in FULL else "choose another folder"
+        raise OutputError(f"{out} cannot be written ({error.strerror or error}): {advice}") from error
+    return open_reference(out)
+
+
+def open_reference(path: str | Path) -> Reference:
+    """Read a reference. Raises CalibrationError when the file is not there, damaged, or of another version."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            header = json.loads(archive[HEADER])
+            if header["format"] != FORMAT:
+                raise CalibrationError(
+                    f"{path} is a reference of format {header['format']}, expected {FORMAT}; delete it"
+                )
+            rows = Rows(**{field.name: archive[field.name] for field in fields(Rows)})
+            windows = Windows(archive["ids"], tuple(header["languages"]))
+        settings = ReferenceSettings(**header["settings"])
+        reference = Reference(windows, rows, settings, header["vocab_size"], header["key"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise CalibrationError(
+            f"{path} does not read as a reference ({error}); delete it, and it is made anew"
+        ) from error
+    if windows.sha256 != header["windows_sha256"] or rows.tail.shape != (windows.count, reference.scored):
+        raise CalibrationError(f"{path} does not hold what its header says; delete it, and it is made anew")
+    return reference
+
+
+def keep(logits: Float32Array, next_ids: npt.NDArray[np.int64], top: int, samples: int, seed: list[int]) -> Rows:
+    """What is kept of rows of logits.
+
+    logits: (R, vocab). next_ids: (R,). top: at most vocab; then there is no tail, and no samples. The drawing is
+    systematic: from one random start in equal steps of probability, which has no bias and spreads over the tail.
+    """
+    count, vocab = logits.shape
+    samples = 0 if top == vocab else samples
+    starts: npt.NDArray[np.float64] = np.random.default_rng(seed).random(size=(count,))
+    log_total = log_sum_exp(logits)
+    top_ids, sample_ids = np.empty((count, top), np.int32), np.empty((count, samples), np.int32)
+    tail = np.zeros(count, np.float32)
+    for row in range(count):
+        values = logits[row]
+        best = np.sort(np.argpartition(values, vocab - top)[vocab - top :])  # of equal ones the lower id first
+        top_ids[row] = best[np.argsort(-values[best], kind="stable")]
+        if samples:
+            probabilities = np.exp(values - log_total[row])  # float64
+            probabilities[top_ids[row]] = 0.0
+            sums = np.cumsum(probabilities)
+            tail[row] = sums[-1]
+            wanted = (np.arange(samples) + starts[row]) * (sums[-1] / samples)
+            sample_ids[row] = np.minimum(np.searchsorted(sums, wanted, "right"), vocab - 1)
+    next_logits = np.take_along_axis(logits, next_ids[:, None], 1)
+    return Rows(
+        top_ids,
+        _logprobs(logits, top_ids, log_total),
+        tail,
+        sample_ids,
+        _logprobs(logits, sample_ids, log_total),
+        (next_logits[:, 0] - log_total).astype(np.float32),
+        np.count_nonzero(logits > next_logits, axis=1).astype(np.int32),
+    )
+
+
+def log_sum_exp(logits: Float32Array) -> npt.NDArray[np.float64]:
+    """(R, vocab) -> (R,): the logarithm of the sum over each row, exponentials in float32 and their sum in float64."""
+    best: Float32Array = np.max(logits, axis=1)
+    shifted = logits - best[:, None]
+    np.exp(shifted, out=shifted)
+    total: npt.NDArray[np.float64] = best + np.log(shifted.sum(axis=1, dtype=np.float64))
+    return total
+
+
+def _logprobs(logits: Float32Array, ids: Int32Array, log_total: npt.NDArray[np.float64]) -> Float32Array:
+    return (np.take_along_axis(logits, ids.astype(np.int64), 1) - log_total[:, None]).astype(np.float32)
+
+
+class _Runner:
+    """Carries hidden states of all windows through the float model.
+
+    The journal has a step for the embedding and for each block; the hidden states behind the last one are in a file,
+    and each window that has been through the head in another.
+    """
+
+    def __init__(
+        self,
+        weights: FloatWeights,
+        windows: Windows,
+        journal: Journal,
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        import openvino as ov
+
+        self._core = ov.Core()
+        self._weights, self._windows, self._journal = weights, windows, journal
+        self._spec = weights.spec
+        self._progress = progress
+        self._total = 1 + self._spec.num_layers + windows.count
+
+    def run_blocks(self) -> None:
+        from edge.export.graph.openvino import block_model
+
+        if not self._journal.steps:
+            matrix = {EMBEDDING: self._weights.read(EMBEDDING)}
+            self._finish(
+                "embedding", (plain.embed(matrix, ids, self._spec) for ids in self._batches(self._windows.ids))
+            )
+        positions = np.arange(self._windows.length, dtype=np.int64)
+        for layer in range(len(self._journal.steps) - 1, self._spec.num_layers):
+            prefix = f"layers.{layer}."
+            names = [name for name in canonical_shapes(self._spec) if name.startswith(prefix)]
+            weights = {name: self._weights.read(name) for name in names}  # has to outlive the compiled model
+            compiled = self._compile(block_model(weights, layer, self._spec))
+            hidden = np.load(self._hidden_file, mmap_mode="r")
+            self._finish(
+                f"block {layer}",
+                (
+                    compiled([np.ascontiguousarray(batch), np.tile(positions, (len(batch), 1))])[0]
+                    for batch in self._batches(hidden)
+                ),
+            )
+
+    def run_head(self, settings: ReferenceSettings) -> None:
+        from edge.export.graph.openvino import head_model
+
+        folder, count = self._journal.folder, self._windows.count
+        if all(_window_file(folder, index).exists() for index in range(count)):
+            return
+        names = ["norm.weight", EMBEDDING if self._spec.tied_embeddings else HEAD]
+        weights = {name: self._weights.read(name) for name in names}
+        compiled = self._compile(head_model(weights, self._spec))
+        hidden = np.load(self._hidden_file, mmap_mode="r")
+        for index in range(count):
+            if _window_file(folder, index).exists():
+                continue
+            following, parts = self._windows.ids[index, 1:], []
+            for start in range(settings.first_scored, self._windows.length - 1, ROWS):
+                rows = slice(start, min(start + ROWS, self._windows.length - 1))
+                logits = compiled([np.ascontiguousarray(hidden[index : index + 1, rows])])[0][0]
+                if not np.isfinite(logits).all():
+                    raise TensorError("the float model gives NaN or infinity; the checkpoint is damaged")
+                seed = [settings.seed, index, start]
+                parts.append(keep(logits, following[rows], settings.top, settings.samples, seed))
+            buffer = io.BytesIO()
+            with zipfile.ZipFile(buffer, "w") as archive:
+                for f in fields(Rows):
+                    _put(archive, f.name, np.concatenate([getattr(part, f.name) for part in parts]))
+            write_durably(_window_file(folder, index), buffer.getvalue())
+            self._progress("head", 1 + self._spec.num_layers + index + 1, self._total)
+
+    def _compile(self, model: Any) -> Any:
+        config = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+        return self._core.compile_model(model, "CPU", config)
+
+    def _batches(self, array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+        """Windows, a few at a time."""
+        size = max(BATCH_TOKENS // self._windows.length, 1)
+        return (array[start : start + size] for start in range(0, self._windows.count, size))
+
+    @property
+    def _hidden_file(self) -> Path:
+        """Hidden states (n, T, H), float32, behind the last stage that is done."""
+        return self._journal.folder / f"hidden-{len(self._journal.steps)}.npy"
+
+    def _finish(self, stage: str, batches: Iterator[Float32Array]) -> None:
+        """Write the hidden states behind a stage; then it is done."""
+        old = self._hidden_file
+        new = old.with_name(f"hidden-{len(self._journal.steps) + 1}.npy")
+        shape = (self._windows.count, self._windows.length, self._spec.hidden_size)
+        with new.open("wb") as file:  # not a writable map: on a full disk that ends the process
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for batch in batches:
+                file.write(np.ascontiguousarray(batch, "<f4").data)
+            file.flush()
+            os.fsync(file.fileno())
+        self._journal.add({"stage": stage})
+        old.unlink(missing_ok=True)
+        self._progress(stage, len(self._journal.steps), self._total)
+
+
+def _window_file(folder: Path, index: int) -> Path:
+    return folder / f"window-{index}.npz"
+
+
+def _assemble(folder: Path, windows: Windows, settings: ReferenceSettings, spec: ModelSpec, key: str) -> Path:
+    """One file of all windows, in the work folder: an .npz with a JSON header beside the arrays."""
+    header = {
+        "format": FORMAT,
+        "key": key,
+        "settings": asdict(settings),
+        "vocab_size": spec.vocab_size,
+        "windows_sha256": windows.sha256,
+        "languages": list(windows.languages),
+        "versions": _versions(),
+    }
+    path = folder / "reference.npz"
+    with path.open("wb") as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(zipfile.ZipInfo(HEADER), json.dumps(header))
+            _put(archive, "ids", windows.ids)
+            for field in fields(Rows):
+                parts = []
+                for index in range(windows.count):
+                    with np.load(_window_file(folder, index), allow_pickle=False) as part:
+                        parts.append(part[field.name])
+                _put(archive, field.name, np.stack(parts))
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+def _put(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:
+    """As numpy writes it, but without the time of writing: same reference, same bytes."""
+    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def _key(key: str, windows: Windows, settings: ReferenceSettings, spec: ModelSpec) -> str:
+    decides = [FORMAT, key, spec.to_json(), windows.sha256, list(windows.languages), asdict(settings), _versions()]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in VERSIONED}
+
+
+def _check(settings: ReferenceSettings, windows: Windows, spec: ModelSpec) -> None:
+    if not 0 <= settings.first_scored < windows.length - 1:
+        raise CalibrationError(
+            f"first_scored is {settings.first_scored} in windows of {windows.length} tokens, expected 0 to "
+            f"{windows.length - 2}: the last token has none to predict"
+        )
+    if not 5 <= settings.top <= spec.vocab_size or settings.samples < 1:
+        raise CalibrationError(
+            f"top is {settings.top} and samples {settings.samples}, expected a top of 5 to {spec.vocab_size}, the "
+            "vocabulary, and 1 sample or more"
+        )
+    if windows.length > spec.max_position_embeddings:
+        raise CalibrationError(f"windows of {windows.length} tokens, the model takes {spec.max_position_embeddings}")
+    if not 0 <= int(windows.ids.min()) <= int(windows.ids.max()) < spec.vocab_size:
+        raise CalibrationError(
+            f"token {int(windows.ids.max())} is in the windows, the model has {spec.vocab_size}; use its own tokenizer"
+        )

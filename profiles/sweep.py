@@ -1,0 +1,320 @@
+"""A sweep: what each recipe costs in accuracy and buys in size and speed, on each engine.
+
+In: a checkpoint, a folder, settings. Out: a `Profile`, and the folder filled. A cell is a recipe on an engine with a
+setting; cells are measured one after the other, so that none disturbs another's time. Each export, the float reference
+and each cell have a process of their own. What is finished stands in the folder and is not measured again while all
+that decides it is the same: a sweep that was killed, or that gets one more recipe, does what is missing. Knows nothing
+about how results are shown.
+
+    profile.json     all rows                          cells/NAME-KEY.json      a row each, as soon as it is there
+    reference.npz    what the float checkpoint says    exports/NAME-KEY.json    what an export took
+    windows.npz      the text as token ids             bundles/NAME-KEY         deleted after use, unless kept
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edge.profiles.accuracy import Accuracy
+from edge.profiles.machine_record import machine_record, versions_record
+from edge.profiles.processes import Outcome, run_step
+from edge.profiles.record import PROFILE, Failure, Profile, Row
+from edge.profiles.sweep_plan import (
+    BUNDLES,
+    CELLS,
+    EXPORTS,
+    KEY_DIGITS,
+    REFERENCE,
+    WINDOWS,
+    Cell,
+    SweepPlan,
+    SweepSettings,
+    plan_sweep,
+)
+from edge.profiles.worker import write_windows
+from edge.runtime.bundle import open_bundle
+from edge.runtime.errors import BundleError, OutputError, ProfileError
+from edge.runtime.files import write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a sweep is."""
+
+    step: str  # "reference", "export int8-asym", "int8-asym/onnx"
+    phase: str  # of the step: "reference", "export", "load", "speed", "accuracy"
+    share: float  # of the step, 0 to 1
+    steps_done: int
+    num_steps: int
+    seconds_left: float | None  # about; None while nothing is known
+    row: Row | None = None  # a cell that has just been finished
+    failure: Failure | None = None  # one that has not
+
+
+def sweep(
+    source: str | Path,
+    out: str | Path,
+    settings: SweepSettings | None = None,
+    progress: Callable[[Progress], None] = lambda _progress: None,
+) -> Profile:
+    """Measure every cell that is not in `out` yet; returns and writes the profile.
+
+    A cell that fails is among the profile's failures, and the others go on. Raises what `plan_sweep` does before any
+    work, OutputError when another sweep is at work in `out`, and ProfileError when the float reference cannot be
+    computed.
+    """
+    plan = plan_sweep(source, Path(out), settings or SweepSettings())
+    with _own_folder(plan.out):
+        return _Run(plan, progress).run()
+
+
+@dataclass
+class _Run:
+    """One sweep under way."""
+
+    plan: SweepPlan
+    progress: Callable[[Progress], None]
+    rows: dict[str, Row] = field(default_factory=dict)  # by cell
+    failures: list[Failure] = field(default_factory=list)
+
+    def run(self) -> Profile:
+        plan, settings = self.plan, self.plan.settings
+        self.rows = {cell.name: row for cell in plan.cells if (row := _finished(cell, plan.out, settings)) is not None}
+        missing = [cell for cell in plan.cells if cell.name not in self.rows]
+        recipes = list(dict.fromkeys(cell.recipe for cell in missing))
+        exports = [recipe for recipe in recipes if self._exported(recipe) is None]
+        self._steps = _Steps(["reference"] * bool(missing) + ["export"] * len(exports) + ["measure"] * len(missing))
+        if missing:
+            write_windows(plan.windows, plan.out / WINDOWS)
+            task = {"task": "reference", "source": plan.source, "windows": str(plan.out / WINDOWS)}
+            self._step("reference", {**task, "out": str(plan.out / REFERENCE)})
+        for recipe in recipes:
+            self._run_recipe(recipe, [cell for cell in missing if cell.recipe == recipe])
+        profile = self._profile()
+        write_atomically(plan.out / PROFILE, [profile.to_json().encode()])
+        if not settings.keep_bundles:
+            shutil.rmtree(plan.out / BUNDLES, ignore_errors=True)
+        return profile
+
+    def _run_recipe(self, recipe: str, cells: Sequence[Cell]) -> None:
+        settings, bundle = self.plan.settings, self._bundle(recipe)
+        try:
+            cost = self._exported(recipe) or self._export(recipe)
+        except ProfileError as error:
+            for cell in cells:
+                self._steps.skip("measure")
+                self._fail(cell, f"export failed: {error}")
+            return
+        for cell in cells:
+            task = {
+                "task": "measure",
+                "bundle": str(bundle),
+                "engine": cell.engine,
+                "device": settings.device,
+                "kv_precision": cell.kv_precision,
+                "reference": str(self.plan.out / REFERENCE),
+                "chunk": settings.chunk_tokens,
+                "speed": settings.speed,
+            }
+            try:
+                outcome = self._step(cell.name, task)
+            except ProfileError as error:
+                self._fail(cell, str(error))
+                continue
+            row = _row(cell, cost, outcome)
+            write_atomically(cell.file(self.plan.out), [_json({"key": cell.key, "row": row.to_json()})])
+            self.rows[cell.name] = row
+            self.progress(self._steps.progress(cell.name, "done", 0.0, row=row))
+        if not settings.keep_bundles:
+            shutil.rmtree(bundle)
+
+    def _bundle(self, recipe: str) -> Path:
+        return self.plan.out / BUNDLES / f"{recipe}-{self.plan.export_keys[recipe][:KEY_DIGITS]}"
+
+    def _record(self, recipe: str) -> Path:
+        """What the export of a recipe took."""
+        return self.plan.out / EXPORTS / f"{self._bundle(recipe).name}.json"
+
+    def _exported(self, recipe: str) -> dict[str, Any] | None:
+        """What the export took whose bundle is still there; None where one is needed."""
+        known = _read_keyed(self._record(recipe), self.plan.export_keys[recipe])
+        return known if _opens(self._bundle(recipe)) else None
+
+    def _export(self, recipe: str) -> dict[str, Any]:
+        """Make a bundle, and keep what it took. Raises ProfileError."""
+        plan, bundle = self.plan, self._bundle(recipe)
+        calibration = None if plan.settings.calibration is None else str(plan.settings.calibration)
+        task = {"task": "export", "source": plan.source, "out": str(bundle), "recipe": recipe, "format": plan.format}
+        outcome = self._step(f"export {recipe}", {**task, "calibration": calibration})
+        whole, peak = not outcome.result.pop("resumed"), outcome.peak_up_to("export")
+        cost = {
+            **outcome.result,
+            "export_s": outcome.seconds if whole else None,
+            "export_peak_bytes": peak.anonymous_bytes if whole and peak else None,
+        }
+        write_atomically(self._record(recipe), [_json({"key": plan.export_keys[recipe], **cost})])
+        return cost
+
+    def _step(self, name: str, task: Mapping[str, Any]) -> Outcome:
+        def tell(phase: str, done: int, total: int) -> None:
+            share = done / total
+            if task["task"] == "measure" and phase != "accuracy":
+                share = 0.0  # accuracy takes the most by far
+            self.progress(self._steps.progress(name, phase, share))
+
+        self.progress(self._steps.progress(name, "start", 0.0))
+        with self._steps.timed(task["task"]):
+            return run_step(task, tell)
+
+    def _fail(self, cell: Cell, error: str) -> None:
+        self.failures.append(Failure(cell.name, error))
+        self.progress(self._steps.progress(cell.name, "failed", 0.0, failure=self.failures[-1]))
+
+    def _profile(self) -> Profile:
+        plan = self.plan
+        return Profile(
+            source=plan.plans[plan.settings.recipes[0]].source,
+            text=plan.text,
+            windows_sha256=plan.windows.sha256,
+            num_windows=plan.windows.count,
+            window_tokens=plan.windows.length,
+            machine=machine_record(),
+            versions=versions_record(),
+            rows=tuple(self.rows[cell.name] for cell in plan.cells if cell.name in self.rows),
+            failures=tuple(self.failures),
+            notes=plan.notes,
+        )
+
+
+class _Steps:
+    """Steps done and to do, and what they took: a step will take what others of its kind took on average."""
+
+    def __init__(self, kinds: Sequence[str]) -> None:
+        self._left = list(kinds)
+        self._total = len(kinds)
+        self._seconds: dict[str, list[float]] = {}
+        self._started: float | None = None
+
+    @contextmanager
+    def timed(self, kind: str) -> Iterator[None]:
+        """A step of this kind is under way; one that fails is over as well."""
+        self._started = time.perf_counter()
+        try:
+            yield
+            self._seconds.setdefault(kind, []).append(time.perf_counter() - self._started)
+        finally:
+            self._started = None
+            self._left.remove(kind)
+
+    def skip(self, kind: str) -> None:
+        """A step that turns out not to be possible."""
+        self._left.remove(kind)
+
+    def progress(
+        self, step: str, phase: str, share: float, row: Row | None = None, failure: Failure | None = None
+    ) -> Progress:
+        """What there is to tell while `share` of the step that runs is done."""
+        done = self._total - len(self._left)
+        return Progress(step, phase, share, done, self._total, self._seconds_left(share), row, failure)
+
+    def _seconds_left(self, share: float) -> float | None:
+        took = [seconds for found in self._seconds.values() for seconds in found]
+        if not took:
+            return None
+        means = {kind: sum(found) / len(found) for kind, found in self._seconds.items()}
+        overall = sum(took) / len(took)
+        left = [means.get(kind, overall) for kind in self._left]
+        under_way = 0.0
+        if self._started is not None and left:
+            elapsed = time.perf_counter() - self._started
+            whole = elapsed / share if share > 0.05 else max(left[0], elapsed)
+            under_way = whole - elapsed
+            left = left[1:]
+        return under_way + sum(left)
+
+
+def _row(cell: Cell, cost: Mapping[str, Any], outcome: Outcome) -> Row:
+    found = outcome.result
+    speed = found.get("speed")
+    peak = outcome.peak_up_to("speed") if speed is not None else None
+    return Row(
+        recipe=cell.recipe,
+        engine=cell.engine,
+        setting=cell.setting,
+        bits_per_weight=cost["bits_per_weight"],
+        weight_bytes=cost["weight_bytes"],
+        export_s=cost["export_s"],
+        export_peak_bytes=cost["export_peak_bytes"],
+        load_s=None if speed is None else found["load_s"],
+        peak_anonymous_bytes=None if peak is None else peak.anonymous_bytes,
+        peak_rss_bytes=None if peak is None else peak.rss_bytes,
+        prompt_tokens=None if speed is None else speed["prompt_tokens"],
+        ttft_ms=None if speed is None else speed["ttft_ms"],
+        decode_tokens_per_second=None if speed is None else speed["decode_tokens_per_second"],
+        kv_cache=found["kv_cache"],
+        accuracy=Accuracy.from_json(found["accuracy"]),
+    )
+
+
+def _finished(cell: Cell, out: Path, settings: SweepSettings) -> Row | None:
+    """What an earlier sweep measured of a cell; None where it did not, or not all that is asked for now."""
+    known = _read_keyed(cell.file(out), cell.key)
+    if known is None:
+        return None
+    try:
+        row = Row.from_json(known["row"])
+    except (ProfileError, KeyError, TypeError):
+        return None
+    return None if settings.speed and row.ttft_ms is None else row
+
+
+def _read_keyed(path: Path, key: str) -> dict[str, Any] | None:
+    """A JSON object of ours with this key, without it; None where there is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return data if data.pop("key") == key else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _opens(bundle: Path) -> bool:
+    try:
+        open_bundle(bundle)
+    except BundleError:
+        return False
+    return True
+
+
+@contextmanager
+def _own_folder(out: Path) -> Iterator[None]:
+    """The folder with its parts, for this process alone. Raises OutputError."""
+    try:
+        for name in (CELLS, EXPORTS, BUNDLES):
+            (out / name).mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("a")
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written ({error.strerror}); choose another folder") from error
+    with ExitStack() as stack:
+        stack.enter_context(lock)
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows: nobody is kept out
+            pass
+        except BlockingIOError as error:
+            raise OutputError(
+                f"{out} is being written by another sweep; wait for it, or choose another folder"
+            ) from error
+        yield
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

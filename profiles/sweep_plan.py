@@ -1,0 +1,221 @@
+"""What a sweep will do: the cells to measure, and everything that can be known to fail before any work.
+
+In: a checkpoint, a folder, settings as a user gives them. Out: a `SweepPlan`, or an error. Reads the text and writes
+nothing. Knows nothing about measuring.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from edge.export.plan import Format, Plan, make_plan
+from edge.export.recipes import find_recipe
+from edge.export.text import Document, Windows, builtin_evaluation, check_apart, read_documents, token_windows
+from edge.profiles.machine_record import machine_record, versions_record
+from edge.profiles.record import DEFAULT_SETTING, cell_name
+from edge.runtime import bundle as bundles
+from edge.runtime.chat import ChatTemplate
+from edge.runtime.engines import CachePrecision, EngineName
+from edge.runtime.engines.choice import PACKAGES
+from edge.runtime.errors import DeviceError, OutputError, SettingsError
+from edge.runtime.tokenizer import Tokenizer
+
+DEFAULT_RECIPES = (
+    "int8-asym",
+    "int8-sym",
+    "int4-asym-g64",
+    "int4-asym-g128",
+    "int4-sym-g128",
+    "int4-sym-channel",
+)
+ENGINES: tuple[EngineName, ...] = ("openvino", "onnx")
+MIN_WINDOWS = 2  # fewer have no standard error
+CELLS, EXPORTS, BUNDLES, REFERENCE, WINDOWS = "cells", "exports", "bundles", "reference.npz", "windows.npz"
+CELL_FORMAT = 1  # of the files in cells/ and of what is measured
+KEY_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSettings:
+    """What is measured, and how."""
+
+    recipes: tuple[str, ...] = DEFAULT_RECIPES
+    engines: tuple[EngineName, ...] = ENGINES
+    kv_precisions: tuple[CachePrecision | None, ...] = (None,)  # None: the engine's own choice
+    texts: tuple[Path, ...] = ()  # to measure by; none: Python's documentation, as in edge.export.text
+    calibration: Path | None = None  # for recipes that need text; None: docstrings of Python's library
+    num_tokens: int = 20480
+    window_tokens: int = 512
+    chunk_tokens: int = 16  # that go through an engine at once, so that the KV cache takes part in what is measured
+    device: str = "CPU"
+    speed: bool = True  # False: neither loading nor memory nor speed is measured
+    keep_bundles: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One recipe on one engine with one setting."""
+
+    recipe: str
+    engine: EngineName
+    kv_precision: CachePrecision | None
+    key: str  # of everything that decides what is measured
+
+    @property
+    def setting(self) -> str:
+        """What is asked of the engine."""
+        return DEFAULT_SETTING if self.kv_precision is None else f"kv {self.kv_precision}"
+
+    @property
+    def name(self) -> str:
+        return cell_name(self.recipe, self.engine, self.setting)
+
+    def file(self, out: Path) -> Path:
+        """Where its result goes: cells that differ in anything have files of their own."""
+        parts = (self.recipe, self.engine, *([] if self.kv_precision is None else [self.kv_precision]))
+        return out / CELLS / f"{'.'.join(parts)}-{self.key[:KEY_DIGITS]}.json"
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep that has been checked: everything that can be known to fail has not."""
+
+    source: str
+    out: Path
+    settings: SweepSettings
+    plans: Mapping[str, Plan]  # recipe -> plan of its export
+    export_keys: Mapping[str, str]  # recipe -> key of everything that decides its bundle
+    windows: Windows
+    text: str  # what it is, in words
+    cells: tuple[Cell, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def format(self) -> Format:
+        """Graphs of the bundles."""
+        return _format(self.settings)
+
+
+def plan_sweep(source: str | Path, out: Path, settings: SweepSettings) -> SweepPlan:
+    """Check everything and read the text.
+
+    Raises CheckpointError, RecipeError, SettingsError, DeviceError, CalibrationError, TokenizerError and OutputError.
+    """
+    _check_names(settings)
+    _check_folder(out)
+    pairs, notes = _able(settings)
+    plans = {recipe: make_plan(source, recipe, format=_format(settings)) for recipe in settings.recipes}
+    first = plans[settings.recipes[0]]
+    limit = first.spec.max_position_embeddings
+    if not 2 <= settings.window_tokens <= limit:
+        raise SettingsError(
+            f"windows of {settings.window_tokens} tokens are asked for, expected 2 to {limit}, the model's limit"
+        )
+    count = settings.num_tokens // settings.window_tokens
+    if count < MIN_WINDOWS:
+        raise SettingsError(
+            f"{settings.num_tokens} tokens are {count} windows of {settings.window_tokens}, expected {MIN_WINDOWS} or "
+            "more, because errors are estimated between windows; ask for more tokens or shorter windows"
+        )
+    documents, text = _documents(settings)
+    tokenizer, template = _tokenizer(first)
+    windows = token_windows(documents, tokenizer, settings.window_tokens, count, template)
+    calibration = None if settings.calibration is None else bundles.sha256_of(settings.calibration)
+    export_keys = {recipe: _hash([plan.key, calibration]) for recipe, plan in plans.items()}
+    machine = machine_record()
+    common = {
+        "format": CELL_FORMAT,
+        "windows": [windows.sha256, windows.languages],
+        "chunk": settings.chunk_tokens,
+        "device": settings.device,
+        "machine": [machine[name] for name in ("processor", "cores", "system")],
+        "versions": versions_record(),
+    }
+    cells = tuple(
+        Cell(recipe, engine, kv, _hash({**common, "export": export_keys[recipe], "engine": engine, "kv": kv}))
+        for recipe, (engine, kv) in product(settings.recipes, pairs)
+    )
+    return SweepPlan(str(source), out, settings, plans, export_keys, windows, text, cells, notes)
+
+
+def _check_names(settings: SweepSettings) -> None:
+    """Raises RecipeError, SettingsError and DeviceError."""
+    for name, values in (("recipe", settings.recipes), ("engine", settings.engines)):
+        if not values:
+            raise SettingsError(f"no {name} is given, expected one or more")
+        if twice := sorted({value for value in values if values.count(value) > 1}):
+            raise SettingsError(f"{name} {twice[0]} is given twice; once is enough")
+    for recipe in settings.recipes:
+        find_recipe(recipe)
+    for engine in settings.engines:
+        if engine not in ENGINES:
+            raise SettingsError(f"engine {engine!r} is unknown, known are {', '.join(ENGINES)}")
+        if find_spec(PACKAGES[engine]) is None:
+            raise DeviceError(f"engine {engine} is not installed; pip install 'edgeglm[{engine}]'")
+    if settings.chunk_tokens < 1:
+        raise SettingsError(f"chunks of {settings.chunk_tokens} tokens are asked for, expected 1 or more")
+
+
+def _able(settings: SweepSettings) -> tuple[list[tuple[EngineName, CachePrecision | None]], tuple[str, ...]]:
+    """Engines with the caches that they have, and what was left out. Raises SettingsError when nothing remains."""
+    from edge.runtime.engines.onnxruntime import CACHE_TYPES
+
+    pairs: list[tuple[EngineName, CachePrecision | None]] = []
+    notes = []
+    for engine, kv in product(settings.engines, settings.kv_precisions):
+        if engine == "onnx" and kv not in (None, *CACHE_TYPES):
+            notes.append(f"Left out: engine onnx has no cache of {kv}")
+        elif engine == "onnx" and settings.device.upper() != "CPU":
+            notes.append(f"Left out: engine onnx does not run on {settings.device}")
+        else:
+            pairs.append((engine, kv))
+    if not pairs:
+        raise SettingsError(f"{notes[0].removeprefix('Left out: ')}, and nothing else is asked for")
+    return pairs, tuple(dict.fromkeys(notes))
+
+
+def _check_folder(out: Path) -> None:
+    """Raises OutputError where `out` is something else than a profile."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise OutputError(f"{out} is there and is no folder; choose another name")
+    if any(out.iterdir()) and not (out / CELLS).is_dir():
+        raise OutputError(f"{out} holds something else than a profile; choose an empty or a new folder")
+
+
+def _documents(settings: SweepSettings) -> tuple[list[Document], str]:
+    """The text to measure by, and what it is in words. Raises CalibrationError."""
+    documents = [document for path in settings.texts for document in read_documents(path)]
+    text = ", ".join(path.name for path in settings.texts)
+    if not settings.texts:
+        documents, text = builtin_evaluation(), "the documentation of Python's language (pydoc_data.topics)"
+    if settings.calibration is not None:
+        check_apart(read_documents(settings.calibration), documents)
+    return documents, text
+
+
+def _tokenizer(plan: Plan) -> tuple[Tokenizer, ChatTemplate | None]:
+    """Of the checkpoint. Raises TokenizerError."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / bundles.TOKENIZER
+        plan.checkpoint.write_tokenizer(path)
+        template = plan.checkpoint.chat_template()
+        return Tokenizer(path), None if template is None else ChatTemplate(template)
+
+
+def _format(settings: SweepSettings) -> Format:
+    """Graphs for the engines that are measured, and no others."""
+    return "both" if len(settings.engines) > 1 else "onnx" if settings.engines[0] == "onnx" else "openvino"
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

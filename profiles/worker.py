@@ -1,0 +1,153 @@
+"""The steps of a sweep that have a process of their own: the float reference, an export, a measurement.
+
+In: one task, a line of JSON on stdin. Out: progress and a result, lines of JSON on stdout; `processes.py` has both
+sides of that. Knows nothing about which steps make a sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge.export.text import Windows
+from edge.profiles.processes import Tell
+from edge.runtime.engines import CachePrecision, EngineName, EngineSettings
+from edge.runtime.errors import EdgeError
+
+SPEED_PROMPT_TOKENS, SPEED_NEW_TOKENS = 512, 64  # behind which TTFT and decoding are timed; fewer in a short context
+
+
+def main() -> int:
+    """Do the task that stdin names; 0 if it gave a result."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no answer
+    line = b""
+    while not line.endswith(b"\n"):
+        if not (part := os.read(0, 1 << 16)):
+            return 1
+        line += part
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+
+    def tell(phase: str, done: int, total: int) -> None:
+        print(json.dumps({"phase": phase, "done": done, "total": total}), file=answers, flush=True)
+
+    task = json.loads(line)
+    answer: dict[str, Any]
+    try:
+        answer = {"result": TASKS[task.pop("task")](tell, **task)}
+    except EdgeError as error:
+        answer = {"error": " ".join(str(error).split())}
+    print(json.dumps(answer), file=answers, flush=True)
+    return 0 if "result" in answer else 1
+
+
+def _end_with_stdin() -> None:
+    """Whoever asked for the work is gone when the pipe ends, and nobody would read the result."""
+    while os.read(0, 1 << 16):
+        pass
+    os._exit(1)
+
+
+def export_bundle(
+    tell: Tell, source: str, out: str, recipe: str, format: str, calibration: str | None
+) -> dict[str, Any]:
+    """Export one recipe. `resumed`: whether an earlier process had done a part."""
+    from edge.export.pipeline import export
+    from edge.export.stages import Progress
+
+    resumed = False
+
+    def progress(state: Progress) -> None:
+        nonlocal resumed
+        resumed = resumed or state.resumed > 0
+        tell("export", state.done, state.total)
+
+    chosen: dict[str, Any] = {"format": format} | ({} if calibration is None else {"calibration": calibration})
+    manifest = export(source, out, recipe, force=True, progress=progress, **chosen)
+    return {
+        "resumed": resumed,
+        "weight_bytes": manifest.weight_bytes,
+        "bits_per_weight": manifest.bits_per_weight,
+        "warnings": list(manifest.warnings),
+    }
+
+
+def build_reference(tell: Tell, source: str, windows: str, out: str) -> dict[str, Any]:
+    """What the float checkpoint says of the text; goes on where an earlier process stopped."""
+    from edge.export.plan import make_plan
+    from edge.profiles.reference import build
+
+    plan = make_plan(source, "fp32", format="openvino")
+
+    def progress(_stage: str, done: int, total: int) -> None:
+        tell("reference", done, total)
+
+    reference = build(plan.weights, read_windows(Path(windows)), out, key=plan.key, progress=progress)
+    return {"ppl": reference.ppl}
+
+
+def measure_cell(
+    tell: Tell,
+    bundle: str,
+    engine: EngineName,
+    device: str,
+    kv_precision: CachePrecision | None,
+    reference: str,
+    chunk: int,
+    speed: bool,
+) -> dict[str, Any]:
+    """Load, time and measure one bundle on one engine."""
+    import time
+
+    from edge.profiles.accuracy import evaluate
+    from edge.profiles.reference import open_reference
+    from edge.profiles.speed import measure
+    from edge.runtime.llm import LLM
+
+    tell("load", 0, 1)
+    started = time.perf_counter()
+    llm = LLM(bundle, EngineSettings(engine, device, kv_precision=kv_precision))
+    found: dict[str, Any] = {"load_s": time.perf_counter() - started}
+    if speed:
+        tell("speed", 0, 1)
+        new = min(SPEED_NEW_TOKENS, llm.engine.max_context // 2)
+        prompt = min(SPEED_PROMPT_TOKENS, llm.engine.max_context - new)
+        found["speed"] = asdict(measure(llm, [prompt], new)[0])
+        llm.clear_cache()
+    tell("accuracy", 0, 1)
+    accuracy = evaluate(
+        llm.engine,
+        open_reference(reference),
+        chunk=chunk,
+        progress=lambda done, total: tell("accuracy", done, total),
+    )
+    return {**found, "kv_cache": llm.engine.kv_layout["kv precision"], "accuracy": accuracy.to_json()}
+
+
+def write_windows(windows: Windows, path: Path) -> None:
+    """Keep the text for the processes to come."""
+    with path.open("wb") as file:
+        np.savez(file, ids=windows.ids, languages=np.array(windows.languages, dtype=np.str_))
+
+
+def read_windows(path: Path) -> Windows:
+    with np.load(path, allow_pickle=False) as archive:
+        return Windows(archive["ids"], tuple(archive["languages"].tolist()))
+
+
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {
+    "reference": build_reference,
+    "export": export_bundle,
+    "measure": measure_cell,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Reports: the same profile gives the same bytes, pages stand alone, and the front is the front."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.profiles.comparison import better, compare_named
+from edge.profiles.plot import pareto_front
+from edge.profiles.record import PROFILE, Profile, Row, read_profile
+from edge.profiles.report import COLUMNS, write_report
+from edge.runtime.errors import ProfileError
+from tests.profiles.rows import accuracy, profile, row
+
+ROWS = (
+    row("int8-asym", "openvino", 0.007, 135, 91),
+    row("int8-asym", "onnx", 0.0068, 135, 115),
+    row("int4-asym-g64", "openvino", 0.29, 85.8, 105),
+    row("int4-asym-g64", "onnx", 0.288, 85.8, 124, setting="kv f16"),
+    row("fp32", "onnx", 0.0, 538, 30),
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
+def test_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
+    def beats(a: tuple[int, int], b: tuple[int, int]) -> bool:
+        return a[0] <= b[0] and a[1] <= b[1] and a != b
+
+    found = pareto_front(points)
+    assert sorted(found) == [i for i, p in enumerate(points) if not any(beats(q, p) for q in points)]
+    assert [points[i] for i in found] == sorted(points[i] for i in found)
+
+
+def test_profile_reads_again() -> None:
+    written = profile(*ROWS)
+    assert Profile.from_json(written.to_json()) == written
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.update(schema_version=99), "schema version 99"),
+        (lambda data: data.pop("text"), "missing or unknown"),
+        (lambda data: data.update(more=1), "missing or unknown"),
+        (lambda data: data["rows"][0].update(weight_bytes="many"), "weight_bytes of a row is 'many'"),
+        (lambda data: data["rows"][0].pop("load_s"), "'load_s' too many or too few"),
+        (lambda data: data["rows"][0].update(accuracy={}), "no record of an accuracy"),
+        (lambda data: data.update(rows=[1]), "a row is no object"),
+        (lambda data: data.update(rows=1), "missing or unknown"),
+    ],
+)
+def test_what_is_no_profile(change: object, message: str, tmp_path: Path) -> None:
+    data = json.loads(profile(*ROWS).to_json())
+    assert callable(change)
+    change(data)
+    (tmp_path / PROFILE).write_text(json.dumps(data))
+    with pytest.raises(ProfileError, match=message):
+        read_profile(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "3", "\ufeff{"])
+def test_no_json_at_all(text: str, tmp_path: Path) -> None:
+    (tmp_path / PROFILE).write_text(text)
+    with pytest.raises(ProfileError, match=r"no profile\.json"):
+        read_profile(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    write_report(profile(*ROWS), out)
+    return out
+
+
+def test_same_profile_same_bytes(report: Path, tmp_path: Path) -> None:
+    plots = {f"pareto_{x}.{kind}" for x in ("bytes", "speed") for kind in ("svg", "png")}
+    again = write_report(Profile.from_json(profile(*ROWS).to_json()), tmp_path)
+    assert (
+        {path.name for path in again}
+        == {path.name for path in report.iterdir()}
+        == plots | {"profile.md", "profile.html"}
+    )
+    for path in again:
+        assert path.read_bytes() == (report / path.name).read_bytes(), path.name
+
+
+def test_plots_are_whole(report: Path) -> None:
+    for name in ("pareto_bytes", "pareto_speed"):
+        root = ElementTree.parse(report / f"{name}.svg").getroot()
+        texts = {"".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")}
+        assert {"int8-asym", "int4-asym-g64", "int4-asym-g64, kv f16", "fp32", "Pareto front"} <= texts
+        assert (report / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+class _Page(HTMLParser):
+    """Tags that are open, links, and the texts of table cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.cells: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for name, value in attributes if name in ("src", "href", "xlink:href", "action")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        self.open.remove(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "td":
+            self.cells[-1] += data
+
+
+def test_page_stands_alone(report: Path) -> None:
+    text = (report / "profile.html").read_text()
+    page = _Page()
+    page.feed(text)
+    assert page.open == []
+    assert all(link.startswith("#") for link in page.links), "to places in the page itself"
+    assert "http" not in text
+    assert "//" not in re.sub(r"<!--.*?-->", "", text)
+    assert text.count("<svg") == 2
+    assert page.cells == [column.text(r) for r in ROWS for column in COLUMNS]
+    assert "model &lt;&amp;&gt; | .gguf" in text
+    for wanted in ("prefers-color-scheme: dark", "currentColor", "Left out: something.", "fp16/onnx: no memory"):
+        assert wanted in text
+
+
+def test_tables_have_a_cell_for_every_column(report: Path) -> None:
+    lines = [line for line in (report / "profile.md").read_text().splitlines() if line.startswith("| ")]
+    assert len(lines) == 1 + len(ROWS)
+    assert {len(re.split(r"(?<!\\)\|", line)) for line in lines} == {len(COLUMNS) + 2}
+    assert "http" not in (report / "profile.md").read_text()
+
+
+def test_without_speed_there_is_no_plot_of_it(tmp_path: Path) -> None:
+    (tmp_path / "pareto_speed.svg").write_text("of an earlier report")
+    write_report(profile(row(tps=None)), tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("pareto*")) == ["pareto_bytes.png", "pareto_bytes.svg"]
+    assert "| - | - |" in (tmp_path / "profile.md").read_text()
+    assert "time to the first token of a prompt" in (tmp_path / "profile.md").read_text()
+
+
+def test_report_without_rows(tmp_path: Path) -> None:
+    write_report(profile(), tmp_path)
+    assert not list(tmp_path.glob("pareto*"))
+    assert "fp16/onnx: no memory" in (tmp_path / "profile.md").read_text()
+
+
+def _with(one: Row, *windows: float) -> Row:
+    return replace(one, accuracy=accuracy(sum(windows) / len(windows), windows))
+
+
+def test_comparison_is_paired(tmp_path: Path) -> None:
+    """Windows differ by far more than rows do; in pairs the difference is clear all the same."""
+    a, b = _with(row("a"), 0.1, 0.5, 0.9, 0.3), _with(row("b"), 0.08, 0.47, 0.88, 0.27)
+    (tmp_path / PROFILE).write_text(profile(a, b).to_json())
+    (pair,) = compare_named(f"{tmp_path}:a/onnx", f"{tmp_path / PROFILE}:b/onnx")
+    differences = [-0.02, -0.03, -0.02, -0.03]
+    stderr = math.sqrt(sum((d + 0.025) ** 2 for d in differences) / 3 / 4)
+    assert pair.difference.kld.mean == pytest.approx(-0.025)
+    assert pair.difference.kld.z == pytest.approx(-0.025 / stderr)
+    assert better(pair.difference.kld) == "b"
+    (same,) = compare_named(f"{tmp_path}:a/onnx", f"{tmp_path}:a/onnx")
+    assert better(same.difference.kld) == ""
+
+
+def test_profiles_are_compared_row_by_row(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text(profile(row("a"), row("b"), row("c")).to_json())
+    (tmp_path / "two.json").write_text(profile(row("c"), row("d"), row("a")).to_json())
+    pairs = compare_named(str(tmp_path / "one.json"), str(tmp_path / "two.json"))
+    assert [(pair.a.name, pair.b.name) for pair in pairs] == [("a/onnx", "a/onnx"), ("c/onnx", "c/onnx")]
+
+
+def test_what_cannot_be_compared(tmp_path: Path) -> None:
+    one, other = row("a"), replace(row("b"), accuracy=replace(accuracy(), reference_key="another"))
+    (tmp_path / PROFILE).write_text(profile(one, other, row("c", setting="kv u8")).to_json())
+    (tmp_path / "other.json").write_text(profile(row("x"), row("y")).to_json())
+    for a, b, message in (
+        (f"{tmp_path}:a/onnx", f"{tmp_path}:b/onnx", "measured with other checkpoints, texts or windows"),
+        (f"{tmp_path}:z", f"{tmp_path}:b/onnx", "has no row 'z', it has a/onnx, b/onnx, c/onnx/kv u8"),
+        (str(tmp_path), str(tmp_path / "other.json"), "have no row of the same name; choose one of each"),
+        (str(tmp_path / "nothing"), str(tmp_path), "cannot be read"),
+    ):
+        with pytest.raises(ProfileError, match=message):
+            compare_named(a, b)
