@@ -12,11 +12,14 @@ defaults) makes Q4_0 of them; the head gets what llama.cpp gives it. That runs u
 default: this one. 9B take 18.8 GB beside the checkpoint while it runs, 5.5 GB in the end.
 
 The vocabulary has the right size and one name per id, so that llama.cpp loads it: prompts are ids, text is no use.
+
+`write_like` makes a whole file, tokenizer and all, of other weights for a GGUF that is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import subprocess
 import sys
@@ -30,7 +33,9 @@ from gguf import GGMLQuantizationType
 
 from edge.export.architectures import ARCHITECTURES, describe
 from edge.export.checkpoint import open_checkpoint
-from edge.export.names import Weights, canonical_shapes
+from edge.export.names import Weights, canonical_shapes, rotary_halves
+from edge.export.tensors import Float32Array, to_float32
+from edge.profiles.reference import FloatWeights
 from edge.runtime.errors import EdgeError
 from edge.runtime.spec import ModelSpec
 
@@ -39,6 +44,11 @@ STORED = {
     np.dtype(np.float16): GGMLQuantizationType.F16,
     np.dtype(np.float32): GGMLQuantizationType.F32,
 }
+
+GGUF_HEAD = "output.weight"
+# What a file says about itself: how its weights are stored, and the parts it is split into.
+NOT_COPIED = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version", "split.",
+              "tokenizer.ggml.add_bos_token")  # fmt: skip
 
 # argv[1:] are the file to read and the one to write.
 QUANTIZE = """
@@ -108,6 +118,44 @@ def write_gguf(path: Path, spec: ModelSpec, weights: Weights) -> None:
             weights.checkpoint.release()
     finally:
         writer.close()
+
+
+def write_like(path: Path, like: Weights, weights: FloatWeights) -> None:
+    """A GGUF with the metadata and tokenizer of the one that `like` comes from, and float32 `weights`.
+
+    Shapes are those of `like`, but for a head that may have been untied. llama.cpp reads ids as they are given: no
+    token is put before a text, whatever the file said. One weight at a time is in memory.
+    """
+    writer = gguf.GGUFWriter(path, like.checkpoint.architecture)
+    for field in gguf.GGUFReader(like.checkpoint.weight_files()[0]).fields.values():
+        if not field.name.startswith(NOT_COPIED):
+            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], inner)
+    writer.add_add_bos_token(False)
+    parts_of = {
+        name: {part: like.checkpoint.shapes[part] for part in like.sources.get(name, ())} or {GGUF_HEAD: shape}
+        for name, shape in canonical_shapes(weights.spec).items()
+    }
+    for parts in parts_of.values():
+        for part, shape in parts.items():
+            writer.add_tensor_info(part, shape, np.dtype(np.float32), 4 * math.prod(shape))
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, parts in parts_of.items():
+            weight, start = in_pairs(name, to_float32(weights.read(name)), weights.spec), 0
+            for shape in parts.values():
+                writer.write_tensor_data(np.ascontiguousarray(weight[start : start + shape[0]]))
+                start += shape[0]
+            like.checkpoint.release()
+    finally:
+        writer.close()
+
+
+def in_pairs(name: str, weight: Float32Array, spec: ModelSpec) -> Float32Array:
+    """Rows of q and k from halves back to pairs, as every GGUF that we read has them."""
+    return weight[np.argsort(rotary_halves(spec))] if ".attn.qkv." in name else weight
 
 
 def gguf_names(architecture: str, spec: ModelSpec) -> Mapping[str, tuple[str, ...]]:

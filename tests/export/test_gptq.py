@@ -1,0 +1,124 @@
+"""GPTQ against its definition, written out; and that it does what it is for."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edge.export import gptq
+from edge.export.recipes import Precision
+from edge.export.tensors import dequantize, unpack
+from edge.runtime.errors import RecipeError
+
+PRECISIONS = [Precision.parse(text) for text in ("int4-asym-g64", "int4-sym-g64", "int4-asym-channel", "int4-sym-g32")]
+Floats = npt.NDArray[np.float32]
+
+
+def make(n: int = 40, k: int = 192, tokens: int = 600, seed: int = 0) -> tuple[Floats, Floats]:
+    """A matrix (N, K) and correlated inputs (T, K), some of whose columns are heavy."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.standard_normal((k, k)) * np.exp(rng.standard_normal(k))
+    inputs = rng.standard_normal((tokens, k)) @ mixing
+    return rng.standard_normal((n, k)).astype(np.float32), inputs.astype(np.float32)
+
+
+def by_definition(weight: Floats, inputs: Floats, precision: Precision) -> Floats:
+    """The algorithm of the paper in float64: the inverse of the moments, one column after the other, heaviest first."""
+    k = weight.shape[1]
+    group = precision.group_size or k
+    moments = inputs.T.astype(np.float64) @ inputs
+    importance = np.diagonal(moments).copy()
+    scale, zero = gptq._scales(weight, importance.astype(np.float32), precision)
+    low, high = (-8, 7) if precision.symmetric else (0, 15)
+    moments[np.diag_indices(k)] += gptq.DAMPING * importance.mean()
+    left, rounded = weight.astype(np.float64), np.empty(weight.shape)
+    free = list(np.argsort(importance, kind="stable")[::-1])
+    while free:
+        column, inverse = free[0], np.linalg.inv(moments[np.ix_(free, free)])
+        step, middle = scale[:, column // group], zero[:, column // group]
+        integers = np.clip(np.rint(left[:, column] / step) + middle, low, high)
+        rounded[:, column] = (integers - middle) * step
+        lost = left[:, column] - rounded[:, column]
+        left[:, free] -= lost[:, None] * inverse[0] / inverse[0, 0]
+        free = free[1:]
+    return rounded.astype(np.float32)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_it_is_the_algorithm_of_the_paper(precision: Precision) -> None:
+    weight, inputs = make(n=12, k=64)
+    ours = dequantize(gptq.quantize(weight, inputs, precision))
+    expected = by_definition(weight, inputs, precision)
+    # A sum in float32 may fall on the other side of a half now and then, and moves what is rounded after it.
+    assert np.mean(np.isclose(ours, expected, rtol=1e-5, atol=1e-6)) > 0.97
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_products_err_less_than_those_of_rounded_weights(precision: Precision) -> None:
+    weight, inputs = make()
+    packed = gptq.quantize(weight, inputs, precision)
+    scale, _ = gptq._scales(weight, np.ones(weight.shape[1], np.float32), precision)
+    group = precision.group_size or weight.shape[1]
+    steps = np.repeat(scale, group, axis=1)
+    # Rounding to nearest without clipping errs by at least a quarter of what its steps are worth.
+    nearest = np.abs(steps) * np.random.default_rng(1).uniform(-0.5, 0.5, weight.shape).astype(np.float32)
+    assert error(dequantize(packed) - weight, inputs) < 0.5 * error(nearest, inputs)
+
+
+def error(difference: Floats, inputs: Floats) -> float:
+    return float(np.square(inputs @ difference.T).sum())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_bytes_are_laid_out_as_nncf_lays_them_out(precision: Precision) -> None:
+    weight, inputs = make()
+    packed = gptq.quantize(weight, inputs, precision)
+    assert packed.signed == precision.symmetric
+    assert packed.scale.dtype == np.float16
+    assert packed.scale.shape == (40, 192 // (precision.group_size or 192))
+    assert (packed.zero_point is None) == precision.symmetric
+    values = unpack(packed.data, weight.size, 4, signed=packed.signed)
+    assert values.min() >= (-8 if packed.signed else 0)
+    assert values.max() <= (7 if packed.signed else 15)
+
+
+def test_weights_that_are_on_the_grid_stay() -> None:
+    """Exactly representable weights lose nothing, whatever the inputs."""
+    rng = np.random.default_rng(3)
+    integers = rng.integers(0, 16, (8, 4, 64))
+    integers[..., 0], integers[..., 1] = 0, 15
+    weight = ((integers - 7) * np.float32(0.25)).reshape(8, 256).astype(np.float32)
+    _, inputs = make(k=256)
+    np.testing.assert_array_equal(dequantize(gptq.quantize(weight, inputs, Precision(4, False, 64))), weight)
+
+
+def test_the_number_of_cores_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, inputs = make(n=1100)
+    one = gptq.quantize(weight, inputs, PRECISIONS[0])
+    monkeypatch.setattr("edge.export.parallel.physical_cores", lambda: 1)
+    other = gptq.quantize(weight, inputs, PRECISIONS[0])
+    np.testing.assert_array_equal(one.data, other.data)
+    np.testing.assert_array_equal(one.scale, other.scale)
+
+
+def test_inputs_and_weights_of_zero() -> None:
+    weight, inputs = make()
+    inputs[:, 5] = 0
+    weight[3] = 0
+    packed = dequantize(gptq.quantize(weight, inputs, PRECISIONS[0]))
+    assert np.isfinite(packed).all()
+    np.testing.assert_array_equal(packed[3], 0)
+    assert np.isfinite(dequantize(gptq.quantize(weight, np.zeros_like(inputs), PRECISIONS[0]))).all()
+
+
+def test_fewer_tokens_than_columns() -> None:
+    weight, inputs = make(tokens=20)
+    assert np.isfinite(dequantize(gptq.quantize(weight, inputs, PRECISIONS[0]))).all()
+
+
+def test_activations_that_are_not_finite() -> None:
+    weight, inputs = make()
+    inputs[7, 7] = np.inf
+    with pytest.raises(RecipeError, match="NaN or infinite"), np.errstate(invalid="ignore"):
+        gptq.quantize(weight, inputs, PRECISIONS[0])

@@ -1,0 +1,56 @@
+"""Rotation changes weights and no function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.export import decoder
+from edge.export.graph.reference import ReferenceBuilder
+from edge.export.names import WeightSource, canonical_shapes
+from edge.export.plan import make_plan
+from edge.export.rotation import RotatedWeights, orthogonal
+from edge.export.tensors import Float32Array, to_float32
+from edge.runtime.errors import RecipeError
+from edge.runtime.verify import FLOAT32_BOUND
+from tests import tiny
+
+IDS = np.arange(2, 50).reshape(2, 24)
+
+
+def logits(weights: WeightSource) -> Float32Array:
+    floats = {name: to_float32(weights.read(name)) for name in canonical_shapes(weights.spec)}
+    found: Float32Array = decoder.decoder(ReferenceBuilder(floats, weights.spec), IDS, weights.spec)
+    return found
+
+
+@pytest.mark.parametrize("kind", tiny.TINIES, ids=str)
+def test_the_same_function(kind: tiny.Tiny, tmp_path: Path) -> None:
+    tiny.make(kind, tmp_path / "checkpoint")
+    weights = make_plan(tmp_path / "checkpoint", "fp32").weights
+    if weights.spec.output_norms:
+        with pytest.raises(RecipeError, match="use the -gptq recipe"):
+            RotatedWeights(weights)  # type: ignore[arg-type]
+        return
+    rotated = RotatedWeights(weights)  # type: ignore[arg-type]
+    expected, found = logits(weights), logits(rotated)
+    assert np.abs(found - expected).max() <= FLOAT32_BOUND * np.abs(expected).max()
+    assert not rotated.spec.tied_embeddings
+    changed = rotated.read("layers.0.attn.o.weight")
+    assert np.abs(changed - to_float32(weights.read("layers.0.attn.o.weight"))).max() > 0.01
+
+
+@pytest.mark.parametrize("size", [1, 2, 9, 64, 576, 96])
+def test_orthogonal(size: int) -> None:
+    matrix = orthogonal(size).astype(np.float64)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(size), atol=1e-6)
+    np.testing.assert_array_equal(orthogonal(size), orthogonal(size))
+
+
+def test_it_spreads_an_outlier_over_all_channels() -> None:
+    """One heavy channel is as heavy as all others afterwards."""
+    stream = np.zeros(4096, np.float32)
+    stream[17] = 64
+    np.testing.assert_allclose(np.abs(stream @ orthogonal(4096)), 1, rtol=1e-5)
