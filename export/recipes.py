@@ -82,11 +82,12 @@ class Recipe:
     head: Precision
     method: Method = "data-free"
     rotate: bool = False  # the residual stream, before anything is rounded
+    awq: bool = False  # scale channels by their inputs, before a block is rounded
 
     @property
     def calibrated(self) -> bool:
         """Whether it needs calibration text."""
-        return self.method != "data-free"
+        return self.method != "data-free" or self.awq
 
     def with_vocabulary(self, embedding: str | None, head: str | None, *, tied: bool) -> Recipe:
         """The same recipe with other precisions for embedding and head. Raises RecipeError."""
@@ -159,11 +160,12 @@ def _recipe(
     head: str | None = None,
     method: Method = "data-free",
     rotate: bool = False,
+    awq: bool = False,
 ) -> Recipe:
     assert method in METHODS, f"{name}: method {method!r}"
     precision = Precision.parse(linear)
     default = precision if precision.is_float else Precision(8, precision.symmetric)
-    recipe = Recipe(name, description, precision, default, default, method, rotate)
+    recipe = Recipe(name, description, precision, default, default, method, rotate, awq)
     return recipe.with_vocabulary(embedding, head, tied=False)
 
 

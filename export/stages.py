@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from edge.export import gptq
+from edge.export import awq, gptq
 from edge.export.calibration import Calibration
 from edge.export.names import WeightSource, canonical_shapes
 from edge.export.output import Journal, write_durably
@@ -177,7 +177,7 @@ def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibrati
         precision = plan.recipe.precision_of(name, weight.shape)[0]
         if precision.is_float:
             return _to_float(weight, name, precision)
-        if inputs is None or precision.bits > 4:
+        if inputs is None or precision.bits > 4 or plan.recipe.method == "data-free":
             packed = compressor.compress(name, weight, precision)
         elif plan.recipe.method == "gptq":
             packed = gptq.quantize(to_float32(weight), inputs, precision)
@@ -187,7 +187,11 @@ def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibrati
 
     fitted: dict[str, Weight] = {}
     if calibration is not None and stage.startswith("block "):
-        fitted = calibration.block(int(stage.removeprefix("block ")), floats, compressed)
+        layer = int(stage.removeprefix("block "))
+        if plan.recipe.awq:
+            precisions = {name: plan.recipe.precision_of(name, weight.shape)[0] for name, weight in floats.items()}
+            floats = awq.fold(floats, calibration.hidden, layer, plan.spec, precisions)
+        fitted = calibration.block(layer, floats, compressed)
     packed = {name: fitted[name] if name in fitted else compressed(name) for name in own}
     if calibration is not None and stage == "embedding":
         calibration.embed(packed[EMBEDDING])

@@ -16,7 +16,7 @@ import textwrap
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,8 +133,13 @@ class Corpus:
 def calibration_corpus(path: str | Path | None) -> Corpus:
     """The text of a file, or the one that comes with Python. Raises CalibrationError."""
     if path is None:
-        return Corpus("docstrings of Python's standard library", tuple(builtin_calibration()))
+        return _builtin_corpus()
     return Corpus(Path(path).name, tuple(read_documents(Path(path))))
+
+
+@cache
+def _builtin_corpus() -> Corpus:
+    return Corpus("docstrings of Python's standard library", tuple(builtin_calibration()))
 
 
 def builtin_evaluation() -> list[Document]:

@@ -150,7 +150,8 @@ class _Run:
     def _export(self, recipe: str) -> dict[str, Any]:
         """Make a bundle, and keep what it took. Raises ProfileError."""
         plan, bundle = self.plan, self._bundle(recipe)
-        calibration = None if plan.settings.calibration is None else str(plan.settings.calibration)
+        given = plan.settings.calibration if plan.plans[recipe].calibration is not None else None
+        calibration = None if given is None else str(given)
         task = {"task": "export", "source": plan.source, "out": str(bundle), "recipe": recipe, "format": plan.format}
         outcome = self._step(f"export {recipe}", {**task, "calibration": calibration})
         whole, peak = not outcome.result.pop("resumed"), outcome.peak_up_to("export")

@@ -30,11 +30,11 @@ from edge.runtime.tokenizer import Tokenizer
 
 DEFAULT_RECIPES = (
     "int8-asym",
-    "int8-sym",
-    "int4-asym-g64",
     "int4-asym-g128",
-    "int4-sym-g128",
-    "int4-sym-channel",
+    "int4-asym-g64",
+    "int4-asym-g64-awq-se",
+    "int4-asym-g64-gptq",
+    "int4-asym-g64-rot-gptq",
 )
 ENGINES: tuple[EngineName, ...] = ("openvino", "onnx")
 MIN_WINDOWS = 2  # fewer have no standard error
@@ -112,7 +112,21 @@ def plan_sweep(source: str | Path, out: Path, settings: SweepSettings) -> SweepP
     _check_names(settings)
     _check_folder(out)
     pairs, notes = _able(settings)
-    plans = {recipe: make_plan(source, recipe, format=_format(settings)) for recipe in settings.recipes}
+    fitted = [recipe for recipe in settings.recipes if find_recipe(recipe).calibrated]
+    if settings.calibration is not None and not fitted:
+        raise SettingsError(
+            f"none of the recipes {', '.join(settings.recipes)} takes calibration text; leave it out, or add one like "
+            "int4-asym-g64-gptq"
+        )
+    plans = {
+        recipe: make_plan(
+            source,
+            recipe,
+            format=_format(settings),
+            calibration=settings.calibration if recipe in fitted else None,
+        )
+        for recipe in settings.recipes
+    }
     first = plans[settings.recipes[0]]
     limit = first.spec.max_position_embeddings
     if not 2 <= settings.window_tokens <= limit:
@@ -126,10 +140,11 @@ def plan_sweep(source: str | Path, out: Path, settings: SweepSettings) -> SweepP
             "more, because errors are estimated between windows; ask for more tokens or shorter windows"
         )
     documents, text = _documents(settings)
+    if fitted and (corpus := plans[fitted[0]].calibration) is not None:
+        check_apart(corpus.documents, documents)
     tokenizer, template = _tokenizer(first)
     windows = token_windows(documents, tokenizer, settings.window_tokens, count, template)
-    calibration = None if settings.calibration is None else bundles.sha256_of(settings.calibration)
-    export_keys = {recipe: _hash([plan.key, calibration]) for recipe, plan in plans.items()}
+    export_keys = {recipe: plan.key for recipe, plan in plans.items()}
     machine = machine_record()
     common = {
         "format": CELL_FORMAT,
@@ -198,8 +213,6 @@ def _documents(settings: SweepSettings) -> tuple[list[Document], str]:
     text = ", ".join(path.name for path in settings.texts)
     if not settings.texts:
         documents, text = builtin_evaluation(), "the documentation of Python's language (pydoc_data.topics)"
-    if settings.calibration is not None:
-        check_apart(read_documents(settings.calibration), documents)
     return documents, text
 
 

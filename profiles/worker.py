@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from edge.export.plan import Format
 from edge.export.text import Windows
 from edge.profiles.processes import Tell
 from edge.runtime.engines import CachePrecision, EngineName, EngineSettings
@@ -57,7 +58,7 @@ def _end_with_stdin() -> None:
 
 
 def export_bundle(
-    tell: Tell, source: str, out: str, recipe: str, format: str, calibration: str | None
+    tell: Tell, source: str, out: str, recipe: str, format: Format, calibration: str | None
 ) -> dict[str, Any]:
     """Export one recipe. `resumed`: whether an earlier process had done a part."""
     from edge.export.pipeline import export
@@ -70,8 +71,7 @@ def export_bundle(
         resumed = resumed or state.resumed > 0
         tell("export", state.done, state.total)
 
-    chosen: dict[str, Any] = {"format": format} | ({} if calibration is None else {"calibration": calibration})
-    manifest = export(source, out, recipe, force=True, progress=progress, **chosen)
+    manifest = export(source, out, recipe, format=format, calibration=calibration, force=True, progress=progress)
     return {
         "resumed": resumed,
         "weight_bytes": manifest.weight_bytes,

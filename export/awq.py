@@ -1,0 +1,152 @@
+"""Channels of a block's matrices scaled against what stands before them, so that rounding spares those that matter: AWQ.
+
+In: a decoder block's float weights, hidden states that it will meet, and the `Precision` of each matrix. Out: float
+weights of the same block function. Knows nothing about how matrices are rounded later, or about files.
+
+Rounding errs by a share of the largest weights in a group, whatever the input. A channel whose inputs are large is
+therefore multiplied by s > 1 in the matrix, and its input by 1 / s in what makes the input: the norm before qkv and
+gate_up, the rows of `up` before down, those of `v` before o. It costs nothing at run time and changes no graph. The
+scales are powers of the mean input, s = mean|x|^a, with the power for which rounding to nearest loses least of the
+product (Lin et al., AWQ, arXiv 2306.00978; of the authors' code the search without their clipping).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edge.export import decoder
+from edge.export.calibration import CalibratingBuilder
+from edge.export.parallel import in_parallel
+from edge.export.recipes import Precision
+from edge.export.tensors import Float32Array, FloatArray, Weight, to_float32
+from edge.runtime.errors import RecipeError
+from edge.runtime.spec import ModelSpec
+
+TOKENS = 2048  # that scales are searched with
+ROWS = 512  # of a matrix, at most, that they are searched with: spread over all of it
+POWERS = tuple(np.linspace(0, 1, 11).tolist())  # 0: nothing is scaled
+SMALLEST = 1e-2  # mean input of a channel, over that of all: a channel that is never used does not get a scale of 0
+BITS = 4  # with more, there is nothing to spare
+
+
+def fold(
+    weights: Mapping[str, FloatArray],
+    hidden: Float32Array,
+    layer: int,
+    spec: ModelSpec,
+    precisions: Mapping[str, Precision],
+) -> dict[str, FloatArray]:
+    """The block's weights with scales folded into them; what changed is float32 and a copy.
+
+    weights: of this layer, by canonical name, as `precisions` are, which other weights than matrices need not have.
+    hidden: (n, T, H), before the block; the first windows are looked at, up to TOKENS tokens or one window. Raises
+    RecipeError where activations are not finite.
+    """
+    prefix = f"layers.{layer}"
+    inputs = _inputs(weights, hidden, layer, spec)
+    folded: dict[str, FloatArray] = dict(weights)
+
+    def scales(name: str, groups: tuple[int, int, int]) -> Float32Array | None:
+        name = f"{prefix}.{name}.weight"
+        if precisions[name].bits != BITS:
+            return None
+        return _search(name, weights[name], inputs[name], precisions[name], groups)
+
+    def multiply(name: str, by: Float32Array, rows: slice = slice(None)) -> None:
+        """Some rows of a matrix or entries of a vector."""
+        name = f"{prefix}.{name}"
+        if name in weights:  # biases need not be there
+            if folded[name] is weights[name]:
+                folded[name] = np.array(weights[name], np.float32)
+            folded[name][rows] *= by
+
+    for reader, norm in (("attn.qkv", "input_norm"), ("mlp.gate_up", "post_norm")):
+        if (s := scales(reader, (1, 1, spec.hidden_size))) is not None:
+            multiply(f"{reader}.weight", s)
+            multiply(f"{norm}.weight", 1 / s)
+    if (s := scales("mlp.down", (1, 1, spec.intermediate_size))) is not None:
+        multiply("mlp.down.weight", s)
+        up = slice(spec.intermediate_size, None)  # gate goes through silu, which no scale passes
+        multiply("mlp.gate_up.weight", 1 / s[:, None], up)
+    heads = (spec.num_kv_heads, spec.num_heads // spec.num_kv_heads, spec.head_dim)
+    if (s := scales("attn.o", heads)) is not None:
+        multiply("attn.o.weight", s)
+        each = s.reshape(heads)[:, 0].ravel()  # (kv_size,)
+        v = slice(spec.q_size + spec.kv_size, None)
+        multiply("attn.qkv.weight", 1 / each[:, None], v)
+        multiply("attn.qkv.bias", 1 / each, v)
+    return folded
+
+
+def _inputs(
+    weights: Mapping[str, FloatArray], hidden: Float32Array, layer: int, spec: ModelSpec
+) -> dict[str, Float32Array]:
+    """What the block's matrices get as input, (T, K), in float."""
+    inputs: dict[str, Float32Array] = {}
+
+    def record(name: str, tokens: Float32Array) -> Weight:
+        inputs[name] = tokens
+        return weights[name]
+
+    windows = max(TOKENS // hidden.shape[1], 1)
+    decoder.block(CalibratingBuilder(weights, spec, record), hidden[:windows, :TOKENS], layer, spec)
+    return inputs
+
+
+def _search(
+    name: str, weight: FloatArray, inputs: Float32Array, precision: Precision, groups: tuple[int, int, int]
+) -> Float32Array | None:
+    """Scales (K,) for a matrix (N, K) and its inputs (T, K); None where the matrix is best left as it is.
+
+    groups: (g, n, m) with g n m = K, where the n channels that differ in the second index alone share a scale: several
+    query heads see the values of one key-value head.
+    """
+    channels = np.abs(inputs).mean(axis=0)
+    if not np.isfinite(channels).all():
+        raise RecipeError("calibration gave activations that are NaN or infinite; is the checkpoint damaged?")
+    shared = channels.reshape(groups).mean(axis=1, keepdims=True)
+    size = np.broadcast_to(shared, groups).ravel()
+    size = np.maximum(size, SMALLEST * size.mean())
+    rows = to_float32(weight[:: -(-len(weight) // ROWS)])
+    if not size.any() or not rows.any():
+        return None
+    tokens = np.ascontiguousarray(inputs.T)
+
+    def scaled(power: float) -> Float32Array:
+        """Scales that leave the size of the rows as it is."""
+        s = np.power(size / size.max(), power, dtype=np.float32)
+        s *= np.linalg.norm(rows) / np.linalg.norm(rows * s)
+        return s
+
+    def loss(power: float) -> float:
+        """Of the product, squared."""
+        s = scaled(power)
+        lost = _rounding(rows * s, precision)
+        lost /= s
+        return float(np.square(lost @ tokens).sum(dtype=np.float64))
+
+    losses = in_parallel(loss, POWERS)
+    best = int(np.argmin(losses))
+    return scaled(POWERS[best]) if losses[best] < losses[0] else None
+
+
+def _rounding(rows: Float32Array, precision: Precision) -> Float32Array:
+    """What rounding to nearest takes from rows (R, K), or adds."""
+    grouped = rows.reshape(len(rows), -1, precision.group_size or rows.shape[1])
+    least, most = np.minimum(grouped.min(axis=-1, keepdims=True), 0), np.maximum(grouped.max(axis=-1, keepdims=True), 0)
+    if precision.symmetric:
+        low, high = -8, 7
+        step = np.where(-least >= most, -least, -most) / 8
+    else:
+        low, high = 0, 15
+        step = (most - least) / 15
+    step = np.where(step == 0, np.float32(1), step)
+    middle = 0 if precision.symmetric else np.rint(-least / step)
+    restored = np.clip(np.rint(grouped / step) + middle, low, high)
+    restored -= middle
+    restored *= step
+    restored -= grouped
+    lost: Float32Array = restored.reshape(rows.shape)
+    return lost

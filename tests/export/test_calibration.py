@@ -1,0 +1,109 @@
+"""Recipes that are fitted to text: the same tokens through the same decoder, resumed, and what can be wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.export import decoder
+from edge.export.calibration import Calibration
+from edge.export.graph.reference import ReferenceBuilder
+from edge.export.names import canonical_shapes
+from edge.export.pipeline import export
+from edge.export.plan import make_plan
+from edge.export.tensors import Float32Array, Weight, to_float32
+from edge.runtime.bundle import open_bundle
+from edge.runtime.errors import CalibrationError, RecipeError
+from edge.runtime.verify import FLOAT32_BOUND
+from tests import tiny
+
+RECIPE = "int4-asym-g64-rot-gptq"
+
+
+def digests(bundle: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(bundle.iterdir())}
+
+
+@pytest.mark.parametrize("kind", tiny.TINIES, ids=str)
+def test_with_float_weights_it_is_the_decoder(kind: tiny.Tiny, tmp_path: Path) -> None:
+    """And every matrix meets the inputs that the decoder gives it, in the decoder's order."""
+    tiny.make(kind, tmp_path / "checkpoint")
+    weights = make_plan(tmp_path / "checkpoint", "fp32").weights
+    floats = {name: to_float32(weights.read(name)) for name in canonical_shapes(weights.spec)}
+    ids = np.random.default_rng(0).integers(0, weights.spec.vocab_size, (3, 20))
+    calibration = Calibration(ids, weights.spec)
+    calibration.embed(floats["embed.weight"])
+    met: list[tuple[str, tuple[int, ...]]] = []
+
+    def keep(name: str, inputs: Float32Array) -> Weight:
+        met.append((name, inputs.shape))
+        return floats[name]
+
+    builder = ReferenceBuilder(floats, weights.spec)
+    expected = builder.embedding(ids, "embed")
+    for layer in range(weights.spec.num_layers):
+        calibration.block(layer, floats, keep)
+        expected = decoder.block(builder, expected, layer, weights.spec)
+        error = np.abs(calibration.hidden - expected).max() / np.abs(expected).max()
+        assert error <= FLOAT32_BOUND
+    h, f, q = weights.spec.hidden_size, weights.spec.intermediate_size, weights.spec.q_size
+    widths = {"attn.qkv": h, "attn.o": q, "mlp.gate_up": h, "mlp.down": f}
+    assert met[:4] == [(f"layers.0.{name}.weight", (60, width)) for name, width in widths.items()]
+
+
+def test_blocks_err_less_than_those_of_rounded_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """On tokens that were not calibrated with."""
+    errors = {}
+    for recipe in ("int4-asym-g64", "int4-asym-g64-gptq", RECIPE):
+        manifest = export(tiny_checkpoint, tmp_path / recipe, recipe, format="openvino")
+        errors[recipe] = np.mean([check.error for check in manifest.checks if check.stage.startswith("block")])
+    assert errors["int4-asym-g64-gptq"] < 0.9 * errors["int4-asym-g64"]
+    assert errors[RECIPE] < 0.9 * errors["int4-asym-g64"]
+
+
+def test_killed_and_resumed(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    export(tiny_checkpoint, tmp_path / "whole", RECIPE)
+    script = f"""
+import os, signal
+from edge.export.pipeline import export
+def progress(p):
+    if p.stage == "block 1":
+        os.kill(os.getpid(), signal.SIGKILL)
+export({str(tiny_checkpoint)!r}, {str(tmp_path / "resumed")!r}, {RECIPE!r}, progress=progress)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    seen: list[str] = []
+    export(tiny_checkpoint, tmp_path / "resumed", RECIPE, progress=lambda p: seen.append(p.stage))
+    assert "block 0" not in seen
+    assert digests(tmp_path / "resumed") == digests(tmp_path / "whole")
+
+
+def test_text_of_ones_own(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text("".join(f"Line {i} says {i * i} and nothing else.\n" for i in range(2000)), encoding="utf-8")
+    manifest = export(tiny_checkpoint, tmp_path / "out", "int4-asym-g64-gptq", format="openvino", calibration=text)
+    assert manifest.calibration.startswith("mine.txt, sha256 ")
+    builtin = export(tiny_checkpoint, tmp_path / "builtin", "int4-asym-g64-gptq", format="openvino")
+    weights = [(tmp_path / name / "openvino_model.bin").read_bytes() for name in ("out", "builtin")]
+    assert weights[0] != weights[1]
+    assert builtin.calibration.startswith("docstrings of Python's standard library, sha256 ")
+    assert open_bundle(tmp_path / "out").manifest == manifest
+
+
+def test_too_little_text(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Too short.", encoding="utf-8")
+    with pytest.raises(CalibrationError, match="tokens"):
+        export(tiny_checkpoint, tmp_path / "out", RECIPE, calibration=tmp_path / "short.txt")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_that_needs_no_text(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="takes no calibration text; leave it out, or use one of int4-asym-g128"):
+        export(tiny_checkpoint, tmp_path / "out", "int8-asym", calibration=tmp_path / "missing.txt")
