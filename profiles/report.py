@@ -84,20 +84,24 @@ def write_report(profile: Profile, out: Path) -> list[Path]:
     for name in {f"{name}.{kind}" for name in PLOTS for kind in ("svg", "png")} - files.keys():
         (out / name).unlink(missing_ok=True)  # of an earlier report
     for name, data in files.items():
-        write_atomically(out / name, [data])
+        write_atomically(out / name, [data], private=False)
     return [out / name for name in files]
 
 
 def to_markdown(profile: Profile, plots: list[str]) -> str:
     """The table with what it takes to read it; `plots` are names of SVG files beside it."""
-    lines = [f"# {_cell(profile.source)}: accuracy, size and speed", ""]
-    lines.append("| " + " | ".join(column.title for column in COLUMNS) + " |")
-    lines.append("|" + "|".join("---" if column.number is None else "--:" for column in COLUMNS) + "|")
-    lines += ["| " + " | ".join(_cell(column.text(row)) for column in COLUMNS) + " |" for row in profile.rows]
+    lines = [f"# {_cell(profile.source)}: accuracy, size and speed", "", *markdown_table(profile)]
     lines += ["", *(f"- {_cell(fact)}" for fact in _facts(profile)), ""]
     for name in plots:
         lines += [f"![{name}]({name}.svg)", ""]
     return "\n".join(lines)
+
+
+def markdown_table(profile: Profile) -> list[str]:
+    """The lines of the table."""
+    lines = ["| " + " | ".join(column.title for column in COLUMNS) + " |"]
+    lines.append("|" + "|".join("---" if column.number is None else "--:" for column in COLUMNS) + "|")
+    return lines + ["| " + " | ".join(_cell(column.text(row)) for column in COLUMNS) + " |" for row in profile.rows]
 
 
 def to_html(profile: Profile, plots: Mapping[str, str]) -> str:

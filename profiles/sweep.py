@@ -98,7 +98,7 @@ class _Run:
         for recipe in recipes:
             self._run_recipe(recipe, [cell for cell in missing if cell.recipe == recipe])
         profile = self._profile()
-        write_atomically(plan.out / PROFILE, [profile.to_json().encode()])
+        write_atomically(plan.out / PROFILE, [profile.to_json().encode()], private=False)
         if not settings.keep_bundles:
             shutil.rmtree(plan.out / BUNDLES, ignore_errors=True)
         return profile

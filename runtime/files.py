@@ -29,8 +29,8 @@ _BUFFER_BYTES = 1 << 20
 _TOO_LARGE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
-def write_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Put a file of these parts at `path`, readable by its owner alone. A link is followed.
+def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, private: bool = True) -> None:
+    """Put a file of these parts at `path`, readable by its owner alone unless not `private`. A link is followed.
 
     Raises OutputError when that fails; then what was there still is.
     """
@@ -47,6 +47,8 @@ def write_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> None:
                     file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
+                if not private and sys.platform != "win32":
+                    os.fchmod(file.fileno(), 0o644)
                 if sys.platform != "win32":  # there an open file cannot be renamed, and here the lock goes with closing
                     new.replace(target)
             if sys.platform == "win32":

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise OutputError(f"{out} cannot be made ({error.strerror or error}); name another folder") from error
     for kind, content in files.items():
-        write_atomically(out / f"{NAME}.{kind}", [content])
+        write_atomically(out / f"{NAME}.{kind}", [content], private=False)
     print(files["json"].decode() if args.json else shown + f"\n{out}: {', '.join(f'{NAME}.{kind}' for kind in files)}")
     return 0
 

@@ -233,3 +233,10 @@ def test_several_processes_write_one_path_and_readers_see_whole_files(path: Path
         assert writer.stdout is not None
         writer.stdout.close()
     assert names(path.parent) == ["file"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
+@pytest.mark.parametrize(("private", "mode"), [(True, 0o600), (False, 0o644)])
+def test_who_may_read(private: bool, mode: int, tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", [b"x"], private=private)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
