@@ -52,7 +52,7 @@ def fold(
         name = f"{prefix}.{name}.weight"
         if precisions[name].bits != BITS:
             return None
-        return _search(name, weights[name], inputs[name], precisions[name], groups)
+        return _search(weights[name], inputs[name], precisions[name], groups)
 
     def multiply(name: str, by: Float32Array, rows: slice = slice(None)) -> None:
         """Some rows of a matrix or entries of a vector."""
@@ -96,7 +96,7 @@ def _inputs(
 
 
 def _search(
-    name: str, weight: FloatArray, inputs: Float32Array, precision: Precision, groups: tuple[int, int, int]
+    weight: FloatArray, inputs: Float32Array, precision: Precision, groups: tuple[int, int, int]
 ) -> Float32Array | None:
     """Scales (K,) for a matrix (N, K) and its inputs (T, K); None where the matrix is best left as it is.
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from edge.export import decoder
+from edge.export import decoder, twin
 from edge.export.graph.reference import ReferenceBuilder
 from edge.export.parallel import in_parallel
-from edge.export.tensors import Float32Array, Weight, rows_of
+from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of
 from edge.runtime.spec import ModelSpec
 
 ROWS = 1 << 8  # of a matrix in float32 at a time
@@ -26,22 +26,40 @@ Pack = Callable[[str, Float32Array], Weight]  # a matrix's name and inputs (T, K
 
 
 class Calibration:
-    """Hidden states of all windows, (n, T, H) float32, between two stages. Set `hidden` to resume."""
+    """Hidden states of all windows between two stages, float32. Set `hidden` to resume.
 
-    def __init__(self, ids: npt.NDArray[np.int64], spec: ModelSpec) -> None:
+    Of the compressed model, (n, T, H), or with `twin` of the float model and then of the compressed one, (2 n, T, H):
+    matrices are then corrected by what these differ in (`twin.py`).
+    """
+
+    def __init__(self, ids: npt.NDArray[np.int64], spec: ModelSpec, *, twin: bool) -> None:
         """ids: (n, T)."""
-        self._ids, self._spec = ids, spec
+        self._ids, self._spec, self._twin = ids, spec, twin
         self.hidden: Float32Array = np.zeros((0,), np.float32)
 
-    def embed(self, embedding: Weight) -> None:
-        """Start, with the compressed embedding."""
-        self.hidden = ReferenceBuilder({"embed.weight": embedding}, self._spec).embedding(self._ids, "embed")
+    def embed(self, embedding: Weight, compressed: Weight) -> None:
+        """Start, with the embedding of either model."""
+        models = (embedding, compressed) if self._twin else (compressed,)
+        builders = [ReferenceBuilder({"embed.weight": model}, self._spec) for model in models]
+        self.hidden = np.concatenate([builder.embedding(self._ids, "embed") for builder in builders])
 
-    def block(self, layer: int, weights: Mapping[str, Weight], pack: Pack) -> dict[str, Weight]:
+    def block(self, layer: int, weights: Mapping[str, FloatArray], pack: twin.Pack) -> dict[str, Weight]:
         """Compress a block's matrices in the order in which tokens meet them, and go behind the block."""
-        builder = CalibratingBuilder(weights, self._spec, pack)
+        if self._twin:
+            twins = twin.TwinBuilder(weights, self._spec, pack)
+            hidden = decoder.block(twins, self.hidden, layer, self._spec)
+            assert isinstance(hidden, np.ndarray), "a sum"
+            self.hidden = hidden
+            return twins.packed
+        builder = CalibratingBuilder(weights, self._spec, lambda name, inputs: pack(name, inputs, None))
         self.hidden = decoder.block(builder, self.hidden, layer, self._spec)
         return builder.packed
+
+    def last(self, weights: Mapping[str, Weight]) -> Float32Array:
+        """Inputs of the head (T, H) in the compressed model, behind the last block."""
+        hidden = self.hidden[len(self.hidden) // 2 :] if self._twin else self.hidden
+        builder = ReferenceBuilder(weights, self._spec)
+        return builder.rms_norm(hidden, "norm", self._spec.rms_norm_eps).reshape(-1, self._spec.hidden_size)
 
 
 class CalibratingBuilder(ReferenceBuilder):

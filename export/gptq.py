@@ -30,8 +30,13 @@ PANEL = 1 << 8  # columns of the moments on one core at a time
 SMALLEST_SCALE = np.float32(2.0**-24)  # the smallest of float16
 
 
-def quantize(weight: Float32Array, inputs: Float32Array, precision: Precision) -> PackedTensor:
-    """Round a (N, K) matrix to 4 bits for inputs (T, K). Raises RecipeError where these are not finite."""
+def quantize(
+    weight: Float32Array, inputs: Float32Array, precision: Precision, drift: Float32Array | None = None
+) -> PackedTensor:
+    """Round a (N, K) matrix to 4 bits for inputs x (T, K). Raises RecipeError where these are not finite.
+
+    drift: (N, K), what the product's outputs y (T, N) should have more than the float matrix gives, as y^T x.
+    """
     assert precision.bits == 4, precision
     n, k = weight.shape
     group = precision.group_size or k
@@ -39,12 +44,14 @@ def quantize(weight: Float32Array, inputs: Float32Array, precision: Precision) -
     importance = np.diagonal(moments).copy()
     # The last column is rounded first, so the heaviest comes last.
     order = np.argsort(importance, kind="stable")
-    factor = _factor(moments, order)
+    factor, squares = _factor(moments, order)
     scale, zero = np.empty((n, k // group), np.float32), np.empty((n, k // group), np.int8)
     values = np.empty((n, k), np.int8)
 
     def round_rows(start: int) -> None:
         rows = weight[start : start + ROWS]
+        if drift is not None:
+            rows = rows + _best_move(drift[start : start + ROWS], factor, squares, order)
         steps, middles = _scales(rows, importance, precision)
         columns = np.ascontiguousarray(rows[:, order].T)
         integers = _round_columns(columns, factor, order // group, steps.T.copy(), middles.T.copy(), precision)
@@ -123,8 +130,8 @@ def _representable(scale: Float32Array) -> Float32Array:
     return np.where(stored == 0, SMALLEST_SCALE, stored).astype(np.float32)
 
 
-def _factor(moments: Float32Array, order: npt.NDArray[np.intp]) -> Float32Array:
-    """The upper Cholesky factor of the moments in this order, each row over its diagonal. Raises RecipeError.
+def _factor(moments: Float32Array, order: npt.NDArray[np.intp]) -> tuple[Float32Array, Float32Array]:
+    """The moments in this order as F^T D F: upper F (K, K) with ones on its diagonal, and D (K,). Raises RecipeError.
 
     Moments are damped as much as it takes.
     """
@@ -143,8 +150,31 @@ def _factor(moments: Float32Array, order: npt.NDArray[np.intp]) -> Float32Array:
                 raise
         else:
             factor = np.ascontiguousarray(factor)
-            factor /= np.diagonal(factor).copy()[:, None]
-            return factor
+            diagonal = np.diagonal(factor).copy()
+            factor /= diagonal[:, None]
+            return factor, np.square(diagonal)
+
+
+def _best_move(
+    drift: Float32Array, factor: Float32Array, squares: Float32Array, order: npt.NDArray[np.intp]
+) -> Float32Array:
+    """What to add to weights (n, K), so that outputs move by the drift: drift times the inverse of F^T D F."""
+    values = np.ascontiguousarray(drift[:, order].T)  # (K, n)
+    k = len(values)
+    for start in range(0, k, BLOCK):
+        stop = start + BLOCK
+        if start:
+            values[start:stop] -= factor[:start, start:stop].T @ values[:start]
+        values[start:stop] = np.linalg.solve(factor[start:stop, start:stop].T, values[start:stop])
+    values /= squares[:, None]
+    for stop in range(k, 0, -BLOCK):
+        start = max(stop - BLOCK, 0)
+        if stop < k:
+            values[start:stop] -= factor[start:stop, stop:] @ values[stop:]
+        values[start:stop] = np.linalg.solve(factor[start:stop, start:stop], values[start:stop])
+    moved = np.empty(drift.shape, np.float32)
+    moved[:, order] = values.T
+    return moved
 
 
 def _round_columns(

@@ -6,16 +6,22 @@ is asked for is a `plan`, the weights are made by `stages`; here the bundle is p
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from edge.export import openvino_tokenizer, recipes
+import numpy as np
+import numpy.typing as npt
+
+from edge.export import openvino_tokenizer, sensitivity
 from edge.export.calibration import WINDOW, WINDOWS, Calibration
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
+from edge.export.mixed import Device, Limits, decide
 from edge.export.names import canonical_shapes
-from edge.export.output import check_space, work_folder
+from edge.export.output import check_space, work_folder, write_durably
 from edge.export.plan import (
     DEFAULT_FORMAT,
     Format,
@@ -27,6 +33,7 @@ from edge.export.plan import (
     versions,
 )
 from edge.export.recipes import EMBEDDING, HEAD
+from edge.export.sensitivity import Sensitivity
 from edge.export.sidecars import write_genai_config, write_server_graph, write_sidecars
 from edge.export.stages import Compressed, Progress, compress, done_bytes, open_store
 from edge.export.store import WeightStore
@@ -35,7 +42,7 @@ from edge.export.verify import GOLDEN_TEXT, Verifier
 from edge.runtime import bundle
 from edge.runtime.bundle import FileRecord, Manifest, TensorRecord
 from edge.runtime.chat import ChatTemplate
-from edge.runtime.errors import BundleError, OutputError
+from edge.runtime.errors import BundleError, OutputError, RecipeError
 from edge.runtime.tokenizer import Tokenizer
 
 SIDECAR_BYTES = 64_000_000  # at most, of a bundle's files that are no weights; a tokenizer for 151,552 tokens has 35 MB
@@ -44,7 +51,7 @@ SIDECAR_BYTES = 64_000_000  # at most, of a bundle's files that are no weights; 
 def export(
     source: str | Path,
     out: str | Path,
-    recipe: str = recipes.DEFAULT,
+    recipe: str | None = None,
     *,
     format: Format = DEFAULT_FORMAT,
     embedding: str | None = None,
@@ -52,22 +59,32 @@ def export(
     adapter: str | Path | None = None,
     rope_theta: float | None = None,
     calibration: str | Path | None = None,
+    max_bytes: float | None = None,
+    max_kld: float | None = None,
+    device: Device | None = None,
     force: bool = False,
     progress: Callable[[Progress], None] = lambda _progress: None,
 ) -> Manifest:
     """Export a checkpoint to a bundle at `out`.
 
-    source: a folder with config.json and *.safetensors, a .gguf file, or a hub id. recipe: a name in recipes.toml.
-    format: the graphs in the bundle, "openvino", "onnx" or "both"; they share the bytes of the weights. embedding,
-    head: precisions of the vocabulary matrices instead of the recipe's, like "int4-asym-g128". adapter: the
-    folder of a PEFT LoRA to merge. rope_theta: replaces the checkpoint's rotary base. calibration: a text or .jsonl
-    file for recipes that are fitted to text, instead of text that comes with Python. force: replace an existing `out`.
-    progress is called after every stage.
+    source: a folder with config.json and *.safetensors, a .gguf file, or a hub id. recipe: a name in recipes.toml;
+    without one, the default. format: the graphs in the bundle, "openvino", "onnx" or "both"; they share the bytes of
+    the weights. embedding, head: precisions of the vocabulary matrices instead of the recipe's, like "int4-asym-g128".
+    adapter: the folder of a PEFT LoRA to merge. rope_theta: replaces the checkpoint's rotary base. calibration: a text
+    or .jsonl file for recipes that are fitted to text, instead of text that comes with Python. force: replace an
+    existing `out`. progress is called after every stage.
+
+    max_bytes: instead of a recipe, the best model with at most so many bytes of weights: every matrix gets a precision
+    by what each was measured to cost. max_kld: the smallest one with at most this KLD, nats/token, as predicted. With
+    both, that must have at most so many bytes. device: "CPU", "GPU" or "NPU", which such a choice has to suit.
 
     An export that was killed goes on where it stopped when it is started again with the same arguments. Raises
     CheckpointError, RecipeError, CalibrationError, OutputError, TokenizerError and VerificationError; `out` is then as
     before.
     """
+    limits = None
+    if max_bytes is not None or max_kld is not None or device is not None:
+        limits = Limits(None if max_bytes is None else int(max_bytes), max_kld, device or "CPU")
     plan = make_plan(
         source,
         recipe,
@@ -77,10 +94,14 @@ def export(
         adapter=adapter,
         rope_theta=rope_theta,
         calibration=calibration,
+        limits=limits,
     )
     with work_folder(Path(out), force, plan.key) as (folder, journal), ExitStack() as stack:
-        check_space(folder, _expected_bytes(plan) - done_bytes(journal))
         tokenizer, stop_ids = write_sidecars(plan.checkpoint, plan.spec, folder)
+        if limits is not None:
+            kept = stack.enter_context(_kept(Path(out)))
+            plan = _within(limits, plan, folder, kept, progress)
+        check_space(folder, _expected_bytes(plan) - done_bytes(journal))
         conversion = None
         if plan.onnx:
             write_genai_config(plan.checkpoint, plan.spec, stop_ids, folder)
@@ -127,16 +148,60 @@ def _expected_bytes(plan: Plan) -> int:
 
 def _calibration(corpus: Corpus, plan: Plan, folder: Path) -> Calibration:
     """The calibration text in windows of tokens. Raises CalibrationError where there is too little."""
+    ids = _windows(corpus, plan, folder, WINDOW, WINDOWS)
+    return Calibration(ids, plan.spec, twin=plan.recipe.method == "gptq")
+
+
+def _windows(corpus: Corpus, plan: Plan, folder: Path, length: int, count: int) -> npt.NDArray[np.int64]:
+    """Token ids (count, length) of the text, or shorter ones where the model takes no more."""
     template = (folder / bundle.CHAT_TEMPLATE).read_text(encoding="utf-8") if plan.checkpoint.chat_template() else None
-    length = min(WINDOW, plan.spec.max_position_embeddings)
     windows = token_windows(
         corpus.documents,
         Tokenizer(folder / bundle.TOKENIZER),
-        length,
-        WINDOWS,
+        min(length, plan.spec.max_position_embeddings),
+        count,
         None if template is None else ChatTemplate(template),
     )
-    return Calibration(windows.ids, plan.spec)
+    return windows.ids
+
+
+@contextmanager
+def _kept(out: Path) -> Iterator[Path]:
+    """A file beside `out` that only a killed process leaves behind."""
+    path = out.parent / f".{out.name}.sensitivity.json"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _within(limits: Limits, plan: Plan, folder: Path, kept: Path, progress: Callable[[Progress], None]) -> Plan:
+    """The plan with the precisions that the limits ask for. Raises RecipeError where there are none.
+
+    kept: what was measured, for when this process is killed: it may take as long as all that follows.
+    """
+    assert plan.calibration is not None, "recipes with choices are calibrated"
+    ids = _windows(plan.calibration, plan, folder, sensitivity.WINDOW, sensitivity.WINDOWS)
+    key = replace(plan, limits=None).key
+    measured = _read_sensitivity(kept, key)
+    if measured is None:
+        total, layers = plan.spec.num_parameters, plan.spec.num_layers
+
+        def show(stage: str, blocks: int) -> None:
+            progress(Progress(f"measuring {stage}", blocks, layers, total * blocks // (layers + 1), total, 0, 0, None))
+
+        measured = sensitivity.measure(plan.checkpoint, plan.weights, plan.options, ids, show)
+        write_durably(kept, json.dumps({"key": key, **measured.to_json()}).encode())
+    return plan.choose(*decide(plan.spec, plan.options, measured, limits))
+
+
+def _read_sensitivity(path: Path, key: str) -> Sensitivity | None:
+    """What a killed export had measured."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecipeError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["key"] == key:
+            return Sensitivity.from_json(found)
+    return None
 
 
 def _runners(plan: Plan) -> list[Runner]:

@@ -10,17 +10,18 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
-from edge.export import recipes
+from edge.export import mixed, recipes
 from edge.export.adapter import Adapter
 from edge.export.architectures import describe, doubts
 from edge.export.checkpoint import Checkpoint, open_checkpoint
+from edge.export.mixed import Limits
 from edge.export.names import WeightSource, canonical_shapes
-from edge.export.recipes import Recipe, block_size
+from edge.export.recipes import EMBEDDING, HEAD, Precision, Recipe, block_size
 from edge.export.rotation import RotatedWeights
 from edge.export.text import Corpus, calibration_corpus
 from edge.runtime import bundle
@@ -45,7 +46,9 @@ class Plan:
     adapter: Adapter | None  # merged into the weights
     calibration: Corpus | None  # where the recipe needs text
     warnings: tuple[str, ...]
-    decisions: tuple[str, ...]  # what the user set against the checkpoint
+    decisions: tuple[str, ...]  # what the user set against the checkpoint, and what was chosen within limits
+    limits: Limits | None = None  # that the recipe's choices are to keep
+    options: Mapping[str, tuple[Precision, ...]] = field(default_factory=dict)  # that these are made of
 
     @property
     def spec(self) -> ModelSpec:
@@ -81,13 +84,22 @@ class Plan:
         files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
         text_sha256 = None if self.calibration is None else self.calibration.sha256
         choices = [asdict(self.spec), asdict(self.recipe), text_sha256, self.format, versions(self.format)]
+        if self.options:
+            options = {name: [str(precision) for precision in found] for name, found in self.options.items()}
+            choices += [None if self.limits is None else asdict(self.limits), options]
         text = json.dumps([files, *choices])
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def choose(self, choices: Mapping[str, Precision], decisions: tuple[str, ...]) -> Plan:
+        """The plan with these precisions, and the decisions that led to them."""
+        recipe = replace(self.recipe, choices=dict(choices))
+        copied = _copied(recipe, self.spec) if self.format == "both" else ()
+        return replace(self, recipe=recipe, warnings=(*self.warnings, *copied), decisions=(*self.decisions, *decisions))
 
 
 def make_plan(
     source: str | Path,
-    recipe: str,
+    recipe: str | None = None,
     *,
     format: Format = DEFAULT_FORMAT,
     embedding: str | None = None,
@@ -95,11 +107,17 @@ def make_plan(
     adapter: str | Path | None = None,
     rope_theta: float | None = None,
     calibration: str | Path | None = None,
+    limits: Limits | None = None,
 ) -> Plan:
-    """Open and check everything that export reads. Raises CheckpointError, RecipeError and CalibrationError."""
+    """Open and check everything that export reads. Raises CheckpointError, RecipeError and CalibrationError.
+
+    limits: instead of a recipe. The plan's recipe then makes no choices yet; `Plan.choose` makes them.
+    """
     if format not in FORMATS:
         raise RecipeError(f"format {format!r} is unknown, expected {', '.join(FORMATS)}")
-    chosen = recipes.find_recipe(recipe)
+    if limits is not None and recipe is not None:
+        raise RecipeError(f"recipe {recipe} and a budget are given; a budget chooses precisions itself, give one")
+    chosen = mixed.base_recipe(limits) if limits is not None else recipes.find_recipe(recipe or recipes.DEFAULT)
     if calibration is not None and not chosen.calibrated:
         fitting = ", ".join(name for name, other in recipes.recipes().items() if other.calibrated)
         raise RecipeError(f"recipe {recipe} takes no calibration text; leave it out, or use one of {fitting}")
@@ -113,11 +131,17 @@ def make_plan(
         spec = replace(spec, rope_theta=rope_theta)
     change = None if adapter is None else Adapter(Path(adapter), spec)
     own = replace(stored, spec=spec, change=change)
+    if limits is not None and spec.output_norms:
+        chosen = replace(chosen, name=chosen.name.replace("-rot", ""), rotate=False)
     weights: WeightSource = RotatedWeights(own) if chosen.rotate else own
     spec = weights.spec
     chosen = chosen.with_vocabulary(embedding, head, tied=spec.tied_embeddings)
     if format != "openvino":
         _check_groups(chosen, spec)
+    options: dict[str, tuple[Precision, ...]] = {}
+    if limits is not None:
+        fixed = {EMBEDDING: embedding, HEAD: head} if not spec.tied_embeddings else {EMBEDDING: embedding or head}
+        options = mixed.options(spec, limits, fixed, onnx=format != "openvino")
     return Plan(
         Path(source).resolve().name if Path(source).exists() else str(source),
         checkpoint,
@@ -126,8 +150,10 @@ def make_plan(
         format,
         change,
         calibration_corpus(calibration) if chosen.calibrated else None,
-        (*doubts(checkpoint, spec), *(_copied(chosen, spec) if format == "both" else ())),
+        (*doubts(checkpoint, spec), *(_copied(chosen, spec) if format == "both" and not options else ())),
         decisions,
+        limits,
+        options,
     )
 
 

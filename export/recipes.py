@@ -16,7 +16,8 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Literal, get_args
@@ -28,6 +29,7 @@ MIN_GROUP_SIZE = 32  # smaller groups fall off the fast kernels (as nncf's Advan
 # Weights that share a scale in onnxruntime's kernels (core/mlas/lib/qnbitgemm.cpp); larger groups repeat theirs.
 ONNX_BLOCKS = range(16, 256 + 1)
 EMBEDDING, HEAD = "embed.weight", "lm_head.weight"
+CHOSEN = "chosen by its measured error"
 # How 4-bit integers are chosen: from the weights alone, or from what calibration text gives them as input.
 Method = Literal["data-free", "scale-estimation", "gptq"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -83,6 +85,8 @@ class Recipe:
     method: Method = "data-free"
     rotate: bool = False  # the residual stream, before anything is rounded
     awq: bool = False  # scale channels by their inputs, before a block is rounded
+    # Of single matrices, by canonical name, instead of all the above; they fit their shapes.
+    choices: Mapping[str, Precision] = field(default_factory=dict, hash=False)
 
     @property
     def calibrated(self) -> bool:
@@ -107,31 +111,38 @@ class Recipe:
         """What the weight of this canonical name gets, and why not the linear layers' precision ("" where it does)."""
         if len(shape) == 1:
             return Precision(16 if self.linear.bits == 16 else 32), "norms and biases stay float"
+        if name in self.choices:
+            return self.choices[name], CHOSEN
         if name in (EMBEDDING, HEAD):
             wanted = self.embedding if name == EMBEDDING else self.head
-            found, note = self._fit(wanted, shape)
+            found, note = fit(wanted, shape)
             return found, note or ("" if found == self.linear else "as chosen for embedding and head")
-        return self._fit(self.linear, shape)
-
-    @staticmethod
-    def _fit(wanted: Precision, shape: tuple[int, ...]) -> tuple[Precision, str]:
-        """The wanted precision, or the nearest that this shape allows and why."""
-        if not wanted.group_size or shape[1] % wanted.group_size == 0:
-            return wanted, ""
-        group_size = shape[1] & -shape[1]  # the largest power of two that divides the width
-        if group_size >= MIN_GROUP_SIZE:
-            smaller = min(group_size, wanted.group_size)
-            return replace(wanted, group_size=smaller), f"width {shape[1]} has no groups of {wanted.group_size}"
-        return Precision(8, wanted.symmetric), f"width {shape[1]} has no groups of {MIN_GROUP_SIZE} or more"
+        return fit(self.linear, shape)
 
     def bytes_of(self, name: str, shape: tuple[int, ...]) -> int:
         """Bytes that the weight of this canonical name takes, scales (float16) and zero points included."""
-        precision, size = self.precision_of(name, shape)[0], math.prod(shape)
-        if precision.is_float:
-            return size * precision.bits // 8
-        groups = size // (precision.group_size or shape[1])
-        zero_points = 0 if precision.symmetric else -(-groups * precision.bits // 8)
-        return size * precision.bits // 8 + 2 * groups + zero_points
+        return stored_bytes(self.precision_of(name, shape)[0], shape)
+
+
+def fit(wanted: Precision, shape: tuple[int, ...]) -> tuple[Precision, str]:
+    """The wanted precision, or the nearest that this shape allows and why."""
+    if not wanted.group_size or shape[1] % wanted.group_size == 0:
+        return wanted, ""
+    group_size = shape[1] & -shape[1]  # the largest power of two that divides the width
+    if group_size >= MIN_GROUP_SIZE:
+        smaller = min(group_size, wanted.group_size)
+        return replace(wanted, group_size=smaller), f"width {shape[1]} has no groups of {wanted.group_size}"
+    return Precision(8, wanted.symmetric), f"width {shape[1]} has no groups of {MIN_GROUP_SIZE} or more"
+
+
+def stored_bytes(precision: Precision, shape: tuple[int, ...]) -> int:
+    """Bytes of a weight in this precision, scales (float16) and zero points included."""
+    size = math.prod(shape)
+    if precision.is_float:
+        return size * precision.bits // 8
+    groups = size // (precision.group_size or shape[1])
+    zero_points = 0 if precision.symmetric else -(-groups * precision.bits // 8)
+    return size * precision.bits // 8 + 2 * groups + zero_points
 
 
 def block_size(name: str, group_size: int, limit: int = ONNX_BLOCKS[-1]) -> int:

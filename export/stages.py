@@ -172,7 +172,7 @@ def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibrati
     plan.checkpoint.prefetch(part for name in own for part in plan.weights.sources[name])
     floats = {name: plan.weights.read(name) for name in own}
 
-    def compressed(name: str, inputs: Float32Array | None = None) -> Weight:
+    def compressed(name: str, inputs: Float32Array | None = None, drift: Float32Array | None = None) -> Weight:
         weight = floats[name]
         precision = plan.recipe.precision_of(name, weight.shape)[0]
         if precision.is_float:
@@ -180,7 +180,7 @@ def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibrati
         if inputs is None or precision.bits > 4 or plan.recipe.method == "data-free":
             packed = compressor.compress(name, weight, precision)
         elif plan.recipe.method == "gptq":
-            packed = gptq.quantize(to_float32(weight), inputs, precision)
+            packed = gptq.quantize(to_float32(weight), inputs, precision, drift)
         else:
             packed = compressor.estimate_scales(name, weight, precision, inputs)
         return packed if plan.openvino else as_unsigned(packed)  # ONNX has no signed operators
@@ -192,9 +192,11 @@ def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibrati
             precisions = {name: plan.recipe.precision_of(name, weight.shape)[0] for name, weight in floats.items()}
             floats = awq.fold(floats, calibration.hidden, layer, plan.spec, precisions)
         fitted = calibration.block(layer, floats, compressed)
+    elif calibration is not None and stage == "head" and HEAD in own:
+        fitted = {HEAD: compressed(HEAD, calibration.last(floats))}
     packed = {name: fitted[name] if name in fitted else compressed(name) for name in own}
     if calibration is not None and stage == "embedding":
-        calibration.embed(packed[EMBEDDING])
+        calibration.embed(floats[EMBEDDING], packed[EMBEDDING])
     return packed
 
 

@@ -3,12 +3,15 @@
 examples:
   edge export glm-4-9b-chat-hf glm4-int4
   edge export model.gguf out --recipe int4-asym-g64 --force
+  edge export glm-4-9b-chat-hf glm4-5gb --max-bytes 5.2GB
   edge export Qwen/Qwen2.5-0.5B-Instruct qwen --frontend optimum
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import re
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -25,7 +28,12 @@ NATIVE_ONLY = (
     "adapter",
     "rope_theta",
     "calibration",
+    "max_bytes",
+    "max_kld",
+    "device",
 )  # arguments that the other frontend has no use for
+
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +42,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("out", metavar="OUT", help="the bundle folder to make")
     parser.add_argument("--recipe", metavar="NAME", help="default: int4-asym-g128")
+    parser.add_argument(
+        "--max-bytes",
+        type=parse_bytes,
+        metavar="SIZE",
+        help="instead of a recipe: the most accurate model with at most so many bytes of weights, like 5.2GB",
+    )
+    parser.add_argument(
+        "--max-kld",
+        type=float,
+        metavar="X",
+        help="instead of a recipe: the smallest model with at most this predicted KLD from the float one, like 0.05",
+    )
+    parser.add_argument(
+        "--device",
+        choices=["CPU", "GPU", "NPU"],
+        help="that --max-bytes and --max-kld choose precisions for; NPUs want symmetric ones. default: CPU",
+    )
     parser.add_argument(
         "--format",
         choices=["openvino", "onnx", "both"],
@@ -57,12 +82,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace OUT if it is a bundle")
 
 
+def parse_bytes(text: str) -> int:
+    """5.2GB, 5200MB, 5.2e9 or 4.8GiB in bytes."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", text.lower())
+    try:
+        size = float(match[1]) * UNITS[match[2]] if match else math.nan
+    except (KeyError, ValueError):
+        size = math.nan
+    if not 1 <= size < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give bytes like 5.2GB, 5200MB or 5.2e9")
+    return int(size)
+
+
 def run(args: argparse.Namespace) -> int:
     from edge.commands.console import export_progress, human_bytes
 
     started = time.perf_counter()
     with export_progress() as progress:
         manifest = _export(args, progress)
+    for decision in manifest.decisions:
+        print(f"  {decision}")
     for check in manifest.checks:
         explained = f", rounding explains {check.expected:.1e}" if check.expected else ""
         print(f"  {check.stage:<10} off by {check.error:.2e} of its output{explained}")
@@ -84,10 +123,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace, progress: Callable[[Progress], None]) -> Manifest:
-    from edge.export import recipes
-
-    recipe = args.recipe or recipes.DEFAULT
     if args.frontend == "optimum":
+        from edge.export import recipes
         from edge.export.optimum import export_with_optimum
         from edge.runtime.errors import RecipeError
 
@@ -96,20 +133,25 @@ def _export(args: argparse.Namespace, progress: Callable[[Progress], None]) -> M
             raise RecipeError(f"--{option} works on graphs of our own; leave it out, or --frontend optimum")
         if args.format not in (None, "openvino"):
             raise RecipeError(f"--frontend optimum makes OpenVINO graphs only, not {args.format}; leave --format out")
-        return export_with_optimum(args.source, args.out, recipe, force=args.force, progress=progress)
+        return export_with_optimum(
+            args.source, args.out, args.recipe or recipes.DEFAULT, force=args.force, progress=progress
+        )
     from edge.export.pipeline import export
     from edge.export.plan import DEFAULT_FORMAT
 
     return export(
         args.source,
         args.out,
-        recipe,
+        args.recipe,
         format=args.format or DEFAULT_FORMAT,
         embedding=args.embedding,
         head=args.head,
         adapter=args.adapter,
         rope_theta=args.rope_theta,
         calibration=args.calibration,
+        max_bytes=args.max_bytes,
+        max_kld=args.max_kld,
+        device=args.device,
         force=args.force,
         progress=progress,
     )

@@ -30,19 +30,21 @@ def digests(bundle: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(bundle.iterdir())}
 
 
-@pytest.mark.parametrize("kind", tiny.TINIES, ids=str)
-def test_with_float_weights_it_is_the_decoder(kind: tiny.Tiny, tmp_path: Path) -> None:
-    """And every matrix meets the inputs that the decoder gives it, in the decoder's order."""
+@pytest.mark.parametrize("twin", [False, True])
+@pytest.mark.parametrize("kind", tiny.TINIES, ids=lambda kind: kind.name)
+def test_with_float_weights_it_is_the_decoder(kind: tiny.Tiny, twin: bool, tmp_path: Path) -> None:
+    """And every matrix meets the inputs that the decoder gives it, in its order; there is nothing to correct."""
     tiny.make(kind, tmp_path / "checkpoint")
     weights = make_plan(tmp_path / "checkpoint", "fp32").weights
     floats = {name: to_float32(weights.read(name)) for name in canonical_shapes(weights.spec)}
     ids = np.random.default_rng(0).integers(0, weights.spec.vocab_size, (3, 20))
-    calibration = Calibration(ids, weights.spec)
-    calibration.embed(floats["embed.weight"])
+    calibration = Calibration(ids, weights.spec, twin=twin)
+    calibration.embed(floats["embed.weight"], floats["embed.weight"])
     met: list[tuple[str, tuple[int, ...]]] = []
 
-    def keep(name: str, inputs: Float32Array) -> Weight:
+    def keep(name: str, inputs: Float32Array, drift: Float32Array | None) -> Weight:
         met.append((name, inputs.shape))
+        assert drift is None or not drift.any()
         return floats[name]
 
     builder = ReferenceBuilder(floats, weights.spec)
@@ -50,11 +52,61 @@ def test_with_float_weights_it_is_the_decoder(kind: tiny.Tiny, tmp_path: Path) -
     for layer in range(weights.spec.num_layers):
         calibration.block(layer, floats, keep)
         expected = decoder.block(builder, expected, layer, weights.spec)
-        error = np.abs(calibration.hidden - expected).max() / np.abs(expected).max()
-        assert error <= FLOAT32_BOUND
+        for found in np.split(calibration.hidden, 1 + twin):
+            assert np.abs(found - expected).max() <= FLOAT32_BOUND * np.abs(expected).max()
+    normed = builder.rms_norm(expected, "norm", weights.spec.rms_norm_eps)
+    np.testing.assert_allclose(calibration.last(floats), normed.reshape(60, -1), rtol=1e-3, atol=1e-4)
     h, f, q = weights.spec.hidden_size, weights.spec.intermediate_size, weights.spec.q_size
     widths = {"attn.qkv": h, "attn.o": q, "mlp.gate_up": h, "mlp.down": f}
     assert met[:4] == [(f"layers.0.{name}.weight", (60, width)) for name, width in widths.items()]
+
+
+def test_drift_is_what_the_compressed_model_lacks(tiny_checkpoint: Path) -> None:
+    """Against its definition: outputs and residual of the float model less those of the other, times the inputs."""
+    weights = make_plan(tiny_checkpoint, "fp32").weights
+    spec = weights.spec
+    floats = {name: to_float32(weights.read(name)) for name in canonical_shapes(spec)}
+    rng = np.random.default_rng(1)
+    rounded = {
+        name: (w + 0.05 * w.std() * rng.standard_normal(w.shape)).astype(np.float32) for name, w in floats.items()
+    }
+    ids = rng.integers(0, spec.vocab_size, (2, 24))
+    calibration = Calibration(ids, spec, twin=True)
+    calibration.embed(floats["embed.weight"], rounded["embed.weight"])
+    start = calibration.hidden
+    drifts: dict[str, Float32Array] = {}
+
+    def keep(name: str, inputs: Float32Array, drift: Float32Array | None) -> Weight:
+        assert drift is not None
+        drifts[name] = drift
+        return rounded[name]
+
+    calibration.block(0, floats, keep)
+    p, (ours, theirs) = (
+        "layers.0.",
+        (ReferenceBuilder({**floats, **rounded_matrices(rounded)}, spec), ReferenceBuilder(floats, spec)),
+    )
+    sides = []
+    for builder, hidden in ((theirs, start[:2]), (ours, start[2:])):
+        x = builder.rms_norm(hidden, p + "input_norm", spec.rms_norm_eps)
+        a = builder.attention(builder.linear(x, p + "attn.qkv"), 0, spec)
+        after = hidden + builder.linear(a, p + "attn.o")
+        g = builder.rms_norm(after, p + "post_norm", spec.rms_norm_eps)
+        m = builder.swiglu(builder.linear(g, p + "mlp.gate_up"), spec)
+        sides.append([values.reshape(48, -1) for values in (x, a, g, m, hidden, after)])
+    for index, (name, stream) in enumerate((("attn.qkv", None), ("attn.o", 4), ("mlp.gate_up", None), ("mlp.down", 5))):
+        weight = floats[f"{p}{name}.weight"]
+        lacking = (sides[0][index] - sides[1][index]) @ weight.T
+        if stream is not None:
+            lacking = lacking + sides[0][stream] - sides[1][stream]
+        expected = lacking.T @ sides[1][index]
+        error = np.abs(drifts[f"{p}{name}.weight"] - expected).max()
+        assert error <= FLOAT32_BOUND * np.abs(expected).max()
+
+
+def rounded_matrices(rounded: dict[str, Float32Array]) -> dict[str, Float32Array]:
+    """Norms and biases stay as they are."""
+    return {name: weight for name, weight in rounded.items() if weight.ndim == 2}
 
 
 def test_blocks_err_less_than_those_of_rounded_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:

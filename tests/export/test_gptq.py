@@ -122,3 +122,19 @@ def test_activations_that_are_not_finite() -> None:
     inputs[7, 7] = np.inf
     with pytest.raises(RecipeError, match="NaN or infinite"), np.errstate(invalid="ignore"):
         gptq.quantize(weight, inputs, PRECISIONS[0])
+
+
+def test_drift_moves_the_weights_that_are_rounded() -> None:
+    """As if the best float weights for the outputs that are wanted had been given, with the damping of GPTQ."""
+    weight, inputs = make(n=24, k=192, tokens=900)
+    rng = np.random.default_rng(5)
+    wanted = inputs @ weight.T + rng.standard_normal((900, 24)).astype(np.float32)
+    drift = (wanted - inputs @ weight.T).T @ inputs
+    moments = inputs.T.astype(np.float64) @ inputs
+    moments[np.diag_indices(192)] += gptq.DAMPING * np.diagonal(moments).mean()
+    best = weight + np.linalg.solve(moments, drift.T).T
+    ours = dequantize(gptq.quantize(weight, inputs, PRECISIONS[0], drift))
+    expected = dequantize(gptq.quantize(best.astype(np.float32), inputs, PRECISIONS[0]))
+    assert np.mean(np.isclose(ours, expected, rtol=1e-4, atol=1e-5)) > 0.97
+    plain = dequantize(gptq.quantize(weight, inputs, PRECISIONS[0]))
+    assert np.square(inputs @ ours.T - wanted).sum() < np.square(inputs @ plain.T - wanted).sum()

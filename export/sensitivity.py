@@ -1,0 +1,346 @@
+"""What rounding each matrix costs the model: measured on real tokens, one matrix at a time.
+
+In: float weights, windows of tokens, and the precisions each matrix may get. Out: a `Sensitivity`, the KLD that every
+choice is predicted to cost. Knows nothing about budgets, recipes or files.
+
+The cost of a choice is error x gain. The error is the power of what rounding adds to the matrix's output, relative to
+that output: rows of the matrix are rounded as the export will round them, for some windows, and the product is taken
+with others. The gain is KLD per unit of error: the matrix alone is replaced by its rounded form, and the tokens go on
+through the float model to its logits. KLD is a quadratic form of a small disturbance, so it grows in proportion to its
+power, and disturbances of different matrices, which have nothing to do with each other, add up.
+
+Everything is carried through the model in one pass, so that each weight is read once. Of each kind of matrix at most
+DEPTHS blocks are replaced; between them the gain, and what fitting to text takes off the error of rounding to nearest,
+are interpolated in depth, by their logarithms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
+
+from edge.export import decoder, gptq
+from edge.export.calibration import ROWS, CalibratingBuilder
+from edge.export.checkpoint import Checkpoint
+from edge.export.names import WeightSource, canonical_shapes
+from edge.export.parallel import in_parallel
+from edge.export.recipes import EMBEDDING, HEAD, Precision
+from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32
+from edge.runtime.spec import ModelSpec
+
+Candidates = Mapping[str, Sequence[Precision]]  # a matrix's canonical name -> what it may get, smallest first
+
+DEPTHS = 10  # blocks whose matrices are replaced
+WINDOW = 256  # tokens
+FITTED = 16  # windows that rounding is fitted to
+CARRIED = 4  # windows that errors and KLD are measured on
+WINDOWS = CARRIED + FITTED
+SAMPLED_ROWS = 256  # of a matrix, for its errors
+AT_ONCE = 16  # windows of replaced models that pass a block together
+PIECE = 64  # rows of logits in float64
+FLOOR = 1e-12  # of errors and gains: their logarithms are taken
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """What every choice is predicted to cost."""
+
+    errors: Mapping[str, Mapping[Precision, float]]  # power of a matrix's rounding error, relative to its output's
+    gains: Mapping[str, float]  # nats/token of KLD per unit of that
+    measured: tuple[str, ...]  # matrices whose gain was measured; that of the others is interpolated
+
+    def cost(self, name: str, precision: Precision) -> float:
+        """Predicted KLD of this choice, nats/token."""
+        return self.errors[name][precision] * self.gains[name]
+
+    def to_json(self) -> dict[str, Any]:
+        errors = {name: {str(p): error for p, error in found.items()} for name, found in self.errors.items()}
+        return {"errors": errors, "gains": dict(self.gains), "measured": list(self.measured)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Sensitivity:
+        errors = {
+            name: {Precision.parse(p): float(error) for p, error in found.items()}
+            for name, found in data["errors"].items()
+        }
+        return cls(errors, {name: float(gain) for name, gain in data["gains"].items()}, tuple(data["measured"]))
+
+
+def measure(
+    checkpoint: Checkpoint,
+    weights: WeightSource,
+    candidates: Candidates,
+    ids: npt.NDArray[np.int64],
+    progress: Callable[[str, int], None] = lambda _stage, _blocks: None,
+    depths: int = DEPTHS,
+) -> Sensitivity:
+    """Errors of all candidates and gains of all matrices.
+
+    checkpoint: that the weights are made of. ids: (n, T) windows; the first CARRIED are measured on, the others are
+    fitted to. progress: stage, blocks done. The result does not depend on the number of cores. Raises RecipeError
+    where activations are not finite.
+    """
+    assert len(ids) > CARRIED, "windows are needed to fit to as well"
+    spec = weights.spec
+    measured = _measured(spec.num_layers, depths)
+    with threadpool_limits(1, "blas"):
+        run = _Run(checkpoint, weights, candidates, ids)
+        run.embed()
+        for layer in range(spec.num_layers):
+            progress(f"block {layer}", layer)
+            run.block(layer, replace=layer in measured)
+        progress("head", spec.num_layers)
+        return run.head()
+
+
+def _measured(layers: int, depths: int) -> list[int]:
+    """The first and last two of so many blocks, which are not like those beside them, and some evenly between."""
+    inner = np.linspace(1, layers - 2, depths - 2).round().astype(int).tolist()
+    return sorted({0, layers - 1, *inner}) if layers > depths else list(range(layers))
+
+
+class _Run:
+    """Hidden states of the float model, and of models in which one matrix is replaced, between two stages."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, weights: WeightSource, candidates: Candidates, ids: npt.NDArray[np.int64]
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._weights, self._spec, self._candidates, self._ids = weights, weights.spec, candidates, ids
+        self._hidden: Float32Array = np.zeros(0, np.float32)  # (n, T, H)
+        self._replaced: dict[str, Float32Array] = {}  # matrix -> (CARRIED, T, H)
+        self._errors: dict[str, dict[Precision, float]] = {}
+        self._nearest: dict[str, dict[Precision, float]] = {}  # the same of rounding to nearest
+        self._swapped: dict[str, float] = {}  # errors of the matrices that were put in
+        self._tied: Weight | None = None  # the embedding that was put in, where it is the head as well
+
+    def embed(self) -> None:
+        """Start."""
+        matrix, spec = self._weights.read(EMBEDDING), self._spec
+        self._hidden = self._float({EMBEDDING: matrix}).embedding(self._ids, "embed")
+        found, places = np.unique(self._ids[:CARRIED], return_inverse=True)
+        rows = to_float32(np.ascontiguousarray(matrix[found]))
+        counts = np.bincount(places.ravel()).astype(np.float32)[:, None]
+        power = float((np.square(rows) * counts).sum())
+        rounded = {precision: nearest(rows, precision) for precision in self._candidates[EMBEDDING]}
+        self._errors[EMBEDDING] = {
+            precision: float((np.square(q - rows) * counts).sum()) / power for precision, q in rounded.items()
+        }
+        swap = _middle(self._candidates[EMBEDDING])
+        self._swapped[EMBEDDING] = self._errors[EMBEDDING][swap]
+        self._replaced[EMBEDDING] = rounded[swap][places.reshape(-1)].reshape(CARRIED, -1, spec.hidden_size)
+
+    def block(self, layer: int, *, replace: bool) -> None:
+        """Pass a block; with `replace`, with models in which one of its matrices is replaced as well."""
+        prefix = f"layers.{layer}."
+        names = [name for name in canonical_shapes(self._spec) if name.startswith(prefix)]
+        self._checkpoint.prefetch(part for name in names for part in self._weights.sources[name])
+        floats = {name: self._weights.read(name) for name in names}
+        replaced: list[str] = []
+
+        def look(name: str, inputs: Float32Array) -> Weight | None:
+            swap = self._look(name, floats[name], inputs, replace=replace)
+            if swap is not None:
+                replaced.append(name)
+            return swap
+
+        out = decoder.block(
+            _Branching(floats, self._spec, len(self._ids), look), self._hidden.copy(), layer, self._spec
+        )
+        n = len(self._ids)
+        names = list(self._replaced)
+        for start in range(0, len(names), AT_ONCE // CARRIED):
+            several = names[start : start + AT_ONCE // CARRIED]
+            hidden = np.concatenate([self._replaced[name] for name in several])
+            hidden = decoder.block(self._float(floats), hidden, layer, self._spec)
+            for i, name in enumerate(several):
+                self._replaced[name] = hidden[i * CARRIED : (i + 1) * CARRIED].copy()
+        for i, name in enumerate(replaced):
+            self._replaced[name] = out[n + i * CARRIED : n + (i + 1) * CARRIED].copy()
+        self._hidden = out[:n].copy()
+        self._checkpoint.release()
+
+    def head(self) -> Sensitivity:
+        """Finish: the KLD of every replaced model."""
+        spec = self._spec
+        tied = spec.tied_embeddings
+        name = EMBEDDING if tied else HEAD
+        matrix = self._weights.read(name)
+        floats: dict[str, Weight] = {HEAD: matrix, "norm.weight": self._weights.read("norm.weight")}
+        builder = self._float(floats)
+
+        def normed(hidden: Float32Array) -> Float32Array:
+            return builder.rms_norm(hidden, "norm", spec.rms_norm_eps)
+
+        last = normed(self._hidden)
+        swap: Weight | None
+        if tied:  # one matrix in two places, and one disturbance: only the precision of rows is known of it
+            swap = nearest(to_float32(matrix), _middle(self._candidates[EMBEDDING]))
+        else:
+            swap = self._look(HEAD, matrix, last.reshape(-1, last.shape[-1]), replace=True)
+            self._replaced[HEAD] = self._hidden[:CARRIED]
+        assert swap is not None
+        own = {EMBEDDING} if tied else {HEAD}
+        sums = dict.fromkeys(self._replaced, 0.0)
+        for window in range(CARRIED):
+            expected = builder.linear(last[window : window + 1], "lm_head")[0]
+            for other, hidden in self._replaced.items():
+                using = self._float({HEAD: swap}) if other in own else builder
+                found = using.linear(normed(hidden[window : window + 1]), "lm_head")[0]
+                sums[other] += sum(in_parallel(lambda i: _kld_sum(expected, found, i), range(0, len(found), PIECE)))  # noqa: B023
+        tokens = self._ids[:CARRIED].size
+        klds = {other: total / tokens for other, total in sums.items()}
+        return self._summary(klds)
+
+    def _float(self, floats: Mapping[str, Weight]) -> CalibratingBuilder:
+        """A builder of the float model, which computes on all cores."""
+        return CalibratingBuilder(floats, self._spec, lambda name, _inputs: floats[name])
+
+    def _look(self, name: str, weight: FloatArray, inputs: Float32Array, *, replace: bool) -> Weight | None:
+        """Errors of a matrix's candidates; the matrix as the middle one has it, if it is to be put in."""
+        tokens = self._ids[:CARRIED].size
+        held, fitted = inputs[:tokens], inputs[tokens:]
+        rows = to_float32(weight[:: max(len(weight) // SAMPLED_ROWS, 1)])
+        power = _power(held, rows)
+        self._nearest[name] = {
+            precision: _power(held, rows, nearest(rows, precision)) / power for precision in self._candidates[name]
+        }
+        if not replace:
+            return None
+        self._errors[name] = {
+            precision: _power(held, rows, _fitted(rows, fitted, precision)) / power
+            for precision in self._candidates[name]
+        }
+        swap = _fitted(to_float32(weight), fitted, _middle(self._candidates[name]))
+        self._swapped[name] = _power(held, weight, swap) / _power(held, weight)
+        return swap
+
+    def _summary(self, klds: Mapping[str, float]) -> Sensitivity:
+        gains = {name: max(kld, 0.0) / max(self._swapped[name], FLOOR) for name, kld in klds.items()}
+        for kind in dict.fromkeys(_kind(name) for name in self._nearest if name not in gains):
+            of_kind = [name for name in self._nearest if _kind(name) == kind]
+            known = [name for name in of_kind if name in gains]
+            depths = [_layer(name) for name in known]
+            for name in of_kind:
+                if name in known:
+                    continue
+
+                def between(values: Sequence[float], layer: int = _layer(name)) -> float:
+                    logs = [math.log(max(value, FLOOR)) for value in values]
+                    return math.exp(float(np.interp(layer, depths, logs)))  # noqa: B023
+
+                gains[name] = between([gains[other] for other in known])
+                self._errors[name] = {
+                    precision: error
+                    * between(
+                        [
+                            self._errors[other][precision] / max(self._nearest[other][precision], FLOOR)
+                            for other in known
+                        ]
+                    )
+                    for precision, error in self._nearest[name].items()
+                }
+        return Sensitivity(self._errors, gains, tuple(klds))
+
+
+class _Branching(CalibratingBuilder):
+    """The float model, from which models branch off at matrices that `look` gives a replacement for.
+
+    The first `n` windows are the float model's, and CARRIED more follow for every branch.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, FloatArray],
+        spec: ModelSpec,
+        n: int,
+        look: Callable[[str, Float32Array], Weight | None],
+    ) -> None:
+        super().__init__(weights, spec, lambda _name, _inputs: self._current)
+        self._n, self._look = n, look
+        self._current: Weight = np.zeros(0, np.float32)
+
+    def linear(self, x: Float32Array, name: str) -> Float32Array:
+        self._current = self._weights[f"{name}.weight"]
+        y = super().linear(x, name)
+        swap = self._look(f"{name}.weight", x[: self._n].reshape(-1, x.shape[-1]))
+        if swap is None:
+            return y
+        self._current = swap
+        return np.concatenate([y, super().linear(x[:CARRIED], name)])
+
+    def add(self, a: Float32Array, b: Float32Array, name: str) -> Float32Array:
+        branched = (len(b) - len(a)) // CARRIED  # since `a` was taken
+        return super().add(np.concatenate([a, *[a[:CARRIED]] * branched]), b, name)
+
+
+def nearest(rows: Float32Array, precision: Precision) -> Float32Array:
+    """Rows of a matrix rounded to the nearest of their precision's numbers, as floats; scales from whole ranges."""
+    n, k = rows.shape
+    groups = rows.reshape(n, -1, precision.group_size or k)
+    low, high = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
+    if precision.symmetric:
+        half = 1 << (precision.bits - 1)
+        longer = np.where(-low >= high, -low, -high)  # the longer side gets the one integer more
+        scale = longer / half
+        scale[scale == 0] = 1
+        found = np.clip(np.rint(groups / scale), -half, half - 1) * scale
+    else:
+        most = (1 << precision.bits) - 1
+        low, high = np.minimum(low, 0), np.maximum(high, 0)
+        scale = (high - low) / most
+        scale[scale == 0] = 1
+        zero = np.rint(-low / scale)
+        found = (np.clip(np.rint(groups / scale) + zero, 0, most) - zero) * scale
+    rounded: Float32Array = found.reshape(n, k).astype(np.float32)
+    return rounded
+
+
+def _fitted(rows: Float32Array, inputs: Float32Array, precision: Precision) -> Weight:
+    """The same as the export does it: 4 bits fitted to inputs (T, K), 8 to nearest."""
+    return gptq.quantize(rows, inputs, precision) if precision.bits == 4 else nearest(rows, precision)
+
+
+def _power(inputs: Float32Array, weight: Weight, other: Weight | None = None) -> float:
+    """|X W^T|^2 of inputs (T, K) and a matrix (N, K), or of its difference from another one."""
+
+    def of_rows(start: int) -> float:
+        rows = rows_of(weight, start, start + ROWS)
+        if other is not None:
+            rows = rows - rows_of(other, start, start + ROWS)
+        return float(np.square(inputs @ rows.T).sum(dtype=np.float64))
+
+    return sum(in_parallel(of_rows, range(0, weight.shape[0], ROWS)))
+
+
+def _kld_sum(expected: Float32Array, found: Float32Array, start: int) -> float:
+    """Sum over PIECE rows of KL(softmax(expected) || softmax(found))."""
+    p, q = (_log_softmax(logits[start : start + PIECE]) for logits in (expected, found))
+    return float((np.exp(p) * (p - q)).sum())
+
+
+def _log_softmax(logits: Float32Array) -> npt.NDArray[np.float64]:
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def _middle(candidates: Sequence[Precision]) -> Precision:
+    """The one that is put in: neither so coarse that proportion ends, nor so fine that little is measured."""
+    return candidates[len(candidates) // 2]
+
+
+def _layer(name: str) -> int:
+    return int(name.split(".")[1])
+
+
+def _kind(name: str) -> str:
+    """The same for one matrix of every block."""
+    return name.split(".", 2)[-1]

@@ -1,0 +1,176 @@
+"""Scales folded into a block: the same function, easier to round."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.export import awq
+from edge.export.compress import Compressor
+from edge.export.graph import reference
+from edge.export.names import canonical_shapes
+from edge.export.pipeline import export
+from edge.export.recipes import Precision
+from edge.export.tensors import Float32Array, FloatArray, Weight, dequantize
+from edge.runtime.errors import RecipeError
+from edge.runtime.spec import ModelSpec
+from edge.runtime.verify import FLOAT32_BOUND
+
+INT4 = Precision(4, group_size=32)
+RECIPE = "int4-asym-g64-awq-gptq"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of random weights, some channels of which are far larger than others."""
+
+    spec: ModelSpec
+    weights: dict[str, FloatArray]
+    hidden: Float32Array  # (4, 48, H)
+
+    @property
+    def matrices(self) -> list[str]:
+        return [name for name, weight in self.weights.items() if weight.ndim == 2]
+
+    def fold(self, precision: Precision = INT4) -> dict[str, FloatArray]:
+        precisions = {name: precision if name in self.matrices else Precision(32) for name in self.weights}
+        return awq.fold(self.weights, self.hidden, 1, self.spec, precisions)
+
+    def run(self, weights: dict[str, Weight] | dict[str, FloatArray], hidden: Float32Array) -> Float32Array:
+        return reference.block(weights, hidden, 1, self.spec)
+
+
+SPECS = {
+    "glm": ModelSpec("glm", 3, 64, 96, 8, 2, 16, 8, 10000.0, 1e-6, 320, 256, True, False, False),
+    "glm without bias": ModelSpec("glm", 3, 64, 96, 8, 2, 16, 16, 10000.0, 1e-6, 320, 256, False, True, False),
+    "one kv head": ModelSpec("glm", 3, 64, 96, 4, 1, 32, 16, 10000.0, 1e-6, 320, 256, True, False, False),
+    "as many kv heads": ModelSpec("llama", 3, 64, 96, 4, 4, 16, 16, 10000.0, 1e-6, 320, 256, False, False, False),
+    "glm4": ModelSpec("glm4", 3, 64, 96, 6, 2, 16, 8, 10000.0, 1e-6, 320, 256, True, False, True),
+}
+
+
+@cache
+def made(name: str) -> Block:
+    rng, spec = np.random.default_rng(5), SPECS[name]
+    weights: dict[str, FloatArray] = {}
+    for full, shape in canonical_shapes(spec).items():
+        if full.startswith("layers.1."):
+            around = 1.0 if full.endswith("norm.weight") else 0.0
+            weights[full] = rng.normal(around, 0.2, shape).astype(np.float32)
+    for norm in ("input_norm", "post_norm"):
+        weights[f"layers.1.{norm}.weight"][rng.integers(spec.hidden_size, size=3)] *= 30
+    up = weights["layers.1.mlp.gate_up.weight"][spec.intermediate_size :]
+    up[rng.integers(len(up), size=4)] *= 30
+    v = weights["layers.1.attn.qkv.weight"][-spec.kv_size :]
+    v[rng.integers(len(v), size=2)] *= 30
+    return Block(spec, weights, rng.normal(size=(4, 48, spec.hidden_size)).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_block_stays_the_function_that_it_is(name: str) -> None:
+    block = made(name)
+    before = {key: weight.copy() for key, weight in block.weights.items()}
+    folded = block.fold()
+    scaled = {key for key in folded if not np.array_equal(folded[key], block.weights[key])}
+    bias = {"layers.1.attn.qkv.bias"} if block.spec.qkv_bias else set()
+    assert scaled == {*block.matrices, "layers.1.input_norm.weight", "layers.1.post_norm.weight", *bias}
+    others = np.random.default_rng(6).normal(size=(2, 30, block.spec.hidden_size)).astype(np.float32)
+    expected, found = block.run(block.weights, others), block.run(folded, others)
+    assert np.abs(found - expected).max() <= FLOAT32_BOUND * np.abs(expected).max()
+    assert all(np.array_equal(weight, before[key]) for key, weight in block.weights.items())
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("precision", ["int4-asym-g32", "int4-sym-g32", "int4-asym-channel"])
+def test_it_errs_less_where_channels_differ(name: str, precision: str) -> None:
+    """Rounded by nncf, on tokens that no scale was searched with."""
+    block, wanted = made(name), Precision.parse(precision)
+    others = np.random.default_rng(7).normal(size=(2, 60, block.spec.hidden_size)).astype(np.float32)
+    expected = block.run(block.weights, others)
+
+    def error(weights: dict[str, FloatArray]) -> float:
+        compressor = Compressor()
+        packed: dict[str, Weight] = {
+            key: compressor.compress(key, weight, wanted) if key in block.matrices else weight
+            for key, weight in weights.items()
+        }
+        return float(np.linalg.norm(block.run(packed, others) - expected))
+
+    assert error(block.fold(wanted)) < 0.8 * error(block.weights)
+
+
+@pytest.mark.parametrize("precision", ["int4-asym-g32", "int4-sym-g32", "int4-asym-channel", "int4-sym-channel"])
+def test_scales_are_searched_with_the_rounding_that_nncf_does(precision: str) -> None:
+    """But for scales in float16, which turn a few integers and change the size of the error by little."""
+    rows, wanted = np.random.default_rng(8).normal(size=(40, 96)).astype(np.float32), Precision.parse(precision)
+    rows[3, :32], rows[4] = 0, np.abs(rows[4])
+    theirs = dequantize(Compressor().compress("layers.1.mlp.down.weight", rows, wanted)) - rows
+    ours = awq._rounding(rows, wanted)
+    assert np.linalg.norm(ours - theirs) < 0.1 * np.linalg.norm(theirs)
+
+
+def test_scales_never_lose_more_than_none() -> None:
+    """Of the product, on the tokens they were searched with: a power of 0 is among those that are tried."""
+    rng = np.random.default_rng(9)
+    for _ in range(20):
+        weight = rng.normal(size=(48, 64)).astype(np.float32) * rng.lognormal(0, 1, 64).astype(np.float32)
+        tokens = rng.normal(size=(100, 64)).astype(np.float32) * rng.lognormal(0, 1, 64).astype(np.float32)
+        scales = awq._search(weight, tokens, INT4, (2, 2, 16))
+        if scales is None:
+            continue
+        plain = np.linalg.norm(tokens @ awq._rounding(weight, INT4).T)
+        scaled = np.linalg.norm(tokens / scales @ awq._rounding(weight * scales, INT4).T)
+        assert scaled < plain
+        assert np.array_equal(scales.reshape(2, 2, 16)[:, 0], scales.reshape(2, 2, 16)[:, 1])
+
+
+def test_where_there_is_nothing_to_scale() -> None:
+    block = made("glm")
+    assert all(weight is block.weights[name] for name, weight in block.fold(Precision(8)).items())
+    idle = Block(block.spec, {**block.weights, "layers.1.post_norm.weight": np.zeros(64, np.float32)}, block.hidden)
+    folded = idle.fold()
+    for name in ("post_norm", "mlp.gate_up", "mlp.down"):
+        assert folded[f"layers.1.{name}.weight"] is idle.weights[f"layers.1.{name}.weight"]
+    damaged = Block(
+        block.spec, {**block.weights, "layers.1.input_norm.weight": np.full(64, np.nan, np.float32)}, block.hidden
+    )
+    with pytest.raises(RecipeError, match="NaN or infinite; is the checkpoint damaged"):
+        damaged.fold()
+
+
+def test_channels_without_input_stay_finite() -> None:
+    block = made("glm")
+    norm = block.weights["layers.1.input_norm.weight"].copy()
+    norm[:5] = 0
+    folded = Block(block.spec, {**block.weights, "layers.1.input_norm.weight": norm}, block.hidden).fold()
+    assert all(np.isfinite(weight).all() for weight in folded.values())
+
+
+def test_killed_and_resumed(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The same bytes, each time."""
+    export(tiny_checkpoint, tmp_path / "whole", RECIPE, format="openvino")
+    script = f"""
+import os, signal
+from edge.export.pipeline import export
+def progress(p):
+    if p.stage == "block 1":
+        os.kill(os.getpid(), signal.SIGKILL)
+export({str(tiny_checkpoint)!r}, {str(tmp_path / "resumed")!r}, {RECIPE!r}, format="openvino", progress=progress)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    seen: list[str] = []
+    export(tiny_checkpoint, tmp_path / "resumed", RECIPE, format="openvino", progress=lambda p: seen.append(p.stage))
+    assert "block 0" not in seen
+    weights = [(tmp_path / name / "openvino_model.bin").read_bytes() for name in ("whole", "resumed")]
+    assert hashlib.sha256(weights[0]).digest() == hashlib.sha256(weights[1]).digest()
+    graphs = [(tmp_path / name / "openvino_model.xml").read_bytes() for name in ("whole", "resumed")]
+    assert graphs[0] == graphs[1]
