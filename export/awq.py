@@ -1,4 +1,4 @@
-"""Channels of a block's matrices scaled against what stands before them, so that rounding spares those that matter: AWQ.
+"""Channels of a block's matrices scaled, and scaled back before them, so that rounding spares those in use: AWQ.
 
 In: a decoder block's float weights, hidden states that it will meet, and the `Precision` of each matrix. Out: float
 weights of the same block function. Knows nothing about how matrices are rounded later, or about files.
@@ -40,9 +40,9 @@ def fold(
 ) -> dict[str, FloatArray]:
     """The block's weights with scales folded into them; what changed is float32 and a copy.
 
-    weights: of this layer, by canonical name, as `precisions` are, which other weights than matrices need not have.
-    hidden: (n, T, H), before the block; the first windows are looked at, up to TOKENS tokens or one window. Raises
-    RecipeError where activations are not finite.
+    weights, precisions: of this layer, by canonical name; other weights than matrices need no precision. hidden:
+    (n, T, H), before the block, of which the first TOKENS are looked at. Raises RecipeError where activations are not
+    finite.
     """
     prefix = f"layers.{layer}"
     inputs = _inputs(weights, hidden, layer, spec)
@@ -54,7 +54,7 @@ def fold(
             return None
         return _search(weights[name], inputs[name], precisions[name], groups)
 
-    def multiply(name: str, by: Float32Array, rows: slice = slice(None)) -> None:
+    def multiply(name: str, by: FloatArray, rows: slice = slice(None)) -> None:
         """Some rows of a matrix or entries of a vector."""
         name = f"{prefix}.{name}"
         if name in weights:  # biases need not be there
@@ -116,7 +116,7 @@ def _search(
 
     def scaled(power: float) -> Float32Array:
         """Scales that leave the size of the rows as it is."""
-        s = np.power(size / size.max(), power, dtype=np.float32)
+        s: Float32Array = np.power(size / size.max(), power, dtype=np.float32)
         s *= np.linalg.norm(rows) / np.linalg.norm(rows * s)
         return s
 

@@ -68,6 +68,8 @@ def options(
         text = fixed.get(name)
         wanted = (Precision.parse(text),) if text else WANTED_NPU if limits.device == "NPU" else WANTED
         fitting = dict.fromkeys(fit(precision, shape)[0] for precision in wanted)
+        if limits.device == "NPU" and not text:  # a smaller group is none that it has
+            fitting = dict.fromkeys(precision for precision in fitting if precision in WANTED_NPU)
         if onnx:
             fitting = dict.fromkeys(precision for precision in fitting if _onnx_holds(precision, shape))
         found[name] = tuple(sorted(fitting, key=lambda precision: stored_bytes(precision, shape)))

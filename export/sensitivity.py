@@ -9,9 +9,10 @@ with others. The gain is KLD per unit of error: the matrix alone is replaced by 
 through the float model to its logits. KLD is a quadratic form of a small disturbance, so it grows in proportion to its
 power, and disturbances of different matrices, which have nothing to do with each other, add up.
 
-Everything is carried through the model in one pass, so that each weight is read once. Of each kind of matrix at most
-DEPTHS blocks are replaced; between them the gain, and what fitting to text takes off the error of rounding to nearest,
-are interpolated in depth, by their logarithms.
+Everything is carried through the model in one pass, so that each weight is read once. Of each kind of matrix those of
+at most DEPTHS blocks are replaced; between them the gain is interpolated in depth, by its logarithm. There the error is
+measured for one precision, and for the others follows from rounding to nearest and from what fitting took off that in
+the blocks around.
 """
 
 from __future__ import annotations
@@ -211,42 +212,41 @@ class _Run:
         self._nearest[name] = {
             precision: _power(held, rows, nearest(rows, precision)) / power for precision in self._candidates[name]
         }
-        if not replace:
-            return None
+        swap = _middle(self._candidates[name])
         self._errors[name] = {
             precision: _power(held, rows, _fitted(rows, fitted, precision)) / power
-            for precision in self._candidates[name]
+            for precision in (self._candidates[name] if replace else [swap])
         }
-        swap = _fitted(to_float32(weight), fitted, _middle(self._candidates[name]))
-        self._swapped[name] = _power(held, weight, swap) / _power(held, weight)
-        return swap
+        if not replace:
+            return None
+        replacement = _fitted(to_float32(weight), fitted, swap)
+        self._swapped[name] = _power(held, weight, replacement) / _power(held, weight)
+        return replacement
 
     def _summary(self, klds: Mapping[str, float]) -> Sensitivity:
-        gains = {name: max(kld, 0.0) / max(self._swapped[name], FLOOR) for name, kld in klds.items()}
-        for kind in dict.fromkeys(_kind(name) for name in self._nearest if name not in gains):
-            of_kind = [name for name in self._nearest if _kind(name) == kind]
-            known = [name for name in of_kind if name in gains]
-            depths = [_layer(name) for name in known]
-            for name in of_kind:
-                if name in known:
+        gains = {name: kld / max(self._swapped[name], FLOOR) for name, kld in klds.items()}
+        for name in [name for name in self._nearest if name not in klds]:
+            known = [other for other in klds if _kind(other) == _kind(name)]
+
+            def between(values: Sequence[float], name: str = name, known: list[str] = known) -> float:
+                logs = [math.log(max(value, FLOOR)) for value in values]
+                return math.exp(float(np.interp(_layer(name), [_layer(other) for other in known], logs)))
+
+            gains[name] = between([gains[other] for other in known])
+            swap = _middle(self._candidates[name])
+            fitted = self._left(name, swap)
+            for precision, error in self._nearest[name].items():
+                if precision == swap:
                     continue
-
-                def between(values: Sequence[float], layer: int = _layer(name)) -> float:
-                    logs = [math.log(max(value, FLOOR)) for value in values]
-                    return math.exp(float(np.interp(layer, depths, logs)))  # noqa: B023
-
-                gains[name] = between([gains[other] for other in known])
-                self._errors[name] = {
-                    precision: error
-                    * between(
-                        [
-                            self._errors[other][precision] / max(self._nearest[other][precision], FLOOR)
-                            for other in known
-                        ]
-                    )
-                    for precision, error in self._nearest[name].items()
-                }
+                left = 1.0  # 8 bits are rounded to nearest indeed
+                if precision.bits == 4:
+                    left = fitted * between([self._left(o, precision) / self._left(o, swap) for o in known])
+                self._errors[name][precision] = error * left
         return Sensitivity(self._errors, gains, tuple(klds))
+
+    def _left(self, name: str, precision: Precision) -> float:
+        """What is left of the error of rounding to nearest when rounding is fitted to text."""
+        return max(self._errors[name][precision], FLOOR) / max(self._nearest[name][precision], FLOOR)
 
 
 class _Branching(CalibratingBuilder):

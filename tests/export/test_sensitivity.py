@@ -34,9 +34,7 @@ def ids_of(weights: Weights) -> np.ndarray:
 
 
 def options_of(weights: Weights) -> dict[str, tuple[Precision, ...]]:
-    return {
-        name: (COARSE, FINE) for name, shape in canonical_shapes(weights.spec).items() if len(shape) == 2
-    }
+    return {name: (COARSE, FINE) for name, shape in canonical_shapes(weights.spec).items() if len(shape) == 2}
 
 
 class Looking(ReferenceBuilder):
@@ -54,7 +52,7 @@ def test_a_gain_is_that_of_the_whole_model(name: str, tmp_path: Path) -> None:
     weights = weights_of(name, tmp_path)
     spec, ids, options = weights.spec, ids_of(weights), options_of(weights)
     # The one put in is the last of two.
-    found = measure(weights.checkpoint, weights, {n: (FINE, COARSE) for n in options}, ids)
+    found = measure(weights.checkpoint, weights, dict.fromkeys(options, (FINE, COARSE)), ids)
     floats = {n: to_float32(weights.read(n)) for n in canonical_shapes(spec)}
     looking = Looking(floats, spec)
     expected = decoder.decoder(looking, ids, spec)[:CARRIED].reshape(-1, spec.vocab_size)

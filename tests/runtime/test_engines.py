@@ -52,12 +52,12 @@ def test_logits_of_the_demo_model(demo_bundle: Path) -> None:
 
 
 def test_greedy_ids_of_the_demo_model(demo_bundle: Path) -> None:
-    """5 prompts of 64 tokens. About 50 s."""
+    """5 prompts of 32 tokens. About 25 s."""
     one, other = (LLM(demo_bundle, EXACT[engine]) for engine in ENGINES)
     for prompt in PROMPTS:
         ids = one.tokenizer.encode(one.render([{"role": "user", "content": prompt}]))
         answers = [
-            [i for chunk in llm.generate(ids, max_new_tokens=64, ignore_stop_ids=True) for i in chunk.token_ids]
+            [i for chunk in llm.generate(ids, max_new_tokens=32, ignore_stop_ids=True) for i in chunk.token_ids]
             for llm in (one, other)
         ]
         assert answers[0] == answers[1], prompt
