@@ -33,15 +33,15 @@ WANTED_NPU = tuple(Precision.parse(text) for text in ("int4-sym-channel", "int4-
 class Limits:
     """What a model may be. At least one of the two is given; with both, the smallest within the KLD must fit."""
 
-    max_bytes: int | None = None  # of all weights, scales and zero points included; graphs and tokenizer are not
+    max_bytes: float | None = None  # of all weights, scales and zero points included; graphs and tokenizer are not
     max_kld: float | None = None  # predicted, nats/token
     device: Device = "CPU"
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
             raise RecipeError(f"device {self.device!r} is unknown, expected {', '.join(DEVICES)}")
-        if self.max_bytes is not None and self.max_bytes <= 0:
-            raise RecipeError(f"a budget of {self.max_bytes:,} bytes is given, expected a number above 0")
+        if self.max_bytes is not None and not 1 <= self.max_bytes < math.inf:
+            raise RecipeError(f"a budget of {self.max_bytes:,} bytes is given, expected a number like 5.2e9")
         if self.max_kld is not None and not 0 < self.max_kld < math.inf:
             raise RecipeError(f"a KLD of {self.max_kld} is given, expected a number above 0, like 0.05")
         if self.max_bytes is None and self.max_kld is None:
@@ -76,7 +76,7 @@ def options(
     least = _vectors(spec) + sum(stored_bytes(found[name][0], canonical_shapes(spec)[name]) for name in found)
     if limits.max_bytes is not None and least > limits.max_bytes:
         raise RecipeError(
-            f"the budget is {limits.max_bytes:,} bytes, the smallest that this model can be is {least:,} bytes of "
+            f"the budget is {limits.max_bytes:,.0f} bytes, the smallest that this model can be is {least:,} bytes of "
             "weights; allow that many, or take a smaller model"
         )
     return found
@@ -115,7 +115,7 @@ def decide(
         if best is not None and least.value + vectors > (limits.max_bytes or 0):
             raise RecipeError(
                 f"a KLD of {limits.max_kld:g} takes {int(least.value) + vectors:,} bytes of weights, the budget is "
-                f"{limits.max_bytes:,}, which give about {best.value:.3g}; allow more of one of them"
+                f"{limits.max_bytes:,.0f}, which give about {best.value:.3g}; allow more of one of them"
             )
         size, kld, choice = least.value, least.weight, least
     chosen = {name: options[name][i] for name, i in zip(names, choice.indices, strict=True)}
@@ -123,7 +123,7 @@ def decide(
 
 
 def _asked(limits: Limits) -> str:
-    parts = [] if limits.max_bytes is None else [f"at most {limits.max_bytes:,} bytes of weights"]
+    parts = [] if limits.max_bytes is None else [f"at most {limits.max_bytes:,.0f} bytes of weights"]
     parts += [] if limits.max_kld is None else [f"a predicted KLD of at most {limits.max_kld:g}"]
     return f"precisions for {limits.device} within {' and '.join(parts)}"
 

@@ -84,7 +84,7 @@ def export(
     """
     limits = None
     if max_bytes is not None or max_kld is not None or device is not None:
-        limits = Limits(None if max_bytes is None else int(max_bytes), max_kld, device or "CPU")
+        limits = Limits(max_bytes, max_kld, device or "CPU")
     plan = make_plan(
         source,
         recipe,

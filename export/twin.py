@@ -39,7 +39,7 @@ class TwinBuilder:
         self._stream: Float32Array | None = None  # residual, before the norm that was last
         self.packed: dict[str, Weight] = {}
 
-    def embedding(self, ids: Value, name: str) -> Value:
+    def embedding(self, ids: Value, name: str) -> Value:  # noqa: ARG002
         raise AssertionError("a block has no embedding")
 
     def linear(self, x: Value, name: str) -> Value:
@@ -86,7 +86,7 @@ class _Product:
 
     def window(self, index: int) -> Float32Array:
         matrix = self.weight if index < len(self.inputs) // 2 else self.packed
-        y: Float32Array = self.inputs[index : index + 1] @ matrix.T
+        y: Float32Array = (self.inputs[index] @ matrix.T)[None]
         return y if self.bias is None else y + self.bias
 
 

@@ -36,13 +36,14 @@ def fails(*arguments: str | Path, stdin: str = "") -> str:
 def test_help_names_every_verb() -> None:
     done = edge("--help")
     assert done.returncode == 0
-    for verb in ("demo", "export", "run", "chat", "prefix", "bench", "inspect", "verify", "devices"):
+    for verb in VERBS:
         assert verb in done.stdout
         assert edge(verb, "--help").returncode == 0
 
 
 def test_help_states_the_real_defaults() -> None:
-    from edge.export import recipes
+    from edge.cli import VERBS
+from edge.export import recipes
     from edge.runtime.engines import EngineSettings
     from edge.runtime.request import GenerationSettings
 

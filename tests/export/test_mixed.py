@@ -89,7 +89,8 @@ def test_what_cannot_be_is_refused(tiny_checkpoint: Path, text: Path, tmp_path: 
         ({"max_bytes": 5000}, "the budget is 5,000 bytes, the smallest that this model can be is"),
         ({"max_kld": 1e-9}, "the lowest that 8 bits give this model is about"),
         ({"max_bytes": 100_000, "max_kld": 1e-3}, "bytes of weights, the budget is 100,000, which give about"),
-        ({"max_bytes": 0}, "0 bytes"),
+        ({"max_bytes": 0}, "0 bytes is given, expected a number like"),
+        ({"max_bytes": float("nan")}, "nan bytes is given"),
         ({"max_kld": -1.0}, "KLD of -1.0"),
         ({"device": "NPU"}, "without a budget"),
         ({"max_bytes": 1e6, "recipe": "int8-asym"}, "recipe int8-asym and a budget"),
@@ -101,8 +102,8 @@ def test_what_cannot_be_is_refused(tiny_checkpoint: Path, text: Path, tmp_path: 
         Limits(1, device="TPU")  # type: ignore[arg-type]
 
 
-def test_vocabulary_as_the_user_wants_it(tiny_checkpoint: Path) -> None:
-    plan = make_plan(tiny_checkpoint, limits=Limits(BUDGET), head="int4-asym-g32", format="onnx")
+def test_vocabulary_as_the_user_wants_it(tiny_checkpoint: Path, text: Path) -> None:
+    plan = make_plan(tiny_checkpoint, limits=Limits(BUDGET), head="int4-asym-g32", format="onnx", calibration=text)
     assert [str(precision) for precision in plan.options["lm_head.weight"]] == ["int4-asym-g32"]
     assert len(plan.options["embed.weight"]) > 1
 
