@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from edge.cli import VERBS
+
 EDGE = [sys.executable, "-m", "edge"]
 
 
@@ -42,8 +44,7 @@ def test_help_names_every_verb() -> None:
 
 
 def test_help_states_the_real_defaults() -> None:
-    from edge.cli import VERBS
-from edge.export import recipes
+    from edge.export import recipes
     from edge.runtime.engines import EngineSettings
     from edge.runtime.request import GenerationSettings
 
