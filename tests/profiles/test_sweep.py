@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from edge.export.text import builtin_calibration
 from edge.profiles import sweep as sweeps
 from edge.profiles.processes import Outcome, Peak, run_step
 from edge.profiles.record import Profile, read_profile
@@ -242,10 +243,31 @@ def test_text_that_was_calibrated_with_is_refused(steps: Steps, tiny_checkpoint:
     words = [f"word{i}" for i in range(400)]
     (tmp_path / "measure.txt").write_text(" ".join(words))
     (tmp_path / "calibrate.txt").write_text("another beginning " + " ".join(words[100:150]))
-    settings = replace(SMALL, texts=(tmp_path / "measure.txt",), calibration=tmp_path / "calibrate.txt")
+    settings = replace(
+        SMALL,
+        recipes=("int4-asym-g64-gptq",),
+        texts=(tmp_path / "measure.txt",),
+        calibration=tmp_path / "calibrate.txt",
+    )
     with pytest.raises(EdgeError, match="share 40 words in a row"):
         sweep(tiny_checkpoint, tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_text_that_comes_with_python_is_not_measured_by_those_fitted_to_it(
+    steps: Steps, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    text = builtin_calibration()[0].text
+    (tmp_path / "measure.txt").write_text(text, encoding="utf-8")
+    fitted = replace(SMALL, recipes=("int4-asym-g64-gptq",), texts=(tmp_path / "measure.txt",))
+    with pytest.raises(EdgeError, match="share 40 words in a row"):
+        sweep(tiny_checkpoint, tmp_path / "out", fitted)
+    assert not (tmp_path / "out").exists()
+
+
+def test_calibration_text_that_no_recipe_takes(steps: Steps, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(EdgeError, match="none of the recipes int8-asym, int4-asym-g64 takes calibration text"):
+        sweep(tiny_checkpoint, tmp_path / "out", replace(SMALL, calibration=tmp_path / "missing.txt"))
 
 
 def test_folder_that_holds_something_else(steps: Steps, tiny_checkpoint: Path, tmp_path: Path) -> None:
