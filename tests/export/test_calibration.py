@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.export import decoder
+from edge.export import decoder, pipeline
 from edge.export.calibration import Calibration
 from edge.export.graph.reference import ReferenceBuilder
 from edge.export.names import canonical_shapes
@@ -24,6 +24,12 @@ from edge.runtime.verify import FLOAT32_BOUND
 from tests import tiny
 
 RECIPE = "int4-asym-g64-rot-gptq"
+
+
+@pytest.fixture(autouse=True)
+def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models this small need no more."""
+    monkeypatch.setattr(pipeline, "WINDOWS", 8)
 
 
 def digests(bundle: Path) -> dict[str, str]:
@@ -123,7 +129,9 @@ def test_killed_and_resumed(tiny_checkpoint: Path, tmp_path: Path) -> None:
     export(tiny_checkpoint, tmp_path / "whole", RECIPE)
     script = f"""
 import os, signal
+from edge.export import pipeline
 from edge.export.pipeline import export
+pipeline.WINDOWS = 8
 def progress(p):
     if p.stage == "block 1":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -22,7 +22,7 @@ from tests import tiny
 from tests.conftest import EXACT
 from tests.export.test_reference import PROMPTS
 
-NEW_TOKENS = 64
+NEW_TOKENS = 32
 EXACT_PROPERTIES = {
     "INFERENCE_PRECISION_HINT": "f32",
     "KV_CACHE_PRECISION": "f32",
