@@ -85,29 +85,14 @@ class CalibratingBuilder(ReferenceBuilder):
         return y.reshape(*x.shape[:-1], n)
 
     def rms_norm(self, x: Float32Array, name: str, eps: float) -> Float32Array:
-        return _by_window(lambda window: super(CalibratingBuilder, self).rms_norm(window, name, eps), x, x.shape[-1])
+        return twin.by_window(lambda window: super(CalibratingBuilder, self).rms_norm(window, name, eps), x)
 
     def attention(self, qkv: Float32Array, layer: int, spec: ModelSpec) -> Float32Array:
-        return _by_window(
-            lambda window: super(CalibratingBuilder, self).attention(window, layer, spec), qkv, spec.q_size
-        )
+        return twin.by_window(lambda window: super(CalibratingBuilder, self).attention(window, layer, spec), qkv)
 
     def swiglu(self, gate_up: Float32Array, spec: ModelSpec) -> Float32Array:
-        return _by_window(
-            lambda window: super(CalibratingBuilder, self).swiglu(window, spec), gate_up, spec.intermediate_size
-        )
+        return twin.by_window(lambda window: super(CalibratingBuilder, self).swiglu(window, spec), gate_up)
 
     def add(self, a: Float32Array, b: Float32Array, name: str) -> Float32Array:  # noqa: ARG002
         b += a  # b is nobody else's: the output of a product or of a norm
         return b
-
-
-def _by_window(function: Callable[[Float32Array], Float32Array], x: Float32Array, width: int) -> Float32Array:
-    """The same window by window: what is made on the way stays small."""
-    out = np.empty((*x.shape[:-1], width), np.float32)
-
-    def compute(index: int) -> None:
-        out[index : index + 1] = function(x[index : index + 1])
-
-    in_parallel(compute, range(len(x)))
-    return out

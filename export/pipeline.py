@@ -100,7 +100,7 @@ def export(
         tokenizer, stop_ids = write_sidecars(plan.checkpoint, plan.spec, folder)
         if limits is not None:
             kept = stack.enter_context(_kept(Path(out)))
-            plan = _within(limits, plan, folder, kept, progress)
+            plan = _within(limits, plan, tokenizer, kept, progress)
         check_space(folder, _expected_bytes(plan) - done_bytes(journal))
         conversion = None
         if plan.onnx:
@@ -111,7 +111,7 @@ def export(
             conversion = stack.enter_context(openvino_tokenizer.start(folder, eos))
         with open_store(folder / plan.weight_file, journal) as store:
             verifier = Verifier(tokenizer.encode(GOLDEN_TEXT), plan.spec, _runners(plan))
-            calibrating = None if plan.calibration is None else _calibration(plan.calibration, plan, folder)
+            calibrating = None if plan.calibration is None else _calibration(plan.calibration, plan, tokenizer)
             done = compress(plan, store, verifier, journal, calibrating, progress)
             total, layers = plan.spec.num_parameters, plan.spec.num_layers
             progress(Progress("writing", layers, layers, total, total, store.end, 0, None))
@@ -146,18 +146,18 @@ def _expected_bytes(plan: Plan) -> int:
     return sum(sizes) + copied + SIDECAR_BYTES
 
 
-def _calibration(corpus: Corpus, plan: Plan, folder: Path) -> Calibration:
+def _calibration(corpus: Corpus, plan: Plan, tokenizer: Tokenizer) -> Calibration:
     """The calibration text in windows of tokens. Raises CalibrationError where there is too little."""
-    ids = _windows(corpus, plan, folder, WINDOW, WINDOWS)
+    ids = _windows(corpus, plan, tokenizer, WINDOW, WINDOWS)
     return Calibration(ids, plan.spec, twin=plan.recipe.method == "gptq")
 
 
-def _windows(corpus: Corpus, plan: Plan, folder: Path, length: int, count: int) -> npt.NDArray[np.int64]:
+def _windows(corpus: Corpus, plan: Plan, tokenizer: Tokenizer, length: int, count: int) -> npt.NDArray[np.int64]:
     """Token ids (count, length) of the text, or shorter ones where the model takes no more."""
-    template = (folder / bundle.CHAT_TEMPLATE).read_text(encoding="utf-8") if plan.checkpoint.chat_template() else None
+    template = plan.checkpoint.chat_template()
     windows = token_windows(
         corpus.documents,
-        Tokenizer(folder / bundle.TOKENIZER),
+        tokenizer,
         min(length, plan.spec.max_position_embeddings),
         count,
         None if template is None else ChatTemplate(template),
@@ -175,13 +175,13 @@ def _kept(out: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def _within(limits: Limits, plan: Plan, folder: Path, kept: Path, progress: Callable[[Progress], None]) -> Plan:
+def _within(limits: Limits, plan: Plan, tokenizer: Tokenizer, kept: Path, progress: Callable[[Progress], None]) -> Plan:
     """The plan with the precisions that the limits ask for. Raises RecipeError where there are none.
 
     kept: what was measured, for when this process is killed: it may take as long as all that follows.
     """
     assert plan.calibration is not None, "recipes with choices are calibrated"
-    ids = _windows(plan.calibration, plan, folder, sensitivity.WINDOW, sensitivity.WINDOWS)
+    ids = _windows(plan.calibration, plan, tokenizer, sensitivity.WINDOW, sensitivity.WINDOWS)
     key = replace(plan, limits=None).key
     measured = _read_sensitivity(kept, key)
     if measured is None:

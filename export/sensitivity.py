@@ -34,6 +34,7 @@ from edge.export.parallel import in_parallel
 from edge.export.recipes import EMBEDDING, HEAD, Precision
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32
 from edge.runtime.spec import ModelSpec
+from edge.runtime.verify import kl_divergence
 
 Candidates = Mapping[str, Sequence[Precision]]  # a matrix's canonical name -> what it may get, smallest first
 
@@ -321,15 +322,8 @@ def _power(inputs: Float32Array, weight: Weight, other: Weight | None = None) ->
 
 def _kld_sum(expected: Float32Array, found: Float32Array, start: int) -> float:
     """Sum over PIECE rows of KL(softmax(expected) || softmax(found))."""
-    p, q = (_log_softmax(logits[start : start + PIECE]) for logits in (expected, found))
-    return float((np.exp(p) * (p - q)).sum())
-
-
-def _log_softmax(logits: Float32Array) -> npt.NDArray[np.float64]:
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
+    rows = slice(start, start + PIECE)
+    return kl_divergence(expected[rows], found[rows]) * len(expected[rows])
 
 
 def _middle(candidates: Sequence[Precision]) -> Precision:

@@ -56,13 +56,13 @@ class TwinBuilder:
     def rms_norm(self, x: Value, name: str, eps: float) -> Value:
         if isinstance(x, np.ndarray):
             self._stream = x
-        return _by_window(lambda window: self._plain.rms_norm(window, name, eps), x)
+        return by_window(lambda window: self._plain.rms_norm(window, name, eps), x)
 
     def attention(self, qkv: Value, layer: int, spec: ModelSpec) -> Value:
-        return _by_window(lambda window: self._plain.attention(window, layer, spec), qkv)
+        return by_window(lambda window: self._plain.attention(window, layer, spec), qkv)
 
     def swiglu(self, gate_up: Value, spec: ModelSpec) -> Value:
-        return _by_window(lambda window: self._plain.swiglu(window, spec), gate_up)
+        return by_window(lambda window: self._plain.swiglu(window, spec), gate_up)
 
     def add(self, a: Value, b: Value, name: str) -> Value:  # noqa: ARG002
         assert isinstance(a, np.ndarray), "the residual stream"
@@ -97,7 +97,8 @@ def _window(x: Value, index: int) -> Float32Array:
     return x.window(index) if isinstance(x, _Product) else x[index : index + 1]
 
 
-def _by_window(function: Callable[[Float32Array], Float32Array], x: Value) -> Float32Array:
+def by_window(function: Callable[[Float32Array], Float32Array], x: Value) -> Float32Array:
+    """The same window by window: what is made on the way stays small."""
     first = function(_window(x, 0))
     out = np.empty((len(x), *first.shape[1:]), np.float32)
     out[:1] = first

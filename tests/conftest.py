@@ -82,6 +82,13 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def int4_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("int4") / "bundle"
+    export(tiny_checkpoint, out, "int4-asym-g64")
+    return out
+
+
+@pytest.fixture(scope="session")
 def tiny_llm(tiny_bundle: Path, engine: EngineName) -> LLM:
     return LLM(tiny_bundle, EXACT[engine])
 

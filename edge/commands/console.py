@@ -89,12 +89,8 @@ def _reading_bar(num_tokens: int) -> Bar:
     return bar
 
 
-@contextmanager
-def export_progress() -> Iterator[Callable[[Progress], None]]:
-    """A progress bar on stderr with blocks, bytes, share and time left; nothing where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _progress: None
-        return
+def work_bar() -> Bar:
+    """Of one task that takes long, on stderr: what is done, share, time, and the field `left`."""
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
@@ -106,9 +102,20 @@ def export_progress() -> Iterator[Callable[[Progress], None]]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
+    bar = Bar(*columns, console=Console(stderr=True), transient=True)
+    bar.add_task("reading", total=None, left="")
+    return bar
+
+
+@contextmanager
+def export_progress() -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on stderr with blocks, bytes, share and time left; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _progress: None
+        return
     started = time.perf_counter()
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading", total=None, left="")
+    with work_bar() as bar:
+        task = bar.task_ids[0]
 
         def show(progress: Progress) -> None:
             fresh, left = progress.done - progress.resumed, progress.total - progress.done

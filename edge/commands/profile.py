@@ -212,24 +212,14 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
     if not sys.stderr.isatty():
         yield _tell
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
+    from edge.commands.console import work_bar
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-    )
-    console = Console(stderr=True)
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("reading", total=None, left="")
+    with work_bar() as bar:
+        task = bar.task_ids[0]
 
         def show(progress: Progress) -> None:
             if line := _line(progress):
-                console.print(line, markup=False, highlight=False)
+                bar.console.print(line, markup=False, highlight=False)
             left = "" if progress.seconds_left is None else f"{progress.seconds_left:.0f} s left"
             bar.update(
                 task,

@@ -55,13 +55,6 @@ def float_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def int4_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("int4") / "bundle"
-    export(tiny_checkpoint, out, "int4-asym-g64")
-    return out
-
-
-@pytest.fixture(scope="module")
 def int4(int4_bundle: Path) -> Engine:
     return open_engine(open_bundle(int4_bundle), EXACT["openvino"])
 

@@ -63,13 +63,6 @@ def test_greedy_ids_of_the_demo_model(demo_bundle: Path) -> None:
         assert answers[0] == answers[1], prompt
 
 
-@pytest.fixture(scope="module")
-def int4_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("choice") / "bundle"
-    export(tiny_checkpoint, out, "int4-asym-g64")
-    return out
-
-
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
