@@ -47,13 +47,18 @@ class Calibration:
         """Compress a block's matrices in the order in which tokens meet them, and go behind the block."""
         if self._twin:
             twins = twin.TwinBuilder(weights, self._spec, pack)
-            hidden = decoder.block(twins, self.hidden, layer, self._spec)
+            hidden = decoder.block(twins, self._take_hidden(), layer, self._spec)
             assert isinstance(hidden, np.ndarray), "a sum"
             self.hidden = hidden
             return twins.packed
-        builder = CalibratingBuilder(weights, self._spec, lambda name, inputs: pack(name, inputs, None))
-        self.hidden = decoder.block(builder, self.hidden, layer, self._spec)
+        builder = CalibratingBuilder(weights, self._spec, lambda name, x: pack(name, weights[name], x, None))
+        self.hidden = decoder.block(builder, self._take_hidden(), layer, self._spec)
         return builder.packed
+
+    def _take_hidden(self) -> Float32Array:
+        """So that nobody keeps them while the block has made others of them: they are half a gigabyte."""
+        hidden, self.hidden = self.hidden, np.zeros((0,), np.float32)
+        return hidden
 
     def last(self, weights: Mapping[str, Weight]) -> Float32Array:
         """Inputs of the head (T, H) in the compressed model, behind the last block."""

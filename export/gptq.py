@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg.lapack import spotrf
 
 from edge.export.parallel import in_parallel
 from edge.export.recipes import Precision
 from edge.export.tensors import Float32Array, PackedTensor, pack
 from edge.runtime.errors import RecipeError
 
-DAMPING = 0.01  # of the mean moment, added to each: few tokens do not decide everything
-MOST_DAMPING = 1.0
+DAMPING = 0.2  # of the mean moment, added to each: few tokens do not decide everything
+MOST_DAMPING = 20.0
 CLIPS = np.linspace(1.0, 0.6, 13, dtype=np.float32)  # shares of a group's range to try
 BLOCK = 128  # columns whose losses are passed on together, as one matrix product
 CHUNK = 1 << 17  # weights whose clips are tried together: their copies stay in a core's cache
 ROWS = 1 << 9  # of a matrix on one core at a time
 PANEL = 1 << 8  # columns of the moments on one core at a time
+TOKENS = 1 << 11  # that the moments are summed over at a time
 SMALLEST_SCALE = np.float32(2.0**-24)  # the smallest of float16
 
 
@@ -40,18 +42,17 @@ def quantize(
     assert precision.bits == 4, precision
     n, k = weight.shape
     group = precision.group_size or k
-    moments = _moments(inputs)
-    importance = np.diagonal(moments).copy()
+    importance = np.einsum("tk,tk->k", inputs, inputs)
     # The last column is rounded first, so the heaviest comes last.
     order = np.argsort(importance, kind="stable")
-    factor, squares = _factor(moments, order)
+    factor = _factor(_moments(inputs, order))
     scale, zero = np.empty((n, k // group), np.float32), np.empty((n, k // group), np.int8)
     values = np.empty((n, k), np.int8)
 
     def round_rows(start: int) -> None:
         rows = weight[start : start + ROWS]
         if drift is not None:
-            rows = rows + _best_move(drift[start : start + ROWS], factor, squares, order)
+            rows = rows + _best_move(drift[start : start + ROWS], factor, order)
         steps, middles = _scales(rows, importance, precision)
         columns = np.ascontiguousarray(rows[:, order].T)
         integers = _round_columns(columns, factor, order // group, steps.T.copy(), middles.T.copy(), precision)
@@ -64,18 +65,29 @@ def quantize(
     return PackedTensor((n, k), 4, precision.symmetric, group, data, scale.astype(np.float16), packed_zero)
 
 
-def _moments(inputs: Float32Array) -> Float32Array:
-    """x^T x (K, K) of inputs x (T, K)."""
-    k = inputs.shape[1]
-    moments = np.empty((k, k), np.float32)
+def _moments(inputs: Float32Array, order: npt.NDArray[np.intp]) -> Float32Array:
+    """x^T x (K, K) of inputs x (T, K), whose columns come in this order."""
+    tokens, k = inputs.shape
+    moments = np.zeros((k, k), np.float32)
+    for first in range(0, tokens, TOKENS):
+        piece = inputs[first : first + TOKENS, order]
 
-    def multiply(start: int) -> None:
-        stop = start + PANEL  # what lies left of the panel is the mirror of what others compute
-        moments[start:, start:stop] = inputs[:, start:].T @ inputs[:, start:stop]
-        moments[start:stop, start:] = moments[start:, start:stop].T
+        def multiply(start: int, piece: Float32Array = piece) -> None:
+            stop = start + PANEL
+            moments[start:stop, start:] += piece[:, start:stop].T @ piece[:, start:]
 
-    in_parallel(multiply, range(0, k, PANEL))
+        in_parallel(multiply, range(0, k, PANEL))
+    _mirror(moments)
     return moments
+
+
+def _mirror(square: Float32Array) -> None:
+    """Below the diagonal, what is above it."""
+    for start in range(0, len(square), PANEL):
+        stop = start + PANEL
+        square[stop:, start:stop] = square[start:stop, stop:].T
+        corner = square[start:stop, start:stop]
+        corner[...] = np.triu(corner) + np.triu(corner, 1).T
 
 
 def _limits(precision: Precision) -> tuple[int, int]:
@@ -130,48 +142,44 @@ def _representable(scale: Float32Array) -> Float32Array:
     return np.where(stored == 0, SMALLEST_SCALE, stored).astype(np.float32)
 
 
-def _factor(moments: Float32Array, order: npt.NDArray[np.intp]) -> tuple[Float32Array, Float32Array]:
-    """The moments in this order as F^T D F: upper F (K, K) with ones on its diagonal, and D (K,). Raises RecipeError.
+def _factor(moments: Float32Array) -> Float32Array:
+    """Upper F (K, K) with F^T F = the moments, in their place. Raises RecipeError.
 
-    Moments are damped as much as it takes.
+    What is below its diagonal is not to be used. The moments are damped as much as it takes; a matrix of this size is
+    there once (GLM-4-9B's largest has 750 MB), so what it takes to try again is kept below the diagonal.
     """
-    mean = float(np.diagonal(moments).mean(dtype=np.float64))
+    diagonal = np.diagonal(moments).copy()
+    mean = float(diagonal.mean(dtype=np.float64))
     if not np.isfinite(mean):
         raise RecipeError("calibration gave activations that are NaN or infinite; is the checkpoint damaged?")
     damping = DAMPING
     while True:
-        damped = moments[np.ix_(order, order)]
-        damped[np.diag_indices_from(damped)] += damping * (mean or 1.0)
-        try:
-            factor: Float32Array = np.linalg.cholesky(damped).T
-        except np.linalg.LinAlgError:  # rounding made small eigenvalues negative
-            damping *= 10
-            if damping > MOST_DAMPING:
-                raise
-        else:
-            factor = np.ascontiguousarray(factor)
-            diagonal = np.diagonal(factor).copy()
-            factor /= diagonal[:, None]
-            return factor, np.square(diagonal)
+        moments[np.diag_indices_from(moments)] = diagonal + np.float32(damping * (mean or 1.0))
+        # LAPACK counts columns first: to it, this is the lower triangle of the transpose.
+        factor, failed = spotrf(moments.T, lower=1, clean=0, overwrite_a=1)
+        assert np.shares_memory(factor, moments), "LAPACK worked on a copy"
+        if not failed:
+            return moments
+        damping *= 10  # rounding made small eigenvalues negative
+        if damping > MOST_DAMPING:
+            raise RecipeError("calibration gave activations that no damping makes regular; take more text")
+        _mirror(moments.T)
 
 
-def _best_move(
-    drift: Float32Array, factor: Float32Array, squares: Float32Array, order: npt.NDArray[np.intp]
-) -> Float32Array:
-    """What to add to weights (n, K), so that outputs move by the drift: drift times the inverse of F^T D F."""
+def _best_move(drift: Float32Array, factor: Float32Array, order: npt.NDArray[np.intp]) -> Float32Array:
+    """What to add to weights (n, K), so that outputs move by the drift: drift times the inverse of F^T F."""
     values = np.ascontiguousarray(drift[:, order].T)  # (K, n)
     k = len(values)
     for start in range(0, k, BLOCK):
         stop = start + BLOCK
         if start:
             values[start:stop] -= factor[:start, start:stop].T @ values[:start]
-        values[start:stop] = np.linalg.solve(factor[start:stop, start:stop].T, values[start:stop])
-    values /= squares[:, None]
+        values[start:stop] = np.linalg.solve(np.triu(factor[start:stop, start:stop]).T, values[start:stop])
     for stop in range(k, 0, -BLOCK):
         start = max(stop - BLOCK, 0)
         if stop < k:
             values[start:stop] -= factor[start:stop, stop:] @ values[stop:]
-        values[start:stop] = np.linalg.solve(factor[start:stop, start:stop], values[start:stop])
+        values[start:stop] = np.linalg.solve(np.triu(factor[start:stop, start:stop]), values[start:stop])
     moved = np.empty(drift.shape, np.float32)
     moved[:, order] = values.T
     return moved
@@ -187,22 +195,24 @@ def _round_columns(
 ) -> npt.NDArray[np.int8]:
     """Integers (K, N) for columns (K, N), from the last to the first; scale and zero are (K / group, N).
 
-    Column i is rounded at w_i + sum over j > i of factor_ij (w_j - rounded w_j).
+    Column i is rounded at w_i + sum over j > i of F_ij / F_ii (w_j - rounded w_j).
     """
     k, n = columns.shape
+    diagonal = np.diagonal(factor)[:, None]
     low, high = _limits(precision)
     lost = np.empty((k, n), np.float32)  # what rounding took from each column
     integers = np.empty((k, n), np.int8)
     for stop in range(k, 0, -BLOCK):
         start = max(stop - BLOCK, 0)
         target = columns[start:stop].copy()
+        shares = factor[start:stop, start:stop] / diagonal[start:stop]
         if stop < k:
-            target += factor[start:stop, stop:] @ lost[stop:]
+            target += (factor[start:stop, stop:] @ lost[stop:]) / diagonal[start:stop]
         for i in range(stop - 1, start - 1, -1):
             step, middle = scale[groups[i]], zero[groups[i]]
             rounded = np.clip(np.rint(target[i - start] / step) + middle, low, high)
             integers[i] = rounded
             lost[i] = columns[i] - (rounded - middle) * step
             if i > start:
-                target[: i - start] += factor[start:i, i, None] * lost[i]
+                target[: i - start] += shares[: i - start, i - start, None] * lost[i]
     return integers

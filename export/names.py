@@ -15,7 +15,7 @@ engines fuse only that form of rotary embedding; a product of q and k does not d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,6 +80,27 @@ class WeightSource(Protocol):
 
     def check_finite(self, name: str) -> None:
         """Raises TensorError when what a weight is made of holds NaN or infinity."""
+
+
+class ReadWhenNeeded(Mapping[str, FloatArray]):
+    """Some weights by name, each read when it is asked for, every time: a block's are never there all at once."""
+
+    def __init__(self, source: WeightSource, names: Iterable[str]) -> None:
+        self._source, self._names = source, tuple(names)
+
+    def __getitem__(self, name: str) -> FloatArray:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._source.read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @dataclass(frozen=True)

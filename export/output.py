@@ -96,11 +96,11 @@ def check_space(folder: Path, needed: int) -> None:
         raise OutputError(f"{folder.parent}: {free:,} bytes free, the bundle needs about {needed:,}; free some space")
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, *parts: bytes | memoryview) -> None:
     """Replace a file by one that is on the disk as a whole."""
     fresh = path.with_name(path.name + ".new")
     with fresh.open("wb") as file:
-        file.write(data)
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from edge.export.checkpoint import Checkpoint
 from edge.export.names import Sources, Weights
@@ -23,8 +24,10 @@ from edge.export.tensors import Float32Array, FloatArray, to_float32
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
 
+Float64Array = npt.NDArray[np.float64]
+
 SEED = 20_240_405
-ROWS = 1 << 13  # of a vocabulary matrix in float32 at a time
+ROWS = 1 << 10  # of a matrix in float32 at a time
 READERS = {"attn.qkv.weight": "input_norm.weight", "mlp.gate_up.weight": "post_norm.weight"}  # and the norm before
 WRITERS = ("attn.o.weight", "mlp.down.weight")
 
@@ -58,9 +61,9 @@ class RotatedWeights:
         return {HEAD: found[EMBEDDING], **found}
 
     @cached_property
-    def matrix(self) -> Float32Array:
-        """Q, (H, H)."""
-        return orthogonal(self.spec.hidden_size)
+    def rotation(self) -> Rotation:
+        """Of the residual stream."""
+        return Rotation(self.spec.hidden_size)
 
     def read(self, name: str) -> FloatArray:
         """One weight by its canonical name."""
@@ -72,8 +75,8 @@ class RotatedWeights:
         if kind in READERS:
             return self._rotate_rows(self.original.read(name), name.replace(kind, READERS[kind]))
         if kind in WRITERS:
-            written: Float32Array = self.matrix.T @ to_float32(self.original.read(name))
-            return written
+            columns = np.ascontiguousarray(to_float32(self.original.read(name)).T)
+            return np.ascontiguousarray(self.rotation.apply(columns).T)
         if kind in (*READERS.values(), "norm.weight"):
             return np.ones(self.spec.hidden_size, np.float32)
         return self.original.read(name)
@@ -83,25 +86,44 @@ class RotatedWeights:
         self.original.check_finite(EMBEDDING if name == HEAD and self.original.spec.tied_embeddings else name)
 
     def _rotate_rows(self, matrix: FloatArray, norm: str | None) -> Float32Array:
-        turn = self.matrix
-        if norm is not None:
-            turn = to_float32(self.original.read(norm))[:, None] * turn
+        scale = np.float32(1) if norm is None else to_float32(self.original.read(norm))
         rotated = np.empty(matrix.shape, np.float32)
         for start in range(0, len(matrix), ROWS):
-            np.matmul(to_float32(matrix[start : start + ROWS]), turn, out=rotated[start : start + ROWS])
+            rotated[start : start + ROWS] = self.rotation.apply(to_float32(matrix[start : start + ROWS]) * scale)
         return rotated
 
 
-def orthogonal(size: int) -> Float32Array:
-    """A random orthogonal matrix (size, size), the same every time: a Hadamard matrix with random signs, as large as
-    its power of two divides the size, times a random rotation of what is left."""
-    rng = np.random.default_rng(SEED)
-    power = size & -size
-    hadamard = np.ones((1, 1))
-    while len(hadamard) < power:
-        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]]) / np.sqrt(2)
-    rest, upper = np.linalg.qr(rng.standard_normal((size // power, size // power)))
-    rest *= np.sign(np.diagonal(upper))
-    signs = rng.choice([-1.0, 1.0], size)
-    turned: Float32Array = (np.kron(rest, hadamard) * signs[:, None]).astype(np.float32)
-    return turned
+class Rotation:
+    """A random orthogonal matrix Q (size, size), the same every time, as a product of small ones.
+
+    A Hadamard matrix as large as its power of two divides the size, times a random rotation of what is left, with
+    random signs before them: Q = signs (R x H x H), whose factors are applied one after the other.
+    """
+
+    def __init__(self, size: int) -> None:
+        rng = np.random.default_rng(SEED)
+        power = size & -size
+        bits = power.bit_length() - 1
+        rest, upper = np.linalg.qr(rng.standard_normal((size // power, size // power)))
+        rest *= np.sign(np.diagonal(upper))
+        factors = (rest, _hadamard(bits - bits // 2), _hadamard(bits // 2))
+        self._factors: list[Float32Array] = [factor.astype(np.float32) for factor in factors if len(factor) > 1]
+        self._signs: Float32Array = rng.choice([-1.0, 1.0], size).astype(np.float32)
+
+    def apply(self, rows: Float32Array) -> Float32Array:
+        """Rows (n, size) times Q."""
+        n, size = rows.shape
+        turned: Float32Array = rows * self._signs
+        right = size
+        for factor in self._factors:
+            right //= len(factor)
+            turned = np.matmul(factor.T, turned.reshape(-1, len(factor), right))
+        return turned.reshape(n, size)
+
+
+def _hadamard(bits: int) -> Float64Array:
+    """(2^bits, 2^bits), orthogonal."""
+    matrix = np.ones((1, 1))
+    for _ in range(bits):
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]]) / np.sqrt(2)
+    return matrix

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from edge.export import awq, gptq
 from edge.export.calibration import Calibration
-from edge.export.names import WeightSource, canonical_shapes
+from edge.export.names import ReadWhenNeeded, WeightSource, canonical_shapes
 from edge.export.output import Journal, write_durably
 from edge.export.plan import Plan, tensor_sha256
 from edge.export.recipes import EMBEDDING, HEAD, Precision
@@ -170,10 +170,11 @@ def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibrati
     """The weights of a stage, each in the precision that the recipe gives it. Raises TensorError."""
     own = _own(stage, plan.spec)
     plan.checkpoint.prefetch(part for name in own for part in plan.weights.sources[name])
-    floats = {name: plan.weights.read(name) for name in own}
+    floats: Mapping[str, FloatArray] = ReadWhenNeeded(plan.weights, own)
 
-    def compressed(name: str, inputs: Float32Array | None = None, drift: Float32Array | None = None) -> Weight:
-        weight = floats[name]
+    def compressed(
+        name: str, weight: FloatArray, inputs: Float32Array | None = None, drift: Float32Array | None = None
+    ) -> Weight:
         precision = plan.recipe.precision_of(name, weight.shape)[0]
         if precision.is_float:
             return _to_float(weight, name, precision)
@@ -189,12 +190,14 @@ def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibrati
     if calibration is not None and stage.startswith("block "):
         layer = int(stage.removeprefix("block "))
         if plan.recipe.awq:
-            precisions = {name: plan.recipe.precision_of(name, weight.shape)[0] for name, weight in floats.items()}
-            floats = awq.fold(floats, calibration.hidden, layer, plan.spec, precisions)
+            shapes = canonical_shapes(plan.spec)
+            precisions = {name: plan.recipe.precision_of(name, shapes[name])[0] for name in own}
+            floats = awq.fold(dict(floats), calibration.hidden, layer, plan.spec, precisions)
         fitted = calibration.block(layer, floats, compressed)
     elif calibration is not None and stage == "head" and HEAD in own:
-        fitted = {HEAD: compressed(HEAD, calibration.last(floats))}
-    packed = {name: fitted[name] if name in fitted else compressed(name) for name in own}
+        needed = plan.recipe.precision_of(HEAD, canonical_shapes(plan.spec)[HEAD])[0].bits <= 4
+        fitted = {HEAD: compressed(HEAD, floats[HEAD], calibration.last(floats))} if needed else {}
+    packed = {name: fitted[name] if name in fitted else compressed(name, floats[name]) for name in own}
     if calibration is not None and stage == "embedding":
         calibration.embed(floats[EMBEDDING], packed[EMBEDDING])
     return packed
@@ -204,7 +207,7 @@ def _check(
     stage: str, verifier: Verifier, weights: WeightSource, packed: Mapping[str, Weight]
 ) -> tuple[StageCheck, Golden | None]:
     """One stage against the checkpoint's own weights; with golden logits after the head. Raises TensorError, too."""
-    floats = {name: weights.read(name) for name in packed}
+    floats = ReadWhenNeeded(weights, packed)
     if stage == "embedding":  # of which only a few rows are computed with
         weights.check_finite(EMBEDDING)
         return verifier.embed(floats, packed), None
@@ -254,6 +257,6 @@ def _calibration_file(journal: Journal, stages_done: int) -> Path:
 
 
 def _keep(array: Float32Array, path: Path) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    write_durably(path, buffer.getvalue())
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    write_durably(path, header.getvalue(), array.data.cast("B"))  # with no copy of it

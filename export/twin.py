@@ -20,8 +20,9 @@ from edge.runtime.spec import ModelSpec
 
 ROWS = 1 << 8  # of a matrix at a time
 TOKENS = 1 << 9  # at a time, on one core
-# A matrix's name, its inputs x (T, K) in the compressed model, and (N, K): what its outputs should have more, times x.
-Pack = Callable[[str, Float32Array, Float32Array | None], Weight]
+# A matrix's name, the matrix (N, K), its inputs x (T, K) in the compressed model, and (N, K): what its outputs should
+# have more, times x.
+Pack = Callable[[str, FloatArray, Float32Array, Float32Array | None], Weight]
 
 
 class TwinBuilder:
@@ -49,7 +50,7 @@ class TwinBuilder:
         weight = to_float32(self._weights[weight_name])
         inputs = x[half:].reshape(-1, x.shape[-1])
         drift = _drift(weight, x[:half].reshape(inputs.shape), inputs, self._stream if adds_to_stream else None)
-        packed = self.packed[weight_name] = self._pack(weight_name, inputs, drift)
+        packed = self.packed[weight_name] = self._pack(weight_name, weight, inputs, drift)
         bias = self._weights.get(f"{name}.bias")
         return _Product(x, weight, _all_rows(packed), None if bias is None else to_float32(bias))
 

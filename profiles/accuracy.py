@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +22,6 @@ from edge.profiles.reference import Reference, Rows, log_sum_exp
 from edge.runtime.engines import Engine, Step
 from edge.runtime.errors import CalibrationError, ContextLengthError
 from edge.runtime.kv.pool import Sequence as CachedTokens
-
-if TYPE_CHECKING:
-    from edge.runtime.llm import LLM
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -108,17 +105,6 @@ class Comparison:
     log_ppl: Difference  # of the perplexities' logarithms
 
 
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """After how many tokens greedy texts leave those of the float model."""
-
-    lengths: tuple[int, ...]  # tokens in common, one number a prompt
-    new_tokens: int  # compared; a text that never leaves counts as this many
-    mean: float
-    median: float
-    never: float  # share of texts that are equal to the end
-
-
 def evaluate(
     engine: Engine,
     reference: Reference,
@@ -163,32 +149,6 @@ def compare(a: Accuracy, b: Accuracy) -> Comparison:
     return Comparison(
         _difference(a.per_window_kld, b.per_window_kld), _difference(a.per_window_log_ratio, b.per_window_log_ratio)
     )
-
-
-def first_divergence(llm: LLM, prompts: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) -> Divergence:
-    """How long greedy texts of a bundle are those of the float model.
-
-    prompts: token ids. expected: the float model's `greedy` texts for them, with a bundle of recipe fp32 and an engine
-    that rounds neither activations nor cache. Raises CalibrationError when their numbers differ, and what `generate`
-    raises.
-    """
-    if not prompts or len(prompts) != len(expected) or len(lengths := {len(text) for text in expected}) != 1:
-        raise CalibrationError(f"{len(prompts)} prompts and {len(expected)} texts, expected a text of one length each")
-    new_tokens = lengths.pop()
-    found = greedy(llm, prompts, new_tokens)
-    common = [_common(a, b) for a, b in zip(found, expected, strict=True)]
-    never = float(np.mean([n == new_tokens for n in common]))
-    return Divergence(tuple(common), new_tokens, float(np.mean(common)), float(np.median(common)), never)
-
-
-def greedy(llm: LLM, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[tuple[int, ...]]:
-    """The most probable token, `new_tokens` times, behind each prompt; stop ids do not end it."""
-    settings: dict[str, Any] = {"max_new_tokens": new_tokens, "ignore_stop_ids": True, "temperature": 0.0}
-    answers = llm.generate_batch([list(prompt) for prompt in prompts], **settings)
-    for answer in answers:
-        if answer.error is not None:
-            raise answer.error
-    return [answer.token_ids for answer in answers]
 
 
 # What is computed of each row, in this order.
@@ -318,7 +278,3 @@ def _difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     assert stderr is not None, "two windows at least"
     z = mean / stderr if stderr else math.copysign(math.inf, mean) if mean else 0.0
     return Difference(mean, stderr, z, math.erfc(abs(z) / math.sqrt(2)))
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

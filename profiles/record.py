@@ -14,6 +14,7 @@ from types import NoneType
 from typing import Any, Self
 
 from edge.profiles.accuracy import Accuracy
+from edge.profiles.divergence import Divergence
 from edge.runtime.errors import CalibrationError, ProfileError
 
 SCHEMA_VERSION = 1
@@ -47,6 +48,7 @@ class Row:
     decode_tokens_per_second: float | None
     kv_cache: str  # what the engine keeps keys and values in
     accuracy: Accuracy
+    divergence: Divergence | None  # of greedy text
 
     @property
     def name(self) -> str:
@@ -55,7 +57,8 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**own, "accuracy": self.accuracy.to_json()}
+        written = None if self.divergence is None else self.divergence.to_json()
+        return {**own, "accuracy": self.accuracy.to_json(), "divergence": written}
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
@@ -65,10 +68,17 @@ class Row:
             what = f"a row has {min(unknown)!r} too many or too few" if isinstance(data, dict) else "a row is no object"
             raise ProfileError(f"{what}; run `edge profile` again")
         for name, value in data.items():
-            if name != "accuracy" and not isinstance(value, _TYPES[known[name]]):
+            if name not in ("accuracy", "divergence") and not isinstance(value, _TYPES[known[name]]):
                 raise ProfileError(f"{name} of a row is {value!r}, expected {known[name]}; run `edge profile` again")
         try:
-            return cls(**{**data, "accuracy": Accuracy.from_json(data["accuracy"])})
+            written = data["divergence"]
+            return cls(
+                **{
+                    **data,
+                    "accuracy": Accuracy.from_json(data["accuracy"]),
+                    "divergence": None if written is None else Divergence.from_json(written),
+                }
+            )
         except CalibrationError as error:
             raise ProfileError(str(error)) from error
 

@@ -248,9 +248,9 @@ class _Runner:
         journal: Journal,
         progress: Callable[[str, int, int], None],
     ) -> None:
-        import openvino as ov
+        from edge.runtime.engines.openvino_core import make_core
 
-        self._core = ov.Core()
+        self._core = make_core()
         self._weights, self._windows, self._journal = weights, windows, journal
         self._spec = weights.spec
         self._progress = progress

@@ -65,6 +65,11 @@ COLUMNS = (
         lambda row: row.accuracy.ppl_ratio,
     ),
     Column("top-1", lambda row: f"{row.accuracy.top1:.2%}", lambda row: row.accuracy.top1),
+    Column(
+        "same text, tokens",
+        lambda row: UNKNOWN if row.divergence is None else f"{row.divergence.mean:.0f} of {row.divergence.new_tokens}",
+        lambda row: None if row.divergence is None else row.divergence.mean,
+    ),
 )
 
 
@@ -142,7 +147,8 @@ def _facts(profile: Profile) -> list[str]:
         f"sha256 {profile.windows_sha256[:16]}.",
         "KLD: mean KL divergence from the float checkpoint's distribution of the next token, nats/token. ppl ratio: "
         "perplexity over the float checkpoint's. top-1: share of tokens whose most probable next token is the float "
-        "checkpoint's. Behind ±: standard error, over windows; bars in plots are 95 %.",
+        "checkpoint's. same text: tokens of greedy text before it leaves that of the float checkpoint, mean over "
+        "prompts. Behind ±: standard error, over windows; bars in plots are 95 %.",
         "Peaks: memory that the process allocated; mapped files are not in them. export peak is that of the export.",
     ]
     if prompts:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.profiles.accuracy import Accuracy
+from edge.profiles.divergence import Divergence
 from edge.profiles.machine_record import machine_record, versions_record
 from edge.profiles.processes import Outcome, run_step
 from edge.profiles.record import PROFILE, Failure, Profile, Row
@@ -115,6 +116,7 @@ class _Run:
         for cell in cells:
             task = {
                 "task": "measure",
+                "source": self.plan.source,
                 "bundle": str(bundle),
                 "engine": cell.engine,
                 "device": settings.device,
@@ -122,6 +124,7 @@ class _Run:
                 "reference": str(self.plan.out / REFERENCE),
                 "chunk": settings.chunk_tokens,
                 "speed": settings.speed,
+                "greedy_tokens": settings.greedy_tokens,
             }
             try:
                 outcome = self._step(cell.name, task)
@@ -261,6 +264,7 @@ def _row(cell: Cell, cost: Mapping[str, Any], outcome: Outcome) -> Row:
         decode_tokens_per_second=None if speed is None else speed["decode_tokens_per_second"],
         kv_cache=found["kv_cache"],
         accuracy=Accuracy.from_json(found["accuracy"]),
+        divergence=None if found["divergence"] is None else Divergence.from_json(found["divergence"]),
     )
 
 

@@ -55,6 +55,7 @@ class SweepSettings:
     num_tokens: int = 20480
     window_tokens: int = 512
     chunk_tokens: int = 16  # that go through an engine at once, so that the KV cache takes part in what is measured
+    greedy_tokens: int = 64  # written behind each prompt, to see where they leave the float model's; 0: none
     device: str = "CPU"
     speed: bool = True  # False: neither loading nor memory nor speed is measured
     keep_bundles: bool = False
@@ -150,6 +151,7 @@ def plan_sweep(source: str | Path, out: Path, settings: SweepSettings) -> SweepP
         "format": CELL_FORMAT,
         "windows": [windows.sha256, windows.languages],
         "chunk": settings.chunk_tokens,
+        "greedy": settings.greedy_tokens,
         "device": settings.device,
         "machine": [machine[name] for name in ("processor", "cores", "system")],
         "versions": versions_record(),

@@ -23,6 +23,7 @@ from edge.profiles.processes import Tell
 from edge.runtime.engines import CachePrecision, EngineName, EngineSettings
 from edge.runtime.errors import EdgeError
 
+GREEDY_PROMPTS, GREEDY_PROMPT_TOKENS = 16, 64  # the beginnings of so many windows, behind which text is written
 SPEED_PROMPT_TOKENS, SPEED_NEW_TOKENS = 512, 64  # behind which TTFT and decoding are timed; fewer in a short context
 
 
@@ -96,6 +97,7 @@ def build_reference(tell: Tell, source: str, windows: str, out: str) -> dict[str
 
 def measure_cell(
     tell: Tell,
+    source: str,
     bundle: str,
     engine: EngineName,
     device: str,
@@ -103,11 +105,14 @@ def measure_cell(
     reference: str,
     chunk: int,
     speed: bool,
+    greedy_tokens: int,
 ) -> dict[str, Any]:
     """Load, time and measure one bundle on one engine."""
     import time
 
+    from edge.export.plan import make_plan
     from edge.profiles.accuracy import evaluate
+    from edge.profiles.divergence import first_divergence, write_greedily
     from edge.profiles.reference import open_reference
     from edge.profiles.speed import measure
     from edge.runtime.llm import LLM
@@ -123,13 +128,23 @@ def measure_cell(
         found["speed"] = asdict(measure(llm, [prompt], new)[0])
         llm.clear_cache()
     tell("accuracy", 0, 1)
+    expected = open_reference(reference)
     accuracy = evaluate(
         llm.engine,
-        open_reference(reference),
+        expected,
         chunk=chunk,
         progress=lambda done, total: tell("accuracy", done, total),
     )
-    return {**found, "kv_cache": llm.engine.kv_layout["kv precision"], "accuracy": accuracy.to_json()}
+    found |= {"kv_cache": llm.engine.kv_layout["kv precision"], "accuracy": accuracy.to_json(), "divergence": None}
+    prompts = expected.windows.ids[:GREEDY_PROMPTS, : min(GREEDY_PROMPT_TOKENS, expected.windows.length // 2)]
+    if new := min(greedy_tokens, llm.engine.max_context - prompts.shape[1]):
+        tell("greedy text", 0, 1)
+        texts = write_greedily(llm, prompts, new)
+        num_tokens = llm.tokenizer.num_tokens
+        del llm  # the float model needs its memory
+        weights = make_plan(source, "fp32", format="openvino").weights
+        found["divergence"] = first_divergence(weights, texts, prompts.shape[1], num_tokens).to_json()
+    return found
 
 
 def write_windows(windows: Windows, path: Path) -> None:

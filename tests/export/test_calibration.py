@@ -17,7 +17,7 @@ from edge.export.graph.reference import ReferenceBuilder
 from edge.export.names import canonical_shapes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
-from edge.export.tensors import Float32Array, Weight, to_float32
+from edge.export.tensors import Float32Array, FloatArray, Weight, to_float32
 from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import CalibrationError, RecipeError
 from edge.runtime.verify import FLOAT32_BOUND
@@ -48,10 +48,10 @@ def test_with_float_weights_it_is_the_decoder(kind: tiny.Tiny, twin: bool, tmp_p
     calibration.embed(floats["embed.weight"], floats["embed.weight"])
     met: list[tuple[str, tuple[int, ...]]] = []
 
-    def keep(name: str, inputs: Float32Array, drift: Float32Array | None) -> Weight:
+    def keep(name: str, weight: FloatArray, inputs: Float32Array, drift: Float32Array | None) -> Weight:
         met.append((name, inputs.shape))
         assert drift is None or not drift.any()
-        return floats[name]
+        return weight
 
     builder = ReferenceBuilder(floats, weights.spec)
     expected = builder.embedding(ids, "embed")
@@ -82,7 +82,7 @@ def test_drift_is_what_the_compressed_model_lacks(tiny_checkpoint: Path) -> None
     start = calibration.hidden
     drifts: dict[str, Float32Array] = {}
 
-    def keep(name: str, inputs: Float32Array, drift: Float32Array | None) -> Weight:
+    def keep(name: str, _weight: FloatArray, _inputs: Float32Array, drift: Float32Array | None) -> Weight:
         assert drift is not None
         drifts[name] = drift
         return rounded[name]

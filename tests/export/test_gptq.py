@@ -117,6 +117,20 @@ def test_fewer_tokens_than_columns() -> None:
     assert np.isfinite(dequantize(gptq.quantize(weight, inputs, PRECISIONS[0]))).all()
 
 
+def test_moments_that_rounding_made_indefinite_are_damped_more() -> None:
+    """And what was tried before leaves no trace."""
+    rng = np.random.default_rng(2)
+    half = rng.standard_normal((300, 300)).astype(np.float32)
+    moments = half @ half.T
+    moments -= 0.1 * np.diagonal(moments).mean() * np.eye(300, dtype=np.float32)
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.cholesky(moments + gptq.DAMPING * np.diagonal(moments).mean() * np.eye(300))
+    damped = moments.copy()
+    damped[np.diag_indices(300)] += 10 * gptq.DAMPING * np.diagonal(moments).mean()
+    factor = np.triu(gptq._factor(moments.copy()))
+    np.testing.assert_allclose(factor.T @ factor, damped, rtol=1e-4, atol=1e-3 * damped.max())
+
+
 def test_activations_that_are_not_finite() -> None:
     weight, inputs = make()
     inputs[7, 7] = np.inf

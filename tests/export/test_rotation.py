@@ -11,7 +11,7 @@ from edge.export import decoder
 from edge.export.graph.reference import ReferenceBuilder
 from edge.export.names import WeightSource, canonical_shapes
 from edge.export.plan import make_plan
-from edge.export.rotation import RotatedWeights, orthogonal
+from edge.export.rotation import RotatedWeights, Rotation
 from edge.export.tensors import Float32Array, to_float32
 from edge.runtime.errors import RecipeError
 from edge.runtime.verify import FLOAT32_BOUND
@@ -44,13 +44,16 @@ def test_the_same_function(kind: tiny.Tiny, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 9, 64, 576, 96])
 def test_orthogonal(size: int) -> None:
-    matrix = orthogonal(size).astype(np.float64)
-    np.testing.assert_allclose(matrix @ matrix.T, np.eye(size), atol=1e-6)
-    np.testing.assert_array_equal(orthogonal(size), orthogonal(size))
+    matrix = Rotation(size).apply(np.eye(size, dtype=np.float32))
+    exact = matrix.astype(np.float64)
+    np.testing.assert_allclose(exact @ exact.T, np.eye(size), atol=1e-6)
+    np.testing.assert_array_equal(Rotation(size).apply(np.eye(size, dtype=np.float32)), matrix)
+    rows = np.random.default_rng(size).standard_normal((5, size)).astype(np.float32)
+    np.testing.assert_allclose(Rotation(size).apply(rows), rows @ matrix, atol=1e-5)
 
 
 def test_it_spreads_an_outlier_over_all_channels() -> None:
     """One heavy channel is as heavy as all others afterwards."""
-    stream = np.zeros(4096, np.float32)
-    stream[17] = 64
-    np.testing.assert_allclose(np.abs(stream @ orthogonal(4096)), 1, rtol=1e-5)
+    stream = np.zeros((1, 4096), np.float32)
+    stream[0, 17] = 64
+    np.testing.assert_allclose(np.abs(Rotation(4096).apply(stream)), 1, rtol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edge.profiles.accuracy import Accuracy, Part
+from edge.profiles.divergence import Divergence
 from edge.profiles.record import Failure, Profile, Row
 
 
@@ -58,6 +59,7 @@ def row(
         decode_tokens_per_second=tps,
         kv_cache="f32",
         accuracy=accuracy(kld),
+        divergence=Divergence((12, 64), 64, 38.0, 38.0, 0.5),
     )
 
 

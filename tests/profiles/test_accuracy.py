@@ -15,14 +15,13 @@ from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.tensors import FloatArray
 from edge.export.text import Windows
-from edge.profiles.accuracy import Accuracy, compare, evaluate, first_divergence, greedy
+from edge.profiles.accuracy import Accuracy, compare, evaluate
 from edge.profiles.reference import Reference, ReferenceSettings, build
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines import Engine, EngineName, EngineSettings
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.errors import CalibrationError, ContextLengthError
 from edge.runtime.kv.pool import Sequence
-from edge.runtime.llm import LLM
 from tests import tiny
 from tests.conftest import EXACT
 
@@ -212,26 +211,6 @@ def test_what_does_not_fit_is_refused_and_leaves_no_tokens_behind(
     with pytest.raises(KeyboardInterrupt):
         evaluate(int4, some, progress=fail)
     assert int4.pool.num_free == free
-
-
-def test_greedy_texts_leave_the_float_models_where_they_first_differ(float_bundle: Path, int4_bundle: Path) -> None:
-    prompts = WINDOWS.ids[:4, :8].tolist()
-    llm = LLM(float_bundle, EXACT["openvino"])
-    expected = greedy(llm, prompts, 12)
-    assert [len(text) for text in expected] == [12] * 4
-    same = first_divergence(llm, prompts, expected)
-    assert (same.lengths, same.mean, same.median, same.never) == ((12,) * 4, 12, 12, 1)
-    other = [(*text[:n], (text[n] + 1) % tiny.VOCAB, *text[n + 1 :]) for n, text in enumerate(expected)]
-    assert first_divergence(llm, prompts, other).lengths == (0, 1, 2, 3)
-    compressed = LLM(int4_bundle, EXACT["openvino"])
-    texts = greedy(compressed, prompts, 12)
-    found = first_divergence(compressed, prompts, expected)
-    for text, wanted, length in zip(texts, expected, found.lengths, strict=True):
-        assert text[:length] == wanted[:length]
-        assert length == 12 or text[length] != wanted[length]
-    assert found.mean == np.mean(found.lengths) < 12
-    with pytest.raises(CalibrationError, match="4 prompts and 3 texts"):
-        first_divergence(llm, prompts, expected[:3])
 
 
 def one_by_one(engine: Engine, windows: Windows) -> np.ndarray:

@@ -64,7 +64,7 @@ class Steps:
             Path(task["out"]).mkdir(parents=True, exist_ok=True)
             result: dict[str, Any] = {"resumed": self.resumed, "weight_bytes": 1000, "bits_per_weight": 8.5}
         elif task["task"] == "measure":
-            result = {"load_s": 0.5, "kv_cache": "f32", "accuracy": accuracy(0.125).to_json()}
+            result = {"load_s": 0.5, "kv_cache": "f32", "accuracy": accuracy(0.125).to_json(), "divergence": None}
             if task["speed"]:
                 result["speed"] = {"prompt_tokens": 128, "ttft_ms": 7.0, "decode_tokens_per_second": 9.0}
         else:
