@@ -99,7 +99,7 @@ def compress_model(model: ov.Model, plan: Mapping[str, Precision], inputs: Float
         for node in model.get_ops()
         if node.get_type_name() in ("MatMul", "Gather") or "Convolution" in node.get_type_name()
     ]
-    with _alone() as nncf:
+    with alone() as nncf:
         for precision in dict.fromkeys(plan.values()):
             others = [name for name in weighted if plan.get(name) != precision]
             options: dict[str, Any] = {}
@@ -161,7 +161,7 @@ def _packed_bytes(constant: Any) -> Bytes:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[ModuleType]:
+def alone() -> Iterator[ModuleType]:
     """nncf on its own: it would import torch where that is installed, report to a server, and print tables.
 
     None in `sys.modules` makes an import fail, and nncf goes on without (nncf/tensor/functions/__init__.py and

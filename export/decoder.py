@@ -44,17 +44,34 @@ class Builder(Protocol[V]):
 
 def block(g: Builder[V], x: V, layer: int, spec: ModelSpec) -> V:
     """One decoder block: (B, T, H) -> (B, T, H)."""
+    x = g.add(x, _attention(g, x, layer, spec), f"layers.{layer}.attn.residual")
+    return g.add(x, _mlp(g, x, layer, spec), f"layers.{layer}.mlp.residual")
+
+
+# Calls are nested, not named one by one: a builder that computes at once then lets go of what has been used.
+def _attention(g: Builder[V], x: V, layer: int, spec: ModelSpec) -> V:
     prefix, eps = f"layers.{layer}", spec.rms_norm_eps
-    attn = g.linear(g.rms_norm(x, f"{prefix}.input_norm", eps), f"{prefix}.attn.qkv")
-    attn = g.linear(g.attention(attn, layer, spec), f"{prefix}.attn.o")
-    if spec.output_norms:
-        attn = g.rms_norm(attn, f"{prefix}.attn.out_norm", eps)
-    x = g.add(x, attn, f"{prefix}.attn.residual")
-    mlp = g.linear(g.rms_norm(x, f"{prefix}.post_norm", eps), f"{prefix}.mlp.gate_up")
-    mlp = g.linear(g.swiglu(mlp, spec), f"{prefix}.mlp.down")
-    if spec.output_norms:
-        mlp = g.rms_norm(mlp, f"{prefix}.mlp.out_norm", eps)
-    return g.add(x, mlp, f"{prefix}.mlp.residual")
+    y = g.linear(
+        g.attention(
+            g.linear(g.rms_norm(x, f"{prefix}.input_norm", eps), f"{prefix}.attn.qkv"),
+            layer,
+            spec,
+        ),
+        f"{prefix}.attn.o",
+    )
+    return g.rms_norm(y, f"{prefix}.attn.out_norm", eps) if spec.output_norms else y
+
+
+def _mlp(g: Builder[V], x: V, layer: int, spec: ModelSpec) -> V:
+    prefix, eps = f"layers.{layer}", spec.rms_norm_eps
+    y = g.linear(
+        g.swiglu(
+            g.linear(g.rms_norm(x, f"{prefix}.post_norm", eps), f"{prefix}.mlp.gate_up"),
+            spec,
+        ),
+        f"{prefix}.mlp.down",
+    )
+    return g.rms_norm(y, f"{prefix}.mlp.out_norm", eps) if spec.output_norms else y
 
 
 def head(g: Builder[V], x: V, spec: ModelSpec) -> V:

@@ -48,10 +48,16 @@ class Limits:
             raise RecipeError(f"device {self.device} is given without a budget; give bytes or a KLD as well")
 
 
-def base_recipe(limits: Limits) -> Recipe:
-    """What is fixed before anything is measured: how matrices are rounded, and 8 bits where nothing is chosen."""
+def base_recipe(limits: Limits, spec: ModelSpec) -> Recipe:
+    """What is fixed before anything is measured: how matrices are rounded, and 8 bits where nothing is chosen.
+
+    Rotated, where it can be: norms behind attention and MLP stand in the way, and a tied head, which would become a
+    matrix of its own, for whose bytes all others can have more bits. There AWQ is next best.
+    """
     eight = Precision(8, symmetric=limits.device == "NPU")
-    return Recipe("mixed-rot-gptq", "precisions chosen within a budget", eight, eight, eight, "gptq", rotate=True)
+    rotate = not spec.output_norms and not spec.tied_embeddings
+    name = "mixed-rot-gptq" if rotate else "mixed-awq-gptq"
+    return Recipe(name, "precisions chosen within a budget", eight, eight, eight, "gptq", rotate=rotate, awq=not rotate)
 
 
 def options(

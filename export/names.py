@@ -83,15 +83,20 @@ class WeightSource(Protocol):
 
 
 class ReadWhenNeeded(Mapping[str, FloatArray]):
-    """Some weights by name, each read when it is asked for, every time: a block's are never there all at once."""
+    """Some weights by name, each read when it is asked for; the last one stays. All of a block's would fill memory."""
 
     def __init__(self, source: WeightSource, names: Iterable[str]) -> None:
         self._source, self._names = source, tuple(names)
+        self._last: tuple[str, FloatArray] | None = None
 
     def __getitem__(self, name: str) -> FloatArray:
         if name not in self._names:
             raise KeyError(name)
-        return self._source.read(name)
+        last = self._last  # several threads may ask at once
+        if last is None or last[0] != name:
+            self._last = None  # before the next one is read
+            last = self._last = (name, self._source.read(name))
+        return last[1]
 
     def __contains__(self, name: object) -> bool:
         return name in self._names

@@ -117,8 +117,8 @@ def make_plan(
         raise RecipeError(f"format {format!r} is unknown, expected {', '.join(FORMATS)}")
     if limits is not None and recipe is not None:
         raise RecipeError(f"recipe {recipe} and a budget are given; a budget chooses precisions itself, give one")
-    chosen = mixed.base_recipe(limits) if limits is not None else recipes.find_recipe(recipe or recipes.DEFAULT)
-    if calibration is not None and not chosen.calibrated:
+    chosen = recipes.find_recipe(recipe or recipes.DEFAULT)  # checked before anything is read
+    if limits is None and calibration is not None and not chosen.calibrated:
         fitting = ", ".join(name for name, other in recipes.recipes().items() if other.calibrated)
         raise RecipeError(f"recipe {recipe} takes no calibration text; leave it out, or use one of {fitting}")
     checkpoint = open_checkpoint(source)
@@ -131,8 +131,8 @@ def make_plan(
         spec = replace(spec, rope_theta=rope_theta)
     change = None if adapter is None else Adapter(Path(adapter), spec)
     own = replace(stored, spec=spec, change=change)
-    if limits is not None and spec.output_norms:
-        chosen = replace(chosen, name=chosen.name.replace("-rot", ""), rotate=False)
+    if limits is not None:
+        chosen = mixed.base_recipe(limits, spec)
     weights: WeightSource = RotatedWeights(own) if chosen.rotate else own
     spec = weights.spec
     chosen = chosen.with_vocabulary(embedding, head, tied=spec.tied_embeddings)

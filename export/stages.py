@@ -140,6 +140,7 @@ def compress(
                 finish(pending)
                 plan.checkpoint.release()
             pending = second.submit(keep_and_check, index, packed, None if calibration is None else calibration.hidden)
+            del packed  # an embedding has half a gigabyte, which nobody needs once it is checked
         assert pending is not None, "the head is always done"
         finish(pending)
     assert golden is not None

@@ -73,11 +73,14 @@ export({str(tiny_checkpoint)!r}, {str(out)!r}, max_bytes={BUDGET}, calibration={
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
-def test_a_kld_is_kept_and_symmetric_for_an_npu(text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["0414", "full-tied"])
+def test_a_kld_is_kept_and_symmetric_for_an_npu(name: str, text: Path, tmp_path: Path) -> None:
+    """By models that no rotation passes, or whose head it would untie."""
     folder = tmp_path / "checkpoint"
-    tiny.make(next(t for t in tiny.TINIES if t.name == "0414"), folder)  # which no rotation passes
+    tiny.make(next(t for t in tiny.TINIES if t.name == name), folder)
     manifest = export(folder, tmp_path / "out", max_kld=0.05, device="NPU", format="openvino", calibration=text)
-    assert manifest.recipe == "mixed-gptq"
+    assert manifest.recipe == "mixed-awq-gptq"
+    assert manifest.spec.tied_embeddings == (name == "full-tied")
     assert float(manifest.decisions[1].split("predicted KLD ")[1].split()[0]) <= 0.05
     kinds = {tensor.precision for tensor in manifest.tensors.values() if len(tensor.shape) == 2}
     assert kinds <= {"int4-sym-channel", "int4-sym-g128", "int8-sym"}
