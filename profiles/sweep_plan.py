@@ -33,7 +33,7 @@ DEFAULT_RECIPES = (
     "int4-asym-g128",
     "int4-asym-g64",
     "int4-asym-g64-awq-se",
-    "int4-asym-g64-gptq",
+    "int4-asym-g64-awq-gptq",
     "int4-asym-g64-rot-gptq",
 )
 ENGINES: tuple[EngineName, ...] = ("openvino", "onnx")
