@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtr
 
 from edge.profiles.reference import Reference, Rows, log_sum_exp
 from edge.runtime.engines import Engine, Step
@@ -94,7 +95,7 @@ class Difference:
     mean: float
     stderr: float
     z: float  # mean / stderr
-    p: float  # two-sided, normal: how likely chance alone gives as much where there is no difference
+    p: float  # two-sided, of Student's t: how likely chance alone gives as much where there is no difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,4 +278,4 @@ def _difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     mean, stderr = float(differences.mean()), _stderr(differences)
     assert stderr is not None, "two windows at least"
     z = mean / stderr if stderr else math.copysign(math.inf, mean) if mean else 0.0
-    return Difference(mean, stderr, z, math.erfc(abs(z) / math.sqrt(2)))
+    return Difference(mean, stderr, z, 2 * float(stdtr(differences.size - 1, -abs(z))))

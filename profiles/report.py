@@ -6,7 +6,7 @@ from `profile.json`, at any time again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -102,11 +102,11 @@ def to_markdown(profile: Profile, plots: list[str]) -> str:
     return "\n".join(lines)
 
 
-def markdown_table(profile: Profile) -> list[str]:
+def markdown_table(profile: Profile, columns: Sequence[Column] = COLUMNS) -> list[str]:
     """The lines of the table."""
-    lines = ["| " + " | ".join(column.title for column in COLUMNS) + " |"]
-    lines.append("|" + "|".join("---" if column.number is None else "--:" for column in COLUMNS) + "|")
-    return lines + ["| " + " | ".join(_cell(column.text(row)) for column in COLUMNS) + " |" for row in profile.rows]
+    lines = ["| " + " | ".join(column.title for column in columns) + " |"]
+    lines.append("|" + "|".join("---" if column.number is None else "--:" for column in columns) + "|")
+    return lines + ["| " + " | ".join(_cell(column.text(row)) for column in columns) + " |" for row in profile.rows]
 
 
 def to_html(profile: Profile, plots: Mapping[str, str]) -> str:

@@ -179,6 +179,8 @@ def _check_names(settings: SweepSettings) -> None:
             raise DeviceError(f"engine {engine} is not installed; pip install 'edgeglm[{engine}]'")
     if settings.chunk_tokens < 1:
         raise SettingsError(f"chunks of {settings.chunk_tokens} tokens are asked for, expected 1 or more")
+    if settings.greedy_tokens < 0:
+        raise SettingsError(f"{settings.greedy_tokens} tokens of greedy text are asked for, expected 0 or more")
 
 
 def _able(settings: SweepSettings) -> tuple[list[tuple[EngineName, CachePrecision | None]], tuple[str, ...]]:

@@ -62,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, metavar="N", help="of the text. default: 20480")
     parser.add_argument("--window", type=int, metavar="N", help="tokens that are read in one context. default: 512")
     parser.add_argument("--chunk", type=int, metavar="N", help="tokens computed at once; 1 is decoding. default: 16")
+    parser.add_argument(
+        "--greedy", type=int, metavar="N", help="tokens written to see where text leaves the float model's. default: 64"
+    )
     parser.add_argument("--device", metavar="CPU|GPU|NPU", help="default: CPU")
     parser.add_argument("--no-speed", action="store_true", help="measure neither loading nor memory nor speed")
     parser.add_argument("--keep-bundles", action="store_true", help="leave the exported bundles in OUT/bundles")
@@ -130,6 +133,7 @@ def _settings(args: argparse.Namespace) -> SweepSettings:
         "num_tokens": args.tokens,
         "window_tokens": args.window,
         "chunk_tokens": args.chunk,
+        "greedy_tokens": args.greedy,
         "device": args.device,
         "speed": not args.no_speed,
         "keep_bundles": args.keep_bundles,

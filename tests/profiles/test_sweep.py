@@ -227,6 +227,7 @@ def test_engine_without_a_cache_is_left_out(steps: Steps, tiny_checkpoint: Path,
         ({"num_tokens": 10**9}, "windows are asked for, so give more text"),
         ({"window_tokens": 257}, "windows of 257 tokens are asked for, expected 2 to 256"),
         ({"chunk_tokens": 0}, "chunks of 0 tokens"),
+        ({"greedy_tokens": -1}, "-1 tokens of greedy text"),
         ({"texts": (Path("nowhere.txt"),)}, "nowhere.txt cannot be read"),
     ],
 )

@@ -1,0 +1,60 @@
+"""The figures of the demo checkpoint: its profile in profiles/results, and the README's table out of that.
+
+    python benchmarks/results.py [--profile FOLDER]
+
+Without --profile, the default profile is measured, for half an hour on two cores that nothing else uses. FOLDER holds
+one that `edge profile` has measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from edge.commands.demo import find_checkpoint
+from edge.profiles.record import PROFILE, Profile, read_profile
+from edge.profiles.report import COLUMNS, markdown_table, write_report
+from edge.profiles.sweep import Progress, sweep
+from edge.runtime.files import write_atomically
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, README = ROOT / "profiles" / "results", ROOT / "README.md"
+BEGIN, END = "<!-- begin: python benchmarks/results.py -->\n", "<!-- end -->\n"
+LEFT_OUT = ("setting", "load, s")  # of the README's table, which is wide enough
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="that has been measured already")
+    args = parser.parse_args()
+    profile = measured() if args.profile is None else read_profile(args.profile)
+    RESULTS.mkdir(exist_ok=True)
+    write_atomically(RESULTS / PROFILE, [profile.to_json().encode()], private=False)
+    write_report(profile, RESULTS)
+    text = README.read_text(encoding="utf-8")
+    write_atomically(README, [with_table(text, profile).encode()], private=False)
+    return 0
+
+
+def measured() -> Profile:
+    def show(progress: Progress) -> None:
+        if progress.row is not None or progress.phase == "start":
+            print(f"{progress.steps_done} of {progress.num_steps}: {progress.step}", file=sys.stderr)
+
+    with tempfile.TemporaryDirectory() as folder:
+        return sweep(find_checkpoint(), folder, progress=show)
+
+
+def with_table(text: str, profile: Profile) -> str:
+    """A document with the profile's table between its marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert end, f"{README} has no {BEGIN.strip()} with an end"
+    columns = [column for column in COLUMNS if column.title not in LEFT_OUT]
+    return "".join([before, BEGIN, *(f"{line}\n" for line in markdown_table(profile, columns)), END, after])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
