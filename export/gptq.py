@@ -1,7 +1,7 @@
 """Rounding a matrix so that its product, not its weights, stays as it was: GPTQ.
 
-In: a float matrix (N, K), inputs that it will meet (T, K), and a `Precision` of 4 bits. Out: a `PackedTensor` in the
-layout that NNCF's have. Knows nothing about graphs or where the inputs come from.
+In: a float matrix (N, K), moments of the inputs that it will meet, and a `Precision` of 4 bits. Out: a `PackedTensor`
+in the layout that NNCF's have. Knows nothing about graphs or where the inputs come from.
 
 Columns are rounded one after the other, those that matter most first, and what one column lost is made up for by those
 still to come (Frantar et al., GPTQ, arXiv 2210.17323; the order by the diagonal is its authors' later `act_order`). It
@@ -11,6 +11,8 @@ clipped ranges that weigh every column by its moment.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -32,20 +34,33 @@ TOKENS = 1 << 11  # that the moments are summed over at a time
 SMALLEST_SCALE = np.float32(2.0**-24)  # the smallest of float16
 
 
+@dataclass(frozen=True)
+class Moments:
+    """What rounding needs to know of inputs: x^T x, factored."""
+
+    importance: Float32Array  # (K,), its diagonal
+    order: npt.NDArray[np.intp]  # of columns in the factor: the last is rounded first, so the heaviest comes last
+    factor: Float32Array  # (K, K), of the damped moments; below its diagonal is nothing to be used
+
+
+def moments(inputs: Float32Array) -> Moments:
+    """Of inputs x (T, K). Raises RecipeError where these are not finite."""
+    importance = np.einsum("tk,tk->k", inputs, inputs)
+    order = np.argsort(importance, kind="stable")
+    return Moments(importance, order, _factor(_products(inputs, order)))
+
+
 def quantize(
-    weight: Float32Array, inputs: Float32Array, precision: Precision, drift: Float32Array | None = None
+    weight: Float32Array, inputs: Moments, precision: Precision, drift: Float32Array | None = None
 ) -> PackedTensor:
-    """Round a (N, K) matrix to 4 bits for inputs x (T, K). Raises RecipeError where these are not finite.
+    """Round a (N, K) matrix to 4 bits for inputs x (T, K) with these moments.
 
     drift: (N, K), what the product's outputs y (T, N) should have more than the float matrix gives, as y^T x.
     """
     assert precision.bits == 4, precision
     n, k = weight.shape
     group = precision.group_size or k
-    importance = np.einsum("tk,tk->k", inputs, inputs)
-    # The last column is rounded first, so the heaviest comes last.
-    order = np.argsort(importance, kind="stable")
-    factor = _factor(_moments(inputs, order))
+    importance, order, factor = inputs.importance, inputs.order, inputs.factor
     scale, zero = np.empty((n, k // group), np.float32), np.empty((n, k // group), np.int8)
     values = np.empty((n, k), np.int8)
 
@@ -65,20 +80,20 @@ def quantize(
     return PackedTensor((n, k), 4, precision.symmetric, group, data, scale.astype(np.float16), packed_zero)
 
 
-def _moments(inputs: Float32Array, order: npt.NDArray[np.intp]) -> Float32Array:
+def _products(inputs: Float32Array, order: npt.NDArray[np.intp]) -> Float32Array:
     """x^T x (K, K) of inputs x (T, K), whose columns come in this order."""
     tokens, k = inputs.shape
-    moments = np.zeros((k, k), np.float32)
+    products = np.zeros((k, k), np.float32)
     for first in range(0, tokens, TOKENS):
         piece = inputs[first : first + TOKENS, order]
 
         def multiply(start: int, piece: Float32Array = piece) -> None:
             stop = start + PANEL
-            moments[start:stop, start:] += piece[:, start:stop].T @ piece[:, start:]
+            products[start:stop, start:] += piece[:, start:stop].T @ piece[:, start:]
 
         in_parallel(multiply, range(0, k, PANEL))
-    _mirror(moments)
-    return moments
+    _mirror(products)
+    return products
 
 
 def _mirror(square: Float32Array) -> None:

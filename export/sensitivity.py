@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 from edge.export import decoder, gptq
 from edge.export.calibration import ROWS, CalibratingBuilder
 from edge.export.checkpoint import Checkpoint
-from edge.export.names import WeightSource, canonical_shapes
+from edge.export.names import ReadWhenNeeded, WeightSource, canonical_shapes
 from edge.export.parallel import in_parallel
 from edge.export.recipes import EMBEDDING, HEAD, Precision
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32
@@ -143,11 +143,11 @@ class _Run:
         prefix = f"layers.{layer}."
         names = [name for name in canonical_shapes(self._spec) if name.startswith(prefix)]
         self._checkpoint.prefetch(part for name in names for part in self._weights.sources[name])
-        floats = {name: self._weights.read(name) for name in names}
+        floats = ReadWhenNeeded(self._weights, names)
         replaced: list[str] = []
 
         def look(name: str, inputs: Float32Array) -> Weight | None:
-            swap = self._look(name, floats[name], inputs, replace=replace)
+            swap = self._look(name, floats[name], inputs, replace=replace)  # the last one read
             if swap is not None:
                 replaced.append(name)
             return swap
@@ -207,7 +207,7 @@ class _Run:
     def _look(self, name: str, weight: FloatArray, inputs: Float32Array, *, replace: bool) -> Weight | None:
         """Errors of a matrix's candidates; the matrix as the middle one has it, if it is to be put in."""
         tokens = self._ids[:CARRIED].size
-        held, fitted = inputs[:tokens], inputs[tokens:]
+        held, fitted = inputs[:tokens], gptq.moments(inputs[tokens:])
         rows = to_float32(weight[:: max(len(weight) // SAMPLED_ROWS, 1)])
         power = _power(held, rows)
         self._nearest[name] = {
@@ -303,8 +303,8 @@ def nearest(rows: Float32Array, precision: Precision) -> Float32Array:
     return rounded
 
 
-def _fitted(rows: Float32Array, inputs: Float32Array, precision: Precision) -> Weight:
-    """The same as the export does it: 4 bits fitted to inputs (T, K), 8 to nearest."""
+def _fitted(rows: Float32Array, inputs: gptq.Moments, precision: Precision) -> Weight:
+    """The same as the export does it: 4 bits fitted to inputs with these moments, 8 to nearest."""
     return gptq.quantize(rows, inputs, precision) if precision.bits == 4 else nearest(rows, precision)
 
 

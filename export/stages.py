@@ -182,7 +182,7 @@ def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibrati
         if inputs is None or precision.bits > 4 or plan.recipe.method == "data-free":
             packed = compressor.compress(name, weight, precision)
         elif plan.recipe.method == "gptq":
-            packed = gptq.quantize(to_float32(weight), inputs, precision, drift)
+            packed = gptq.quantize(to_float32(weight), gptq.moments(inputs), precision, drift)
         else:
             packed = compressor.estimate_scales(name, weight, precision, inputs)
         return packed if plan.openvino else as_unsigned(packed)  # ONNX has no signed operators

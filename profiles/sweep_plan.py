@@ -54,7 +54,7 @@ class SweepSettings:
     calibration: Path | None = None  # for recipes that need text; None: docstrings of Python's library
     num_tokens: int = 20480
     window_tokens: int = 512
-    chunk_tokens: int = 16  # that go through an engine at once, so that the KV cache takes part in what is measured
+    chunk_tokens: int | None = None  # that go through an engine at once; None: as edge.profiles.accuracy says
     greedy_tokens: int = 64  # written behind each prompt, to see where they leave the float model's; 0: none
     device: str = "CPU"
     speed: bool = True  # False: neither loading nor memory nor speed is measured
@@ -177,7 +177,7 @@ def _check_names(settings: SweepSettings) -> None:
             raise SettingsError(f"engine {engine!r} is unknown, known are {', '.join(ENGINES)}")
         if find_spec(PACKAGES[engine]) is None:
             raise DeviceError(f"engine {engine} is not installed; pip install 'edgeglm[{engine}]'")
-    if settings.chunk_tokens < 1:
+    if settings.chunk_tokens is not None and settings.chunk_tokens < 1:
         raise SettingsError(f"chunks of {settings.chunk_tokens} tokens are asked for, expected 1 or more")
     if settings.greedy_tokens < 0:
         raise SettingsError(f"{settings.greedy_tokens} tokens of greedy text are asked for, expected 0 or more")

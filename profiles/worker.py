@@ -23,7 +23,7 @@ from edge.profiles.processes import Tell
 from edge.runtime.engines import CachePrecision, EngineName, EngineSettings
 from edge.runtime.errors import EdgeError
 
-GREEDY_PROMPTS, GREEDY_PROMPT_TOKENS = 16, 64  # the beginnings of so many windows, behind which text is written
+GREEDY_PROMPTS, GREEDY_PROMPT_TOKENS = 8, 64  # the beginnings of so many windows, behind which text is written
 SPEED_PROMPT_TOKENS, SPEED_NEW_TOKENS = 512, 64  # behind which TTFT and decoding are timed; fewer in a short context
 
 
@@ -103,7 +103,7 @@ def measure_cell(
     device: str,
     kv_precision: CachePrecision | None,
     reference: str,
-    chunk: int,
+    chunk: int | None,
     speed: bool,
     greedy_tokens: int,
 ) -> dict[str, Any]:

@@ -174,12 +174,13 @@ def test_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_states_the_real_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    from edge.profiles.accuracy import CHUNK
     from edge.profiles.sweep_plan import SweepSettings
 
     with pytest.raises(SystemExit):
         main(["profile", "--help"])
     shown, usual = " ".join(capsys.readouterr().out.split()), SweepSettings()
-    for value in (",".join(usual.engines), usual.num_tokens, usual.window_tokens, usual.chunk_tokens, usual.device):
+    for value in (",".join(usual.engines), usual.num_tokens, usual.window_tokens, CHUNK, usual.device):
         assert f"default: {value}" in shown
 
 

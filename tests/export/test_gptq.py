@@ -48,7 +48,7 @@ def by_definition(weight: Floats, inputs: Floats, precision: Precision) -> Float
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 def test_it_is_the_algorithm_of_the_paper(precision: Precision) -> None:
     weight, inputs = make(n=12, k=64)
-    ours = dequantize(gptq.quantize(weight, inputs, precision))
+    ours = dequantize(gptq.quantize(weight, gptq.moments(inputs), precision))
     expected = by_definition(weight, inputs, precision)
     # A sum in float32 may fall on the other side of a half now and then, and moves what is rounded after it.
     assert np.mean(np.isclose(ours, expected, rtol=1e-5, atol=1e-6)) > 0.97
@@ -57,7 +57,7 @@ def test_it_is_the_algorithm_of_the_paper(precision: Precision) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 def test_products_err_less_than_those_of_rounded_weights(precision: Precision) -> None:
     weight, inputs = make()
-    packed = gptq.quantize(weight, inputs, precision)
+    packed = gptq.quantize(weight, gptq.moments(inputs), precision)
     scale, _ = gptq._scales(weight, np.ones(weight.shape[1], np.float32), precision)
     group = precision.group_size or weight.shape[1]
     steps = np.repeat(scale, group, axis=1)
@@ -73,7 +73,7 @@ def error(difference: Floats, inputs: Floats) -> float:
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 def test_bytes_are_laid_out_as_nncf_lays_them_out(precision: Precision) -> None:
     weight, inputs = make()
-    packed = gptq.quantize(weight, inputs, precision)
+    packed = gptq.quantize(weight, gptq.moments(inputs), precision)
     assert packed.signed == precision.symmetric
     assert packed.scale.dtype == np.float16
     assert packed.scale.shape == (40, 192 // (precision.group_size or 192))
@@ -90,14 +90,16 @@ def test_weights_that_are_on_the_grid_stay() -> None:
     integers[..., 0], integers[..., 1] = 0, 15
     weight = ((integers - 7) * np.float32(0.25)).reshape(8, 256).astype(np.float32)
     _, inputs = make(k=256)
-    np.testing.assert_array_equal(dequantize(gptq.quantize(weight, inputs, Precision(4, False, 64))), weight)
+    np.testing.assert_array_equal(
+        dequantize(gptq.quantize(weight, gptq.moments(inputs), Precision(4, False, 64))), weight
+    )
 
 
 def test_the_number_of_cores_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, inputs = make(n=1100)
-    one = gptq.quantize(weight, inputs, PRECISIONS[0])
+    one = gptq.quantize(weight, gptq.moments(inputs), PRECISIONS[0])
     monkeypatch.setattr("edge.export.parallel.physical_cores", lambda: 1)
-    other = gptq.quantize(weight, inputs, PRECISIONS[0])
+    other = gptq.quantize(weight, gptq.moments(inputs), PRECISIONS[0])
     np.testing.assert_array_equal(one.data, other.data)
     np.testing.assert_array_equal(one.scale, other.scale)
 
@@ -106,15 +108,15 @@ def test_inputs_and_weights_of_zero() -> None:
     weight, inputs = make()
     inputs[:, 5] = 0
     weight[3] = 0
-    packed = dequantize(gptq.quantize(weight, inputs, PRECISIONS[0]))
+    packed = dequantize(gptq.quantize(weight, gptq.moments(inputs), PRECISIONS[0]))
     assert np.isfinite(packed).all()
     np.testing.assert_array_equal(packed[3], 0)
-    assert np.isfinite(dequantize(gptq.quantize(weight, np.zeros_like(inputs), PRECISIONS[0]))).all()
+    assert np.isfinite(dequantize(gptq.quantize(weight, gptq.moments(np.zeros_like(inputs)), PRECISIONS[0]))).all()
 
 
 def test_fewer_tokens_than_columns() -> None:
     weight, inputs = make(tokens=20)
-    assert np.isfinite(dequantize(gptq.quantize(weight, inputs, PRECISIONS[0]))).all()
+    assert np.isfinite(dequantize(gptq.quantize(weight, gptq.moments(inputs), PRECISIONS[0]))).all()
 
 
 def test_moments_that_rounding_made_indefinite_are_damped_more() -> None:
@@ -135,7 +137,7 @@ def test_activations_that_are_not_finite() -> None:
     weight, inputs = make()
     inputs[7, 7] = np.inf
     with pytest.raises(RecipeError, match="NaN or infinite"), np.errstate(invalid="ignore"):
-        gptq.quantize(weight, inputs, PRECISIONS[0])
+        gptq.quantize(weight, gptq.moments(inputs), PRECISIONS[0])
 
 
 def test_drift_moves_the_weights_that_are_rounded() -> None:
@@ -147,8 +149,8 @@ def test_drift_moves_the_weights_that_are_rounded() -> None:
     moments = inputs.T.astype(np.float64) @ inputs
     moments[np.diag_indices(192)] += gptq.DAMPING * np.diagonal(moments).mean()
     best = weight + np.linalg.solve(moments, drift.T).T
-    ours = dequantize(gptq.quantize(weight, inputs, PRECISIONS[0], drift))
-    expected = dequantize(gptq.quantize(best.astype(np.float32), inputs, PRECISIONS[0]))
+    ours = dequantize(gptq.quantize(weight, gptq.moments(inputs), PRECISIONS[0], drift))
+    expected = dequantize(gptq.quantize(best.astype(np.float32), gptq.moments(inputs), PRECISIONS[0]))
     assert np.mean(np.isclose(ours, expected, rtol=1e-4, atol=1e-5)) > 0.97
-    plain = dequantize(gptq.quantize(weight, inputs, PRECISIONS[0]))
+    plain = dequantize(gptq.quantize(weight, gptq.moments(inputs), PRECISIONS[0]))
     assert np.square(inputs @ ours.T - wanted).sum() < np.square(inputs @ plain.T - wanted).sum()

@@ -65,7 +65,7 @@ def test_a_gain_is_that_of_the_whole_model(name: str, tmp_path: Path) -> None:
         else:
             inputs = looking.inputs[matrix]
             fitted = inputs[CARRIED:].reshape(-1, inputs.shape[-1])
-            rounded = dequantize(gptq.quantize(floats[matrix], fitted, COARSE))
+            rounded = dequantize(gptq.quantize(floats[matrix], gptq.moments(fitted), COARSE))
             x = inputs[:CARRIED].reshape(-1, inputs.shape[-1])
             error = np.square(x @ (rounded - floats[matrix]).T).sum() / np.square(x @ floats[matrix].T).sum()
         logits = decoder.decoder(ReferenceBuilder({**floats, matrix: rounded}, spec), ids[:CARRIED], spec)
