@@ -1,7 +1,8 @@
 """llama.cpp's quantizations and ours, held against the same float model on the same tokens.
 
     python benchmarks/llamacpp_accuracy.py TOOLS [--source FILE.gguf] [--types Q4_0,Q4_K_M] [--recipes int4-asym-g64]
-                                           [--engines onnx] [--rotate] [--windows 40] [--work FOLDER] [--json]
+                                           [--budgets 133.7e6] [--engines onnx] [--rotate] [--windows 40]
+                                           [--work FOLDER] [--json]
 
 TOOLS: the folder with llama.cpp's llama-quantize, llama-imatrix and llama-perplexity.
 
@@ -95,6 +96,7 @@ def main() -> int:
     parser.add_argument("--source", type=Path, metavar="FILE.gguf", help="default: the demo checkpoint")
     parser.add_argument("--types", default="Q4_0,Q4_1,IQ4_NL,Q4_K_M", help="of llama-quantize; '' for none")
     parser.add_argument("--recipes", default="int4-asym-g64,int4-sym-g128", help="ours; '' for none")
+    parser.add_argument("--budgets", default="", help="bytes, within which ours is the best; '' for none")
     parser.add_argument("--engines", default="openvino,onnx", help="of our bundles, with their default settings")
     parser.add_argument("--rotate", action="store_true", help="llama.cpp quantizes rotated weights")
     parser.add_argument("--windows", type=int, default=40, metavar="N", help=f"of {WINDOW} tokens, half of them scored")
@@ -132,7 +134,12 @@ def compare(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         write_base(base, evaluation.ids, spec.vocab_size, float_logits(source, work / "fp32", evaluation))
     rows = list(theirs(tools, weights, chosen, args.types.split(",") if args.types else [], base, calibration, work))
     for recipe in args.recipes.split(",") if args.recipes else []:
-        rows += ours(source, recipe, args.engines.split(","), base, work)
+        export(source, work / recipe, recipe, force=True)
+        rows += ours(work / recipe, args.engines.split(","), base)
+    for budget in map(float, args.budgets.split(",") if args.budgets else []):
+        folder = work / f"at most {budget:,.0f} bytes"
+        export(source, folder, max_bytes=budget, force=True)
+        rows += ours(folder, args.engines.split(","), base)
     return {
         "machine": f"{processor_name()}, {os.cpu_count()} cores",
         "versions": {
@@ -186,13 +193,11 @@ def theirs(
         yield row("llama.cpp", form, gguf_size(out, weights), tools.score(out, base))
 
 
-def ours(source: Path, recipe: str, engines: list[str], base: Path, work: Path) -> Iterator[Row]:
-    folder = work / recipe
-    export(source, folder, recipe, force=True)
+def ours(folder: Path, engines: list[str], base: Path) -> Iterator[Row]:
     bundle = open_bundle(folder)
     for name in engines:
         engine = open_engine(bundle, EngineSettings(engine=name))  # type: ignore[arg-type]  # checked there
-        yield row("edgeglm", f"{recipe}, {engine.name}", bundle_size(bundle.manifest), score(engine, base))
+        yield row("edgeglm", f"{folder.name}, {engine.name}", bundle_size(bundle.manifest), score(engine, base))
 
 
 def float_logits(source: Path, folder: Path, windows: Windows) -> Iterator[npt.NDArray[np.float32]]:

@@ -26,8 +26,8 @@ from edge.runtime.kv.pool import Sequence as CachedTokens
 
 FloatArray = npt.NDArray[np.float64]
 
-# New tokens of a window in one step. A cache in float32 gives back what went in, whatever the step, and larger ones then
-# only take less time: onnxruntime unpacks 8-bit weights in each.
+# New tokens of a window in one step. A cache in float32 gives back what went in, whatever the step, and larger steps
+# then only take less time: onnxruntime unpacks 8-bit weights in each.
 CHUNK, EXACT_CACHE_CHUNK = 16, 128
 AT_ONCE = {"openvino": 8}  # windows in one step; elsewhere an engine takes one sequence after the other anyway
 QUARTERS = 4
@@ -118,10 +118,10 @@ def evaluate(
 ) -> Accuracy:
     """Run the reference's windows through an engine. progress: windows done, windows in all.
 
-    chunk: tokens of a window in one step; 1 is decoding; None: few where the cache rounds.
-    at_once: windows in one step, as far as the KV pool has room;
-    None: what is quickest on the engine. Sequences are freed, also after an error. Raises ContextLengthError for
-    windows longer than the context, CalibrationError for a bundle with another vocabulary.
+    chunk: tokens of a window in one step; 1 is decoding; None: few where the cache rounds. at_once: windows in one
+    step, as far as the KV pool has room; None: what is quickest on the engine. Sequences are freed, also after an
+    error. Raises ContextLengthError for windows longer than the context, CalibrationError for a bundle with another
+    vocabulary.
     """
     if chunk is None:
         chunk = EXACT_CACHE_CHUNK if engine.kv_layout["kv precision"] == "f32" else CHUNK

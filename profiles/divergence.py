@@ -37,6 +37,12 @@ class Divergence:
     median: float
     never: float  # share of texts that are equal to the end
 
+    @property
+    def stderr(self) -> float | None:
+        """Standard error of the mean over prompts."""
+        n = len(self.lengths)
+        return float(np.std(self.lengths, ddof=1) / np.sqrt(n)) if n > 1 else None
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

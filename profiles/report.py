@@ -42,6 +42,13 @@ def _with_error(value: float, error: float | None, digits: int) -> str:
     return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
+def _same_text(row: Row) -> str:
+    """Tokens in common, of those written."""
+    if row.divergence is None:
+        return UNKNOWN
+    return f"{_with_error(row.divergence.mean, row.divergence.stderr, 0)} of {row.divergence.new_tokens}"
+
+
 COLUMNS = (
     Column("recipe", lambda row: row.recipe),
     Column("engine", lambda row: row.engine),
@@ -67,7 +74,7 @@ COLUMNS = (
     Column("top-1", lambda row: f"{row.accuracy.top1:.2%}", lambda row: row.accuracy.top1),
     Column(
         "same text, tokens",
-        lambda row: UNKNOWN if row.divergence is None else f"{row.divergence.mean:.0f} of {row.divergence.new_tokens}",
+        _same_text,
         lambda row: None if row.divergence is None else row.divergence.mean,
     ),
 )

@@ -32,10 +32,13 @@ def test_texts_leave_the_float_models_where_they_first_differ(
     np.testing.assert_array_equal(own[:, :8], PROMPTS)
     same = first_divergence(weights, own, 8, writable)
     assert same == Divergence((NEW,) * 4, NEW, NEW, NEW, 1)
+    assert same.stderr == 0
     changed = own.copy()
     for n in range(4):
         changed[n, 8 + n] = (own[n, 8 + n] + 1) % writable
-    assert first_divergence(weights, changed, 8, writable).lengths == (0, 1, 2, 3)
+    parted = first_divergence(weights, changed, 8, writable)
+    assert parted.lengths == (0, 1, 2, 3)
+    assert parted.stderr == pytest.approx(np.sqrt(5 / 3 / 4))
 
     texts = write_greedily(LLM(int4_bundle, EXACT["openvino"]), PROMPTS, NEW)
     found = first_divergence(weights, texts, 8, writable)
