@@ -55,16 +55,6 @@ COLUMNS = (
     Column("setting", lambda row: row.setting),
     Column("bits per weight", lambda row: f"{row.bits_per_weight:.2f}", lambda row: row.bits_per_weight),
     Column("weights, bytes", lambda row: f"{row.weight_bytes:,}", lambda row: row.weight_bytes),
-    Column("export, s", lambda row: _shown(row.export_s, ".1f"), lambda row: row.export_s),
-    Column(
-        "export peak, MB", lambda row: _shown(row.export_peak_bytes, ",.0f", 1e-6), lambda row: row.export_peak_bytes
-    ),
-    Column("load, s", lambda row: _shown(row.load_s, ".2f"), lambda row: row.load_s),
-    Column(
-        "peak, MB", lambda row: _shown(row.peak_anonymous_bytes, ",.0f", 1e-6), lambda row: row.peak_anonymous_bytes
-    ),
-    Column("TTFT, ms", lambda row: _shown(row.ttft_ms, ".0f"), lambda row: row.ttft_ms),
-    Column("tok/s", lambda row: _shown(row.decode_tokens_per_second, ".1f"), lambda row: row.decode_tokens_per_second),
     Column("KLD", _kld_text, lambda row: row.accuracy.kld),
     Column(
         "ppl ratio",
@@ -77,6 +67,16 @@ COLUMNS = (
         _same_text,
         lambda row: None if row.divergence is None else row.divergence.mean,
     ),
+    Column("export, s", lambda row: _shown(row.export_s, ".1f"), lambda row: row.export_s),
+    Column(
+        "export peak, MB", lambda row: _shown(row.export_peak_bytes, ",.0f", 1e-6), lambda row: row.export_peak_bytes
+    ),
+    Column("load, s", lambda row: _shown(row.load_s, ".2f"), lambda row: row.load_s),
+    Column(
+        "peak, MB", lambda row: _shown(row.peak_anonymous_bytes, ",.0f", 1e-6), lambda row: row.peak_anonymous_bytes
+    ),
+    Column("TTFT, ms", lambda row: _shown(row.ttft_ms, ".0f"), lambda row: row.ttft_ms),
+    Column("tok/s", lambda row: _shown(row.decode_tokens_per_second, ".1f"), lambda row: row.decode_tokens_per_second),
 )
 
 
@@ -155,7 +155,7 @@ def _facts(profile: Profile) -> list[str]:
         "KLD: mean KL divergence from the float checkpoint's distribution of the next token, nats/token. ppl ratio: "
         "perplexity over the float checkpoint's. top-1: share of tokens whose most probable next token is the float "
         "checkpoint's. same text: tokens of greedy text before it leaves that of the float checkpoint, mean over "
-        "prompts. Behind ±: standard error, over windows; bars in plots are 95 %.",
+        "prompts. Behind ±: standard error, over windows or prompts; bars in plots are 95 %.",
         "Peaks: memory that the process allocated; mapped files are not in them. export peak is that of the export.",
     ]
     if prompts:
