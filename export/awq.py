@@ -12,7 +12,7 @@ product (Lin et al., AWQ, arXiv 2306.00978; of the authors' code the search with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -31,14 +31,40 @@ SMALLEST = 1e-2  # mean input of a channel, over that of all: a channel that is 
 BITS = 4  # with more, there is nothing to spare
 
 
+class Folded(Mapping[str, FloatArray]):
+    """Weights with scales folded in when they are asked for: only what is in use is there as a copy, in float32."""
+
+    def __init__(self, weights: Mapping[str, FloatArray], scales: Mapping[str, list[tuple[slice, FloatArray]]]) -> None:
+        """scales: of a weight's name, rows or entries and what they are multiplied by."""
+        self._weights, self._scales = weights, scales
+
+    def __getitem__(self, name: str) -> FloatArray:
+        weight = self._weights[name]
+        if name not in self._scales:
+            return weight
+        folded = np.array(weight, np.float32)
+        for rows, by in self._scales[name]:
+            folded[rows] *= by
+        return folded
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._weights
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
 def fold(
     weights: Mapping[str, FloatArray],
     hidden: Float32Array,
     layer: int,
     spec: ModelSpec,
     precisions: Mapping[str, Precision],
-) -> dict[str, FloatArray]:
-    """The block's weights with scales folded into them; what changed is float32 and a copy.
+) -> Folded:
+    """The block's weights with scales folded into them.
 
     weights, precisions: of this layer, by canonical name; other weights than matrices need no precision. hidden:
     (n, T, H), before the block, of which the first TOKENS are looked at. Raises RecipeError where activations are not
@@ -46,7 +72,7 @@ def fold(
     """
     prefix = f"layers.{layer}"
     inputs = _inputs(weights, hidden, layer, spec)
-    folded: dict[str, FloatArray] = dict(weights)
+    found: dict[str, list[tuple[slice, FloatArray]]] = {}
 
     def scales(name: str, groups: tuple[int, int, int]) -> Float32Array | None:
         name = f"{prefix}.{name}.weight"
@@ -58,9 +84,7 @@ def fold(
         """Some rows of a matrix or entries of a vector."""
         name = f"{prefix}.{name}"
         if name in weights:  # biases need not be there
-            if folded[name] is weights[name]:
-                folded[name] = np.array(weights[name], np.float32)
-            folded[name][rows] *= by
+            found.setdefault(name, []).append((rows, by))
 
     for reader, norm in (("attn.qkv", "input_norm"), ("mlp.gate_up", "post_norm")):
         if (s := scales(reader, (1, 1, spec.hidden_size))) is not None:
@@ -77,7 +101,7 @@ def fold(
         v = slice(spec.q_size + spec.kv_size, None)
         multiply("attn.qkv.weight", 1 / each[:, None], v)
         multiply("attn.qkv.bias", 1 / each, v)
-    return folded
+    return Folded(weights, found)
 
 
 def _inputs(

@@ -193,7 +193,7 @@ def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibrati
         if plan.recipe.awq:
             shapes = canonical_shapes(plan.spec)
             precisions = {name: plan.recipe.precision_of(name, shapes[name])[0] for name in own}
-            floats = awq.fold(dict(floats), calibration.hidden, layer, plan.spec, precisions)
+            floats = awq.fold(floats, calibration.hidden, layer, plan.spec, precisions)
         fitted = calibration.block(layer, floats, compressed)
     elif calibration is not None and stage == "head" and HEAD in own:
         needed = plan.recipe.precision_of(HEAD, canonical_shapes(plan.spec)[HEAD])[0].bits <= 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,11 +37,11 @@ class Block:
     def matrices(self) -> list[str]:
         return [name for name, weight in self.weights.items() if weight.ndim == 2]
 
-    def fold(self, precision: Precision = INT4) -> dict[str, FloatArray]:
+    def fold(self, precision: Precision = INT4) -> Mapping[str, FloatArray]:
         precisions = {name: precision if name in self.matrices else Precision(32) for name in self.weights}
         return awq.fold(self.weights, self.hidden, 1, self.spec, precisions)
 
-    def run(self, weights: dict[str, Weight] | dict[str, FloatArray], hidden: Float32Array) -> Float32Array:
+    def run(self, weights: Mapping[str, Weight], hidden: Float32Array) -> Float32Array:
         return reference.block(weights, hidden, 1, self.spec)
 
 
