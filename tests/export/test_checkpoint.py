@@ -15,8 +15,10 @@ from safetensors.numpy import load_file, save_file
 
 from edge.export.architectures import describe, doubts
 from edge.export.checkpoint import open_checkpoint
-from edge.export.names import rotary_halves
+from edge.export.names import ReadWhenNeeded, WeightSource, rotary_halves
 from edge.export.pipeline import export
+from edge.export.plan import make_plan
+from edge.export.tensors import FloatArray
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError
 from edge.runtime.spec import ModelSpec
 
@@ -323,3 +325,29 @@ def test_rotary_halves_is_a_permutation_that_pairs_neighbours() -> None:
     assert order[:8].tolist() == [0, 2, 1, 3, 4, 5, 6, 7]  # first q head: 4 dims turn, 4 stay
     assert order[16:24].tolist() == [16, 18, 17, 19, 20, 21, 22, 23]  # the k head
     assert order[24:].tolist() == list(range(24, 32))  # the v head stays
+
+
+def test_weights_are_read_when_they_are_needed(tiny_checkpoint: Path) -> None:
+    """And the last one is not read again."""
+    reads: list[str] = []
+
+    class Counted:
+        def __init__(self, weights: WeightSource) -> None:
+            self.spec, self.sources, self.check_finite = weights.spec, weights.sources, weights.check_finite
+            self._read = weights.read
+
+        def read(self, name: str) -> FloatArray:
+            reads.append(name)
+            return self._read(name)
+
+    weights = make_plan(tiny_checkpoint, "fp32").weights
+    names = ["norm.weight", "embed.weight"]
+    some = ReadWhenNeeded(Counted(weights), names)
+    assert (list(some), len(some), "norm.weight" in some, "lm_head.weight" in some) == (names, 2, True, False)
+    assert reads == []
+    assert some["embed.weight"] is some["embed.weight"]
+    np.testing.assert_array_equal(some["norm.weight"], weights.read("norm.weight"))
+    assert "embed.weight" in some
+    assert reads == ["embed.weight", "norm.weight"]
+    with pytest.raises(KeyError):
+        some["lm_head.weight"]
