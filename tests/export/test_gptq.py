@@ -124,7 +124,7 @@ def test_moments_that_rounding_made_indefinite_are_damped_more() -> None:
     rng = np.random.default_rng(2)
     half = rng.standard_normal((300, 300)).astype(np.float32)
     moments = half @ half.T
-    moments -= 0.1 * np.diagonal(moments).mean() * np.eye(300, dtype=np.float32)
+    moments -= 2 * gptq.DAMPING * np.diagonal(moments).mean() * np.eye(300, dtype=np.float32)
     with pytest.raises(np.linalg.LinAlgError):
         np.linalg.cholesky(moments + gptq.DAMPING * np.diagonal(moments).mean() * np.eye(300))
     damped = moments.copy()

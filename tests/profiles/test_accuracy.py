@@ -129,7 +129,7 @@ def test_the_cache_takes_part(int4_bundle: Path, some: Reference) -> None:
     exact = open_engine(open_bundle(int4_bundle), EXACT["openvino"])
     added = compare(evaluate(exact, some), evaluate(coarse, some)).kld
     assert added.mean > 1e-3
-    assert added.p < 0.01
+    assert added.p < 0.05, "five windows"
 
 
 def test_rows_before_the_first_scored_are_only_context(int4: Engine, weights: Weights, tmp_path: Path) -> None:

@@ -58,11 +58,11 @@ def test_resumed_equals_fresh(demo_llm: LLM, engine: EngineName) -> None:
     encode = demo_llm.tokenizer.encode
     base = encode("The quick brown fox jumps over the lazy dog. " * 6)
     prompts = [base, base + encode("And then"), base[:40], base[:40] + encode("A cat sat"), base]
-    exact = LLM(demo_llm.bundle.path, EXACT[engine])
+    exact, other = (LLM(demo_llm.bundle.path, EXACT[engine]) for _ in range(2))
     for prompt in prompts:
         warm = list(exact.generate(prompt, max_new_tokens=12, ignore_stop_ids=True))
         assert warm[-1].stats is not None
-        alone = fresh(LLM(demo_llm.bundle.path, EXACT[engine]), prompt, max_new_tokens=12, ignore_stop_ids=True)
+        alone = fresh(other, prompt, max_new_tokens=12, ignore_stop_ids=True)
         assert ids_of(warm) == ids_of(alone)
     assert warm[-1].stats.cached_tokens >= 40
 
