@@ -30,9 +30,7 @@ import hashlib
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +39,7 @@ import numpy as np
 import numpy.typing as npt
 from llamacpp import CLIPPED, WINDOW, Scores, Tools, read_base, scored_rows, write_base
 from make_gguf import write_like
-from report import installed, put_out, show_table
+from report import installed, put_out, show_table, work_folder
 
 from edge.commands.demo import find_checkpoint
 from edge.export.architectures import describe
@@ -108,9 +106,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     try:
-        with ExitStack() as stack:
-            work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            work.mkdir(parents=True, exist_ok=True)
+        with work_folder(args.work) as work:
             report = compare(args, work)
     except (EdgeError, OSError) as error:
         print(error, file=sys.stderr)

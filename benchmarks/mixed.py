@@ -18,10 +18,8 @@ import argparse
 import math
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
-from report import installed, put_out, show_table
+from report import installed, put_out, show_table, work_folder
 
 from edge.commands.demo import find_checkpoint
 from edge.export.calibration import WINDOW, WINDOWS
@@ -82,9 +80,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     try:
-        with ExitStack() as stack:
-            work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            work.mkdir(parents=True, exist_ok=True)
+        with work_folder(args.work) as work:
             source = args.source or find_checkpoint()
             rows = measure(
                 source, [float(b) for b in args.bits.split(",")], args.criteria.split(","), args.windows, work

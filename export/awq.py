@@ -12,12 +12,13 @@ product (Lin et al., AWQ, arXiv 2306.00978; of the authors' code the search with
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from edge.export import decoder
 from edge.export.calibration import CalibratingBuilder
+from edge.export.names import ReadWhenNeeded
 from edge.export.parallel import in_parallel
 from edge.export.recipes import Precision
 from edge.export.tensors import Float32Array, FloatArray, Weight, to_float32
@@ -31,40 +32,14 @@ SMALLEST = 1e-2  # mean input of a channel, over that of all: a channel that is 
 BITS = 4  # with more, there is nothing to spare
 
 
-class Folded(Mapping[str, FloatArray]):
-    """Weights with scales folded in when they are asked for: only what is in use is there as a copy, in float32."""
-
-    def __init__(self, weights: Mapping[str, FloatArray], scales: Mapping[str, list[tuple[slice, FloatArray]]]) -> None:
-        """scales: of a weight's name, rows or entries and what they are multiplied by."""
-        self._weights, self._scales = weights, scales
-
-    def __getitem__(self, name: str) -> FloatArray:
-        weight = self._weights[name]
-        if name not in self._scales:
-            return weight
-        folded = np.array(weight, np.float32)
-        for rows, by in self._scales[name]:
-            folded[rows] *= by
-        return folded
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._weights
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
-
-
 def fold(
     weights: Mapping[str, FloatArray],
     hidden: Float32Array,
     layer: int,
     spec: ModelSpec,
     precisions: Mapping[str, Precision],
-) -> Folded:
-    """The block's weights with scales folded into them.
+) -> ReadWhenNeeded:
+    """The block's weights with scales folded into them when they are asked for; what changed is float32 and a copy.
 
     weights, precisions: of this layer, by canonical name; other weights than matrices need no precision. hidden:
     (n, T, H), before the block, of which the first TOKENS are looked at. Raises RecipeError where activations are not
@@ -101,7 +76,17 @@ def fold(
         v = slice(spec.q_size + spec.kv_size, None)
         multiply("attn.qkv.weight", 1 / each[:, None], v)
         multiply("attn.qkv.bias", 1 / each, v)
-    return Folded(weights, found)
+
+    def read(name: str) -> FloatArray:
+        weight = weights[name]
+        if name not in found:
+            return weight
+        folded = np.array(weight, np.float32)
+        for rows, by in found[name]:
+            folded[rows] *= by
+        return folded
+
+    return ReadWhenNeeded(read, weights)
 
 
 def _inputs(

@@ -15,7 +15,7 @@ engines fuse only that form of rotary embedding; a product of q and k does not d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,8 +85,8 @@ class WeightSource(Protocol):
 class ReadWhenNeeded(Mapping[str, FloatArray]):
     """Some weights by name, each read when it is asked for; the last one stays. All of a block's would fill memory."""
 
-    def __init__(self, source: WeightSource, names: Iterable[str]) -> None:
-        self._source, self._names = source, tuple(names)
+    def __init__(self, read: Callable[[str], FloatArray], names: Iterable[str]) -> None:
+        self._read, self._names = read, tuple(names)
         self._last: tuple[str, FloatArray] | None = None
 
     def __getitem__(self, name: str) -> FloatArray:
@@ -95,7 +95,7 @@ class ReadWhenNeeded(Mapping[str, FloatArray]):
         last = self._last  # several threads may ask at once
         if last is None or last[0] != name:
             self._last = None  # before the next one is read
-            last = self._last = (name, self._source.read(name))
+            last = self._last = (name, self._read(name))
         return last[1]
 
     def __contains__(self, name: object) -> bool:

@@ -143,7 +143,7 @@ class _Run:
         prefix = f"layers.{layer}."
         names = [name for name in canonical_shapes(self._spec) if name.startswith(prefix)]
         self._checkpoint.prefetch(part for name in names for part in self._weights.sources[name])
-        floats = ReadWhenNeeded(self._weights, names)
+        floats = ReadWhenNeeded(self._weights.read, names)
         replaced: list[str] = []
 
         def look(name: str, inputs: Float32Array) -> Weight | None:

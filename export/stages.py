@@ -169,9 +169,9 @@ def _parameters(stage: str, spec: ModelSpec) -> int:
 
 def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibration | None) -> dict[str, Weight]:
     """The weights of a stage, each in the precision that the recipe gives it. Raises TensorError."""
-    own = _own(stage, plan.spec)
+    own, shapes = _own(stage, plan.spec), canonical_shapes(plan.spec)
     plan.checkpoint.prefetch(part for name in own for part in plan.weights.sources[name])
-    floats: Mapping[str, FloatArray] = ReadWhenNeeded(plan.weights, own)
+    floats = ReadWhenNeeded(plan.weights.read, own)
 
     def compressed(
         name: str, weight: FloatArray, inputs: Float32Array | None = None, drift: Float32Array | None = None
@@ -191,12 +191,11 @@ def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibrati
     if calibration is not None and stage.startswith("block "):
         layer = int(stage.removeprefix("block "))
         if plan.recipe.awq:
-            shapes = canonical_shapes(plan.spec)
             precisions = {name: plan.recipe.precision_of(name, shapes[name])[0] for name in own}
             floats = awq.fold(floats, calibration.hidden, layer, plan.spec, precisions)
         fitted = calibration.block(layer, floats, compressed)
     elif calibration is not None and stage == "head" and HEAD in own:
-        needed = plan.recipe.precision_of(HEAD, canonical_shapes(plan.spec)[HEAD])[0].bits <= 4
+        needed = plan.recipe.precision_of(HEAD, shapes[HEAD])[0].bits <= 4
         fitted = {HEAD: compressed(HEAD, floats[HEAD], calibration.last(floats))} if needed else {}
     packed = {name: fitted[name] if name in fitted else compressed(name, floats[name]) for name in own}
     if calibration is not None and stage == "embedding":
@@ -208,7 +207,7 @@ def _check(
     stage: str, verifier: Verifier, weights: WeightSource, packed: Mapping[str, Weight]
 ) -> tuple[StageCheck, Golden | None]:
     """One stage against the checkpoint's own weights; with golden logits after the head. Raises TensorError, too."""
-    floats = ReadWhenNeeded(weights, packed)
+    floats = ReadWhenNeeded(weights.read, packed)
     if stage == "embedding":  # of which only a few rows are computed with
         weights.check_finite(EMBEDDING)
         return verifier.embed(floats, packed), None
