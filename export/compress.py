@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,8 @@ from edge.runtime.errors import RecipeError
 CHUNK = 1 << 26  # weights at a time, of a matrix with more than
 SAMPLE = 512  # inputs that nncf looks at together
 WHOLE = 7 << 24  # weights: GLM-4-9B's gate_up has 112 million and is not worth two calls
+# What nncf does with inputs: fit scales, or make up for what was lost. The names are those of its options.
+Fitting = Literal["scale_estimation", "gptq"]
 
 
 class Compressor:
@@ -63,11 +65,11 @@ class Compressor:
             zero_point=np.concatenate(zeros) if zeros else None,
         )
 
-    def estimate_scales(
-        self, name: str, weight: FloatArray, precision: Precision, inputs: Float32Array
+    def fit(
+        self, name: str, weight: FloatArray, precision: Precision, inputs: Float32Array, fitting: Fitting
     ) -> PackedTensor:
-        """The same with scales that nncf fits to inputs (T, K)."""
-        return _compress(name, self._float32(weight), precision, inputs)
+        """The same, fitted by nncf to inputs (T, K)."""
+        return _compress(name, self._float32(weight), precision, inputs, fitting)
 
     def _float32(self, rows: FloatArray) -> Float32Array:
         if rows.dtype == np.float32:
@@ -79,18 +81,29 @@ class Compressor:
         return wide
 
 
-def _compress(name: str, rows: Float32Array, precision: Precision, inputs: Float32Array | None = None) -> PackedTensor:
+def _compress(
+    name: str,
+    rows: Float32Array,
+    precision: Precision,
+    inputs: Float32Array | None = None,
+    fitting: Fitting = "scale_estimation",
+) -> PackedTensor:
     """One call of nncf."""
     model, layer = linear_model({name: rows}, name), name.removesuffix(".weight")
-    compress_model(model, {layer: precision}, inputs)
+    compress_model(model, {layer: precision}, inputs, fitting)
     product = next(node for node in model.get_ops() if node.get_friendly_name() == layer)
     return _extract(product, name, precision)
 
 
-def compress_model(model: ov.Model, plan: Mapping[str, Precision], inputs: Float32Array | None = None) -> None:
+def compress_model(
+    model: ov.Model,
+    plan: Mapping[str, Precision],
+    inputs: Float32Array | None = None,
+    fitting: Fitting = "scale_estimation",
+) -> None:
     """Compress the weights of these nodes - products and look-ups, by name - in place; all others keep theirs.
 
-    inputs: (T, K), with which scales are fitted to what the model's only input is multiplied with.
+    inputs: (T, K), of the model's only input, to fit what it is multiplied with.
 
     One NNCF call for each precision in the plan, with every other node that has weights left out of it.
     """
@@ -107,7 +120,7 @@ def compress_model(model: ov.Model, plan: Mapping[str, Precision], inputs: Float
                 options = {"group_size": precision.group_size or -1, "ratio": 1.0, "all_layers": True}
                 if inputs is not None:
                     samples = [inputs[None, start : start + SAMPLE] for start in range(0, len(inputs), SAMPLE)]
-                    options |= {"dataset": nncf.Dataset(samples), "scale_estimation": True, "subset_size": len(samples)}
+                    options |= {"dataset": nncf.Dataset(samples), fitting: True, "subset_size": len(samples)}
             kind = f"INT{precision.bits}_{'SYM' if precision.symmetric else 'ASYM'}"
             in_own_thread(
                 nncf.compress_weights,

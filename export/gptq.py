@@ -1,7 +1,8 @@
 """Rounding a matrix so that its product, not its weights, stays as it was: GPTQ.
 
 In: a float matrix (N, K), moments of the inputs that it will meet, and a `Precision` of 4 bits. Out: a `PackedTensor`
-in the layout that NNCF's have. Knows nothing about graphs or where the inputs come from.
+in the layout that NNCF's have; or the float matrix, moved so that its outputs are what they should be. Knows nothing
+about graphs or where the inputs come from.
 
 Columns are rounded one after the other, those that matter most first, and what one column lost is made up for by those
 still to come (Frantar et al., GPTQ, arXiv 2210.17323; the order by the diagonal is its authors' later `act_order`). It
@@ -43,20 +44,30 @@ class Moments:
     factor: Float32Array  # (K, K), of the damped moments; below its diagonal is nothing to be used
 
 
-def moments(inputs: Float32Array) -> Moments:
-    """Of inputs x (T, K). Raises RecipeError where these are not finite."""
-    importance = np.einsum("tk,tk->k", inputs, inputs)
+def moments(inputs: Float32Array, scales: Float32Array | None = None) -> Moments:
+    """Of inputs x (T, K), divided by scales (K,) where these are given. Raises RecipeError where x is not finite."""
+    shrink: Float32Array = np.ones(inputs.shape[1], np.float32) if scales is None else np.float32(1) / scales
+    importance = np.einsum("tk,tk->k", inputs, inputs) * np.square(shrink)
     order = np.argsort(importance, kind="stable")
-    return Moments(importance, order, _factor(_products(inputs, order)))
+    return Moments(importance, order, _factor(_products(inputs, order, shrink)))
 
 
-def quantize(
-    weight: Float32Array, inputs: Moments, precision: Precision, drift: Float32Array | None = None
-) -> PackedTensor:
-    """Round a (N, K) matrix to 4 bits for inputs x (T, K) with these moments.
+def move(weight: Float32Array, inputs: Moments, drift: Float32Array) -> Float32Array:
+    """A (N, K) matrix moved so that its outputs are moved by the drift. It is put into the drift's place.
 
-    drift: (N, K), what the product's outputs y (T, N) should have more than the float matrix gives, as y^T x.
+    drift: (N, K), what outputs y (T, N) should have more than the matrix gives for inputs x (T, K), as y^T x.
     """
+
+    def move_rows(start: int) -> None:
+        rows = slice(start, start + ROWS)
+        drift[rows] = weight[rows] + _best_move(drift[rows], inputs.factor, inputs.order)
+
+    in_parallel(move_rows, range(0, len(weight), ROWS))
+    return drift
+
+
+def quantize(weight: Float32Array, inputs: Moments, precision: Precision) -> PackedTensor:
+    """Round a (N, K) matrix to 4 bits for inputs x (T, K) with these moments."""
     assert precision.bits == 4, precision
     n, k = weight.shape
     group = precision.group_size or k
@@ -66,8 +77,6 @@ def quantize(
 
     def round_rows(start: int) -> None:
         rows = weight[start : start + ROWS]
-        if drift is not None:
-            rows = rows + _best_move(drift[start : start + ROWS], factor, order)
         steps, middles = _scales(rows, importance, precision)
         columns = np.ascontiguousarray(rows[:, order].T)
         integers = _round_columns(columns, factor, order // group, steps.T.copy(), middles.T.copy(), precision)
@@ -80,12 +89,13 @@ def quantize(
     return PackedTensor((n, k), 4, precision.symmetric, group, data, scale.astype(np.float16), packed_zero)
 
 
-def _products(inputs: Float32Array, order: npt.NDArray[np.intp]) -> Float32Array:
-    """x^T x (K, K) of inputs x (T, K), whose columns come in this order."""
+def _products(inputs: Float32Array, order: npt.NDArray[np.intp], shrink: Float32Array) -> Float32Array:
+    """x^T x (K, K) of inputs x (T, K), whose columns come in this order and are multiplied by shrink (K,)."""
     tokens, k = inputs.shape
     products = np.zeros((k, k), np.float32)
     for first in range(0, tokens, TOKENS):
         piece = inputs[first : first + TOKENS, order]
+        piece *= shrink[order]
 
         def multiply(start: int, piece: Float32Array = piece) -> None:
             stop = start + PANEL

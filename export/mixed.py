@@ -1,8 +1,9 @@
 """Mixed precision: the best model within a budget of bytes, or the smallest one within a budget of KLD.
 
-In: limits, a model's shapes, and what every choice would cost (`sensitivity`). Out: a precision for every matrix, and
-the decisions in words. The choice is exact (`budget`); what it rests on, the predicted KLD, is a sum over matrices of
-what each costs alone, without what an engine rounds. Knows nothing about files, or about how costs were measured.
+In: limits, a model's shapes, and what every choice would cost (`sensitivity`). Out: for every matrix its precision and
+whether its channels are scaled, and the decisions in words. The choice is exact (`budget`); what it rests on, the
+predicted KLD, is a sum over matrices of what each costs alone, without what an engine rounds. Knows nothing about
+files, or about how costs were measured.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal, get_args
 
 from edge.export.budget import Choice, Option, choose
 from edge.export.names import canonical_shapes
-from edge.export.recipes import Precision, Recipe, block_size, fit, stored_bytes
+from edge.export.recipes import EMBEDDING, HEAD, Precision, Recipe, Rounding, block_size, fit, stored_bytes
 from edge.export.sensitivity import Candidates, Sensitivity
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
@@ -52,18 +53,18 @@ def base_recipe(limits: Limits, spec: ModelSpec) -> Recipe:
     """What is fixed before anything is measured: how matrices are rounded, and 8 bits where nothing is chosen.
 
     Rotated, where it can be: norms behind attention and MLP stand in the way, and a tied head, which would become a
-    matrix of its own, for whose bytes all others can have more bits. There AWQ is next best.
+    matrix of its own, for whose bytes all others can have more bits.
     """
     eight = Precision(8, symmetric=limits.device == "NPU")
     rotate = not spec.output_norms and not spec.tied_embeddings
-    name = "mixed-rot-gptq" if rotate else "mixed-awq-gptq"
-    return Recipe(name, "precisions chosen within a budget", eight, eight, eight, "gptq", rotate=rotate, awq=not rotate)
+    name = "mixed-rot-gptq" if rotate else "mixed-gptq"
+    return Recipe(name, "chosen within a budget", eight, eight, eight, "gptq", rotate=rotate)
 
 
 def options(
     spec: ModelSpec, limits: Limits, fixed: Mapping[str, str | None], *, onnx: bool
-) -> dict[str, tuple[Precision, ...]]:
-    """What each matrix may get, smallest first. Raises RecipeError when not even the smallest model fits.
+) -> dict[str, tuple[Rounding, ...]]:
+    """What each matrix may be, smallest first. Raises RecipeError when not even the smallest model fits.
 
     fixed: the one precision that a matrix gets, if the user wants it.
     """
@@ -78,8 +79,12 @@ def options(
             fitting = dict.fromkeys(precision for precision in fitting if precision in WANTED_NPU)
         if onnx:
             fitting = dict.fromkeys(precision for precision in fitting if _onnx_holds(precision, shape))
-        found[name] = tuple(sorted(fitting, key=lambda precision: stored_bytes(precision, shape)))
-    least = _vectors(spec) + sum(stored_bytes(found[name][0], canonical_shapes(spec)[name]) for name in found)
+        choices = [Rounding(precision) for precision in fitting]
+        if name not in (EMBEDDING, HEAD):
+            choices += [Rounding(precision, awq=True) for precision in fitting if precision.bits == 4]
+        found[name] = tuple(sorted(choices, key=lambda choice: stored_bytes(choice.precision, shape)))
+    shapes = canonical_shapes(spec)
+    least = _vectors(spec) + sum(stored_bytes(found[name][0].precision, shapes[name]) for name in found)
     if limits.max_bytes is not None and least > limits.max_bytes:
         raise RecipeError(
             f"the budget is {limits.max_bytes:,.0f} bytes, the smallest that this model can be is {least:,} bytes of "
@@ -98,12 +103,13 @@ def _onnx_holds(precision: Precision, shape: tuple[int, ...]) -> bool:
 
 def decide(
     spec: ModelSpec, options: Candidates, sensitivity: Sensitivity, limits: Limits
-) -> tuple[dict[str, Precision], tuple[str, ...]]:
-    """A precision for every matrix, and what was decided. Raises RecipeError where nothing is within the limits."""
+) -> tuple[dict[str, Rounding], tuple[str, ...]]:
+    """A choice for every matrix, and what was decided. Raises RecipeError where nothing is within the limits."""
     shapes, vectors = canonical_shapes(spec), _vectors(spec)
     names = list(options)
     by_bytes = [
-        [Option(stored_bytes(p, shapes[name]), sensitivity.cost(name, p)) for p in options[name]] for name in names
+        [Option(stored_bytes(c.precision, shapes[name]), sensitivity.cost(name, c)) for c in options[name]]
+        for name in names
     ]
     best = None if limits.max_bytes is None else choose(by_bytes, limits.max_bytes - vectors)
     if limits.max_kld is None:

@@ -238,6 +238,8 @@ def _manifest(
     groups: dict[bool, set[int]] = {False: set(), True: set()}  # of linear layers, and of the vocabulary matrices
     for name, record in store.records.items():
         precision, note = plan.recipe.precision_of(name, record.shape)
+        if record.rank:
+            note = "; ".join((*([note] if note else []), f"with a product of rank {record.rank} added"))
         size = sum(size for _, size in record.constants.values())
         tensors[name] = TensorRecord(record.shape, str(precision), size, note)
         groups[name in (EMBEDDING, HEAD)].add(precision.group_size)

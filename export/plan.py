@@ -21,7 +21,7 @@ from edge.export.architectures import describe, doubts
 from edge.export.checkpoint import Checkpoint, open_checkpoint
 from edge.export.mixed import Limits
 from edge.export.names import WeightSource, canonical_shapes
-from edge.export.recipes import EMBEDDING, HEAD, Precision, Recipe, block_size
+from edge.export.recipes import EMBEDDING, HEAD, Recipe, Rounding, block_size
 from edge.export.rotation import RotatedWeights
 from edge.export.text import Corpus, calibration_corpus
 from edge.runtime import bundle
@@ -48,7 +48,7 @@ class Plan:
     warnings: tuple[str, ...]
     decisions: tuple[str, ...]  # what the user set against the checkpoint, and what was chosen within limits
     limits: Limits | None = None  # that the recipe's choices are to keep
-    options: Mapping[str, tuple[Precision, ...]] = field(default_factory=dict)  # that these are made of
+    options: Mapping[str, tuple[Rounding, ...]] = field(default_factory=dict)  # that these are made of
 
     @property
     def spec(self) -> ModelSpec:
@@ -85,13 +85,13 @@ class Plan:
         text_sha256 = None if self.calibration is None else self.calibration.sha256
         choices = [asdict(self.spec), asdict(self.recipe), text_sha256, self.format, versions(self.format)]
         if self.options:
-            options = {name: [str(precision) for precision in found] for name, found in self.options.items()}
+            options = {name: [str(option) for option in found] for name, found in self.options.items()}
             choices += [None if self.limits is None else asdict(self.limits), options]
         text = json.dumps([files, *choices])
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def choose(self, choices: Mapping[str, Precision], decisions: tuple[str, ...]) -> Plan:
-        """The plan with these precisions, and the decisions that led to them."""
+    def choose(self, choices: Mapping[str, Rounding], decisions: tuple[str, ...]) -> Plan:
+        """The plan with these choices, and the decisions that led to them."""
         recipe = replace(self.recipe, choices=dict(choices))
         copied = _copied(recipe, self.spec) if self.format == "both" else ()
         return replace(self, recipe=recipe, warnings=(*self.warnings, *copied), decisions=(*self.decisions, *decisions))
@@ -138,7 +138,7 @@ def make_plan(
     chosen = chosen.with_vocabulary(embedding, head, tied=spec.tied_embeddings)
     if format != "openvino":
         _check_groups(chosen, spec)
-    options: dict[str, tuple[Precision, ...]] = {}
+    options: dict[str, tuple[Rounding, ...]] = {}
     if limits is not None:
         fixed = {EMBEDDING: embedding, HEAD: head} if not spec.tied_embeddings else {EMBEDDING: embedding or head}
         options = mixed.options(spec, limits, fixed, onnx=format != "openvino")

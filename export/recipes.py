@@ -30,9 +30,14 @@ MIN_GROUP_SIZE = 32  # smaller groups fall off the fast kernels (as nncf's Advan
 ONNX_BLOCKS = range(16, 256 + 1)
 EMBEDDING, HEAD = "embed.weight", "lm_head.weight"
 CHOSEN = "chosen by its measured error"
-# How 4-bit integers are chosen: from the weights alone, or from what calibration text gives them as input.
-Method = Literal["data-free", "scale-estimation", "gptq"]
+AWQ = "-awq"  # behind a precision
+# How 4-bit integers are chosen: from the weights alone, or from what calibration text gives them as input, by nncf's
+# scale estimation or GPTQ, or by ours (`gptq.py`).
+Method = Literal["data-free", "scale-estimation", "nncf-gptq", "gptq"]
 METHODS: tuple[Method, ...] = get_args(Method)
+# What channels are scaled by before a block is rounded: nothing, the size of weights, or that of inputs.
+Scaling = Literal["off", "weights", "inputs"]
+SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,22 @@ class Precision:
 
 
 @dataclass(frozen=True, slots=True)
+class Rounding:
+    """How a single matrix is rounded, where that is chosen for each."""
+
+    precision: Precision
+    awq: bool = False  # channels scaled by their inputs
+
+    @classmethod
+    def parse(cls, text: str) -> Rounding:
+        """The inverse of `str`. Raises RecipeError."""
+        return cls(Precision.parse(text.removesuffix(AWQ)), text.endswith(AWQ))
+
+    def __str__(self) -> str:
+        return f"{self.precision}{AWQ if self.awq else ''}"
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """A named compression setting."""
 
@@ -84,14 +105,15 @@ class Recipe:
     head: Precision
     method: Method = "data-free"
     rotate: bool = False  # the residual stream, before anything is rounded
-    awq: bool = False  # scale channels by their inputs, before a block is rounded
+    awq: Scaling = "off"
+    rank: int = 0  # of a product that is added to each matrix of 4 bits and fitted to what it lacks; 0: none
     # Of single matrices, by canonical name, instead of all the above; they fit their shapes.
-    choices: Mapping[str, Precision] = field(default_factory=dict, hash=False)
+    choices: Mapping[str, Rounding] = field(default_factory=dict, hash=False)
 
     @property
     def calibrated(self) -> bool:
         """Whether it needs calibration text."""
-        return self.method != "data-free" or self.awq
+        return self.method != "data-free" or self.awq == "inputs" or self.rank > 0
 
     def with_vocabulary(self, embedding: str | None, head: str | None, *, tied: bool) -> Recipe:
         """The same recipe with other precisions for embedding and head. Raises RecipeError."""
@@ -112,16 +134,30 @@ class Recipe:
         if len(shape) == 1:
             return Precision(16 if self.linear.bits == 16 else 32), "norms and biases stay float"
         if name in self.choices:
-            return self.choices[name], CHOSEN
+            choice = self.choices[name]
+            return choice.precision, f"{CHOSEN}, as were scaled channels" if choice.awq else CHOSEN
         if name in (EMBEDDING, HEAD):
             wanted = self.embedding if name == EMBEDDING else self.head
             found, note = fit(wanted, shape)
             return found, note or ("" if found == self.linear else "as chosen for embedding and head")
         return fit(self.linear, shape)
 
+    def scales(self, name: str) -> bool:
+        """Whether channels of this block's matrix may be scaled."""
+        return self.choices[name].awq if name in self.choices else self.awq != "off"
+
     def bytes_of(self, name: str, shape: tuple[int, ...]) -> int:
         """Bytes that the weight of this canonical name takes, scales (float16) and zero points included."""
-        return stored_bytes(self.precision_of(name, shape)[0], shape)
+        precision, rank = self.precision_of(name, shape)[0], self.rank_of(name, shape)
+        size = stored_bytes(precision, shape)
+        if rank:
+            narrow = Precision(8, precision.symmetric)
+            size += stored_bytes(narrow, (rank, shape[1])) + stored_bytes(narrow, (shape[0], rank))
+        return size
+
+    def rank_of(self, name: str, shape: tuple[int, ...]) -> int:
+        """Of what is added to the weight of this canonical name; 0: nothing is."""
+        return 0 if name in (EMBEDDING, HEAD) or self.precision_of(name, shape)[0].bits != 4 else min(self.rank, *shape)
 
 
 def fit(wanted: Precision, shape: tuple[int, ...]) -> tuple[Precision, str]:
@@ -171,12 +207,14 @@ def _recipe(
     head: str | None = None,
     method: Method = "data-free",
     rotate: bool = False,
-    awq: bool = False,
+    awq: Scaling = "off",
+    rank: int = 0,
 ) -> Recipe:
     assert method in METHODS, f"{name}: method {method!r}"
+    assert awq in SCALINGS, f"{name}: awq {awq!r}"
     precision = Precision.parse(linear)
     default = precision if precision.is_float else Precision(8, precision.symmetric)
-    recipe = Recipe(name, description, precision, default, default, method, rotate, awq)
+    recipe = Recipe(name, description, precision, default, default, method, rotate, awq, rank)
     return recipe.with_vocabulary(embedding, head, tied=False)
 
 

@@ -42,7 +42,7 @@ class RotatedWeights:
         if self.original.spec.output_norms:
             raise RecipeError(
                 f"{self.original.spec.architecture} has norms behind attention and MLP, which no rotation passes; "
-                "use the -gptq recipe instead of -rot-gptq"
+                "use -awq-gptq instead of -rot-gptq"
             )
 
     @property

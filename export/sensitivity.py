@@ -1,7 +1,8 @@
 """What rounding each matrix costs the model: measured on real tokens, one matrix at a time.
 
-In: float weights, windows of tokens, and the precisions each matrix may get. Out: a `Sensitivity`, the KLD that every
-choice is predicted to cost. Knows nothing about budgets, recipes or files.
+In: float weights, windows of tokens, and the choices there are for each matrix: precisions, with channels scaled (AWQ)
+or not. Out: a `Sensitivity`, the KLD that every choice is predicted to cost. Knows nothing about budgets, recipes or
+files.
 
 The cost of a choice is error x gain. The error is the power of what rounding adds to the matrix's output, relative to
 that output: rows of the matrix are rounded as the export will round them, for some windows, and the product is taken
@@ -11,8 +12,8 @@ power, and disturbances of different matrices, which have nothing to do with eac
 
 Everything is carried through the model in one pass, so that each weight is read once. Of each kind of matrix those of
 at most DEPTHS blocks are replaced; between them the gain is interpolated in depth, by its logarithm. There the error is
-measured for one precision, and for the others follows from rounding to nearest and from what fitting took off that in
-the blocks around.
+measured for one precision, scaled and not, and for the others follows from rounding to nearest and from what fitting
+took off that in the blocks around.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from edge.export import decoder, gptq
+from edge.export import awq, decoder, gptq
 from edge.export.calibration import ROWS, CalibratingBuilder
 from edge.export.checkpoint import Checkpoint
 from edge.export.names import ReadWhenNeeded, WeightSource, canonical_shapes
 from edge.export.parallel import in_parallel
-from edge.export.recipes import EMBEDDING, HEAD, Precision
+from edge.export.recipes import EMBEDDING, HEAD, Precision, Rounding
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32
 from edge.runtime.spec import ModelSpec
 from edge.runtime.verify import kl_divergence
 
-Candidates = Mapping[str, Sequence[Precision]]  # a matrix's canonical name -> what it may get, smallest first
+Candidates = Mapping[str, Sequence[Rounding]]  # a matrix's canonical name -> what it may be, smallest first
 
 DEPTHS = 10  # blocks whose matrices are replaced
 WINDOW = 256  # tokens
@@ -53,22 +54,22 @@ FLOOR = 1e-12  # of errors and gains: their logarithms are taken
 class Sensitivity:
     """What every choice is predicted to cost."""
 
-    errors: Mapping[str, Mapping[Precision, float]]  # power of a matrix's rounding error, relative to its output's
+    errors: Mapping[str, Mapping[Rounding, float]]  # power of a matrix's rounding error, relative to its output's
     gains: Mapping[str, float]  # nats/token of KLD per unit of that
     measured: tuple[str, ...]  # matrices whose gain was measured; that of the others is interpolated
 
-    def cost(self, name: str, precision: Precision) -> float:
+    def cost(self, name: str, choice: Rounding) -> float:
         """Predicted KLD of this choice, nats/token."""
-        return self.errors[name][precision] * self.gains[name]
+        return self.errors[name][choice] * self.gains[name]
 
     def to_json(self) -> dict[str, Any]:
-        errors = {name: {str(p): error for p, error in found.items()} for name, found in self.errors.items()}
+        errors = {name: {str(choice): error for choice, error in found.items()} for name, found in self.errors.items()}
         return {"errors": errors, "gains": dict(self.gains), "measured": list(self.measured)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Sensitivity:
         errors = {
-            name: {Precision.parse(p): float(error) for p, error in found.items()}
+            name: {Rounding.parse(choice): float(error) for choice, error in found.items()}
             for name, found in data["errors"].items()
         }
         return cls(errors, {name: float(gain) for name, gain in data["gains"].items()}, tuple(data["measured"]))
@@ -117,8 +118,8 @@ class _Run:
         self._weights, self._spec, self._candidates, self._ids = weights, weights.spec, candidates, ids
         self._hidden: Float32Array = np.zeros(0, np.float32)  # (n, T, H)
         self._replaced: dict[str, Float32Array] = {}  # matrix -> (CARRIED, T, H)
-        self._errors: dict[str, dict[Precision, float]] = {}
-        self._nearest: dict[str, dict[Precision, float]] = {}  # the same of rounding to nearest
+        self._errors: dict[str, dict[Rounding, float]] = {}
+        self._nearest: dict[str, dict[Rounding, float]] = {}  # the same of rounding to nearest
         self._swapped: dict[str, float] = {}  # errors of the matrices that were put in
         self._tied: Weight | None = None  # the embedding that was put in, where it is the head as well
 
@@ -130,9 +131,9 @@ class _Run:
         rows = to_float32(np.ascontiguousarray(matrix[found]))
         counts = np.bincount(places.ravel()).astype(np.float32)[:, None]
         power = float((np.square(rows) * counts).sum())
-        rounded = {precision: nearest(rows, precision) for precision in self._candidates[EMBEDDING]}
+        rounded = {choice: nearest(rows, choice.precision) for choice in self._candidates[EMBEDDING]}
         self._errors[EMBEDDING] = {
-            precision: float((np.square(q - rows) * counts).sum()) / power for precision, q in rounded.items()
+            choice: float((np.square(q - rows) * counts).sum()) / power for choice, q in rounded.items()
         }
         swap = _middle(self._candidates[EMBEDDING])
         self._swapped[EMBEDDING] = self._errors[EMBEDDING][swap]
@@ -183,7 +184,7 @@ class _Run:
         last = normed(self._hidden)
         swap: Weight | None
         if tied:  # one matrix in two places, and one disturbance: only the precision of rows is known of it
-            swap = nearest(to_float32(matrix), _middle(self._candidates[EMBEDDING]))
+            swap = nearest(to_float32(matrix), _middle(self._candidates[EMBEDDING]).precision)
         else:
             swap = self._look(HEAD, matrix, last.reshape(-1, last.shape[-1]), replace=True)
             self._replaced[HEAD] = self._hidden[:CARRIED]
@@ -206,22 +207,38 @@ class _Run:
 
     def _look(self, name: str, weight: FloatArray, inputs: Float32Array, *, replace: bool) -> Weight | None:
         """Errors of a matrix's candidates; the matrix as the middle one has it, if it is to be put in."""
-        tokens = self._ids[:CARRIED].size
-        held, fitted = inputs[:tokens], gptq.moments(inputs[tokens:])
+        tokens, candidates = self._ids[:CARRIED].size, self._candidates[name]
+        held, fitting = inputs[:tokens], inputs[tokens:]
         rows = to_float32(weight[:: max(len(weight) // SAMPLED_ROWS, 1)])
         power = _power(held, rows)
-        self._nearest[name] = {
-            precision: _power(held, rows, nearest(rows, precision)) / power for precision in self._candidates[name]
-        }
-        swap = _middle(self._candidates[name])
-        self._errors[name] = {
-            precision: _power(held, rows, _fitted(rows, fitted, precision)) / power
-            for precision in (self._candidates[name] if replace else [swap])
-        }
-        if not replace:
-            return None
-        replacement = _fitted(to_float32(weight), fitted, swap)
-        self._swapped[name] = _power(held, weight, replacement) / _power(held, weight)
+        self._nearest[name], self._errors[name] = {}, {}
+
+        def look(choices: Sequence[Rounding], fitted: gptq.Moments, scales: Float32Array | float) -> None:
+            """Errors of these choices; `fitted` are moments of the scaled inputs."""
+            scaled, middle = rows * scales, _middle(choices)
+            for choice in choices:
+                found = nearest(scaled, choice.precision) / scales
+                self._nearest[name][choice] = _power(held, rows, found) / power
+                if replace or choice == middle:
+                    found = rows_of(_fitted(scaled, fitted, choice.precision), 0, len(rows)) / scales
+                    self._errors[name][choice] = _power(held, rows, found) / power
+
+        plain, swap = _with(candidates, awq=False), _middle(candidates)
+        moments = gptq.moments(fitting)
+        look(plain, moments, 1.0)
+        replacement = None
+        if replace:
+            replacement = _fitted(to_float32(weight), moments, swap.precision)
+            self._swapped[name] = _power(held, weight, replacement) / _power(held, weight)
+        del moments  # of GLM-4-9B's largest matrix these have 750 MB
+        if scalable := _with(candidates, awq=True):
+            channels, precision = awq.shared_channels(name, self._spec), _middle(scalable).precision
+            scales = awq.scales_of_inputs(weight, fitting[: awq.TOKENS], precision, channels)
+            if scales is not None:
+                look(scalable, gptq.moments(fitting, scales), scales)
+            else:  # the best scales are none
+                for found in (self._nearest[name], self._errors[name]):
+                    found |= {choice: found[p] for choice in scalable if (p := Rounding(choice.precision)) in found}
         return replacement
 
     def _summary(self, klds: Mapping[str, float]) -> Sensitivity:
@@ -234,20 +251,20 @@ class _Run:
                 return math.exp(float(np.interp(_layer(name), [_layer(other) for other in known], logs)))
 
             gains[name] = between([gains[other] for other in known])
-            swap = _middle(self._candidates[name])
-            fitted = self._left(name, swap)
-            for precision, error in self._nearest[name].items():
-                if precision == swap:
+            for choice, error in self._nearest[name].items():
+                swap = _middle(_with(self._candidates[name], awq=choice.awq))
+                if choice == swap:
                     continue
                 left = 1.0  # 8 bits are rounded to nearest indeed
-                if precision.bits == 4:
-                    left = fitted * between([self._left(o, precision) / self._left(o, swap) for o in known])
-                self._errors[name][precision] = error * left
+                if choice.precision.bits == 4:
+                    others = [self._left(other, choice) / self._left(other, swap) for other in known]
+                    left = self._left(name, swap) * between(others)
+                self._errors[name][choice] = error * left
         return Sensitivity(self._errors, gains, tuple(klds))
 
-    def _left(self, name: str, precision: Precision) -> float:
+    def _left(self, name: str, choice: Rounding) -> float:
         """What is left of the error of rounding to nearest when rounding is fitted to text."""
-        return max(self._errors[name][precision], FLOOR) / max(self._nearest[name][precision], FLOOR)
+        return max(self._errors[name][choice], FLOOR) / max(self._nearest[name][choice], FLOOR)
 
 
 class _Branching(CalibratingBuilder):
@@ -326,9 +343,14 @@ def _kld_sum(expected: Float32Array, found: Float32Array, start: int) -> float:
     return kl_divergence(expected[rows], found[rows]) * len(expected[rows])
 
 
-def _middle(candidates: Sequence[Precision]) -> Precision:
+def _middle(candidates: Sequence[Rounding]) -> Rounding:
     """The one that is put in: neither so coarse that proportion ends, nor so fine that little is measured."""
-    return candidates[len(candidates) // 2]
+    plain = _with(candidates, awq=False) or list(candidates)
+    return plain[len(plain) // 2]
+
+
+def _with(candidates: Sequence[Rounding], *, awq: bool) -> list[Rounding]:
+    return [choice for choice in candidates if choice.awq == awq]
 
 
 def _layer(name: str) -> int:

@@ -19,21 +19,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from edge.export import awq, gptq
+from edge.export import awq, gptq, low_rank
 from edge.export.calibration import Calibration
 from edge.export.names import ReadWhenNeeded, WeightSource, canonical_shapes
 from edge.export.output import Journal, write_durably
 from edge.export.plan import Plan, tensor_sha256
-from edge.export.recipes import EMBEDDING, HEAD, Precision
+from edge.export.recipes import EMBEDDING, HEAD, Precision, Recipe
 from edge.export.store import StoredWeight, WeightStore
-from edge.export.tensors import Float32Array, FloatArray, Weight, as_unsigned, to_float32
+from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, as_unsigned, to_float32
 from edge.export.verify import Golden, Verifier
 from edge.runtime.bundle import StageCheck
 from edge.runtime.errors import TensorError, VerificationError
 from edge.runtime.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from edge.export.compress import Compressor
+    from edge.export.compress import Compressor, Fitting
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,21 +179,22 @@ def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibrati
         precision = plan.recipe.precision_of(name, weight.shape)[0]
         if precision.is_float:
             return _to_float(weight, name, precision)
-        if inputs is None or precision.bits > 4 or plan.recipe.method == "data-free":
+        if inputs is None or precision.bits > 4:
             packed = compressor.compress(name, weight, precision)
-        elif plan.recipe.method == "gptq":
-            packed = gptq.quantize(to_float32(weight), gptq.moments(inputs), precision, drift)
         else:
-            packed = compressor.estimate_scales(name, weight, precision, inputs)
+            packed = _fit(name, weight, inputs, drift, plan.recipe, compressor)
         return packed if plan.openvino else as_unsigned(packed)  # ONNX has no signed operators
 
     fitted: dict[str, Weight] = {}
-    if calibration is not None and stage.startswith("block "):
+    if stage.startswith("block "):
         layer = int(stage.removeprefix("block "))
-        if plan.recipe.awq:
-            precisions = {name: plan.recipe.precision_of(name, shapes[name])[0] for name in own}
-            floats = awq.fold(floats, calibration.hidden, layer, plan.spec, precisions)
-        fitted = calibration.block(layer, floats, compressed)
+        scaled = [name for name in own if len(shapes[name]) == 2 and plan.recipe.scales(name)]
+        if scaled:
+            precisions = {name: plan.recipe.precision_of(name, shapes[name])[0] for name in scaled}
+            hidden = None if calibration is None or plan.recipe.awq == "weights" else calibration.hidden
+            floats = awq.fold(floats, layer, plan.spec, precisions, hidden)
+        if calibration is not None:
+            fitted = calibration.block(layer, floats, compressed)
     elif calibration is not None and stage == "head" and HEAD in own:
         needed = plan.recipe.precision_of(HEAD, shapes[HEAD])[0].bits <= 4
         fitted = {HEAD: compressed(HEAD, floats[HEAD], calibration.last(floats))} if needed else {}
@@ -201,6 +202,36 @@ def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibrati
     if calibration is not None and stage == "embedding":
         calibration.embed(floats[EMBEDDING], packed[EMBEDDING])
     return packed
+
+
+def _fit(
+    name: str,
+    weight: FloatArray,
+    inputs: Float32Array,
+    drift: Float32Array | None,
+    recipe: Recipe,
+    compressor: Compressor,
+) -> PackedTensor:
+    """A matrix in 4 bits, by the recipe's method, for inputs (T, K) and with outputs that are moved by the drift."""
+    precision, rank = recipe.precision_of(name, weight.shape)[0], recipe.rank_of(name, weight.shape)
+    moments = gptq.moments(inputs) if recipe.method == "gptq" or rank else None
+    if recipe.method == "gptq":
+        assert moments is not None
+        weight = to_float32(weight)
+        weight = weight if drift is None else gptq.move(weight, moments, drift)
+        packed = gptq.quantize(weight, moments, precision)
+    elif recipe.method == "data-free":
+        packed = compressor.compress(name, weight, precision)
+    else:
+        fitting: Fitting = "gptq" if recipe.method == "nncf-gptq" else "scale_estimation"
+        packed = compressor.fit(name, weight, precision, inputs, fitting)
+    if moments is None or not rank:
+        return packed
+
+    def pack(narrow: str, matrix: Float32Array) -> PackedTensor:
+        return compressor.compress(f"{name}/{narrow}", matrix, Precision(8, precision.symmetric))
+
+    return low_rank.correct(to_float32(weight), packed, moments, rank, pack)
 
 
 def _check(

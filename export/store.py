@@ -4,7 +4,8 @@ In: weights by canonical name, one after the other. Out: the file (which becomes
 constant lies in it, and the weights again as views into the mapped file. Knows nothing about graphs, recipes or
 checkpoints.
 
-A constant is known as graphs know it: `NAME`, and for a packed tensor also `NAME/scale` and `NAME/zero_point`.
+A constant is known as graphs know it: `NAME`, for a packed tensor also `NAME/scale` and `NAME/zero_point`, and the same
+for each of the two narrow matrices that may be added to it, `NAME/lora_a` and `NAME/lora_b`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge.export.tensors import FloatArray, PackedTensor, Weight
+from edge.export.tensors import FloatArray, LowRank, PackedTensor, Weight
 
 ALIGNMENT = 64  # bytes; vector loads of any engine
 
@@ -31,15 +32,26 @@ class StoredWeight:
     bits: int  # 32 and 16 are floats
     signed: bool
     group_size: int
+    rank: int  # of what is added to it; 0: nothing is
     constants: Mapping[str, tuple[int, int]]  # constant -> (offset, bytes)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StoredWeight:
         constants = {name: (int(offset), int(size)) for name, (offset, size) in data["constants"].items()}
-        return cls(tuple(data["shape"]), data["bits"], data["signed"], data["group_size"], constants)
+        return cls(tuple(data["shape"]), data["bits"], data["signed"], data["group_size"], data["rank"], constants)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _parts(name: str, weight: PackedTensor) -> dict[str, FloatArray]:
+    """The constants of a packed tensor."""
+    parts: dict[str, FloatArray] = {name: weight.data, f"{name}/scale": weight.scale}
+    if weight.zero_point is not None:
+        parts[f"{name}/zero_point"] = weight.zero_point
+    if weight.low_rank is not None:
+        parts |= _parts(f"{name}/lora_a", weight.low_rank.a) | _parts(f"{name}/lora_b", weight.low_rank.b)
+    return parts
 
 
 class WeightStore(Mapping[str, Weight]):
@@ -60,12 +72,11 @@ class WeightStore(Mapping[str, Weight]):
         """Append one weight. float32 and float16 arrays, or packed tensors. Raises OSError."""
         parts: dict[str, FloatArray]
         if isinstance(weight, PackedTensor):
-            parts = {name: weight.data, f"{name}/scale": weight.scale}
-            if weight.zero_point is not None:
-                parts[f"{name}/zero_point"] = weight.zero_point
-            kind = (weight.bits, weight.signed, weight.group_size)
+            parts = _parts(name, weight)
+            rank = 0 if weight.low_rank is None else weight.low_rank.a.shape[0]
+            kind = (weight.bits, weight.signed, weight.group_size, rank)
         else:
-            parts, kind = {name: weight}, (8 * weight.dtype.itemsize, False, 0)
+            parts, kind = {name: weight}, (8 * weight.dtype.itemsize, False, 0, 0)
         constants = {part: (self.append(array), array.nbytes) for part, array in parts.items()}
         self.records[name] = StoredWeight(tuple(weight.shape), *kind, constants)
 
@@ -106,16 +117,23 @@ class WeightStore(Mapping[str, Weight]):
         }
         if record.bits >= 16:
             return parts[""].view(np.float16 if record.bits == 16 else np.float32).reshape(record.shape)
-        n, k = record.shape
-        return PackedTensor(
-            shape=(n, k),
-            bits=record.bits,
-            signed=record.signed,
-            group_size=record.group_size,
-            data=parts[""],
-            scale=parts["/scale"].view(np.float16).reshape(n, k // record.group_size),
-            zero_point=parts.get("/zero_point"),
-        )
+
+        def packed(part: str, n: int, k: int, bits: int, group_size: int) -> PackedTensor:
+            return PackedTensor(
+                shape=(n, k),
+                bits=bits,
+                signed=record.signed,
+                group_size=group_size,
+                data=parts[part],
+                scale=parts[f"{part}/scale"].view(np.float16).reshape(n, k // group_size),
+                zero_point=parts.get(f"{part}/zero_point"),
+            )
+
+        (n, k), rank = record.shape, record.rank
+        weight = packed("", n, k, record.bits, record.group_size)
+        if not rank:
+            return weight
+        return replace(weight, low_rank=LowRank(packed("/lora_a", rank, k, 8, k), packed("/lora_b", n, rank, 8, rank)))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.records)

@@ -1,8 +1,8 @@
 """What a weight is between compression and graph.
 
 A weight is either a numpy float array in the dtype it is stored in, or a `PackedTensor`: the integers, scales and zero
-points that NNCF chose, in the byte layout that OpenVINO's u4/i4/u8/i8 constants have. Knows nothing about graphs or
-about how the numbers were chosen.
+points that were chosen, in the byte layout that OpenVINO's u4/i4/u8/i8 constants have, perhaps with a product of two
+narrow matrices that is added. Knows nothing about graphs or about how the numbers were chosen.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class PackedTensor:
     data: Bytes  # (N * K * bits / 8,)
     scale: npt.NDArray[np.float16]  # (N, K / group_size)
     zero_point: Bytes | None  # (ceil(N * K / group_size * bits / 8),), packed like data
+    low_rank: LowRank | None = None  # added to all the above
 
     @property
     def middle(self) -> int:
@@ -49,7 +50,16 @@ class PackedTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of integers, scales and zero points together."""
-        return self.data.nbytes + self.scale.nbytes + (0 if self.zero_point is None else self.zero_point.nbytes)
+        own = self.data.nbytes + self.scale.nbytes + (0 if self.zero_point is None else self.zero_point.nbytes)
+        return own if self.low_rank is None else own + self.low_rank.a.nbytes + self.low_rank.b.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """b a, a matrix (N, K) of rank R. Both have 8 bits, one scale a row, and signs like what they are added to."""
+
+    a: PackedTensor  # (R, K)
+    b: PackedTensor  # (N, R)
 
 
 Weight: TypeAlias = FloatArray | PackedTensor
@@ -108,7 +118,10 @@ def rows_of(weight: Weight, start: int, stop: int) -> Float32Array:
     elif weight.middle:
         values -= weight.middle
     values *= weight.scale[start:stop, :, None].astype(np.float32)
-    return values.reshape(stop - start, k)
+    values = values.reshape(stop - start, k)
+    if weight.low_rank is not None:
+        values += rows_of(weight.low_rank.b, start, stop) @ rows_of(weight.low_rank.a, 0, k)
+    return values
 
 
 def take_rows(weight: Weight, rows: npt.NDArray[np.int64]) -> Weight:
@@ -121,6 +134,7 @@ def take_rows(weight: Weight, rows: npt.NDArray[np.int64]) -> Weight:
     if zero_point is not None:
         zero = unpack(zero_point, n * weight.groups, weight.bits, signed=False).reshape(n, -1)[rows]
         zero_point = pack(zero.reshape(-1), weight.bits)
+    assert weight.low_rank is None, "of matrices of words only"
     return replace(weight, shape=(len(rows), k), data=data, scale=weight.scale[rows], zero_point=zero_point)
 
 
@@ -128,7 +142,13 @@ def as_unsigned(weight: PackedTensor) -> PackedTensor:
     """The same weights with unsigned integers, a copy; signed ones have their highest bit turned."""
     if not weight.signed:
         return weight
-    return replace(weight, signed=False, data=weight.data ^ np.uint8(0x88 if weight.bits == 4 else 0x80))
+    more = weight.low_rank
+    return replace(
+        weight,
+        signed=False,
+        data=weight.data ^ np.uint8(0x88 if weight.bits == 4 else 0x80),
+        low_rank=None if more is None else LowRank(as_unsigned(more.a), as_unsigned(more.b)),
+    )
 
 
 def pack(values: npt.NDArray[Any], bits: int) -> Bytes:
@@ -159,7 +179,10 @@ def dequantize(tensor: PackedTensor) -> Float32Array:
         values -= zero.reshape(n, tensor.groups, 1).astype(np.float32)
     else:
         values -= tensor.middle
-    return (values * tensor.scale.astype(np.float32)[:, :, None]).reshape(n, k)
+    matrix: Float32Array = (values * tensor.scale.astype(np.float32)[:, :, None]).reshape(n, k)
+    if tensor.low_rank is not None:
+        matrix += dequantize(tensor.low_rank.b) @ dequantize(tensor.low_rank.a)
+    return matrix
 
 
 _PAIRS = {signed: _pairs(signed) for signed in (False, True)}

@@ -167,7 +167,8 @@ def distance(found: Float32Array, expected: Float32Array) -> float:
 def _kind(weight: Weight) -> str:
     """What a graph's form depends on."""
     if isinstance(weight, PackedTensor):
-        return f"{weight.bits} {weight.signed} {weight.zero_point is None} {weight.group_size} {weight.shape}"
+        rank = 0 if weight.low_rank is None else weight.low_rank.a.shape[0]
+        return f"{weight.bits} {weight.signed} {weight.zero_point is None} {weight.group_size} {weight.shape} {rank}"
     return f"{weight.dtype} {weight.shape}"
 
 

@@ -109,11 +109,21 @@ class OnnxBuilder(OnnxParts):
         if not isinstance(weight, PackedTensor):
             y = self._w.op("FusedMatMul", self.written(x), self._float32(matrix), name=name, domain=CONTRIB, transB=1)
             return self._w.op("Add", y, bias) if bias else y
-        (n, k), limit = weight.shape, HEAD_BLOCK if name == "lm_head" else ONNX_BLOCKS[-1]
-        block = block_size(matrix, weight.group_size, limit)
+        y = self._product(self.written(x), matrix, weight, name, bias, HEAD_BLOCK if name == "lm_head" else None)
+        if weight.low_rank is None:
+            return y
+        narrow = self._product(self.written(x), f"{matrix}/lora_a", weight.low_rank.a, f"{name}/lora_a")
+        return self._w.op("Add", y, self._product(narrow, f"{matrix}/lora_b", weight.low_rank.b, f"{name}/lora_b"))
+
+    def _product(
+        self, x: str, matrix: str, weight: PackedTensor, name: str, bias: str = "", limit: int | None = None
+    ) -> str:
+        """(B, T, K) -> (B, T, N), with blocks of at most so many weights."""
+        n, k = weight.shape
+        block = block_size(matrix, weight.group_size, limit or ONNX_BLOCKS[-1])
         return self._w.op(
             "MatMulNBits",
-            self.written(x),
+            x,
             self._w.constant(f"{matrix}/blocks", weight.data.reshape(n, k // block, -1), matrix),
             self._scale(matrix, weight, block),
             self._zero_point(matrix, weight, block),

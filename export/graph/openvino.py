@@ -51,8 +51,13 @@ class OpenVINOBuilder:
         return op.gather(self._matrix(f"{name}.weight"), ids, _i64(0))
 
     def linear(self, x: ov.Node, name: str) -> ov.Node:
-        y = op.matmul(x, self._matrix(f"{self._tied.get(name, name)}.weight"), False, True)
+        matrix = f"{self._tied.get(name, name)}.weight"
+        weight = self._weights[matrix]
+        y = op.matmul(x, self._matrix(matrix), False, True)
         y.set_friendly_name(name)
+        if isinstance(weight, PackedTensor) and weight.low_rank is not None:
+            narrow = op.matmul(x, _packed_constant(weight.low_rank.a, f"{matrix}/lora_a"), False, True)
+            y = op.add(y, op.matmul(narrow, _packed_constant(weight.low_rank.b, f"{matrix}/lora_b"), False, True))
         bias = self._weights.get(f"{name}.bias")
         return y if bias is None else op.add(y, _float_constant(_as_float(bias)[None, None], f"{name}.bias"))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edge.export import awq, parallel, pipeline
-from edge.export.compress import Compressor
+from edge.export.compress import Compressor, alone
 from edge.export.graph import reference
 from edge.export.names import canonical_shapes
 from edge.export.pipeline import export
@@ -37,9 +37,9 @@ class Block:
     def matrices(self) -> list[str]:
         return [name for name, weight in self.weights.items() if weight.ndim == 2]
 
-    def fold(self, precision: Precision = INT4) -> Mapping[str, FloatArray]:
-        precisions = {name: precision if name in self.matrices else Precision(32) for name in self.weights}
-        return awq.fold(self.weights, self.hidden, 1, self.spec, precisions)
+    def fold(self, precision: Precision = INT4, *, text: bool = True) -> Mapping[str, FloatArray]:
+        precisions = dict.fromkeys(self.matrices, precision)
+        return awq.fold(self.weights, 1, self.spec, precisions, self.hidden if text else None)
 
     def run(self, weights: Mapping[str, Weight], hidden: Float32Array) -> Float32Array:
         return reference.block(weights, hidden, 1, self.spec)
@@ -71,11 +71,12 @@ def made(name: str) -> Block:
     return Block(spec, weights, rng.normal(size=(4, 48, spec.hidden_size)).astype(np.float32))
 
 
+@pytest.mark.parametrize("text", [True, False])
 @pytest.mark.parametrize("name", SPECS)
-def test_a_block_stays_the_function_that_it_is(name: str) -> None:
+def test_a_block_stays_the_function_that_it_is(name: str, text: bool) -> None:
     block = made(name)
     before = {key: weight.copy() for key, weight in block.weights.items()}
-    folded = block.fold()
+    folded = block.fold(text=text)
     scaled = {key for key in folded if not np.array_equal(folded[key], block.weights[key])}
     bias = {"layers.1.attn.qkv.bias"} if block.spec.qkv_bias else set()
     assert scaled == {*block.matrices, "layers.1.input_norm.weight", "layers.1.post_norm.weight", *bias}
@@ -122,7 +123,7 @@ def test_scales_never_lose_more_than_none() -> None:
     for _ in range(20):
         weight = rng.normal(size=(48, 64)).astype(np.float32) * rng.lognormal(0, 1, 64).astype(np.float32)
         tokens = rng.normal(size=(100, 64)).astype(np.float32) * rng.lognormal(0, 1, 64).astype(np.float32)
-        scales = awq._search(weight, tokens, INT4, (2, 2, 16))
+        scales = awq.scales_of_inputs(weight, tokens, INT4, (2, 2, 16))
         if scales is None:
             continue
         plain = np.linalg.norm(tokens @ awq._rounding(weight, INT4).T)
@@ -131,9 +132,41 @@ def test_scales_never_lose_more_than_none() -> None:
         assert np.array_equal(scales.reshape(2, 2, 16)[:, 0], scales.reshape(2, 2, 16)[:, 1])
 
 
+def test_scales_without_text_bring_channels_to_one_size() -> None:
+    """As nncf's data-free AWQ, which runs here on a matrix whose channels share no scale."""
+    weight = np.random.default_rng(10).normal(size=(48, 64)).astype(np.float32)
+    weight *= np.random.default_rng(11).lognormal(0, 1, 64).astype(np.float32)
+    scales = awq.scales_of_weights(weight, INT4, (1, 1, 64))
+    assert scales is not None
+    with alone():
+        from nncf.quantization.algorithms.weight_compression.awq import AWQ
+        from nncf.tensor import Tensor
+
+        theirs = AWQ(0)._data_free_step(Tensor(weight), axis=0).data
+    np.testing.assert_allclose(scales / scales[0], theirs / theirs[0], rtol=1e-5)
+    shared = awq.scales_of_weights(weight, INT4, (2, 2, 16))
+    assert shared is not None
+    sizes = np.abs(weight * shared).mean(axis=0).reshape(2, 2, 16).mean(axis=1)
+    np.testing.assert_allclose(sizes, sizes[0, 0], rtol=1e-5)
+    assert np.array_equal(shared.reshape(2, 2, 16)[:, 0], shared.reshape(2, 2, 16)[:, 1])
+    assert awq.scales_of_weights(np.zeros((4, 64), np.float32), INT4, (1, 1, 64)) is None
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_only_the_matrices_that_are_named_are_scaled(text: bool) -> None:
+    block, name = made("glm"), "layers.1.mlp.down.weight"
+    folded = awq.fold(block.weights, 1, block.spec, {name: INT4}, block.hidden if text else None)
+    changed = {key for key in folded if folded[key] is not block.weights[key]}
+    assert changed == {name, "layers.1.mlp.gate_up.weight"}
+    gate = slice(None, block.spec.intermediate_size)
+    up = "layers.1.mlp.gate_up.weight"
+    assert np.array_equal(folded[up][gate], block.weights[up][gate])
+
+
 def test_where_there_is_nothing_to_scale() -> None:
     block = made("glm")
-    assert all(weight is block.weights[name] for name, weight in block.fold(Precision(8)).items())
+    for text in (True, False):
+        assert all(w is block.weights[name] for name, w in block.fold(Precision(8), text=text).items())
     idle = Block(block.spec, {**block.weights, "layers.1.post_norm.weight": np.zeros(64, np.float32)}, block.hidden)
     folded = idle.fold()
     for name in ("post_norm", "mlp.gate_up", "mlp.down"):

@@ -167,7 +167,12 @@ def test_recipes_state_their_bytes(name: str) -> None:
         if precision.is_float:
             assert recipe.bytes_of(weight_name, shape) == shape[0] * shape[1] * precision.bits // 8
         else:
-            assert recipe.bytes_of(weight_name, shape) == pack(random_matrix(*shape), precision).nbytes
+            rank, narrow = recipe.rank_of(weight_name, shape), Precision(8, precision.symmetric)
+            assert rank == (min(recipe.rank, 12) if precision.bits == 4 else 0)
+            sizes = [pack(random_matrix(*shape), precision).nbytes]
+            if rank:
+                sizes += [pack(random_matrix(*s), narrow).nbytes for s in ((rank, shape[1]), (shape[0], rank))]
+            assert recipe.bytes_of(weight_name, shape) == sum(sizes)
 
 
 def test_unknown_recipe_lists_the_known() -> None:

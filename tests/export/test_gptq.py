@@ -149,7 +149,8 @@ def test_drift_moves_the_weights_that_are_rounded() -> None:
     moments = inputs.T.astype(np.float64) @ inputs
     moments[np.diag_indices(192)] += gptq.DAMPING * np.diagonal(moments).mean()
     best = weight + np.linalg.solve(moments, drift.T).T
-    ours = dequantize(gptq.quantize(weight, gptq.moments(inputs), PRECISIONS[0], drift))
+    known = gptq.moments(inputs)
+    ours = dequantize(gptq.quantize(gptq.move(weight, known, drift.copy()), known, PRECISIONS[0]))
     expected = dequantize(gptq.quantize(best.astype(np.float32), gptq.moments(inputs), PRECISIONS[0]))
     assert np.mean(np.isclose(ours, expected, rtol=1e-4, atol=1e-5)) > 0.97
     plain = dequantize(gptq.quantize(weight, gptq.moments(inputs), PRECISIONS[0]))

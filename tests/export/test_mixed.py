@@ -79,7 +79,7 @@ def test_a_kld_is_kept_and_symmetric_for_an_npu(name: str, text: Path, tmp_path:
     folder = tmp_path / "checkpoint"
     tiny.make(next(t for t in tiny.TINIES if t.name == name), folder)
     manifest = export(folder, tmp_path / "out", max_kld=0.05, device="NPU", format="openvino", calibration=text)
-    assert manifest.recipe == "mixed-awq-gptq"
+    assert manifest.recipe == "mixed-gptq"
     assert manifest.spec.tied_embeddings == (name == "full-tied")
     assert float(manifest.decisions[1].split("predicted KLD ")[1].split()[0]) <= 0.05
     kinds = {tensor.precision for tensor in manifest.tensors.values() if len(tensor.shape) == 2}

@@ -31,7 +31,7 @@ def test_the_same_function(kind: tiny.Tiny, tmp_path: Path) -> None:
     tiny.make(kind, tmp_path / "checkpoint")
     weights = make_plan(tmp_path / "checkpoint", "fp32").weights
     if weights.spec.output_norms:
-        with pytest.raises(RecipeError, match="use the -gptq recipe"):
+        with pytest.raises(RecipeError, match="use -awq-gptq instead"):
             RotatedWeights(weights)  # type: ignore[arg-type]
         return
     rotated = RotatedWeights(weights)  # type: ignore[arg-type]

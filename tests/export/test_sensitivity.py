@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.export import decoder, gptq, parallel, sensitivity
+from edge.export import awq, decoder, gptq, parallel, sensitivity
 from edge.export.checkpoint import open_checkpoint
 from edge.export.graph.reference import ReferenceBuilder
 from edge.export.names import Weights, canonical_shapes
-from edge.export.recipes import Precision
+from edge.export.recipes import Precision, Rounding
 from edge.export.sensitivity import CARRIED, Sensitivity, measure, nearest
 from edge.export.tensors import Float32Array, dequantize, to_float32
 from edge.runtime.verify import kl_divergence
 from tests import tiny
 
-COARSE, FINE = Precision.parse("int4-asym-g32"), Precision.parse("int8-asym")
+COARSE, FINE = Rounding.parse("int4-asym-g32"), Rounding.parse("int8-asym")
+SCALED = Rounding.parse("int4-asym-g32-awq")
 TINIES = {t.name: t for t in tiny.TINIES if t.name in ("partial-bias-untied", "full-tied", "0414")}
 
 
@@ -33,8 +34,13 @@ def ids_of(weights: Weights) -> np.ndarray:
     return np.random.default_rng(3).integers(0, weights.spec.vocab_size, (CARRIED + 3, 12))
 
 
-def options_of(weights: Weights) -> dict[str, tuple[Precision, ...]]:
-    return {name: (COARSE, FINE) for name, shape in canonical_shapes(weights.spec).items() if len(shape) == 2}
+def options_of(weights: Weights, *more: Rounding) -> dict[str, tuple[Rounding, ...]]:
+    """More: of matrices in blocks."""
+    return {
+        name: (COARSE, *(more if name.startswith("layers.") else ()), FINE)
+        for name, shape in canonical_shapes(weights.spec).items()
+        if len(shape) == 2
+    }
 
 
 class Looking(ReferenceBuilder):
@@ -59,13 +65,13 @@ def test_a_gain_is_that_of_the_whole_model(name: str, tmp_path: Path) -> None:
     assert set(found.measured) == set(options)
     for matrix in options:
         if matrix == "embed.weight":
-            rounded = nearest(floats[matrix], COARSE)
+            rounded = nearest(floats[matrix], COARSE.precision)
             x = floats[matrix][ids[:CARRIED]]
             error = np.square(rounded[ids[:CARRIED]] - x).sum() / np.square(x).sum()
         else:
             inputs = looking.inputs[matrix]
             fitted = inputs[CARRIED:].reshape(-1, inputs.shape[-1])
-            rounded = dequantize(gptq.quantize(floats[matrix], gptq.moments(fitted), COARSE))
+            rounded = dequantize(gptq.quantize(floats[matrix], gptq.moments(fitted), COARSE.precision))
             x = inputs[:CARRIED].reshape(-1, inputs.shape[-1])
             error = np.square(x @ (rounded - floats[matrix]).T).sum() / np.square(x @ floats[matrix].T).sum()
         logits = decoder.decoder(ReferenceBuilder({**floats, matrix: rounded}, spec), ids[:CARRIED], spec)
@@ -84,6 +90,37 @@ def test_between_measured_blocks_the_gain_is_interpolated(tmp_path: Path) -> Non
         assert middle not in found.measured
         assert found.gains[middle] == pytest.approx(np.sqrt(found.gains[first] * found.gains[last]))
         assert 0 < found.errors[middle][FINE] < found.errors[middle][COARSE] < 1
+
+
+def test_scaled_channels_are_measured_as_the_export_scales_them(tmp_path: Path) -> None:
+    """A matrix with scaled channels and one without them are two choices of the same bytes."""
+    weights = weights_of("partial-bias-untied", tmp_path)
+    spec, ids = weights.spec, ids_of(weights)
+    plain = measure(weights.checkpoint, weights, options_of(weights), ids)
+    found = measure(weights.checkpoint, weights, options_of(weights, SCALED), ids)
+    floats = {n: to_float32(weights.read(n)) for n in canonical_shapes(spec)}
+    looking = Looking(floats, spec)
+    decoder.decoder(looking, ids, spec)
+    assert found.gains == plain.gains
+    differing = 0
+    for matrix, errors in found.errors.items():
+        assert {choice: error for choice, error in errors.items() if choice != SCALED} == plain.errors[matrix]
+        if SCALED not in errors:
+            continue
+        inputs, weight = looking.inputs[matrix], floats[matrix]
+        x, fitted = (part.reshape(-1, part.shape[-1]) for part in (inputs[:CARRIED], inputs[CARRIED:]))
+        scales = awq.scales_of_inputs(weight, fitted, SCALED.precision, awq.shared_channels(matrix, spec))
+        if scales is None:
+            assert errors[SCALED] == errors[COARSE]
+            continue
+        differing += 1
+        packed = gptq.quantize(weight * scales, gptq.moments(fitted / scales), SCALED.precision)
+        off = dequantize(packed) / scales - weight
+        error = np.square(x @ off.T).sum() / np.square(x @ weight.T).sum()
+        assert errors[SCALED] == pytest.approx(error, rel=1e-3)
+    assert differing > 4
+    between = measure(weights.checkpoint, weights, options_of(weights, SCALED), ids, depths=2)
+    assert all(0 < errors[SCALED] < 1 for errors in between.errors.values() if SCALED in errors)
 
 
 def test_the_ends_are_measured() -> None:
