@@ -223,22 +223,20 @@ class _Run:
                     found = rows_of(_fitted(scaled, fitted, choice.precision), 0, len(rows)) / scales
                     self._errors[name][choice] = _power(held, rows, found) / power
 
-        plain, swap = _with(candidates, awq=False), _middle(candidates)
-        moments = gptq.moments(fitting)
-        look(plain, moments, 1.0)
-        replacement = None
+        scalable, scales = _with(candidates, awq=True), None
+        if scalable:
+            channels, precision = awq.shared_channels(name, self._spec), _middle(scalable).precision
+            scales = awq.scales_of_inputs(weight, fitting[: awq.TOKENS], precision, channels)
+        moments, swap, replacement = gptq.moments(fitting), _middle(candidates), None
+        look(_with(candidates, awq=False), moments, 1.0)
+        if scalable and scales is None:  # none are the best
+            look(scalable, moments, 1.0)
         if replace:
             replacement = _fitted(to_float32(weight), moments, swap.precision)
             self._swapped[name] = _power(held, weight, replacement) / _power(held, weight)
         del moments  # of GLM-4-9B's largest matrix these have 750 MB
-        if scalable := _with(candidates, awq=True):
-            channels, precision = awq.shared_channels(name, self._spec), _middle(scalable).precision
-            scales = awq.scales_of_inputs(weight, fitting[: awq.TOKENS], precision, channels)
-            if scales is not None:
-                look(scalable, gptq.moments(fitting, scales), scales)
-            else:  # the best scales are none
-                for found in (self._nearest[name], self._errors[name]):
-                    found |= {choice: found[p] for choice in scalable if (p := Rounding(choice.precision)) in found}
+        if scales is not None:
+            look(scalable, gptq.moments(fitting, scales), scales)
         return replacement
 
     def _summary(self, klds: Mapping[str, float]) -> Sensitivity:

@@ -119,8 +119,26 @@ def test_scaled_channels_are_measured_as_the_export_scales_them(tmp_path: Path) 
         error = np.square(x @ off.T).sum() / np.square(x @ weight.T).sum()
         assert errors[SCALED] == pytest.approx(error, rel=1e-3)
     assert differing > 4
-    between = measure(weights.checkpoint, weights, options_of(weights, SCALED), ids, depths=2)
-    assert all(0 < errors[SCALED] < 1 for errors in between.errors.values() if SCALED in errors)
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_scaled_channels_between_measured_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
+    """One precision of two is measured there, scaled and not; the others follow, as they do where nothing is scaled."""
+    weights = weights_of("partial-bias-untied", tmp_path)
+    if not helps:
+        monkeypatch.setattr(awq, "scales_of_inputs", lambda *_: None)
+    coarser, scaled = Rounding.parse("int4-asym-channel"), Rounding.parse("int4-asym-channel-awq")
+    options = {
+        name: (coarser, *choices[:1], scaled, *choices[1:]) if name.startswith("layers.") else choices
+        for name, choices in options_of(weights, SCALED).items()
+    }
+    found = measure(weights.checkpoint, weights, options, ids_of(weights), depths=2)
+    for name, errors in found.errors.items():
+        assert set(errors) == set(options[name])
+        assert all(0 < error < 1 for error in errors.values())
+        if name.startswith("layers.") and not helps:
+            assert errors[scaled] == pytest.approx(errors[coarser])
+            assert errors[SCALED] == pytest.approx(errors[COARSE])
 
 
 def test_the_ends_are_measured() -> None:
