@@ -17,13 +17,16 @@ from edge.export.graph.reference import ReferenceBuilder
 from edge.export.names import canonical_shapes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
+from edge.export.recipes import find_recipe
 from edge.export.tensors import Float32Array, FloatArray, Weight, to_float32
-from edge.runtime.bundle import open_bundle
+from edge.runtime.bundle import Manifest, open_bundle
 from edge.runtime.errors import CalibrationError, RecipeError
-from edge.runtime.verify import FLOAT32_BOUND
+from edge.runtime.verify import FLOAT32_BOUND, verify
 from tests import tiny
+from tests.conftest import ENGINES
 
 RECIPE = "int4-asym-g64-rot-gptq"
+CORRECTED = "int4-asym-g64-awq-gptq-lora"
 
 
 @pytest.fixture(autouse=True)
@@ -115,18 +118,52 @@ def rounded_matrices(rounded: dict[str, Float32Array]) -> dict[str, Float32Array
     return {name: weight for name, weight in rounded.items() if weight.ndim == 2}
 
 
-def test_blocks_err_less_than_those_of_rounded_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def nearest(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return export(tiny_checkpoint, tmp_path_factory.mktemp("nearest") / "out", "int4-asym-g64", format="openvino")
+
+
+def block_error(manifest: Manifest) -> float:
+    return float(np.mean([check.error for check in manifest.checks if check.stage.startswith("block")]))
+
+
+@pytest.mark.parametrize("recipe", ["int4-asym-g64-gptq", RECIPE])
+def test_blocks_err_less_than_those_of_rounded_weights(
+    recipe: str, nearest: Manifest, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     """On tokens that were not calibrated with."""
-    errors = {}
-    for recipe in ("int4-asym-g64", "int4-asym-g64-gptq", RECIPE):
-        manifest = export(tiny_checkpoint, tmp_path / recipe, recipe, format="openvino")
-        errors[recipe] = np.mean([check.error for check in manifest.checks if check.stage.startswith("block")])
-    assert errors["int4-asym-g64-gptq"] < 0.9 * errors["int4-asym-g64"]
-    assert errors[RECIPE] < 0.9 * errors["int4-asym-g64"]
+    manifest = export(tiny_checkpoint, tmp_path / "out", recipe, format="openvino")
+    assert block_error(manifest) < 0.9 * block_error(nearest)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "less"),
+    [
+        ("int4-asym-g64-awq-data-free", 1.1),  # channels of random weights are alike: no scale helps here
+        ("int4-asym-g64-awq-se", 1.1),
+        ("int4-asym-g64-nncf-gptq", 0.95),
+        ("int4-asym-g64-awq-gptq-lora", 0.75),
+    ],
+)
+def test_other_ways_of_rounding(
+    recipe: str, less: float, tiny_checkpoint: Path, nearest: Manifest, tmp_path: Path
+) -> None:
+    """Blocks err less than those rounded to nearest, and both engines compute what the export stored."""
+    manifest = export(tiny_checkpoint, tmp_path / "out", recipe)
+    assert block_error(manifest) < less * block_error(nearest)
+    assert manifest.files["openvino_model.bin"] != nearest.files["openvino_model.bin"]
+    assert {report.engine for report in verify(tmp_path / "out")} == set(ENGINES)
+    sizes = {name: tensor.nbytes for name, tensor in manifest.tensors.items()}
+    spec, wanted = manifest.spec, find_recipe(recipe)
+    assert sizes == {name: wanted.bytes_of(name, shape) for name, shape in canonical_shapes(spec).items()}
+    corrected = {name for name, tensor in manifest.tensors.items() if "product of rank 16" in tensor.note}
+    assert bool(corrected) == bool(wanted.rank)
+    assert bool(manifest.calibration) == wanted.calibrated
 
 
 def test_killed_and_resumed(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    export(tiny_checkpoint, tmp_path / "whole", RECIPE)
+    """With a correction, so that there is all that a weight can have."""
+    export(tiny_checkpoint, tmp_path / "whole", CORRECTED)
     script = f"""
 import os, signal
 from edge.export import pipeline
@@ -135,12 +172,12 @@ pipeline.WINDOWS = 8
 def progress(p):
     if p.stage == "block 1":
         os.kill(os.getpid(), signal.SIGKILL)
-export({str(tiny_checkpoint)!r}, {str(tmp_path / "resumed")!r}, {RECIPE!r}, progress=progress)
+export({str(tiny_checkpoint)!r}, {str(tmp_path / "resumed")!r}, {CORRECTED!r}, progress=progress)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     seen: list[str] = []
-    export(tiny_checkpoint, tmp_path / "resumed", RECIPE, progress=lambda p: seen.append(p.stage))
+    export(tiny_checkpoint, tmp_path / "resumed", CORRECTED, progress=lambda p: seen.append(p.stage))
     assert "block 0" not in seen
     assert digests(tmp_path / "resumed") == digests(tmp_path / "whole")
 

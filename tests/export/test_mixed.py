@@ -8,17 +8,22 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edge.commands.export import parse_bytes
-from edge.export import sensitivity
+from edge.export import recipes, sensitivity
 from edge.export.mixed import Limits
+from edge.export.names import canonical_shapes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
+from edge.export.recipes import Rounding, stored_bytes
+from edge.export.sensitivity import Sensitivity
 from edge.runtime.bundle import Manifest
 from edge.runtime.errors import RecipeError
+from edge.runtime.verify import verify
 from tests import tiny
 
 BUDGET = 110_000  # of a tiny model that has 98,080 bytes at least
@@ -51,6 +56,39 @@ def test_a_budget_is_kept_and_used(mixed: tuple[Path, Manifest]) -> None:
     assert manifest.recipe == "mixed-rot-gptq"
     assert f"{manifest.weight_bytes:,} bytes of weights, predicted KLD" in manifest.decisions[1]
     assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_channels_are_scaled_where_that_was_measured_to_err_less(
+    tiny_checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here of one kind of matrix. With the same choices and no scales, the bytes are others."""
+
+    def measure(*args: Any) -> Sensitivity:
+        candidates = args[2]
+        errors = {
+            name: {
+                choice: 2.0 ** -bits_of(choice, canonical_shapes(args[1].spec)[name])
+                * (0.5 if choice.awq and "mlp.down" in name else 2.0 if choice.awq else 1.0)
+                for choice in choices
+            }
+            for name, choices in candidates.items()
+        }  # fmt: skip
+        return Sensitivity(errors, dict.fromkeys(errors, 1.0), tuple(errors))
+
+    monkeypatch.setattr(sensitivity, "measure", measure)
+    manifest = export(tiny_checkpoint, tmp_path / "scaled", max_bytes=BUDGET, calibration=text)
+    scaled = {name for name, tensor in manifest.tensors.items() if "scaled channels" in tensor.note}
+    assert scaled
+    assert all(".mlp.down." in name for name in scaled)
+    verify(tmp_path / "scaled")
+    monkeypatch.setattr(recipes.Recipe, "scales", lambda *_: False)
+    plain = export(tiny_checkpoint, tmp_path / "plain", max_bytes=BUDGET, calibration=text)
+    assert plain.tensors == manifest.tensors
+    assert plain.files["openvino_model.bin"] != manifest.files["openvino_model.bin"]
+
+
+def bits_of(choice: Rounding, shape: tuple[int, ...]) -> float:
+    return 8 * stored_bytes(choice.precision, shape) / (shape[0] * shape[1])
 
 
 def test_what_was_measured_outlives_a_kill(
