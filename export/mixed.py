@@ -62,11 +62,12 @@ def base_recipe(limits: Limits, spec: ModelSpec) -> Recipe:
 
 
 def options(
-    spec: ModelSpec, limits: Limits, fixed: Mapping[str, str | None], *, onnx: bool
+    spec: ModelSpec, limits: Limits, fixed: Mapping[str, str | None], *, onnx: bool, awq: bool
 ) -> dict[str, tuple[Rounding, ...]]:
     """What each matrix may be, smallest first. Raises RecipeError when not even the smallest model fits.
 
-    fixed: the one precision that a matrix gets, if the user wants it.
+    fixed: the one precision that a matrix gets, if the user wants it. awq: whether channels may be scaled. Behind a
+    rotation that gains nothing (benchmarks/README.md), and measuring it takes as long as all else.
     """
     found = {}
     for name, shape in canonical_shapes(spec).items():
@@ -80,7 +81,7 @@ def options(
         if onnx:
             fitting = dict.fromkeys(precision for precision in fitting if _onnx_holds(precision, shape))
         choices = [Rounding(precision) for precision in fitting]
-        if name not in (EMBEDDING, HEAD):
+        if awq and name not in (EMBEDDING, HEAD):
             choices += [Rounding(precision, awq=True) for precision in fitting if precision.bits == 4]
         found[name] = tuple(sorted(choices, key=lambda choice: stored_bytes(choice.precision, shape)))
     shapes = canonical_shapes(spec)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,19 @@ def bundle(request: pytest.FixtureRequest) -> Path:
     return Path(request.getfixturevalue(name))
 
 
-def our_ids(llm: LLM, ids: list[int]) -> list[int]:
-    return [i for c in llm.generate(ids, max_new_tokens=NEW_TOKENS, ignore_stop_ids=True) for i in c.token_ids]
+def our_ids(llm: LLM, ids: list[int], new_tokens: int = NEW_TOKENS) -> list[int]:
+    return [i for c in llm.generate(ids, max_new_tokens=new_tokens, ignore_stop_ids=True) for i in c.token_ids]
 
 
 def prompt_ids(llm: LLM) -> list[list[int]]:
     return [llm.tokenizer.encode(llm.render([{"role": "user", "content": prompt}])) for prompt in PROMPTS]
+
+
+@cache
+def our_answers(bundle: Path) -> list[tuple[list[int], list[int]]]:
+    """Ids of each prompt and of its greedy answer, in float32."""
+    llm = LLM(bundle, EXACT["openvino"])
+    return [(ids, our_ids(llm, ids)) for ids in prompt_ids(llm)]
 
 
 @pytest.mark.parametrize("backend", ["PA", "SDPA"])
@@ -68,25 +76,23 @@ def test_same_greedy_ids_in_genai(bundle: Path, backend: str) -> None:
     pipeline = openvino_genai.LLMPipeline(str(bundle), "CPU", ATTENTION_BACKEND=backend, **EXACT_PROPERTIES)
     greedy = openvino_genai.GenerationConfig()
     greedy.max_new_tokens, greedy.ignore_eos, greedy.do_sample = NEW_TOKENS, True, False
-    llm = LLM(bundle, EXACT["openvino"])
-    for ids in prompt_ids(llm):
+    for ids, ours in our_answers(bundle):
         tokens = np.array([ids], np.int64)
         inputs = openvino_genai.TokenizedInputs(ov.Tensor(tokens), ov.Tensor(np.ones_like(tokens)))
-        assert list(pipeline.generate(inputs, greedy).tokens[0]) == our_ids(llm, ids)
+        assert list(pipeline.generate(inputs, greedy).tokens[0]) == ours
 
 
 def test_same_greedy_ids_in_optimum(bundle: Path) -> None:
     optimum = pytest.importorskip("optimum.intel")
 
     model = optimum.OVModelForCausalLM.from_pretrained(bundle, ov_config=EXACT_PROPERTIES, local_files_only=True)
-    llm = LLM(bundle, EXACT["openvino"])
-    for ids in prompt_ids(llm):
+    for ids, ours in our_answers(bundle):
         tokens = torch.tensor([ids])
         out = model.generate(
             tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS,
             do_sample=False, eos_token_id=None, pad_token_id=0,
         )  # fmt: skip
-        assert out[0, len(ids) :].tolist() == our_ids(llm, ids)
+        assert out[0, len(ids) :].tolist() == ours
 
 
 def test_text_in_and_text_out(bundle: Path) -> None:
@@ -102,29 +108,38 @@ def test_text_in_and_text_out(bundle: Path) -> None:
         assert pipeline.generate(prompt, greedy).strip() == ours.strip()
 
 
+STOP_IDS = (151329, 151336, 151338)
+
+
 @dataclass(frozen=True)
 class Stopping:
-    """A bundle whose answer to a prompt ends at its third token, by a certain stop id."""
+    """A bundle in which the answers to three prompts end at their third token, each by another stop id."""
 
     bundle: Path
-    ids: list[int]  # of the prompt
-    answer: list[int]
-    stop: int
+    answers: list[tuple[list[int], list[int], int]]  # ids of a prompt, of its answer without the stop id, the stop id
 
 
-@pytest.fixture(scope="module", params=[151329, 151336, 151338])
-def stopping(request: pytest.FixtureRequest, glm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopping:
-    """The third id of a greedy answer takes the number of each stop id in turn, by swapping vocabulary rows."""
+@pytest.fixture(scope="module")
+def stopping(glm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopping:
+    """The third ids of three greedy answers take the numbers of the stop ids, by swapping vocabulary rows."""
     llm = LLM(glm_bundle, EXACT["openvino"])
-    ids, stop = prompt_ids(llm)[0], request.param
-    answer = our_ids(llm, ids)
-    third = answer[2]
-    assert third not in answer[:2]
+    chosen: list[tuple[list[int], list[int]]] = []
+    for number in range(100):
+        ids = llm.tokenizer.encode(f"{number} is the number of")
+        both = [*chosen, (ids, our_ids(llm, ids, 3))]
+        thirds = {answer[2] for _, answer in both}
+        if len(thirds) == len(both) and not thirds & {token for _, answer in both for token in answer[:2]}:
+            chosen = both
+        if len(chosen) == len(STOP_IDS):
+            break
+    assert len(chosen) == len(STOP_IDS), "no three prompts with answers apart"
     folder = tmp_path_factory.mktemp("stopping")
     checkpoint = Path(shutil.copytree(glm_bundle.parent / "checkpoint", folder / "checkpoint"))
-    swap_head_rows(checkpoint, third, stop)
+    for (_, answer), stop in zip(chosen, STOP_IDS, strict=True):
+        swap_head_rows(checkpoint, answer[2], stop)
     export(checkpoint, folder / "bundle", "int8-asym")
-    return Stopping(folder / "bundle", ids, answer[:2], stop)
+    found = [(ids, answer[:2], stop) for (ids, answer), stop in zip(chosen, STOP_IDS, strict=True)]
+    return Stopping(folder / "bundle", found)
 
 
 def test_every_stop_id_ends_an_answer_in_genai(stopping: Stopping) -> None:
@@ -133,12 +148,14 @@ def test_every_stop_id_ends_an_answer_in_genai(stopping: Stopping) -> None:
     pipeline = openvino_genai.LLMPipeline(str(stopping.bundle), "CPU", **EXACT_PROPERTIES)
     config = pipeline.get_generation_config()
     config.max_new_tokens, config.do_sample = 8, False
-    tokens = np.array([stopping.ids], np.int64)
-    inputs = openvino_genai.TokenizedInputs(ov.Tensor(tokens), ov.Tensor(np.ones_like(tokens)))
-    theirs = list(pipeline.generate(inputs, config).tokens[0])
-    *_, last = LLM(stopping.bundle, EXACT["openvino"]).generate(stopping.ids, max_new_tokens=8)
-    assert last.finish_reason == "stop"
-    assert [i for i in theirs if i != stopping.stop] == stopping.answer
+    llm = LLM(stopping.bundle, EXACT["openvino"])
+    for ids, answer, stop in stopping.answers:
+        tokens = np.array([ids], np.int64)
+        inputs = openvino_genai.TokenizedInputs(ov.Tensor(tokens), ov.Tensor(np.ones_like(tokens)))
+        theirs = list(pipeline.generate(inputs, config).tokens[0])
+        *_, last = llm.generate(ids, max_new_tokens=8)
+        assert last.finish_reason == "stop"
+        assert [i for i in theirs if i != stop] == answer
 
 
 def swap_head_rows(checkpoint: Path, a: int, b: int) -> None:
@@ -247,7 +264,9 @@ def test_onnx_genai_reads_glm4_text_as_golden(glm_bundle: Path, onnx_genai: Any,
 
 
 def test_every_stop_id_ends_an_answer_in_onnx_genai(stopping: Stopping, onnx_genai: Any) -> None:
-    assert answers(onnx_genai, onnx_genai.Model(str(stopping.bundle)), [stopping.ids], 8) == [stopping.answer]
+    model = onnx_genai.Model(str(stopping.bundle))
+    for ids, answer, _ in stopping.answers:
+        assert answers(onnx_genai, model, [ids], 8) == [answer]
 
 
 def test_batch_in_onnx_genai_equals_single(glm_bundle: Path, onnx_genai: Any) -> None:

@@ -59,9 +59,10 @@ def test_a_budget_is_kept_and_used(mixed: tuple[Path, Manifest]) -> None:
 
 
 def test_channels_are_scaled_where_that_was_measured_to_err_less(
-    tiny_checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here of one kind of matrix. With the same choices and no scales, the bytes are others."""
+    """Here of one kind of matrix, in a model that is not rotated. With the same choices and no scales, other bytes."""
+    tiny.make(next(t for t in tiny.TINIES if t.name == "full-tied"), tmp_path / "checkpoint")
 
     def measure(*args: Any) -> Sensitivity:
         candidates = args[2]
@@ -76,13 +77,13 @@ def test_channels_are_scaled_where_that_was_measured_to_err_less(
         return Sensitivity(errors, dict.fromkeys(errors, 1.0), tuple(errors))
 
     monkeypatch.setattr(sensitivity, "measure", measure)
-    manifest = export(tiny_checkpoint, tmp_path / "scaled", max_bytes=BUDGET, calibration=text)
+    manifest = export(tmp_path / "checkpoint", tmp_path / "scaled", max_bytes=BUDGET, calibration=text)
     scaled = {name for name, tensor in manifest.tensors.items() if "scaled channels" in tensor.note}
     assert scaled
     assert all(".mlp.down." in name for name in scaled)
     verify(tmp_path / "scaled")
     monkeypatch.setattr(recipes.Recipe, "scales", lambda *_: False)
-    plain = export(tiny_checkpoint, tmp_path / "plain", max_bytes=BUDGET, calibration=text)
+    plain = export(tmp_path / "checkpoint", tmp_path / "plain", max_bytes=BUDGET, calibration=text)
     assert plain.tensors == manifest.tensors
     assert plain.files["openvino_model.bin"] != manifest.files["openvino_model.bin"]
 
@@ -147,6 +148,7 @@ def test_vocabulary_as_the_user_wants_it(tiny_checkpoint: Path, text: Path) -> N
     plan = make_plan(tiny_checkpoint, limits=Limits(BUDGET), head="int4-asym-g32", format="onnx", calibration=text)
     assert [str(precision) for precision in plan.options["lm_head.weight"]] == ["int4-asym-g32"]
     assert len(plan.options["embed.weight"]) > 1
+    assert not any(option.awq for found in plan.options.values() for option in found), "behind a rotation"
 
 
 @pytest.mark.parametrize("size", ["5.2GB", "5200MB", "5.2e9", "5200000000", " 5.2 gb", "5200e6B"])

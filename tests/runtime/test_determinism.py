@@ -109,11 +109,16 @@ def llm_of(demo_bundle: Path, engine: EngineName, **more: object) -> LLM:
 
 @pytest.fixture(scope="module")
 def plain(demo_bundle: Path, engine: EngineName) -> Callable[..., tuple[int, ...]]:
+    """What is answered to a prompt alone; asked for again, it is not computed again."""
     llm = llm_of(demo_bundle, engine)
+    known: dict[str, tuple[int, ...]] = {}
 
     def answer(prompt: object, **settings: object) -> tuple[int, ...]:
-        llm.clear_cache()
-        return llm.generate(prompt, max_new_tokens=70, **settings).answer().token_ids  # type: ignore[arg-type]
+        key = repr((prompt, settings))
+        if key not in known:
+            llm.clear_cache()
+            known[key] = llm.generate(prompt, max_new_tokens=70, **settings).answer().token_ids  # type: ignore[arg-type]
+        return known[key]
 
     return answer
 

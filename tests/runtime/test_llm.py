@@ -60,9 +60,9 @@ def test_resumed_equals_fresh(demo_llm: LLM, engine: EngineName) -> None:
     prompts = [base, base + encode("And then"), base[:40], base[:40] + encode("A cat sat"), base]
     exact, other = (LLM(demo_llm.bundle.path, EXACT[engine]) for _ in range(2))
     for prompt in prompts:
-        warm = list(exact.generate(prompt, max_new_tokens=12, ignore_stop_ids=True))
+        warm = list(exact.generate(prompt, max_new_tokens=4, ignore_stop_ids=True))
         assert warm[-1].stats is not None
-        alone = fresh(other, prompt, max_new_tokens=12, ignore_stop_ids=True)
+        alone = fresh(other, prompt, max_new_tokens=4, ignore_stop_ids=True)
         assert ids_of(warm) == ids_of(alone)
     assert warm[-1].stats.cached_tokens >= 40
 
