@@ -121,7 +121,6 @@ class _Run:
         self._errors: dict[str, dict[Rounding, float]] = {}
         self._nearest: dict[str, dict[Rounding, float]] = {}  # the same of rounding to nearest
         self._swapped: dict[str, float] = {}  # errors of the matrices that were put in
-        self._tied: Weight | None = None  # the embedding that was put in, where it is the head as well
 
     def embed(self) -> None:
         """Start."""
