@@ -22,13 +22,13 @@ from edge.runtime.spec import ModelSpec
 
 Device = Literal["CPU", "GPU", "NPU"]
 DEVICES: tuple[Device, ...] = get_args(Device)
-SIZES = ("channel", "g128", "g64", "g32")  # weights that share a scale
-ASYMMETRIC, SYMMETRIC = (
-    tuple(Precision.parse(text) for text in (*(f"int4-{sign}-{size}" for size in SIZES), f"int8-{sign}"))
-    for sign in ("asym", "sym")
+# Symmetric ones beside these make models no better (benchmarks/README.md), and a bundle of two formats holds them twice.
+USUAL = tuple(
+    Precision.parse(text)
+    for text in ("int4-asym-channel", "int4-asym-g128", "int4-asym-g64", "int4-asym-g32", "int8-asym")
 )
 # NPUs multiply symmetric integers only, with one scale a row or for 128 weights (OpenVINO GenAI on NPU, documentation).
-NPU = tuple(precision for precision in SYMMETRIC if precision.group_size in (0, 128))
+NPU = tuple(Precision.parse(text) for text in ("int4-sym-channel", "int4-sym-g128", "int8-sym"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +63,19 @@ def base_recipe(limits: Limits, spec: ModelSpec) -> Recipe:
 
 
 def options(
-    spec: ModelSpec, limits: Limits, fixed: Mapping[str, str | None], *, onnx: bool, symmetric: bool, awq: bool
+    spec: ModelSpec, limits: Limits, fixed: Mapping[str, str | None], *, onnx: bool, awq: bool
 ) -> dict[str, tuple[Rounding, ...]]:
     """What each matrix may be, smallest first. Raises RecipeError when not even the smallest model fits.
 
-    fixed: the one precision that a matrix gets, if the user wants it. symmetric: whether that is an option where the
-    device takes both; a bundle of both formats would hold such a matrix twice. awq: whether channels may be scaled;
-    behind a rotation that gains nothing (benchmarks/README.md), and measuring it takes as long as all else.
+    fixed: the one precision that a matrix gets, if the user wants it. awq: whether channels may be scaled; behind a
+    rotation that gains nothing (benchmarks/README.md), and measuring it takes as long as all else.
     """
-    usual = (*ASYMMETRIC, *(SYMMETRIC if symmetric else ()))
     found = {}
     for name, shape in canonical_shapes(spec).items():
         if len(shape) == 1:
             continue
         text = fixed.get(name)
-        wanted = (Precision.parse(text),) if text else NPU if limits.device == "NPU" else usual
+        wanted = (Precision.parse(text),) if text else NPU if limits.device == "NPU" else USUAL
         fitting = dict.fromkeys(fit(precision, shape)[0] for precision in wanted)
         if limits.device == "NPU" and not text:  # a smaller group is none that it has
             fitting = dict.fromkeys(precision for precision in fitting if precision in NPU)

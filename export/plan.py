@@ -141,9 +141,7 @@ def make_plan(
     options: dict[str, tuple[Rounding, ...]] = {}
     if limits is not None:
         fixed = {EMBEDDING: embedding, HEAD: head} if not spec.tied_embeddings else {EMBEDDING: embedding or head}
-        options = mixed.options(
-            spec, limits, fixed, onnx=format != "openvino", symmetric=format != "both", awq=not chosen.rotate
-        )
+        options = mixed.options(spec, limits, fixed, onnx=format != "openvino", awq=not chosen.rotate)
     return Plan(
         Path(source).resolve().name if Path(source).exists() else str(source),
         checkpoint,
