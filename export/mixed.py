@@ -22,7 +22,7 @@ from edge.runtime.spec import ModelSpec
 
 Device = Literal["CPU", "GPU", "NPU"]
 DEVICES: tuple[Device, ...] = get_args(Device)
-# Symmetric ones beside these make models no better (benchmarks/README.md), and a bundle of two formats holds them twice.
+# Symmetric ones beside these make models no better (benchmarks/README.md), and bundles of two formats hold them twice.
 USUAL = tuple(
     Precision.parse(text)
     for text in ("int4-asym-channel", "int4-asym-g128", "int4-asym-g64", "int4-asym-g32", "int8-asym")

@@ -146,7 +146,7 @@ def test_what_cannot_be_is_refused(tiny_checkpoint: Path, text: Path, tmp_path: 
 
 @pytest.mark.parametrize("name", ["partial-bias-untied", "full-tied"])
 def test_what_a_matrix_may_be(name: str, text: Path, tmp_path: Path) -> None:
-    """Every size of group, with channels scaled or not where nothing is rotated, and 8 bits; for NPUs what they take."""
+    """Every size of group, with channels scaled or not where nothing is rotated, and 8 bits; for NPUs theirs."""
     tiny.make(next(t for t in tiny.TINIES if t.name == name), tmp_path)
     matrix = "layers.0.mlp.down.weight"  # 128 wide
     plan = make_plan(tmp_path, limits=Limits(BUDGET), calibration=text)
