@@ -15,8 +15,9 @@ help:
 demo: $(VENV)/.base
 	$(BIN)/edge demo $(DEMO_BUNDLE)
 
+# Two at once, a file in one process: most tests keep one core busy, and a file shares its exports.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
