@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -26,9 +25,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from report import about_machine
 
 from edge.runtime.bundle import MODEL_BIN
 
@@ -90,17 +90,16 @@ def main() -> int:
     if not (args.checkpoint / "config.json").is_file():
         print(f"{args.checkpoint} has no config.json; expected a folder with it and *.safetensors", file=sys.stderr)
         return 1
-    versions = {name: found for name in VERSIONED if (found := installed(name))}
+    about = about_machine(VERSIONED)
     sides = [OURS, THEIRS]
-    if "optimum-intel" not in versions:
+    if "optimum-intel" not in about["versions"]:
         print("optimum skipped: optimum-intel is not installed", file=sys.stderr)
         sides.remove(THEIRS)
     if not ON_LINUX:
         print("memory and written bytes are not measured: that takes Linux's /proc", file=sys.stderr)
     costs, errors = measure_sides(sides, args.checkpoint, args.recipe, args.rounds, args.work)
     report: dict[str, Any] = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": versions,
+        **about,
         "checkpoint": describe(args.checkpoint),
         "recipe": args.recipe,
         "rounds": args.rounds,
@@ -110,13 +109,6 @@ def main() -> int:
         report["ratios"] = ratios(costs[OURS], costs[THEIRS])
     print(json.dumps(report, indent=None if args.json else 1))
     return 1 if OURS in errors else 0
-
-
-def installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def describe(checkpoint: Path) -> dict[str, Any]:

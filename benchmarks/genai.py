@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from report import about_machine
 
 import edge
 
@@ -53,8 +51,7 @@ def main() -> int:
         print(f"skipped: {error.name} is not installed; make test installs it", file=sys.stderr)
         return 0
     report = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in ("edgeglm", "openvino", "openvino-genai")},
+        **about_machine(("edgeglm", "openvino", "openvino-genai")),
         "recipe": edge.LLM(args.bundle).bundle.manifest.recipe,
         "speed": compare_speed(args.bundle, args.rounds, args.new_tokens),
         "start_to_first_token_s": compare_start(args.bundle, max(args.rounds // 3, 1)),

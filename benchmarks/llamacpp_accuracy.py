@@ -39,7 +39,7 @@ import numpy as np
 import numpy.typing as npt
 from llamacpp import CLIPPED, WINDOW, Scores, Tools, read_base, scored_rows, write_base
 from make_gguf import write_like
-from report import installed, put_out, show_table, work_folder
+from report import about_machine, put_out, show_machine, show_table, work_folder
 
 from edge.commands.demo import find_checkpoint
 from edge.export.architectures import describe
@@ -56,7 +56,6 @@ from edge.runtime.engines import Engine, EngineSettings
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.errors import EdgeError
 from edge.runtime.kv.pool import Sequence
-from edge.runtime.machine import processor_name
 from edge.runtime.tokenizer import Tokenizer
 
 CHUNK = 16  # tokens
@@ -137,11 +136,7 @@ def compare(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         export(source, folder, max_bytes=budget, force=True)
         rows += ours(folder, args.engines.split(","), base)
     return {
-        "machine": f"{processor_name()}, {os.cpu_count()} cores",
-        "versions": {
-            "llama.cpp": tools.version(),
-            **{name: installed(name) for name in ("edgeglm", "openvino", "onnxruntime", "nncf")},
-        },
+        **about_machine(("edgeglm", "openvino", "onnxruntime", "nncf"), **{"llama.cpp": tools.version()}),
         "source": source.name,
         "rotated": args.rotate,
         "windows": evaluation.count,
@@ -276,8 +271,7 @@ def size_of(weight_bytes: int, parameters: int, blocks: list[tuple[tuple[int, ..
 
 def show(report: dict[str, Any]) -> None:
     rotated = "rotated" if report["rotated"] else "as they are"
-    print(f"machine   {report['machine']}")
-    print(f"versions  {', '.join(f'{name} {found}' for name, found in report['versions'].items())}")
+    show_machine(report)
     print(f"model     {report['source']}, weights for llama.cpp {rotated}")
     print(f"text      {report['windows']} windows of {WINDOW}, {report['scored_tokens']:,} tokens scored\n")
     show_table(

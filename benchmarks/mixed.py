@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
-from report import installed, put_out, show_table, work_folder
+from report import about_machine, put_out, show_machine, show_table, work_folder
 
 from edge.commands.demo import find_checkpoint
 from edge.export.calibration import WINDOW, WINDOWS
@@ -44,7 +43,6 @@ from edge.runtime.engines import EngineSettings
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.openvino_core import in_own_thread, make_core
 from edge.runtime.errors import EdgeError
-from edge.runtime.machine import processor_name
 from edge.runtime.spec import ModelSpec
 from edge.runtime.tokenizer import Tokenizer
 
@@ -89,8 +87,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     report = {
-        "machine": f"{processor_name()}, {os.cpu_count()} cores",
-        "versions": {name: installed(name) for name in ("edgeglm", "openvino", "nncf")},
+        **about_machine(("edgeglm", "openvino", "nncf")),
         "source": source.name,
         "tokens": args.windows * (WINDOW - 1),
         "rows": [asdict(row) for row in rows],
@@ -200,8 +197,7 @@ def size(bundle: Path) -> int:
 
 
 def show(report: dict[str, Any]) -> None:
-    print(f"machine   {report['machine']}")
-    print(f"versions  {', '.join(f'{name} {found}' for name, found in report['versions'].items())}")
+    show_machine(report)
     print(f"model     {report['source']}, {report['tokens']:,} tokens\n")
     show_table(
         [

@@ -1,4 +1,4 @@
-"""What the scripts for cache, speculation and batching share: machine and versions, ratios, tables.
+"""What the scripts share: machine and versions, ratios, tables.
 
 In: a bundle's folder, figures. Out: text on stdout, or one JSON object. Knows nothing about what is measured.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,9 +26,8 @@ def about(folder: Path) -> dict[str, Any]:
     manifest = open_bundle(folder).manifest
     spec = manifest.spec
     return {
-        "machine": f"{processor_name()}, {os.cpu_count()} cores",
+        **about_machine(VERSIONED),
         **({"load_before": round(os.getloadavg()[0], 2)} if hasattr(os, "getloadavg") else {}),
-        "versions": {name: found for name in VERSIONED if (found := installed(name))},
         "bundle": {
             "name": folder.resolve().name,
             "recipe": manifest.recipe,
@@ -36,6 +35,12 @@ def about(folder: Path) -> dict[str, Any]:
             "hidden_size": spec.hidden_size,
         },
     }
+
+
+def about_machine(packages: Iterable[str], **versions: str) -> dict[str, Any]:
+    """The processor, and the versions of those packages that are installed, and of what is no package."""
+    found = {name: version for name in packages if (version := installed(name))}
+    return {"machine": f"{processor_name()}, {os.cpu_count()} cores", "versions": {**versions, **found}}
 
 
 def installed(name: str) -> str | None:
@@ -65,10 +70,15 @@ def spread(ratios: Sequence[float]) -> dict[str, float]:
     }
 
 
+def show_machine(report: Mapping[str, Any]) -> None:
+    print(f"machine   {report['machine']}")
+    print(f"versions  {', '.join(f'{name} {found}' for name, found in report['versions'].items())}")
+
+
 def show_about(report: Mapping[str, Any]) -> None:
     bundle = report["bundle"]
-    print(f"machine   {report['machine']}, load before {report.get('load_before', 'unknown')}")
-    print(f"versions  {', '.join(f'{name} {found}' for name, found in report['versions'].items())}")
+    show_machine(report)
+    print(f"load      {report.get('load_before', 'unknown')} before")
     shape = f"{bundle['layers']} layers x {bundle['hidden_size']}"
     print(f"bundle    {bundle['name']}: {bundle['recipe']}, {shape}\n")
 

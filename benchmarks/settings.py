@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
+from report import about_machine
 
 from edge.commands.demo import find_checkpoint
 from edge.export.pipeline import export
@@ -101,8 +100,7 @@ def main() -> int:
                 costs.append(Cost(recipe, describe(settings), kld, kld / own, agree, tpot_ms(folder, settings)))
                 print(costs[-1], file=sys.stderr)
     report = {
-        "machine": f"{platform.processor() or platform.machine()}",
-        "versions": {name: version(name) for name in ("edgeglm", "openvino", "onnxruntime", "nncf")},
+        **about_machine(("edgeglm", "openvino", "onnxruntime", "nncf")),
         "tokens": sum(window.size for window in windows),
         "costs": [asdict(cost) for cost in costs],
     }
