@@ -35,6 +35,9 @@ INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1  # values of MatMulNBits' accuracy_le
 # Weights of the head that share a scale in its kernel, and so activations that are rounded together: logits show that
 # rounding directly, and smaller blocks cost the head no time (benchmarks/README.md).
 HEAD_BLOCK = 32
+# Of 8 bits, that activations are written as the sum of where these are not enough. A third one, for float32's own
+# precision, would cost a third more time (benchmarks/README.md).
+TERMS = 2
 PART_BYTES = 1_250_000_000  # of weights in a part: small enough for four cores to share glm-4-9b, and no more parts
 
 
@@ -109,34 +112,54 @@ class OnnxBuilder(OnnxParts):
         if not isinstance(weight, PackedTensor):
             y = self._w.op("FusedMatMul", self.written(x), self._float32(matrix), name=name, domain=CONTRIB, transB=1)
             return self._w.op("Add", y, bias) if bias else y
-        y = self._product(self.written(x), matrix, weight, name, bias, HEAD_BLOCK if name == "lm_head" else None)
+        y = self._product(self.written(x), matrix, weight, name, bias)
         if weight.low_rank is None:
             return y
         narrow = self._product(self.written(x), f"{matrix}/lora_a", weight.low_rank.a, f"{name}/lora_a")
         return self._w.op("Add", y, self._product(narrow, f"{matrix}/lora_b", weight.low_rank.b, f"{name}/lora_b"))
 
-    def _product(
-        self, x: str, matrix: str, weight: PackedTensor, name: str, bias: str = "", limit: int | None = None
-    ) -> str:
-        """(B, T, K) -> (B, T, N), with blocks of at most so many weights."""
-        n, k = weight.shape
-        block = block_size(matrix, weight.group_size, limit or ONNX_BLOCKS[-1])
-        return self._w.op(
+    def _product(self, x: str, matrix: str, weight: PackedTensor, name: str, bias: str = "") -> str:
+        """(B, T, K) -> (B, T, N)."""
+        (n, k), int8 = weight.shape, self._kernels.int8_activations
+        block = block_size(matrix, weight.group_size, HEAD_BLOCK if int8 and name == "lm_head" else ONNX_BLOCKS[-1])
+        # Without a kernel for 8 bits and floats, onnxruntime would unpack the matrix at every call, for 100 times as
+        # long. The one it has rounds activations, so it is given what that takes from them as well.
+        in_terms = weight.bits == 8 and not int8
+        y = self._w.op(
             "MatMulNBits",
-            x,
+            self._terms(x, k, block) if in_terms else x,
             self._w.constant(f"{matrix}/blocks", weight.data.reshape(n, k // block, -1), matrix),
             self._scale(matrix, weight, block),
             self._zero_point(matrix, weight, block),
             "",
-            bias,
-            name=name,
+            "" if in_terms else bias,
+            name=f"{name}/terms" if in_terms else name,
             domain=CONTRIB,
             N=n,
             K=k,
             bits=weight.bits,
             block_size=block,
-            accuracy_level=INT8_ACTIVATIONS if self._kernels.int8_activations else FLOAT_ACTIVATIONS,
+            accuracy_level=INT8_ACTIVATIONS if int8 or in_terms else FLOAT_ACTIVATIONS,
         )
+        if not in_terms:
+            return y
+        products = self._w.ops("Split", y, outputs=TERMS, axis=1, num_outputs=TERMS)
+        return self._w.op("Sum", *products, *((bias,) if bias else ()), name=name)
+
+    def _terms(self, x: str, k: int, block: int) -> str:
+        """(B, T, K) -> (B, TERMS T, K), terms that sum to x: x rounded to 8 bits in blocks, then what is left of it.
+
+        The kernel rounds to 8 bits as well, and so leaves all but the last as they are. What is lost of x in the end is
+        at most 1/254^TERMS of its block's largest; float16 would take 30 times as much from that.
+        """
+        w = self._w
+        rest, terms = w.op("Reshape", x, w.ints(0, 0, k // block, block)), []
+        for _ in range(TERMS - 1):
+            largest = w.op("ReduceMax", w.op("Abs", rest), w.ints(-1), keepdims=1)
+            scale = w.op("Add", w.op("Mul", largest, w.scalar(1 / 127)), w.scalar(1e-30))  # not 0 for zeros either
+            terms.append(w.op("Mul", w.op("Round", w.op("Div", rest, scale)), scale))
+            rest = w.op("Sub", rest, terms[-1])
+        return w.op("Reshape", w.op("Concat", *terms, rest, axis=1), w.ints(0, 0, k))
 
     def rms_norm(self, x: Value, name: str, eps: float) -> Value:
         gamma = self._float32(f"{name}.weight")
