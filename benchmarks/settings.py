@@ -109,7 +109,7 @@ def main() -> int:
         return 0
     print("| recipe | setting | KLD | of the recipe's own | top-1 | ms/token |\n|---|---|---|---|---|---|")
     for c in costs:
-        print(f"| {c.recipe} | {c.setting} | {c.kld:.5f} | {c.share:.1%} | {c.top1:.1%} | {c.tpot_ms:.1f} |")
+        print(f"| {c.recipe} | {c.setting} | {c.kld:.2g} | {c.share:.1%} | {c.top1:.1%} | {c.tpot_ms:.1f} |")
     return 0
 
 

@@ -36,7 +36,7 @@ INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1  # values of MatMulNBits' accuracy_le
 # rounding directly, and smaller blocks cost the head no time (benchmarks/README.md).
 HEAD_BLOCK = 32
 # Of 8 bits, that activations are written as the sum of where these are not enough. A third one, for float32's own
-# precision, would cost a third more time (benchmarks/README.md).
+# precision, would cost 15 % more time a token and 35 % more of a prompt (benchmarks/README.md).
 TERMS = 2
 PART_BYTES = 1_250_000_000  # of weights in a part: small enough for four cores to share glm-4-9b, and no more parts
 
