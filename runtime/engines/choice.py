@@ -38,8 +38,8 @@ def choose(bundle: Bundle, settings: EngineSettings) -> EngineName:
 
         onnx      on a CPU, for weights of 4 bits: it starts in a third of the time and decodes faster; unless prompts
                   are long, or a float32 cache of max_context does not fit
-        openvino  everything else: it takes in long prompts faster, has 8-bit weights with float activations, 8-bit
-                  caches, and other devices
+        openvino  everything else: it takes in long prompts faster, multiplies 8-bit weights faster, has 8-bit caches
+                  and other devices
 
     The figures are in benchmarks/README.md; `edge bench --engine all` shows how right this is on a machine. Raises
     BundleError and DeviceError.

@@ -232,6 +232,22 @@ def test_packed_matrices_equal_plain_numpy(n: int, group_size: int, zero_points:
     assert (np.abs(product - normed @ matrix.T) <= 1e-4 + lost).all()
 
 
+@pytest.mark.parametrize("recipe", ["int8-asym", "int4-asym-g64"])
+def test_matrices_of_8_bits_are_never_unpacked(recipe: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """onnxruntime's kernel for them rounds activations; without accuracy_level 4 it makes float matrices of them."""
+    export(tiny_checkpoint, tmp_path / "bundle", recipe, format="onnx")
+    for path in (tmp_path / "bundle").glob("*.onnx"):
+        nodes = onnx.load(path, load_external_data=False).graph.node
+        products = [_attributes(node) for node in nodes if node.op_type == "MatMulNBits"]
+        of_8 = [product for product in products if product["bits"] == 8]
+        assert of_8, path
+        assert {product["accuracy_level"] for product in of_8} == {graphs.INT8_ACTIVATIONS}
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, object]:
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
 def test_a_row_of_zeros_has_a_product_of_zeros() -> None:
     """Nothing to divide by in any block."""
     rng, k = np.random.default_rng(0), 64
