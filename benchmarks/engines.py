@@ -33,7 +33,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -108,8 +107,10 @@ def main() -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """Raises BundleError, and CheckpointError for a GGUF of other shapes."""
+    from report import about_machine
+
     from edge.runtime.bundle import open_bundle
-    from edge.runtime.machine import physical_cores, processor_name
+    from edge.runtime.machine import physical_cores
 
     bundle = open_bundle(args.bundle)
     llama = llama_version(args.llama_python)
@@ -129,9 +130,8 @@ def compare(args: argparse.Namespace) -> int:
         sides[name] = Side(path, [python, __file__, WORKER, name, json.dumps(asdict(job))])
     figures, errors = measure_rounds(sides, args.rounds)
     report: dict[str, Any] = {
-        "machine": f"{processor_name()}, {os.cpu_count()} cores",
+        **about_machine(VERSIONED),
         **({"load_before": round(load, 2)} if load is not None else {}),  # processes that ran, mean of a minute
-        "versions": {name: found for name in VERSIONED if (found := installed(name))},
         "bundle": {"name": args.bundle.resolve().name, "recipe": bundle.manifest.recipe},
         "settings": {
             "rounds": args.rounds,
@@ -152,13 +152,6 @@ def compare(args: argparse.Namespace) -> int:
 
 
 # --- What there is to compare -----------------------------------------------------------------------------------------
-
-
-def installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def llama_version(python: str) -> str | None:

@@ -39,8 +39,8 @@ def about(folder: Path) -> dict[str, Any]:
 
 def about_machine(packages: Iterable[str], **versions: str) -> dict[str, Any]:
     """The processor, and the versions of those packages that are installed, and of what is no package."""
-    found = {name: version for name in packages if (version := installed(name))}
-    return {"machine": f"{processor_name()}, {os.cpu_count()} cores", "versions": {**versions, **found}}
+    versions |= {name: found for name in packages if (found := installed(name))}
+    return {"machine": f"{processor_name()}, {os.cpu_count()} cores", "versions": versions}
 
 
 def installed(name: str) -> str | None:
