@@ -36,7 +36,7 @@ from report import about, met_text, put_out, ratio_text, show_about, show_table,
 
 import edge
 from edge.runtime.errors import EdgeError
-from edge.runtime.llm import Stream
+from edge.runtime.stream import Stream
 
 SETTINGS = {"reproducible": True, "plain": False}
 TARGET_SEQUENCES, TARGET = 8, 4.0

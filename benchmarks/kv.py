@@ -54,10 +54,11 @@ from report import about, met_text, put_out, ratio_text, show_about, show_table,
 
 import edge
 from edge.runtime.bundle import TOKENIZER, open_bundle
-from edge.runtime.engines import Engine, EngineName, EngineSettings, Step
+from edge.runtime.engines import Engine, Step
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.errors import EdgeError
 from edge.runtime.kv.pool import Sequence
+from edge.runtime.settings import EngineSettings
 from edge.runtime.tokenizer import Tokenizer
 
 PARTS = ("overhead", "snapshot", "margins", "long")
@@ -99,7 +100,7 @@ def main() -> int:
     parser.add_argument("--long-tokens", type=int, default=LONG_TOKENS)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    engines: list[EngineName] = ["openvino", "onnx"] if args.engine == "both" else [args.engine]
+    engines: list[str] = ["openvino", "onnx"] if args.engine == "both" else [args.engine]
     try:
         report = about(args.bundle)
         for part in args.part or PARTS[:3]:
@@ -153,7 +154,7 @@ class StepTimes(NamedTuple):
         return self.decode - self.inference
 
 
-def overhead(folder: Path, engine: EngineName, rounds: int) -> list[dict[str, Any]]:
+def overhead(folder: Path, engine: str, rounds: int) -> list[dict[str, Any]]:
     llm = edge.load(folder, engine=engine, max_context=MAX_CONTEXT)
     scheduler, spec = llm._scheduler, llm.bundle.manifest.spec
     parts = {"decode": Timed(llm.engine, "decode"), "inference": Timed(llm.engine, "_run")}
@@ -204,7 +205,7 @@ def overhead(folder: Path, engine: EngineName, rounds: int) -> list[dict[str, An
 # --- snapshot: a prefix from a file -----------------------------------------------------------------------------------
 
 
-def snapshot(folder: Path, engine: EngineName, rounds: int) -> list[dict[str, Any]]:
+def snapshot(folder: Path, engine: str, rounds: int) -> list[dict[str, Any]]:
     ids = text_ids(folder, PREFIX + MESSAGE)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "bench.prefix"
@@ -256,7 +257,7 @@ def first_token(llm: edge.LLM, ids: list[int], path: Path | None) -> tuple[float
     return 1000 * (ended - started), 1000 * (opened - started), chunk.token_ids[0]
 
 
-def process_start(folder: Path, engine: EngineName, ids: list[int], prefix: Path | None) -> dict[str, Any]:
+def process_start(folder: Path, engine: str, ids: list[int], prefix: Path | None) -> dict[str, Any]:
     """One `edge run`."""
     text = tokenizer_of(folder).decode(ids)
     command = [sys.executable, "-m", "edge", "run", str(folder), text, "--raw", "--json", "--max-new-tokens", "1"]
@@ -283,7 +284,7 @@ def text_ids(folder: Path, count: int, skipped: int = 0) -> list[int]:
 # --- long: memory of a long context -----------------------------------------------------------------------------------
 
 
-def long(engines: list[EngineName], tokens: int) -> list[dict[str, Any]]:
+def long(engines: list[str], tokens: int) -> list[dict[str, Any]]:
     """A row for each engine and cache. The model: four layers of two heads of 128 each, and a vocabulary of bytes."""
     from make_checkpoint import GLM_9B, write_checkpoint
 
@@ -335,7 +336,7 @@ def read_long(folder: str, engine: str, precision: str, tokens: int) -> dict[str
     llm.generate(prompt, max_new_tokens=2, ignore_stop_ids=True).answer()
     return {
         "seconds": time.perf_counter() - started,
-        "kv_bytes_per_token": llm.engine.kv_bytes_per_token,
+        "kv_bytes_per_token": llm.engine.info.kv_bytes_per_token,
         "before": before,
         "peak": status_kb("self", "VmHWM") * 1024,
         "anonymous": status_kb("self", "RssAnon") * 1024,
@@ -356,7 +357,7 @@ class Way(NamedTuple):
     decoded_before: int = 0  # tokens of the beginning that come from decode steps
 
 
-def margins(folder: Path, engine: EngineName) -> list[dict[str, Any]]:
+def margins(folder: Path, engine: str) -> list[dict[str, Any]]:
     """Rows: what is compared, under which setting, and how far the two part."""
     rows: list[dict[str, Any]] = []
     for reproducible in (True, False):
@@ -390,7 +391,7 @@ def margins(folder: Path, engine: EngineName) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def engine_of(folder: Path, name: EngineName, reproducible: bool, precision: Any = None) -> Iterator[Engine]:
+def engine_of(folder: Path, name: str, reproducible: bool, precision: Any = None) -> Iterator[Engine]:
     settings = EngineSettings(engine=name, reproducible=reproducible, kv_precision=precision, max_context=1024)
     engine = open_engine(open_bundle(folder), settings)
     yield engine
@@ -399,7 +400,7 @@ def engine_of(folder: Path, name: EngineName, reproducible: bool, precision: Any
 
 
 def compare(
-    engine: Engine, folder: Path, ways: dict[str, tuple[Way, Way]], name: EngineName, reproducible: bool
+    engine: Engine, folder: Path, ways: dict[str, tuple[Way, Way]], name: str, reproducible: bool
 ) -> list[dict[str, Any]]:
     total = READ + 2 * DECODED
     texts = [np.array(text_ids(folder, total, 3 * i * total), np.int64) for i in range(TEXTS + TOGETHER - 1)]
@@ -422,7 +423,7 @@ def compare(
         rows.append(
             {
                 "engine": name,
-                "cache": engine.kv_layout["kv precision"],
+                "cache": engine.identity["kv precision"],
                 "reproducible": reproducible,
                 "what": what,
                 "largest_difference": largest,

@@ -52,10 +52,11 @@ from edge.export.rotation import RotatedWeights
 from edge.export.text import Windows, builtin_calibration, builtin_evaluation, check_apart, token_windows
 from edge.profiles.reference import FloatWeights
 from edge.runtime.bundle import Manifest, open_bundle
-from edge.runtime.engines import Engine, EngineSettings
+from edge.runtime.engines import Engine
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.errors import EdgeError
 from edge.runtime.kv.pool import Sequence
+from edge.runtime.settings import EngineSettings
 from edge.runtime.tokenizer import Tokenizer
 
 CHUNK = 16  # tokens

@@ -39,10 +39,10 @@ from edge.export.text import builtin_calibration, builtin_evaluation, check_apar
 from edge.profiles.accuracy import Accuracy, compare, evaluate
 from edge.profiles.reference import Reference, build
 from edge.runtime.bundle import MANIFEST, MODEL_BIN, MODEL_XML, open_bundle, record_of
-from edge.runtime.engines import EngineSettings
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.openvino_core import in_own_thread, make_core
 from edge.runtime.errors import EdgeError
+from edge.runtime.settings import EngineSettings
 from edge.runtime.spec import ModelSpec
 from edge.runtime.tokenizer import Tokenizer
 

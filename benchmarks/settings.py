@@ -27,9 +27,10 @@ from report import about_machine
 from edge.commands.demo import find_checkpoint
 from edge.export.pipeline import export
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines import Engine, EngineSettings
+from edge.runtime.engines import Engine
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.kv.pool import Sequence
+from edge.runtime.settings import EngineSettings
 from edge.runtime.tokenizer import Tokenizer
 from edge.runtime.verify import kl_divergence
 

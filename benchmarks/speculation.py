@@ -51,9 +51,9 @@ from typing import Any
 from report import about, met_text, put_out, ratio_text, show_about, show_table, spread
 
 import edge
+from edge.runtime.chunk import Answer
 from edge.runtime.errors import EdgeError
 from edge.runtime.kv.prefix import common_prefix
-from edge.runtime.llm import Answer
 
 COPY, REWRITE, CONTEXT, ASKED = "copy", "rewrite", "context", "asked before"
 CONTROL, SAMPLED = "control", "control sampled"

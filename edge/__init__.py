@@ -26,14 +26,12 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # 
 
 if TYPE_CHECKING:
     from edge.api import load
+    from edge.runtime.chunk import Answer, Chunk
     from edge.runtime.constraints import Constraint
-    from edge.runtime.engines import EngineSettings
     from edge.runtime.errors import EdgeError
-    from edge.runtime.llm import LLM, Answer
-    from edge.runtime.request import Chunk, GenerationSettings
-    from edge.runtime.sampling import Sampling
+    from edge.runtime.llm import LLM
     from edge.runtime.session import ChatSession
-    from edge.runtime.speculation import SpeculationSettings
+    from edge.runtime.settings import EngineSettings, GenerationSettings, Sampling, SpeculationSettings
 
 __all__ = [
     "LLM",
@@ -53,15 +51,15 @@ __all__ = [
 _HOMES = {
     "load": "edge.api",
     "LLM": "edge.runtime.llm",
-    "Answer": "edge.runtime.llm",
+    "Answer": "edge.runtime.chunk",
     "Constraint": "edge.runtime.constraints",
-    "SpeculationSettings": "edge.runtime.speculation",
+    "SpeculationSettings": "edge.runtime.settings",
     "ChatSession": "edge.runtime.session",
-    "Chunk": "edge.runtime.request",
-    "GenerationSettings": "edge.runtime.request",
-    "EngineSettings": "edge.runtime.engines",
+    "Chunk": "edge.runtime.chunk",
+    "GenerationSettings": "edge.runtime.settings",
+    "EngineSettings": "edge.runtime.settings",
     "EdgeError": "edge.runtime.errors",
-    "Sampling": "edge.runtime.sampling",
+    "Sampling": "edge.runtime.settings",
 }
 
 

@@ -1,31 +1,78 @@
-"""The Python entry points behind `edge.load`; `edge.export` is the callable package of that name."""
+"""The Python entry points behind `edge.load` and `edge.scripted_llm`; `edge.export` is the callable package."""
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from edge.runtime.engines import EngineSettings
-from edge.runtime.errors import SettingsError
-from edge.runtime.llm import LLM, refuse_unknown
-from edge.runtime.speculation import SpeculationSettings
+from edge.runtime.errors import SettingsError, shown
+from edge.runtime.llm import LLM
+from edge.runtime.settings import EngineOptions, SpeculationSettings, engine_settings
 
 
 def load(
     bundle: str | Path,
-    device: str = EngineSettings().device,
+    device: str | None = None,
     *,
-    speculation: bool | SpeculationSettings = False,
+    speculation: bool | SpeculationSettings | None = False,
     draft_store: str | Path | None = None,
-    **settings: Any,
+    **options: Unpack[EngineOptions],
 ) -> LLM:
-    """Load a bundle onto a device; keywords are the fields of `EngineSettings`, and those of `LLM`.
+    """Load a bundle onto a device, ready to answer.
 
-    Raises BundleError, DeviceError, TokenizerError and SettingsError.
+        with edge.load("glm4-int4") as llm:
+            print(llm.chat([{"role": "user", "content": "Hello"}]).text())
+
+    bundle: the folder that `edge export` made. device: "CPU" (the default), "GPU" or another name that `edge devices`
+    lists. speculation: verify drafts of several tokens at once, which is faster where text repeats; True, or
+    `SpeculationSettings`. draft_store: a file of earlier answers to draft from, which `close` writes.
+
+    Further keywords, each None for its default (`edge.EngineSettings` says more):
+
+        engine                      "auto", "onnx" or "openvino"
+        max_context                 tokens of prompt and answer; default: the model's limit
+        kv_cache_bytes              bound of the KV cache; default: 2 GiB
+        kv_cache_share              the same as a share of the memory that is free
+        kv_precision                "f32", "f16", "bf16", "u8" or "u4"; default: the engine's choice
+        inference_precision         "f32", "f16" or "bf16"; default: the device's choice
+        dynamic_quantization_group  activations that are rounded together; 0: none; default: the engine's rule
+        reproducible                the same bits whatever else is computed at once; default: where drafts are verified
+        threads                     default: the engine's choice
+        expected_prompt_tokens      helps "auto"
+
+    Raises BundleError, DeviceError, TokenizerError, DraftStoreError, and SettingsError for a keyword that is unknown,
+    of the wrong type or outside its range.
     """
-    refuse_unknown(settings, {field.name for field in fields(EngineSettings)})
-    if speculation is False and draft_store is not None:
-        raise SettingsError("draft_store is what speculation drafts from; give speculation=True too")
-    chosen = (SpeculationSettings() if speculation else None) if isinstance(speculation, bool) else speculation
-    return LLM(bundle, EngineSettings(device=device, **settings), chosen, draft_store)
+    for name, path in (("bundle", bundle), ("draft_store", draft_store)):
+        if not (isinstance(path, str | Path) and str(path)) and (name == "bundle" or path is not None):
+            raise SettingsError(f"{name} is {shown(path)}, expected a path", param=name)
+    if speculation is None or speculation is False:
+        chosen = None
+    elif speculation is True:
+        chosen = SpeculationSettings()
+    elif isinstance(speculation, SpeculationSettings):
+        chosen = speculation
+    else:
+        raise SettingsError(
+            f"speculation is {shown(speculation)}, expected true, false or edge.SpeculationSettings",
+            param="speculation",
+        )
+    if chosen is None and draft_store is not None:
+        raise SettingsError(
+            "draft_store is what speculation drafts from; give speculation=True too", param="draft_store"
+        )
+    return LLM(bundle, engine_settings(device, **options), chosen, draft_store)
+
+
+def scripted_llm(script: Any, **changes: Any) -> LLM:  # Any: a Script; keywords of ScriptedEngine
+    """An `LLM` without a model, which answers as a script says; for tests. See `edge.ScriptedEngine`."""
+    from edge.runtime.chat import ChatTemplate
+    from edge.runtime.engines.scripted import STOP_IDS, TEMPLATE, ScriptedEngine, tokenizer_json
+    from edge.runtime.tokenizer import Tokenizer
+
+    return LLM.from_engine(
+        ScriptedEngine(script, **changes),
+        Tokenizer.from_text(tokenizer_json()),
+        template=ChatTemplate(TEMPLATE),
+        stop_ids=STOP_IDS,
+    )

@@ -40,11 +40,11 @@ from edge.export.stages import Progress
 from edge.export.verify import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden, distance
 from edge.runtime import bundle
 from edge.runtime.bundle import Manifest, StageCheck, TensorRecord
-from edge.runtime.engines import EngineSettings
 from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
 from edge.runtime.errors import CheckpointError, DeviceError, OutputError, TensorError, VerificationError
 from edge.runtime.kv.pool import Sequence
+from edge.runtime.settings import EngineSettings
 from edge.runtime.spec import ModelSpec
 from edge.runtime.verify import FLOAT32_BOUND, Logits
 

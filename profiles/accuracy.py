@@ -29,7 +29,7 @@ FloatArray = npt.NDArray[np.float64]
 # New tokens of a window in one step. A cache in float32 gives back what went in, whatever the step, and larger steps
 # then only take less time: onnxruntime unpacks 8-bit weights in each.
 CHUNK, EXACT_CACHE_CHUNK = 16, 128
-AT_ONCE = {"openvino": 8}  # windows in one step; elsewhere an engine takes one sequence after the other anyway
+AT_ONCE = 8  # windows in one step, where an engine takes several sequences of several tokens each in one pass
 QUARTERS = 4
 FORMAT = 1  # of to_json
 
@@ -124,23 +124,23 @@ def evaluate(
     vocabulary.
     """
     if chunk is None:
-        chunk = EXACT_CACHE_CHUNK if engine.kv_layout["kv precision"] == "f32" else CHUNK
+        chunk = EXACT_CACHE_CHUNK if engine.info.kv_precision == "f32" else CHUNK
     if chunk < 1:
         raise CalibrationError(f"chunk is {chunk} tokens, expected 1 or more")
     windows, length = reference.windows.count, reference.windows.length
-    if length > engine.max_context:
+    if length > engine.info.max_context:
         raise ContextLengthError(
-            f"windows of {length} tokens exceed the context of {engine.max_context}; measure with shorter windows"
+            f"windows of {length} tokens exceed the context of {engine.info.max_context}; measure with shorter windows"
         )
     room = engine.pool.num_free // engine.pool.blocks_for(length)
-    size = max(min(at_once or AT_ONCE.get(engine.name, 1), room), 1)
+    size = max(min(at_once or (AT_ONCE if engine.info.ragged else 1), room), 1)
     scores = np.zeros((len(_SCORES), windows, reference.scored))
     for first in range(0, windows, size):
         several = range(first, min(first + size, windows))
         for window, rows, found in _run(engine, reference, several, chunk):
             scores[:, window, rows] = found
         progress(several.stop, windows)
-    return _summary(engine.name, chunk, reference, dict(zip(_SCORES, scores, strict=True)))
+    return _summary(engine.info.name, chunk, reference, dict(zip(_SCORES, scores, strict=True)))
 
 
 def compare(a: Accuracy, b: Accuracy) -> Comparison:

@@ -19,7 +19,8 @@ from typing import Self
 
 import numpy as np
 
-from edge.runtime.engines import Engine, Ids, Logits, Step
+from edge.runtime.arrays import Ids, Logits
+from edge.runtime.engines import Engine, Step
 from edge.runtime.errors import ContextLengthError, PromptError
 from edge.runtime.kv.pool import Sequence as CachedSequence
 from edge.runtime.kv.prefix import common_prefix
@@ -75,7 +76,7 @@ class Trunk:
         if kept == len(wanted) - 1:
             kept = max(kept - 1, 0)  # or one token would be computed alone
         self._trim(kept)
-        for piece in _pieces(len(wanted) - kept, self._engine.prefill_chunk):
+        for piece in _pieces(len(wanted) - kept, self._engine.info.prefill_chunk):
             self._forward(wanted[len(self.ids) : len(self.ids) + piece], np.array([piece - 1], np.int64))
 
     def extend(self, ids: Sequence[int]) -> Iterator[Logits]:
@@ -192,10 +193,10 @@ def _grouped(engine: Engine, queries: Sequence[Query]) -> dict[tuple[int, ...], 
         if not query.context or not query.continuation:
             raise PromptError(f"query {index} has an empty context or continuation; give at least one token id of each")
         ids = query.input
-        if len(ids) > engine.max_context:
+        if len(ids) > engine.info.max_context:
             raise ContextLengthError(
-                f"query {index} has {len(ids)} tokens and the context holds {engine.max_context}; cut its context, or "
-                "load with a larger max_context or KV cache"
+                f"query {index} has {len(ids)} tokens and the context holds {engine.info.max_context}; cut its "
+                "context, or load with a larger max_context or KV cache"
             )
         inputs.setdefault(ids, _Input(len(ids))).add(index, query)
     return inputs
@@ -203,7 +204,7 @@ def _grouped(engine: Engine, queries: Sequence[Query]) -> dict[tuple[int, ...], 
 
 def _can_batch(engine: Engine) -> bool:
     """Whether sequences share blocks, and several new tokens of several sequences are computed as those of one are."""
-    return engine.pool.block_size < engine.max_context and engine.kv_layout.get("reproducible") == "False"
+    return engine.info.ragged and not engine.info.reproducible
 
 
 def _side_by_side(

@@ -30,9 +30,11 @@ from tqdm import tqdm
 
 from edge.profiles.likelihood import BATCH, Query, score
 from edge.runtime import bundle as bundles
-from edge.runtime.engines import EngineSettings
 from edge.runtime.errors import ContextLengthError, EdgeError, PromptError, SettingsError
-from edge.runtime.llm import LLM, Stream, refuse_unknown
+from edge.runtime.llm import LLM
+from edge.runtime.rules import refuse_unknown
+from edge.runtime.settings import EngineSettings
+from edge.runtime.stream import Stream
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -79,7 +81,7 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
             if device is not None and not device.startswith("cuda"):
                 settings["device"] = device.upper()
             self.llm = LLM(bundle, EngineSettings(**settings))
-        limit = self.llm.engine.max_context
+        limit = self.llm.engine.info.max_context
         if max_length is not None and not 1 < max_length <= limit:
             raise SettingsError(f"max_length is {max_length}, expected 2 to {limit}, the context")
         self._max_length = max_length or limit
@@ -253,7 +255,7 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
             "model_sha256": manifest.model_sha256,
             "max_length": self.max_length,
             "add_bos_token": bool(self._added),
-            **{f"engine: {name}": value for name, value in self.llm.engine.kv_layout.items()},
+            **{f"engine: {name}": value for name, value in self.llm.engine.identity.items()},
         }
 
     def _score(self, queries: list[Query], what: str, disable_tqdm: bool) -> list[tuple[float, bool]]:

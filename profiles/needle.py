@@ -149,12 +149,12 @@ def run(
         for plan in sorted(plans, key=lambda plan: plan.prompt):
             cells[plan.context, plan.depth] = _ask(llm, needle, plan, trunk)
             progress(len(cells), len(plans))
-    manifest, layout = llm.bundle.manifest, llm.engine.kv_layout
+    manifest = llm.bundle.manifest
     return NeedleResult(
         bundle=llm.bundle.path.resolve().name,
         recipe=manifest.recipe,
-        engine=llm.engine.name,
-        kv_cache=layout["kv precision"],
+        engine=llm.engine.info.name,
+        kv_cache=llm.engine.info.kv_precision,
         seed=seed,
         needle=needle,
         repeats=repeats,
@@ -279,7 +279,7 @@ def _plan(llm: LLM, needle: Needle, lengths: Sequence[int], depths: Sequence[flo
     hidden = llm.tokenizer.encode(f"\n{needle.sentence}\n")
     fixed = len(before) + len(hidden) + len(after)
     answer = max(ANSWER_TOKENS, len(llm.tokenizer.encode(f"{_lead(llm, needle)} {needle.secret}")))
-    limit, least = llm.engine.max_context, fixed + answer + 1
+    limit, least = llm.engine.info.max_context, fixed + answer + 1
     if lengths[-1] > limit:
         raise ContextLengthError(
             f"a length is {lengths[-1]} tokens and the context holds {limit}; ask for less, or load with a larger "

@@ -15,6 +15,7 @@ from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
 from edge.profiles.record import DEFAULT_SETTING, Row
+from edge.runtime.engines.registry import ENGINES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,9 +28,10 @@ PNG_DPI = 150
 KLD_FLOOR = 1e-6  # nats/token: what a float recipe is below is rounding, and a log scale has no 0
 CONFIDENCE = 1.96  # standard errors, for bars of 95 %
 INK, FRONT = "#1b1b1f", "#8a8a94"  # text and axes, which a page may replace by its own colour; the front
-COLOURS = {"openvino": "#2f7ed8", "onnx": "#d9722e"}  # of engines; seen on white and on black
-MARKERS = {"openvino": "o", "onnx": "s"}
-FILLED = ("openvino",)  # the others are drawn hollow: engines often lie on one another
+# Of engines in the registry's order, and of any other: seen on white and on black. The first engine's markers are
+# filled and the others' hollow, since engines often lie on one another.
+COLOURS = ("#2f7ed8", "#d9722e", "#3a9e5f", FRONT)
+MARKERS = ("o", "s", "D", "^")
 FONTS = ["DejaVu Sans"]  # comes with matplotlib, so that labels have the same size everywhere
 LABEL_POINTS = 8
 NEAR_PIXELS = 24.0  # points of one label that are nearer share it
@@ -149,10 +151,10 @@ def _figure(points: Sequence[Point], front: Sequence[int], x_label: str, title: 
             [point.x for point in chosen],
             [point.kld for point in chosen],
             yerr=bars,
-            fmt=MARKERS.get(engine, "^"),
-            color=COLOURS.get(engine, FRONT),
-            markersize=5 if engine in FILLED else 7,
-            markerfacecolor=None if engine in FILLED else "none",
+            fmt=MARKERS[_style(engine)],
+            color=COLOURS[_style(engine)],
+            markersize=5 if _style(engine) == 0 else 7,
+            markerfacecolor=None if _style(engine) == 0 else "none",
             elinewidth=1,
             capsize=2.5,
             label=engine,
@@ -293,3 +295,9 @@ def _save(figure: Figure, kind: str) -> bytes:
         metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
         figure.savefig(buffer, format=kind, dpi=PNG_DPI, facecolor="white", metadata=metadata)
     return buffer.getvalue()
+
+
+def _style(engine: str) -> int:
+    """Index of an engine's colour and marker."""
+    place = list(ENGINES).index(engine) if engine in ENGINES else len(COLOURS)
+    return min(place, len(COLOURS) - 1)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edge.runtime.chunk import Stats
 from edge.runtime.llm import LLM
-from edge.runtime.request import Stats
 
 REPEATS = 3  # after one cold run; medians are reported
 

@@ -11,7 +11,6 @@ import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from edge.profiles.machine_record import machine_record, versions_record
 from edge.profiles.record import DEFAULT_SETTING, cell_name
 from edge.runtime import bundle as bundles
 from edge.runtime.chat import ChatTemplate
-from edge.runtime.engines import CachePrecision, EngineName
-from edge.runtime.engines.choice import PACKAGES
+from edge.runtime.engines.registry import ENGINES, find
 from edge.runtime.errors import DeviceError, OutputError, SettingsError
+from edge.runtime.settings import CachePrecision
 from edge.runtime.tokenizer import Tokenizer
 
 DEFAULT_RECIPES = (
@@ -36,7 +35,6 @@ DEFAULT_RECIPES = (
     "int4-asym-g64-awq-gptq",
     "int4-asym-g64-rot-gptq",
 )
-ENGINES: tuple[EngineName, ...] = ("openvino", "onnx")
 MIN_WINDOWS = 2  # fewer have no standard error
 CELLS, EXPORTS, BUNDLES, REFERENCE, WINDOWS = "cells", "exports", "bundles", "reference.npz", "windows.npz"
 CELL_FORMAT = 1  # of the files in cells/ and of what is measured
@@ -48,7 +46,7 @@ class SweepSettings:
     """What is measured, and how."""
 
     recipes: tuple[str, ...] = DEFAULT_RECIPES
-    engines: tuple[EngineName, ...] = ENGINES
+    engines: tuple[str, ...] = tuple(ENGINES)
     kv_precisions: tuple[CachePrecision | None, ...] = (None,)  # None: the engine's own choice
     texts: tuple[Path, ...] = ()  # to measure by; none: Python's documentation, as in edge.export.text
     calibration: Path | None = None  # for recipes that need text; None: docstrings of Python's library
@@ -66,7 +64,7 @@ class Cell:
     """One recipe on one engine with one setting."""
 
     recipe: str
-    engine: EngineName
+    engine: str
     kv_precision: CachePrecision | None
     key: str  # of everything that decides what is measured
 
@@ -173,27 +171,24 @@ def _check_names(settings: SweepSettings) -> None:
     for recipe in settings.recipes:
         find_recipe(recipe)
     for engine in settings.engines:
-        if engine not in ENGINES:
-            raise SettingsError(f"engine {engine!r} is unknown, known are {', '.join(ENGINES)}")
-        if find_spec(PACKAGES[engine]) is None:
-            raise DeviceError(f"engine {engine} is not installed; pip install 'edgeglm[{engine}]'")
+        if not find(engine).installed:
+            raise DeviceError(f"engine {engine} is not installed; {find(engine).advice}")
     if settings.chunk_tokens is not None and settings.chunk_tokens < 1:
         raise SettingsError(f"chunks of {settings.chunk_tokens} tokens are asked for, expected 1 or more")
     if settings.greedy_tokens < 0:
         raise SettingsError(f"{settings.greedy_tokens} tokens of greedy text are asked for, expected 0 or more")
 
 
-def _able(settings: SweepSettings) -> tuple[list[tuple[EngineName, CachePrecision | None]], tuple[str, ...]]:
+def _able(settings: SweepSettings) -> tuple[list[tuple[str, CachePrecision | None]], tuple[str, ...]]:
     """Engines with the caches that they have, and what was left out. Raises SettingsError when nothing remains."""
-    from edge.runtime.engines.onnxruntime import CACHE_TYPES
-
-    pairs: list[tuple[EngineName, CachePrecision | None]] = []
+    pairs: list[tuple[str, CachePrecision | None]] = []
     notes = []
     for engine, kv in product(settings.engines, settings.kv_precisions):
-        if engine == "onnx" and kv not in (None, *CACHE_TYPES):
-            notes.append(f"Left out: engine onnx has no cache of {kv}")
-        elif engine == "onnx" and settings.device.upper() != "CPU":
-            notes.append(f"Left out: engine onnx does not run on {settings.device}")
+        record = find(engine)
+        if kv not in (None, *record.kv_precisions):
+            notes.append(f"Left out: engine {engine} has no cache of {kv}")
+        elif not record.runs_on(settings.device):
+            notes.append(f"Left out: engine {engine} does not run on {settings.device}")
         else:
             pairs.append((engine, kv))
     if not pairs:
@@ -231,7 +226,8 @@ def _tokenizer(plan: Plan) -> tuple[Tokenizer, ChatTemplate | None]:
 
 def _format(settings: SweepSettings) -> Format:
     """Graphs for the engines that are measured, and no others."""
-    return "both" if len(settings.engines) > 1 else "onnx" if settings.engines[0] == "onnx" else "openvino"
+    formats = {find(engine).bundle_format for engine in settings.engines}
+    return formats.pop() if len(formats) == 1 else "both"
 
 
 def _hash(value: Any) -> str:

@@ -20,8 +20,8 @@ import numpy as np
 from edge.export.plan import Format
 from edge.export.text import Windows
 from edge.profiles.processes import Tell
-from edge.runtime.engines import CachePrecision, EngineName, EngineSettings
 from edge.runtime.errors import EdgeError
+from edge.runtime.settings import CachePrecision, EngineSettings
 
 GREEDY_PROMPTS, GREEDY_PROMPT_TOKENS = 8, 64  # the beginnings of so many windows, behind which text is written
 SPEED_PROMPT_TOKENS, SPEED_NEW_TOKENS = 512, 64  # behind which TTFT and decoding are timed; fewer in a short context
@@ -99,7 +99,7 @@ def measure_cell(
     tell: Tell,
     source: str,
     bundle: str,
-    engine: EngineName,
+    engine: str,
     device: str,
     kv_precision: CachePrecision | None,
     reference: str,
@@ -123,8 +123,8 @@ def measure_cell(
     found: dict[str, Any] = {"load_s": time.perf_counter() - started}
     if speed:
         tell("speed", 0, 1)
-        new = min(SPEED_NEW_TOKENS, llm.engine.max_context // 2)
-        prompt = min(SPEED_PROMPT_TOKENS, llm.engine.max_context - new)
+        new = min(SPEED_NEW_TOKENS, llm.engine.info.max_context // 2)
+        prompt = min(SPEED_PROMPT_TOKENS, llm.engine.info.max_context - new)
         found["speed"] = asdict(measure(llm, [prompt], new)[0])
         llm.clear_cache()
     tell("accuracy", 0, 1)
@@ -135,9 +135,9 @@ def measure_cell(
         chunk=chunk,
         progress=lambda done, total: tell("accuracy", done, total),
     )
-    found |= {"kv_cache": llm.engine.kv_layout["kv precision"], "accuracy": accuracy.to_json(), "divergence": None}
+    found |= {"kv_cache": llm.engine.info.kv_precision, "accuracy": accuracy.to_json(), "divergence": None}
     prompts = expected.windows.ids[:GREEDY_PROMPTS, : min(GREEDY_PROMPT_TOKENS, expected.windows.length // 2)]
-    if new := min(greedy_tokens, llm.engine.max_context - prompts.shape[1]):
+    if new := min(greedy_tokens, llm.engine.info.max_context - prompts.shape[1]):
         tell("greedy text", 0, 1)
         texts = write_greedily(llm, prompts, new)
         num_tokens = llm.tokenizer.num_tokens

@@ -14,17 +14,17 @@ know stay without effect, as its specification wants it. Properties come in the 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from edge.runtime.arrays import Ids, Logits
 from edge.runtime.errors import GenerationError, SettingsError, TokenizerError
-from edge.runtime.sampling import Ids, Logits
 
 Kind = Literal["json_schema", "json", "regex", "lark"]
 
@@ -87,8 +87,8 @@ class Constraints:
     about 1.5 s and 130 MB for GLM-4's 151,343 tokens (two cores of an AMD EPYC, llguidance 1.9.1).
     """
 
-    def __init__(self, tokenizer_json: Path, num_tokens: int, stop_ids: Collection[int]) -> None:
-        self._path = tokenizer_json
+    def __init__(self, tokenizer_json: Path | Callable[[], str], num_tokens: int, stop_ids: Collection[int]) -> None:
+        self._source = tokenizer_json
         self._num_tokens = num_tokens
         self._stop_ids = sorted(stop_ids)
 
@@ -130,10 +130,12 @@ class Constraints:
         if not self._stop_ids:
             raise SettingsError("a constraint needs a stop id to end the answer with, and this model has none")
         try:
-            text = _without_markup(self._path.read_text(encoding="utf-8"))
+            read = self._source if callable(self._source) else partial(self._source.read_text, encoding="utf-8")
+            text = _without_markup(read())
             return self._library.LLTokenizer(text, n_vocab=self._num_tokens, eos_token=self._stop_ids)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TokenizerError(f"llguidance does not read {self._path} ({_reason(str(error))})") from error
+            name = "the tokenizer" if callable(self._source) else self._source
+            raise TokenizerError(f"llguidance does not read {name} ({_reason(str(error))})") from error
 
     @cached_property
     def _special(self) -> Ids:

@@ -11,19 +11,23 @@
     ├── BundleError              a bundle is incomplete, altered, or of another schema
     │   └── VerificationError    a bundle opens, but computes something else than it should
     ├── DeviceError              an engine or device that is not there or cannot run the model
+    ├── ClosedError              a model that was closed and is still used
     ├── TokenizerError           a tokenizer or chat template that cannot be used
     ├── CacheError               a KV cache used against its rules
     │   └── SnapshotError        a prefix file that is damaged, or made for something else
     ├── DraftStoreError          a draft store that is damaged, or another tokenizer's
     └── GenerationError          a request that cannot be run
-        ├── SettingsError        a sampling or length setting outside its range
+        ├── SettingsError        a setting of the wrong type or outside its range
         ├── PromptError          an empty prompt, or messages that the template refuses
-        └── ContextLengthError   prompt and answer do not fit into the context
+        ├── ContextLengthError   prompt and answer do not fit into the context, however long one waits
+        └── CacheFullError       the KV cache has no room now; other requests hold it
 
 A message says what was given, what was expected, and what to do about it.
 """
 
 from __future__ import annotations
+
+_SHOWN = 80  # characters of a value that a message quotes
 
 
 class EdgeError(Exception):
@@ -70,6 +74,10 @@ class DeviceError(EdgeError):
     """The engine or device is not there, or cannot run this model."""
 
 
+class ClosedError(EdgeError):
+    """The model was closed and cannot be used any more."""
+
+
 class TokenizerError(EdgeError):
     """A tokenizer or chat template that cannot be used."""
 
@@ -87,11 +95,15 @@ class DraftStoreError(EdgeError):
 
 
 class GenerationError(EdgeError):
-    """A request that cannot be run."""
+    """A request that cannot be run. `param` is the setting or the path in the messages that it is about."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class SettingsError(GenerationError):
-    """A sampling or length setting is outside its range."""
+    """A setting has the wrong type or is outside its range."""
 
 
 class PromptError(GenerationError):
@@ -99,4 +111,17 @@ class PromptError(GenerationError):
 
 
 class ContextLengthError(GenerationError):
-    """Prompt and answer do not fit into the context."""
+    """Prompt and answer do not fit into the context, however long one waits."""
+
+
+class CacheFullError(GenerationError):
+    """The KV cache has no room now: other requests hold it. The same request can run later."""
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: on one line, at most 80 characters, whatever it is."""
+    try:
+        text = repr(value)
+    except Exception:  # whatever a stranger's __repr__ raises; an int of over 4,300 digits raises ValueError
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

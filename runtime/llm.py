@@ -1,50 +1,53 @@
-"""A loaded model: bundle, tokenizer, template, engine and scheduler together, ready to answer.
+"""A loaded model: tokenizer, template, engine and scheduler together, ready to answer.
 
-In: a bundle folder. Out: an `LLM` with `generate` (raw prompt), `chat` (messages) and `generate_batch`. Any number of
-answers at once, from any number of threads: whoever reads one drives all of them a step further. Knows nothing about
-how a bundle is made.
+In: a bundle folder, or an engine with a tokenizer. Out: an `LLM` with `generate` (text, token ids or a `Prompt`),
+`chat` (messages) and `generate_batch`. Any number of answers at once, from any number of threads: whoever reads one
+drives all of them a step further. Knows nothing about how a bundle is made.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, Unpack
 
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import Bundle
 from edge.runtime.chat import ChatTemplate, Message
+from edge.runtime.chunk import Answer
 from edge.runtime.constraints import Constraints
-from edge.runtime.engines import EngineSettings
 from edge.runtime.engines.choice import open_engine
-from edge.runtime.errors import BundleError, EdgeError, PromptError, SettingsError
+from edge.runtime.engines.engine import Engine
+from edge.runtime.errors import BundleError, ClosedError, EdgeError, PromptError, SettingsError, shown
 from edge.runtime.kv.prefix import PrefixStats, common_prefix
 from edge.runtime.kv.snapshot import SnapshotIdentity, open_snapshot, save_snapshot
-from edge.runtime.logprobs import TokenLogprob
-from edge.runtime.request import Chunk, FinishReason, GenerationSettings, Request, Stats
-from edge.runtime.sampling import Sampling
-from edge.runtime.scheduler import Scheduler
-from edge.runtime.speculation import Acceptance, Drafter, DraftStore, SpeculationSettings, StepCost
+from edge.runtime.prompt import Prompt
+from edge.runtime.request import Request
+from edge.runtime.rules import Whole, check_value
+from edge.runtime.runner import Runner
+from edge.runtime.scheduler import Scheduler, SchedulerStats
+from edge.runtime.settings import (
+    EngineSettings,
+    GenerationOptions,
+    GenerationSettings,
+    SpeculationSettings,
+    generation_settings,
+)
+from edge.runtime.speculation import Acceptance, Drafter, DraftStore, StepCost
+from edge.runtime.stream import Stream, read_all
 from edge.runtime.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int] | Sequence[Message]  # text, token ids, or messages
+PromptLike = str | Sequence[int] | Prompt | Sequence[Message]
 REMEMBERED_PROMPT = 32  # its last ids go to the draft store with an answer, which begins alike when it is asked again
+MAX_SAMPLES = 1024  # answers to one prompt at once
 PROBES = ("a", "\n7", "“是的”")  # user messages that share no beginning, to find what every conversation begins with
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole answer."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    stats: Stats | None = None
-    logprobs: tuple[TokenLogprob, ...] = ()
-    error: EdgeError | None = None  # where finish_reason is "error"
+logger = logging.getLogger(__name__)
 
 
 class LLM:
@@ -62,78 +65,143 @@ class LLM:
         speculation: SpeculationSettings | None = None,
         draft_store: str | Path | None = None,
     ) -> None:
-        self.bundle = bundles.open_bundle(path)
-        manifest = self.bundle.manifest
-        self.stop_ids = frozenset(manifest.stop_token_ids)
-        tokenizer_path = _required(self.bundle, bundles.TOKENIZER)
-        self.tokenizer = Tokenizer(tokenizer_path)
-        template = self.bundle.text(bundles.CHAT_TEMPLATE)
-        self.template = None if template is None else ChatTemplate(template)
+        bundle = bundles.open_bundle(path)
+        manifest = bundle.manifest
+        tokenizer = Tokenizer(_required(bundle, bundles.TOKENIZER))
+        template = bundle.text(bundles.CHAT_TEMPLATE)
         settings = settings or EngineSettings()
         if settings.reproducible is None:
             settings = replace(settings, reproducible=speculation is not None)
-        self._tokenizer_sha256 = manifest.files[bundles.TOKENIZER].sha256
-        self._speculation, self._cost, self._acceptance = speculation, StepCost(), Acceptance()
-        self._store = None if draft_store is None else DraftStore.open(Path(draft_store), self._tokenizer_sha256)
-        self._constraints = Constraints(tokenizer_path, self.tokenizer.num_tokens, self.stop_ids)
-        self.engine = open_engine(self.bundle, settings)
-        self._scheduler = Scheduler(self.engine, self._cost, _remember_in(self._store))
-        self._lock = threading.RLock()
+        self._bundle: Bundle | None = bundle
+        self._identity = SnapshotIdentity(manifest.model_sha256, manifest.files[bundles.TOKENIZER].sha256, {})
+        self._set_up(
+            lambda: open_engine(bundle, settings),
+            tokenizer,
+            None if template is None else ChatTemplate(template),
+            manifest.stop_token_ids,
+            speculation,
+            draft_store,
+        )
 
-    def generate(self, prompt: Prompt, **settings: Any) -> Stream:
-        """Continue a prompt: text, whose special tokens are recognised, or token ids, or messages to `render`.
+    @classmethod
+    def from_engine(
+        cls,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        template: ChatTemplate | None = None,
+        stop_ids: Collection[int] = (),
+        speculation: SpeculationSettings | None = None,
+        draft_store: str | Path | None = None,
+    ) -> Self:
+        """A model without a bundle: of an engine of your own, or of `edge.ScriptedEngine`. Raises as a bundle does."""
+        self = cls.__new__(cls)
+        self._bundle = None
+        digest = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+        self._identity = SnapshotIdentity(f"engine {engine.info.name}", digest, {})
+        self._set_up(lambda: engine, tokenizer, template, stop_ids, speculation, draft_store)
+        return self
+
+    def _set_up(
+        self,
+        open_engine: Callable[[], Engine],
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        stop_ids: Collection[int],
+        speculation: SpeculationSettings | None,
+        draft_store: str | Path | None,
+    ) -> None:
+        """The engine comes last: what else can be wrong is found before a model is loaded."""
+        self.tokenizer, self.template, self.stop_ids = tokenizer, template, frozenset(stop_ids)
+        self._speculation, self._cost, self._acceptance = speculation, StepCost(), Acceptance()
+        sha256 = self._identity.tokenizer_sha256
+        self._store = None if draft_store is None else DraftStore.open(Path(draft_store), sha256)
+        self._constraints = Constraints(tokenizer.to_json, tokenizer.num_tokens, self.stop_ids)
+        self.engine = open_engine()
+        info = self.engine.info
+        if speculation is not None and (info.max_step_rows == 1 or not info.can_trim):
+            self.engine.close()
+            raise SettingsError(f"the {info.name} engine cannot verify drafts; load without speculation")
+        self._identity = replace(self._identity, layout=self.engine.identity)
+        self._scheduler = Scheduler(self.engine, self._cost, _remember_in(self._store))
+        self._runner = Runner(self._scheduler)
+        self._closing, self._closed = threading.Lock(), False
+
+    def __repr__(self) -> str:
+        info, name = self.engine.info, "" if self._bundle is None else f"{self._bundle.path.name}: "
+        return f"<LLM {name}{info.name} on {info.device}, {info.max_context} tokens{' (closed)' * self._closed}>"
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that was loaded. Raises BundleError for a model made by `from_engine`."""
+        if self._bundle is None:
+            raise BundleError("this model was made of an engine and has no bundle; load one with edge.load")
+        return self._bundle
+
+    # --- Answers ------------------------------------------------------------------------------------------------------
+
+    def generate(self, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Stream:
+        """Continue a prompt: text, whose special tokens are recognised, or token ids, a `Prompt`, or messages.
 
         Keywords are the fields of `GenerationSettings` and `Sampling`. Raises SettingsError, PromptError and
         ContextLengthError. What the prompt shares with earlier ones is not computed again.
         """
-        return self._submit(self._ids_of(prompt), settings_from(**settings))
+        return self._submit(self._prompt_of(prompt), generation_settings(**options))
 
-    def chat(self, messages: Sequence[Message], **settings: Any) -> Stream:
+    def chat(self, messages: Sequence[Message], **options: Unpack[GenerationOptions]) -> Stream:
         """Answer messages like `[{"role": "user", "content": "Hello"}]`; keywords and errors as in `generate`."""
-        return self.generate(self.render(messages), **settings)
+        return self.generate(self.render(messages), **options)
 
-    def generate_batch(self, prompts: Iterable[Prompt], **settings: Any) -> list[Answer]:
+    def generate_batch(self, prompts: Iterable[PromptLike], **options: Unpack[GenerationOptions]) -> list[Answer]:
         """Answer several prompts at once, as many in one step as the KV cache holds; the answers in their order.
 
         Keywords as in `generate`; a seed is that of every answer. Raises SettingsError before anything runs. A prompt
         that cannot be answered becomes an `Answer` with its error, and the others go on.
         """
-        chosen = settings_from(**settings)
-        return _answers([self._try_submit(prompt, chosen) for prompt in prompts])
+        settings = generation_settings(**options)
+        if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
+            raise PromptError(f"prompts are {shown(prompts)}, expected a list of prompts", param="prompts")
+        return read_all([self._try_submit(prompt, settings) for prompt in prompts])
 
-    def sample(self, prompt: Prompt, n: int, **settings: Any) -> list[Answer]:
+    def sample(self, prompt: PromptLike, n: int, **options: Unpack[GenerationOptions]) -> list[Answer]:
         """`n` answers to one prompt, which is computed once. With a seed, answer i is that of seed + i alone."""
-        if n < 1:
-            raise SettingsError(f"n is {n}, expected 1 or more")
-        chosen, ids = settings_from(**settings), self._ids_of(prompt)
-        seed = chosen.sampling.seed
-        seeds = [None if seed is None else seed + i for i in range(n)]
-        each = [replace(chosen, sampling=replace(chosen.sampling, seed=seed)) for seed in seeds]
-        return _answers([self._submit(ids, one) for one in each])
+        return read_all(self.sample_streams(prompt, n, **options))
+
+    def sample_streams(self, prompt: PromptLike, n: int, **options: Unpack[GenerationOptions]) -> list[Stream]:
+        """The same as streams."""
+        number = check_value("n", Whole(1, MAX_SAMPLES), n)
+        settings, found = generation_settings(**options), self._prompt_of(prompt)
+        seed = settings.sampling.seed
+        seeds = [None if seed is None else seed + i for i in range(number)]
+        each = [replace(settings, sampling=replace(settings.sampling, seed=seed)) for seed in seeds]
+        return [self._submit(found, one) for one in each]
+
+    # --- Prompts ------------------------------------------------------------------------------------------------------
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Messages as prompt text. Raises PromptError when the template refuses them or the model has none."""
         if self.template is None:
-            raise PromptError(f"{self.bundle.path} has no chat template (a base model?); use a raw prompt instead")
+            raise PromptError("this model has no chat template (a base model?); use a raw prompt instead")
         return self.template.render(messages, add_generation_prompt=add_generation_prompt)
 
     def system_prefix(self, system: str) -> list[int]:
         """The ids that every conversation with this system message begins with."""
         message = {"role": "system", "content": system}
-        all_ids = [self._ids_of([message, {"role": "user", "content": probe}]) for probe in PROBES]
+        all_ids = [list(self._prompt_of([message, {"role": "user", "content": probe}]).ids) for probe in PROBES]
         return all_ids[0][: min(common_prefix(all_ids[0], other) for other in all_ids[1:])]
+
+    # --- Prefixes -----------------------------------------------------------------------------------------------------
 
     def pin_prefix(self, prefix: str | Sequence[int]) -> int:
         """Compute a prefix and keep it in memory whatever else comes; returns its number of tokens."""
-        ids = self._ids_of(prefix)
-        with self._lock:
-            self._compute(ids)
-            return self._scheduler.prefixes.pin(ids)
+        self._check_can_share()
+        prompt = self._computed(prefix)
+        return self._runner.between_steps(lambda: self._scheduler.prefixes.pin(prompt.cache_keys))
 
     def unpin_prefixes(self) -> None:
         """Let pinned prefixes be evicted like others."""
-        with self._lock:
-            self._scheduler.prefixes.unpin_all()
+        self._check_open()
+        self._runner.between_steps(self._scheduler.prefixes.unpin_all)
 
     def save_prefix(self, prefix: str | Sequence[int], path: str | Path, *, system: str | None = None) -> int:
         """Write the keys and values of a prefix to a file for `load_prefix`; returns its number of tokens.
@@ -143,27 +211,36 @@ class LLM:
         Raises PromptError and ContextLengthError for a prefix that cannot be computed, OutputError where the file
         cannot be written; a file that is there already stays until the new one is complete.
         """
-        ids = self._ids_of(prefix)
-        with self._lock:
-            self._compute(ids)
-            prefixes = self._scheduler.prefixes
-            sequence = prefixes.match(ids, len(ids))
-            try:
-                save_snapshot(Path(path), ids, sequence, self.engine.pool, self._identity, system)
-            finally:
-                prefixes.insert(ids, sequence, whole=True)
+        self._check_can_snapshot()
+        target = _path(path)
+        prompt = self._computed(prefix)
+        keys, prefixes = prompt.cache_keys, self._scheduler.prefixes
+        # Writing takes a while, and answers go on meanwhile: nobody else writes into the blocks of this sequence.
+        sequence = self._runner.between_steps(lambda: prefixes.match(keys, len(keys)))
+        try:
+            save_snapshot(target, keys, sequence, self.engine.pool, self._identity, system)
+        finally:
+
+            def put_back() -> None:
+                prefixes.insert(keys, sequence, whole=True)
                 sequence.free()
-        return len(ids)
+
+            self._runner.between_steps(put_back)
+        return len(keys)
 
     def load_prefix(self, path: str | Path) -> int:
         """Start prompts that begin like a saved prefix from its file, from now on; returns its number of tokens.
 
         Raises SnapshotError when the file is damaged or belongs to another model, engine or setting.
         """
-        snapshot = open_snapshot(Path(path), self._identity)
-        with self._lock:
+        self._check_can_snapshot()
+        snapshot = open_snapshot(_path(path), self._identity)
+
+        def add() -> None:
             others = [other for other in self._scheduler.snapshots if other.path != snapshot.path]
             self._scheduler.snapshots = [*others, snapshot]
+
+        self._runner.between_steps(add)
         return snapshot.num_tokens
 
     def add_document(self, text: str) -> bool:
@@ -171,16 +248,24 @@ class LLM:
 
         Raises SettingsError without a draft store.
         """
-        if self._store is None:
+        self._check_open()
+        store = self._store
+        if store is None:
             raise SettingsError("documents to draft from are kept in a draft store; load with draft_store=FILE")
-        with self._lock:
-            return self._store.add(self.tokenizer.encode(text))
+        ids = self.tokenizer.encode(text)
+        return self._runner.between_steps(lambda: store.add(ids))
+
+    # --- Figures and the end ------------------------------------------------------------------------------------------
+
+    @property
+    def stats(self) -> SchedulerStats:
+        """What runs and waits, and what the KV cache holds, as it is right now: never waits for a step."""
+        return self._runner.stats
 
     @property
     def cache_stats(self) -> PrefixStats:
-        """What the prefix cache holds and has done."""
-        with self._lock:
-            return self._scheduler.prefixes.stats
+        """What the prefix cache holds and has done, as it is right now."""
+        return self._runner.stats.prefixes
 
     @property
     def num_cached_tokens(self) -> int:
@@ -189,15 +274,32 @@ class LLM:
 
     def clear_cache(self) -> None:
         """Forget all that is kept of finished requests and not pinned."""
-        with self._lock:
+        self._check_open()
+
+        def clear() -> None:
             self._scheduler.sweep()
             self._scheduler.prefixes.clear()
 
+        self._runner.between_steps(clear)
+
     def close(self) -> None:
-        """Write the draft store, if there is one. Raises OutputError; the model may still be used."""
-        if self._store is not None:
-            with self._lock:
-                self._store.save()
+        """End every answer, write the draft store if there is one, and give back the memory of model and cache.
+
+        Raises OutputError when the store cannot be written; the memory is given back all the same. A second time
+        changes nothing. Whoever uses the model afterwards gets a ClosedError.
+        """
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+        store = self._store
+        try:
+            self._runner.between_steps(self._scheduler.cancel_all)
+            if store is not None:
+                self._runner.between_steps(store.save)
+        finally:
+            self._runner.between_steps(self.engine.close)
+            logger.info("closed %r", self)
 
     def __enter__(self) -> Self:
         return self
@@ -207,141 +309,64 @@ class LLM:
     ) -> None:
         self.close()
 
-    @property
-    def _identity(self) -> SnapshotIdentity:
-        return SnapshotIdentity(self.bundle.manifest.model_sha256, self._tokenizer_sha256, self.engine.kv_layout)
+    # --- Inside -------------------------------------------------------------------------------------------------------
 
-    def _ids_of(self, prompt: Prompt) -> list[int]:
+    def _prompt_of(self, prompt: object) -> Prompt:
+        """Raises PromptError for what is none."""
+        if isinstance(prompt, Prompt):
+            return prompt
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        messages = [part for part in prompt if isinstance(part, Mapping)]
-        if messages:
-            return self.tokenizer.encode(self.render(messages))
-        return [part for part in prompt if not isinstance(part, Mapping)]
+            return Prompt(self.tokenizer.encode(prompt))
+        if isinstance(prompt, Sequence) and prompt and all(isinstance(part, Mapping) for part in prompt):
+            return Prompt(self.tokenizer.encode(self.render(prompt)))
+        if isinstance(prompt, bytes | Mapping) or not hasattr(prompt, "__iter__"):
+            raise PromptError(
+                f"the prompt is {shown(prompt)}, expected text, a list of token ids, an edge.Prompt, or messages",
+                param="prompt",
+            )
+        return Prompt(prompt)  # type: ignore[arg-type]  # it checks what it is given
 
-    def _submit(self, ids: list[int], settings: GenerationSettings) -> Stream:
+    def _submit(self, prompt: Prompt, settings: GenerationSettings) -> Stream:
+        self._check_open()
+        prompt.check_fits(self.engine.info)
         constraint = None if settings.constraint is None else self._constraints.start(settings.constraint)
         drafter = None
         if self._speculation is not None:
-            drafter = Drafter(ids, self._speculation, self._cost, self._store, self._acceptance)
-        request = Request(ids, settings, self.tokenizer, self.stop_ids, self.engine.max_context, constraint, drafter)
-        with self._lock:
-            self._scheduler.submit(request)
-        return Stream(request, self._scheduler, self._lock)
+            drafter = Drafter(prompt.ids, self._speculation, self._cost, self._store, self._acceptance)
+        request = Request(
+            prompt, settings, self.tokenizer, self.stop_ids, self.engine.info.max_context, constraint, drafter
+        )
+        self._runner.submit(request)
+        return Stream(request, self._runner)
 
-    def _try_submit(self, prompt: Prompt, settings: GenerationSettings) -> Stream | EdgeError:
+    def _try_submit(self, prompt: object, settings: GenerationSettings) -> Stream | EdgeError:
         try:
-            return self._submit(self._ids_of(prompt), settings)
-        except SettingsError:
+            return self._submit(self._prompt_of(prompt), settings)
+        except (SettingsError, ClosedError):
             raise
         except EdgeError as error:
             return error
 
-    def _compute(self, ids: list[int]) -> None:
-        """Have the keys and values of ids in the cache."""
-        self._submit(ids, GenerationSettings(max_new_tokens=1, ignore_stop_ids=True)).answer()
+    def _computed(self, prefix: object) -> Prompt:
+        """A prefix whose keys and values are in the cache."""
+        prompt = self._prompt_of(prefix)
+        self._submit(prompt, GenerationSettings(max_new_tokens=1, ignore_stop_ids=True)).answer()
+        return prompt
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this model has been closed; load it again")
 
-class Stream:
-    """One answer as an iterator of chunks. Closing it, or leaving its `with` block, ends the answer at once."""
+    def _check_can_share(self) -> None:
+        self._check_open()
+        info = self.engine.info
+        if not (info.can_fork and info.can_trim):
+            raise SettingsError(f"the {info.name} engine cannot start several prompts from one prefix")
 
-    def __init__(self, request: Request, scheduler: Scheduler, lock: threading.RLock) -> None:
-        self._request = request
-        self._scheduler = scheduler
-        self._lock = lock
-
-    def __iter__(self) -> Stream:
-        return self
-
-    def __next__(self) -> Chunk:
-        """The next chunk, after as many steps as it takes. Raises GenerationError and DeviceError."""
-        request = self._request
-        while not request.chunks:
-            if request.cancelled:
-                raise StopIteration
-            try:
-                with self._lock:  # another reader may have made the step that was missing here
-                    if not request.chunks and not request.finished:
-                        self._scheduler.step()
-            except BaseException:
-                self.close()
-                raise
-            if request.finished and not request.chunks:
-                if request.error is not None:
-                    error, request.error = request.error, None
-                    raise error
-                raise StopIteration
-        return request.chunks.popleft()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self._request.cancelled = True  # the next step lets go of it
-
-    def close(self) -> None:
-        """Stop generating; what was computed so far stays in the cache. Never waits for a step of another thread."""
-        self._request.cancelled = True
-        self._request.chunks.clear()
-        if self._lock.acquire(blocking=False):
-            try:
-                self._scheduler.sweep()
-            finally:
-                self._lock.release()
-        self._request.chunks.clear()
-
-    def text(self) -> str:
-        """Run to the end and return the remaining text as one string."""
-        return "".join(chunk.text for chunk in self)
-
-    def answer(self) -> Answer:
-        """Run to the end and return what remains as a whole."""
-        chunks = list(self)
-        last = chunks[-1] if chunks else Chunk("", finish_reason="cancelled")
-        return Answer(
-            "".join(chunk.text for chunk in chunks),
-            tuple(i for chunk in chunks for i in chunk.token_ids),
-            last.finish_reason or "cancelled",
-            last.stats,
-            tuple(entry for chunk in chunks for entry in chunk.logprobs),
-        )
-
-
-def settings_from(**values: Any) -> GenerationSettings:
-    """`GenerationSettings` from flat keywords, sampling included. Raises SettingsError for an unknown one."""
-    sampling_names = {field.name for field in fields(Sampling)}
-    names = {field.name for field in fields(GenerationSettings)} - {"sampling"}
-    refuse_unknown(values, sampling_names | names)
-    sampling = Sampling(**{name: value for name, value in values.items() if name in sampling_names})
-    rest = {name: value for name, value in values.items() if name in names}
-    for name in ("stop", "stop_token_ids"):
-        if isinstance(value := rest.get(name), list):
-            rest[name] = tuple(value)
-    return GenerationSettings(sampling=sampling, **rest)
-
-
-def refuse_unknown(names: Iterable[str], known: Set[str]) -> None:
-    """Raises SettingsError, listing the known settings, when one of `names` is not among them."""
-    if unknown := set(names) - known:
-        raise SettingsError(f"unknown setting {min(unknown)!r}, known are {', '.join(sorted(known))}")
-
-
-def _answers(streams: Sequence[Stream | EdgeError]) -> list[Answer]:
-    """Read all streams to their ends; an error becomes an answer of its own."""
-    found: list[Answer] = []
-    for stream in streams:
-        try:
-            if isinstance(stream, EdgeError):
-                raise stream
-            found.append(stream.answer())
-        except EdgeError as error:
-            found.append(Answer("", (), "error", error=error))
-    return found
+    def _check_can_snapshot(self) -> None:
+        self._check_can_share()
+        if not self.engine.info.can_snapshot:
+            raise SettingsError(f"the {self.engine.info.name} engine has no keys and values to write or read")
 
 
 def _remember_in(store: DraftStore | None) -> Callable[[Request], None]:
@@ -359,3 +384,10 @@ def _required(bundle: Bundle, name: str) -> Path:
     if path is None:
         raise BundleError(f"{bundle.path} holds no {name}; export the bundle again")
     return path
+
+
+def _path(path: object) -> Path:
+    """Raises SettingsError for what is no path."""
+    if not isinstance(path, str | Path) or not str(path):
+        raise SettingsError(f"the path is {shown(path)}, expected the name of a file", param="path")
+    return Path(path)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge.runtime.sampling import Logits, kth_largest
+from edge.runtime.arrays import Logits
+from edge.runtime.sampling import kth_largest
 
 
 @dataclass(frozen=True, slots=True)

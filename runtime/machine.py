@@ -36,6 +36,11 @@ def available_bytes() -> int:
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
+def family_of(device: str) -> str:
+    """The kind of a device: "GPU" of "gpu.1"."""
+    return device.split(".", maxsplit=1)[0].upper()
+
+
 def processor_name() -> str:
     """What the processor calls itself."""
     try:

@@ -1,7 +1,6 @@
-"""One answer in the making: from rows of logits to token ids, text and frozen `Chunk`s.
+"""One answer under way: its prompt, what has been chosen so far, and the chunks that came of it.
 
-In: prompt ids and settings, then the logits of one step after another. Out: chunks, the last of which carries a finish
-reason and figures. Knows nothing about engines, and of the KV cache only that there is a sequence.
+In: a prompt and settings; then logits, step by step. Out: chunks. Knows nothing about engines, or what else runs.
 """
 
 from __future__ import annotations
@@ -9,101 +8,35 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from edge.runtime.constraints import Constraint, ConstraintState
+from edge.runtime.arrays import Ids, Logits
+from edge.runtime.chunk import Chunk, FinishReason, Stats, StoppedBy
+from edge.runtime.constraints import ConstraintState
 from edge.runtime.detokenizer import Detokenizer
+from edge.runtime.engines.engine import Inputs
 from edge.runtime.errors import ContextLengthError, EdgeError, PromptError, SettingsError
-from edge.runtime.kv.pool import Sequence as CachedSequence
+from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.logprobs import TokenLogprob, token_logprob
-from edge.runtime.sampling import Sampler, Sampling
+from edge.runtime.prompt import Prompt
+from edge.runtime.sampling import Sampler
+from edge.runtime.settings import GenerationSettings
 from edge.runtime.speculation import Drafter
 from edge.runtime.stops import StopStrings
 from edge.runtime.tokenizer import Tokenizer
 
-FinishReason = Literal["stop", "length", "deadline", "cancelled", "error"]
-MAX_LOGPROBS = 20  # alternatives a token, as in OpenAI's protocol
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationSettings:
-    """What one answer may be. Raises SettingsError for a value outside its range."""
-
-    max_new_tokens: int = 512
-    min_new_tokens: int = 0  # stop ids are not chosen before
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: tuple[str, ...] = ()  # stop strings, not shown; they may span tokens
-    stop_token_ids: tuple[int, ...] = ()  # besides those of the model
-    deadline_s: float | None = None  # seconds from the request
-    ignore_stop_ids: bool = False  # for benchmarks: always generate max_new_tokens
-    logprobs: int | None = None  # log-probabilities of the chosen tokens and of so many best ones; None: of none
-    constraint: Constraint | None = None  # a JSON schema, regex or grammar that the text follows
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise SettingsError(f"max_new_tokens is {self.max_new_tokens}, expected 1 or more")
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
-            raise SettingsError(
-                f"min_new_tokens is {self.min_new_tokens}, expected 0 to max_new_tokens, {self.max_new_tokens}"
-            )
-        if self.deadline_s is not None and not self.deadline_s > 0:
-            raise SettingsError(f"deadline_s is {self.deadline_s}, expected a number of seconds above 0")
-        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
-            raise SettingsError(f"logprobs is {self.logprobs}, expected 0 to {MAX_LOGPROBS}, or none")
-        if negative := [token_id for token_id in self.stop_token_ids if token_id < 0]:
-            raise SettingsError(f"stop_token_ids holds {negative[0]}, expected token ids, 0 or more")
-        if self.constraint is not None and self.ignore_stop_ids:
-            raise SettingsError("ignore_stop_ids goes on where a constraint ends the answer; give one of the two")
-        StopStrings(self.stop)
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Figures of one answer."""
-
-    prompt_tokens: int
-    cached_tokens: int  # prompt tokens that were in the KV cache already
-    new_tokens: int
-    ttft_ms: float  # from the request to the first token
-    tpot_ms: float  # mean time per token after the first step; 0 where there is only one
-    drafted_tokens: int = 0  # by speculation
-    accepted_tokens: int = 0  # of those
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Decode speed; 0 where there is only one token."""
-        return 1000 / self.tpot_ms if self.tpot_ms else 0.0
-
-
-class Prefill(NamedTuple):
-    """How much of a long prompt is read."""
-
-    done: int  # tokens
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """What one step added. Text can be empty while a character or a stop string is open, or a long prompt is read."""
-
-    text: str
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()  # of each token, where they were asked for
-    prefill: Prefill | None = None  # while a long prompt is read
-    finish_reason: FinishReason | None = None  # set on the last chunk only
-    stats: Stats | None = None  # set on the last chunk only
-
 
 class Request:
-    """A prompt and what has come of it. The scheduler owns `sequence`; `chunks` are for whoever reads the answer."""
+    """A prompt and what has come of it.
+
+    The scheduler owns `sequence`, `arrival`, `overtaken` and `preemptions`; `chunks` are for whoever reads the answer,
+    and `cancelled` is for whoever wants no more of it. These two may be touched by any thread.
+    """
 
     def __init__(
         self,
-        prompt_ids: list[int],
+        prompt: Prompt,
         settings: GenerationSettings,
         tokenizer: Tokenizer,
         stop_ids: Collection[int],
@@ -112,22 +45,29 @@ class Request:
         drafter: Drafter | None = None,
     ) -> None:
         """Raises PromptError, ContextLengthError and SettingsError for what cannot be run."""
-        check_prompt(prompt_ids, tokenizer, max_context)
-        self.ids = list(prompt_ids)  # of prompt and answer
-        self.num_prompt_tokens = len(prompt_ids)
-        self.max_tokens = min(len(prompt_ids) + settings.max_new_tokens, max_context)  # of prompt and answer
+        check_prompt(prompt, tokenizer, max_context)
+        self.prompt = prompt
+        self.ids = list(prompt.ids)  # of prompt and answer
+        self.keys = list(prompt.cache_keys)  # the same for the cache
+        self.num_prompt_tokens = len(self.ids)
+        limit = settings.max_new_tokens
+        # Tokens of prompt and answer at most.
+        self.max_tokens = max_context if limit is None else min(self.num_prompt_tokens + limit, max_context)
         self.settings = settings
         self.drafter = drafter
         self.constraint = constraint
-        self.sequence: CachedSequence | None = None  # holds the first num_tokens of ids
+        self.sequence: CacheSequence | None = None  # holds the first num_tokens of ids
         self.cached_tokens = 0
+        self.arrival = -1  # its place among all requests
+        self.overtaken = 0  # how many later ones were admitted while this one waited
+        self.preemptions = 0
         self.chunks: deque[Chunk] = deque()
         self.error: EdgeError | None = None
         self.finished = False
-        self.cancelled = False  # whoever reads the answer wants no more
+        self.cancelled = False
         self._num_tokens = tokenizer.num_tokens  # padding rows of the embedding beyond it are never chosen
         self._stop_ids = frozenset(stop_ids) | frozenset(settings.stop_token_ids)
-        self._sampler = Sampler(settings.sampling, prompt_ids, tokenizer.num_tokens)
+        self._sampler = Sampler(settings.sampling, self.ids, tokenizer.num_tokens)
         self._detokenizer, self._stops = Detokenizer(tokenizer), StopStrings(settings.stop)
         self._started = time.perf_counter()
         self._first_step: tuple[float, int] | None = None  # when it ended, and its tokens
@@ -148,31 +88,57 @@ class Request:
         deadline_s = self.settings.deadline_s
         return deadline_s is not None and time.perf_counter() - self._started > deadline_s
 
+    @property
+    def has_news(self) -> bool:
+        """Whether a reader finds a chunk or the end."""
+        return bool(self.chunks) or self.finished or self.cancelled
+
+    def inputs(self, begin: int, end: int) -> Inputs:
+        """What tokens of prompt and answer from `begin` on, before `end`, are besides their ids."""
+        inside = self.prompt.inputs(begin, min(end, self.num_prompt_tokens))
+        if self.prompt.positions is None or end <= self.num_prompt_tokens:
+            return inside
+        later = (
+            self.prompt.next_position
+            - self.num_prompt_tokens
+            + np.arange(max(begin, self.num_prompt_tokens), end, dtype=np.int64)
+        )
+        prompt_part = np.zeros(0, np.int64) if inside.positions is None else inside.positions
+        return Inputs(np.concatenate([prompt_part, later]), inside.embeddings)
+
+    def positions(self, begin: int, count: int) -> Ids | None:
+        """Positions of `count` tokens of the answer from `begin` on; None where they are their places."""
+        return None if self.prompt.positions is None else self.inputs(begin, begin + count).positions
+
     def draft(self) -> list[int]:
-        """Ids that the next step should verify behind the last one chosen."""
+        """Ids that the next step should verify after the last one chosen."""
         if self.drafter is None:
             return []
         forced = () if self.constraint is None else self.constraint.forced()
         return self.drafter.draft(self.remaining, forced)
 
-    def accept(self, rows: npt.NDArray[np.float32], draft: Sequence[int] = ()) -> None:
+    def accept(self, rows: Logits, draft: Sequence[int] = ()) -> None:
         """Choose a token from one row after another, for as long as each is the one that was drafted.
 
         rows: (1 + drafted, vocab). Raises EdgeError where a constraint cannot be followed.
         """
         taken: list[int] = []
         logprobs: list[TokenLogprob] = []
-        text, reason = "", None
+        text = ""
+        reason: FinishReason | None = None
+        stopped_by: StoppedBy | None = None
         for i, row in enumerate(rows[:, : self._num_tokens]):
             token_id = self._choose(row)
             taken.append(token_id)
             self.ids.append(token_id)
+            self.keys.append(token_id)
             if self.settings.logprobs is not None:
                 logprobs.append(token_logprob(row, token_id, self.settings.logprobs))
             is_stop = token_id in self._stop_ids and not self.settings.ignore_stop_ids
             if not is_stop:
                 text += self._stops.push(self._detokenizer.push(token_id))
-            reason = self._reason_to_end(is_stop)
+            stopped_by = self._stop_after(token_id, is_stop)
+            reason = "stop" if stopped_by is not None else None if self.remaining > 0 else "length"
             if reason is not None or i == len(draft) or token_id != draft[i]:
                 break
         if self._first_step is None:
@@ -182,7 +148,7 @@ class Request:
         if reason is None:
             self.chunks.append(Chunk(text, tuple(taken), tuple(logprobs)))
         else:
-            self.finish(reason, text, taken, logprobs)
+            self.finish(reason, text, taken, logprobs, stopped_by)
 
     def finish(
         self,
@@ -190,11 +156,21 @@ class Request:
         text: str = "",
         token_ids: Sequence[int] = (),
         logprobs: Sequence[TokenLogprob] = (),
+        stopped_by: StoppedBy | None = None,
     ) -> None:
         """End the answer: the last chunk."""
         if not self._stops.stopped:
             text += self._stops.push(self._detokenizer.finish()) + self._stops.finish()
-        self.chunks.append(Chunk(text, tuple(token_ids), tuple(logprobs), None, reason, self._stats()))
+        self.chunks.append(
+            Chunk(
+                text,
+                tuple(token_ids),
+                tuple(logprobs),
+                finish_reason=reason,
+                stopped_by=stopped_by,
+                stats=self._stats(),
+            )
+        )
         self.finished = True
 
     def fail(self, error: EdgeError) -> None:
@@ -202,7 +178,7 @@ class Request:
         self.error = error
         self.finished = True
 
-    def _choose(self, row: npt.NDArray[np.float32]) -> int:
+    def _choose(self, row: Logits) -> int:
         logits = self._sampler.process(row)
         if self.constraint is not None:
             logits = self.constraint.mask(logits)
@@ -210,17 +186,22 @@ class Request:
             logits = logits.copy()
             logits[[i for i in self._stop_ids if i < logits.size]] = -np.inf
             if self.constraint is not None and not np.isfinite(logits).any():
-                raise SettingsError(f"the constraint ends before min_new_tokens, {self.settings.min_new_tokens}")
+                raise SettingsError(
+                    f"the constraint ends before min_new_tokens, {self.settings.min_new_tokens}", param="min_new_tokens"
+                )
         token_id = self._sampler.choose(logits)
         self._sampler.observe(token_id)
         if self.constraint is not None:
             self.constraint.advance(token_id)
         return token_id
 
-    def _reason_to_end(self, is_stop: bool) -> FinishReason | None:
-        if is_stop or self._stops.stopped or (self.constraint is not None and self.constraint.finished):
-            return "stop"
-        return None if self.remaining else "length"
+    def _stop_after(self, token_id: int, is_stop: bool) -> StoppedBy | None:
+        """What the model or the settings stopped the answer with, if they did."""
+        if is_stop:
+            return StoppedBy(token_id=token_id)
+        if self._stops.found is not None:
+            return StoppedBy(text=self._stops.found)
+        return StoppedBy() if self.constraint is not None and self.constraint.finished else None
 
     def _stats(self) -> Stats:
         first_at, first_tokens = self._first_step or (self._started, 0)
@@ -234,17 +215,22 @@ class Request:
             tpot_ms=(time.perf_counter() - first_at) * 1000 / later if later else 0.0,
             drafted_tokens=0 if self.drafter is None else self.drafter.drafted,
             accepted_tokens=0 if self.drafter is None else self.drafter.accepted,
+            preemptions=self.preemptions,
         )
 
 
-def check_prompt(prompt_ids: list[int], tokenizer: Tokenizer, max_context: int) -> None:
+def check_prompt(prompt: Prompt, tokenizer: Tokenizer, max_context: int) -> None:
     """Raises PromptError for an empty prompt or an unknown id, ContextLengthError when no token of answer would fit."""
-    if not prompt_ids:
-        raise PromptError("the prompt is empty; give at least one token of text")
-    if unknown := [i for i in prompt_ids if not 0 <= i < tokenizer.num_tokens]:
-        raise PromptError(f"token id {unknown[0]} is not in the vocabulary, expected 0 to {tokenizer.num_tokens - 1}")
-    if len(prompt_ids) >= max_context:
+    count = len(prompt.ids)
+    if not count:
+        raise PromptError("the prompt is empty; give at least one token of text", param="prompt")
+    if (largest := max(prompt.ids)) >= tokenizer.num_tokens:
+        raise PromptError(
+            f"token id {largest} is not in the vocabulary, expected 0 to {tokenizer.num_tokens - 1}", param="prompt"
+        )
+    if count >= max_context:
         raise ContextLengthError(
-            f"the prompt has {len(prompt_ids)} tokens and the context holds {max_context}, the answer included; "
-            "use a shorter prompt, or load with a larger max_context or KV cache"
+            f"the prompt has {count} tokens and the context holds {max_context}, the answer included; "
+            "use a shorter prompt, or load with a larger max_context or KV cache",
+            param="prompt",
         )

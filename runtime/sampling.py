@@ -10,55 +10,17 @@ has not, follow the repetition penalty. Temperature 0 is greedy: bias and penalt
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from edge.runtime.arrays import Ids, Logits
 from edge.runtime.errors import SettingsError
+from edge.runtime.settings import Sampling
 
-Logits = npt.NDArray[np.float32]  # (vocab,)
-Ids = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How a token is chosen. Raises SettingsError for a value of the wrong kind or outside its range."""
-
-    temperature: float = 0.0  # 0 is greedy
-    top_k: int = 0  # keep the k best; 0 keeps all
-    top_p: float = 1.0  # keep the smallest set of best tokens with this much probability (Holtzman et al. 2019)
-    min_p: float = 0.0  # keep tokens with at least this share of the best one's probability
-    typical_p: float = 1.0  # keep this much probability, nearest to the entropy first (Meister et al. 2022); 1: all
-    repetition_penalty: float = 1.0  # > 1: ids of prompt and answer become less likely (Keskar et al. 2019, CTRL)
-    presence_penalty: float = 0.0  # taken off the logit of every id of the answer (OpenAI's API)
-    frequency_penalty: float = 0.0  # the same, times how often the id stands in the answer (OpenAI's API)
-    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()  # added to logits; kept as sorted pairs
-    seed: int | None = None  # None draws a fresh one
-
-    def __post_init__(self) -> None:
-        inclusive = [
-            ("temperature", self.temperature, 0, sys.float_info.max, "a number from 0 up"),
-            ("min_p", self.min_p, 0, 1, "a number from 0 to 1"),
-            ("repetition_penalty", self.repetition_penalty, 0.01, 100, "a number from 0.01 to 100; 1 is none"),
-            ("presence_penalty", self.presence_penalty, -2, 2, "a number from -2 to 2"),
-            ("frequency_penalty", self.frequency_penalty, -2, 2, "a number from -2 to 2"),
-        ]
-        for name, value, low, high, expected in inclusive:
-            if not _inside(value, low, high):
-                raise SettingsError(f"{name} is {value!r}, expected {expected}")
-        for name, value in (("top_p", self.top_p), ("typical_p", self.typical_p)):
-            if not _inside(value, 0, 1) or value == 0:
-                raise SettingsError(f"{name} is {value!r}, expected a number above 0 and at most 1")
-        if not (_is_whole(self.top_k) and self.top_k >= 0):
-            raise SettingsError(f"top_k is {self.top_k!r}, expected a whole number, 0 or more")
-        if self.seed is not None and not (_is_whole(self.seed) and self.seed >= 0):
-            raise SettingsError(f"seed is {self.seed!r}, expected a whole number, 0 or more, or none")
-        object.__setattr__(self, "logit_bias", _bias_pairs(self.logit_bias))
 
 
 class Candidates(NamedTuple):
@@ -81,7 +43,9 @@ class Sampler:
         self._rng = np.random.default_rng(settings.seed)
         bias = dict(settings.logit_bias)
         if bias and max(bias) >= vocab_size:
-            raise SettingsError(f"logit_bias holds token id {max(bias)}, expected 0 to {vocab_size - 1}")
+            raise SettingsError(
+                f"logit_bias holds token id {max(bias)}, expected 0 to {vocab_size - 1}", param="logit_bias"
+            )
         self._bias_ids = np.fromiter(bias.keys(), np.int64)
         self._bias = np.fromiter(bias.values(), np.float32)
         self._seen: npt.NDArray[np.bool_] | None = None  # (vocab,) whether an id stands in prompt or answer
@@ -229,33 +193,3 @@ def _from_the_top(weights: Doubles) -> Iterator[Ids]:
     for floor in (1e-2, 1e-3, 1e-4, 1e-5):
         yield np.flatnonzero(weights >= floor)
     yield np.arange(weights.size)
-
-
-def _inside(value: object, low: float, high: float) -> bool:
-    """Whether something is a number from low to high; NaN is not."""
-    if isinstance(value, np.integer | np.floating):
-        value = value.item()
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _bias_pairs(bias: Mapping[int, float] | tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
-    """Checked and sorted pairs, which unlike a mapping can be hashed."""
-    expected = "expected a mapping of token ids to numbers from -100 to 100"
-    if not isinstance(bias, Mapping | tuple):
-        raise SettingsError(f"logit_bias is {bias!r}, {expected}")
-    pairs = tuple(bias.items()) if isinstance(bias, Mapping) else bias
-    for pair in pairs:
-        if not (isinstance(pair, tuple) and len(pair) == 2):
-            raise SettingsError(f"logit_bias holds {pair!r}, {expected}")
-        token_id, value = pair
-        if not (_is_whole(token_id) and token_id >= 0):
-            raise SettingsError(f"logit_bias holds the token id {token_id!r}, {expected}")
-        if not _inside(value, -100, 100):
-            raise SettingsError(f"logit_bias of token id {token_id} is {value!r}, {expected}")
-    if len({token_id for token_id, _ in pairs}) < len(pairs):
-        raise SettingsError(f"logit_bias names a token id twice, {expected}")
-    return tuple(sorted((int(token_id), float(value)) for token_id, value in pairs))

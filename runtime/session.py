@@ -8,10 +8,12 @@ about terminals.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Unpack
 
-from edge.runtime.llm import LLM, Stream
-from edge.runtime.request import Chunk
+from edge.runtime.chunk import Chunk
+from edge.runtime.llm import LLM
+from edge.runtime.settings import GenerationOptions
+from edge.runtime.stream import Stream
 
 
 class ChatSession:
@@ -35,7 +37,7 @@ class ChatSession:
         """Tokens of the conversation so far."""
         return len(self._ids)
 
-    def send(self, content: str, **settings: Any) -> Generator[Chunk, None, None]:
+    def send(self, content: str, **options: Unpack[GenerationOptions]) -> Generator[Chunk, None, None]:
         """Answer one more user message; keywords and errors as in `LLM.generate`.
 
         Closing the iterator early keeps what was answered so far. A message that is refused leaves no trace.
@@ -43,7 +45,7 @@ class ChatSession:
         messages = [*self.messages, {"role": "user", "content": content}]
         prompt = self._llm.render(messages)
         prompt_ids = self._continue(prompt)
-        stream = self._llm.generate(prompt_ids, **settings)
+        stream = self._llm.generate(prompt_ids, **options)
         return self._answer(stream, messages, prompt, prompt_ids)
 
     def _continue(self, prompt: str) -> list[int]:

@@ -8,28 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edge.runtime.errors import SettingsError
-
 
 class StopStrings:
     """Cuts a stream of text at the first stop string; the stop string itself is not shown."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        if any(not stop for stop in stops):
-            raise SettingsError("stop strings hold an empty one; give text, or leave it out")
+        assert not isinstance(stops, str), "a text is not a list of stop strings"
+        assert all(stops), "an empty stop string"
         self._stops = tuple(stops)
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None  # the stop string that ended the text
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come; nothing more is shown then."""
+        return self.found is not None
 
     def push(self, text: str) -> str:
-        """What may be shown now. After a stop string, `stopped` is true and nothing more is shown."""
+        """What may be shown now."""
         if self.stopped or not self._stops:
             return "" if self.stopped else text
         self._held += text
-        found = [index for stop in self._stops if (index := self._held.find(stop)) >= 0]
+        found = [(index, stop) for stop in self._stops if (index := self._held.find(stop)) >= 0]
         if found:
-            self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
+            index, self.found = min(found)
+            shown, self._held = self._held[:index], ""
             return shown
         keep = max(_open_prefix(self._held, stop) for stop in self._stops)
         shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]

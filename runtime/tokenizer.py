@@ -6,10 +6,10 @@ without added special tokens: rendered chat text carries its own, and GLM's post
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tokenizers
 
@@ -23,8 +23,23 @@ class Tokenizer:
     """
 
     def __init__(self, path: Path) -> None:
+        self._open(lambda: tokenizers.Tokenizer.from_file(str(path)), str(path))
+
+    @classmethod
+    def from_text(cls, tokenizer_json: str) -> Self:
+        """Of the content of a tokenizer.json."""
+        self = cls.__new__(cls)
+        self._open(lambda: tokenizers.Tokenizer.from_str(tokenizer_json), "the text")
+        return self
+
+    def to_json(self) -> str:
+        """The content of a tokenizer.json of the same tokenizer."""
+        text: str = self._tokenizer.to_str()
+        return text
+
+    def _open(self, read: Callable[[], Any], path: str) -> None:
         try:
-            self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer: Any = read()
         except Exception as error:  # tokenizers raises plain Exception
             raise TokenizerError(f"{path} does not read as a tokenizer.json ({error})") from error
         decoder = type(self._tokenizer.decoder).__name__

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.runtime import bundle as bundles
-from edge.runtime.engines import EngineName, EngineSettings
 from edge.runtime.engines.choice import engines_for, open_engine
 from edge.runtime.errors import BundleError, VerificationError
-from edge.runtime.kv.pool import Sequence
+from edge.runtime.kv.pool import CacheSequence
+from edge.runtime.settings import EngineSettings
 
 Logits = npt.NDArray[np.float32]  # (rows, vocab)
 
@@ -46,7 +46,7 @@ def verify(
     return tuple(_verify_engine(bundle, engine, device) for engine in engines_for(bundle, device))
 
 
-def _verify_engine(bundle: bundles.Bundle, engine: EngineName, device: str) -> Report:
+def _verify_engine(bundle: bundles.Bundle, engine: str, device: str) -> Report:
     ids, float_logits, stored = _golden(bundle)
     usual = EngineSettings(engine, device)
     exact = replace(usual, inference_precision="f32", kv_precision="f32", dynamic_quantization_group=0)
@@ -71,14 +71,15 @@ def kl_divergence(reference: Logits, other: Logits) -> float:
 def _last_rows(bundle: bundles.Bundle, ids: npt.NDArray[np.int64], count: int, settings: EngineSettings) -> Logits:
     """Logits of the last `count` tokens, decoded one by one so that the KV cache takes part."""
     engine = open_engine(bundle, settings)
-    sequence = Sequence(engine.pool)
+    sequence = CacheSequence(engine.pool)
     prompt = ids.size - count
     if prompt:
         engine.forward(ids[:prompt], sequence, np.array([0], np.int64))
-    rows = [
-        engine.forward(ids[i : i + 1], sequence, np.array([0], np.int64))[0].copy() for i in range(prompt, ids.size)
-    ]
-    return np.stack(rows)
+    rows = np.stack(
+        [engine.forward(ids[i : i + 1], sequence, np.array([0], np.int64))[0].copy() for i in range(prompt, ids.size)]
+    )
+    engine.close()
+    return rows
 
 
 def _golden(bundle: bundles.Bundle) -> tuple[npt.NDArray[np.int64], Logits, Logits]:

@@ -67,12 +67,12 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "bundle": str(args.bundle),
         "recipe": manifest.recipe,
-        "engine": llm.engine.name,
+        "engine": llm.engine.info.name,
         "device": args.device,
         "load_s": round(load_s, 3),
         "weight_bytes": manifest.weight_bytes,
         "bits_per_weight": manifest.bits_per_weight,
-        "kv_bytes_per_token": llm.engine.kv_bytes_per_token,
+        "kv_bytes_per_token": llm.engine.info.kv_bytes_per_token,
         "peak_rss_bytes": peak_rss_bytes(),
         "versions": dict(manifest.versions),
         "results": [dataclasses.asdict(result) for result in results],
@@ -83,8 +83,8 @@ def _compare(args: argparse.Namespace) -> int:
     """Every engine that can run, each in a fresh process: load, memory and first runs are then its own."""
     from edge.commands.console import print_json
     from edge.runtime.bundle import open_bundle
-    from edge.runtime.engines import EngineSettings
     from edge.runtime.engines.choice import choose, engines_for
+    from edge.runtime.settings import EngineSettings
 
     bundle = open_bundle(args.bundle)
     reports = [_in_process(args, engine) for engine in engines_for(bundle, args.device)]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from edge.commands import options
 
 if TYPE_CHECKING:
+    from edge.runtime.chunk import Stats
     from edge.runtime.llm import LLM
-    from edge.runtime.request import Stats
     from edge.runtime.session import ChatSession
 
 
@@ -29,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from edge.api import load
-    from edge.runtime.llm import settings_from
+    from edge.runtime.settings import generation_settings
 
     settings = options.generation_settings(args)
-    settings_from(**settings)
+    generation_settings(**settings)
     llm = load(args.bundle, **options.reuse_settings(args, options.engine_settings(args)))
     options.prepare(llm, args)
     with llm:
@@ -48,7 +48,7 @@ def _talk(args: argparse.Namespace, llm: LLM, settings: dict[str, Any]) -> None:
     if sys.stdin.isatty():
         import readline  # noqa: F401  (line editing and history for input())
 
-        print(f"{args.bundle}: {llm.engine.max_context} tokens of context; /reset, /stats, /exit", file=sys.stderr)
+        print(f"{args.bundle}: {llm.engine.info.max_context} tokens of context; /reset, /stats, /exit", file=sys.stderr)
     stats: Stats | None = None
     while True:
         try:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from edge.export.stages import Progress
-    from edge.runtime.request import Chunk
+    from edge.runtime.chunk import Chunk
 
 NUMBER = re.compile(r"[\d.,]+( [kMG]?B)?")  # with or without a unit of bytes
 

@@ -28,9 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from edge.commands.console import export_progress, human_bytes, peak_rss_bytes, show_answer
     from edge.export.pipeline import export, is_export_of
-    from edge.runtime.llm import LLM, settings_from
+    from edge.runtime.llm import LLM
+    from edge.runtime.settings import generation_settings
 
-    settings_from(max_new_tokens=args.max_new_tokens)
+    generation_settings(max_new_tokens=args.max_new_tokens)
     source = find_checkpoint()
     out = Path(args.out) if args.out else _cache_folder() / f"smollm2-135m-{RECIPE}"
     export_s = 0.0

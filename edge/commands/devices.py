@@ -15,11 +15,11 @@ def run(args: argparse.Namespace) -> int:
 
     devices = find_devices()
     if args.json:
-        rows = [{"name": d.name, "full_name": d.full_name, "engines": d.engines} for d in devices]
+        rows = [{"name": d.name, "full_name": d.full_name, "engines": engines} for d, engines in devices.items()]
         print_json({"devices": rows})
         return 0
     print_table(
         ["device", "engines", "what it is"],
-        ([d.name, ", ".join(d.engines) or "none yet", d.full_name] for d in devices),
+        ([d.name, ", ".join(engines) or "none yet", d.full_name] for d, engines in devices.items()),
     )
     return 0

@@ -57,10 +57,16 @@ def _build(args: argparse.Namespace) -> int:
     size = out.stat().st_size
     if args.json:
         print_json(
-            {"path": str(out), "tokens": tokens, "bytes": size, "seconds": round(seconds, 3), "engine": llm.engine.name}
+            {
+                "path": str(out),
+                "tokens": tokens,
+                "bytes": size,
+                "seconds": round(seconds, 3),
+                "engine": llm.engine.info.name,
+            }
         )
         return 0
-    print(f"{out}: {tokens} tokens, {human_bytes(size)}, computed with {llm.engine.name} in {seconds:.1f} s")
+    print(f"{out}: {tokens} tokens, {human_bytes(size)}, computed with {llm.engine.info.name} in {seconds:.1f} s")
     return 0
 
 

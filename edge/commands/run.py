@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from edge.api import load
     from edge.commands.console import print_json, show_answer
     from edge.runtime.errors import PromptError, SettingsError
-    from edge.runtime.llm import settings_from
+    from edge.runtime.settings import generation_settings
 
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     if not prompt.strip():
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.raw and args.system is not None:
         raise SettingsError("--system needs the chat template, and --raw goes without it; give one of the two")
     settings = options.generation_settings(args)
-    settings_from(**settings)  # refuse a bad value before loading the model
+    generation_settings(**settings)  # refuse a bad value before loading the model
 
     started = time.perf_counter()
     llm = load(args.bundle, **options.reuse_settings(args, options.engine_settings(args, prompt)))
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             "new_tokens": chunk.stats.new_tokens,
             "drafted_tokens": chunk.stats.drafted_tokens,
             "accepted_tokens": chunk.stats.accepted_tokens,
-            "engine": llm.engine.name,
+            "engine": llm.engine.info.name,
             "load_s": round(load_s, 3),
             "ttft_ms": round(chunk.stats.ttft_ms, 1),
             "tokens_per_second": round(chunk.stats.tokens_per_second, 2),

@@ -1,39 +1,43 @@
 """Which engine runs a bundle, and where: the one place where that is decided.
 
-In: a bundle and settings. Out: an open `Engine`. An engine's package is imported when the engine is opened, so that it
-may be missing.
+In: a bundle, settings and the registry. Out: an open `Engine`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib.util import find_spec
+import logging
 
-from edge.runtime import bundle as bundles
-from edge.runtime.bundle import Bundle, OnnxKernels
-from edge.runtime.engines import Engine, EngineName, EngineSettings, cache_budget
+from edge.runtime.bundle import Bundle
+from edge.runtime.engines.engine import Engine
+from edge.runtime.engines.limits import cache_budget
+from edge.runtime.engines.registry import ENGINES, Device, EngineRecord, find
 from edge.runtime.errors import BundleError, DeviceError
-from edge.runtime.machine import processor_name
+from edge.runtime.settings import EngineSettings
 
-PACKAGES: dict[EngineName, str] = {"onnx": "onnxruntime", "openvino": "openvino"}  # engine -> what it needs
 LONG_PROMPT = 1500  # tokens, from where on OpenVINO's faster prefill makes up for its longer start
 
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A device of this machine."""
-
-    name: str
-    full_name: str
-    engines: tuple[EngineName, ...]  # that run on it
+logger = logging.getLogger(__name__)
 
 
 def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
     """The engine for a bundle. Raises BundleError, DeviceError and SettingsError."""
-    return (_open_onnx if choose(bundle, settings) == "onnx" else _open_openvino)(bundle, settings)
+    record = find(choose(bundle, settings))
+    if not record.holds(bundle):
+        others = [other.name for other in ENGINES.values() if other.holds(bundle)]
+        use = f"use --engine {' or '.join(others)}, or " if others else ""
+        raise BundleError(
+            f"{bundle.path} holds nothing that the {record.name} engine runs; {use}export it with --format "
+            f"{record.bundle_format} or both"
+        )
+    if not record.installed:
+        raise DeviceError(f"the {record.name} engine needs {record.package}, which is not installed; {record.advice}")
+    engine = record.open(bundle, settings)
+    info = engine.info
+    logger.info("%s: engine %s on %s, %d tokens of context", bundle.path, info.name, info.device, info.max_context)
+    return engine
 
 
-def choose(bundle: Bundle, settings: EngineSettings) -> EngineName:
+def choose(bundle: Bundle, settings: EngineSettings) -> str:
     """The engine that settings name; for "auto", the first of these that can run here and whose line holds.
 
         onnx      on a CPU, for weights of 4 bits: it starts in a third of the time and decodes faster; unless prompts
@@ -42,10 +46,10 @@ def choose(bundle: Bundle, settings: EngineSettings) -> EngineName:
                   and other devices
 
     The figures are in benchmarks/README.md; `edge bench --engine all` shows how right this is on a machine. Raises
-    BundleError and DeviceError.
+    BundleError, DeviceError, and SettingsError for an unknown name.
     """
     if settings.engine != "auto":
-        return settings.engine
+        return find(settings.engine).name
     able = engines_for(bundle, settings.device)
     if len(able) == 1:
         return able[0]
@@ -56,52 +60,23 @@ def choose(bundle: Bundle, settings: EngineSettings) -> EngineName:
     return "onnx" if manifest.fewest_bits == 4 and short and fits else "openvino"
 
 
-def engines_for(bundle: Bundle, device: str) -> list[EngineName]:
+def engines_for(bundle: Bundle, device: str) -> list[str]:
     """Engines that can run a bundle on a device. Raises BundleError and DeviceError where there is none."""
-    on_cpu = device.split(".", maxsplit=1)[0].upper() == "CPU"
-    held: list[EngineName] = [name for name in PACKAGES if _holds(bundle, name) and (on_cpu or name == "openvino")]
+    held = [record for record in ENGINES.values() if record.holds(bundle) and record.runs_on(device)]
     if not held:
         raise BundleError(f"{bundle.path} holds nothing that runs on {device}; export it with --format both")
-    if not (able := [name for name in held if find_spec(PACKAGES[name])]):
-        wanted = " or ".join(f"pip install 'edgeglm[{name}]'" for name in held)
+    if not (able := [record.name for record in held if record.installed]):
+        wanted = " or ".join(record.advice for record in held)
         raise DeviceError(f"no engine for {bundle.path} is installed; {wanted}")
     return able
 
 
-def find_devices() -> list[Device]:
-    """All devices of this machine, usable or not."""
-    onnx: tuple[EngineName, ...] = ("onnx",) if find_spec(PACKAGES["onnx"]) else ()
-    if not find_spec(PACKAGES["openvino"]):
-        return [Device("CPU", processor_name(), onnx)]
-    from edge.runtime.engines import openvino_paged
-
-    return [
-        Device(name, full_name, (*(onnx if name == "CPU" else ()), *(("openvino",) if runs else ())))
-        for name, full_name, runs in openvino_paged.find_devices()
-    ]
-
-
-def _holds(bundle: Bundle, engine: EngineName) -> bool:
-    if engine == "openvino":
-        return bundle.file(bundles.MODEL_XML) is not None
-    return bool(bundle.onnx_parts(OnnxKernels()))
-
-
-def _open_openvino(bundle: Bundle, settings: EngineSettings) -> Engine:
-    if (path := bundle.file(bundles.MODEL_XML)) is None:
-        raise BundleError(
-            f"{bundle.path} holds no OpenVINO graph; use --engine onnx, or export it with --format openvino or both"
-        )
-    from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
-
-    return OpenVINOPagedEngine(path, bundle.manifest.spec, bundle.manifest.fewest_bits, settings)
-
-
-def _open_onnx(bundle: Bundle, settings: EngineSettings) -> Engine:
-    if not _holds(bundle, "onnx"):
-        raise BundleError(
-            f"{bundle.path} holds no ONNX graph; use --engine openvino, or export it with --format onnx or both"
-        )
-    from edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
-
-    return OnnxRuntimeEngine(bundle, settings)
+def find_devices() -> dict[Device, list[str]]:
+    """All devices of this machine, usable or not, with the names of the engines that run on them."""
+    found: dict[str, tuple[Device, list[EngineRecord]]] = {}
+    for record in ENGINES.values():
+        for device in record.devices() if record.installed else ():
+            found.setdefault(device.name, (device, []))[1].append(record)
+    return {
+        device: [record.name for record in records if record.runs_on(device.name)] for device, records in found.values()
+    }

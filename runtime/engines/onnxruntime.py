@@ -11,7 +11,6 @@ buffers and holds a whole sequence.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,19 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from edge.runtime.arrays import Ids, Logits
 from edge.runtime.bundle import Bundle, OnnxKernels
-from edge.runtime.engines import EngineName, EngineSettings, Ids, Logits, Step, cache_budget, context_limit
+from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step
+from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.errors import ContextLengthError, DeviceError, SettingsError
-from edge.runtime.kv.memory import SlotMemory
-from edge.runtime.kv.pool import BlockPool, Sequence
-from edge.runtime.machine import physical_cores
+from edge.runtime.kv.memory import NoMemory, SlotMemory
+from edge.runtime.kv.pool import BlockPool, CacheSequence
+from edge.runtime.machine import family_of, physical_cores
+from edge.runtime.settings import CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
 
 MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized takes 8 bits; 1.22.1 refuses the graph
-CACHE_TYPES: dict[str, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
+CACHE_TYPES: dict[CachePrecision, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
 PREFILL_CHUNK = 128  # tokens; of 512 a prefill is no faster, and every part keeps four times the memory
 MAX_SLOTS = 16  # sequences kept at once; a slot that is not used takes no memory
 Array = npt.NDArray[Any]
@@ -49,7 +51,8 @@ class OnnxRuntimeEngine:
         _check_version()
         _check_settings(settings)
         spec = self._spec = bundle.manifest.spec
-        kind = CACHE_TYPES[settings.kv_precision or "f32"]
+        kv_precision = settings.kv_precision or "f32"
+        kind = CACHE_TYPES[kv_precision]
         self._reproducible = bool(settings.reproducible)
         self._max_context, slots = _context(spec, kind, settings)
         length = self._max_context + self._reproducible  # of the buffers: a padded step writes one token more
@@ -61,46 +64,32 @@ class OnnxRuntimeEngine:
         self._mask = np.ones((1, length), np.int64)  # its first total tokens are bound
         self._tables = _rotary_tables(spec, length, kind)
         self._memory = SlotMemory(slots, len(_cached(spec)), (spec.num_kv_heads, length, spec.head_dim), kind)
-        self._pool = BlockPool(slots, self._max_context, self._memory)
+        self.pool = BlockPool(slots, self._max_context, self._memory)
         for part in self._parts:
             part.bind(dict(zip(("cos", "sin"), self._tables, strict=True)))
         self._bound_slot: int | None = None
         self._worker = ThreadPoolExecutor(1, "onnxruntime")
-        self._kv_layout = {
-            "engine": self.name,
+        self.info = EngineInfo(
+            name="onnx",
+            device="CPU",
+            max_context=self._max_context,
+            prefill_chunk=PREFILL_CHUNK,
+            kv_bytes_per_token=sum(view.nbytes for view in self._memory.views(0, 1)),
+            kv_precision=kv_precision,
+            reproducible=self._reproducible,
+        )
+        self.identity = {
+            "engine": self.info.name,
             "engine version": ort.__version__,
             "device": "CPU",
             "reproducible": str(self._reproducible),
-            "kv precision": settings.kv_precision or "f32",
+            "kv precision": kv_precision,
             "cache": f"[{spec.num_kv_heads}, tokens, {spec.head_dim}]",
             "activations": "int8" if kernels.int8_activations else "f32",
         }
 
-    @property
-    def name(self) -> EngineName:
-        return "onnx"
-
-    @property
-    def pool(self) -> BlockPool:
-        return self._pool
-
-    @property
-    def max_context(self) -> int:
-        return self._max_context
-
-    @property
-    def prefill_chunk(self) -> int:
-        return PREFILL_CHUNK
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        return sum(view.nbytes for view in self._memory.views(0, 1))
-
-    @property
-    def kv_layout(self) -> Mapping[str, str]:
-        return self._kv_layout
-
-    def forward(self, ids: Ids, sequence: Sequence, rows: Ids) -> Logits:
+    def forward(self, ids: Ids, sequence: CacheSequence, rows: Ids, inputs: Inputs = TEXT) -> Logits:
+        assert inputs.are_text, "attention counts positions itself, and the graph takes ids"
         logits = self._infer(ids, sequence, rows)
         sequence.commit(ids.size)
         return logits
@@ -108,14 +97,21 @@ class OnnxRuntimeEngine:
     def decode(self, steps: list[Step]) -> list[Logits]:
         """One after the other: attention takes several new tokens of one sequence only."""
         found = []
-        for sequence, ids in steps:
+        for sequence, ids, _ in steps:
             logits = self._infer(ids, sequence, np.arange(ids.size, dtype=np.int64))
             found.append(logits if len(steps) == 1 else logits.copy())
-        for sequence, ids in steps:
+        for sequence, ids, _ in steps:
             sequence.commit(ids.size)
         return found
 
-    def _infer(self, ids: Ids, sequence: Sequence, rows: Ids) -> Logits:
+    def close(self) -> None:
+        """Let go of the sessions and of the pool's memory."""
+        self._worker.shutdown()
+        self._parts = []
+        self._memory.slots.clear()
+        self.pool.memory = NoMemory()
+
+    def _infer(self, ids: Ids, sequence: CacheSequence, rows: Ids) -> Logits:
         """Logits (R, vocab) of the wanted rows, among new tokens that are not committed yet."""
         past, count = sequence.num_tokens, rows.size
         if past + ids.size > self._max_context:  # the pool would give a second slot
@@ -213,7 +209,7 @@ def _check_version() -> None:
 
 
 def _check_settings(settings: EngineSettings) -> None:
-    if settings.device.split(".")[0].upper() != "CPU":
+    if family_of(settings.device) != "CPU":
         raise DeviceError(f"device {settings.device!r}: the onnx engine runs on the CPU; use --engine openvino")
     if settings.inference_precision not in (None, "f32"):
         raise SettingsError(f"inference_precision is {settings.inference_precision}, the onnx engine has f32")

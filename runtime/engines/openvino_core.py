@@ -23,6 +23,12 @@ def make_core() -> ov.Core:
     return in_own_thread(_make_core)
 
 
+def find_devices() -> list[tuple[str, str]]:
+    """All devices that OpenVINO finds on this machine: name and full name."""
+    core = make_core()
+    return [(name, str(core.get_property(name, "FULL_DEVICE_NAME")).strip()) for name in core.available_devices]
+
+
 def in_own_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Call what may make cores of its own; Ctrl-C takes effect when it has ended."""
     with ThreadPoolExecutor(1, "openvino") as thread:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,20 +19,15 @@ import openvino as ov
 import openvino.opset13 as op
 from openvino._offline_transformations import paged_attention_transformation
 
-from edge.runtime.engines import (
-    CachePrecision,
-    EngineName,
-    EngineSettings,
-    Ids,
-    Logits,
-    Step,
-    cache_budget,
-    context_limit,
-)
+from edge.runtime.arrays import Ids, Logits
+from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step
+from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.errors import DeviceError, SettingsError
-from edge.runtime.kv.memory import PagedMemory
-from edge.runtime.kv.pool import BlockPool, Sequence
+from edge.runtime.kv.memory import NoMemory, PagedMemory
+from edge.runtime.kv.pool import BlockPool, CacheSequence
+from edge.runtime.machine import family_of
+from edge.runtime.settings import KV_PRECISIONS, CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
 
 # Tokens a block holds: fixed by each plugin's kernels (openvino.genai src/cpp/src/continuous_batching, cache manager).
@@ -41,6 +35,7 @@ BLOCK_SIZES = {"CPU": 32, "GPU": 16}
 ACTIVATION_GROUP = 32  # activations that are rounded to int8 together
 PREFILL_CHUNK = 512  # tokens; of 256 a prefill takes 2 % longer, of 128 5 %
 INTERRUPT_MS = 50  # how long an interrupt may wait
+MAX_SEQUENCES = 256  # in one step; their logits are in memory at once
 
 
 class _Run(NamedTuple):
@@ -48,6 +43,7 @@ class _Run(NamedTuple):
 
     past: int  # tokens in the cache
     ids: Ids  # (n,) new tokens
+    positions: Ids  # (n,)
     blocks: list[int]
 
 
@@ -64,13 +60,15 @@ class OpenVINOPagedEngine:
     def __init__(self, model_xml: Path, spec: ModelSpec, weight_bits: int, settings: EngineSettings) -> None:
         limit = context_limit(settings, spec)
         core = make_core()
-        family = settings.device.split(".")[0].upper()
+        family = family_of(settings.device)
         devices = core.available_devices  # asking loads every plugin
         here = f"devices here: {', '.join(devices)}"
         if family not in BLOCK_SIZES:
-            raise DeviceError(f"device {settings.device!r} has no paged attention; {here}")
+            raise DeviceError(
+                f"device {settings.device!r}: the openvino engine runs on {' and '.join(BLOCK_SIZES)}; {here}"
+            )
         if not any(name.split(".")[0] == family for name in devices):
-            raise DeviceError(f"device {settings.device!r} is not there; {here}")
+            raise DeviceError(f"device {settings.device!r} does not exist on this machine; {here}")
         budget = cache_budget(settings)
         try:
             properties = _properties(core, settings, family, spec, weight_bits, budget, limit)
@@ -80,7 +78,8 @@ class OpenVINOPagedEngine:
             compiled = core.compile_model(model, settings.device, properties)
         except RuntimeError as error:
             raise DeviceError(f"{settings.device} cannot run {model_xml}: {_first_line(error)}") from error
-        self._request = compiled.create_infer_request()
+        self._model: Any = compiled
+        self._request: Any = compiled.create_infer_request()
         self._inputs: dict[str, npt.NDArray[np.integer]] = {}  # the memory behind the request's small inputs
         self._block_size = BLOCK_SIZES[family]
         self._reproducible = bool(settings.reproducible)
@@ -98,54 +97,42 @@ class OpenVINOPagedEngine:
             )
         memory = PagedMemory(allowed + spare, sizes)
         self._spare = allowed  # the block of rows that nobody asked for
-        self._pool = BlockPool(allowed, self._block_size, memory)
+        self.pool = BlockPool(allowed, self._block_size, memory)
         for port, shape, buffer in zip(caches, shapes, memory.buffers, strict=True):
             tensor = ov.Tensor(buffer, ov.Shape([len(buffer), *shape]), port.element_type)
             self._request.set_tensor(port.any_name, tensor)
-        self._max_context: int = min(limit, allowed * self._block_size)
-        self._kv_bytes_per_token: int = block_bytes // self._block_size
-        self._kv_layout = {
-            "engine": self.name,
+        types = dict.fromkeys(port.element_type.to_string() for port in caches)
+        self.info = EngineInfo(
+            name="openvino",
+            device=settings.device,
+            max_context=min(limit, allowed * self._block_size),
+            prefill_chunk=PREFILL_CHUNK,
+            kv_bytes_per_token=block_bytes // self._block_size,
+            kv_precision=next(name for name in KV_PRECISIONS if name in types),
+            reproducible=self._reproducible,
+            max_sequences=MAX_SEQUENCES,
+            ragged=True,
+            takes_positions=True,
+        )
+        self.identity = {
+            "engine": self.info.name,
             "engine version": ov.get_version(),  # what is inside a block is the plugin's own affair
             "device": family,
             "reproducible": str(self._reproducible),
-            "kv precision": "/".join(dict.fromkeys(port.element_type.to_string() for port in caches)),
+            "kv precision": "/".join(types),
             "cache": " ".join(dict.fromkeys(str(shape) for shape in shapes)),
             "inference precision": compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
             "group of rounded activations": str(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")),
         }
 
-    @property
-    def name(self) -> EngineName:
-        return "openvino"
-
-    @property
-    def pool(self) -> BlockPool:
-        return self._pool
-
-    @property
-    def max_context(self) -> int:
-        return self._max_context
-
-    @property
-    def prefill_chunk(self) -> int:
-        return PREFILL_CHUNK
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        return self._kv_bytes_per_token
-
-    @property
-    def kv_layout(self) -> Mapping[str, str]:
-        return self._kv_layout
-
-    def forward(self, ids: Ids, sequence: Sequence, rows: Ids) -> Logits:
+    def forward(self, ids: Ids, sequence: CacheSequence, rows: Ids, inputs: Inputs = TEXT) -> Logits:
+        assert not inputs.embeddings, "the graph takes ids"
         sequence.reserve(ids.size)
-        run = self._run_of(sequence, ids)
+        run = self._run_of(sequence, ids, inputs.positions)
         if self._reproducible and self._independent_tokens and ids.size == 1:
             # One token alone would take the kernels for one row; the second's keys overwrite nothing.
-            more = [self._spare] if self._pool.blocks_for(run.past + 2) > len(run.blocks) else []
-            run = _Run(run.past, np.repeat(ids, 2), run.blocks + more)
+            more = [self._spare] if self.pool.blocks_for(run.past + 2) > len(run.blocks) else []
+            run = _Run(run.past, np.repeat(ids, 2), run.positions[0] + np.arange(2), run.blocks + more)
         wanted = np.repeat(rows, 2) if self._reproducible and rows.size == 1 else rows
         logits = self._infer([run], wanted)
         sequence.commit(ids.size)
@@ -155,29 +142,43 @@ class OpenVINOPagedEngine:
         for step in steps:
             step.sequence.reserve(step.ids.size)
         runs: list[_Run] = []
-        for sequence, ids in steps:
+        for sequence, ids, positions in steps:
+            run = self._run_of(sequence, ids, positions)
             if self._reproducible and self._independent_tokens:
-                runs += [self._run_of(sequence, ids[i : i + 1], skip=i) for i in range(ids.size)]
+                runs += [self._single(run, i) for i in range(ids.size)]
             else:
-                runs.append(self._run_of(sequence, ids))
+                runs.append(run)
         if self._reproducible and len(runs) == len(steps) == steps[0].ids.size == 1:
-            runs.append(_Run(0, steps[0].ids, [self._spare]))
+            runs.append(_Run(0, steps[0].ids, np.zeros(1, np.int64), [self._spare]))
         logits = self._infer(runs, np.arange(sum(run.ids.size for run in runs), dtype=np.int64))
         ends = list(accumulate(step.ids.size for step in steps))
         for step in steps:
             step.sequence.commit(step.ids.size)
         return [logits[end - step.ids.size : end] for step, end in zip(steps, ends, strict=True)]
 
-    def _run_of(self, sequence: Sequence, ids: Ids, skip: int = 0) -> _Run:
-        """New tokens behind a sequence, and behind `skip` more that the same inference computes."""
-        past = sequence.num_tokens + skip
+    def close(self) -> None:
+        """Let go of the compiled model and of the pool's memory."""
+        self._request = self._model = None
+        self._inputs.clear()
+        self.pool.memory = NoMemory()
+
+    def _run_of(self, sequence: CacheSequence, ids: Ids, positions: Ids | None) -> _Run:
+        """New tokens after those of a sequence."""
+        past = sequence.num_tokens
+        if positions is None:
+            positions = np.arange(past, past + ids.size)
         # Exactly the blocks that hold past + new tokens; an interrupted step may have reserved more.
-        return _Run(past, ids, sequence.block_table[: self._pool.blocks_for(past + ids.size)])
+        return _Run(past, ids, positions, sequence.block_table[: self.pool.blocks_for(past + ids.size)])
+
+    def _single(self, run: _Run, i: int) -> _Run:
+        """One token of a run, after those before it, which the same inference computes."""
+        past = run.past + i
+        return _Run(past, run.ids[i : i + 1], run.positions[i : i + 1], run.blocks[: self.pool.blocks_for(past + 1)])
 
     def _infer(self, runs: list[_Run], rows: Ids) -> Logits:
         """Logits (R, vocab) of the wanted rows, counted over the tokens of all runs."""
         self._set("input_ids", np.concatenate([run.ids for run in runs]))
-        self._set("position_ids", np.concatenate([np.arange(run.past, run.past + run.ids.size) for run in runs]))
+        self._set("position_ids", np.concatenate([run.positions for run in runs]))
         self._set("past_lens", np.array([run.past for run in runs], np.int32))
         self._set("subsequence_begins", np.array([0, *accumulate(run.ids.size for run in runs)], np.int32))
         self._set("block_indices", np.array([block for run in runs for block in run.blocks], np.int32))
@@ -210,15 +211,6 @@ class OpenVINOPagedEngine:
         else:
             self._inputs[name] = value = value.copy()
             self._request.set_tensor(name, ov.Tensor(value, shared_memory=True))
-
-
-def find_devices() -> list[tuple[str, str, bool]]:
-    """All devices that OpenVINO finds on this machine: name, full name, whether this engine runs on it."""
-    core = make_core()
-    return [
-        (name, str(core.get_property(name, "FULL_DEVICE_NAME")).strip(), name.split(".")[0] in BLOCK_SIZES)
-        for name in core.available_devices
-    ]
 
 
 def _keep_wanted_rows(model: ov.Model) -> None:

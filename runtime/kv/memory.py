@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edge.runtime.errors import CacheError
+
 Array = npt.NDArray[Any]
 
 
@@ -53,6 +55,18 @@ class PagedMemory:
     def blank(self, block: int) -> None:
         for buffer in self.buffers:
             buffer[block] = 0
+
+
+class NoMemory:
+    """What a closed engine leaves: whoever still wants blocks of it gets a CacheError."""
+
+    block_bytes = 0
+
+    def views(self, block: int, num_tokens: int) -> list[Array]:
+        raise CacheError(f"block {block} of {num_tokens} tokens: this model has been closed; load it again")
+
+    def blank(self, block: int) -> None:
+        raise CacheError(f"block {block}: this model has been closed; load it again")
 
 
 class SlotMemory:

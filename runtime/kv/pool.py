@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from edge.runtime.errors import CacheError, ContextLengthError
+from edge.runtime.errors import CacheError, CacheFullError
 from edge.runtime.kv.memory import BlockMemory, copy_block
 
 
@@ -49,14 +49,14 @@ class BlockPool:
         return -(-num_tokens // self.block_size)
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` blocks. Raises ContextLengthError, taking none, when fewer can be had."""
+        """Take `count` blocks. Raises CacheFullError, taking none, when fewer can be had."""
         if count > len(self._free):
             self.reclaim(count - len(self._free))
         if count > len(self._free):
-            raise ContextLengthError(
+            raise CacheFullError(
                 f"the KV cache needs {count} more blocks of {self.block_size} tokens and {len(self._free)} of "
-                f"{self.num_blocks} are free ({self.bytes:,} bytes in all); use a shorter prompt, wait for other "
-                "answers, or load with a larger kv_cache_bytes"
+                f"{self.num_blocks} are free ({self.bytes:,} bytes in all); wait for other answers, use a shorter "
+                "prompt, or load with a larger kv_cache_bytes"
             )
         taken = self._free[len(self._free) - count :][::-1]
         del self._free[len(self._free) - count :]
@@ -89,7 +89,7 @@ class BlockPool:
         assert sorted(self._free) == [block for block, count in enumerate(counts) if not count], "a block is lost"
 
 
-class Sequence:
+class CacheSequence:
     """The cached tokens of one conversation: a block table and how many tokens in it are computed."""
 
     def __init__(self, pool: BlockPool, blocks: Iterable[int] = (), num_tokens: int = 0) -> None:
@@ -102,7 +102,7 @@ class Sequence:
     def reserve(self, count: int) -> None:
         """Make room for `count` more tokens; they count only after `commit`, so an interrupted step changes nothing.
 
-        A shared block that they would be written into is copied first. Raises ContextLengthError, changing nothing.
+        A shared block that they would be written into is copied first. Raises CacheFullError, changing nothing.
         """
         self._check()
         pool, inside = self._pool, self.num_tokens % self._pool.block_size
@@ -135,13 +135,13 @@ class Sequence:
         self._pool.release(dropped)
         return removed
 
-    def fork(self) -> Sequence:
+    def fork(self) -> CacheSequence:
         """A second sequence over the same blocks; what one of the two adds is its own."""
         self._check()
         self.trim(self.num_tokens)  # room that is reserved is not shared
         for block in self.block_table:
             self._pool.retain(block)
-        return Sequence(self._pool, self.block_table, self.num_tokens)
+        return CacheSequence(self._pool, self.block_table, self.num_tokens)
 
     def free(self) -> None:
         """Give everything back, for good. A second time changes nothing."""
@@ -152,3 +152,6 @@ class Sequence:
     def _check(self) -> None:
         if self.freed:
             raise CacheError("this sequence has been freed, its blocks may be another's; start a new one")
+
+
+Sequence = CacheSequence

@@ -12,8 +12,8 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edge.runtime.errors import ContextLengthError
-from edge.runtime.kv.pool import BlockPool, Sequence
+from edge.runtime.errors import CacheFullError
+from edge.runtime.kv.pool import BlockPool, CacheSequence
 
 Ids = list[int]
 
@@ -55,27 +55,31 @@ class _Node:
 
 
 class PrefixCache:
-    """The tree over one pool. It holds every block in it once, and gives blocks back when the pool asks."""
+    """The tree over one pool. It holds every block in it once, and gives blocks back when the pool asks.
 
-    def __init__(self, pool: BlockPool) -> None:
+    For an engine that cannot trim or fork, whose blocks then hold a whole sequence each, a block is found only where
+    new ids begin with all of its own, and the new sequence takes it over. `stats` may be read from any thread.
+    """
+
+    def __init__(self, pool: BlockPool, *, can_trim: bool = True, can_fork: bool = True) -> None:
         self._pool = pool
+        self._can_trim, self._can_fork = can_trim, can_fork
         self._root = _Node((), -1, None)
         self._clock = 0
-        self._num_blocks = 0
+        self._num_blocks = self._num_tokens = self._num_pinned = 0
         self._lookups = self._lookup_tokens = self._hit_tokens = self._evicted = 0
         pool.reclaim = self._reclaim
 
     @property
     def stats(self) -> PrefixStats:
-        nodes = list(self._nodes())
         return PrefixStats(
             lookups=self._lookups,
             lookup_tokens=self._lookup_tokens,
             hit_tokens=self._hit_tokens,
             evicted_blocks=self._evicted,
-            tokens=sum(len(node.ids) for node in nodes),
-            blocks=len(nodes),
-            pinned_blocks=sum(node.pinned for node in nodes),
+            tokens=self._num_tokens,
+            blocks=self._num_blocks,
+            pinned_blocks=self._num_pinned,
         )
 
     @property
@@ -100,7 +104,7 @@ class PrefixCache:
         """How many of the ids are kept, from the first on. Changes nothing."""
         return sum(shared for _, shared in self._path(ids, len(ids)))
 
-    def match(self, ids: Ids, limit: int) -> Sequence:
+    def match(self, ids: Ids, limit: int) -> CacheSequence:
         """A sequence with as many of the first `limit` ids as are kept.
 
         The sequence may append at once: into a block of its own, which it takes out of the tree when it continues all
@@ -111,7 +115,7 @@ class PrefixCache:
         for node, _ in path:
             node.used = self._clock
             self._pool.retain(node.block)
-        sequence = Sequence(self._pool, [node.block for node, _ in path], sum(shared for _, shared in path))
+        sequence = CacheSequence(self._pool, [node.block for node, _ in path], sum(shared for _, shared in path))
         if path and sequence.num_tokens % self._pool.block_size:
             self._make_writable(sequence, *path[-1])
         self.count_lookup(len(ids), sequence.num_tokens)
@@ -123,7 +127,7 @@ class PrefixCache:
         self._lookup_tokens += num_tokens
         self._hit_tokens += num_hits
 
-    def insert(self, ids: Ids, sequence: Sequence, *, whole: bool) -> None:
+    def insert(self, ids: Ids, sequence: CacheSequence, *, whole: bool) -> None:
         """Keep the blocks of a sequence whose tokens are the first `sequence.num_tokens` of `ids`.
 
         Full blocks alone, which the sequence then shares, or with `whole` the last one too: the sequence must not
@@ -141,11 +145,13 @@ class PrefixCache:
                 siblings = node.children.setdefault(part[0], [])
                 found = next((child for child in siblings if child.block == table[index]), None)
                 if found is not None:  # pinned, with fewer ids than this sequence has in the same block
+                    self._num_tokens += len(part) - len(found.ids)
                     found.ids = part
                 else:
                     found = _Node(part, table[index], node)
                     siblings.append(found)
                     self._num_blocks += 1
+                    self._num_tokens += len(part)
                     self._pool.retain(found.block)
             elif found.block != table[index]:
                 self._pool.retain(found.block)
@@ -158,6 +164,7 @@ class PrefixCache:
         """Never evict the blocks that hold the first of these ids; returns how many ids that are."""
         path = self._path(ids, len(ids))
         for node, _ in path:
+            self._num_pinned += not node.pinned
             node.pinned = True
         return sum(shared for _, shared in path)
 
@@ -166,6 +173,7 @@ class PrefixCache:
         nodes = list(self._nodes())
         for node in nodes:
             node.pinned = False
+        self._num_pinned = 0
         for node in nodes:  # a pinned block stayed beside longer ones
             if node.parent is not None:
                 self._drop_shorter(node.parent, node.ids)
@@ -182,6 +190,8 @@ class PrefixCache:
         """Assert that the tree is one: full blocks inside, no two siblings of which one begins the other."""
         nodes = list(self._nodes())
         assert len(nodes) == self._num_blocks, "the count of blocks is wrong"
+        assert sum(len(node.ids) for node in nodes) == self._num_tokens, "the count of tokens is wrong"
+        assert sum(node.pinned for node in nodes) == self._num_pinned, "the count of pinned blocks is wrong"
         assert len({node.block for node in nodes}) == len(nodes), "a block is in the tree twice"
         for node in [self._root, *nodes]:
             if node is not self._root:
@@ -213,9 +223,18 @@ class PrefixCache:
             if shared < self._pool.block_size:
                 break
             node = best
-        return path
+        return path if self._is_usable(path) else []
 
-    def _make_writable(self, sequence: Sequence, node: _Node, shared: int) -> None:
+    def _is_usable(self, path: list[tuple[_Node, int]]) -> bool:
+        """Whether the engine can go on from the end of a path."""
+        if not path or (self._can_trim and self._can_fork):
+            return True
+        node, shared = path[-1]
+        whole = shared == len(node.ids) and not node.children
+        alone = len(path) == 1 and self._is_spare(node)
+        return (self._can_trim or whole) and (self._can_fork or (alone and whole))
+
+    def _make_writable(self, sequence: CacheSequence, node: _Node, shared: int) -> None:
         """Let a sequence append behind the first `shared` tokens of a kept block."""
         mine = not node.children and not node.pinned and self._pool.holders(node.block) == 2  # the tree's and ours
         if mine and shared == len(node.ids):
@@ -223,7 +242,7 @@ class PrefixCache:
             return
         try:
             sequence.reserve(1)
-        except ContextLengthError:  # no room for a copy
+        except CacheFullError:  # no room for a copy
             if mine:
                 self._remove(node)
             else:
@@ -265,6 +284,8 @@ class PrefixCache:
         if not siblings:
             del node.parent.children[node.ids[0]]
         self._num_blocks -= 1
+        self._num_tokens -= len(node.ids)
+        self._num_pinned -= node.pinned
         self._pool.release([node.block])
 
     def _nodes(self) -> Iterator[_Node]:

@@ -24,8 +24,7 @@ import os
 import re
 import struct
 import weakref
-from collections.abc import Iterator, Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -37,7 +36,7 @@ import numpy.typing as npt
 from edge.runtime.errors import CacheError, SnapshotError
 from edge.runtime.files import write_atomically
 from edge.runtime.kv.memory import BlockMemory
-from edge.runtime.kv.pool import BlockPool, Sequence
+from edge.runtime.kv.pool import BlockPool, CacheSequence
 
 _MAGIC = b"EDGEKVPX"
 _VERSION = 1
@@ -59,7 +58,7 @@ class SnapshotIdentity:
 
     model_sha256: str
     tokenizer_sha256: str
-    layout: Mapping[str, str]  # `Engine.kv_layout`
+    layout: Mapping[str, str]  # `Engine.identity`
 
     def differences(self, expected: SnapshotIdentity) -> list[str]:
         """In words what is other than expected; nothing where all is equal."""
@@ -174,10 +173,10 @@ class Snapshot:
         """Of the keys and values."""
         return self._header.payload_bytes
 
-    def restore(self, pool: BlockPool, num_tokens: int, sequence: Sequence | None = None) -> Sequence:
+    def restore(self, pool: BlockPool, num_tokens: int, sequence: CacheSequence | None = None) -> CacheSequence:
         """A sequence of the first `num_tokens` tokens: a new one, or `sequence`, which has the first few, made longer.
 
-        Raises ContextLengthError when the pool is full, and SnapshotError when its blocks have another form or the file
+        Raises CacheFullError when the pool is full, and SnapshotError when its blocks have another form or the file
         was written over since it was opened; then no more is held than before.
         """
         assert 0 <= num_tokens <= self.num_tokens, "the file has fewer tokens"
@@ -187,7 +186,7 @@ class Snapshot:
             raise SnapshotError(f"{self._path} was written over since it was opened; open it again")
         if num_tokens:
             self._check_fits(pool, num_tokens)
-        found = Sequence(pool) if sequence is None else sequence
+        found = CacheSequence(pool) if sequence is None else sequence
         missing = max(num_tokens - found.num_tokens, 0)
         try:
             found.reserve(missing)
@@ -259,8 +258,8 @@ class Snapshot:
 
 def save_snapshot(
     path: Path,
-    ids: Items[int],
-    sequence: Sequence,
+    ids: Sequence[int],
+    sequence: CacheSequence,
     pool: BlockPool,
     identity: SnapshotIdentity,
     system: str | None = None,
@@ -370,7 +369,7 @@ def _parse(path: Path, file: BinaryIO) -> tuple[_Header, int]:
     return header, begin
 
 
-def _payload(sequence: Sequence, pool: BlockPool) -> Iterator[memoryview]:
+def _payload(sequence: CacheSequence, pool: BlockPool) -> Iterator[memoryview]:
     """The bytes of every array of every block."""
     for index in range(pool.blocks_for(sequence.num_tokens)):
         tokens = min(sequence.num_tokens - index * pool.block_size, pool.block_size)

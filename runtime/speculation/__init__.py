@@ -6,7 +6,7 @@ learned, `DraftStore` the stored texts.
 
 from edge.runtime.speculation.automaton import SuffixAutomaton
 from edge.runtime.speculation.cost import StepCost
-from edge.runtime.speculation.drafter import Acceptance, Drafter, SpeculationSettings
+from edge.runtime.speculation.drafter import Acceptance, Drafter
 from edge.runtime.speculation.store import DraftStore
 
-__all__ = ["Acceptance", "DraftStore", "Drafter", "SpeculationSettings", "StepCost", "SuffixAutomaton"]
+__all__ = ["Acceptance", "DraftStore", "Drafter", "StepCost", "SuffixAutomaton"]

@@ -13,8 +13,6 @@ import math
 from collections import deque
 from statistics import median
 
-from edge.runtime.errors import SettingsError
-
 MAX_ROWS = 64
 
 # Before there are measurements: what one more row adds, in costs of one row. Measured between 0.1 (a model of 0.5 B
@@ -41,14 +39,9 @@ class StepCost:
         self._level_ms = 1.0
 
     def record(self, rows: int, ms: float) -> None:
-        """Learn from one step. More than 64 rows are a prefill, which teaches nothing about steps.
-
-        Raises SettingsError for rows below 1 and for a time that is not above 0.
-        """
-        if rows < 1:
-            raise SettingsError(f"a step of {rows} rows was recorded, expected 1 or more")
-        if not (math.isfinite(ms) and ms > 0):
-            raise SettingsError(f"a step of {ms} ms was recorded, expected a time above 0")
+        """Learn from one step. More than 64 rows are a prefill, which teaches nothing about steps."""
+        assert rows >= 1, f"a step of {rows} rows"
+        assert 0 < ms < math.inf, f"a step of {ms} ms"
         if rows > MAX_ROWS:
             return
         self._step += 1
@@ -61,12 +54,8 @@ class StepCost:
         self._level_ms = median(self._level)
 
     def ms(self, rows: int) -> float:
-        """Expected milliseconds of a step of 1 to 64 rows; never falls as rows grow. One row costs 1 before any record.
-
-        Raises SettingsError for another number of rows.
-        """
-        if not 1 <= rows <= MAX_ROWS:
-            raise SettingsError(f"the cost of {rows} rows was asked for, expected 1 to {MAX_ROWS}")
+        """Expected milliseconds of a step of 1 to 64 rows; never falls as rows grow. At first, one row costs 1."""
+        assert 1 <= rows <= MAX_ROWS, f"the cost of {rows} rows"
         return self._level_ms * self._table[rows]
 
     def _record_ratio(self, rows: int, ratio: float) -> None:

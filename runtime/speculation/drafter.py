@@ -12,13 +12,12 @@ what the model wrote instead: so learning that they fail costs nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from edge.runtime.errors import SettingsError
+from edge.runtime.settings import MAX_MATCH, SpeculationSettings
 from edge.runtime.speculation.automaton import SuffixAutomaton
 from edge.runtime.speculation.cost import StepCost
-from edge.runtime.speculation.store import MAX_COUNT, MAX_MATCH, DraftStore
+from edge.runtime.speculation.store import DraftStore
 
 Source = Literal["text", "store"]
 
@@ -30,20 +29,6 @@ _PRIOR_WEIGHT = 3.0  # ids the prior counts for
 _DECAY = 0.98  # of what is known, for every id learned: about the last 50 count
 
 _MIN_GAIN = 1.02  # a draft must promise this much more speed: the chances are estimates
-
-
-@dataclass(frozen=True, slots=True)
-class SpeculationSettings:
-    """Bounds of a draft. Raises SettingsError for a value outside its range."""
-
-    max_draft: int = 31  # tokens, 0 to 32; with the model's own token a step then has 32 rows, as kernels like it
-    min_match: int = 2  # ids that must have occurred before, 1 to 32
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_draft <= MAX_COUNT:
-            raise SettingsError(f"max_draft is {self.max_draft}, expected 0 to {MAX_COUNT}")
-        if not 1 <= self.min_match <= MAX_MATCH:
-            raise SettingsError(f"min_match is {self.min_match}, expected 1 to {MAX_MATCH}")
 
 
 class Acceptance:
@@ -136,14 +121,8 @@ class Drafter:
         return best
 
     def observe(self, token_ids: list[int], drafted: int) -> None:
-        """The ids the last step appended: accepted drafts and the model's own one. `drafted` ids were verified.
-
-        Raises SettingsError where more were appended than drafted and one.
-        """
-        if len(token_ids) > drafted + 1:
-            raise SettingsError(
-                f"{len(token_ids)} tokens followed {drafted} drafted ones, expected {drafted + 1} at most"
-            )
+        """The ids the last step appended: accepted drafts and the model's own one. `drafted` ids were verified."""
+        assert len(token_ids) <= drafted + 1, f"{len(token_ids)} tokens followed {drafted} drafted ones"
         self._pending += token_ids
         self.steps += 1
         self.drafted += drafted

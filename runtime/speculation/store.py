@@ -32,6 +32,7 @@ import numpy.typing as npt
 
 from edge.runtime.errors import DraftStoreError, OutputError, SettingsError
 from edge.runtime.files import write_atomically
+from edge.runtime.settings import MAX_DRAFT, MAX_MATCH
 from edge.runtime.speculation.automaton import SuffixAutomaton
 
 if sys.platform == "win32":
@@ -39,9 +40,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-MAX_MATCH = 32  # ids of the tail that are looked at
-MAX_COUNT = 32  # ids of a draft
-_SORTED = MAX_MATCH + MAX_COUNT  # ids by which suffixes are sorted
+_SORTED = MAX_MATCH + MAX_DRAFT  # ids by which suffixes are sorted
 _MIN_MATCH = 2
 _MIN_SEQUENCE = 4  # ids; a shorter text is not worth a place
 _MAX_ID = 2**31 - 2
@@ -137,7 +136,7 @@ class DraftStore:
         more than 64 occurrences as many, evenly spread in their order, vote. Where this session's unsaved part has a
         suffix as long, its draft is taken: what followed latest.
         """
-        tail, count = list(tail_ids[-MAX_MATCH:]), min(count, MAX_COUNT)
+        tail, count = list(tail_ids[-MAX_MATCH:]), min(count, MAX_DRAFT)
         if len(tail) < _MIN_MATCH or count < 1:
             return 0, []
         self._index()

@@ -45,8 +45,7 @@ def test_help_names_every_verb() -> None:
 
 def test_help_states_the_real_defaults() -> None:
     from edge.export import recipes
-    from edge.runtime.engines import EngineSettings
-    from edge.runtime.request import GenerationSettings
+    from edge.runtime.settings import EngineSettings, GenerationSettings
 
     shown = edge("run", "--help").stdout
     assert f"default: {GenerationSettings().max_new_tokens}" in shown

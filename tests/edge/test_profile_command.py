@@ -18,8 +18,8 @@ from edge.profiles.accuracy import evaluate
 from edge.profiles.record import read_profile
 from edge.profiles.reference import open_reference
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines import EngineSettings
 from edge.runtime.engines.choice import open_engine
+from edge.runtime.settings import EngineSettings
 from tests.profiles.rows import profile, row
 
 EDGE = [sys.executable, "-m", "edge", "profile"]

@@ -17,8 +17,8 @@ import torch
 
 from edge.export.pipeline import export
 from edge.runtime import bundle as bundles
-from edge.runtime.engines import EngineSettings
 from edge.runtime.llm import LLM
+from edge.runtime.settings import EngineSettings
 from tests import tiny
 from tests.conftest import EXACT
 from tests.export.test_reference import PROMPTS

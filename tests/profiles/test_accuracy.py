@@ -18,10 +18,11 @@ from edge.export.text import Windows
 from edge.profiles.accuracy import Accuracy, compare, evaluate
 from edge.profiles.reference import Reference, ReferenceSettings, build
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines import Engine, EngineName, EngineSettings
+from edge.runtime.engines import Engine
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.errors import CalibrationError, ContextLengthError
 from edge.runtime.kv.pool import Sequence
+from edge.runtime.settings import EngineSettings
 from tests import tiny
 from tests.conftest import EXACT
 
@@ -58,7 +59,7 @@ def int4(int4_bundle: Path) -> Engine:
     return open_engine(open_bundle(int4_bundle), EXACT["openvino"])
 
 
-def test_the_float_model_is_no_distance_from_itself(float_bundle: Path, engine: EngineName, some: Reference) -> None:
+def test_the_float_model_is_no_distance_from_itself(float_bundle: Path, engine: str, some: Reference) -> None:
     found = evaluate(open_engine(open_bundle(float_bundle), EXACT[engine]), some)
     # Divergence is quadratic in what float32 rounds; what rounding the kept log-probabilities adds averages out.
     assert abs(found.kld) < 1e-6
@@ -110,7 +111,7 @@ def test_figures_are_those_of_whole_rows_in_float64(int4: Engine, whole: Referen
 
 
 def test_chunks_and_windows_at_once_change_nothing_where_the_engine_is_exact(
-    int4_bundle: Path, engine: EngineName, some: Reference
+    int4_bundle: Path, engine: str, some: Reference
 ) -> None:
     loaded = open_engine(open_bundle(int4_bundle), EXACT[engine])
     free = loaded.pool.num_free

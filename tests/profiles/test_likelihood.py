@@ -11,10 +11,11 @@ import torch
 
 from edge.profiles import likelihood
 from edge.profiles.likelihood import Likelihood, Query, Trunk, score
-from edge.runtime.engines import Engine, EngineName, EngineSettings
+from edge.runtime.engines import Engine
 from edge.runtime.errors import ContextLengthError, PromptError
 from edge.runtime.kv.pool import Sequence
 from edge.runtime.llm import LLM
+from edge.runtime.settings import EngineSettings
 from tests.conftest import EXACT
 
 RNG = np.random.default_rng(5)
@@ -42,7 +43,7 @@ QUERIES = [
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_bundle: Path, engine: EngineName) -> Engine:
+def runs(tiny_bundle: Path, engine: str) -> Engine:
     return LLM(tiny_bundle, replace(EXACT[engine], reproducible=engine == "onnx")).engine
 
 
@@ -72,7 +73,7 @@ def test_equals_one_run_over_each_input(runs: Engine) -> None:
     assert score(runs, NUM_TOKENS, QUERIES) == [expected(runs, query) for query in QUERIES]
 
 
-def test_default_roundings(demo_llm: LLM, demo_bundle: Path, engine: EngineName) -> None:
+def test_default_roundings(demo_llm: LLM, demo_bundle: Path, engine: str) -> None:
     """The same with activations of 8 bits, and with a cache of 16 where the engine has one."""
     paired = EngineSettings(engine, max_context=512, reproducible=True)
     runs = demo_llm.engine if engine == "openvino" else LLM(demo_bundle, paired).engine

@@ -16,7 +16,6 @@ import pytest
 import torch
 import yaml
 
-from edge.runtime.engines import EngineName
 from edge.runtime.errors import ContextLengthError, PromptError, SettingsError
 from edge.runtime.kv.pool import Sequence
 from edge.runtime.llm import LLM
@@ -45,7 +44,7 @@ def asked(kind: str, *arguments: Any) -> Instance:
 
 
 @pytest.fixture(scope="module")
-def lm(tiny_bundle: Path, engine: EngineName) -> EdgeLM:
+def lm(tiny_bundle: Path, engine: str) -> EdgeLM:
     return EdgeLM(LLM(tiny_bundle, replace(EXACT[engine], reproducible=engine == "onnx")))
 
 
@@ -186,7 +185,7 @@ def test_settings(tiny_bundle: Path) -> None:
         f"bundle={tiny_bundle},engine=onnx,max_context=64,kv_precision=f16",
         {"batch_size": "auto:4", "device": "cuda:0"},
     )
-    assert (lm.llm.engine.name, lm.max_length, lm.batch_size) == ("onnx", 64, 16)
+    assert (lm.llm.engine.info.name, lm.max_length, lm.batch_size) == ("onnx", 64, 16)
     assert lm.get_model_info()["engine: kv precision"] == "f16"
     assert lm.get_model_info()["recipe"] == "int8-asym"
     with pytest.raises(SettingsError, match="unknown setting 'engin'"):
@@ -246,7 +245,7 @@ def write_tasks(folder: Path) -> None:
         (folder / f"edge_{name}.yaml").write_text(yaml.safe_dump(whole))
 
 
-def test_real_tasks(lm: EdgeLM, tmp_path: Path, engine: EngineName) -> None:
+def test_real_tasks(lm: EdgeLM, tmp_path: Path, engine: str) -> None:
     """Tasks of local files through the harness itself, without a network."""
     from lm_eval.tasks import TaskManager
 

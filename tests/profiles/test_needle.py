@@ -17,7 +17,6 @@ from edge.profiles import needle
 from edge.profiles.likelihood import Query, Trunk, score
 from edge.profiles.needle import ANSWER_TOKENS, NeedleResult
 from edge.profiles.plot import png_bytes, svg_bytes
-from edge.runtime.engines import EngineName
 from edge.runtime.errors import ContextLengthError, OutputError, SettingsError
 from edge.runtime.llm import LLM
 from tests.conftest import EXACT
@@ -26,7 +25,7 @@ LENGTHS, DEPTHS = (256, 220), (100, 0, 40)
 
 
 @pytest.fixture(scope="module")
-def llm(tiny_bundle: Path, engine: EngineName) -> LLM:
+def llm(tiny_bundle: Path, engine: str) -> LLM:
     return LLM(tiny_bundle, replace(EXACT[engine], reproducible=engine == "onnx"))
 
 
@@ -121,7 +120,7 @@ def test_same_seed_same_result(llm: LLM, result: NeedleResult) -> None:
     shown = json.loads(again.to_json())
     assert shown["cells"][0]["margin"] == result.cells[0].margin
     assert shown["needle"]["secret"] == result.needle.secret
-    assert shown["engine"] == llm.engine.name
+    assert shown["engine"] == llm.engine.info.name
 
 
 @pytest.mark.parametrize(

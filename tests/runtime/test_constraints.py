@@ -16,7 +16,8 @@ import tokenizers
 
 from edge.runtime.constraints import Constraint, Constraints, ConstraintState
 from edge.runtime.errors import GenerationError, SettingsError, TokenizerError
-from edge.runtime.sampling import Sampler, Sampling
+from edge.runtime.sampling import Sampler
+from edge.runtime.settings import Sampling
 from edge.runtime.tokenizer import Tokenizer
 from tests import tiny
 

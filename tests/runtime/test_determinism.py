@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines import Engine, EngineName, EngineSettings, Step
+from edge.runtime.engines import Engine, Step
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.kv.pool import Sequence
 from edge.runtime.llm import LLM
-from edge.runtime.sampling import Sampling
-from edge.runtime.speculation import SpeculationSettings
+from edge.runtime.settings import EngineSettings, Sampling, SpeculationSettings
 
 IDS = np.random.default_rng(3).integers(0, 40_000, 400)
 COPY = "Repeat this text: The quick brown fox jumps over the lazy dog, and the lazy dog looks at the quick brown fox. "
@@ -22,7 +21,7 @@ CONTEXT = [{"role": "user", "content": COPY * 3}]
 
 
 @pytest.fixture(scope="module")
-def runs(demo_bundle: Path, engine: EngineName) -> Engine:
+def runs(demo_bundle: Path, engine: str) -> Engine:
     return open_engine(open_bundle(demo_bundle), EngineSettings(engine, max_context=1024, reproducible=True))
 
 
@@ -103,12 +102,12 @@ def test_forks(runs: Engine, reference: tuple[np.ndarray, np.ndarray]) -> None:
     other.free()
 
 
-def llm_of(demo_bundle: Path, engine: EngineName, **more: object) -> LLM:
+def llm_of(demo_bundle: Path, engine: str, **more: object) -> LLM:
     return LLM(demo_bundle, EngineSettings(engine, reproducible=True), **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def plain(demo_bundle: Path, engine: EngineName) -> Callable[..., tuple[int, ...]]:
+def plain(demo_bundle: Path, engine: str) -> Callable[..., tuple[int, ...]]:
     """What is answered to a prompt alone; asked for again, it is not computed again."""
     llm = llm_of(demo_bundle, engine)
     known: dict[str, tuple[int, ...]] = {}
@@ -132,7 +131,7 @@ SAMPLINGS = [
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "warm", "penalized"])
 def test_speculation_changes_no_id(
-    demo_bundle: Path, engine: EngineName, plain: Callable[..., tuple[int, ...]], sampling: Sampling
+    demo_bundle: Path, engine: str, plain: Callable[..., tuple[int, ...]], sampling: Sampling
 ) -> None:
     """Of a text that is copied, drafts and all; drawn ids follow the same random numbers."""
     llm = llm_of(demo_bundle, engine, speculation=SpeculationSettings())
@@ -147,7 +146,7 @@ def test_speculation_changes_no_id(
 
 
 def test_a_prefix_hit_changes_no_id(
-    demo_bundle: Path, engine: EngineName, plain: Callable[..., tuple[int, ...]], tmp_path: Path
+    demo_bundle: Path, engine: str, plain: Callable[..., tuple[int, ...]], tmp_path: Path
 ) -> None:
     """In memory, and out of a file in a model that was just loaded."""
     system = {"role": "system", "content": "You are a guide in the museum of Ghent and speak of paintings only. " * 8}
@@ -165,7 +164,7 @@ def test_a_prefix_hit_changes_no_id(
 
 
 def test_answers_asked_before_are_drafted_from_the_store(
-    demo_bundle: Path, engine: EngineName, plain: Callable[..., tuple[int, ...]], tmp_path: Path
+    demo_bundle: Path, engine: str, plain: Callable[..., tuple[int, ...]], tmp_path: Path
 ) -> None:
     prompt = [{"role": "user", "content": "Write a short poem about the sea."}]
     accepted = []

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines import Engine, EngineName, Step
+from edge.runtime.engines import Engine, Step
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.errors import ContextLengthError
 from edge.runtime.kv.pool import BlockPool, Sequence
@@ -94,12 +94,12 @@ class Computed:
 
     def __init__(self, engine: Engine, twin: Engine, decodes: bool) -> None:
         """Steps are computed by `decode`, or by `forward` as prompts are: then all logits are bit-equal."""
-        assert engine.kv_layout == twin.kv_layout
+        assert engine.identity == twin.identity
         self.engine = engine
         self.pool = engine.pool
-        self.max_context = engine.max_context
+        self.max_context = engine.info.max_context
         self.max_steps, self.max_new = (3, 4) if decodes else (1, 40)
-        self.layout = dict(engine.kv_layout)
+        self.layout = dict(engine.identity)
         self._twin = twin
         self._decodes = decodes
         self._fresh: dict[tuple[int, ...], np.ndarray] = {}
@@ -443,7 +443,7 @@ TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=30, deadli
 
 
 @pytest.mark.parametrize("decodes", [False, True], ids=["prefill", "decode"])
-def test_engine(tiny_bundle: Path, engine: EngineName, decodes: bool, tmp_path: Path) -> None:
+def test_engine(tiny_bundle: Path, engine: str, decodes: bool, tmp_path: Path) -> None:
     """500 operations. About 2 s.
 
     Tokens that a prefill computed in pieces are bit-equal to those computed at once. Those of a decode come from other

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines import EngineName, EngineSettings
+from edge.runtime.chunk import Chunk
 from edge.runtime.errors import ContextLengthError, DeviceError, PromptError, SettingsError
 from edge.runtime.kv.pool import Sequence
-from edge.runtime.llm import LLM, settings_from
-from edge.runtime.request import Chunk
+from edge.runtime.llm import LLM
+from edge.runtime.settings import EngineSettings, generation_settings
 from tests.conftest import EXACT
 from tests.tiny import STOP_IDS
 
@@ -53,7 +53,7 @@ def test_demo_answers_paris(demo_llm: LLM) -> None:
     assert "Paris" in demo_llm.chat([{"role": "user", "content": "What is the capital of France?"}]).text()
 
 
-def test_resumed_equals_fresh(demo_llm: LLM, engine: EngineName) -> None:
+def test_resumed_equals_fresh(demo_llm: LLM, engine: str) -> None:
     """A prompt whose beginning is cached, longer, shorter and diverging, gives what it gives alone."""
     encode = demo_llm.tokenizer.encode
     base = encode("The quick brown fox jumps over the lazy dog. " * 6)
@@ -67,17 +67,17 @@ def test_resumed_equals_fresh(demo_llm: LLM, engine: EngineName) -> None:
     assert warm[-1].stats.cached_tokens >= 40
 
 
-def test_long_prompts_run_in_chunks(demo_llm: LLM, engine: EngineName) -> None:
+def test_long_prompts_run_in_chunks(demo_llm: LLM, engine: str) -> None:
     ids = demo_llm.tokenizer.encode("one two three four five six seven eight nine ten " * 120)
     exact = LLM(demo_llm.bundle.path, EXACT[engine])
-    assert len(ids) > 2 * exact.engine.prefill_chunk
+    assert len(ids) > 2 * exact.engine.info.prefill_chunk
     sequence = Sequence(exact.engine.pool)
     one_shot = exact.engine.forward(np.array(ids), sequence, np.array([len(ids) - 1]))[0].copy()
     sequence.trim(0)
     stream = exact.generate(ids)
-    progress = [next(stream) for _ in range(-(-len(ids) // exact.engine.prefill_chunk) - 1)]
+    progress = [next(stream) for _ in range(-(-len(ids) // exact.engine.info.prefill_chunk) - 1)]
     assert [chunk.prefill for chunk in progress] == [
-        ((i + 1) * exact.engine.prefill_chunk, len(ids)) for i in range(len(progress))
+        ((i + 1) * exact.engine.info.prefill_chunk, len(ids)) for i in range(len(progress))
     ]
     assert all((chunk.text, chunk.token_ids) == ("", ()) for chunk in progress)
     assert next(stream).token_ids == (int(one_shot.argmax()),)
@@ -126,7 +126,7 @@ def test_length_and_figures(tiny_llm: LLM) -> None:
     assert all(chunk.finish_reason is None and chunk.stats is None for chunk in chunks[:-1])
 
 
-def test_answer_ends_with_the_context(tiny_bundle: Path, engine: EngineName) -> None:
+def test_answer_ends_with_the_context(tiny_bundle: Path, engine: str) -> None:
     llm = LLM(tiny_bundle, EngineSettings(engine, max_context=40))
     chunks = fresh(llm, PROMPT, max_new_tokens=500, ignore_stop_ids=True)
     assert len(ids_of(chunks)) == 40 - len(PROMPT)
@@ -172,7 +172,7 @@ def test_deadline_inside_a_long_prefill(demo_llm: LLM) -> None:
     chunks = list(demo_llm.generate([7, 9] * 1500, deadline_s=1e-3))
     assert ids_of(chunks) == []
     assert chunks[-1].finish_reason == "deadline"
-    assert demo_llm.num_cached_tokens == demo_llm.engine.prefill_chunk
+    assert demo_llm.num_cached_tokens == demo_llm.engine.info.prefill_chunk
 
 
 def test_closing_keeps_the_cache_consistent(tiny_llm: LLM) -> None:
@@ -210,7 +210,7 @@ def test_an_error_between_reserve_and_commit_keeps_the_cache_consistent(
     assert ids_of(again) == expected
 
 
-def test_ctrl_c_ends_a_long_prefill_at_once(demo_llm: LLM, engine: EngineName, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_a_long_prefill_at_once(demo_llm: LLM, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal arrives while the engine computes 6,000 tokens in one call, which takes seconds."""
     llm = LLM(demo_llm.bundle.path, EXACT[engine])
     prompt, other = [7, 9, 11] * 2000, [5, 6, 7, 8] * 10
@@ -272,17 +272,17 @@ def test_repetition_penalty_reaches_the_prompt_and_the_answer(tiny_llm: LLM) -> 
     assert len(set(plain)) <= 30
 
 
-def test_kv_budget_is_a_bound(tiny_bundle: Path, engine: EngineName) -> None:
+def test_kv_budget_is_a_bound(tiny_bundle: Path, engine: str) -> None:
     with pytest.raises(SettingsError, match=r"a context of 200 tokens needs .* bytes of KV cache, 1,000 are allowed"):
         LLM(tiny_bundle, EngineSettings(engine, max_context=200, kv_cache_bytes=1000))
     small = LLM(tiny_bundle, EngineSettings(engine, kv_cache_bytes=40_000))
     pool = small.engine.pool
-    assert 0 < pool.num_blocks * pool.block_size * small.engine.kv_bytes_per_token <= 40_000
-    assert small.engine.max_context < 256
+    assert 0 < pool.num_blocks * pool.block_size * small.engine.info.kv_bytes_per_token <= 40_000
+    assert small.engine.info.max_context < 256
 
 
 @pytest.mark.parametrize("context", [0, 257])
-def test_max_context_outside_the_model(tiny_bundle: Path, engine: EngineName, context: int) -> None:
+def test_max_context_outside_the_model(tiny_bundle: Path, engine: str, context: int) -> None:
     with pytest.raises(SettingsError, match=f"max_context is {context}, expected 1 to 256"):
         LLM(tiny_bundle, EngineSettings(engine, max_context=context))
 
@@ -298,10 +298,10 @@ def test_device_that_is_not_there(tiny_bundle: Path, device: str) -> None:
 
 
 def test_settings_keep_their_defaults() -> None:
-    settings = settings_from(temperature=0.5, stop=["a"])
+    settings = generation_settings(temperature=0.5, stop=["a"])
     assert settings.sampling.temperature == 0.5
     assert settings.stop == ("a",)
-    assert settings.max_new_tokens == settings_from().max_new_tokens == 512
+    assert settings.max_new_tokens == generation_settings().max_new_tokens == 512
 
 
 def test_kv_precision_follows_the_budget(tiny_bundle: Path) -> None:

@@ -17,13 +17,13 @@ from edge.export.pipeline import export
 from edge.runtime import bundle as bundles
 from edge.runtime import machine
 from edge.runtime.bundle import OnnxKernels, open_bundle
-from edge.runtime.engines import EngineSettings
 from edge.runtime.engines import onnxruntime as engines
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edge.runtime.errors import BundleError, DeviceError, SettingsError, VerificationError
 from edge.runtime.kv.pool import Sequence
 from edge.runtime.llm import LLM
+from edge.runtime.settings import EngineSettings
 from edge.runtime.verify import verify
 
 IDS = np.random.default_rng(4).integers(0, 256, 50)

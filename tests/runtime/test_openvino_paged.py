@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from edge.export.pipeline import export
-from edge.runtime.engines import EngineSettings
 from edge.runtime.llm import LLM
+from edge.runtime.settings import EngineSettings
 from tests.tiny import TINIES, Tiny, make
 
 

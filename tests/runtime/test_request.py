@@ -12,8 +12,9 @@ import pytest
 import edge
 from edge.runtime.constraints import Constraint
 from edge.runtime.errors import SettingsError
-from edge.runtime.llm import LLM, settings_from
-from edge.runtime.request import GenerationSettings, Request
+from edge.runtime.llm import LLM
+from edge.runtime.request import Request
+from edge.runtime.settings import GenerationSettings, generation_settings
 from edge.runtime.tokenizer import Tokenizer
 
 STOP = 258
@@ -25,7 +26,7 @@ def tokenizer(tiny_bundle: Path) -> Tokenizer:
 
 
 def request(tokenizer: Tokenizer, **settings: object) -> Request:
-    return Request([1, 2, 3], settings_from(**settings), tokenizer, {STOP}, 100)
+    return Request([1, 2, 3], generation_settings(**settings), tokenizer, {STOP}, 100)
 
 
 def rows(*ids: int) -> np.ndarray:
@@ -122,11 +123,11 @@ def test_log_probabilities(tokenizer: Tokenizer) -> None:
 )
 def test_settings_out_of_range(settings: dict[str, object], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        settings_from(**settings)
+        generation_settings(**settings)
 
 
 def test_settings_are_frozen() -> None:
-    assert hash(GenerationSettings()) == hash(settings_from())
+    assert hash(GenerationSettings()) == hash(generation_settings())
 
 
 SCHEMA = {

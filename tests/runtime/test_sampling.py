@@ -22,8 +22,10 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from edge.runtime.arrays import Logits
 from edge.runtime.errors import SettingsError
-from edge.runtime.sampling import Logits, Sampler, Sampling, greedy_margin, kth_largest, nucleus, truncate, typical
+from edge.runtime.sampling import Sampler, greedy_margin, kth_largest, nucleus, truncate, typical
+from edge.runtime.settings import Sampling
 
 VOCAB = 500
 LOGITS = (np.random.default_rng(0).normal(size=VOCAB) * 3).astype(np.float32)

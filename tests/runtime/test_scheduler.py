@@ -8,24 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.runtime.engines import EngineName, EngineSettings, Step
+from edge.runtime.chunk import Chunk
+from edge.runtime.engines import Step
 from edge.runtime.errors import ContextLengthError, DeviceError, GenerationError
-from edge.runtime.llm import LLM, Stream
-from edge.runtime.request import Chunk
-from edge.runtime.sampling import Sampling
+from edge.runtime.llm import LLM
 from edge.runtime.scheduler import SHARED_CHUNK
+from edge.runtime.settings import EngineSettings, Sampling
+from edge.runtime.stream import Stream
 
 RNG = np.random.default_rng(11)
 PROMPTS = [RNG.integers(0, 250, count).tolist() for count in (5, 40, 17, 33, 64, 3, 90, 12)]
 SETTINGS = {"max_new_tokens": 24, "ignore_stop_ids": True}
 
 
-def load(bundle: Path, engine: EngineName, **settings: object) -> LLM:
+def load(bundle: Path, engine: str, **settings: object) -> LLM:
     return LLM(bundle, EngineSettings(engine, reproducible=True, **settings))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def llm(tiny_bundle: Path, engine: EngineName) -> LLM:
+def llm(tiny_bundle: Path, engine: str) -> LLM:
     return load(tiny_bundle, engine, kv_precision="f32")
 
 
@@ -56,7 +57,7 @@ def test_a_batch_equals_its_sequences(llm: LLM, sampling: dict[str, object]) -> 
     check(llm)
 
 
-def test_a_batch_of_the_demo_model_equals_its_sequences(demo_bundle: Path, engine: EngineName) -> None:
+def test_a_batch_of_the_demo_model_equals_its_sequences(demo_bundle: Path, engine: str) -> None:
     """With the default roundings: int8 activations, and bfloat16 where the processor has it."""
     llm = load(demo_bundle, engine)
     questions = ("What is the capital of France?", "Write a haiku about rain.", "Name three colours.", "What is 2+2?")
@@ -155,9 +156,9 @@ def test_several_samples_of_one_prompt(llm: LLM) -> None:
     check(llm)
 
 
-def small(bundle: Path, engine: EngineName, blocks: int, **settings: object) -> LLM:
+def small(bundle: Path, engine: str, blocks: int, **settings: object) -> LLM:
     """A cache of so many blocks: of 32 tokens, or of 100 (slots)."""
-    per_token = load(bundle, engine, kv_precision="f32").engine.kv_bytes_per_token
+    per_token = load(bundle, engine, kv_precision="f32").engine.info.kv_bytes_per_token
     # Padded steps take a spare block, or a spare token of every slot.
     tokens = 32 * (blocks + 1) if engine == "openvino" else 101 * blocks
     context = {"max_context": 100} if engine == "onnx" else {}
@@ -166,7 +167,7 @@ def small(bundle: Path, engine: EngineName, blocks: int, **settings: object) -> 
     return found
 
 
-def test_a_full_cache_makes_requests_wait(tiny_bundle: Path, engine: EngineName, llm: LLM) -> None:
+def test_a_full_cache_makes_requests_wait(tiny_bundle: Path, engine: str, llm: LLM) -> None:
     """Four blocks for eight answers of up to four: some wait, all come, nothing is lost."""
     expected = [alone(llm, prompt[:60], max_new_tokens=12) for prompt in PROMPTS]
     tight = small(tiny_bundle, engine, 4 if engine == "openvino" else 2)
@@ -181,10 +182,10 @@ def test_a_full_cache_makes_requests_wait(tiny_bundle: Path, engine: EngineName,
     check(tight)
 
 
-def test_a_request_larger_than_the_pool(tiny_bundle: Path, engine: EngineName) -> None:
+def test_a_request_larger_than_the_pool(tiny_bundle: Path, engine: str) -> None:
     """Refused with figures, at once where the prompt alone is too long; the others go on."""
     tight = small(tiny_bundle, engine, 2)
-    size = tight.engine.max_context
+    size = tight.engine.info.max_context
     good, bad = [1, 2, 3], [5] * size
     answers = tight.generate_batch([good, bad, good], max_new_tokens=4, ignore_stop_ids=True)
     assert [answer.finish_reason for answer in answers] == ["length", "error", "length"]
@@ -193,7 +194,7 @@ def test_a_request_larger_than_the_pool(tiny_bundle: Path, engine: EngineName) -
     check(tight)
 
 
-def test_a_pinned_prefix_stays_and_may_leave_no_room(tiny_bundle: Path, engine: EngineName) -> None:
+def test_a_pinned_prefix_stays_and_may_leave_no_room(tiny_bundle: Path, engine: str) -> None:
     tight = small(tiny_bundle, engine, 4 if engine == "openvino" else 2)
     pinned = PROMPTS[6][:64]
     assert tight.pin_prefix(pinned) == 64
@@ -247,7 +248,7 @@ def test_what_is_wrong_with_one_request_ends_that_one(llm: LLM, monkeypatch: pyt
     check(llm)
 
 
-def test_statistics(tiny_bundle: Path, engine: EngineName) -> None:
+def test_statistics(tiny_bundle: Path, engine: str) -> None:
     llm = load(tiny_bundle, engine)
     llm.generate(PROMPTS[1], max_new_tokens=3, ignore_stop_ids=True).answer()
     llm.generate(PROMPTS[1], max_new_tokens=3, ignore_stop_ids=True).answer()

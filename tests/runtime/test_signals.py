@@ -13,7 +13,7 @@ import pytest
 SCRIPT = """
 import ctypes, gc, os, signal, sys, time
 from edge.export.pipeline import export
-from edge.runtime.engines import EngineSettings
+from edge.runtime.settings import EngineSettings
 from edge.runtime.engines.openvino_paged import find_devices
 from edge.runtime.llm import LLM
 

@@ -21,13 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines import EngineName, EngineSettings
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.errors import CacheError, ContextLengthError, OutputError, SnapshotError
 from edge.runtime.kv import snapshot as snapshot_module
 from edge.runtime.kv.memory import BlockMemory, PagedMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, Sequence
 from edge.runtime.kv.snapshot import SnapshotIdentity, open_snapshot, read_header, save_snapshot
+from edge.runtime.settings import EngineSettings
 
 IDENTITY = SnapshotIdentity("a1" * 32, "b2" * 32, {"engine": "paged", "cache": "u8[2, 4, 6]"})
 BLOCK = 4  # tokens
@@ -559,7 +559,7 @@ SETTINGS = {
 
 
 def identity_of(engine: object, model: str = "") -> SnapshotIdentity:
-    return SnapshotIdentity(model, "", engine.kv_layout)  # type: ignore[attr-defined]
+    return SnapshotIdentity(model, "", engine.identity)  # type: ignore[attr-defined]
 
 
 def answer(engine: object, sequence: Sequence) -> bytes:
@@ -628,7 +628,7 @@ def test_engines_go_on_bit_by_bit(tiny_bundle: Path, tmp_path: Path, name: str) 
 
 def test_engines_refuse_each_others_files(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = open_bundle(tiny_bundle)
-    chosen: list[EngineName | str] = ["openvino-f32", "openvino-u8", "onnx-f32", "onnx-f16-reproducible"]
+    chosen: list[str | str] = ["openvino-f32", "openvino-u8", "onnx-f32", "onnx-f16-reproducible"]
     engines = {name: open_engine(bundle, SETTINGS[name]) for name in chosen}
     for name, engine in engines.items():
         sequence = Sequence(engine.pool)

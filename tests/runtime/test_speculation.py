@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.runtime.errors import SettingsError
-from edge.runtime.speculation import Acceptance, Drafter, DraftStore, SpeculationSettings, StepCost, SuffixAutomaton
+from edge.runtime.settings import SpeculationSettings
+from edge.runtime.speculation import Acceptance, Drafter, DraftStore, StepCost, SuffixAutomaton
 
 texts = st.integers(1, 3).flatmap(lambda top: st.lists(st.integers(0, top), max_size=80))
 

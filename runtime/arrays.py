@@ -1,0 +1,10 @@
+"""Array types that layers hand to each other; the shapes stand where they are used. Knows nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]  # token ids, positions, row numbers
+Logits = npt.NDArray[np.float32]  # (vocab,) or (rows, vocab)
+Hidden = npt.NDArray[np.float32]  # (tokens, hidden_size)

@@ -1,0 +1,77 @@
+"""What a reader of an answer gets: chunks while it is written, figures and the whole at its end.
+
+In: nothing. Out: frozen records. Knows nothing about how an answer is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from edge.runtime.errors import EdgeError
+from edge.runtime.logprobs import TokenLogprob
+
+FinishReason = Literal["stop", "length", "tool_calls", "deadline", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Figures of one answer."""
+
+    prompt_tokens: int
+    cached_tokens: int  # prompt tokens that were in the KV cache already
+    new_tokens: int
+    ttft_ms: float  # from the request to the first token
+    tpot_ms: float  # mean time per token after the first step; 0 where there is only one
+    drafted_tokens: int = 0  # by speculation
+    accepted_tokens: int = 0  # of those
+    preemptions: int = 0  # how often it gave up its place in a full KV cache and was continued later
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode speed; 0 where there is only one token."""
+        return 1000 / self.tpot_ms if self.tpot_ms else 0.0
+
+
+class Prefill(NamedTuple):
+    """How much of a long prompt has been read."""
+
+    done: int  # tokens
+    total: int
+
+
+class StoppedBy(NamedTuple):
+    """What ended an answer whose reason is "stop"; both None where a constraint allowed nothing more."""
+
+    token_id: int | None = None  # a stop id, of the model or of the settings; it is the answer's last id
+    text: str | None = None  # a stop string, which is not shown
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one step added.
+
+    Every token comes with the step that made it. Its text can come later: it is held back while a character or a stop
+    string may still be open, and empty while a long prompt is read.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()  # of each token, where they were asked for
+    prefill: Prefill | None = None  # while a long prompt is read
+    finish_reason: FinishReason | None = None  # set on the last chunk only
+    stopped_by: StoppedBy | None = None  # set on the last chunk only, where the reason is "stop"
+    stats: Stats | None = None  # set on the last chunk only
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stats: Stats | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    stopped_by: StoppedBy | None = None
+    error: EdgeError | None = None  # where finish_reason is "error"

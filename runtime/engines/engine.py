@@ -1,0 +1,101 @@
+"""What the scheduler needs of an engine, and what an engine says about itself.
+
+In: nothing. Out: the `Engine` protocol, the steps it takes, and `EngineInfo`, by which callers decide what to ask of
+it. Knows nothing about any single engine: those have a file each here, and a record in `registry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from edge.runtime.arrays import Hidden, Ids, Logits
+from edge.runtime.kv.pool import BlockPool, CacheSequence
+from edge.runtime.settings import CachePrecision
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an open engine is and can do. What it cannot do is never asked of it."""
+
+    name: str  # in the registry
+    device: str
+    max_context: int  # tokens that one sequence can hold
+    prefill_chunk: int  # new tokens that one forward takes well: more take more memory, and an interrupt longer
+    kv_bytes_per_token: int  # all layers
+    kv_precision: CachePrecision
+    reproducible: bool  # the same bits whatever else is computed at once
+    max_sequences: int = 1  # whose new tokens one `decode` computes in one pass; more of them take turns
+    max_step_rows: int | None = None  # new tokens of one sequence in a decode: 1 cannot verify drafts; None: any number
+    ragged: bool = False  # whether sequences with several new tokens each share a pass too
+    logits_rows: Literal["any", "last"] = "any"  # rows of a forward that logits can be had of
+    can_trim: bool = True  # a sequence can go on from fewer tokens than were computed into it
+    can_fork: bool = True  # tokens of one sequence can be copied or shared to start another
+    can_snapshot: bool = True  # what blocks hold can be written to a file and read back
+    takes_positions: bool = False  # of tokens, other than their places in the sequence
+    embedding_size: int | None = None  # width of embeddings taken in the place of ids; None: takes ids alone
+
+
+class Embedding(NamedTuple):
+    """Rows that stand in for the embeddings of consecutive tokens: a picture's patches."""
+
+    start: int  # index of the first of them
+    rows: Hidden  # (n, hidden_size)
+
+
+class Inputs(NamedTuple):
+    """What new tokens are besides their ids, where they are more than text."""
+
+    positions: Ids | None = None  # (n,); None: their places in the sequence
+    embeddings: tuple[Embedding, ...] = ()  # `start` is counted from the first new token
+
+    @property
+    def are_text(self) -> bool:
+        """Whether ids say everything."""
+        return self.positions is None and not self.embeddings
+
+
+TEXT = Inputs()
+
+
+class Step(NamedTuple):
+    """New tokens of one sequence in a decode step: the last one chosen, and drafts after it."""
+
+    sequence: CacheSequence
+    ids: Ids  # (n,), n >= 1
+    positions: Ids | None = None  # (n,); None: their places in the sequence
+
+
+class Engine(Protocol):
+    """A decoder with a KV pool. Not for several threads at once."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is and can do."""
+
+    @property
+    def pool(self) -> BlockPool:
+        """Blocks of this engine's KV memory."""
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """What keys and values in the pool depend on besides the model: engines with equal identities can exchange
+        them byte by byte."""
+
+    def forward(self, ids: Ids, sequence: CacheSequence, rows: Ids, inputs: Inputs = TEXT) -> Logits:
+        """Run new tokens after those of a sequence and commit them to it: prefill.
+
+        ids: (T,) new token ids. rows: (R,) which of the T tokens to return logits for. Returns (R, vocab) float32,
+        valid until the next call. Raises CacheFullError, changing nothing, when the pool is full, and DeviceError.
+        """
+
+    def decode(self, steps: list[Step]) -> list[Logits]:
+        """Run a few new tokens after those of each of several sequences and commit them.
+
+        Returns (n, vocab) float32 for each step, a row for every new token, valid until the next call. Raises
+        CacheFullError, committing nothing, when the pool is full, and DeviceError.
+        """
+
+    def close(self) -> None:
+        """Give back the model's memory and the KV pool; nothing may be called afterwards. A second time is fine."""

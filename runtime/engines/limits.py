@@ -1,0 +1,29 @@
+"""How much context and memory an engine may take.
+
+In: settings, the model's shape and what memory is free. Out: tokens and bytes. Knows nothing about any single engine.
+"""
+
+from __future__ import annotations
+
+from edge.runtime.errors import SettingsError
+from edge.runtime.machine import available_bytes
+from edge.runtime.settings import EngineSettings
+from edge.runtime.spec import ModelSpec
+
+
+def context_limit(settings: EngineSettings, spec: ModelSpec) -> int:
+    """Tokens of context that are asked for, the model's limit where none are. Raises SettingsError beyond it."""
+    limit = spec.max_position_embeddings if settings.max_context is None else settings.max_context
+    if limit > spec.max_position_embeddings:
+        raise SettingsError(
+            f"max_context is {limit}, expected 1 to {spec.max_position_embeddings}, the model's limit",
+            param="max_context",
+        )
+    return limit
+
+
+def cache_budget(settings: EngineSettings) -> int:
+    """Bytes that the KV cache may take: never more than are free."""
+    free = available_bytes()
+    share = settings.kv_cache_share
+    return min(settings.kv_cache_bytes, free) if share is None else int(free * share)

@@ -1,0 +1,113 @@
+"""The engines there are: one record each, and everything that lists engines reads it here.
+
+In: nothing; packages are imported when an engine is opened, so that each may be missing. Out: `ENGINES`, in the order
+in which tables show them. To add an engine: write its file beside this one, and add its record here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.util import find_spec
+from typing import Literal
+
+from edge.runtime import bundle as bundles
+from edge.runtime.bundle import Bundle, OnnxKernels
+from edge.runtime.engines.engine import Engine
+from edge.runtime.errors import SettingsError
+from edge.runtime.machine import family_of, processor_name
+from edge.runtime.settings import KV_PRECISIONS, CachePrecision, EngineSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device of this machine."""
+
+    name: str  # "CPU", "GPU.0"
+    full_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRecord:
+    """What is known of an engine before it is opened."""
+
+    name: str
+    package: str  # what has to be importable
+    extra: str  # edgeglm[extra] installs it
+    bundle_format: Literal["openvino", "onnx"]  # `edge export --format` that makes what it needs
+    families: tuple[str, ...]  # kinds of device that it runs on
+    kv_precisions: tuple[CachePrecision, ...]
+    holds: Callable[[Bundle], bool]  # whether a bundle has what it needs
+    open: Callable[[Bundle, EngineSettings], Engine]  # raises DeviceError and SettingsError
+    devices: Callable[[], list[Device]]  # all that its package finds on this machine, usable or not
+
+    @property
+    def installed(self) -> bool:
+        return find_spec(self.package) is not None
+
+    @property
+    def advice(self) -> str:
+        """How to install it."""
+        return f'pip install "edgeglm[{self.extra}]"'
+
+    def runs_on(self, device: str) -> bool:
+        """Whether it runs on a device of this kind, there or not."""
+        return family_of(device) in self.families
+
+
+def find(name: str) -> EngineRecord:
+    """The record of a name. Raises SettingsError, with the known names and what installs them."""
+    if name in ENGINES:
+        return ENGINES[name]
+    close = get_close_matches(name.lower(), ENGINES, 1)
+    hint = f", did you mean {close[0]!r}?" if close else ";"
+    known = (f"{r.name} ({'installed' if r.installed else r.advice})" for r in ENGINES.values())
+    raise SettingsError(f"engine {name!r} is unknown{hint} known are auto, {', '.join(known)}", param="engine")
+
+
+def _open_openvino(bundle: Bundle, settings: EngineSettings) -> Engine:
+    from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
+
+    return OpenVINOPagedEngine(
+        bundle.path / bundles.MODEL_XML, bundle.manifest.spec, bundle.manifest.fewest_bits, settings
+    )
+
+
+def _openvino_devices() -> list[Device]:
+    from edge.runtime.engines.openvino_core import find_devices
+
+    return [Device(name, full_name) for name, full_name in find_devices()]
+
+
+def _open_onnx(bundle: Bundle, settings: EngineSettings) -> Engine:
+    from edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(bundle, settings)
+
+
+_RECORDS = (
+    EngineRecord(
+        name="openvino",
+        package="openvino",
+        extra="openvino",
+        bundle_format="openvino",
+        families=("CPU", "GPU"),
+        kv_precisions=KV_PRECISIONS,
+        holds=lambda bundle: bundle.file(bundles.MODEL_XML) is not None,
+        open=_open_openvino,
+        devices=_openvino_devices,
+    ),
+    EngineRecord(
+        name="onnx",
+        package="onnxruntime",
+        extra="onnx",
+        bundle_format="onnx",
+        families=("CPU",),
+        kv_precisions=("f32", "f16"),
+        holds=lambda bundle: bool(bundle.onnx_parts(OnnxKernels())),
+        open=_open_onnx,
+        devices=lambda: [Device("CPU", processor_name())],
+    ),
+)
+ENGINES: dict[str, EngineRecord] = {record.name: record for record in _RECORDS}

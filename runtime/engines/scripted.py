@@ -1,0 +1,211 @@
+"""An engine that answers what it is told to: for tests of programs, and of everything above an engine.
+
+In: a script, a function from the tokens so far to the next one. Out: an `Engine` that needs no model and no package.
+Knows nothing about any real engine.
+
+    llm = edge.scripted_llm(edge.replies({"Hello": "Hello to you"}))
+    llm.chat([{"role": "user", "content": "Hello"}]).text()   # "Hello to you"
+
+It is strict where a mistake would go unseen on a real engine for long: the script is given what the KV blocks of a
+sequence hold, and not what the sequence ought to hold. Wrong sharing, trimming or copying of blocks changes answers.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from edge.runtime.arrays import Ids, Logits
+from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step
+from edge.runtime.kv.memory import Array, NoMemory, untouched
+from edge.runtime.kv.pool import BlockPool, CacheSequence
+
+Script = Callable[[Sequence[int]], "int | Logits"]  # keys of all tokens so far -> the next id, or a row of logits
+
+SYSTEM, USER, ASSISTANT, OBSERVATION, END = range(256, 261)  # ids of SPECIAL; 0 to 255 are bytes
+SPECIAL = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>")
+STOP_IDS = (END, USER, OBSERVATION)
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+CERTAIN = np.float32(30.0)  # logit of the scripted id; all others have 0
+
+
+class IdMemory:
+    """Blocks that hold what stands for a token's keys and values: its id, position and embedding in one number."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.cells = untouched((num_blocks, block_size), np.int64)
+        self.block_bytes = block_size * 8
+
+    def views(self, block: int, num_tokens: int) -> list[Array]:
+        return [self.cells[block, :num_tokens]]
+
+    def blank(self, block: int) -> None:
+        self.cells[block] = -1
+
+
+class ScriptedEngine:
+    """An `Engine` of blocks of tokens, whose next token a script decides.
+
+    block_size and num_blocks: of the KV pool. changes: fields of `EngineInfo`, to play an engine that cannot do
+    everything (`can_trim=False, max_sequences=1`). What `info` says it cannot do is refused with an AssertionError.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        vocab_size: int = 256 + len(SPECIAL),
+        *,
+        max_context: int = 4096,
+        block_size: int = 16,
+        num_blocks: int = 1024,
+        **changes: Any,  # Any: a value for each field of EngineInfo
+    ) -> None:
+        self._script = script
+        self._vocab_size = vocab_size
+        self._memory = IdMemory(num_blocks, block_size)
+        self.pool = BlockPool(num_blocks, block_size, self._memory)
+        info = EngineInfo(
+            name="scripted",
+            device="CPU",
+            max_context=min(max_context, num_blocks * block_size),
+            prefill_chunk=128,
+            kv_bytes_per_token=8,
+            kv_precision="f32",
+            reproducible=True,
+            max_sequences=64,
+            ragged=True,
+            takes_positions=True,
+        )
+        self.info = replace(info, **changes)
+        self.identity = {"engine": "scripted", "block": str(block_size)}
+
+    def forward(self, ids: Ids, sequence: CacheSequence, rows: Ids, inputs: Inputs = TEXT) -> Logits:
+        assert self.info.logits_rows == "any" or rows.tolist() == [ids.size - 1], "logits of the last row alone"
+        self._write(sequence, ids, inputs)
+        before = sequence.num_tokens
+        sequence.commit(ids.size)
+        return self._logits(sequence, [before + int(row) + 1 for row in rows])
+
+    def decode(self, steps: list[Step]) -> list[Logits]:
+        most = self.info.max_step_rows
+        for sequence, ids, positions in steps:
+            assert most is None or ids.size <= most, f"{ids.size} rows, {most} at most"
+            self._write(sequence, ids, Inputs(positions))
+        found = []
+        for sequence, ids, _ in steps:
+            before = sequence.num_tokens
+            sequence.commit(ids.size)
+            found.append(self._logits(sequence, [before + i + 1 for i in range(ids.size)]))
+        return found
+
+    def close(self) -> None:
+        self._memory.cells = np.zeros((0, 0), np.int64)
+        self.pool.memory = NoMemory()
+
+    def held(self, sequence: CacheSequence, num_tokens: int) -> list[int]:
+        """What the blocks of a sequence hold of its first tokens."""
+        size = self.pool.block_size
+        blocks = sequence.block_table[: self.pool.blocks_for(num_tokens)]
+        cells = [self._memory.cells[block] for block in blocks]
+        return [int(key) for key in np.concatenate([*cells, np.zeros(0, np.int64)])[:num_tokens]] if size else []
+
+    def _write(self, sequence: CacheSequence, ids: Ids, inputs: Inputs) -> None:
+        """Put new tokens into the blocks of a sequence, which commits them later."""
+        begin, size = sequence.num_tokens, self.pool.block_size
+        assert begin + ids.size <= self.info.max_context, "beyond the context"
+        sequence.reserve(ids.size)
+        for i, key in enumerate(_cells(ids, begin, inputs)):
+            block = sequence.block_table[(begin + i) // size]
+            assert self.pool.holders(block) == 1, "a shared block is written into"
+            self._memory.cells[block, (begin + i) % size] = key
+
+    def _logits(self, sequence: CacheSequence, lengths: list[int]) -> Logits:
+        """(len(lengths), vocab) after the first so many tokens of a sequence."""
+        held = self.held(sequence, max(lengths))
+        found = np.zeros((len(lengths), self._vocab_size), np.float32)
+        for row, length in zip(found, lengths, strict=True):
+            answer = self._script(held[:length])
+            if isinstance(answer, np.ndarray):
+                row[: answer.size] = answer
+            else:
+                row[answer] = CERTAIN
+        return found
+
+
+def replies(answers: Mapping[str, str] | Callable[[str], str], otherwise: str = "") -> Script:
+    """A script for conversations of TEMPLATE: what is said to the last user message, and then the end.
+
+    answers: by message, or a function of it. otherwise: the answer to a message that is not among them.
+    """
+
+    def next_id(held: Sequence[int]) -> int:
+        begin = _last(held, ASSISTANT)
+        question = bytes(key for key in held[_last(held[:begin], USER) + 1 : begin] if key < USER - 1).decode()
+        text = answers(question) if callable(answers) else answers.get(question, otherwise)
+        answer: list[int] = [*text.encode(), END]
+        return answer[min(len(held) - begin - 1, len(answer) - 1)]
+
+    return next_id
+
+
+def noise(seed: int = 0, vocab_size: int = 256) -> Script:
+    """A script of random logits that follow from every token so far: any error in what is cached changes them."""
+
+    def row(held: Sequence[int]) -> Logits:
+        digest = zlib.crc32(np.array(held, np.int64).tobytes(), seed)
+        return np.random.default_rng(digest).standard_normal(vocab_size, np.float32)
+
+    return row
+
+
+def tokenizer_json() -> str:
+    """A tokenizer of bytes: ids 0 to 255, and the special tokens from 256 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    chars = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+    added = [
+        {"id": 256 + i, "content": token, "special": True, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for i, token in enumerate(SPECIAL)
+    ]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    model = {"type": "BPE", "vocab": {chars[byte]: byte for byte in range(256)}, "merges": [], "ignore_merges": False}
+    return json.dumps(
+        {
+            "version": "1.0",
+            "added_tokens": added,
+            "pre_tokenizer": byte_level,
+            "decoder": byte_level,
+            "model": model,
+        }
+    )
+
+
+def _cells(ids: Ids, begin: int, inputs: Inputs) -> list[int]:
+    """What the cache holds of new tokens: the ids, or for more than text numbers that also follow from the rest."""
+    keys = [int(token_id) for token_id in ids]
+    if inputs.are_text:
+        return keys
+    if inputs.positions is not None:
+        places = begin + np.arange(ids.size)
+        keys = [
+            key if position == place else -2 - zlib.crc32(f"{key} {position}".encode())
+            for key, position, place in zip(keys, inputs.positions.tolist(), places.tolist(), strict=True)
+        ]
+    for start, rows in inputs.embeddings:
+        for i, row in enumerate(rows):
+            keys[start + i] = -2 - zlib.crc32(row.tobytes(), keys[start + i] & 0xFFFFFFFF)
+    return keys
+
+
+def _last(held: Sequence[int], token_id: int) -> int:
+    """Index of the last token with this id, -1 where there is none."""
+    return next((i for i in range(len(held) - 1, -1, -1) if held[i] == token_id), -1)

@@ -1,0 +1,142 @@
+"""What an answer continues: token ids, and what they stand for where that is more than text.
+
+In: token ids, from a tokenizer or a caller. Out: a checked `Prompt`. Knows nothing about text, requests or engines.
+
+Ids alone tell a sampler and a drafter what was said. They do not tell a cache: two pictures may have the same
+placeholder ids. So a prompt has `keys`, one a token, and equal keys mean equal keys and values; for text they are the
+ids themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.runtime.arrays import Ids
+from edge.runtime.engines.engine import TEXT, Embedding, EngineInfo, Inputs
+from edge.runtime.errors import PromptError, shown
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """The tokens of a prompt. Raises PromptError for ids that are none, and for shapes that do not fit them."""
+
+    ids: Sequence[int]  # (T,) what sampler and drafts see; kept as a list
+    keys: Sequence[int] | None = None  # (T,) what cache and snapshots compare; None: the ids
+    positions: Ids | None = None  # (T,) int64, 0 or more; None: 0 to T - 1
+    embeddings: tuple[Embedding, ...] = ()  # rows in the place of those of some ids; in order, not overlapping
+
+    def __post_init__(self) -> None:
+        ids = _whole_numbers(self.ids, "ids")
+        keys = ids if self.keys is None else _whole_numbers(self.keys, "keys")
+        if len(keys) != len(ids):
+            raise PromptError(f"the prompt has {len(ids)} ids and {len(keys)} keys, expected as many", param="keys")
+        object.__setattr__(self, "ids", ids)
+        object.__setattr__(self, "keys", keys)
+        if self.positions is not None:
+            object.__setattr__(self, "positions", _checked_positions(self.positions, len(ids)))
+        object.__setattr__(self, "embeddings", tuple(self.embeddings))
+        end = 0
+        for embedding in self.embeddings:
+            end = _checked_end(embedding, end, len(ids))
+
+    @property
+    def cache_keys(self) -> list[int]:
+        """`keys`, which are there in any case."""
+        assert isinstance(self.keys, list)
+        return self.keys
+
+    @property
+    def is_text(self) -> bool:
+        """Whether ids say everything."""
+        return self.positions is None and not self.embeddings
+
+    @property
+    def next_position(self) -> int:
+        """Position of the first token of the answer."""
+        return len(self.ids) if self.positions is None else int(self.positions.max(initial=-1)) + 1
+
+    def inputs(self, begin: int, end: int) -> Inputs:
+        """What tokens from `begin` on, before `end`, are besides their ids."""
+        if self.is_text:
+            return TEXT
+        found = []
+        for start, rows in self.embeddings:
+            first, last = max(start, begin), min(start + len(rows), end)
+            if first < last:
+                found.append(Embedding(first - begin, rows[first - start : last - start]))
+        return Inputs(None if self.positions is None else self.positions[begin:end], tuple(found))
+
+    def check_fits(self, info: EngineInfo) -> None:
+        """Raises PromptError where an engine cannot take what this prompt has besides ids."""
+        if self.positions is not None and not info.takes_positions:
+            raise PromptError(
+                f"the prompt has positions, and the {info.name} engine counts tokens itself; use another engine",
+                param="positions",
+            )
+        for _, rows in self.embeddings:
+            if info.embedding_size is None:
+                raise PromptError(
+                    f"the prompt has embeddings, and this model on the {info.name} engine takes token ids alone; "
+                    "use a model for pictures",
+                    param="embeddings",
+                )
+            if rows.shape[1] != info.embedding_size:
+                raise PromptError(
+                    f"embeddings are {rows.shape[1]} wide, expected {info.embedding_size}, the model's hidden size",
+                    param="embeddings",
+                )
+
+
+def _whole_numbers(values: Iterable[object], name: str) -> list[int]:
+    """Raises PromptError for anything that is not a sequence of whole numbers, 0 or more."""
+    if isinstance(values, str | bytes | dict) or not isinstance(values, Iterable):
+        raise PromptError(f"{name} are {shown(values)}, expected a list of whole numbers", param=name)
+    found: list[int] = []
+    for index, value in enumerate(values.tolist() if isinstance(values, np.ndarray) else values):
+        number = int(value) if isinstance(value, np.integer) else value
+        if type(number) is not int or number < 0:
+            raise PromptError(
+                f"{name}[{index}] is {shown(value)}, expected a whole number, 0 or more", param=f"{name}[{index}]"
+            )
+        found.append(number)
+    return found
+
+
+def _checked_positions(positions: object, count: int) -> Ids:
+    """(T,) int64. Raises PromptError."""
+    if not isinstance(positions, np.ndarray) or positions.dtype.kind not in "iu" or positions.shape != (count,):
+        raise PromptError(
+            f"positions are {_described(positions)}, expected whole numbers of shape ({count},), one a token",
+            param="positions",
+        )
+    if (positions < 0).any():
+        raise PromptError(f"positions hold {positions.min()}, expected 0 or more", param="positions")
+    checked: npt.NDArray[np.int64] = positions.astype(np.int64)
+    return checked
+
+
+def _checked_end(embedding: object, begin: int, count: int) -> int:
+    """Where an embedding ends, which must not start before `begin`. Raises PromptError."""
+    if not isinstance(embedding, Embedding):
+        raise PromptError(f"embeddings hold {shown(embedding)}, expected edge.Embedding", param="embeddings")
+    start, rows = embedding
+    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype != np.float32:
+        raise PromptError(
+            f"rows of an embedding are {_described(rows)}, expected float32 of shape (tokens, hidden size)",
+            param="embeddings",
+        )
+    if type(start) is not int or not begin <= start <= start + len(rows) <= count:
+        raise PromptError(
+            f"an embedding of {len(rows)} tokens starts at {shown(start)}, expected {begin} or more and an end within "
+            f"the {count} tokens of the prompt",
+            param="embeddings",
+        )
+    return start + len(rows)
+
+
+def _described(value: object) -> str:
+    return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else shown(value)

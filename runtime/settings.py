@@ -1,0 +1,210 @@
+"""Every setting of a load and of an answer: its default, what it may be, and what it is for, in one place.
+
+In: values as Python, a command line or JSON gives them, checked as `rules` says. Out: frozen, hashable records. Knows
+nothing about engines, models or how a setting is followed. The `...Options` types are the same names as keywords, so
+that checkers and editors know them; a test holds the two to each other.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Literal, TypedDict, Unpack
+
+from edge.runtime.constraints import Constraint
+from edge.runtime.errors import SettingsError
+from edge.runtime.rules import (
+    Biases,
+    Flag,
+    Instance,
+    Number,
+    OneOf,
+    Settings,
+    Text,
+    Texts,
+    Whole,
+    Wholes,
+    refuse_unknown,
+    setting,
+)
+
+Precision = Literal["f32", "f16", "bf16"]
+CachePrecision = Literal["f32", "f16", "bf16", "u8", "u4"]
+LogitBias = Mapping[int, float] | Sequence[tuple[int, float]]
+
+PRECISIONS: tuple[Precision, ...] = ("f32", "f16", "bf16")
+KV_PRECISIONS: tuple[CachePrecision, ...] = ("f32", "f16", "bf16", "u8", "u4")
+MAX_LOGPROBS = 20  # alternatives a token, as in OpenAI's protocol
+MAX_DRAFT = 32  # tokens
+MAX_MATCH = 32  # token ids
+MAX_THREADS = 1024
+SHARE = Number(0, 1, above=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling(Settings):
+    """How a token is chosen. Raises SettingsError for a value of the wrong type or outside its range."""
+
+    temperature: float = setting(0.0, Number(0, sys.float_info.max), "0 is greedy")
+    top_k: int = setting(0, Whole(), "keep the k best tokens; 0 keeps all")
+    top_p: float = setting(
+        1.0, SHARE, "keep the smallest set of best tokens with this much probability (Holtzman et al. 2019)"
+    )
+    min_p: float = setting(0.0, Number(0, 1), "keep tokens with at least this share of the best one's probability")
+    typical_p: float = setting(
+        1.0, SHARE, "keep this much probability, nearest to the entropy first (Meister et al. 2022); 1 keeps all"
+    )
+    repetition_penalty: float = setting(
+        1.0,
+        Number(0.01, 100, note="; 1 is none"),
+        "above 1: ids of prompt and answer become less likely (Keskar et al. 2019, CTRL)",
+    )
+    presence_penalty: float = setting(
+        0.0, Number(-2, 2), "taken off the logit of every id of the answer, as in OpenAI's API"
+    )
+    frequency_penalty: float = setting(0.0, Number(-2, 2), "the same, times how often the id occurs in the answer")
+    logit_bias: LogitBias = setting((), Biases(), "added to the logits of these token ids; kept as sorted pairs")
+    seed: int | None = setting(None, Whole(), "same seed, same text; none draws a fresh one")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSettings(Settings):
+    """What one answer may be. Raises SettingsError for a value of the wrong type or outside its range."""
+
+    max_new_tokens: int | None = setting(
+        None, Whole(1), "tokens of the answer at most; none: to the end of the context"
+    )
+    min_new_tokens: int = setting(0, Whole(), "stop ids are not chosen before")
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = setting((), Texts(), "end the answer before any of these texts, which may span tokens")
+    stop_token_ids: tuple[int, ...] = setting((), Wholes(), "end the answer at these ids, besides those of the model")
+    deadline_s: float | None = setting(None, Number(0, above=True), "end the answer so many seconds after the request")
+    ignore_stop_ids: bool = setting(False, Flag(), "for benchmarks: always generate max_new_tokens")
+    logprobs: int | None = setting(
+        None,
+        Whole(0, MAX_LOGPROBS),
+        "return log-probabilities of the chosen tokens, and of this many top alternatives to each",
+    )
+    constraint: Constraint | None = setting(
+        None, Instance(Constraint, "an edge.Constraint"), "a JSON schema, regex or grammar that the answer follows"
+    )
+
+    def check_together(self) -> None:
+        if not isinstance(self.sampling, Sampling):
+            raise SettingsError(f"sampling is {self.sampling!r}, expected an edge.Sampling", param="sampling")
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise SettingsError(
+                f"min_new_tokens is {self.min_new_tokens}, expected 0 to max_new_tokens, {self.max_new_tokens}",
+                param="min_new_tokens",
+            )
+        if self.constraint is not None and self.ignore_stop_ids:
+            raise SettingsError(
+                "ignore_stop_ids goes on where a constraint ends the answer; give one of the two",
+                param="ignore_stop_ids",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings(Settings):
+    """How an engine is set up. None leaves the choice to the engine, which documents it. Raises SettingsError."""
+
+    engine: str = setting("auto", Text(), "a name in runtime/engines/registry.py; auto: as engines/choice.py says")
+    device: str = setting("CPU", Text(), "CPU, GPU or another device of `edge devices`")
+    expected_prompt_tokens: int | None = setting(
+        None, Whole(), "length of the prompts to come, as far as it is known; helps engine=auto"
+    )
+    max_context: int | None = setting(
+        None, Whole(1), "tokens of prompt and answer; none: the model's limit, as far as the KV cache allows"
+    )
+    kv_cache_bytes: int = setting(
+        2 << 30, Whole(1), "bound of the KV cache, in bytes; memory is touched only as tokens arrive"
+    )
+    kv_cache_share: float | None = setting(
+        None, SHARE, "the same as a share of the memory that is free, instead of kv_cache_bytes"
+    )
+    inference_precision: Precision | None = setting(None, OneOf(PRECISIONS), "none: the device's own default")
+    kv_precision: CachePrecision | None = setting(
+        None, OneOf(KV_PRECISIONS), "of the KV cache; none: the engine's choice"
+    )
+    dynamic_quantization_group: int | None = setting(
+        None, Whole(0, 1 << 20), "activations rounded to int8 together; 0: they stay float; none: the engine's rule"
+    )
+    reproducible: bool | None = setting(
+        None, Flag(), "the same bits whatever else is computed at once; none: where drafts are verified"
+    )
+    threads: int | None = setting(None, Whole(1, MAX_THREADS), "none: the engine's choice")
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculationSettings(Settings):
+    """Bounds of a draft. Raises SettingsError for a value outside its range."""
+
+    max_draft: int = setting(
+        31, Whole(0, MAX_DRAFT), "tokens; with the model's own token a step then has 32 rows, as kernels like it"
+    )
+    min_match: int = setting(2, Whole(1, MAX_MATCH), "ids that must have occurred before")
+
+
+class SamplingOptions(TypedDict, total=False):
+    """Keywords of `Sampling`; None is the default."""
+
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    typical_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: LogitBias | None
+    seed: int | None
+
+
+class GenerationOptions(SamplingOptions, total=False):
+    """Keywords of `LLM.generate` and its kin: `GenerationSettings` and `Sampling` side by side."""
+
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    deadline_s: float | None
+    ignore_stop_ids: bool | None
+    logprobs: int | None
+    constraint: Constraint | None
+
+
+class EngineOptions(TypedDict, total=False):
+    """Keywords of `edge.load`; None is the default."""
+
+    engine: str | None
+    expected_prompt_tokens: int | None
+    max_context: int | None
+    kv_cache_bytes: int | None
+    kv_cache_share: float | None
+    inference_precision: Precision | None
+    kv_precision: CachePrecision | None
+    dynamic_quantization_group: int | None
+    reproducible: bool | None
+    threads: int | None
+
+
+SAMPLING_NAMES = frozenset(spec.name for spec in fields(Sampling))
+GENERATION_NAMES = frozenset(spec.name for spec in fields(GenerationSettings)) - {"sampling"}
+ENGINE_NAMES = frozenset(spec.name for spec in fields(EngineSettings))
+
+
+def generation_settings(**options: Unpack[GenerationOptions]) -> GenerationSettings:
+    """`GenerationSettings` from flat keywords, sampling included. Raises SettingsError for an unknown one too."""
+    values: dict[str, object] = dict(options)
+    refuse_unknown(values, SAMPLING_NAMES | GENERATION_NAMES)
+    sampling = {name: value for name, value in values.items() if name in SAMPLING_NAMES}
+    rest = {name: value for name, value in values.items() if name in GENERATION_NAMES}
+    return GenerationSettings(sampling=Sampling(**sampling), **rest)  # type: ignore[arg-type]  # checked by the classes
+
+
+def engine_settings(device: str | None = None, **options: Unpack[EngineOptions]) -> EngineSettings:
+    """`EngineSettings` from keywords. Raises SettingsError for an unknown one too."""
+    values: dict[str, object] = dict(options)
+    refuse_unknown(values, ENGINE_NAMES)
+    return EngineSettings(device=device, **values)  # type: ignore[arg-type]  # checked by the class

@@ -1,0 +1,94 @@
+"""One answer, read piece by piece, and several read to their ends.
+
+In: a request and the runner that advances it. Out: chunks, or an `Answer`. Knows nothing about models or messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from edge.runtime.chunk import Answer, Chunk
+from edge.runtime.errors import EdgeError
+from edge.runtime.request import Request
+from edge.runtime.runner import Runner
+
+
+class Stream:
+    """One answer as an iterator of chunks. Closing it, or leaving its `with` block, ends the answer at once."""
+
+    def __init__(self, request: Request, runner: Runner) -> None:
+        self._request = request
+        self._runner = runner
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Chunk:
+        """The next chunk, after as many steps as it takes. Raises GenerationError and DeviceError."""
+        request = self._request
+        if request.cancelled:
+            raise StopIteration
+        try:
+            self._runner.advance(request)
+        except BaseException:
+            self.close()
+            raise
+        if request.cancelled:
+            raise StopIteration
+        if request.chunks:
+            return request.chunks.popleft()
+        if request.error is not None:
+            error, request.error = request.error, None
+            raise error
+        raise StopIteration
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._request.cancelled = True  # the next step lets go of it
+
+    def __repr__(self) -> str:
+        state = "cancelled" if self._request.cancelled else "finished" if self._request.finished else "running"
+        return f"<Stream {state}: {self._request.num_prompt_tokens} + {len(self._request.answer_ids)} tokens>"
+
+    def close(self) -> None:
+        """Stop generating; what was computed so far stays in the cache. Never waits for a step of another thread."""
+        self._runner.cancel(self._request)
+        self._request.chunks.clear()
+
+    def text(self) -> str:
+        """Run to the end and return the remaining text as one string."""
+        return "".join(chunk.text for chunk in self)
+
+    def answer(self) -> Answer:
+        """Run to the end and return what remains as a whole."""
+        chunks = list(self)
+        last = chunks[-1] if chunks else Chunk("", finish_reason="cancelled")
+        return Answer(
+            "".join(chunk.text for chunk in chunks),
+            tuple(i for chunk in chunks for i in chunk.token_ids),
+            last.finish_reason or "cancelled",
+            last.stats,
+            tuple(entry for chunk in chunks for entry in chunk.logprobs),
+            last.stopped_by,
+        )
+
+
+def read_all(streams: Sequence[Stream | EdgeError]) -> list[Answer]:
+    """Read all streams to their ends; an error becomes an answer of its own."""
+    found: list[Answer] = []
+    for stream in streams:
+        try:
+            if isinstance(stream, EdgeError):
+                raise stream
+            found.append(stream.answer())
+        except EdgeError as error:
+            found.append(Answer("", (), "error", error=error))
+    return found
