@@ -54,7 +54,7 @@ from report import about, met_text, put_out, ratio_text, show_about, show_table,
 
 import edge
 from edge.runtime.bundle import TOKENIZER, open_bundle
-from edge.runtime.engines import Engine, EngineName, EngineSettings, Step
+from edge.runtime.engines import CachePrecision, Engine, EngineName, EngineSettings, Step
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.errors import EdgeError
 from edge.runtime.kv.pool import Sequence
@@ -85,6 +85,7 @@ READ, DECODED, TEXTS = 64, 200, 2  # tokens, tokens, texts
 DRAFTED = 7  # tokens behind the one a step has anyway
 CHUNKS = (512, 16)
 TOGETHER = 8  # sequences
+ROUNDED: dict[str, tuple[CachePrecision, ...]] = {"openvino": ("u8", "u4"), "onnx": ("f16",)}  # caches by engine
 
 
 def main() -> int:
@@ -289,7 +290,7 @@ def long(engines: list[EngineName], tokens: int) -> list[dict[str, Any]]:
 
     from edge.export.pipeline import export
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint, folder = Path(scratch) / "checkpoint", Path(scratch) / "bundle"
         shapes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 320}
@@ -373,7 +374,7 @@ def margins(folder: Path, engine: EngineName) -> list[dict[str, Any]]:
                 engine,
                 reproducible,
             )
-    for precision in ("u8", "u4") if engine == "openvino" else ("f16",):
+    for precision in ROUNDED[engine]:
         with engine_of(folder, engine, True, precision) as one:
             rows += compare(
                 one,
@@ -390,7 +391,9 @@ def margins(folder: Path, engine: EngineName) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def engine_of(folder: Path, name: EngineName, reproducible: bool, precision: Any = None) -> Iterator[Engine]:
+def engine_of(
+    folder: Path, name: EngineName, reproducible: bool, precision: CachePrecision | None = None
+) -> Iterator[Engine]:
     settings = EngineSettings(engine=name, reproducible=reproducible, kv_precision=precision, max_context=1024)
     engine = open_engine(open_bundle(folder), settings)
     yield engine
