@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from edge.export import output
 from edge.export.pipeline import export
 from edge.export.recipes import Precision, recipes
 from edge.export.stages import Progress
@@ -117,7 +117,7 @@ def test_failure_leaves_nothing_and_keeps_the_old_bundle(
 def test_too_little_space_is_seen_before_starting(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(OutputError, match=r"1,000 bytes free, the bundle needs about"):
         export(tiny_checkpoint, tmp_path / "out", "int8-asym")
     assert list(tmp_path.iterdir()) == []
@@ -156,8 +156,6 @@ def test_interrupted_export(demo_gguf: Path, tmp_path: Path) -> None:
 
 
 def test_checkpoint_without_tokenizer(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
     (copy / "tokenizer.json").unlink()
     with pytest.raises(TokenizerError, match=r"tokenizer\.json is missing"):
