@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,8 +54,8 @@ def expected(engine: Engine, query: Query, num_tokens: int = NUM_TOKENS) -> Like
     sequence.free()
     logprobs = torch.log_softmax(torch.tensor(rows[:, :num_tokens]).double(), -1)[len(query.context) - 1 : -1]
     wanted = torch.tensor(query.continuation)
-    total = logprobs.gather(1, wanted[:, None]).sum().item()
-    return Likelihood(pytest.approx(total, rel=1e-12), bool((logprobs.argmax(-1) == wanted).all()))
+    total: Any = pytest.approx(logprobs.gather(1, wanted[:, None]).sum().item(), rel=1e-12)  # stands for a float
+    return Likelihood(total, bool((logprobs.argmax(-1) == wanted).all()))
 
 
 def greedy(engine: Engine, context: tuple[int, ...], count: int) -> tuple[int, ...]:
