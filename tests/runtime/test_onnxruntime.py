@@ -46,7 +46,8 @@ def run(engine: OnnxRuntimeEngine, ids: np.ndarray) -> np.ndarray:
     """Logits of the last token."""
     sequence = Sequence(engine.pool)
     try:
-        return engine.forward(ids, sequence, np.array([ids.size - 1]))[0].copy()
+        logits: np.ndarray = engine.forward(ids, sequence, np.array([ids.size - 1]))[0].copy()
+        return logits
     finally:
         sequence.trim(0)
 

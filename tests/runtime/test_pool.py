@@ -150,7 +150,7 @@ def test_integrity_counts_every_holder(held: list[int], message: str | None) -> 
 
 def test_integrity_misses_no_lost_block() -> None:
     pool = paged_pool(3)
-    pool._free.pop()  # type: ignore[attr-defined]
+    pool._free.pop()
     with pytest.raises(AssertionError, match="a block is lost"):
         pool.check_integrity([])
 

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines import EngineName, EngineSettings
+from edge.runtime.engines import Engine, EngineName, EngineSettings
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.errors import CacheError, ContextLengthError, OutputError, SnapshotError
 from edge.runtime.kv import snapshot as snapshot_module
@@ -370,7 +370,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (replace(IDENTITY, model_sha256="c3" * 32), "model has sha256 a1a1a1a1a1a1a1a1…, expected c3c3c3c3c3c3c3c3…;"),
         (replace(IDENTITY, tokenizer_sha256="c3" * 32), "tokenizer has sha256 b2b2b2b2b2b2b2b2…, expected c3c3"),
         (
-            replace(IDENTITY, layout=IDENTITY.layout | {"engine": "slots"}),
+            replace(IDENTITY, layout={**IDENTITY.layout, "engine": "slots"}),
             "else: engine is paged, expected slots; load",
         ),
         (
@@ -558,16 +558,16 @@ SETTINGS = {
 }
 
 
-def identity_of(engine: object, model: str = "") -> SnapshotIdentity:
-    return SnapshotIdentity(model, "", engine.kv_layout)  # type: ignore[attr-defined]
+def identity_of(engine: Engine, model: str = "") -> SnapshotIdentity:
+    return SnapshotIdentity(model, "", engine.kv_layout)
 
 
-def answer(engine: object, sequence: Sequence) -> bytes:
+def answer(engine: Engine, sequence: Sequence) -> bytes:
     """Logits of what follows, in one step and then token by token."""
-    assert engine.pool is sequence._pool  # type: ignore[attr-defined]
-    logits = [engine.forward(REST, sequence, np.arange(REST.size)).copy()]  # type: ignore[attr-defined]
+    assert engine.pool is sequence._pool
+    logits = [engine.forward(REST, sequence, np.arange(REST.size)).copy()]
     for token in REST[:3]:
-        logits.append(engine.forward(np.array([token]), sequence, np.array([0])).copy())  # type: ignore[attr-defined]
+        logits.append(engine.forward(np.array([token]), sequence, np.array([0])).copy())
     return np.concatenate(logits).tobytes()
 
 
