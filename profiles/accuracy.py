@@ -73,11 +73,11 @@ class Accuracy:
     per_window_kld: tuple[float, ...]  # means, for paired comparison
     per_window_log_ratio: tuple[float, ...]  # mean log(p / q) of the token that follows in the text
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
-    def from_json(cls, data: Any) -> Accuracy:
+    def from_json(cls, data: Any) -> Accuracy:  # JSON, checked here
         """Raises CalibrationError for something else than `to_json` gave."""
         try:
             if data["format"] != FORMAT:
