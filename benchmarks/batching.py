@@ -195,7 +195,7 @@ def fairness(llms: dict[str, edge.LLM], rng: np.random.Generator, known: int, ro
 
 def one_round(llm: edge.LLM, rng: np.random.Generator, known: int) -> Fairness:
     def prompt(count: int) -> Prompt:
-        return rng.integers(0, known, count).tolist()
+        return [int(token) for token in rng.integers(0, known, count)]
 
     llm.clear_cache()
     short_alone, _ = first_token_ms(llm, submit(llm, prompt(SHORT_TOKENS), 1), time.perf_counter())

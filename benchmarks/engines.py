@@ -336,7 +336,7 @@ def open_openvino_genai(job: Job) -> Generate:
 
     pipeline = openvino_genai.LLMPipeline(job.path, "CPU")
 
-    class Streamer(openvino_genai.StreamerBase):
+    class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]  # a package without types
         def __init__(self, on_token: Callable[[], None]) -> None:
             super().__init__()
             self.on_token = on_token

@@ -16,14 +16,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from report import about_machine
 
 import edge
 
+if TYPE_CHECKING:
+    import openvino_genai
+
 PROMPT_TOKENS = (32, 512)
+Times = tuple[float, float]  # to the first token, for each further one; ms
 
 # What a process of ours or theirs does until its first token; argv[1] is the folder.
 START_OURS = """
@@ -68,7 +72,7 @@ def compare_speed(folder: Path, rounds: int, new_tokens: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     results = {}
     for count in PROMPT_TOKENS:
-        pairs = []
+        pairs: list[tuple[Times, Times]] = []
         for _ in range(rounds + 1):
             ids = rng.integers(0, ours.tokenizer.num_tokens, count)
             if len(pairs) % 2:  # neither is always the one that runs second
@@ -80,15 +84,15 @@ def compare_speed(folder: Path, rounds: int, new_tokens: int) -> dict[str, Any]:
     return results
 
 
-def run_ours(llm: edge.LLM, ids: np.ndarray, new_tokens: int) -> tuple[float, float]:
-    """(TTFT ms, ms per further token)."""
+def run_ours(llm: edge.LLM, ids: np.ndarray, new_tokens: int) -> Times:
     llm.clear_cache()
-    *_, last = llm.generate(ids.tolist(), max_new_tokens=new_tokens, ignore_stop_ids=True)
-    return last.stats.ttft_ms, last.stats.tpot_ms
+    stats = llm.generate(ids.tolist(), max_new_tokens=new_tokens, ignore_stop_ids=True).answer().stats
+    assert stats is not None, "it was read to its end"
+    return stats.ttft_ms, stats.tpot_ms
 
 
-def run_theirs(pipeline: Any, ids: np.ndarray, new_tokens: int) -> tuple[float, float]:
-    """(TTFT ms, ms per further token), from its own metrics."""
+def run_theirs(pipeline: openvino_genai.LLMPipeline, ids: np.ndarray, new_tokens: int) -> Times:
+    """From its own metrics."""
     import openvino as ov
     import openvino_genai
 
@@ -100,7 +104,7 @@ def run_theirs(pipeline: Any, ids: np.ndarray, new_tokens: int) -> tuple[float, 
     return metrics.get_ttft().mean, metrics.get_tpot().mean
 
 
-def summarize(pairs: list[tuple[tuple[float, float], tuple[float, float]]], count: int) -> dict[str, Any]:
+def summarize(pairs: list[tuple[Times, Times]], count: int) -> dict[str, Any]:
     """Medians of both, and of the ratios; a ratio above 1 means ours is faster."""
     median = statistics.median
     return {

@@ -57,8 +57,8 @@ from edge.runtime.bundle import TOKENIZER, open_bundle
 from edge.runtime.engines import Engine, Step
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.errors import EdgeError
-from edge.runtime.kv.pool import Sequence
-from edge.runtime.settings import EngineSettings
+from edge.runtime.kv.pool import CacheSequence
+from edge.runtime.settings import CachePrecision, EngineSettings
 from edge.runtime.tokenizer import Tokenizer
 
 PARTS = ("overhead", "snapshot", "margins", "long")
@@ -86,6 +86,7 @@ READ, DECODED, TEXTS = 64, 200, 2  # tokens, tokens, texts
 DRAFTED = 7  # tokens behind the one a step has anyway
 CHUNKS = (512, 16)
 TOGETHER = 8  # sequences
+ROUNDED: dict[str, tuple[CachePrecision, ...]] = {"openvino": ("u8", "u4"), "onnx": ("f16",)}  # caches by engine
 
 
 def main() -> int:
@@ -290,7 +291,7 @@ def long(engines: list[str], tokens: int) -> list[dict[str, Any]]:
 
     from edge.export.pipeline import export
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint, folder = Path(scratch) / "checkpoint", Path(scratch) / "bundle"
         shapes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 320}
@@ -374,7 +375,7 @@ def margins(folder: Path, engine: str) -> list[dict[str, Any]]:
                 engine,
                 reproducible,
             )
-    for precision in ("u8", "u4") if engine == "openvino" else ("f16",):
+    for precision in ROUNDED[engine]:
         with engine_of(folder, engine, True, precision) as one:
             rows += compare(
                 one,
@@ -391,7 +392,7 @@ def margins(folder: Path, engine: str) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def engine_of(folder: Path, name: str, reproducible: bool, precision: Any = None) -> Iterator[Engine]:
+def engine_of(folder: Path, name: str, reproducible: bool, precision: CachePrecision | None = None) -> Iterator[Engine]:
     settings = EngineSettings(engine=name, reproducible=reproducible, kv_precision=precision, max_context=1024)
     engine = open_engine(open_bundle(folder), settings)
     yield engine
@@ -440,7 +441,7 @@ def follow(engine: Engine, ids: Ids, others: list[Ids], way: Way) -> Logits:
     READ + DECODED tokens come first: as a prompt, or the latter by decode steps as those of an earlier answer.
     """
     running = [ids, *others[: way.together - 1]]
-    sequences = [Sequence(engine.pool) for _ in running]
+    sequences = [CacheSequence(engine.pool) for _ in running]
     beginning = READ + DECODED - way.decoded_before
     for text, sequence in zip(running, sequences, strict=True):
         for start in range(0, beginning, way.chunk):

@@ -55,7 +55,7 @@ from edge.runtime.bundle import Manifest, open_bundle
 from edge.runtime.engines import Engine
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.errors import EdgeError
-from edge.runtime.kv.pool import Sequence
+from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import EngineSettings
 from edge.runtime.tokenizer import Tokenizer
 
@@ -202,7 +202,7 @@ def float_logits(source: Path, folder: Path, windows: Windows) -> Iterator[npt.N
 
 def window_logits(engine: Engine, ids: npt.NDArray[np.int64], chunk: int) -> npt.NDArray[np.float32]:
     """Logits of the scored rows of a window that passes in chunks."""
-    sequence, wanted, found = Sequence(engine.pool), scored_rows(ids.size), []
+    sequence, wanted, found = CacheSequence(engine.pool), scored_rows(ids.size), []
     for start in range(0, ids.size, chunk):
         part = ids[start : start + chunk]
         rows = wanted[(wanted >= start) & (wanted < start + chunk)] - start

@@ -36,7 +36,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 Config = Mapping[str, Any]
 Tensors = Iterator[tuple[str, tuple[int, ...]]]
 
-DTYPES = {  # config name -> safetensors name, stored type
+DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {  # config name -> safetensors name, stored type
     "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
     "float16": ("F16", np.dtype("<f2")),
     "float32": ("F32", np.dtype("<f4")),
@@ -387,7 +387,7 @@ def write_normal(file: BinaryIO, name: str, count: int, dtype: str, seed: int) -
         part = values[: count - start]
         bits = random.random_raw(-(-part.size // 4)).view(np.uint16)[: part.size]
         np.take(table, bits, out=part, mode="clip")  # never out of bounds; "raise" would copy `out` first
-        file.write(part)
+        file.write(part.data)
 
 
 @cache

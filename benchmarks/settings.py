@@ -29,7 +29,7 @@ from edge.export.pipeline import export
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines import Engine
 from edge.runtime.engines.choice import open_engine
-from edge.runtime.kv.pool import Sequence
+from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import EngineSettings
 from edge.runtime.tokenizer import Tokenizer
 from edge.runtime.verify import kl_divergence
@@ -138,7 +138,7 @@ def text_windows(folder: Path, count: int) -> list[np.ndarray]:
 def logits(folder: Path, ids: np.ndarray, settings: EngineSettings) -> np.ndarray:
     """(T, vocab) logits of a window, chunk by chunk."""
     engine = engine_of(folder, settings)
-    sequence, rows = Sequence(engine.pool), []
+    sequence, rows = CacheSequence(engine.pool), []
     for start in range(0, ids.size, CHUNK):
         part = ids[start : start + CHUNK]
         rows.append(engine.forward(part, sequence, np.arange(part.size)).copy())
@@ -148,7 +148,7 @@ def logits(folder: Path, ids: np.ndarray, settings: EngineSettings) -> np.ndarra
 
 def tpot_ms(folder: Path, settings: EngineSettings) -> float:
     engine, last = engine_of(folder, settings), np.array([0])
-    sequence, seconds = Sequence(engine.pool), []
+    sequence, seconds = CacheSequence(engine.pool), []
     engine.forward(np.arange(1, WINDOW + 1), sequence, last)
     for _ in range(TIMED):
         started = time.perf_counter()

@@ -33,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -148,7 +148,9 @@ class Conversion:
         return said[-1] if said else f"the conversion ended with exit code {self._process.returncode}"
 
 
-def convert(openvino_tokenizers: Any, transformers: Any, tokenizer_json: str, folder: str, eos_token_id: str) -> None:
+def convert(
+    openvino_tokenizers: ModuleType, transformers: ModuleType, tokenizer_json: str, folder: str, eos_token_id: str
+) -> None:
     """Write the models of a tokenizer.json. Runs in the process that may import the two packages."""
     source = tokenizers.Tokenizer.from_str(_for_conversion(Path(tokenizer_json).read_text(encoding="utf-8")))
     # A batch is padded on the left, where generation needs it.

@@ -43,7 +43,7 @@ from edge.runtime.bundle import Manifest, StageCheck, TensorRecord
 from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
 from edge.runtime.errors import CheckpointError, DeviceError, OutputError, TensorError, VerificationError
-from edge.runtime.kv.pool import Sequence
+from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import EngineSettings
 from edge.runtime.spec import ModelSpec
 from edge.runtime.verify import FLOAT32_BOUND, Logits
@@ -456,7 +456,7 @@ def _check_runtime(checkpoint: Checkpoint, xml: Path, spec: ModelSpec, golden: G
     rows = np.arange(golden.ids.size)[-GOLDEN_ROWS:]
     try:
         engine = OpenVINOPagedEngine(xml, spec, 32, exact)
-        found = engine.forward(golden.ids, Sequence(engine.pool), rows)
+        found = engine.forward(golden.ids, CacheSequence(engine.pool), rows)
     except DeviceError as error:
         raise CheckpointError(f"{checkpoint.path}: optimum-intel's graph of it does not run: {error}") from error
     off = distance(found, golden.logits)

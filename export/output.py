@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -35,13 +35,13 @@ class Journal:
         self.folder = folder
         self._path = folder / "journal.json"
         self._key = key
-        self.steps: list[dict[str, Any]] = []
+        self.steps: list[Mapping[str, Any]] = []
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or cut off: start anew
             found = json.loads(self._path.read_text(encoding="utf-8"))
             if found["key"] == key:
                 self.steps = list(found["steps"])
 
-    def add(self, step: dict[str, Any]) -> None:
+    def add(self, step: Mapping[str, object]) -> None:
         """Record one more step."""
         self.steps.append(step)
         text = json.dumps({"key": self._key, "steps": self.steps})

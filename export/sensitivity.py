@@ -62,12 +62,12 @@ class Sensitivity:
         """Predicted KLD of this choice, nats/token."""
         return self.errors[name][choice] * self.gains[name]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         errors = {name: {str(choice): error for choice, error in found.items()} for name, found in self.errors.items()}
         return {"errors": errors, "gains": dict(self.gains), "measured": list(self.measured)}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Sensitivity:
+    def from_json(cls, data: Mapping[str, Any]) -> Sensitivity:  # JSON, as to_json gives it
         errors = {
             name: {Rounding.parse(choice): float(error) for choice, error in found.items()}
             for name, found in data["errors"].items()

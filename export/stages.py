@@ -59,11 +59,11 @@ class Stage:
     check: StageCheck
     sha256: dict[str, str]  # of the checkpoint's tensors
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Stage:
+    def from_json(cls, data: Mapping[str, Any]) -> Stage:  # JSON, as to_json gives it
         weights = {name: StoredWeight.from_json(record) for name, record in data["weights"].items()}
         return cls(data["end"], weights, StageCheck(**data["check"]), data["sha256"])
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edge.export.tensors import FloatArray, LowRank, PackedTensor, Weight
 
@@ -36,11 +37,11 @@ class StoredWeight:
     constants: Mapping[str, tuple[int, int]]  # constant -> (offset, bytes)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> StoredWeight:
+    def from_json(cls, data: Mapping[str, Any]) -> StoredWeight:  # JSON, as to_json gives it
         constants = {name: (int(offset), int(size)) for name, (offset, size) in data["constants"].items()}
         return cls(tuple(data["shape"]), data["bits"], data["signed"], data["group_size"], data["rank"], constants)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
 
@@ -80,7 +81,7 @@ class WeightStore(Mapping[str, Weight]):
         constants = {part: (self.append(array), array.nbytes) for part, array in parts.items()}
         self.records[name] = StoredWeight(tuple(weight.shape), *kind, constants)
 
-    def append(self, array: np.ndarray[Any, Any]) -> int:
+    def append(self, array: npt.NDArray[Any]) -> int:  # of any dtype
         """Write the bytes of an array at the next aligned place and return that offset. Raises OSError."""
         offset = -(-self.end // ALIGNMENT) * ALIGNMENT
         self._write(bytes(offset - self.end))

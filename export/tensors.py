@@ -151,7 +151,7 @@ def as_unsigned(weight: PackedTensor) -> PackedTensor:
     )
 
 
-def pack(values: npt.NDArray[Any], bits: int) -> Bytes:
+def pack(values: npt.NDArray[Any], bits: int) -> Bytes:  # whole numbers of any dtype
     """Integers of (..., n) as bytes along the last axis: (..., n) for 8 bits, (..., ceil(n / 2)) for 4, low first."""
     whole = values.astype(np.uint8)
     if bits == 8:

@@ -11,7 +11,6 @@ import base64
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -118,7 +117,7 @@ _GLM4_SPECIAL = (
 _FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 
 
-def special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[int, AddedToken]:
+def special_tokens(tokenizer_config: Mapping[str, object]) -> dict[int, AddedToken]:
     """What `added_tokens_decoder` of a tokenizer_config.json says: id -> token; empty where it says nothing.
 
     Raises TokenizerError for an entry without an id or text.
@@ -126,12 +125,13 @@ def special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[int, AddedToken]
     entries = tokenizer_config.get("added_tokens_decoder") or {}
     found: dict[int, AddedToken] = {}
     for key, entry in entries.items() if isinstance(entries, Mapping) else [("added_tokens_decoder", entries)]:
-        text = entry.get("content") if isinstance(entry, Mapping) else None
+        known = entry if isinstance(entry, Mapping) else {}
+        text = known.get("content")
         if not (isinstance(text, str) and text and key.isdecimal()):
             raise TokenizerError(
                 f"tokenizer_config.json: {key!r} is {entry!r}, expected an id with its content; download it again"
             )
-        found[int(key)] = AddedToken(text, **{flag: entry[flag] is True for flag in _FLAGS if flag in entry})
+        found[int(key)] = AddedToken(text, **{flag: known[flag] is True for flag in _FLAGS if flag in known})
     return found
 
 

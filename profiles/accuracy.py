@@ -22,7 +22,7 @@ from scipy.special import stdtr
 from edge.profiles.reference import Reference, Rows, log_sum_exp
 from edge.runtime.engines import Engine, Step
 from edge.runtime.errors import CalibrationError, ContextLengthError
-from edge.runtime.kv.pool import Sequence as CachedTokens
+from edge.runtime.kv.pool import CacheSequence
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -73,11 +73,11 @@ class Accuracy:
     per_window_kld: tuple[float, ...]  # means, for paired comparison
     per_window_log_ratio: tuple[float, ...]  # mean log(p / q) of the token that follows in the text
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
-    def from_json(cls, data: Any) -> Accuracy:
+    def from_json(cls, data: Any) -> Accuracy:  # JSON, checked here
         """Raises CalibrationError for something else than `to_json` gave."""
         try:
             if data["format"] != FORMAT:
@@ -164,7 +164,7 @@ _SCORES = ("kld", "variance", "logprob", "log_ratio", "change", "top1", "top5")
 def _run(engine: Engine, reference: Reference, windows: range, chunk: int) -> Iterator[tuple[int, slice, FloatArray]]:
     """Scores (S, r) of some of a window's rows: window, rows of the reference, scores."""
     first_scored, length = reference.settings.first_scored, reference.windows.length
-    sequences = [CachedTokens(engine.pool) for _ in windows]
+    sequences = [CacheSequence(engine.pool) for _ in windows]
     try:
         for start in range(0, length - 1, chunk):  # the last token has none to predict
             stop = min(start + chunk, length - 1)

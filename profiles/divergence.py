@@ -43,11 +43,11 @@ class Divergence:
         n = len(self.lengths)
         return float(np.std(self.lengths, ddof=1) / np.sqrt(n)) if n > 1 else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Any) -> Divergence:
+    def from_json(cls, data: Any) -> Divergence:  # JSON, checked here
         """Raises ProfileError for something else than `to_json` gave."""
         try:
             return cls(**{**data, "lengths": tuple(map(int, data["lengths"]))})

@@ -22,7 +22,7 @@ import numpy as np
 from edge.runtime.arrays import Ids, Logits
 from edge.runtime.engines import Engine, Step
 from edge.runtime.errors import ContextLengthError, PromptError
-from edge.runtime.kv.pool import Sequence as CachedSequence
+from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.kv.prefix import common_prefix
 from edge.runtime.logprobs import token_logprob
 
@@ -57,7 +57,7 @@ class Trunk:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._sequence = CachedSequence(engine.pool)
+        self._sequence = CacheSequence(engine.pool)
         self.ids: list[int] = []  # whose keys and values it holds
         self.num_computed = 0  # tokens in all
 
@@ -91,7 +91,7 @@ class Trunk:
 
         The trunk stays where it is. Raises ContextLengthError, changing nothing, where they do not fit side by side.
         """
-        forks: list[CachedSequence] = []
+        forks: list[CacheSequence] = []
         try:
             for _ in branches:
                 forks.append(self._sequence.fork())

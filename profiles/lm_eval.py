@@ -60,7 +60,7 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
         add_bos_token: bool | None = None,
         prefix_token_id: int | None = None,
         device: str | None = None,
-        **settings: Any,
+        **settings: Any,  # of `EngineSettings`, each checked where that is made
     ) -> None:
         """`settings` are the fields of `EngineSettings`, like engine, max_context, kv_precision, reproducible, threads.
 
@@ -121,7 +121,7 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
         """What stands for an empty context; the last id of it where there are several."""
         return self._prefix[-1]
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
         """Ids of a text; with what the tokenizer puts before text, unless it stands there already."""
         ids = self.llm.tokenizer.encode(string)
         added = [] if add_special_tokens is False else self._added
@@ -150,7 +150,7 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
         self,
         requests: Sequence[tuple[tuple[str, str] | None, list[int], list[int]]],
         disable_tqdm: bool = False,
-        **_others: Any,
+        **_others: object,
     ) -> list[tuple[float, bool]]:
         """For each context and continuation the log-likelihood and whether greedy decoding would write it."""
         queries, cut = [], 0
@@ -245,7 +245,7 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
         known = [files[name].sha256 for name in (bundles.TOKENIZER, bundles.CHAT_TEMPLATE) if name in files]
         return f"edge-{hashlib.sha256(' '.join(known).encode()).hexdigest()[:16]}"
 
-    def get_model_info(self) -> dict[str, Any]:
+    def get_model_info(self) -> dict[str, object]:
         """What the harness writes beside its results."""
         manifest = self.llm.bundle.manifest
         return {

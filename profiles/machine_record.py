@@ -8,15 +8,23 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TypedDict
 
 from edge.runtime.machine import physical_cores, processor_name
 
 VERSIONED = ("edgeglm", "openvino", "onnxruntime", "nncf", "numpy", "tokenizers")
 
 
-def machine_record() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory in bytes (None where the system does not tell), system."""
+class MachineRecord(TypedDict):
+    """What figures were measured on."""
+
+    processor: str
+    cores: int  # that the process may use
+    memory_bytes: int | None  # None where the system does not tell
+    system: str
+
+
+def machine_record() -> MachineRecord:
     return {
         "processor": processor_name(),
         "cores": physical_cores(),

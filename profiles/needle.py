@@ -20,13 +20,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edge.export.text import builtin_evaluation
 from edge.profiles.likelihood import Query, Trunk, score
-from edge.profiles.machine_record import machine_record, versions_record
+from edge.profiles.machine_record import MachineRecord, machine_record, versions_record
 from edge.profiles.plot import INK
 from edge.runtime.errors import ContextLengthError, SettingsError
 from edge.runtime.llm import LLM
@@ -110,7 +110,7 @@ class NeedleResult:
     repeats: int  # how often the longest prompt begins the text; above 1, it stands there more than once
     cells: tuple[Cell, ...]  # by length, then depth
     computed_tokens: int  # all that was read and written; the prompts have sum(prompt_tokens)
-    machine: dict[str, Any] = field(default_factory=machine_record)
+    machine: MachineRecord = field(default_factory=machine_record)
     versions: dict[str, str] = field(default_factory=versions_record)
 
     def to_json(self) -> str:

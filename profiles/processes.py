@@ -41,7 +41,7 @@ class Peak:
 class Outcome:
     """What a step gave and took."""
 
-    result: dict[str, Any]
+    result: dict[str, Any]  # JSON, as a task of profiles/worker.py gives it
     seconds: float
     peaks: Mapping[str, Peak]  # by phase, "" before the first; of the processes' life up to its end; empty off Linux
 
@@ -54,7 +54,7 @@ class Outcome:
         return Peak(max(peak.anonymous_bytes for peak in chosen), max(peak.rss_bytes for peak in chosen))
 
 
-def run_step(task: Mapping[str, Any], tell: Tell = lambda _phase, _done, _total: None) -> Outcome:
+def run_step(task: Mapping[str, object], tell: Tell = lambda _phase, _done, _total: None) -> Outcome:
     """Run one task to its end. Raises ProfileError with the reason when it fails."""
     started = time.perf_counter()
     with tempfile.TemporaryFile() as log:

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from edge.profiles.accuracy import Accuracy
 from edge.profiles.divergence import Divergence
+from edge.profiles.machine_record import MachineRecord
 from edge.runtime.errors import CalibrationError, ProfileError
 
 SCHEMA_VERSION = 1
@@ -55,13 +56,13 @@ class Row:
         """Unique within a profile."""
         return cell_name(self.recipe, self.engine, self.setting)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         written = None if self.divergence is None else self.divergence.to_json()
         return {**own, "accuracy": self.accuracy.to_json(), "divergence": written}
 
     @classmethod
-    def from_json(cls, data: Any) -> Self:
+    def from_json(cls, data: object) -> Self:
         """Raises ProfileError for missing, unknown and mistyped fields."""
         known = {field.name: str(field.type) for field in fields(cls)}
         if not isinstance(data, dict) or (unknown := set(data) ^ set(known)):
@@ -105,7 +106,7 @@ class Profile:
     windows_sha256: str
     num_windows: int
     window_tokens: int
-    machine: Mapping[str, Any]
+    machine: MachineRecord
     versions: Mapping[str, str]
     rows: tuple[Row, ...]
     failures: tuple[Failure, ...]

@@ -90,7 +90,7 @@ class Rows:
     next_logprobs: Float32Array  # (...), of the token that follows in the text
     next_ranks: Int32Array  # (...), tokens that are more probable than the one that follows
 
-    def __getitem__(self, place: Any) -> Rows:
+    def __getitem__(self, place: int | slice | tuple[int | slice, ...]) -> Rows:
         return Rows(*(getattr(self, field.name)[place] for field in fields(self)))
 
 

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -42,7 +41,7 @@ def main() -> int:
         print(json.dumps({"phase": phase, "done": done, "total": total}), file=answers, flush=True)
 
     task = json.loads(line)
-    answer: dict[str, Any]
+    answer: dict[str, object]
     try:
         answer = {"result": TASKS[task.pop("task")](tell, **task)}
     except EdgeError as error:
@@ -60,7 +59,7 @@ def _end_with_stdin() -> None:
 
 def export_bundle(
     tell: Tell, source: str, out: str, recipe: str, format: Format, calibration: str | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Export one recipe. `resumed`: whether an earlier process had done a part."""
     from edge.export.pipeline import export
     from edge.export.stages import Progress
@@ -81,7 +80,7 @@ def export_bundle(
     }
 
 
-def build_reference(tell: Tell, source: str, windows: str, out: str) -> dict[str, Any]:
+def build_reference(tell: Tell, source: str, windows: str, out: str) -> dict[str, object]:
     """What the float checkpoint says of the text; goes on where an earlier process stopped."""
     from edge.export.plan import make_plan
     from edge.profiles.reference import build
@@ -106,7 +105,7 @@ def measure_cell(
     chunk: int | None,
     speed: bool,
     greedy_tokens: int,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Load, time and measure one bundle on one engine."""
     import time
 
@@ -120,7 +119,7 @@ def measure_cell(
     tell("load", 0, 1)
     started = time.perf_counter()
     llm = LLM(bundle, EngineSettings(engine, device, kv_precision=kv_precision))
-    found: dict[str, Any] = {"load_s": time.perf_counter() - started}
+    found: dict[str, object] = {"load_s": time.perf_counter() - started}
     if speed:
         tell("speed", 0, 1)
         new = min(SPEED_NEW_TOKENS, llm.engine.info.max_context // 2)
@@ -158,7 +157,7 @@ def read_windows(path: Path) -> Windows:
         return Windows(archive["ids"], tuple(archive["languages"].tolist()))
 
 
-TASKS: dict[str, Callable[..., dict[str, Any]]] = {
+TASKS: dict[str, Callable[..., dict[str, object]]] = {
     "reference": build_reference,
     "export": export_bundle,
     "measure": measure_cell,

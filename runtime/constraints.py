@@ -45,7 +45,7 @@ class Constraint:
             _check_schema(self.text)
 
     @classmethod
-    def json_schema(cls, schema: Mapping[str, Any] | str) -> Constraint:
+    def json_schema(cls, schema: Mapping[str, object] | str) -> Constraint:
         """JSON that a JSON Schema (draft 2020-12) accepts."""
         if isinstance(schema, str):
             return cls("json_schema", schema)
@@ -147,7 +147,7 @@ class Constraints:
 class ConstraintState:
     """How far one answer has come through its constraint. Made by `Constraints.start`."""
 
-    def __init__(self, matcher: Any, special: Ids, stop_ids: Ids, num_tokens: int) -> None:
+    def __init__(self, matcher: Any, special: Ids, stop_ids: Ids, num_tokens: int) -> None:  # of llguidance, no types
         self._matcher = matcher
         self._special = special
         self._stop_ids = stop_ids

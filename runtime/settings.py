@@ -7,7 +7,6 @@ that checkers and editors know them; a test holds the two to each other.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, TypedDict, Unpack
@@ -46,7 +45,7 @@ SHARE = Number(0, 1, above=True)
 class Sampling(Settings):
     """How a token is chosen. Raises SettingsError for a value of the wrong type or outside its range."""
 
-    temperature: float = setting(0.0, Number(0, sys.float_info.max), "0 is greedy")
+    temperature: float = setting(0.0, Number(0), "0 is greedy")
     top_k: int = setting(0, Whole(), "keep the k best tokens; 0 keeps all")
     top_p: float = setting(
         1.0, SHARE, "keep the smallest set of best tokens with this much probability (Holtzman et al. 2019)"

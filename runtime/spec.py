@@ -7,7 +7,6 @@ every later stage reads. Knows nothing about files, tensors or engines.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 from edge.runtime.errors import BundleError
 
@@ -60,11 +59,11 @@ class ModelSpec:
         heads = 1 if self.tied_embeddings else 2
         return self.num_layers * layer + heads * self.vocab_size * h + h
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Any) -> ModelSpec:
+    def from_json(cls, data: object) -> ModelSpec:
         """Raises BundleError when a field is missing, unknown or mistyped."""
         expected = {f.name: f.type for f in fields(cls)}
         if not isinstance(data, dict) or set(data) != set(expected):

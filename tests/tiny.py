@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM
+from transformers import Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM, PreTrainedModel
 
 VOCAB = 320  # 256 bytes, special tokens, and rows that no token uses
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|observation|>", "<|assistant|>", "<|system|>")
@@ -57,7 +57,7 @@ TINIES = (
 MODELS = {"glm": (GlmConfig, GlmForCausalLM), "glm4": (Glm4Config, Glm4ForCausalLM)}
 
 
-def make(tiny: Tiny, folder: Path) -> torch.nn.Module:
+def make(tiny: Tiny, folder: Path) -> GlmForCausalLM | Glm4ForCausalLM:
     """Write the checkpoint and return its model in float32."""
     torch.manual_seed(7)
     config_class, model_class = MODELS[tiny.architecture]
@@ -171,7 +171,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 @torch.no_grad()
-def reference_logits(model: torch.nn.Module, ids: list[int]) -> tuple[np.ndarray, float]:
+def reference_logits(model: PreTrainedModel, ids: list[int]) -> tuple[np.ndarray, float]:
     """Float64 logits (T, vocab), and how far transformers' own float32 logits are from them."""
     tokens = torch.tensor([ids])
     in_float32 = model.float()(tokens).logits[0].double().numpy()

@@ -7,7 +7,7 @@ about what the keys mean.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from edge.runtime.errors import ConfigError
 
@@ -17,7 +17,7 @@ T = TypeVar("T", int, float, str, bool)
 class Fields:
     """A configuration with typed reads. A key may be a path ("rope_parameters.rope_theta") and have later places."""
 
-    def __init__(self, values: Mapping[str, Any], origin: str) -> None:
+    def __init__(self, values: Mapping[str, object], origin: str) -> None:
         self.values = values
         self.origin = origin
 
@@ -43,7 +43,7 @@ class Fields:
             raise ConfigError(f"{self.origin}: {keys[0]} is {value}, expected 1 or more")
         return value
 
-    def require(self, key: str, *allowed: Any) -> None:
+    def require(self, key: str, *allowed: object) -> None:
         """Raises ConfigError when a key is there with another value than those we implement."""
         value = self.find(key)
         if value is not None and value not in allowed:
@@ -55,16 +55,17 @@ class Fields:
     def ids(self, key: str) -> tuple[int, ...]:
         """Token ids given as one number or a list; empty where the key is missing."""
         value = self.find(key)
-        ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        given = [] if value is None else value if isinstance(value, list) else [value]
+        ids = tuple(i for i in given if isinstance(i, int) and not isinstance(i, bool) and i >= 0)
+        if len(ids) < len(given):
             raise ConfigError(f"{self.origin}: {key} is {value!r}, expected token ids")
-        return tuple(ids)
+        return ids
 
-    def find(self, key: str) -> Any:
+    def find(self, key: str) -> object:
         """The raw value of a key, or None."""
         if key in self.values:  # GGUF keys hold dots
             return self.values[key]
-        value: Any = self.values
+        value: object = self.values
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         return value

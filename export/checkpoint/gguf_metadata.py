@@ -56,7 +56,7 @@ class TensorInfo:
 class Header:
     """Metadata by key, as numbers, bools, strings and lists of them; and the tensors by name, in the file's order."""
 
-    fields: Mapping[str, Any]
+    fields: Mapping[str, object]
     tensors: Mapping[str, TensorInfo]
 
 

@@ -20,7 +20,8 @@ OPSET = 18
 CONTRIB = "com.microsoft"  # onnxruntime's own operators
 INLINE_BYTES = 1024  # constants up to this size are in the graph itself
 
-Array = npt.NDArray[Any]
+Array = npt.NDArray[Any]  # of any dtype
+Attribute = int | float | str | Sequence[int]  # of an operation
 KINDS = {
     np.dtype(np.float32): TensorProto.FLOAT,
     np.dtype(np.float16): TensorProto.FLOAT16,
@@ -100,12 +101,12 @@ class GraphWriter:
         """Whether an operation has an output of this name already."""
         return name in self._values
 
-    def op(self, kind: str, *inputs: str, name: str = "", domain: str = "", **attributes: Any) -> str:
+    def op(self, kind: str, *inputs: str, name: str = "", domain: str = "", **attributes: Attribute) -> str:
         """One operation with one output, called `name` or by its place in the graph. An input left out is ""."""
         return self.ops(kind, *inputs, outputs=(name,) if name else 1, domain=domain, **attributes)[0]
 
     def ops(
-        self, kind: str, *inputs: str, outputs: Sequence[str] | int, domain: str = "", **attributes: Any
+        self, kind: str, *inputs: str, outputs: Sequence[str] | int, domain: str = "", **attributes: Attribute
     ) -> Sequence[str]:
         """One operation with these outputs, or so many; those that nobody wants are ""."""
         if isinstance(outputs, int):

@@ -28,7 +28,7 @@ class ReferenceBuilder:
         self._weights = weights
         self._tied = {"lm_head": "embed"} if spec.tied_embeddings else {}
 
-    def embedding(self, ids: npt.NDArray[Any], name: str) -> Float32Array:
+    def embedding(self, ids: npt.NDArray[Any], name: str) -> Float32Array:  # ids: integers, though V is Float32Array
         matrix = self._weights[f"{name}.weight"]
         rows = [rows_of(matrix, i, i + 1) for i in ids.ravel().tolist()]
         return np.concatenate(rows).reshape(*ids.shape, -1)

@@ -152,6 +152,3 @@ class CacheSequence:
     def _check(self) -> None:
         if self.freed:
             raise CacheError("this sequence has been freed, its blocks may be another's; start a new one")
-
-
-Sequence = CacheSequence

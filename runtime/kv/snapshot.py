@@ -47,7 +47,7 @@ _MAX_HEADER_BYTES = 1 << 28
 _HASHED_AT_ONCE = 1 << 24  # bytes, so that an interrupt need not wait for all
 _REBUILD = "build it again with `edge prefix build`"
 
-Array = npt.NDArray[Any]
+Array = npt.NDArray[Any]  # of any dtype
 Form = tuple[str, tuple[int, ...]]  # type, as numpy writes it, and shape of an array
 _NO_FORM: Form = ("nothing", ())
 

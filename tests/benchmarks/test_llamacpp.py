@@ -9,10 +9,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from llamacpp import Scores, parse_scores, read_base, scored_rows, write_base
+from make_gguf import write_like
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.llamacpp import Scores, parse_scores, read_base, scored_rows, write_base
-from benchmarks.make_gguf import write_like
 from edge.export.architectures import describe
 from edge.export.checkpoint import open_checkpoint
 from edge.export.names import Weights, canonical_shapes

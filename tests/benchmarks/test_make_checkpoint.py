@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from make_checkpoint import INDEX, LAYOUTS, MEMBERS, Config, split, with_layers, write_checkpoint
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM
-
-from benchmarks.make_checkpoint import INDEX, LAYOUTS, MEMBERS, Config, split, with_layers, write_checkpoint
 
 CLASSES = {"glm": (GlmConfig, GlmForCausalLM), "glm4": (Glm4Config, Glm4ForCausalLM)}
 
@@ -75,7 +74,7 @@ def small(member: str) -> Config:
 
 
 def read(folder: Path) -> dict[str, torch.Tensor]:
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.results import README, RESULTS, with_table
+from results import README, RESULTS, with_table
+
 from edge.profiles.record import read_profile
 from edge.profiles.sweep_plan import DEFAULT_RECIPES, ENGINES
 

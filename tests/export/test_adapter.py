@@ -105,7 +105,8 @@ def rounding(a: np.ndarray, b: np.ndarray, scaling: float) -> np.ndarray:
     Each term of a dot product of r terms is rounded r times at most (one product, r - 1 sums), scaling and its own
     representation add two, and one more covers the products of these errors (Higham, Accuracy and Stability, 3.1).
     """
-    return (len(a) + 3) * EPS / 2 * abs(scaling) * (np.abs(b).astype(np.float64) @ np.abs(a))
+    bound: np.ndarray = (len(a) + 3) * EPS / 2 * abs(scaling) * (np.abs(b).astype(np.float64) @ np.abs(a))
+    return bound
 
 
 def assert_merges_as_peft(

@@ -96,7 +96,7 @@ def test_it_errs_less_where_channels_differ(name: str, precision: str) -> None:
     others = np.random.default_rng(7).normal(size=(2, 60, block.spec.hidden_size)).astype(np.float32)
     expected = block.run(block.weights, others)
 
-    def error(weights: dict[str, FloatArray]) -> float:
+    def error(weights: Mapping[str, FloatArray]) -> float:
         compressor = Compressor()
         packed: dict[str, Weight] = {
             key: compressor.compress(key, weight, wanted) if key in block.matrices else weight

@@ -76,7 +76,7 @@ def test_drift_is_what_the_compressed_model_lacks(tiny_checkpoint: Path) -> None
     spec = weights.spec
     floats = {name: to_float32(weights.read(name)) for name in canonical_shapes(spec)}
     rng = np.random.default_rng(1)
-    rounded = {
+    rounded: dict[str, FloatArray] = {
         name: (w + 0.05 * w.std() * rng.standard_normal(w.shape)).astype(np.float32) for name, w in floats.items()
     }
     ids = rng.integers(0, spec.vocab_size, (2, 24))

@@ -75,7 +75,7 @@ def test_fields_equal_ggufs_reader(small: Path) -> None:
         assert value == reference[key].contents(), key
         assert type(value) is type(reference[key].contents()), key
     for kind, values in VALUES.items():
-        expected = np.float32(values).tolist() if kind == GGUFValueType.FLOAT32 else values
+        expected = np.array(values, np.float32).tolist() if kind == GGUFValueType.FLOAT32 else values
         assert fields[f"many.{kind.name}"] == expected
         assert [fields[f"one.{kind.name}.{i}"] for i in range(len(values))] == expected
 

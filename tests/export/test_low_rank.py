@@ -34,7 +34,7 @@ def made(symmetric: bool, n: int = 80, k: int = 96) -> tuple[Float32Array, Float
 def exact(_name: str, matrix: Float32Array) -> PackedTensor:
     """Every weight with a scale of its own, in float32: what is to be seen is not how narrow matrices are rounded."""
     signs = np.sign(matrix).astype(np.int8).view(np.uint8).ravel()
-    return PackedTensor(matrix.shape, 8, True, 1, signs, np.abs(matrix), None)  # type: ignore[arg-type]
+    return PackedTensor(matrix.shape, 8, True, 1, signs, np.abs(matrix), None)
 
 
 def corrected(symmetric: bool = False) -> PackedTensor:

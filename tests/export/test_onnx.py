@@ -11,12 +11,12 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from edge.export.graph import onnx as graphs
-from edge.export.graph import onnx_writer, reference
+from edge.export.graph import onnx_writer
 from edge.export.graph.runners import OnnxRunner
-from edge.export.names import canonical_shapes
+from edge.export.names import Weights, canonical_shapes
 from edge.export.pipeline import export
-from edge.export.plan import make_plan
-from edge.export.tensors import PackedTensor, as_unsigned, dequantize, pack
+from edge.export.plan import Format, make_plan
+from edge.export.tensors import PackedTensor, Weight, as_unsigned, dequantize, pack, rows_of
 from edge.export.verify import Verifier
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import OnnxKernels, open_bundle
@@ -37,9 +37,9 @@ def onnx_files(bundle: Path) -> list[Path]:
 @pytest.mark.parametrize("recipe", ["fp32", "fp16", "int8-asym", "int8-sym", "int4-asym-g64", "int4-sym-channel"])
 @pytest.mark.parametrize("format", ["onnx", "both"])
 def test_files_are_valid_and_point_into_the_weights(
-    tiny_checkpoint: Path, tmp_path: Path, recipe: str, format: str
+    tiny_checkpoint: Path, tmp_path: Path, recipe: str, format: Format
 ) -> None:
-    manifest = export(tiny_checkpoint, tmp_path / "bundle", recipe, format=format)  # type: ignore[arg-type]
+    manifest = export(tiny_checkpoint, tmp_path / "bundle", recipe, format=format)
     files = onnx_files(tmp_path / "bundle")
     assert len(files) == (4 if recipe.startswith("fp") else 5)
     weights = bundles.MODEL_BIN if format == "both" and "sym" not in recipe.split("-") else bundles.ONNX_DATA
@@ -58,8 +58,7 @@ def test_files_are_valid_and_point_into_the_weights(
 def test_both_takes_the_openvino_weights_as_they_are(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Unsigned integers and even rows of zero points are used where they lie; what is added is graphs."""
     alone, both = (
-        export(tiny_checkpoint, tmp_path / format, "int8-asym", format=format)  # type: ignore[arg-type]
-        for format in ("openvino", "both")
+        export(tiny_checkpoint, tmp_path / format, "int8-asym", format=format) for format in ("openvino", "both")
     )
     assert alone.files[bundles.MODEL_BIN] == both.files[bundles.MODEL_BIN]
     parts = {kernels.part(0) for kernels in (OnnxKernels(a, b) for a in (False, True) for b in (False, True))}
@@ -69,7 +68,7 @@ def test_both_takes_the_openvino_weights_as_they_are(tiny_checkpoint: Path, tmp_
 def test_signed_integers_are_stored_again_where_openvino_has_them(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """ONNX has no signed operators: `both` keeps a second copy, `onnx` only that one; the manifest says so."""
     openvino, both, alone = (
-        export(tiny_checkpoint, tmp_path / format, "int4-sym-g128", format=format)  # type: ignore[arg-type]
+        export(tiny_checkpoint, tmp_path / format, "int4-sym-g128", format=format)
         for format in ("openvino", "both", "onnx")
     )
     integers = sum(tensor.nbytes for tensor in both.tensors.values() if tensor.precision.startswith("int"))
@@ -189,11 +188,16 @@ def test_parts_hold_every_layer_once(
 def test_a_wrong_graph_is_noticed_at_export(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The runner's graph is held against plain numpy: an emitter that swaps gate and up does not get through."""
     plan = make_plan(tiny_checkpoint, "fp32", format="onnx")
+    assert isinstance(plan.weights, Weights)
     weights = plan.weights.block(0)
     verifier = Verifier(IDS.tolist(), plan.spec, [OnnxRunner()])
     verifier.hidden = np.random.default_rng(0).normal(size=verifier.hidden.shape).astype(np.float32)
-    swapped = lambda self, x: tuple(reversed(gate_and_up(self, x)))  # noqa: E731
     gate_and_up = graphs.OnnxBuilder._gate_and_up
+
+    def swapped(self: graphs.OnnxBuilder, x: str) -> tuple[str, str]:
+        gate, up = gate_and_up(self, x)
+        return up, gate
+
     monkeypatch.setattr(graphs.OnnxBuilder, "_gate_and_up", swapped)
     with pytest.raises(VerificationError, match="ONNX Runtime graph of block 0 is off"):
         verifier.block(0, weights, weights)
@@ -218,13 +222,13 @@ def test_packed_matrices_equal_plain_numpy(n: int, group_size: int, zero_points:
     )
     matrix = dequantize(weight)
     np.testing.assert_array_equal(dequantize(as_unsigned(weight)), matrix)
-    np.testing.assert_array_equal(reference.rows_of(as_unsigned(weight), 0, n), matrix)
+    np.testing.assert_array_equal(rows_of(as_unsigned(weight), 0, n), matrix)
     spec = ModelSpec("glm", 1, k, k, 6, 6, 16, 16, 1e4, 1e-5, n, 64, False, False, False)
     ids = np.arange(n)[None, ::-1].copy()
     looked_up = OnnxRunner().embedding({"embed.weight": weight}, ids, spec)
     np.testing.assert_allclose(looked_up[0], matrix[::-1], rtol=1e-6)
     x = rng.normal(size=(1, 3, k)).astype(np.float32)
-    ones = {"norm.weight": np.ones(k, np.float32), "lm_head.weight": weight}
+    ones: dict[str, Weight] = {"norm.weight": np.ones(k, np.float32), "lm_head.weight": weight}
     product = OnnxRunner().head(ones, x, spec)
     normed = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(product, normed @ matrix.T, atol=1e-4)
@@ -254,7 +258,7 @@ def test_a_row_of_zeros_has_a_product_of_zeros() -> None:
         scale=np.ones((8, 1), np.float16), zero_point=rng.integers(0, 256, 8, np.uint8),
     )  # fmt: skip
     spec = ModelSpec("glm", 1, k, k, 4, 4, 16, 16, 1e4, 1e-5, 8, 64, False, False, False)
-    weights = {"norm.weight": np.ones(k, np.float32), "lm_head.weight": weight}
+    weights: dict[str, Weight] = {"norm.weight": np.ones(k, np.float32), "lm_head.weight": weight}
     np.testing.assert_array_equal(OnnxRunner().head(weights, np.zeros((1, 2, k), np.float32), spec), 0)
 
 

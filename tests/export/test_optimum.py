@@ -18,6 +18,7 @@ import openvino.opset13 as op
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from transformers import PreTrainedModel
 
 from edge.cli import main
 from edge.export.optimum import export_with_optimum
@@ -26,7 +27,7 @@ from edge.export.stages import Progress
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.openvino_paged import _head_input, _keep_wanted_rows
 from edge.runtime.errors import CheckpointError, EdgeError, OutputError
-from edge.runtime.kv.pool import Sequence
+from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.verify import verify
 from tests.conftest import EXACT
@@ -37,7 +38,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     pytest.importorskip("optimum.intel")
 
-SHAPE = {
+SHAPE: dict[str, object] = {
     "vocab_size": 320,
     "hidden_size": 64,
     "intermediate_size": 96,  # has no groups of 64
@@ -52,17 +53,17 @@ FOREIGN = ("Qwen2", "Llama", "Granite", "OPT")  # biases on q, k, v; none; scale
 NEW_TOKENS = 64
 
 
-def make_foreign(name: str, folder: Path) -> torch.nn.Module:
+def make_foreign(name: str, folder: Path) -> PreTrainedModel:
     """A seeded tiny checkpoint of an architecture that we do not map; returns its model."""
     import transformers
 
     torch.manual_seed(11)
-    other = {
+    others: dict[str, dict[str, object]] = {
         "Granite": {"logits_scaling": 2.0, "tie_word_embeddings": False},
         "OPT": {"ffn_dim": 96, "word_embed_proj_dim": 64, "eos_token_id": 256, "pad_token_id": 256},
-    }.get(name, {})
-    config = getattr(transformers, f"{name}Config")(**(SHAPE | other))
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    }
+    config = getattr(transformers, f"{name}Config")(**SHAPE | others.get(name, {}))
+    model: PreTrainedModel = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             parameter.normal_(1.0 if parameter_name.endswith("norm.weight") else 0.0, 0.15)
@@ -80,11 +81,11 @@ def no_conversion(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture(scope="module")
-def foreign(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, torch.nn.Module]]:
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, PreTrainedModel]]:
     """Checkpoint folder and model of an architecture."""
     made = {}
 
-    def get(name: str) -> tuple[Path, torch.nn.Module]:
+    def get(name: str) -> tuple[Path, PreTrainedModel]:
         if name not in made:
             folder = tmp_path_factory.mktemp("foreign") / name
             made[name] = folder, make_foreign(name, folder)
@@ -95,7 +96,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[P
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_float_export_equals_transformers(
-    name: str, foreign: Callable[[str], tuple[Path, torch.nn.Module]], tmp_path: Path
+    name: str, foreign: Callable[[str], tuple[Path, PreTrainedModel]], tmp_path: Path
 ) -> None:
     folder, model = foreign(name)
     seen: list[Progress] = []
@@ -112,7 +113,7 @@ def test_float_export_equals_transformers(
 
 @pytest.mark.parametrize(("name", "recipe"), [("Qwen2", "int4-asym-g64"), ("Llama", "int8-sym")])
 def test_compressed_bundle_verifies_and_generates(
-    name: str, recipe: str, foreign: Callable[[str], tuple[Path, torch.nn.Module]], tmp_path: Path
+    name: str, recipe: str, foreign: Callable[[str], tuple[Path, PreTrainedModel]], tmp_path: Path
 ) -> None:
     folder, _ = foreign(name)
     manifest = export_with_optimum(folder, tmp_path / "bundle", recipe)
@@ -123,7 +124,7 @@ def test_compressed_bundle_verifies_and_generates(
 
     # One row is that row of all, so the decompressed head takes the wanted rows and nothing else.
     rows = logits_in_chunks(llm, IDS, [70])
-    sequence = Sequence(llm.engine.pool)
+    sequence = CacheSequence(llm.engine.pool)
     some = llm.engine.forward(np.array(IDS, np.int64), sequence, np.array([69, 3], np.int64))
     np.testing.assert_allclose(some, rows[[69, 3]], atol=1e-5 * np.abs(rows).max())
 
@@ -149,7 +150,7 @@ def test_compressed_bundle_verifies_and_generates(
 
 
 def test_bundle_says_what_the_checkpoint_is(
-    foreign: Callable[[str], tuple[Path, torch.nn.Module]], tmp_path: Path
+    foreign: Callable[[str], tuple[Path, PreTrainedModel]], tmp_path: Path
 ) -> None:
     folder, _ = foreign("Qwen2")
     loggers = [logging.getLogger(name) for name in ("optimum", "transformers")]
@@ -170,7 +171,7 @@ def test_bundle_says_what_the_checkpoint_is(
 
 
 def test_what_config_does_not_say_is_zero(
-    foreign: Callable[[str], tuple[Path, torch.nn.Module]], tmp_path: Path
+    foreign: Callable[[str], tuple[Path, PreTrainedModel]], tmp_path: Path
 ) -> None:
     spec = export_with_optimum(foreign("OPT")[0], tmp_path / "bundle", "int8-asym").spec
     assert (spec.rotary_dim, spec.rope_theta, spec.rms_norm_eps) == (0, 0, 0)
@@ -274,7 +275,7 @@ def change_config(folder: Path, out: Path, **values: object) -> Path:
     return out
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "unknown to transformers": ({"model_type": "frobnicate"}, "model type `frobnicate` but Transformers does not"),
     "unknown to optimum-intel": ({"model_type": "rwkv"}, "rwkv model, that is a custom or unsupported architecture"),
     "remote code": ({"model_type": "x", "auto_map": {"AutoConfig": "c.C"}}, "optimum-intel cannot export it"),
@@ -285,7 +286,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("what", REFUSED, ids=str)
 def test_refused_configs_leave_nothing(
-    what: str, foreign: Callable[[str], tuple[Path, torch.nn.Module]], tmp_path: Path
+    what: str, foreign: Callable[[str], tuple[Path, PreTrainedModel]], tmp_path: Path
 ) -> None:
     values, message = REFUSED[what]
     folder = change_config(foreign("Qwen2")[0], tmp_path / "checkpoint", **values)
@@ -295,7 +296,7 @@ def test_refused_configs_leave_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_pickles_are_refused(foreign: Callable[[str], tuple[Path, torch.nn.Module]], tmp_path: Path) -> None:
+def test_pickles_are_refused(foreign: Callable[[str], tuple[Path, PreTrainedModel]], tmp_path: Path) -> None:
     """Alone, and where transformers would take them because the safetensors file has another name."""
     folder = change_config(foreign("Qwen2")[0], tmp_path / "checkpoint")
     torch.save({}, folder / "pytorch_model.bin")
@@ -309,7 +310,7 @@ def test_pickles_are_refused(foreign: Callable[[str], tuple[Path, torch.nn.Modul
 
 
 def test_sources_and_outputs_that_are_refused(
-    foreign: Callable[[str], tuple[Path, torch.nn.Module]], tmp_path: Path
+    foreign: Callable[[str], tuple[Path, PreTrainedModel]], tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match="no such path"):
         export_with_optimum(tmp_path / "missing", tmp_path / "bundle")
@@ -323,7 +324,7 @@ def test_sources_and_outputs_that_are_refused(
 
 
 def test_weights_that_do_not_compute_leave_nothing(
-    foreign: Callable[[str], tuple[Path, torch.nn.Module]], tmp_path: Path
+    foreign: Callable[[str], tuple[Path, PreTrainedModel]], tmp_path: Path
 ) -> None:
     folder = change_config(foreign("Llama")[0], tmp_path / "checkpoint")
     tensors = load_file(folder / "model.safetensors")
@@ -339,7 +340,7 @@ def test_weights_that_do_not_compute_leave_nothing(
 
 
 def test_command(
-    foreign: Callable[[str], tuple[Path, torch.nn.Module]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    foreign: Callable[[str], tuple[Path, PreTrainedModel]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = str(foreign("Llama")[0]), str(tmp_path / "bundle")
     for option in (["--adapter", "x"], ["--rope-theta", "1e6"], ["--embedding", "int8-sym"], ["--head", "int8-sym"]):
@@ -349,15 +350,15 @@ def test_command(
         assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
     assert main(["export", folder, out, "--frontend", "optimum", "--recipe", "int8-asym"]) == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert "rounding explains" not in said.out
+    done = capsys.readouterr()
+    assert done.err == ""
+    assert "rounding explains" not in done.out
     assert (tmp_path / "bundle" / "openvino_tokenizer.xml").is_file()
 
 
 @pytest.mark.parametrize("module", ["optimum", "transformers", "torch"])
 def test_missing_extra_gives_the_install_line(
-    module: str, foreign: Callable[[str], tuple[Path, torch.nn.Module]], tmp_path: Path
+    module: str, foreign: Callable[[str], tuple[Path, PreTrainedModel]], tmp_path: Path
 ) -> None:
     arguments = ["export", str(foreign("Llama")[0]), str(tmp_path / "out"), "--frontend", "optimum"]
     script = f"import sys; sys.modules[{module!r}] = None; from edge.cli import main; sys.exit(main({arguments!r}))"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +15,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from edge.export import output
 from edge.export.pipeline import export
 from edge.export.recipes import Precision, recipes
 from edge.export.stages import Progress
 from edge.runtime import bundle
 from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import CheckpointError, OutputError, RecipeError, TokenizerError
-from edge.runtime.kv.pool import Sequence
+from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.verify import FLOAT32_BOUND, verify
 from tests import tiny
@@ -117,7 +117,7 @@ def test_failure_leaves_nothing_and_keeps_the_old_bundle(
 def test_too_little_space_is_seen_before_starting(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(OutputError, match=r"1,000 bytes free, the bundle needs about"):
         export(tiny_checkpoint, tmp_path / "out", "int8-asym")
     assert list(tmp_path.iterdir()) == []
@@ -156,8 +156,6 @@ def test_interrupted_export(demo_gguf: Path, tmp_path: Path) -> None:
 
 
 def test_checkpoint_without_tokenizer(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
     (copy / "tokenizer.json").unlink()
     with pytest.raises(TokenizerError, match=r"tokenizer\.json is missing"):
@@ -273,7 +271,7 @@ def test_adapter_is_merged_as_peft_merges_it(layout: str, tiny_checkpoint: Path,
     with np.load(tmp_path / "plain" / bundle.GOLDEN) as a, np.load(tmp_path / "out" / bundle.GOLDEN) as b:
         assert np.abs(a["logits"] - b["logits"]).max() > 1000 * float32_error
     llm = LLM(tmp_path / "out", EXACT["openvino"])
-    sequence = Sequence(llm.engine.pool)
+    sequence = CacheSequence(llm.engine.pool)
     ours = llm.engine.forward(np.array(ids), sequence, np.arange(len(ids)))
     assert np.abs(ours - expected).max() <= 8 * float32_error
 

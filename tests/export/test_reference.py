@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from transformers import PreTrainedModel
 
 from edge.export.architectures import describe
 from edge.export.checkpoint import open_checkpoint
 from edge.export.pipeline import export
-from edge.runtime.kv.pool import Sequence
+from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from tests.conftest import EXACT
 from tests.tiny import TINIES, Tiny, make, reference_logits, to_remote_code, write_tokenizer
@@ -28,7 +29,7 @@ IDS = np.random.default_rng(3).integers(0, 256, 70).tolist()
 
 def logits_in_chunks(llm: LLM, ids: list[int], sizes: list[int]) -> np.ndarray:
     """Logits of every token, run in chunks of these sizes: (T, vocab)."""
-    sequence, rows = Sequence(llm.engine.pool), []
+    sequence, rows = CacheSequence(llm.engine.pool), []
     start = 0
     for size in sizes:
         part = np.array(ids[start : start + size], np.int64)
@@ -102,7 +103,7 @@ def test_a_wrong_reading_would_be_seen(mistake: str, tmp_path: Path) -> None:
     names = {"qkv": f"{layer}self_attention.query_key_value.weight", "gate_up": f"{layer}mlp.dense_h_to_4h.weight"}
     chosen = {key: tensors[name] for key, name in names.items()}
     WRONG[mistake](chosen, spec)
-    theta = chosen.pop("theta", None)
+    theta = float(chosen.pop("theta")) if "theta" in chosen else None
     save_file(tensors | {names[key]: np.ascontiguousarray(value) for key, value in chosen.items()}, path)
     export(tmp_path / "checkpoint", tmp_path / "bundle", "fp32", rope_theta=theta)
     expected, float32_error = reference_logits(model, IDS)
@@ -172,7 +173,7 @@ def test_gguf_glm_equals_transformers(architecture: str, fused: bool, split: boo
     assert error <= TIMES_FLOAT32 * float32_error
 
 
-def write_glm_gguf(model: torch.nn.Module, folder: Path, architecture: str, fused: bool, split: bool) -> Path:
+def write_glm_gguf(model: PreTrainedModel, folder: Path, architecture: str, fused: bool, split: bool) -> Path:
     """As llama.cpp's converter writes it: rows as they are, gate and up fused in ffn_up; one kind in f16."""
     config = model.config
     out = folder / ("model.gguf" if not split else "model-00001-of-00002.gguf")
@@ -228,7 +229,7 @@ def write_glm_gguf(model: torch.nn.Module, folder: Path, architecture: str, fuse
     return out
 
 
-def write_llama_gguf(model: torch.nn.Module, path: Path) -> None:
+def write_llama_gguf(model: PreTrainedModel, path: Path) -> None:
     """Write a model as Q8_0 GGUF, and load the rounded weights back into it."""
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.export import output, pipeline, stages
+from edge.export import pipeline
 from edge.export.pipeline import export
 from edge.export.stages import Progress
 from edge.export.store import WeightStore
@@ -134,7 +135,7 @@ def test_a_broken_block_is_found(tiny_checkpoint: Path, tmp_path: Path, monkeypa
             weight = replace(weight, scale=weight.scale[::-1], data=weight.data[::-1])
         put(self, name, weight)
 
-    monkeypatch.setattr(stages.WeightStore, "put", wrong)
+    monkeypatch.setattr(WeightStore, "put", wrong)
     with pytest.raises(VerificationError, match=r"block 1 is off by .* rounding its weights explains about"):
         export(tiny_checkpoint, tmp_path / "out", "int8-asym")
     assert list(tmp_path.iterdir()) == []
@@ -149,4 +150,4 @@ def test_the_disk_check_counts_what_is_there(
     export(tiny_checkpoint, tmp_path / "resumed", "int4-asym-g64")
     export(tiny_checkpoint, tmp_path / "fresh", "int4-asym-g64")
     assert asked[0] < asked[1]
-    assert output.shutil.disk_usage(tmp_path).free > asked[1]
+    assert shutil.disk_usage(tmp_path).free > asked[1]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from edge.export import decoder
 from edge.export.graph.reference import ReferenceBuilder
-from edge.export.names import WeightSource, canonical_shapes
+from edge.export.names import Weights, WeightSource, canonical_shapes
 from edge.export.plan import make_plan
 from edge.export.rotation import RotatedWeights, Rotation
 from edge.export.tensors import Float32Array, to_float32
@@ -17,7 +19,7 @@ from edge.runtime.errors import RecipeError
 from edge.runtime.verify import FLOAT32_BOUND
 from tests import tiny
 
-IDS = np.arange(2, 50).reshape(2, 24)
+IDS: npt.NDArray[Any] = np.arange(2, 50).reshape(2, 24)
 
 
 def logits(weights: WeightSource) -> Float32Array:
@@ -30,11 +32,12 @@ def logits(weights: WeightSource) -> Float32Array:
 def test_the_same_function(kind: tiny.Tiny, tmp_path: Path) -> None:
     tiny.make(kind, tmp_path / "checkpoint")
     weights = make_plan(tmp_path / "checkpoint", "fp32").weights
+    assert isinstance(weights, Weights)
     if weights.spec.output_norms:
         with pytest.raises(RecipeError, match="use -awq-gptq instead"):
-            RotatedWeights(weights)  # type: ignore[arg-type]
+            RotatedWeights(weights)
         return
-    rotated = RotatedWeights(weights)  # type: ignore[arg-type]
+    rotated = RotatedWeights(weights)
     expected, found = logits(weights), logits(rotated)
     assert np.abs(found - expected).max() <= FLOAT32_BOUND * np.abs(expected).max()
     assert not rotated.spec.tied_embeddings

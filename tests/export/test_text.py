@@ -119,7 +119,8 @@ def test_windows_spread_over_the_text_and_languages_take_turns(tokenizer: Tokeni
     windows = token_windows([*english, *german], tokenizer, 4, 5)
     assert windows.languages == ("en", "de", "en", "de", "en")
     assert [tokenizer.decode(row.tolist()) for row in windows.ids] == ["abcd", "ABCD", "hij\n", "EFGH", "nopq"]
-    assert (windows.count, windows.length, windows.num_tokens, windows.ids.dtype) == (5, 4, 20, np.int64)
+    assert (windows.count, windows.length, windows.num_tokens) == (5, 4, 20)
+    assert windows.ids.dtype == np.int64
     again = token_windows([*english, *german], tokenizer, 4, 5)
     assert windows.sha256 == again.sha256
     assert windows.sha256 != token_windows(english, tokenizer, 4, 5).sha256

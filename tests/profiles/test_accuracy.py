@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.export.names import Weights
+from edge.export.names import WeightSource
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.tensors import FloatArray
@@ -21,7 +21,7 @@ from edge.runtime.bundle import open_bundle
 from edge.runtime.engines import Engine
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.errors import CalibrationError, ContextLengthError
-from edge.runtime.kv.pool import Sequence
+from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import EngineSettings
 from tests import tiny
 from tests.conftest import EXACT
@@ -32,18 +32,18 @@ SOME = ReferenceSettings(top=16, samples=32)
 
 
 @pytest.fixture(scope="module")
-def weights(tiny_checkpoint: Path) -> Weights:
+def weights(tiny_checkpoint: Path) -> WeightSource:
     return make_plan(tiny_checkpoint, "fp32").weights
 
 
 @pytest.fixture(scope="module")
-def whole(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+def whole(weights: WeightSource, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """With every log-probability of each row."""
     return build(weights, WINDOWS, tmp_path_factory.mktemp("whole") / "reference.npz", key="a", settings=ALL)
 
 
 @pytest.fixture(scope="module")
-def some(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+def some(weights: WeightSource, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return build(weights, WINDOWS, tmp_path_factory.mktemp("some") / "reference.npz", key="a", settings=SOME)
 
 
@@ -133,7 +133,7 @@ def test_the_cache_takes_part(int4_bundle: Path, some: Reference) -> None:
     assert added.p < 0.05, "five windows"
 
 
-def test_rows_before_the_first_scored_are_only_context(int4: Engine, weights: Weights, tmp_path: Path) -> None:
+def test_rows_before_the_first_scored_are_only_context(int4: Engine, weights: WeightSource, tmp_path: Path) -> None:
     settings = dataclasses.replace(ALL, first_scored=24)
     half = build(weights, WINDOWS, tmp_path / "reference.npz", key="a", settings=settings)
     found = evaluate(int4, half, chunk=10)
@@ -144,7 +144,7 @@ def test_rows_before_the_first_scored_are_only_context(int4: Engine, weights: We
 
 
 def test_two_layers_that_changed_places_are_seen(
-    int4: Engine, some: Reference, weights: Weights, tmp_path: Path
+    int4: Engine, some: Reference, weights: WeightSource, tmp_path: Path
 ) -> None:
     class Swapped:
         spec = weights.spec
@@ -186,12 +186,14 @@ def test_differences_are_paired_by_window(int4: Engine, some: Reference) -> None
 def test_figures_survive_json(int4: Engine, some: Reference) -> None:
     found = evaluate(int4, some)
     assert Accuracy.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
-    for wrong in ({}, [], {**found.to_json(), "format": 0}, {**found.to_json(), "languages": [{"name": "en"}]}):
+    known = found.to_json()
+    damaged: list[object] = [{}, [], {**known, "format": 0}, {**known, "languages": [{"name": "en"}]}]
+    for wrong in damaged:
         with pytest.raises(CalibrationError, match="measure again"):
             Accuracy.from_json(wrong)
 
 
-def test_one_window_has_no_error(int4: Engine, weights: Weights, tmp_path: Path) -> None:
+def test_one_window_has_no_error(int4: Engine, weights: WeightSource, tmp_path: Path) -> None:
     one = Windows(WINDOWS.ids[:1], ("en",))
     found = evaluate(int4, build(weights, one, tmp_path / "reference.npz", key="a", settings=SOME))
     assert found.kld_stderr is found.ppl_ratio_stderr is found.languages[0].kld_stderr is None
@@ -221,7 +223,7 @@ def one_by_one(engine: Engine, windows: Windows) -> np.ndarray:
     """(n, length - 1, vocab) logits, token by token."""
     rows = []
     for ids in windows.ids:
-        sequence = Sequence(engine.pool)
+        sequence = CacheSequence(engine.pool)
         rows.append([engine.forward(ids[i : i + 1], sequence, np.array([0]))[0].copy() for i in range(ids.size - 1)])
         sequence.free()
     return np.array(rows)
@@ -237,4 +239,5 @@ def full(reference: Reference) -> np.ndarray:
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    found: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return found

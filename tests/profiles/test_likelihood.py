@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from edge.profiles import likelihood
 from edge.profiles.likelihood import Likelihood, Query, Trunk, score
 from edge.runtime.engines import Engine
 from edge.runtime.errors import ContextLengthError, PromptError
-from edge.runtime.kv.pool import Sequence
+from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.settings import EngineSettings
 from tests.conftest import EXACT
@@ -49,19 +50,19 @@ def runs(tiny_bundle: Path, engine: str) -> Engine:
 
 def expected(engine: Engine, query: Query, num_tokens: int = NUM_TOKENS) -> Likelihood:
     """One run over all of it, in one piece."""
-    whole, sequence = np.array(query.context + query.continuation), Sequence(engine.pool)
+    whole, sequence = np.array(query.context + query.continuation), CacheSequence(engine.pool)
     rows = engine.forward(whole, sequence, np.arange(whole.size)).copy()
     sequence.free()
     logprobs = torch.log_softmax(torch.tensor(rows[:, :num_tokens]).double(), -1)[len(query.context) - 1 : -1]
     wanted = torch.tensor(query.continuation)
-    total = logprobs.gather(1, wanted[:, None]).sum().item()
-    return Likelihood(pytest.approx(total, rel=1e-12), bool((logprobs.argmax(-1) == wanted).all()))
+    total: Any = pytest.approx(logprobs.gather(1, wanted[:, None]).sum().item(), rel=1e-12)  # stands for a float
+    return Likelihood(total, bool((logprobs.argmax(-1) == wanted).all()))
 
 
 def greedy(engine: Engine, context: tuple[int, ...], count: int) -> tuple[int, ...]:
     found = context
     for _ in range(count):
-        sequence = Sequence(engine.pool)
+        sequence = CacheSequence(engine.pool)
         row = engine.forward(np.array(found), sequence, np.array([len(found) - 1]))[0]
         found += (int(row[:NUM_TOKENS].argmax()),)
         sequence.free()

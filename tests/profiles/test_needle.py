@@ -59,7 +59,7 @@ def test_prompts(llm: LLM) -> None:
         assert text.startswith(inside.replace(sentence, ""))
         room[length] = plan.haystack_tokens
         assert len(inside) == room[length] + len(sentence)
-        assert at == {0: 0, 100: room[length]}.get(depth, at)
+        assert at == {0.0: 0, 100.0: room[length]}.get(depth, at)
         assert at in (0, room[length]) or text[at - 1] == "\n"
         assert at <= room[length] * depth / 100
     assert room[256] == room[220] + 36

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.export.names import Weights
+from edge.export.names import WeightSource
 from edge.export.plan import make_plan
 from edge.export.tensors import FloatArray
 from edge.export.text import Windows
@@ -27,14 +27,14 @@ SOME = ReferenceSettings(top=16, samples=8, first_scored=4)
 
 
 @pytest.fixture(scope="module")
-def weights(tiny_checkpoint: Path) -> Weights:
+def weights(tiny_checkpoint: Path) -> WeightSource:
     return make_plan(tiny_checkpoint, "fp32").weights
 
 
 class Changed:
     """Weights that are read through a function."""
 
-    def __init__(self, weights: Weights, change: Callable[[str], FloatArray]) -> None:
+    def __init__(self, weights: WeightSource, change: Callable[[str], FloatArray]) -> None:
         self.spec: ModelSpec = weights.spec
         self.read = change
 
@@ -64,7 +64,7 @@ def test_whole_rows_are_those_of_transformers(case: tiny.Tiny, tmp_path: Path) -
     assert found.ppl == pytest.approx(np.exp(-np.mean(losses)), rel=bound)
 
 
-def test_a_part_of_each_row_is_that_part_of_the_whole(weights: Weights, tmp_path: Path) -> None:
+def test_a_part_of_each_row_is_that_part_of_the_whole(weights: WeightSource, tmp_path: Path) -> None:
     whole = build(weights, WINDOWS, tmp_path / "all.npz", key="a", settings=ALL)
     some = build(weights, WINDOWS, tmp_path / "some.npz", key="a", settings=SOME)
     assert some.scored == 19
@@ -110,7 +110,7 @@ def test_rows_that_are_equal_have_no_divergence_and_no_error() -> None:
 
 
 @pytest.fixture(scope="module")
-def fresh(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fresh(weights: WeightSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reference that was computed without a break."""
     path = tmp_path_factory.mktemp("reference") / "fresh.npz"
     build(weights, WINDOWS, path, key="a", settings=SOME)
@@ -119,7 +119,7 @@ def fresh(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
-    weights: Weights, fresh: Path, tmp_path: Path, stop: int
+    weights: WeightSource, fresh: Path, tmp_path: Path, stop: int
 ) -> None:
     """Steps: the embedding, three blocks, three windows."""
     steps: list[str] = []
@@ -133,9 +133,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
         build(weights, WINDOWS, tmp_path / "resumed.npz", key="a", settings=SOME, progress=kill)
     assert not (tmp_path / "resumed.npz").exists()
     read: list[str] = []
-    watched = Changed(weights, lambda name: read.append(name) or weights.read(name))
+
+    def watched(name: str) -> FloatArray:
+        read.append(name)
+        return weights.read(name)
+
     build(
-        watched,
+        Changed(weights, watched),
         WINDOWS,
         tmp_path / "resumed.npz",
         key="a",
@@ -149,7 +153,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["resumed.npz"]
 
 
-def test_a_killed_run_of_something_else_is_not_used(weights: Weights, fresh: Path, tmp_path: Path) -> None:
+def test_a_killed_run_of_something_else_is_not_used(weights: WeightSource, fresh: Path, tmp_path: Path) -> None:
     expected = open_reference(fresh)
 
     def kill(stage: str, done: int, _total: int) -> None:
@@ -168,7 +172,7 @@ def test_a_killed_run_of_something_else_is_not_used(weights: Weights, fresh: Pat
 
 
 def test_what_is_there_already_is_read_and_what_is_another_is_replaced(
-    weights: Weights, fresh: Path, tmp_path: Path
+    weights: WeightSource, fresh: Path, tmp_path: Path
 ) -> None:
     path = Path(shutil.copy(fresh, tmp_path))
     first = open_reference(path)
@@ -187,7 +191,7 @@ def test_what_is_there_already_is_read_and_what_is_another_is_replaced(
         build(weights, WINDOWS, path, key="b", settings=SOME)
 
 
-def test_changed_weights_are_what_is_run(weights: Weights, fresh: Path, tmp_path: Path) -> None:
+def test_changed_weights_are_what_is_run(weights: WeightSource, fresh: Path, tmp_path: Path) -> None:
     def swapped(name: str) -> FloatArray:
         swap = {"layers.0.": "layers.1.", "layers.1.": "layers.0."}
         return weights.read(swap.get(name[:9], name[:9]) + name[9:])
@@ -207,7 +211,7 @@ def test_a_damaged_file_is_refused(fresh: Path, tmp_path: Path, place: float) ->
         open_reference(path)
 
 
-def test_files_that_are_something_else_stay(weights: Weights, tmp_path: Path) -> None:
+def test_files_that_are_something_else_stay(weights: WeightSource, tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("mine")
     with pytest.raises(OutputError, match="no whole reference"):
@@ -220,7 +224,7 @@ def test_files_that_are_something_else_stay(weights: Weights, tmp_path: Path) ->
         build(weights, WINDOWS, path / "below", key="a", settings=SOME)
 
 
-def test_settings_and_windows_that_do_not_fit_are_refused(weights: Weights, tmp_path: Path) -> None:
+def test_settings_and_windows_that_do_not_fit_are_refused(weights: WeightSource, tmp_path: Path) -> None:
     def refused(message: str, windows: Windows = WINDOWS, **settings: int) -> None:
         with pytest.raises(CalibrationError, match=message):
             build(weights, windows, tmp_path / "a.npz", key="a", settings=ReferenceSettings(**{"top": 16, **settings}))
@@ -235,7 +239,7 @@ def test_settings_and_windows_that_do_not_fit_are_refused(weights: Weights, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_are_no_numbers_are_refused(weights: Weights, tmp_path: Path) -> None:
+def test_weights_that_are_no_numbers_are_refused(weights: WeightSource, tmp_path: Path) -> None:
     broken = Changed(weights, lambda name: weights.read(name) * np.float32("nan" if "norm" in name else 1))
     with pytest.raises(TensorError, match="NaN"):
         build(broken, WINDOWS, tmp_path / "a.npz", key="a", settings=SOME)
@@ -243,7 +247,7 @@ def test_weights_that_are_no_numbers_are_refused(weights: Weights, tmp_path: Pat
 
 
 def test_the_key_knows_the_versions(
-    monkeypatch: pytest.MonkeyPatch, weights: Weights, fresh: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, weights: WeightSource, fresh: Path, tmp_path: Path
 ) -> None:
     path = Path(shutil.copy(fresh, tmp_path))
     monkeypatch.setattr(reference, "version", lambda name: "0")
@@ -252,7 +256,8 @@ def test_the_key_knows_the_versions(
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    found: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return found
 
 
 def same(a: Rows, b: Rows) -> bool:

@@ -23,7 +23,7 @@ from tests import tiny
 
 pytest.importorskip("llguidance", minversion="1.9")
 
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
         "name": {"type": "string", "maxLength": 12},
@@ -137,7 +137,7 @@ def keeps_schema(text: str) -> bool:
         value = json.loads(text)
     except ValueError:
         return False
-    assert list(value) == [name for name in SCHEMA["properties"] if name in value]  # type: ignore[attr-defined]
+    assert list(value) == [name for name in SCHEMA["properties"] if name in value]
     assert {"name", "age", "tags"} <= set(value)
     assert isinstance(value["name"], str)
     assert len(value["name"]) <= 12

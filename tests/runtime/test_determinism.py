@@ -11,7 +11,7 @@ import pytest
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines import Engine, Step
 from edge.runtime.engines.choice import open_engine
-from edge.runtime.kv.pool import Sequence
+from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.settings import EngineSettings, Sampling, SpeculationSettings
 
@@ -29,15 +29,15 @@ def last(size: int) -> np.ndarray:
     return np.array([size - 1])
 
 
-def prefill(engine: Engine, cuts: list[int]) -> tuple[Sequence, np.ndarray]:
+def prefill(engine: Engine, cuts: list[int]) -> tuple[CacheSequence, np.ndarray]:
     """The first cuts[-1] tokens in pieces; logits of the last."""
-    sequence = Sequence(engine.pool)
+    sequence = CacheSequence(engine.pool)
     for begin, end in zip([0, *cuts], cuts, strict=False):
         logits = engine.forward(IDS[begin:end], sequence, last(end - begin))[0].copy()
     return sequence, logits
 
 
-def decode(engine: Engine, sequence: Sequence, sizes: list[int], others: list[Sequence]) -> np.ndarray:
+def decode(engine: Engine, sequence: CacheSequence, sizes: list[int], others: list[CacheSequence]) -> np.ndarray:
     """Logits of the next tokens, in steps of these sizes, beside other sequences."""
     found = []
     for size in sizes:

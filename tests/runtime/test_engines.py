@@ -12,7 +12,7 @@ from edge.runtime.bundle import open_bundle
 from edge.runtime.engines import choice
 from edge.runtime.engines.choice import choose, open_engine
 from edge.runtime.errors import DeviceError
-from edge.runtime.kv.pool import Sequence
+from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.settings import EngineSettings
 from edge.runtime.verify import FLOAT32_BOUND
@@ -26,7 +26,7 @@ IDS = np.random.default_rng(9).integers(0, 256, 60)
 def logits(bundle: Path, engine: str, ids: np.ndarray) -> np.ndarray:
     """(T, vocab), in chunks, so that the cache takes part."""
     runs = open_engine(open_bundle(bundle), EXACT[engine])  # type: ignore[index]
-    sequence, rows = Sequence(runs.pool), []
+    sequence, rows = CacheSequence(runs.pool), []
     for part in np.split(ids, [33, 34, 50]):
         rows.append(runs.forward(part, sequence, np.arange(part.size)).copy())
     return np.concatenate(rows)

@@ -33,7 +33,8 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_parts_follow_each_other(path: Path) -> None:
-    write_atomically(path, iter([b"one ", memoryview(b"two "), b"", bytes(2_000_000), b"."]))
+    parts: list[bytes | memoryview] = [b"one ", memoryview(b"two "), b"", bytes(2_000_000), b"."]
+    write_atomically(path, iter(parts))
     assert path.read_bytes() == b"one two " + bytes(2_000_000) + b"."
     assert names(path.parent) == ["file"]
 

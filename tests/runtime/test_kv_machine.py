@@ -25,7 +25,7 @@ from edge.runtime.bundle import open_bundle
 from edge.runtime.engines import Engine, Step
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.errors import ContextLengthError
-from edge.runtime.kv.pool import BlockPool, Sequence
+from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.kv.prefix import PrefixCache
 from edge.runtime.kv.snapshot import Snapshot, SnapshotIdentity, open_snapshot, save_snapshot
 from edge.runtime.verify import FLOAT32_BOUND
@@ -39,7 +39,7 @@ Ids = list[int]
 class Held:
     """A sequence, and what it must hold."""
 
-    def __init__(self, sequence: Sequence, ids: Ids) -> None:
+    def __init__(self, sequence: CacheSequence, ids: Ids) -> None:
         self.sequence = sequence
         self.ids = ids
 
@@ -126,7 +126,7 @@ class Computed:
     def check_bytes(self, held: Held) -> None:
         """The keys and values alone, in the memory of the twin, say what comes next."""
         kept = min(len(held.ids), self.max_context - 1)
-        sequence = Sequence(self._twin.pool)
+        sequence = CacheSequence(self._twin.pool)
         sequence.reserve(kept)
         for index, block in enumerate(held.sequence.block_table[: self.pool.blocks_for(kept)]):
             count = min(kept - index * self.pool.block_size, self.pool.block_size)
@@ -152,7 +152,7 @@ class Computed:
 
 def compute_afresh(engine: Engine, ids: Ids) -> np.ndarray:
     """Logits of all ids, in one piece."""
-    sequence = Sequence(engine.pool)
+    sequence = CacheSequence(engine.pool)
     logits = engine.forward(np.array(ids), sequence, np.arange(len(ids))).copy()
     sequence.free()
     return logits

@@ -14,7 +14,7 @@ import pytest
 from edge.runtime.bundle import open_bundle
 from edge.runtime.chunk import Chunk
 from edge.runtime.errors import ContextLengthError, DeviceError, PromptError, SettingsError
-from edge.runtime.kv.pool import Sequence
+from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.settings import EngineSettings, generation_settings
 from tests.conftest import EXACT
@@ -36,7 +36,7 @@ def test_greedy_equals_a_plain_argmax_loop(tiny_llm: LLM) -> None:
     """Against the engine itself, one whole prompt at a time and nothing cached."""
     ids = list(PROMPT)
     for _ in range(20):
-        sequence = Sequence(tiny_llm.engine.pool)
+        sequence = CacheSequence(tiny_llm.engine.pool)
         logits = tiny_llm.engine.forward(np.array(ids), sequence, np.array([len(ids) - 1]))[0]
         ids.append(int(logits[: tiny_llm.tokenizer.num_tokens].argmax()))
         sequence.trim(0)
@@ -61,17 +61,19 @@ def test_resumed_equals_fresh(demo_llm: LLM, engine: str) -> None:
     exact, other = (LLM(demo_llm.bundle.path, EXACT[engine]) for _ in range(2))
     for prompt in prompts:
         warm = list(exact.generate(prompt, max_new_tokens=4, ignore_stop_ids=True))
-        assert warm[-1].stats is not None
+        stats = warm[-1].stats
+        assert stats is not None
+        cached_tokens = stats.cached_tokens
         alone = fresh(other, prompt, max_new_tokens=4, ignore_stop_ids=True)
         assert ids_of(warm) == ids_of(alone)
-    assert warm[-1].stats.cached_tokens >= 40
+    assert cached_tokens >= 40
 
 
 def test_long_prompts_run_in_chunks(demo_llm: LLM, engine: str) -> None:
     ids = demo_llm.tokenizer.encode("one two three four five six seven eight nine ten " * 120)
     exact = LLM(demo_llm.bundle.path, EXACT[engine])
     assert len(ids) > 2 * exact.engine.info.prefill_chunk
-    sequence = Sequence(exact.engine.pool)
+    sequence = CacheSequence(exact.engine.pool)
     one_shot = exact.engine.forward(np.array(ids), sequence, np.array([len(ids) - 1]))[0].copy()
     sequence.trim(0)
     stream = exact.generate(ids)

@@ -21,7 +21,7 @@ from edge.runtime.engines import onnxruntime as engines
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edge.runtime.errors import BundleError, DeviceError, SettingsError, VerificationError
-from edge.runtime.kv.pool import Sequence
+from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.settings import EngineSettings
 from edge.runtime.verify import verify
@@ -44,9 +44,10 @@ def engine_of(bundle: Path, **settings: object) -> OnnxRuntimeEngine:
 
 def run(engine: OnnxRuntimeEngine, ids: np.ndarray) -> np.ndarray:
     """Logits of the last token."""
-    sequence = Sequence(engine.pool)
+    sequence = CacheSequence(engine.pool)
     try:
-        return engine.forward(ids, sequence, np.array([ids.size - 1]))[0].copy()
+        logits: np.ndarray = engine.forward(ids, sequence, np.array([ids.size - 1]))[0].copy()
+        return logits
     finally:
         sequence.trim(0)
 
@@ -54,7 +55,7 @@ def run(engine: OnnxRuntimeEngine, ids: np.ndarray) -> np.ndarray:
 def test_keys_are_written_where_the_buffers_are(tiny_bundle: Path) -> None:
     """No copy: new tokens appear behind the old ones, and nothing else in the buffers of any slot changes."""
     engine = engine_of(tiny_bundle)
-    sequence, row = Sequence(engine.pool), np.array([0])
+    sequence, row = CacheSequence(engine.pool), np.array([0])
     engine.forward(IDS[:20], sequence, row)
     slot, other = sequence.block_table[0], (sequence.block_table[0] + 1) % engine.pool.num_blocks
     before = [view.copy() for view in engine.pool.memory.views(slot, 256)]
@@ -71,10 +72,10 @@ def test_buffers_take_memory_as_tokens_arrive(demo_bundle: Path) -> None:
     """377 MB of buffers at 8,192 tokens; a page of 64 rows a head and layer at first."""
     script = (
         "import sys, numpy as np; from edge.runtime import bundle; from edge.runtime.engines import EngineSettings; "
-        "from edge.runtime.engines.choice import open_engine; from edge.runtime.kv.pool import Sequence\n"
+        "from edge.runtime.engines.choice import open_engine; from edge.runtime.kv.pool import CacheSequence\n"
         "def anonymous(): return int(open('/proc/self/status').read().split('RssAnon:')[1].split()[0]) * 1024\n"
         "e = open_engine(bundle.open_bundle(sys.argv[1]), EngineSettings('onnx')); before = anonymous(); "
-        "e.forward(np.arange(8), Sequence(e.pool), np.array([7])); print(anonymous() - before)"
+        "e.forward(np.arange(8), CacheSequence(e.pool), np.array([7])); print(anonymous() - before)"
     )
     if not Path("/proc/self/status").exists():
         pytest.skip("memory is told by /proc")
@@ -85,7 +86,7 @@ def test_buffers_take_memory_as_tokens_arrive(demo_bundle: Path) -> None:
 def test_trimmed_equals_fresh(tiny_bundle: Path) -> None:
     engine = engine_of(tiny_bundle)
     expected = run(engine, IDS[:30])
-    sequence = Sequence(engine.pool)
+    sequence = CacheSequence(engine.pool)
     engine.forward(IDS, sequence, np.array([0]))
     sequence.trim(20)
     found = engine.forward(IDS[20:30], sequence, np.array([9]))[0]
@@ -120,7 +121,7 @@ def test_parts_equal_the_whole(tiny_checkpoint: Path, tmp_path: Path, monkeypatc
     assert [len(engine._parts) for engine in engine_in.values()] == [1, 3]
 
     def rows(engine: OnnxRuntimeEngine) -> np.ndarray:
-        sequence, found = Sequence(engine.pool), []
+        sequence, found = CacheSequence(engine.pool), []
         for start, stop in ((0, 20), (20, 21), (21, 40), (40, 41)):
             wanted = np.arange(stop - start)[-2:]
             found.append(engine.forward(IDS[start:stop], sequence, wanted).copy())

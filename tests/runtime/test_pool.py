@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edge.runtime.errors import CacheError, ContextLengthError
 from edge.runtime.kv.memory import BlockMemory, PagedMemory, SlotMemory, copy_block
-from edge.runtime.kv.pool import BlockPool, Sequence
+from edge.runtime.kv.pool import BlockPool, CacheSequence
 
 SHAPE = (3, 32, 2)  # heads, tokens, values
 SIZES = (96, 160)  # bytes of a block in each of two buffers
@@ -38,20 +38,20 @@ def contents(pool: BlockPool) -> list[list[np.ndarray]]:
     return [[view.copy() for view in pool.memory.views(i, pool.block_size)] for i in range(pool.num_blocks)]
 
 
-def grow(sequence: Sequence, count: int) -> None:
+def grow(sequence: CacheSequence, count: int) -> None:
     sequence.reserve(count)
     sequence.commit(count)
 
 
-def grown(pool: BlockPool, count: int) -> Sequence:
-    sequence = Sequence(pool)
+def grown(pool: BlockPool, count: int) -> CacheSequence:
+    sequence = CacheSequence(pool)
     grow(sequence, count)
     return sequence
 
 
 def test_blocks_follow_tokens() -> None:
     pool = paged_pool(4)
-    sequence = Sequence(pool)
+    sequence = CacheSequence(pool)
     sequence.reserve(33)
     assert (sequence.block_table, sequence.num_tokens, pool.num_free) == ([0, 1], 0, 2)
     sequence.commit(33)
@@ -77,7 +77,7 @@ def test_an_interrupted_step_changes_nothing() -> None:
 
 
 def test_commit_needs_room() -> None:
-    sequence = Sequence(paged_pool(4))
+    sequence = CacheSequence(paged_pool(4))
     sequence.reserve(32)
     with pytest.raises(AssertionError, match="commit without reserve"):
         sequence.commit(33)
@@ -92,7 +92,7 @@ def test_trim_cannot_add_tokens() -> None:
 def test_full_pool_says_what_is_missing() -> None:
     pool = paged_pool(3)
     other = grown(pool, 1)
-    sequence = Sequence(pool)
+    sequence = CacheSequence(pool)
     with pytest.raises(
         ContextLengthError, match=r"3 more blocks of 32 tokens and 2 of 3 are free \(768 bytes in all\)"
     ):
@@ -150,7 +150,7 @@ def test_integrity_counts_every_holder(held: list[int], message: str | None) -> 
 
 def test_integrity_misses_no_lost_block() -> None:
     pool = paged_pool(3)
-    pool._free.pop()  # type: ignore[attr-defined]
+    pool._free.pop()
     with pytest.raises(AssertionError, match="a block is lost"):
         pool.check_integrity([])
 
@@ -308,7 +308,7 @@ VERBS = ["grow", "reserve", "trim", "fork", "free"]
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(VERBS), st.integers(0, 90)), max_size=60))
 def test_any_order_of_operations(operations: list[tuple[int, str, int]]) -> None:
     pool = paged_pool(12, block_size=16)
-    sequences = [Sequence(pool) for _ in range(3)]
+    sequences = [CacheSequence(pool) for _ in range(3)]
     for index, verb, amount in operations:
         sequence = sequences[index % len(sequences)]
         before = [(s.num_tokens, s.block_table.copy()) for s in sequences], pool.num_free
@@ -320,7 +320,7 @@ def test_any_order_of_operations(operations: list[tuple[int, str, int]]) -> None
             sequences.append(sequence.fork())
         elif verb == "free":
             sequence.free()
-            sequences[index % len(sequences)] = Sequence(pool)
+            sequences[index % len(sequences)] = CacheSequence(pool)
         else:
             try:
                 sequence.reserve(amount)

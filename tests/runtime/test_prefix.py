@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edge.runtime.errors import ContextLengthError
 from edge.runtime.kv.memory import PagedMemory, SlotMemory
-from edge.runtime.kv.pool import BlockPool, Sequence
+from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.kv.prefix import PrefixCache, common_prefix
 
 Ids = list[int]
@@ -33,7 +33,7 @@ def cells(pool: BlockPool, block: int) -> list[np.ndarray]:
     return [view.view(np.int64).reshape(-1) for view in pool.memory.views(block, pool.block_size)]
 
 
-def compute(pool: BlockPool, sequence: Sequence, ids: Ids) -> None:
+def compute(pool: BlockPool, sequence: CacheSequence, ids: Ids) -> None:
     """What an engine does: run ids behind a sequence."""
     sequence.reserve(len(ids))
     for position, token_id in enumerate(ids, sequence.num_tokens):
@@ -51,7 +51,7 @@ def read_block(pool: BlockPool, block: int, begin: int, count: int) -> Ids:
     return found
 
 
-def read(pool: BlockPool, sequence: Sequence) -> Ids:
+def read(pool: BlockPool, sequence: CacheSequence) -> Ids:
     """Ids that a sequence holds."""
     found: Ids = []
     for begin, block in zip(range(0, sequence.num_tokens, pool.block_size), sequence.block_table, strict=False):
@@ -59,8 +59,8 @@ def read(pool: BlockPool, sequence: Sequence) -> Ids:
     return found
 
 
-def computed(pool: BlockPool, ids: Ids) -> Sequence:
-    sequence = Sequence(pool)
+def computed(pool: BlockPool, ids: Ids) -> CacheSequence:
+    sequence = CacheSequence(pool)
     compute(pool, sequence, ids)
     return sequence
 
@@ -74,7 +74,7 @@ def keep(prefixes: PrefixCache, pool: BlockPool, ids: Ids) -> list[int]:
     return blocks
 
 
-def check(prefixes: PrefixCache, pool: BlockPool, *sequences: Sequence) -> None:
+def check(prefixes: PrefixCache, pool: BlockPool, *sequences: CacheSequence) -> None:
     """Counts are right, and every block in the tree holds what the tree says."""
     pool.check_integrity([*prefixes.held_blocks(), *(block for s in sequences for block in s.block_table)])
     prefixes.check_integrity()
@@ -180,14 +180,14 @@ def test_a_block_that_is_continued_is_taken_over() -> None:
     assert sorted(prefixes.held_blocks()) == sorted(blocks)
 
 
-def use(prefixes: PrefixCache, pool: BlockPool) -> list[Sequence]:
+def use(prefixes: PrefixCache, pool: BlockPool) -> list[CacheSequence]:
     """Another sequence holds the kept block too."""
-    sequence = Sequence(pool, prefixes.held_blocks(), 3)
+    sequence = CacheSequence(pool, prefixes.held_blocks(), 3)
     pool.retain(sequence.block_table[0])
     return [sequence]
 
 
-def pin(prefixes: PrefixCache, pool: BlockPool) -> list[Sequence]:
+def pin(prefixes: PrefixCache, pool: BlockPool) -> list[CacheSequence]:
     assert prefixes.pin([1, 2, 3]) == 3
     return []
 
@@ -196,7 +196,7 @@ NOT_ALONE = [use, pin]
 
 
 @pytest.mark.parametrize("hold", NOT_ALONE)
-def test_a_block_that_others_need_is_copied(hold: Callable[[PrefixCache, BlockPool], list[Sequence]]) -> None:
+def test_a_block_that_others_need_is_copied(hold: Callable[[PrefixCache, BlockPool], list[CacheSequence]]) -> None:
     pool = paged_pool(8, 4)
     prefixes = PrefixCache(pool)
     blocks = keep(prefixes, pool, [1, 2, 3])
@@ -240,7 +240,7 @@ def test_without_room_for_a_copy_a_block_is_taken_over() -> None:
 
 @pytest.mark.parametrize("hold", NOT_ALONE)
 def test_without_room_for_a_copy_a_block_that_others_need_is_left(
-    hold: Callable[[PrefixCache, BlockPool], list[Sequence]],
+    hold: Callable[[PrefixCache, BlockPool], list[CacheSequence]],
 ) -> None:
     pool = paged_pool(1, 4)
     prefixes = PrefixCache(pool)

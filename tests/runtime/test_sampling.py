@@ -349,7 +349,7 @@ def test_typical_equals_its_definition(row: int, mass: float) -> None:
         distance = np.abs(surprise - np.nansum(share * surprise))
     order = np.argsort(distance, kind="stable")
     last = np.count_nonzero(np.cumsum(share[order]) < mass)
-    expected = np.flatnonzero(distance <= distance[order[min(last, order.size - 1)]])
+    expected = np.flatnonzero(distance <= distance[order[min(int(last), order.size - 1)]])
     # The entropies are summed in another order, so that ties at the edge may differ by rounding; there are none here.
     np.testing.assert_array_equal(typical(weights, mass), expected)
 

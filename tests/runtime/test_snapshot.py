@@ -21,11 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.runtime.bundle import open_bundle
+from edge.runtime.engines import Engine
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.errors import CacheError, ContextLengthError, OutputError, SnapshotError
 from edge.runtime.kv import snapshot as snapshot_module
 from edge.runtime.kv.memory import BlockMemory, PagedMemory, SlotMemory
-from edge.runtime.kv.pool import BlockPool, Sequence
+from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.kv.snapshot import SnapshotIdentity, open_snapshot, read_header, save_snapshot
 from edge.runtime.settings import EngineSettings
 
@@ -61,11 +62,11 @@ KINDS: dict[str, Callable[..., BlockPool]] = {"paged": paged, "slots": slots}
 kinds = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 
 
-def sequence_of(pool: BlockPool, num_tokens: int) -> Sequence:
+def sequence_of(pool: BlockPool, num_tokens: int) -> CacheSequence:
     """Not the first blocks of the pool, and not in order; what was there before it, as if computed."""
     spare = pool.allocate(1)
     before = [[view.copy() for view in pool.memory.views(b, pool.block_size)] for b in range(pool.num_blocks)]
-    sequence = Sequence(pool)
+    sequence = CacheSequence(pool)
     sequence.reserve(num_tokens)
     sequence.block_table.reverse()
     for block in sequence.block_table:
@@ -76,7 +77,7 @@ def sequence_of(pool: BlockPool, num_tokens: int) -> Sequence:
     return sequence
 
 
-def content(pool: BlockPool, sequence: Sequence, num_tokens: int) -> list[bytes]:
+def content(pool: BlockPool, sequence: CacheSequence, num_tokens: int) -> list[bytes]:
     """Bytes of the arrays of the first tokens."""
     return [
         view.tobytes()
@@ -138,7 +139,7 @@ def test_a_sequence_that_has_more_stays_as_it_is(tmp_path: Path) -> None:
 def test_the_rest_of_the_pool_is_not_touched(make: Callable[..., BlockPool], tmp_path: Path) -> None:
     save(tmp_path / "prefix", make(seed=1))
     pool = make(seed=2)
-    other = Sequence(pool)
+    other = CacheSequence(pool)
     other.reserve(9)
     other.commit(9)
     before = content(pool, other, 9)
@@ -201,7 +202,7 @@ def test_what_holds_nothing_is_not_saved(tmp_path: Path) -> None:
     pool = paged()
     freed = sequence_of(pool, 5)
     freed.free()
-    for sequence in (Sequence(pool), freed):
+    for sequence in (CacheSequence(pool), freed):
         with pytest.raises(CacheError, match="holds no tokens"):
             save_snapshot(tmp_path / "prefix", [1, 2, 3], sequence, pool, IDENTITY)
     assert names(tmp_path) == []
@@ -370,7 +371,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (replace(IDENTITY, model_sha256="c3" * 32), "model has sha256 a1a1a1a1a1a1a1a1…, expected c3c3c3c3c3c3c3c3…;"),
         (replace(IDENTITY, tokenizer_sha256="c3" * 32), "tokenizer has sha256 b2b2b2b2b2b2b2b2…, expected c3c3"),
         (
-            replace(IDENTITY, layout=IDENTITY.layout | {"engine": "slots"}),
+            replace(IDENTITY, layout={**IDENTITY.layout, "engine": "slots"}),
             "else: engine is paged, expected slots; load",
         ),
         (
@@ -459,10 +460,10 @@ import resource, signal, sys
 from pathlib import Path
 from edge.runtime.errors import OutputError
 from edge.runtime.kv.memory import PagedMemory
-from edge.runtime.kv.pool import BlockPool, Sequence
+from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.kv.snapshot import SnapshotIdentity, save_snapshot
 pool = BlockPool(4, 4, PagedMemory(4, [1_000_000]))
-sequence = Sequence(pool)
+sequence = CacheSequence(pool)
 sequence.reserve(16)
 sequence.commit(16)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -558,16 +559,16 @@ SETTINGS = {
 }
 
 
-def identity_of(engine: object, model: str = "") -> SnapshotIdentity:
-    return SnapshotIdentity(model, "", engine.identity)  # type: ignore[attr-defined]
+def identity_of(engine: Engine, model: str = "") -> SnapshotIdentity:
+    return SnapshotIdentity(model, "", engine.identity)
 
 
-def answer(engine: object, sequence: Sequence) -> bytes:
+def answer(engine: Engine, sequence: CacheSequence) -> bytes:
     """Logits of what follows, in one step and then token by token."""
-    assert engine.pool is sequence._pool  # type: ignore[attr-defined]
-    logits = [engine.forward(REST, sequence, np.arange(REST.size)).copy()]  # type: ignore[attr-defined]
+    assert engine.pool is sequence._pool
+    logits = [engine.forward(REST, sequence, np.arange(REST.size)).copy()]
     for token in REST[:3]:
-        logits.append(engine.forward(np.array([token]), sequence, np.array([0])).copy())  # type: ignore[attr-defined]
+        logits.append(engine.forward(np.array([token]), sequence, np.array([0])).copy())
     return np.concatenate(logits).tobytes()
 
 
@@ -594,7 +595,7 @@ def test_engines_go_on_bit_by_bit(tiny_bundle: Path, tmp_path: Path, name: str) 
     """
     bundle, path = open_bundle(tiny_bundle), tmp_path / "prefix"
     engine = open_engine(bundle, SETTINGS[name])
-    sequence = Sequence(engine.pool)
+    sequence = CacheSequence(engine.pool)
     engine.forward(PREFIX, sequence, np.array([0]))
     save_snapshot(path, PREFIX.tolist(), sequence, engine.pool, identity_of(engine))
     lengths = [70, 64] if name == "openvino-u8" else [70, 64, 41]
@@ -611,7 +612,7 @@ def test_engines_go_on_bit_by_bit(tiny_bundle: Path, tmp_path: Path, name: str) 
         restored = snapshot.restore(fresh.pool, tokens)
         assert answer(fresh, restored) == expected[tokens], tokens
         restored.free()
-    blank = Sequence(fresh.pool)
+    blank = CacheSequence(fresh.pool)
     fresh.forward(REST, blank, np.array([0]))
     assert answer(fresh, blank) != expected[70]  # what was restored matters
 
@@ -631,7 +632,7 @@ def test_engines_refuse_each_others_files(tiny_bundle: Path, tmp_path: Path) -> 
     chosen: list[str | str] = ["openvino-f32", "openvino-u8", "onnx-f32", "onnx-f16-reproducible"]
     engines = {name: open_engine(bundle, SETTINGS[name]) for name in chosen}
     for name, engine in engines.items():
-        sequence = Sequence(engine.pool)
+        sequence = CacheSequence(engine.pool)
         engine.forward(PREFIX, sequence, np.array([0]))
         save_snapshot(tmp_path / name, PREFIX.tolist(), sequence, engine.pool, identity_of(engine))
     for saved in engines:
