@@ -64,11 +64,8 @@ def engines_for(bundle: Bundle, device: str) -> list[str]:
     """Engines that can run a bundle on a device. Raises BundleError and DeviceError where there is none."""
     runs_there = [record for record in ENGINES.values() if record.runs_on(device)]
     if not runs_there:
-        families = dict.fromkeys(family for record in ENGINES.values() for family in record.families)
-        raise DeviceError(
-            f"device {device!r}: no engine runs on it, expected {' or '.join(families)}; `edge devices` lists those of "
-            "this machine"
-        )
+        names = ", ".join(there.name for there in find_devices())
+        raise DeviceError(f"device {device!r}: no engine runs on it, choose another; devices here: {names}")
     held = [record for record in runs_there if record.holds(bundle)]
     if not held:
         raise BundleError(f"{bundle.path} holds nothing that runs on {device}; export it with --format both")
