@@ -25,13 +25,19 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: not importable
 
 if TYPE_CHECKING:
-    from edge.api import load
-    from edge.runtime.chunk import Answer, Chunk
+    from edge.api import load, scripted_llm
+    from edge.runtime.chunk import Answer, Chunk, Stats, StoppedBy
     from edge.runtime.constraints import Constraint
+    from edge.runtime.engines.engine import Embedding, Engine, EngineInfo
+    from edge.runtime.engines.scripted import ScriptedEngine, noise, replies
     from edge.runtime.errors import EdgeError
     from edge.runtime.llm import LLM
+    from edge.runtime.logprobs import TokenLogprob
+    from edge.runtime.prompt import Prompt
+    from edge.runtime.scheduler import SchedulerStats
     from edge.runtime.session import ChatSession
     from edge.runtime.settings import EngineSettings, GenerationSettings, Sampling, SpeculationSettings
+    from edge.runtime.stream import Stream
 
 __all__ = [
     "LLM",
@@ -40,16 +46,42 @@ __all__ = [
     "Chunk",
     "Constraint",
     "EdgeError",
+    "Embedding",
+    "Engine",
+    "EngineInfo",
     "EngineSettings",
     "GenerationSettings",
+    "Prompt",
     "Sampling",
+    "SchedulerStats",
+    "ScriptedEngine",
     "SpeculationSettings",
+    "Stats",
+    "StoppedBy",
+    "Stream",
+    "TokenLogprob",
     "export",
     "load",
+    "noise",
+    "replies",
+    "scripted_llm",
 ]
 
 _HOMES = {
     "load": "edge.api",
+    "scripted_llm": "edge.api",
+    "Stats": "edge.runtime.chunk",
+    "StoppedBy": "edge.runtime.chunk",
+    "Embedding": "edge.runtime.engines.engine",
+    "Engine": "edge.runtime.engines.engine",
+    "EngineInfo": "edge.runtime.engines.engine",
+    "ScriptedEngine": "edge.runtime.engines.scripted",
+    "noise": "edge.runtime.engines.scripted",
+    "replies": "edge.runtime.engines.scripted",
+    "TokenLogprob": "edge.runtime.logprobs",
+    "Prompt": "edge.runtime.prompt",
+    "SchedulerStats": "edge.runtime.scheduler",
+    "Stream": "edge.runtime.stream",
     "LLM": "edge.runtime.llm",
     "Answer": "edge.runtime.chunk",
     "Constraint": "edge.runtime.constraints",

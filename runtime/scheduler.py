@@ -140,6 +140,8 @@ class Scheduler:
         for request in list(self._waiting):
             if len(self._prefilling) + len(self._decoding) >= MAX_RUNNING:
                 break
+            if any(other.overtaken >= MAX_OVERTAKEN for other in passed):
+                break
             if self._is_being_prefilled(request.keys):
                 continue  # it will start from what another request computes right now
             # The last token is computed in any case: its logits choose the next one.
@@ -148,8 +150,6 @@ class Scheduler:
                 alone = not self._prefilling and not self._decoding  # nothing will make room
                 if alone or self._never_fits(request):
                     self._refuse(request)
-                elif request.overtaken >= MAX_OVERTAKEN:
-                    break
                 else:
                     passed.append(request)
                 continue
@@ -310,7 +310,12 @@ class Scheduler:
         budget = self._info.prefill_chunk
         if self._decoding:
             budget = min(budget, SHARED_CHUNK)
-        whole = budget
+        whole, waiting = budget, list(self._prefilling)
+        if starving := [request for request in waiting if request.skipped >= MAX_OVERTAKEN + len(waiting)]:
+            self._prefilling.remove(starving[0])
+            self._prefilling.appendleft(starving[0])
+        for request in waiting:
+            request.skipped += 1
         while self._prefilling and budget > 0:
             request = self._prefilling[0]
             assert request.sequence is not None
@@ -322,6 +327,7 @@ class Scheduler:
             rows = self._compute(request, budget)
             done = left - (len(request.ids) - request.sequence.num_tokens)
             budget -= done
+            request.skipped = 0
             self._prefilling.popleft()
             if done == left:
                 self.prefixes.insert(request.keys, request.sequence, whole=False)
