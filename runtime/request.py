@@ -30,8 +30,8 @@ from edge.runtime.tokenizer import Tokenizer
 class Request:
     """A prompt and what has come of it.
 
-    The scheduler owns `sequence`, `arrival`, `overtaken`, `skipped` and `preemptions`; `chunks` are for whoever reads the answer,
-    and `cancelled` is for whoever wants no more of it. These two may be touched by any thread.
+    The scheduler owns `sequence`, `arrival`, `overtaken`, `skipped` and `preemptions`; `chunks` are for whoever reads
+    the answer, and `cancelled` is for whoever wants no more of it. These two may be touched by any thread.
     """
 
     def __init__(
