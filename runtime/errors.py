@@ -87,7 +87,14 @@ class DraftStoreError(EdgeError):
 
 
 class GenerationError(EdgeError):
-    """A request that cannot be run."""
+    """A request that cannot be run.
+
+    param: where in the request the value at fault stands, like "messages[1].content"; None where that is not known.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class SettingsError(GenerationError):
