@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import Bundle
-from edge.runtime.chat import ChatTemplate, Message
+from edge.runtime.chat import ChatTemplate, open_template
 from edge.runtime.constraints import Constraints
 from edge.runtime.engines import EngineSettings
 from edge.runtime.engines.choice import open_engine
@@ -24,13 +24,14 @@ from edge.runtime.errors import BundleError, EdgeError, PromptError, SettingsErr
 from edge.runtime.kv.prefix import PrefixStats, common_prefix
 from edge.runtime.kv.snapshot import SnapshotIdentity, open_snapshot, save_snapshot
 from edge.runtime.logprobs import TokenLogprob
+from edge.runtime.messages import Message, MessageLike
 from edge.runtime.request import Chunk, FinishReason, GenerationSettings, Request, Stats
 from edge.runtime.sampling import Sampling
 from edge.runtime.scheduler import Scheduler
 from edge.runtime.speculation import Acceptance, Drafter, DraftStore, SpeculationSettings, StepCost
 from edge.runtime.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int] | Sequence[Message]  # text, token ids, or messages
+Prompt = str | Sequence[int] | Sequence[MessageLike]  # text, token ids, or messages
 REMEMBERED_PROMPT = 32  # its last ids go to the draft store with an answer, which begins alike when it is asked again
 PROBES = ("a", "\n7", "“是的”")  # user messages that share no beginning, to find what every conversation begins with
 
@@ -67,8 +68,8 @@ class LLM:
         self.stop_ids = frozenset(manifest.stop_token_ids)
         tokenizer_path = _required(self.bundle, bundles.TOKENIZER)
         self.tokenizer = Tokenizer(tokenizer_path)
-        template = self.bundle.text(bundles.CHAT_TEMPLATE)
-        self.template = None if template is None else ChatTemplate(template)
+        texts = (self.bundle.text(name) for name in (bundles.CHAT_TEMPLATE, bundles.TOKENIZER_CONFIG))
+        self.template = open_template(next(texts), self.tokenizer, next(texts))
         settings = settings or EngineSettings()
         if settings.reproducible is None:
             settings = replace(settings, reproducible=speculation is not None)
@@ -88,9 +89,21 @@ class LLM:
         """
         return self._submit(self._ids_of(prompt), settings_from(**settings))
 
-    def chat(self, messages: Sequence[Message], **settings: Any) -> Stream:
-        """Answer messages like `[{"role": "user", "content": "Hello"}]`; keywords and errors as in `generate`."""
-        return self.generate(self.render(messages), **settings)
+    def chat(
+        self,
+        messages: Sequence[MessageLike],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_variables: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Stream:
+        """Answer messages like `[{"role": "user", "content": "Hello"}]`; keywords and errors as in `generate`.
+
+        tools: what the model may call, as OpenAI describes it. template_variables: what else the chat template reads.
+        Nothing in a message becomes a special token: `<|user|>` that somebody typed is text.
+        """
+        ids = self.encode_chat(messages, tools=tools, template_variables=template_variables)
+        return self.generate(ids, **settings)
 
     def generate_batch(self, prompts: Iterable[Prompt], **settings: Any) -> list[Answer]:
         """Answer several prompts at once, as many in one step as the KV cache holds; the answers in their order.
@@ -111,11 +124,42 @@ class LLM:
         each = [replace(chosen, sampling=replace(chosen.sampling, seed=seed)) for seed in seeds]
         return _answers([self._submit(ids, one) for one in each])
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """Messages as prompt text. Raises PromptError when the template refuses them or the model has none."""
+    def render(
+        self,
+        messages: Sequence[MessageLike],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """Messages as prompt text, to read: `encode_chat` alone tells special tokens from what a message spells.
+
+        Raises PromptError for what is no message, when the template refuses them, and when the model has none.
+        """
+        return self.chat_template.render(
+            messages, tools=tools, variables=template_variables, add_generation_prompt=add_generation_prompt
+        )
+
+    def encode_chat(
+        self,
+        messages: Sequence[MessageLike],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Messages as token ids, as `chat` sends them; errors as in `render`."""
+        marked = self.chat_template.render_marked(
+            messages, tools=tools, variables=template_variables, add_generation_prompt=add_generation_prompt
+        )
+        return self.tokenizer.encode_marked(marked)
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The model's template. Raises PromptError when it has none."""
         if self.template is None:
             raise PromptError(f"{self.bundle.path} has no chat template (a base model?); use a raw prompt instead")
-        return self.template.render(messages, add_generation_prompt=add_generation_prompt)
+        return self.template
 
     def system_prefix(self, system: str) -> list[int]:
         """The ids that every conversation with this system message begins with."""
@@ -214,10 +258,10 @@ class LLM:
     def _ids_of(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        messages = [part for part in prompt if isinstance(part, Mapping)]
+        messages = [part for part in prompt if isinstance(part, Mapping | Message)]
         if messages:
-            return self.tokenizer.encode(self.render(messages))
-        return [part for part in prompt if not isinstance(part, Mapping)]
+            return self.encode_chat(messages)
+        return [part for part in prompt if not isinstance(part, Mapping | Message)]
 
     def _submit(self, ids: list[int], settings: GenerationSettings) -> Stream:
         constraint = None if settings.constraint is None else self._constraints.start(settings.constraint)

@@ -45,5 +45,8 @@ def decode_text(data: bytes, what: str) -> str:
 
 def shown(value: object) -> str:
     """A value as a message of an error quotes it: short, and without what cannot be printed."""
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    try:
+        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    except (RecursionError, ValueError):  # nested without end; a number of more digits than Python writes
+        text = f"a {type(value).__name__}"
     return (text if len(text) <= 80 else f"{text[:77]}...").encode("utf-8", "backslashreplace").decode()
