@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edge.runtime.engines import EngineSettings
     from edge.runtime.errors import EdgeError
     from edge.runtime.llm import LLM, Answer
+    from edge.runtime.messages import Message, ToolCall
     from edge.runtime.request import Chunk, GenerationSettings
     from edge.runtime.sampling import Sampling
     from edge.runtime.session import ChatSession
@@ -44,8 +45,10 @@ __all__ = [
     "EdgeError",
     "EngineSettings",
     "GenerationSettings",
+    "Message",
     "Sampling",
     "SpeculationSettings",
+    "ToolCall",
     "export",
     "load",
 ]
@@ -55,6 +58,8 @@ _HOMES = {
     "LLM": "edge.runtime.llm",
     "Answer": "edge.runtime.llm",
     "Constraint": "edge.runtime.constraints",
+    "Message": "edge.runtime.messages",
+    "ToolCall": "edge.runtime.messages",
     "SpeculationSettings": "edge.runtime.speculation",
     "ChatSession": "edge.runtime.session",
     "Chunk": "edge.runtime.request",

@@ -1,6 +1,6 @@
 """What an answer may look like: JSON, a schema, a regular expression or a grammar, as masks over the vocabulary.
 
-In: a tokenizer.json and a constraint. Out: for every step the ids that may come next. Knows nothing about logits beyond
+In: a tokenizer and a constraint. Out: for every step the ids that may come next. Knows nothing about logits beyond
 their order, or about sampling. The work is done by guidance-ai/llguidance, an optional dependency that is imported when
 the first constraint starts.
 
@@ -17,7 +17,6 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,6 +24,7 @@ import numpy.typing as npt
 
 from edge.runtime.errors import GenerationError, SettingsError, TokenizerError
 from edge.runtime.sampling import Ids, Logits
+from edge.runtime.tokenizer import Tokenizer
 
 Kind = Literal["json_schema", "json", "regex", "lark"]
 
@@ -87,8 +87,8 @@ class Constraints:
     about 1.5 s and 130 MB for GLM-4's 151,343 tokens (two cores of an AMD EPYC, llguidance 1.9.1).
     """
 
-    def __init__(self, tokenizer_json: Path, num_tokens: int, stop_ids: Collection[int]) -> None:
-        self._path = tokenizer_json
+    def __init__(self, tokenizer: Tokenizer, num_tokens: int, stop_ids: Collection[int]) -> None:
+        self._ours = tokenizer
         self._num_tokens = num_tokens
         self._stop_ids = sorted(stop_ids)
 
@@ -130,10 +130,10 @@ class Constraints:
         if not self._stop_ids:
             raise SettingsError("a constraint needs a stop id to end the answer with, and this model has none")
         try:
-            text = _without_markup(self._path.read_text(encoding="utf-8"))
+            text = _without_markup(self._ours.to_json())
             return self._library.LLTokenizer(text, n_vocab=self._num_tokens, eos_token=self._stop_ids)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TokenizerError(f"llguidance does not read {self._path} ({_reason(str(error))})") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise TokenizerError(f"llguidance does not read the tokenizer ({_reason(str(error))})") from error
 
     @cached_property
     def _special(self) -> Ids:

@@ -66,8 +66,7 @@ class LLM:
         self.bundle = bundles.open_bundle(path)
         manifest = self.bundle.manifest
         self.stop_ids = frozenset(manifest.stop_token_ids)
-        tokenizer_path = _required(self.bundle, bundles.TOKENIZER)
-        self.tokenizer = Tokenizer(tokenizer_path)
+        self.tokenizer = Tokenizer(_required(self.bundle, bundles.TOKENIZER))
         texts = (self.bundle.text(name) for name in (bundles.CHAT_TEMPLATE, bundles.TOKENIZER_CONFIG))
         self.template = open_template(next(texts), self.tokenizer, next(texts))
         settings = settings or EngineSettings()
@@ -76,7 +75,7 @@ class LLM:
         self._tokenizer_sha256 = manifest.files[bundles.TOKENIZER].sha256
         self._speculation, self._cost, self._acceptance = speculation, StepCost(), Acceptance()
         self._store = None if draft_store is None else DraftStore.open(Path(draft_store), self._tokenizer_sha256)
-        self._constraints = Constraints(tokenizer_path, self.tokenizer.num_tokens, self.stop_ids)
+        self._constraints = Constraints(self.tokenizer, self.tokenizer.num_tokens, self.stop_ids)
         self.engine = open_engine(self.bundle, settings)
         self._scheduler = Scheduler(self.engine, self._cost, _remember_in(self._store))
         self._lock = threading.RLock()

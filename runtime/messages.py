@@ -131,7 +131,7 @@ def _message(value: object, path: str) -> Message:
 
 def _role(given: Mapping[str, Any], path: str) -> Role:
     if "role" not in given:
-        raise PromptError(f"{path} has no role; expected {_EXAMPLE}, it is {shown(dict(given))}", param=f"{path}.role")
+        raise PromptError(f"{path}.role is missing; expected {_EXAMPLE}, given {shown(given)}", param=f"{path}.role")
     role = given["role"]
     for known in _ROLES:
         if role == known:
@@ -150,7 +150,7 @@ def _content(given: Mapping[str, Any], path: str, *, optional: bool) -> str | tu
         return refusal or ""
     if isinstance(content, str):
         return check_text(content, path, param=path)
-    if isinstance(content, Mapping) or not isinstance(content, Sequence):
+    if isinstance(content, bytes | Mapping) or not isinstance(content, Sequence):
         raise _wrong(path, content, "text, a list of text parts, or null")
     return tuple(_part(part, f"{path}[{i}]") for i, part in enumerate(content))
 
@@ -226,7 +226,7 @@ def _check_answers(message: Message, calls: Sequence[ToolCall], path: str) -> No
             raise _wrong(f"{path}.tool_call_id", message.tool_call_id, f"the id of a call before it: {_listed(ids)}")
     elif not calls:
         raise PromptError(
-            f"{path} has role 'tool' and no assistant message before it calls one; expected tool_calls there",
+            f"{path}.role is 'tool', and no assistant message before it calls a tool; expected tool_calls there",
             param=f"{path}.role",
         )
 
