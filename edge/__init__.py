@@ -27,12 +27,13 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # 
 if TYPE_CHECKING:
     from edge.api import load, scripted_llm
     from edge.runtime.chunk import Answer, Chunk, Stats, StoppedBy
-    from edge.runtime.constraints import Constraint
+    from edge.runtime.constraint import Constraint
     from edge.runtime.engines.engine import Embedding, Engine, EngineInfo
     from edge.runtime.engines.scripted import ScriptedEngine, noise, replies
     from edge.runtime.errors import EdgeError
     from edge.runtime.llm import LLM
     from edge.runtime.logprobs import TokenLogprob
+    from edge.runtime.messages import Message, ToolCall
     from edge.runtime.prompt import Prompt
     from edge.runtime.scheduler import SchedulerStats
     from edge.runtime.session import ChatSession
@@ -51,6 +52,7 @@ __all__ = [
     "EngineInfo",
     "EngineSettings",
     "GenerationSettings",
+    "Message",
     "Prompt",
     "Sampling",
     "SchedulerStats",
@@ -60,6 +62,7 @@ __all__ = [
     "StoppedBy",
     "Stream",
     "TokenLogprob",
+    "ToolCall",
     "export",
     "load",
     "noise",
@@ -84,7 +87,9 @@ _HOMES = {
     "Stream": "edge.runtime.stream",
     "LLM": "edge.runtime.llm",
     "Answer": "edge.runtime.chunk",
-    "Constraint": "edge.runtime.constraints",
+    "Constraint": "edge.runtime.constraint",
+    "Message": "edge.runtime.messages",
+    "ToolCall": "edge.runtime.messages",
     "SpeculationSettings": "edge.runtime.settings",
     "ChatSession": "edge.runtime.session",
     "Chunk": "edge.runtime.chunk",

@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 from edge.runtime.errors import SettingsError, shown
 from edge.runtime.llm import LLM
+from edge.runtime.rules import FilePath, check_value
 from edge.runtime.settings import EngineOptions, SpeculationSettings, engine_settings
 
 
@@ -43,9 +44,8 @@ def load(
     Raises BundleError, DeviceError, TokenizerError, DraftStoreError, and SettingsError for a keyword that is unknown,
     of the wrong type or outside its range.
     """
-    for name, path in (("bundle", bundle), ("draft_store", draft_store)):
-        if not (isinstance(path, str | Path) and str(path)) and (name == "bundle" or path is not None):
-            raise SettingsError(f"{name} is {shown(path)}, expected a path", param=name)
+    folder = check_value("bundle", FilePath(), bundle)
+    store = None if draft_store is None else check_value("draft_store", FilePath(), draft_store)
     if speculation is None or speculation is False:
         chosen = None
     elif speculation is True:
@@ -57,11 +57,11 @@ def load(
             f"speculation is {shown(speculation)}, expected true, false or edge.SpeculationSettings",
             param="speculation",
         )
-    if chosen is None and draft_store is not None:
+    if chosen is None and store is not None:
         raise SettingsError(
             "draft_store is what speculation drafts from; give speculation=True too", param="draft_store"
         )
-    return LLM(bundle, engine_settings(device, **options), chosen, draft_store)
+    return LLM(folder, engine_settings(device, **options), chosen, store)
 
 
 def scripted_llm(script: Any, **changes: Any) -> LLM:  # Any: a Script; keywords of ScriptedEngine

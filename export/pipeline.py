@@ -160,7 +160,7 @@ def _windows(corpus: Corpus, plan: Plan, tokenizer: Tokenizer, length: int, coun
         tokenizer,
         min(length, plan.spec.max_position_embeddings),
         count,
-        None if template is None else ChatTemplate(template),
+        None if template is None else ChatTemplate(template, tokenizer.markup, plan.checkpoint.named_tokens()),
     )
     return windows.ids
 

@@ -221,7 +221,8 @@ def _tokenizer(plan: Plan) -> tuple[Tokenizer, ChatTemplate | None]:
         path = Path(folder) / bundles.TOKENIZER
         plan.checkpoint.write_tokenizer(path)
         template = plan.checkpoint.chat_template()
-        return Tokenizer(path), None if template is None else ChatTemplate(template)
+        tokenizer, names = Tokenizer(path), plan.checkpoint.named_tokens()
+        return tokenizer, None if template is None else ChatTemplate(template, tokenizer.markup, names)
 
 
 def _format(settings: SweepSettings) -> Format:

@@ -95,7 +95,10 @@ class DraftStoreError(EdgeError):
 
 
 class GenerationError(EdgeError):
-    """A request that cannot be run. `param` is the setting or the path in the messages that it is about."""
+    """A request that cannot be run.
+
+    param: where in the request the value at fault stands, like "messages[1].content"; None where that is not known.
+    """
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -119,9 +122,10 @@ class CacheFullError(GenerationError):
 
 
 def shown(value: object) -> str:
-    """A value as a message quotes it: on one line, at most 80 characters, whatever it is."""
+    """A value as a message quotes it: on one line, short, and without what cannot be printed."""
     try:
-        text = repr(value)
+        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     except Exception:  # whatever a stranger's __repr__ raises; an int of over 4,300 digits raises ValueError
         text = f"<{type(value).__name__}>"
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+    text = " ".join(text.split()) if "\n" in text else text
+    return (text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…").encode("utf-8", "backslashreplace").decode()

@@ -17,15 +17,17 @@ What is converted, and nothing else:
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Protocol
-
-import numpy as np
 
 from edge.runtime.errors import SettingsError, shown
 
+_LARGEST = 2**63 - 1  # of whole numbers: what libraries and files can hold
 _RULE, _HELP = "rule", "help"  # keys of a field's metadata
 
 
@@ -65,6 +67,8 @@ class Whole:
             raise Refusal
         if number < self.low or (self.high is not None and number > self.high):
             raise Refusal
+        if number > _LARGEST:
+            raise Refusal("is too large")
         return number
 
 
@@ -122,6 +126,22 @@ class Text:
         if not isinstance(value, str) or not value.strip():
             raise Refusal
         return value
+
+
+@dataclass(frozen=True, slots=True)
+class FilePath:
+    """The name of a file or folder, there or not."""
+
+    expected: str = "the name of a file or folder"
+
+    def take(self, value: object) -> Path:
+        if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+            raise Refusal
+        try:
+            os.fsencode(value)
+        except UnicodeEncodeError:
+            raise Refusal from None
+        return Path(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +283,9 @@ def refuse_unknown(names: Iterable[str], known: Set[str]) -> None:
 
 
 def _python(value: object) -> object:
-    """A numpy scalar as the Python number it is."""
-    return value.item() if isinstance(value, np.generic) else value
+    """A numpy scalar as the Python number it is. Settings are read by commands that go without numpy."""
+    numpy = sys.modules.get("numpy")
+    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
 
 
 def _item(rule: Whole, value: object) -> int:

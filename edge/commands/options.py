@@ -109,10 +109,13 @@ def reuse_settings(args: argparse.Namespace, chosen: dict[str, Any]) -> dict[str
 
 
 def system_message(args: argparse.Namespace) -> str | None:
-    """The system message that was given, else that of the first prefix. Raises SnapshotError."""
-    if args.system is not None or not args.prefix:
-        given: str | None = args.system
-        return given
+    """The system message that was given, else that of the first prefix. Raises SnapshotError and PromptError."""
+    from edge.runtime.unicode import check_text
+
+    if args.system is not None:
+        return check_text(args.system, "--system")
+    if not args.prefix:
+        return None
     from pathlib import Path
 
     from edge.runtime.kv.snapshot import read_header
@@ -159,13 +162,26 @@ def _following(chosen: dict[str, Any], path: str, *, speculate: bool) -> dict[st
 
 
 def _constraint(args: argparse.Namespace) -> Any:
-    from edge.runtime.constraints import Constraint
+    from edge.runtime.constraint import Constraint
 
     if args.json_schema is not None:
         return Constraint.json_schema(read_text(args.json_schema))
     if args.grammar is not None:
         return Constraint.lark(read_text(args.grammar))
     return None if args.regex is None else Constraint.regex(args.regex)
+
+
+def argument_or_stdin(value: str, what: str) -> str:
+    """A text of the command line; "-" reads it from stdin. Raises PromptError where it is not UTF-8."""
+    import io
+    import sys
+
+    from edge.runtime.unicode import check_text, decode_text
+
+    if value != "-":
+        return check_text(value, what)
+    text = decode_text(sys.stdin.buffer.read(), "standard input")  # whatever encoding the terminal has
+    return io.StringIO(text, newline=None).read()  # with line ends of every system, as a text file is read
 
 
 def read_text(path: str) -> str:

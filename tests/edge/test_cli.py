@@ -332,6 +332,49 @@ def test_chat_goes_on_after_a_refused_message(tiny_bundle: Path) -> None:
     assert "from the cache" in done.stdout
 
 
+LATIN = b"caf\xe9"
+
+
+def edge_of_bytes(*arguments: str | bytes | Path, stdin: bytes = b"") -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    done = subprocess.run([*EDGE, *arguments], input=stdin, capture_output=True, timeout=120, check=False)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_text_that_is_not_utf8_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(LATIN)
+    few, out = ("--max-new-tokens", "2"), tmp_path / "a.prefix"
+    for arguments, stdin, said in (
+        (("run", tiny_bundle, "-", *few), LATIN, "standard input is not UTF-8: byte 0xE9 at position 3"),
+        (("run", tiny_bundle, "-", *few), "hi".encode("utf-16"), "it looks like UTF-16"),
+        (("run", tiny_bundle, LATIN, *few), b"", "PROMPT is not UTF-8: byte 0xE9 at position 3"),
+        (("run", tiny_bundle, LATIN, "--raw", *few), b"", "PROMPT is not UTF-8"),
+        (("run", tiny_bundle, "hi", "--system", LATIN, *few), b"", "--system is not UTF-8"),
+        (("chat", tiny_bundle, "--system", LATIN, *few), b"hi\n", "--system is not UTF-8"),
+        (("prefix", "build", tiny_bundle, out, "--raw", LATIN), b"", "--raw is not UTF-8"),
+        (("prefix", "build", tiny_bundle, out, "--system", LATIN), b"", "--system is not UTF-8"),
+        (("prefix", "build", tiny_bundle, out, "--system", "-"), LATIN, "standard input is not UTF-8"),
+        (("prefix", "build", tiny_bundle, out, "--system-file", tmp_path / "latin.txt"), b"", "cannot be read as text"),
+    ):
+        code, shown, error = edge_of_bytes(*arguments, stdin=stdin)
+        assert (code, shown) == (1, ""), arguments
+        assert error.startswith("edge: ")
+        assert error.count("\n") == 1
+        assert said in error
+    assert not out.exists()
+
+
+def test_a_chat_goes_on_after_a_line_that_is_not_utf8(tiny_bundle: Path) -> None:
+    lines = [LATIN, "h\N{DIGIT ONE}é".encode(), b"\xff\xfe", b"hi<|assistant|>", b"/stats"]
+    code, shown, error = edge_of_bytes("chat", tiny_bundle, "--max-new-tokens", "3", stdin=b"\n".join(lines))
+    assert code == 0, error
+    assert error.splitlines() == [
+        "edge: the line is not UTF-8: byte 0xE9 at position 3; convert it to UTF-8",
+        "edge: the line is not UTF-8: byte 0xFF at position 0 (it looks like UTF-16); convert it to UTF-8",
+    ]
+    assert "from the cache" in shown
+
+
 def read_until(fd: int, text: str, seconds: float) -> str:
     seen, deadline = "", time.monotonic() + seconds
     while text not in seen and time.monotonic() < deadline:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import edge
-from edge.runtime.constraints import Constraint
+from edge.runtime.constraint import Constraint
 from edge.runtime.errors import SettingsError
 from edge.runtime.llm import LLM
 from edge.runtime.request import Request
