@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from edge.export.plan import Format
+from edge.export.settings import ExportSettings, Format
 from edge.export.text import Windows
 from edge.profiles.processes import Tell
 from edge.runtime.engines import CachePrecision, EngineName, EngineSettings
@@ -86,7 +86,7 @@ def build_reference(tell: Tell, source: str, windows: str, out: str) -> dict[str
     from edge.export.plan import make_plan
     from edge.profiles.reference import build
 
-    plan = make_plan(source, "fp32", format="openvino")
+    plan = make_plan(source, ExportSettings("fp32", format="openvino"))
 
     def progress(_stage: str, done: int, total: int) -> None:
         tell("reference", done, total)
@@ -142,7 +142,7 @@ def measure_cell(
         texts = write_greedily(llm, prompts, new)
         num_tokens = llm.tokenizer.num_tokens
         del llm  # the float model needs its memory
-        weights = make_plan(source, "fp32", format="openvino").weights
+        weights = make_plan(source, ExportSettings("fp32", format="openvino")).weights
         found["divergence"] = first_divergence(weights, texts, prompts.shape[1], num_tokens).to_json()
     return found
 

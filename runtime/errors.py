@@ -10,6 +10,7 @@
     ├── OutputError              the output folder exists, cannot be written, or the disk is full
     ├── BundleError              a bundle is incomplete, altered, or of another schema
     │   └── VerificationError    a bundle opens, but computes something else than it should
+    ├── MissingPackageError      a package that one of the extras installs is not there
     ├── DeviceError              an engine or device that is not there or cannot run the model
     ├── TokenizerError           a tokenizer or chat template that cannot be used
     ├── CacheError               a KV cache used against its rules
@@ -24,6 +25,8 @@ A message says what was given, what was expected, and what to do about it.
 """
 
 from __future__ import annotations
+
+import re
 
 
 class EdgeError(Exception):
@@ -66,6 +69,10 @@ class VerificationError(BundleError):
     """A bundle opens, but its engine computes something else than it should."""
 
 
+class MissingPackageError(EdgeError):
+    """A package that one of the extras installs is not there."""
+
+
 class DeviceError(EdgeError):
     """The engine or device is not there, or cannot run this model."""
 
@@ -100,3 +107,24 @@ class PromptError(GenerationError):
 
 class ContextLengthError(GenerationError):
     """Prompt and answer do not fit into the context."""
+
+
+# Lines of a library's message that say where it was raised and not what is wrong.
+_POSITIONS = ("Exception from", "Check ")
+_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : ")
+
+
+def telling_line(said: BaseException | str, *, last: bool = False) -> str:
+    """The one line of a library's error, or of what a process printed, that says what is wrong.
+
+    That is a line marked "error: " as compilers do it; else the first one, or the `last` where a library or a traceback
+    leads up to its point. For an exception without a message it is the name of its class.
+    """
+    lines = [line.strip() for line in str(said).splitlines() if line.strip()]
+    for line in lines:
+        if line.startswith("error: "):
+            return line.removeprefix("error: ")
+    lines = [line for line in lines if not line.startswith(_POSITIONS)] or lines
+    if not lines:
+        return type(said).__name__ if isinstance(said, BaseException) else "no reason given"
+    return _CODE.sub("", lines[-1 if last else 0])

@@ -14,6 +14,7 @@ import math
 import re
 import sys
 import time
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,17 +23,7 @@ if TYPE_CHECKING:
     from edge.export.stages import Progress
     from edge.runtime.bundle import Manifest
 
-NATIVE_ONLY = (
-    "embedding",
-    "head",
-    "adapter",
-    "rope_theta",
-    "calibration",
-    "max_bytes",
-    "max_kld",
-    "device",
-)  # arguments that the other frontend has no use for
-
+SHARED = ("recipe", "format", "force")  # settings that the other frontend has a use for
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 
@@ -123,35 +114,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace, progress: Callable[[Progress], None]) -> Manifest:
+    from edge.export.settings import ExportSettings
+
+    names = [field.name for field in fields(ExportSettings)]
     if args.frontend == "optimum":
-        from edge.export import recipes
         from edge.export.optimum import export_with_optimum
         from edge.runtime.errors import RecipeError
 
-        if given := [name for name in NATIVE_ONLY if getattr(args, name) is not None]:
+        if given := [name for name in names if name not in SHARED and getattr(args, name) is not None]:
             option = given[0].replace("_", "-")
             raise RecipeError(f"--{option} works on graphs of our own; leave it out, or --frontend optimum")
         if args.format not in (None, "openvino"):
             raise RecipeError(f"--frontend optimum makes OpenVINO graphs only, not {args.format}; leave --format out")
-        return export_with_optimum(
-            args.source, args.out, args.recipe or recipes.DEFAULT, force=args.force, progress=progress
-        )
-    from edge.export.pipeline import export
-    from edge.export.plan import DEFAULT_FORMAT
+        return export_with_optimum(args.source, args.out, args.recipe, force=args.force, progress=progress)
+    from edge.export.pipeline import export_with
 
-    return export(
-        args.source,
-        args.out,
-        args.recipe,
-        format=args.format or DEFAULT_FORMAT,
-        embedding=args.embedding,
-        head=args.head,
-        adapter=args.adapter,
-        rope_theta=args.rope_theta,
-        calibration=args.calibration,
-        max_bytes=args.max_bytes,
-        max_kld=args.max_kld,
-        device=args.device,
-        force=args.force,
-        progress=progress,
-    )
+    settings = ExportSettings(**{name: getattr(args, name) for name in names})
+    return export_with(settings, args.source, args.out, progress)

@@ -16,6 +16,7 @@ from edge.export.graph.runners import OnnxRunner
 from edge.export.names import canonical_shapes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
+from edge.export.settings import ExportSettings
 from edge.export.tensors import PackedTensor, as_unsigned, dequantize, pack
 from edge.export.verify import Verifier
 from edge.runtime import bundle as bundles
@@ -188,7 +189,7 @@ def test_parts_hold_every_layer_once(
 
 def test_a_wrong_graph_is_noticed_at_export(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The runner's graph is held against plain numpy: an emitter that swaps gate and up does not get through."""
-    plan = make_plan(tiny_checkpoint, "fp32", format="onnx")
+    plan = make_plan(tiny_checkpoint, ExportSettings("fp32", format="onnx"))
     weights = plan.weights.block(0)
     verifier = Verifier(IDS.tolist(), plan.spec, [OnnxRunner()])
     verifier.hidden = np.random.default_rng(0).normal(size=verifier.hidden.shape).astype(np.float32)
@@ -264,11 +265,6 @@ def test_widths_that_kernels_do_not_know(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"layers\.0\.mlp\.down\.weight has groups of 136 weights"):
         export(tmp_path / "checkpoint", tmp_path / "bundle", "int8-asym", format="both")
     export(tmp_path / "checkpoint", tmp_path / "bundle", "int8-asym", format="openvino")
-
-
-def test_unknown_format(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="format 'tflite' is unknown, expected openvino, onnx, both"):
-        export(tiny_checkpoint, tmp_path / "bundle", format="tflite")  # type: ignore[arg-type]
 
 
 def test_small_constants_are_in_the_graph_and_large_ones_are_not() -> None:

@@ -13,6 +13,7 @@ import pytest
 from edge.export.names import Weights
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
+from edge.export.settings import ExportSettings
 from edge.export.tensors import FloatArray
 from edge.export.text import Windows
 from edge.profiles.accuracy import Accuracy, compare, evaluate
@@ -32,7 +33,7 @@ SOME = ReferenceSettings(top=16, samples=32)
 
 @pytest.fixture(scope="module")
 def weights(tiny_checkpoint: Path) -> Weights:
-    return make_plan(tiny_checkpoint, "fp32").weights
+    return make_plan(tiny_checkpoint, ExportSettings("fp32")).weights
 
 
 @pytest.fixture(scope="module")
