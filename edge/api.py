@@ -8,10 +8,12 @@ from typing import Any
 
 from edge.runtime.engines import EngineSettings
 from edge.runtime.errors import SettingsError
+from edge.runtime.extras import missing_packages_named
 from edge.runtime.llm import LLM, refuse_unknown
 from edge.runtime.speculation import SpeculationSettings
 
 
+@missing_packages_named()
 def load(
     bundle: str | Path,
     device: str = EngineSettings().device,
@@ -22,7 +24,7 @@ def load(
 ) -> LLM:
     """Load a bundle onto a device; keywords are the fields of `EngineSettings`, and those of `LLM`.
 
-    Raises BundleError, DeviceError, TokenizerError and SettingsError.
+    Raises BundleError, DeviceError, MissingPackageError, TokenizerError and SettingsError.
     """
     refuse_unknown(settings, {field.name for field in fields(EngineSettings)})
     if speculation is False and draft_store is not None:

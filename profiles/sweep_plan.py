@@ -27,6 +27,7 @@ from edge.runtime.chat import ChatTemplate
 from edge.runtime.engines import CachePrecision, EngineName
 from edge.runtime.engines.choice import PACKAGES
 from edge.runtime.errors import DeviceError, OutputError, SettingsError
+from edge.runtime.extras import install_command
 from edge.runtime.tokenizer import Tokenizer
 
 DEFAULT_RECIPES = (
@@ -179,7 +180,7 @@ def _check_names(settings: SweepSettings) -> None:
         if engine not in ENGINES:
             raise SettingsError(f"engine {engine!r} is unknown, known are {', '.join(ENGINES)}")
         if find_spec(PACKAGES[engine]) is None:
-            raise DeviceError(f"engine {engine} is not installed; pip install 'edgeglm[{engine}]'")
+            raise DeviceError(f"engine {engine} is not installed; {install_command(engine)}")
     if settings.chunk_tokens is not None and settings.chunk_tokens < 1:
         raise SettingsError(f"chunks of {settings.chunk_tokens} tokens are asked for, expected 1 or more")
     if settings.greedy_tokens < 0:

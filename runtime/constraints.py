@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.runtime.errors import GenerationError, SettingsError, TokenizerError
+from edge.runtime.extras import install_command
 from edge.runtime.sampling import Ids, Logits
 
 Kind = Literal["json_schema", "json", "regex", "lark"]
@@ -121,7 +122,7 @@ class Constraints:
         except ImportError as error:
             raise SettingsError(
                 "JSON, regex and grammar constraints need llguidance, which is not installed; "
-                "run: pip install 'edgeglm[grammar]'"
+                f"run: {install_command('grammar')}"
             ) from error
         return llguidance
 

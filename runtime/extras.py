@@ -40,12 +40,13 @@ def missing_package(error: ModuleNotFoundError, needed: str | None = None) -> Mi
 
     needed: the extra that the work at hand needs as a whole.
     """
-    extra = EXTRAS.get((error.name or "").split(".")[0])
+    package = (error.name or "").split(".")[0]
+    extra = EXTRAS.get(package)
     if extra is None:
         return None
     if needed is not None and extra in INCLUDED.get(needed, ()):
         extra = needed
-    return MissingPackageError(f"{error.name} is not installed; {install_command(extra)}")
+    return MissingPackageError(f"{package} is not installed; {install_command(extra)}")
 
 
 @contextmanager

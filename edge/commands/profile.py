@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edge.profiles.sweep import Progress
     from edge.profiles.sweep_plan import SweepSettings
 
-NEEDED = ("matplotlib", "nncf")  # by the last steps of hours of work, so looked for before
+NEEDED = ("matplotlib", "nncf", "scipy")  # by the last steps of hours of work, so looked for before
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

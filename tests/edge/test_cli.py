@@ -433,7 +433,7 @@ def test_missing_extra_gives_the_install_line(tiny_checkpoint: Path, tmp_path: P
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == f"edge: {module} is not installed; pip install 'edgeglm[export]'\n"
+    assert done.stderr == f'edge: {module} is not installed; pip install "edgeglm[export]"\n'
     assert list(tmp_path.iterdir()) == []
 
 
@@ -443,4 +443,4 @@ def test_missing_engine_gives_the_install_line(tiny_bundle: Path) -> None:
         f"sys.exit(main(['run', {str(tiny_bundle)!r}, 'hi', '--engine', 'openvino']))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stderr == "edge: openvino is not installed; pip install 'edgeglm[openvino]'\n"
+    assert done.stderr == 'edge: openvino is not installed; pip install "edgeglm[openvino]"\n'
