@@ -28,8 +28,8 @@ import numpy.typing as npt
 import openvino as ov
 from report import about_machine, put_out, show_machine, show_table, work_folder
 
-from edge.commands.demo import find_checkpoint
 from edge.export.calibration import WINDOW, WINDOWS
+from edge.export.checkpoint.default import find_checkpoint
 from edge.export.compress import alone
 from edge.export.names import canonical_shapes
 from edge.export.pipeline import export

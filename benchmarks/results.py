@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edge.commands.demo import find_checkpoint
+from edge.export.checkpoint.default import find_checkpoint
 from edge.profiles.record import PROFILE, Profile, read_profile
 from edge.profiles.report import COLUMNS, markdown_table, write_report
 from edge.profiles.sweep import Progress, sweep

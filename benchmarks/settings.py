@@ -24,7 +24,7 @@ from pydoc_data.topics import topics
 import numpy as np
 from report import about_machine
 
-from edge.commands.demo import find_checkpoint
+from edge.export.checkpoint.default import find_checkpoint
 from edge.export.pipeline import export
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines import Engine, EngineSettings

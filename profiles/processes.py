@@ -1,4 +1,4 @@
-"""One step of a sweep in a process of its own, and what it took.
+"""One step of a sweep or of `edge bench` in a process of its own, and what it took.
 
 In: a task, as JSON. Out: its result, with seconds and peaks of memory. A step that fails is an error with what the
 process said; no step outlives this process. Knows nothing about what the tasks are: `worker.py` does them.

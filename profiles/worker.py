@@ -1,4 +1,4 @@
-"""The steps of a sweep that have a process of their own: the float reference, an export, a measurement.
+"""What has a process of its own: a sweep's float reference, exports and measurements, and timing for `edge bench`.
 
 In: one task, a line of JSON on stdin. Out: progress and a result, lines of JSON on stdout; `processes.py` has both
 sides of that. Knows nothing about which steps make a sweep.
@@ -147,6 +147,15 @@ def measure_cell(
     return found
 
 
+def bench(
+    _tell: Tell, bundle: str, settings: dict[str, Any], prompt_tokens: list[int], new_tokens: int
+) -> dict[str, Any]:
+    """The report of `edge bench`; `settings` are fields of EngineSettings."""
+    from edge.profiles import speed
+
+    return speed.bench(bundle, EngineSettings(**settings), prompt_tokens, new_tokens)
+
+
 def write_windows(windows: Windows, path: Path) -> None:
     """Keep the text for the processes to come."""
     with path.open("wb") as file:
@@ -162,6 +171,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "reference": build_reference,
     "export": export_bundle,
     "measure": measure_cell,
+    "bench": bench,
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What this machine has: cores and memory that the process may use.
+"""What this machine has: cores and memory that the process may use, and how much it has used.
 
 In: nothing. Out: numbers, asked of the system at every call. Linux tells most; elsewhere the answers are coarser.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
@@ -34,6 +35,16 @@ def available_bytes() -> int:
         return 1 << 62
     fields = dict(line.split(":", 1) for line in lines)
     return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def peak_rss_bytes() -> int | None:
+    """Largest resident memory of this process so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def processor_name() -> str:

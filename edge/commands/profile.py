@@ -218,12 +218,12 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
 @contextmanager
 def _progress() -> Iterator[Callable[[Progress], None]]:
     """A line on stderr for each cell; where stderr is a terminal, below them a bar with the step and the time left."""
-    if not sys.stderr.isatty():
-        yield _tell
-        return
-    from edge.commands.console import work_bar
+    from edge.commands.console import terminal_bar
 
-    with work_bar() as bar:
+    with terminal_bar() as bar:
+        if bar is None:
+            yield _tell
+            return
         task = bar.task_ids[0]
 
         def show(progress: Progress) -> None:

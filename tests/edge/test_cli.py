@@ -419,9 +419,9 @@ def test_demo_reuses_its_bundle(demo_gguf: Path, demo_bundle: Path, tmp_path: Pa
 
 def test_demo_says_how_to_get_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edge.cli import main
-    from edge.commands import demo
+    from edge.export.checkpoint import default
 
-    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    monkeypatch.setattr(default, "find_spec", lambda name: None)
     assert main(["demo", str(tmp_path / "out")]) == 1
 
 
@@ -444,3 +444,63 @@ def test_missing_engine_gives_the_install_line(tiny_bundle: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr == 'edge: openvino is not installed; pip install "edgeglm[openvino]"\n'
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "x", "y", "--temp", "1"],
+        ["export", "x", "y", "--max-b", "5GB"],
+        ["prefix", "build", "x", "y", "--sys", "z"],
+        ["--log", "info", "devices"],
+    ],
+    ids=" ".join,
+)
+def test_options_are_not_abbreviated(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A prefix that is unique today is not when another option is added."""
+    from edge.cli import build_parser
+
+    with pytest.raises(SystemExit) as stopped:
+        build_parser().parse_args(arguments)
+    assert stopped.value.code == 2
+    assert "usage: edge" in capsys.readouterr().err
+
+
+def test_long_helps_are_in_groups() -> None:
+    shown = edge("run", "--help").stdout
+    assert [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
+        "examples:",
+        "positional arguments:",
+        "options:",
+        "engine:",
+        "generation:",
+        "reuse of earlier work:",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["--log-level", "info", "x"], ["x", "--log-level", "info"]], ids=" ".join)
+def test_log_level_shows_what_the_library_logs(arguments: list[str]) -> None:
+    """Before the verb or behind it; without it nothing is shown."""
+    script = """
+import argparse, logging, sys
+from types import ModuleType
+from edge import cli
+
+def run(args):
+    for level in ("debug", "info", "warning"):
+        getattr(logging.getLogger("edge.runtime.x"), level)("said at %s", level)
+    logging.getLogger("another").warning("none of ours")
+    return 0
+
+verb = ModuleType("edge.commands.x", "A verb.")
+verb.add_arguments, verb.run = lambda parser: None, run
+sys.modules["edge.commands.x"] = verb
+cli.VERBS = ("x",)
+sys.exit(cli.main())
+"""
+    told = [subprocess.run([sys.executable, "-c", script, *line], capture_output=True, text=True, check=True).stderr
+            for line in (["x"], arguments)]  # fmt: skip
+    assert told[0] == "none of ours\n"
+    lines = told[1].splitlines()
+    assert [line.partition(" edge.runtime.x: ")[2] for line in lines] == ["said at info", "said at warning", ""]
+    assert lines[0].split()[2] == "INFO"
