@@ -44,7 +44,14 @@ from edge.runtime.bundle import Manifest, StageCheck, TensorRecord
 from edge.runtime.engines import EngineSettings
 from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
-from edge.runtime.errors import CheckpointError, DeviceError, OutputError, TensorError, VerificationError
+from edge.runtime.errors import (
+    CheckpointError,
+    DeviceError,
+    OutputError,
+    TensorError,
+    VerificationError,
+    telling_line,
+)
 from edge.runtime.extras import missing_packages_named
 from edge.runtime.kv.pool import Sequence
 from edge.runtime.spec import ModelSpec
@@ -248,9 +255,7 @@ def _quiet() -> Iterator[list[str]]:
 
 def _reason(error: Exception) -> str:
     """The telling line of an error, without the advice behind it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = next((line for line in lines if not line.startswith(("Exception from", "Check "))), type(error).__name__)
-    return line.split(" Please ")[0]
+    return telling_line(error).split(" Please ")[0]
 
 
 def _compress(

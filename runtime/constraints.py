@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from edge.runtime.errors import GenerationError, SettingsError, TokenizerError
+from edge.runtime.errors import GenerationError, SettingsError, TokenizerError, telling_line
 from edge.runtime.extras import install_command
 from edge.runtime.sampling import Ids, Logits
 
@@ -233,7 +233,5 @@ def _check_schema(text: str) -> None:
 
 
 def _reason(message: str) -> str:
-    """The line of a library's message that says what is wrong."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no reason given"]
-    line = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
-    return line.partition("; following special tokens are available")[0]  # a list of our own names
+    """What is wrong, by llguidance's message, without a list of our own names."""
+    return telling_line(message).partition("; following special tokens are available")[0]

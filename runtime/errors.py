@@ -117,13 +117,13 @@ _CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : ")
 def telling_line(said: BaseException | str, *, last: bool = False) -> str:
     """The one line of a library's error, or of what a process printed, that says what is wrong.
 
-    That is a line marked "error: " as compilers do it; else the first one, or the `last` where a library or a traceback
-    leads up to its point. For an exception without a message it is the name of its class.
+    That is the first line, or one marked "error: " as compilers do it. `last`: the last line, for a traceback and for
+    libraries that lead up to their point. The class's name stands for an exception without a message.
     """
     lines = [line.strip() for line in str(said).splitlines() if line.strip()]
-    for line in lines:
-        if line.startswith("error: "):
-            return line.removeprefix("error: ")
+    marked = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if marked and not last:
+        return marked[0]
     lines = [line for line in lines if not line.startswith(_POSITIONS)] or lines
     if not lines:
         return type(said).__name__ if isinstance(said, BaseException) else "no reason given"

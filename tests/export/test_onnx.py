@@ -17,13 +17,14 @@ from edge.export.names import canonical_shapes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
-from edge.export.tensors import PackedTensor, as_unsigned, dequantize, pack
+from edge.export.tensors import PackedTensor, as_unsigned, pack
 from edge.export.verify import Verifier
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import OnnxKernels, open_bundle
 from edge.runtime.engines.onnxruntime import _rotary_tables
 from edge.runtime.errors import RecipeError, VerificationError
 from edge.runtime.spec import ModelSpec
+from tests.oracle import dequantize
 from tests.tiny import TINIES, Tiny, make, reference_logits
 
 IDS = np.random.default_rng(3).integers(0, 256, 40)
