@@ -21,7 +21,7 @@ from edge.export.calibration import WINDOW, WINDOWS, Calibration
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
 from edge.export.mixed import decide
 from edge.export.names import canonical_shapes
-from edge.export.output import check_space, work_folder, write_durably
+from edge.export.output import check_space, work_folder
 from edge.export.plan import Plan, make_plan, signed_bytes, source_sha256, tensor_sha256, versions
 from edge.export.recipes import EMBEDDING, HEAD
 from edge.export.sensitivity import Sensitivity
@@ -32,6 +32,7 @@ from edge.export.store import WeightStore
 from edge.export.text import Corpus, token_windows
 from edge.export.verify import GOLDEN_TEXT, Verifier
 from edge.runtime import bundle
+from edge.runtime.atomic import write_durably
 from edge.runtime.bundle import FileRecord, Manifest, TensorRecord
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.errors import BundleError, OutputError, RecipeError

@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
     from edge.commands.console import counting_bar
     from edge.profiles import needle
     from edge.profiles.plot import png_bytes, svg_bytes
+    from edge.runtime.atomic import write_atomically
     from edge.runtime.errors import OutputError
-    from edge.runtime.files import write_atomically
 
     out = Path(args.out)
     if out.exists() and not out.is_dir():
