@@ -41,29 +41,49 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
     if (level := getattr(args, "log_level", None)) is not None:
         _log_to_stderr(level)
     try:
         code: int = args.run(args)
         return code
     except EdgeError as error:
-        return _fail(error)
+        return _fail(_with_option(str(error), parser))
     except KeyboardInterrupt:
         print("edge: interrupted", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         if (missing := missing_package(error, NEEDED.get(args.verb))) is None:
             raise
-        return _fail(missing)
+        return _fail(str(missing))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
         return 1
 
 
-def _fail(error: EdgeError) -> int:
-    print(f"edge: {' '.join(str(error).split())}", file=sys.stderr)
+def _fail(message: str) -> int:
+    print(f"edge: {' '.join(message.split())}", file=sys.stderr)
     return 1
+
+
+def _with_option(message: str, parser: argparse.ArgumentParser) -> str:
+    """A message that begins with a setting, "max_context is ...", with the option that sets it: "--max-context is"."""
+    name, verb, rest = message.partition(" is ")
+    option = _options(parser).get(name)
+    return message if option is None else f"{option}{verb}{rest}"
+
+
+def _options(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Name of a setting -> option, of all verbs."""
+    found: dict[str, str] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                found |= _options(sub)
+        elif action.option_strings:
+            found[action.dest] = action.option_strings[0]
+    return found
 
 
 def _log_to_stderr(level: str) -> None:

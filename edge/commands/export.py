@@ -32,24 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", metavar="SOURCE", help="a folder with config.json and *.safetensors, a .gguf file, or a hub id"
     )
     parser.add_argument("out", metavar="OUT", help="the bundle folder to make")
-    parser.add_argument("--recipe", metavar="NAME", help="default: int4-asym-g128")
-    parser.add_argument(
-        "--max-bytes",
-        type=parse_bytes,
-        metavar="SIZE",
-        help="instead of a recipe: the most accurate model with at most so many bytes of weights, like 5.2GB",
-    )
-    parser.add_argument(
-        "--max-kld",
-        type=float,
-        metavar="X",
-        help="instead of a recipe: the smallest model with at most this predicted KLD from the float one, like 0.05",
-    )
-    parser.add_argument(
-        "--device",
-        choices=["CPU", "GPU", "NPU"],
-        help="that --max-bytes and --max-kld choose precisions for; NPUs want symmetric ones. default: CPU",
-    )
+    parser.add_argument("--force", action="store_true", help="replace OUT if it is a bundle")
     parser.add_argument(
         "--format",
         choices=["openvino", "onnx", "both"],
@@ -61,16 +44,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="native",
         help="what makes the graph; optimum-intel knows more architectures. default: native",
     )
-    parser.add_argument("--embedding", metavar="PRECISION", help="of the embedding, like int4-asym-g128")
-    parser.add_argument("--head", metavar="PRECISION", help="of the vocabulary projection, like int4-asym-g128")
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT LoRA to merge into the weights")
-    parser.add_argument(
+    parser.add_argument("--rope-theta", type=float, metavar="X", help="replace the checkpoint's rotary base")
+    precision = parser.add_argument_group("precision")
+    precision.add_argument("--recipe", metavar="NAME", help="default: int4-asym-g128")
+    precision.add_argument("--embedding", metavar="PRECISION", help="of the embedding, like int4-asym-g128")
+    precision.add_argument("--head", metavar="PRECISION", help="of the vocabulary projection, like int4-asym-g128")
+    precision.add_argument(
         "--calibration",
         metavar="FILE",
         help="text or .jsonl for recipes that are fitted to text. default: docstrings of Python's standard library",
     )
-    parser.add_argument("--rope-theta", type=float, metavar="X", help="replace the checkpoint's rotary base")
-    parser.add_argument("--force", action="store_true", help="replace OUT if it is a bundle")
+    budget = parser.add_argument_group("precision within a budget, instead of a recipe")
+    budget.add_argument(
+        "--max-bytes",
+        type=parse_bytes,
+        metavar="SIZE",
+        help="the most accurate model with at most so many bytes of weights, like 5.2GB",
+    )
+    budget.add_argument(
+        "--max-kld",
+        type=float,
+        metavar="X",
+        help="the smallest model with at most this predicted KLD from the float one, like 0.05",
+    )
+    budget.add_argument(
+        "--device",
+        choices=["CPU", "GPU", "NPU"],
+        help="target device of the chosen precisions; NPUs want symmetric ones. default: CPU",
+    )
 
 
 def parse_bytes(text: str) -> int:

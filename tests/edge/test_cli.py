@@ -144,10 +144,10 @@ def test_raw_text_is_streamed_as_it_is(demo_bundle: Path) -> None:
     ("options", "message"),
     [
         (["", "--raw"], "the prompt is empty"),
-        (["hi", "--max-new-tokens", "0"], "max_new_tokens is 0, expected 1 or more"),
-        (["hi", "--temperature", "-1"], "temperature is -1.0, expected a number from 0 up"),
+        (["hi", "--max-new-tokens", "0"], "--max-new-tokens is 0, expected 1 or more"),
+        (["hi", "--temperature", "-1"], "--temperature is -1.0, expected a number from 0 up"),
         (["word " * 9000], "and the context holds 8192"),
-        (["hi", "--max-context", "9999999"], "max_context is 9999999"),
+        (["hi", "--max-context", "9999999"], "--max-context is 9999999"),
         (["hi", "--device", "TOASTER"], "devices here: CPU"),
         (["hi", "--raw", "--system", "x"], "--system needs the chat template"),
     ],
@@ -177,6 +177,10 @@ def test_bad_exports(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out.mkdir()
     (out / "file").touch()
     assert "exists already" in fails("export", tiny_checkpoint, out)
+    assert "edge: --max-kld is -1.0, expected a number of nats" in fails(
+        "export", tiny_checkpoint, out, "--max-kld", "-1"
+    )
+    assert "edge: --rope-theta is nan, expected" in fails("export", tiny_checkpoint, out, "--rope-theta", "nan")
     assert "cannot be written" in fails("export", tiny_checkpoint, out / "file" / "below")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
