@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from edge.runtime.errors import SettingsError, shown
+from edge.runtime.extras import missing_packages_named
 from edge.runtime.llm import LLM
 from edge.runtime.rules import FilePath, check_value
 from edge.runtime.settings import EngineOptions, SpeculationSettings, engine_settings
 
 
+@missing_packages_named()
 def load(
     bundle: str | Path,
     device: str | None = None,
@@ -41,8 +43,8 @@ def load(
         threads                     default: the engine's choice
         expected_prompt_tokens      helps "auto"
 
-    Raises BundleError, DeviceError, TokenizerError, DraftStoreError, and SettingsError for a keyword that is unknown,
-    of the wrong type or outside its range.
+    Raises BundleError, DeviceError, MissingPackageError, TokenizerError, DraftStoreError, and SettingsError for a
+    keyword that is unknown, of the wrong type or outside its range.
     """
     folder = check_value("bundle", FilePath(), bundle)
     store = None if draft_store is None else check_value("draft_store", FilePath(), draft_store)

@@ -15,8 +15,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from edge.export.plan import Format, Plan, make_plan
+from edge.export.plan import Plan, make_plan
 from edge.export.recipes import find_recipe
+from edge.export.settings import ExportSettings, Format
 from edge.export.text import Document, Windows, builtin_evaluation, check_apart, read_documents, token_windows
 from edge.profiles.machine_record import machine_record, versions_record
 from edge.profiles.record import DEFAULT_SETTING, cell_name
@@ -120,9 +121,11 @@ def plan_sweep(source: str | Path, out: Path, settings: SweepSettings) -> SweepP
     plans = {
         recipe: make_plan(
             source,
-            recipe,
-            format=_format(settings),
-            calibration=settings.calibration if recipe in fitted else None,
+            ExportSettings(
+                recipe,
+                format=_format(settings),
+                calibration=settings.calibration if recipe in fitted else None,
+            ),
         )
         for recipe in settings.recipes
     }

@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from edge.runtime.arrays import Ids, Logits
 from edge.runtime.constraint import Constraint
-from edge.runtime.errors import GenerationError, SettingsError, TokenizerError
+from edge.runtime.errors import GenerationError, SettingsError, TokenizerError, telling_line
+from edge.runtime.extras import install_command
 from edge.runtime.tokenizer import Tokenizer
 
 
@@ -69,7 +70,7 @@ class Constraints:
         except ImportError as error:
             raise SettingsError(
                 "JSON, regex and grammar constraints need llguidance, which is not installed; "
-                "run: pip install 'edgeglm[grammar]'"
+                f"run: {install_command('grammar')}"
             ) from error
         return llguidance
 
@@ -171,7 +172,5 @@ def _without_markup(tokenizer_json: str) -> str:
 
 
 def _reason(message: str) -> str:
-    """The line of a library's message that says what is wrong."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no reason given"]
-    line = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
-    return line.partition("; following special tokens are available")[0]  # a list of our own names
+    """What is wrong, by llguidance's message, without a list of our own names."""
+    return telling_line(message).partition("; following special tokens are available")[0]

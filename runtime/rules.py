@@ -80,9 +80,12 @@ class Number:
     high: float = math.inf
     above: bool = False
     note: str = ""
+    words: str = ""  # instead of those made of the bounds
 
     @property
     def expected(self) -> str:
+        if self.words:
+            return self.words
         if self.above:
             upper = "" if self.high == math.inf else f" and at most {self.high:g}"
             return f"a number above {self.low:g}{upper}{self.note}"
@@ -135,13 +138,13 @@ class FilePath:
     expected: str = "the name of a file or folder"
 
     def take(self, value: object) -> Path:
-        if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
-            raise Refusal
         try:
-            os.fsencode(value)
-        except UnicodeEncodeError:
+            name = os.fsencode(value)  # type: ignore[arg-type]  # it refuses what is no path
+        except (TypeError, UnicodeEncodeError):
             raise Refusal from None
-        return Path(value)
+        if not name or b"\0" in name or isinstance(value, bytes):
+            raise Refusal
+        return Path(os.fsdecode(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +155,7 @@ class OneOf:
 
     @property
     def expected(self) -> str:
-        return f"one of {', '.join(self.names)}"
+        return f"{', '.join(self.names[:-1])} or {self.names[-1]}"
 
     def take(self, value: object) -> str:
         if not isinstance(value, str) or value not in self.names:

@@ -159,7 +159,11 @@ class Tokenizer:
 
     @cached_property
     def _byte_of_char(self) -> dict[str, int]:
-        """GPT-2's printable stand-ins for bytes (openai/gpt-2 src/encoder.py, bytes_to_unicode)."""
-        printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-        hidden = [byte for byte in range(256) if byte not in printable]
-        return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+        return byte_of_character()
+
+
+def byte_of_character() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes (openai/gpt-2 src/encoder.py, bytes_to_unicode)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(hidden)}

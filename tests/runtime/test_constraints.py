@@ -374,7 +374,7 @@ def test_constraints_can_be_hashed_and_compared() -> None:
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, bytes_only: Setup) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     constraints = Constraints(bytes_only.tokenizer, 5, (1,))
-    with pytest.raises(SettingsError, match=r"pip install 'edgeglm\[grammar\]'"):
+    with pytest.raises(SettingsError, match=r'pip install "edgeglm\[grammar\]"'):
         constraints.start(Constraint.json_object())
 
 

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines import Engine, Step
 from edge.runtime.engines.choice import open_engine
+from edge.runtime.engines.engine import Engine, Step
 from edge.runtime.errors import ContextLengthError
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.kv.prefix import PrefixCache

@@ -10,7 +10,7 @@ import pytest
 
 import edge
 from edge.api import scripted_llm
-from edge.runtime.engines import Embedding, Inputs
+from edge.runtime.engines.engine import Embedding, Inputs
 from edge.runtime.engines.scripted import noise
 from edge.runtime.errors import PromptError
 from edge.runtime.kv.pool import CacheSequence

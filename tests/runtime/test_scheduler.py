@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge.runtime.chunk import Chunk
-from edge.runtime.engines import Step
+from edge.runtime.engines.engine import Step
 from edge.runtime.errors import ContextLengthError, DeviceError, GenerationError
 from edge.runtime.llm import LLM
 from edge.runtime.scheduler import SHARED_CHUNK

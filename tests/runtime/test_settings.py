@@ -38,8 +38,8 @@ HUGE = 10**5000  # which Python will not even print
 # Of every JSON type, and what Python adds to them.
 VALUES: list[Any] = [
     None, True, False, 0, 1, 5, -1, 2**63, HUGE, -HUGE, 0.0, 0.5, 5.0, 5.5, -1.5, 1e308, math.inf, -math.inf, math.nan,
-    "", " ", "5", "auto", "cpu", "Paris!", "\ud800", "a\0b", [], [1], [-1], [1.5], ["a"], [""], ["a", 1], [[1]], [None], {},
-    {"a": 1}, {"5": 1}, {5: 1}, {"5": "x"}, {5: math.nan}, b"hi", object(), np.int64(3), np.float32(0.5),
+    "", " ", "5", "auto", "cpu", "Paris!", "\ud800", "a\0b", [], [1], [-1], [1.5], ["a"], [""], ["a", 1], [[1]], [None],
+    {}, {"a": 1}, {"5": 1}, {5: 1}, {"5": "x"}, {5: math.nan}, b"hi", object(), np.int64(3), np.float32(0.5),
 ]  # fmt: skip
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),

@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines import Engine
 from edge.runtime.engines.choice import open_engine
+from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import CacheError, ContextLengthError, OutputError, SnapshotError
 from edge.runtime.kv import snapshot as snapshot_module
 from edge.runtime.kv.memory import BlockMemory, PagedMemory, SlotMemory
