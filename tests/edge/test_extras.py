@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -70,9 +71,12 @@ def required(distribution: str) -> Iterator[Requirement]:
             yield requirement
 
 
+packages = cache(metadata.packages_distributions)  # reads the records of all that is installed
+
+
 def distributions_of(module: str) -> set[str]:
     named = {canonical(DISTRIBUTIONS.get(module, module))}
-    return named | {canonical(name) for name in metadata.packages_distributions().get(module, ())}
+    return named | {canonical(name) for name in packages().get(module, ())}
 
 
 def test_every_import_is_a_dependency_or_has_an_extra() -> None:
