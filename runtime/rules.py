@@ -135,7 +135,7 @@ class Text:
 class FilePath:
     """The name of a file or folder, there or not."""
 
-    expected: str = "the name of a file or folder"
+    expected: str = "a path"
 
     def take(self, value: object) -> Path:
         try:

@@ -37,6 +37,7 @@ class EngineRecord:
     name: str
     package: str  # what has to be importable
     extra: str  # edgeglm[extra] installs it
+    graph: str  # what a bundle holds for it, in words
     bundle_format: Literal["openvino", "onnx"]  # `edge export --format` that makes what it needs
     families: tuple[str, ...]  # kinds of device that it runs on
     kv_precisions: tuple[CachePrecision, ...]
@@ -104,6 +105,7 @@ _RECORDS = (
         name="openvino",
         package="openvino",
         extra="openvino",
+        graph="OpenVINO graph",
         bundle_format="openvino",
         families=("CPU", "GPU"),
         kv_precisions=KV_PRECISIONS,
@@ -115,6 +117,7 @@ _RECORDS = (
         name="onnx",
         package="onnxruntime",
         extra="onnx",
+        graph="ONNX graph",
         bundle_format="onnx",
         families=("CPU",),
         kv_precisions=("f32", "f16"),

@@ -58,7 +58,7 @@ def test_what_cannot_be_is_refused_in_one_form(name: str, value: Any, expected: 
 
 
 def test_a_long_value_is_cut() -> None:
-    with pytest.raises(SettingsError, match=r"^max_bytes is 1000000\d+\.\.\., expected a number of bytes"):
+    with pytest.raises(SettingsError, match=r"^max_bytes is 1000000\d+…, expected a number of bytes"):
         ExportSettings(max_bytes=HUGE)
 
 
