@@ -63,6 +63,12 @@ def test_file_of_another_kind(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "x.gguf")
 
 
+def test_named_tokens_of_gguf(demo_gguf: Path) -> None:
+    """Its metadata have ids; templates want texts."""
+    tokens = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    assert open_checkpoint(demo_gguf).named_tokens() == tokens
+
+
 def test_truncated_gguf(demo_gguf: Path, tmp_path: Path) -> None:
     with demo_gguf.open("rb") as file:
         (tmp_path / "cut.gguf").write_bytes(file.read(4_000_000))

@@ -163,7 +163,7 @@ def test_marked_text_comes_apart_as_it_was_put_together(pieces: list[tuple[bool,
             expected[-1] = expected[-1][0] + text, False
         elif special or text:
             expected.append((text, special))
-    assert list(split_marked(type(mark_text(""))(marked))) == expected  # type: ignore[arg-type]
+    assert list(split_marked(type(mark_text(""))(marked))) == expected
 
 
 def test_guards_are_where_they_are_needed() -> None:

@@ -357,10 +357,9 @@ def test_a_template_of_openai_shape() -> None:
         '<|im_start|>assistant\n<call>weather {"city": "北京"}<|im_end|>\n<|im_start|>tool\n23°C<|im_end|>\n'
         '[{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]'
     )
-    own = [{"role": "system", "content": "S", "tools": tools}, USER]
-    assert ChatTemplate(CHATML).render(own) == ChatTemplate(CHATML).render(
-        [own[0] | {"tools": None}, USER], tools=tools
-    )
+    system: dict[str, Any] = {"role": "system", "content": "S"}
+    own = ChatTemplate(CHATML).render([system | {"tools": tools}, USER])
+    assert own == ChatTemplate(CHATML).render([system, USER], tools=tools)
 
 
 def test_a_template_of_0414_takes_tools_beside_the_messages() -> None:
@@ -427,9 +426,10 @@ def test_variables() -> None:
     )
     assert template.render([USER]) == "BNoneNone"
     assert template.render([USER], variables={"thinking": True, "documents": ["d"]}) == "BTrue['d']None"
+    wrong: Any
     for wrong in ({"bos_token": "x"}, {"messages": []}, {"tools": []}, {1: 2}, {"x": object()}, {"x": "\ud83d"}, "x"):
         with pytest.raises(PromptError) as caught:
-            template.render([USER], variables=wrong)  # type: ignore[arg-type]
+            template.render([USER], variables=wrong)
         assert str(caught.value.param).startswith("template_variables")
 
 
