@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,6 @@ class OnnxRuntimeEngine:
         for part in self._parts:
             part.bind(dict(zip(("cos", "sin"), self._tables, strict=True)))
         self._bound_rows: tuple[int, int] | None = None  # of the KV buffers: the first, and how many
-        self._options: Any = None  # of the run that goes on, which can be told to end
         self._worker = ThreadPoolExecutor(1, "onnxruntime")
         self._kv_layout = {
             "engine": self.name,
@@ -104,7 +103,7 @@ class OnnxRuntimeEngine:
 
     def forward(self, ids: Ids, sequence: Sequence, rows: Ids) -> Logits:
         self._reserve(sequence, ids.size)
-        (logits,) = self._compute(ids[None], [sequence], rows)
+        (logits,) = self._infer(ids[None], [sequence], rows)
         sequence.commit(ids.size)
         return logits
 
@@ -120,7 +119,7 @@ class OnnxRuntimeEngine:
         found: dict[int, Logits] = {}
         for run in runs:
             ids = np.stack([steps[index].ids for index in run])
-            logits = self._compute(ids, [steps[index].sequence for index in run], np.arange(ids.shape[1]))
+            logits = self._infer(ids, [steps[index].sequence for index in run], np.arange(ids.shape[1]))
             found.update(zip(run, logits if len(runs) == 1 else [rows.copy() for rows in logits], strict=True))
         for sequence, ids in steps:
             sequence.commit(ids.size)
@@ -132,34 +131,23 @@ class OnnxRuntimeEngine:
             raise ContextLengthError(f"{past} tokens and {count} more exceed the context of {self._max_context}")
         sequence.reserve(count)
 
-    def _compute(self, ids: Ids, sequences: list[Sequence], rows: Ids) -> list[Logits]:
+    def _infer(self, ids: Ids, sequences: list[Sequence], rows: Ids) -> list[Logits]:
         """Logits (R, vocab) of each sequence, of the wanted rows R among new tokens (B, T) that are reserved for it.
 
-        B or T is 1: attention takes no others. Ctrl-C can end it, since it is in a second thread: the call itself would
-        keep the signal. Blocks that change rows are never left half-way by it.
+        B or T is 1: attention takes no others.
         """
-        self._options = ort.RunOptions()
-        future = self._worker.submit(self._infer, ids, sequences, rows)
-        try:
-            return future.result()
-        except BaseException as error:
-            self._options.terminate = True
-            failure = future.exception()  # waits until it has ended
-            if isinstance(error, KeyboardInterrupt | SystemExit):
-                raise
-            raise DeviceError(f"the engine failed: {_reason(failure or error)}; try a shorter context") from error
-
-    def _infer(self, ids: Ids, sequences: list[Sequence], rows: Ids) -> list[Logits]:
         count = rows.size
         if self._reproducible:  # pairs of rows have a kernel of their own; a token behind the others changes none
             ids, rows = np.pad(ids, ((0, 0), (0, ids.size % 2))), np.pad(rows, (0, count % 2), mode="edge")
         size, new = ids.shape
         totals = [sequence.num_tokens + new for sequence in sequences]
         blocks = [sequence.block_table[0] for sequence in sequences]
-        order = self._bind_rows(dict(zip(blocks, totals, strict=True)))
-        self._parts[0].give("input_ids", ids[order])
-        self._parts[-1].give("wanted_rows", rows)
-        logits = self._parts[-1].take("logits", (size, rows.size, self._spec.vocab_size))
+        places = self._bind_rows(dict(zip(blocks, totals, strict=True)))
+        order = np.argsort(places)
+        first, last = self._parts[0], self._parts[-1]
+        first.give("input_ids", ids[order])
+        last.give("wanted_rows", rows)
+        logits = last.take("logits", (size, rows.size, self._spec.vocab_size))
         for part, following in zip(self._parts, self._parts[1:], strict=False):
             hidden = part.take("next_hidden", (size, new, self._spec.hidden_size))
             following.bind({"hidden": hidden})
@@ -167,28 +155,47 @@ class OnnxRuntimeEngine:
         for part in self._parts:
             part.bind({"attention_mask": mask})
         self._run()
-        places = np.argsort(order)
         return [logits[place, :count] for place in places]
 
-    def _bind_rows(self, totals: dict[int, int]) -> Array:
-        """Let keys and values of some blocks be read and written; returns the order in which they lie there.
+    def _bind_rows(self, totals: dict[int, int]) -> list[int]:
+        """Let keys and values of some blocks be read and written; returns the place of each among the rows bound.
 
         totals: block -> its tokens when the new ones are written.
         """
-        rows = np.array(self._memory.neighbours(totals))
-        first, size = int(rows.min()), rows.size
+        rows, size = self._memory.rows(totals), len(totals)
+        if max(rows) - min(rows) >= size:
+            moved = self._worker.submit(self._memory.gather, totals.keys())
+            try:
+                moved.result()
+            finally:
+                wait([moved])  # for its end, even after Ctrl-C: a block must not stay half-way
+            rows = self._memory.rows(totals)
+        first = min(rows)
         if (first, size) != self._bound_rows:
+            self._bound_rows = None  # until all are bound
             for name, buffer in zip(_cached(self._spec), self._memory.buffers, strict=True):
                 view = buffer[first : first + size]
                 for part in self._parts:
                     part.bind({f"past_key_values.{name}": view, f"present.{name}": view})
             self._bound_rows = first, size
-        order: Array = np.argsort(rows)
-        return order
+        return [row - first for row in rows]
 
     def _run(self) -> None:
+        """One inference that Ctrl-C can end: in a second thread, since the call itself would keep the signal."""
+        options = ort.RunOptions()
+        future = self._worker.submit(self._run_parts, options)
+        try:
+            future.result()
+        except BaseException as error:
+            options.terminate = True
+            failure = future.exception()  # waits until it has ended
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            raise DeviceError(f"the engine failed: {_reason(failure or error)}; try a shorter context") from error
+
+    def _run_parts(self, options: Any) -> None:
         for part in self._parts:
-            part.run(self._options)
+            part.run(options)
 
 
 class _Part:
@@ -225,11 +232,13 @@ class _Part:
     def _keep(self, name: str, shape: tuple[int, ...], kind: type[np.generic]) -> Array:
         """Memory that only grows: steps of one and of several sequences, and prompts, may take turns."""
         if name not in self._own or self._own[name].shape != shape:
+            self._own.pop(name, None)  # until it is bound
             size = math.prod(shape)
             if name not in self._flat or self._flat[name].size < size:
                 self._flat[name] = np.empty(size, kind)
-            self._own[name] = self._flat[name][:size].reshape(shape)
-            self.bind({name: self._own[name]})
+            array = self._flat[name][:size].reshape(shape)
+            self.bind({name: array})
+            self._own[name] = array
         return self._own[name]
 
 

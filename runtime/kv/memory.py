@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,7 +72,7 @@ class SlotMemory:
         self._written = [0] * num_slots  # block -> its first tokens that may have been written since it was blank
 
     def views(self, block: int, num_tokens: int) -> list[Array]:
-        """Of shape (n_kv, num_tokens, head_dim), and the block's until the next `neighbours`."""
+        """Of shape (n_kv, num_tokens, head_dim), and the block's until the next `gather`."""
         self._written[block] = max(self._written[block], num_tokens)
         return [buffer[self._row_of[block], :, :num_tokens] for buffer in self.buffers]
 
@@ -80,22 +80,23 @@ class SlotMemory:
         """Views are cut: they never show what an earlier sequence left. It need not be kept, though."""
         self._written[block] = 0
 
-    def neighbours(self, num_tokens: Mapping[int, int]) -> list[int]:
-        """Let blocks have consecutive rows, in any order, and return the row of each.
-
-        num_tokens: block -> how many of its tokens are written when the batch is done. Of all places for them, that one
-        is taken where the fewest tokens have to move.
-        """
+    def rows(self, num_tokens: Mapping[int, int]) -> list[int]:
+        """The row of each block, where so many of its tokens will be written; theirs until the next `gather`."""
         for block, count in num_tokens.items():
             self._written[block] = max(self._written[block], count)
-        size = len(num_tokens)
-        places = (self._block_in[first : first + size] for first in range(len(self._block_in) - size + 1))
-        place = min(places, key=lambda place: sum(self._written[block] for block in num_tokens.keys() ^ set(place)))
-        arriving = [block for block in num_tokens if block not in place]
-        leaving = [block for block in place if block not in num_tokens]
+        return [self._row_of[block] for block in num_tokens]
+
+    def gather(self, blocks: Collection[int]) -> None:
+        """Let blocks have consecutive rows, in any order. Interrupted, it loses what is in them.
+
+        Of all places for them, that one is taken where the fewest tokens have to move.
+        """
+        places = (self._block_in[first : first + len(blocks)] for first in range(len(self._block_in) - len(blocks) + 1))
+        place = min(places, key=lambda place: sum(self._written[block] for block in set(blocks) ^ set(place)))
+        arriving = [block for block in blocks if block not in place]
+        leaving = [block for block in place if block not in blocks]
         for one, other in zip(arriving, leaving, strict=True):
             self._swap(one, other)
-        return [self._row_of[block] for block in num_tokens]
 
     def _swap(self, one: int, other: int) -> None:
         """Exchange the rows of two blocks, and give back the memory that the shorter one does not need."""

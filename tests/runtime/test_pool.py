@@ -313,7 +313,8 @@ def test_neighbours_keep_their_bytes(lengths: list[int], data: st.DataObject) ->
             view[...] = array
     for _ in range(4):
         batch = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, unique=True))
-        rows = memory.neighbours({block: expected[block][0].shape[1] + 1 for block in batch})
+        memory.gather(batch)
+        rows = memory.rows({block: expected[block][0].shape[1] + 1 for block in batch})
         assert sorted(rows) == list(range(min(rows), min(rows) + len(batch)))
         for block, row in zip(batch, rows, strict=True):
             new = random.random((SHAPE[0], 1, SHAPE[2]), np.float32)
@@ -325,16 +326,19 @@ def test_neighbours_keep_their_bytes(lengths: list[int], data: st.DataObject) ->
                 assert np.array_equal(view, array)
 
 
-def test_neighbours_stay_where_they_are() -> None:
-    """No bytes move for one block, nor for blocks that are neighbours already; else the fewest tokens do."""
+def test_the_fewest_tokens_move() -> None:
+    """None for one block, nor for blocks that are neighbours already."""
     memory = SlotMemory(6, 2, SHAPE, np.float32)
-    for block, length in enumerate((30, 9, 20, 3, 25, 0)):
-        memory.views(block, length)
-    assert memory.neighbours({4: 25}) == [4]
-    assert memory.neighbours({2: 20, 1: 9}) == [2, 1]
-    assert memory.neighbours({0: 30, 2: 20}) == [0, 1]  # 2 and 1 change places
-    assert memory.neighbours({2: 20, 1: 9}) == [1, 2]
-    assert memory.neighbours({4: 25, 0: 30}) in ([4, 5], [0, 5])
+    lengths = dict(enumerate((30, 9, 20, 3, 25, 0)))
+    assert memory.rows(lengths) == [0, 1, 2, 3, 4, 5]
+    for batch, rows in (
+        ([4], [0, 1, 2, 3, 4, 5]),
+        ([2, 1], [0, 1, 2, 3, 4, 5]),
+        ([0, 2], [0, 2, 1, 3, 4, 5]),  # 29 tokens of 1 and 2, where 0 and 1 have 39
+        ([2, 4], [0, 4, 1, 3, 2, 5]),  # 23 of 2 and 3
+    ):
+        memory.gather(batch)
+        assert memory.rows(lengths) == rows, batch
 
 
 def test_a_block_that_moves_leaves_no_memory_behind() -> None:
@@ -349,7 +353,8 @@ def test_a_block_that_moves_leaves_no_memory_behind() -> None:
     memory, before = SlotMemory(3, 2, (2, tokens, 1), np.float32), anonymous_bytes()
     for view in memory.views(1, tokens):
         view[...] = 7
-    assert sorted(memory.neighbours({0: 1, 2: 1})) != [0, 2]
+    memory.gather([0, 2])
+    assert memory.rows({1: tokens}) != [1]
     assert all((view == 7).all() for view in memory.views(1, tokens))
     assert anonymous_bytes() - before < 20e6
 
