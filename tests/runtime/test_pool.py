@@ -335,7 +335,7 @@ def test_the_fewest_tokens_move() -> None:
         ([4], [0, 1, 2, 3, 4, 5]),
         ([2, 1], [0, 1, 2, 3, 4, 5]),
         ([0, 2], [0, 2, 1, 3, 4, 5]),  # 29 tokens of 1 and 2, where 0 and 1 have 39
-        ([2, 4], [0, 4, 1, 3, 2, 5]),  # 23 of 2 and 3
+        ([2, 4], [0, 2, 5, 3, 4, 1]),  # 20 of 2, which goes where 5 is empty
     ):
         memory.gather(batch)
         assert memory.rows(lengths) == rows, batch
