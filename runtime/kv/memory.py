@@ -60,7 +60,7 @@ class SlotMemory:
     """Blocks that hold a whole sequence each, as rows of buffers of (num_slots, n_kv, length, head_dim).
 
     A batch is computed in neighbouring rows, so blocks change rows when a batch needs it: what is written of them is
-    copied. That takes about a thousandth of the time that computing it took, and nobody outside sees it.
+    copied. At 9B shapes that takes up to 0.2 ms a token, most of it for fresh pages, where computing one takes 40.
     """
 
     def __init__(self, num_slots: int, num_buffers: int, shape: tuple[int, int, int], kind: type[np.generic]) -> None:
