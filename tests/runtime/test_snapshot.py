@@ -43,7 +43,7 @@ def paged(num_blocks: int = 24, block_size: int = BLOCK, seed: int | None = None
 
 def slots(num_slots: int = 3, tokens: int = SLOT_TOKENS, seed: int | None = None, heads: int = 2) -> BlockPool:
     memory = SlotMemory(num_slots, 4, (heads, tokens, 3), np.float16)
-    return BlockPool(num_slots, tokens, fill(memory, [buffer for slot in memory.slots for buffer in slot], seed))
+    return BlockPool(num_slots, tokens, fill(memory, memory.buffers, seed))
 
 
 def fill(memory: BlockMemory, buffers: list[np.ndarray], seed: int | None) -> BlockMemory:
