@@ -299,6 +299,6 @@ def _open(path: Path, threads: int) -> Any:
         return ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     except Exception as error:  # pybind's exceptions have no common base of their own
         raise DeviceError(
-            f"onnxruntime {ort.__version__} cannot open {path}: {telling_line(error)}; run edge verify, export the bundle "
-            "again, or update onnxruntime"
+            f"onnxruntime {ort.__version__} cannot open {path}: {telling_line(error)}; run edge verify, export the "
+            "bundle again, or update onnxruntime"
         ) from error
