@@ -336,13 +336,11 @@ class LLM:
             if self._closed:
                 return
             self._closed = True
-        store = self._store
         try:
-            self._runner.between_steps(self._scheduler.cancel_all)
-            if store is not None:
-                self._runner.between_steps(store.save)
+            self._runner.close(self.engine.close)
         finally:
-            self._runner.between_steps(self.engine.close)
+            if self._store is not None:
+                self._store.save()
             logger.info("closed %r", self)
 
     def __enter__(self) -> Self:
