@@ -236,7 +236,7 @@ class LLM:
 
     # --- Prefixes -----------------------------------------------------------------------------------------------------
 
-    def pin_prefix(self, prefix: str | Sequence[int]) -> int:
+    def pin_prefix(self, prefix: str | Sequence[int] | Prompt) -> int:
         """Compute a prefix and keep it in memory whatever else comes; returns its number of tokens."""
         self._check_can_share()
         prompt = self._computed(prefix)
@@ -247,7 +247,7 @@ class LLM:
         self._check_open()
         self._runner.between_steps(self._scheduler.prefixes.unpin_all)
 
-    def save_prefix(self, prefix: str | Sequence[int], path: str | Path, *, system: str | None = None) -> int:
+    def save_prefix(self, prefix: str | Sequence[int] | Prompt, path: str | Path, *, system: str | None = None) -> int:
         """Write the keys and values of a prefix to a file for `load_prefix`; returns its number of tokens.
 
         For a system message: `save_prefix(llm.system_prefix(text), path, system=text)`; the file then says it too.

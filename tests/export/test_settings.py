@@ -80,7 +80,8 @@ def test_what_cannot_be_together_or_by_name(settings: dict[str, Any], message: s
 
 
 def test_none_is_the_default() -> None:
-    assert ExportSettings(**dict.fromkeys(NAMES)) == ExportSettings()
+    nothing: dict[str, Any] = dict.fromkeys(NAMES)
+    assert ExportSettings(**nothing) == ExportSettings()
     with pytest.raises(FrozenInstanceError):
         ExportSettings().force = True  # type: ignore[misc]
 
