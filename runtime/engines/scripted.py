@@ -35,6 +35,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 CERTAIN = np.float32(30.0)  # logit of the scripted id; all others have 0
+EMPTY = -1  # in a cell without a token
 
 
 class IdMemory:
@@ -48,7 +49,7 @@ class IdMemory:
         return [self.cells[block, :num_tokens]]
 
     def blank(self, block: int) -> None:
-        self.cells[block] = -1
+        self.cells[block] = EMPTY
 
 
 class ScriptedEngine:
@@ -90,20 +91,21 @@ class ScriptedEngine:
     def forward(self, ids: Ids, sequence: CacheSequence, rows: Ids, inputs: Inputs = TEXT) -> Logits:
         assert self.info.logits_rows == "any" or rows.tolist() == [ids.size - 1], "logits of the last row alone"
         self._write(sequence, ids, inputs)
-        before = sequence.num_tokens
+        logits = self._logits(sequence, [sequence.num_tokens + int(row) + 1 for row in rows])
         sequence.commit(ids.size)
-        return self._logits(sequence, [before + int(row) + 1 for row in rows])
+        return logits
 
     def decode(self, steps: list[Step]) -> list[Logits]:
         most = self.info.max_step_rows
         for sequence, ids, positions in steps:
             assert most is None or ids.size <= most, f"{ids.size} rows, {most} at most"
             self._write(sequence, ids, Inputs(positions))
-        found = []
-        for sequence, ids, _ in steps:
-            before = sequence.num_tokens
+        found = [
+            self._logits(step.sequence, [step.sequence.num_tokens + i + 1 for i in range(step.ids.size)])
+            for step in steps
+        ]
+        for sequence, ids, _ in steps:  # last: a script that raises has changed nothing
             sequence.commit(ids.size)
-            found.append(self._logits(sequence, [before + i + 1 for i in range(ids.size)]))
         return found
 
     def close(self) -> None:
@@ -123,9 +125,10 @@ class ScriptedEngine:
         assert begin + ids.size <= self.info.max_context, "beyond the context"
         sequence.reserve(ids.size)
         for i, key in enumerate(_cells(ids, begin, inputs)):
-            block = sequence.block_table[(begin + i) // size]
+            block, place = sequence.block_table[(begin + i) // size], (begin + i) % size
             assert self.pool.holders(block) == 1, "a shared block is written into"
-            self._memory.cells[block, (begin + i) % size] = key
+            assert self.info.can_trim or self._memory.cells[block, place] == EMPTY, "a trimmed sequence goes on"
+            self._memory.cells[block, place] = key
 
     def _logits(self, sequence: CacheSequence, lengths: list[int]) -> Logits:
         """(len(lengths), vocab) after the first so many tokens of a sequence."""
