@@ -1,25 +1,70 @@
-"""A conversation computes each turn once, and says what a fresh rendering would say."""
+"""A conversation computes each turn once, and says what a fresh rendering would say.
+
+What the model is given is read off the cache: a script sees what its blocks hold.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
+
 import pytest
 
+from edge.api import scripted_llm
+from edge.runtime.arrays import Logits
+from edge.runtime.chat import ChatTemplate
+from edge.runtime.engines.scripted import (
+    ASSISTANT,
+    END,
+    STOP_IDS,
+    TEMPLATE,
+    USER,
+    Script,
+    ScriptedEngine,
+    replies,
+    tokenizer_json,
+)
 from edge.runtime.errors import ContextLengthError, SettingsError
 from edge.runtime.llm import LLM
 from edge.runtime.session import ChatSession
+from edge.runtime.tokenizer import Tokenizer
 
 TURNS = ("Hi, my name is Bob.", "What is the capital of France?", "And of Italy?")
+ANSWERS = {
+    TURNS[0]: "Hello Bob, what can I do for you?",
+    TURNS[1]: "The capital of France is Paris.",
+    TURNS[2]: "Rome – città eterna.",
+}
 
 
-def test_earlier_turns_are_never_computed_again(demo_llm: LLM) -> None:
-    demo_llm.clear_cache()
-    session = ChatSession(demo_llm)
+@pytest.fixture
+def llm() -> Iterator[LLM]:
+    with scripted_llm(replies(ANSWERS, otherwise="Once upon a time there was a king.")) as found:
+        yield found
+
+
+def scripted(script: Script, tokenizer: Tokenizer, template: str) -> LLM:
+    engine = ScriptedEngine(script, tokenizer.num_tokens)
+    return LLM.from_engine(engine, tokenizer, template=ChatTemplate(template), stop_ids=STOP_IDS)
+
+
+def test_earlier_turns_are_never_computed_again() -> None:
+    """Although the model writes "lo" as two tokens, where encoding makes one of it."""
+    definition = json.loads(tokenizer_json())
+    merged = {char: token_id for char, token_id in definition["model"]["vocab"].items() if token_id} | {"lo": 0}
+    definition["model"] |= {"vocab": merged, "merges": [["l", "o"]]}
+    tokenizer = Tokenizer.from_text(json.dumps(definition))
+    assert tokenizer.encode("Hello") == [*b"Hel", 0]
+    llm = scripted(replies(ANSWERS), tokenizer, TEMPLATE)
+    session = ChatSession(llm)
     known = 0
     for turn, text in enumerate(TURNS):
-        *_, last = session.send(text, max_new_tokens=40)
-        assert last.stats is not None
+        chunks = list(session.send(text))
+        assert "".join(chunk.text for chunk in chunks) == ANSWERS[text]
+        stats = chunks[-1].stats
+        assert stats is not None
         # All but the very last id of the turns before: its keys are computed when something follows it.
-        assert last.stats.cached_tokens >= known - 1 if turn else last.stats.cached_tokens == 0
+        assert stats.cached_tokens >= known - 1 if turn else stats.cached_tokens == 0
         known = session.num_tokens
 
 
@@ -38,42 +83,64 @@ def test_ids_are_those_of_the_rendered_conversation(demo_llm: LLM) -> None:
     assert [m["role"] for m in session.messages] == ["system"] + ["user", "assistant"] * 3
 
 
-def test_glm_style_turns(tiny_llm: LLM) -> None:
+@pytest.mark.parametrize("stop_id", [USER, END])
+def test_glm_style_turns(stop_id: int) -> None:
     """GLM's turns have no end marker: the stop id opens the next turn, and the template writes a newline first."""
-    session = ChatSession(tiny_llm)
-    chosen = tiny_llm.stop_ids
-    user = tiny_llm.tokenizer.token_id("<|user|>")
-    other = tiny_llm.tokenizer.token_id("<|endoftext|>")
-    assert user is not None
-    assert other is not None
-    for stop_id in (user, other):
-        session.reset()
-        session._remember([{"role": "user", "content": "a"}], "<|user|>\na<|assistant|>", [1, 2, 3], "\nhello", [])
-        assert session.messages == []
-        ids = [*tiny_llm.tokenizer.encode("\nhello"), stop_id]
-        session._remember([{"role": "user", "content": "a"}], "<|user|>\na<|assistant|>", [1, 2, 3], "\nhello", ids)
-        assert session.messages[-1] == {"role": "assistant", "content": "hello"}
-        prompt = tiny_llm.render([*session.messages, {"role": "user", "content": "b"}])
-        continued = session._continue(prompt)
-        assert continued[:3] == [1, 2, 3]
-        text = "".join(tiny_llm.tokenizer.token_text(i) for i in continued[3:])
-        assert text.count("<|user|>") == 1, "the stop id is the next turn's tag, not a second one"
-    assert tiny_llm.stop_ids == chosen
+    seen: list[list[int]] = []
+
+    def next_id(held: Sequence[int]) -> int:
+        seen.append(list(held))
+        told = len(held) - 1 - max(i for i, key in enumerate(held) if key == ASSISTANT)
+        answer: list[int] = [*b"\nhello", stop_id]
+        return answer[told]
+
+    template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    session = ChatSession(scripted(next_id, Tokenizer.from_text(tokenizer_json()), template))
+    first = [USER, *b"\na", ASSISTANT]
+    assert "".join(chunk.text for chunk in session.send("a")) == "\nhello"
+    assert seen[-1] == [*first, *b"\nhello"]
+    assert session.messages[-1] == {"role": "assistant", "content": "hello"}
+    seen.clear()
+    *_, last = session.send("b")
+    # The stop id is the next turn's tag, not a second one; another than the template writes is dropped.
+    assert seen[0] == [*first, *b"\nhello", USER, *b"\nb", ASSISTANT]
+    assert last.stats is not None
+    assert last.stats.cached_tokens == len(first) + len("\nhello")
 
 
-def test_stop_string_falls_back_to_the_text(demo_llm: LLM) -> None:
+def test_a_turn_without_a_token_leaves_no_trace(llm: LLM) -> None:
+    session = ChatSession(llm)
+    answer = session.send("long " * 100)
+    assert next(answer).prefill is not None
+    answer.close()
+    assert session.messages == []
+
+
+def test_stop_string_falls_back_to_the_text() -> None:
     """After a stop string the ids say more than was shown; the next turn follows what was shown."""
-    session = ChatSession(demo_llm)
+    seen: list[list[int]] = []
+    answers = replies(ANSWERS, otherwise="Gladly.")
+
+    def next_id(held: Sequence[int]) -> int | Logits:
+        seen.append(list(held))
+        return answers(held)
+
+    session = ChatSession(scripted_llm(next_id))
     shown = "".join(c.text for c in session.send("What is the capital of France?", stop=["Paris"]))
-    assert "Paris" not in shown
+    assert shown == "The capital of France is "
     assert session.messages[-1]["content"] == shown
+    seen.clear()
     *_, last = session.send("Go on.", max_new_tokens=5)
+    assert seen[0] == [USER, *TURNS[1].encode(), ASSISTANT, *shown.encode(), USER, *b"Go on.", ASSISTANT]
     assert last.stats is not None
     assert last.stats.cached_tokens > 0
 
 
-def test_closing_early_keeps_what_was_shown(demo_llm: LLM) -> None:
-    session = ChatSession(demo_llm)
+def test_closing_early_keeps_what_was_shown(llm: LLM) -> None:
+    session = ChatSession(llm)
     answer = session.send("Tell me a story.")
     shown = next(answer).text + next(answer).text + next(answer).text
     answer.close()
@@ -81,8 +148,8 @@ def test_closing_early_keeps_what_was_shown(demo_llm: LLM) -> None:
     assert list(session.send("Shorter, please.", max_new_tokens=3))
 
 
-def test_refused_message_leaves_no_trace(demo_llm: LLM) -> None:
-    session = ChatSession(demo_llm)
+def test_refused_message_leaves_no_trace(llm: LLM) -> None:
+    session = ChatSession(llm)
     with pytest.raises(SettingsError):
         session.send("hi", max_new_tokens=0)
     with pytest.raises(ContextLengthError):
@@ -90,8 +157,8 @@ def test_refused_message_leaves_no_trace(demo_llm: LLM) -> None:
     assert session.messages == []
 
 
-def test_reset_keeps_the_system_message(demo_llm: LLM) -> None:
-    session = ChatSession(demo_llm, system="Be brief.")
+def test_reset_keeps_the_system_message(llm: LLM) -> None:
+    session = ChatSession(llm, system="Be brief.")
     list(session.send("Hi", max_new_tokens=3))
     session.reset()
     assert session.messages == [{"role": "system", "content": "Be brief."}]
