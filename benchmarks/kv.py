@@ -54,8 +54,8 @@ from report import about, met_text, put_out, ratio_text, show_about, show_table,
 
 import edge
 from edge.runtime.bundle import TOKENIZER, open_bundle
-from edge.runtime.engines import Engine, Step
 from edge.runtime.engines.choice import open_engine
+from edge.runtime.engines.engine import Engine, Step
 from edge.runtime.errors import EdgeError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import CachePrecision, EngineSettings

@@ -41,19 +41,20 @@ from llamacpp import CLIPPED, WINDOW, Scores, Tools, read_base, scored_rows, wri
 from make_gguf import write_like
 from report import about_machine, put_out, show_machine, show_table, work_folder
 
-from edge.commands.demo import find_checkpoint
 from edge.export.architectures import describe
 from edge.export.checkpoint import open_checkpoint
+from edge.export.checkpoint.default import find_checkpoint
 from edge.export.checkpoint.gguf_metadata import read_header
 from edge.export.names import Weights
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.rotation import RotatedWeights
+from edge.export.settings import ExportSettings
 from edge.export.text import Windows, builtin_calibration, builtin_evaluation, check_apart, token_windows
 from edge.profiles.reference import FloatWeights
 from edge.runtime.bundle import Manifest, open_bundle
-from edge.runtime.engines import Engine
 from edge.runtime.engines.choice import open_engine
+from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import EdgeError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import EngineSettings
@@ -124,7 +125,7 @@ def compare(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         raise OSError(f"{source} is no GGUF; llama.cpp needs the tokenizer that only such a file has in its form")
     evaluation, calibration = texts(weights, args.windows, args.calibration_windows, work)
     chosen = reference_weights(weights, rotate=args.rotate)
-    key = make_plan(source, "fp32", format="openvino").key + evaluation.sha256
+    key = make_plan(source, ExportSettings("fp32", format="openvino")).key + evaluation.sha256
     base = work / f"float-{hashlib.sha256(key.encode()).hexdigest()[:16]}.logits"
     if not base.is_file():  # a folder that was kept has it from the last time
         write_base(base, evaluation.ids, spec.vocab_size, float_logits(source, work / "fp32", evaluation))

@@ -28,13 +28,14 @@ import numpy.typing as npt
 import openvino as ov
 from report import about_machine, put_out, show_machine, show_table, work_folder
 
-from edge.commands.demo import find_checkpoint
 from edge.export.calibration import WINDOW, WINDOWS
+from edge.export.checkpoint.default import find_checkpoint
 from edge.export.compress import alone
 from edge.export.names import canonical_shapes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.recipes import Precision, fit, stored_bytes
+from edge.export.settings import ExportSettings
 from edge.export.text import builtin_calibration, builtin_evaluation, check_apart, token_windows
 from edge.profiles.accuracy import Accuracy, compare, evaluate
 from edge.profiles.reference import Reference, build
@@ -98,7 +99,7 @@ def main() -> int:
 
 def measure(source: Path, bits: Sequence[float], criteria: Sequence[str], windows: int, work: Path) -> list[Row]:
     """All rows. Raises EdgeError and OSError."""
-    plan = make_plan(source, "fp32", format="openvino")
+    plan = make_plan(source, ExportSettings("fp32", format="openvino"))
     floats = work / "fp32"
     export(source, floats, "fp32", format="openvino", force=True)
     tokenizer = Tokenizer(floats / "tokenizer.json")

@@ -13,11 +13,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edge.commands.demo import find_checkpoint
+from edge.export.checkpoint.default import find_checkpoint
 from edge.profiles.record import PROFILE, Profile, read_profile
 from edge.profiles.report import COLUMNS, markdown_table, write_report
 from edge.profiles.sweep import Progress, sweep
-from edge.runtime.files import write_atomically
+from edge.runtime.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = ROOT / "profiles" / "results", ROOT / "README.md"

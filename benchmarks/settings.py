@@ -24,11 +24,11 @@ from pydoc_data.topics import topics
 import numpy as np
 from report import about_machine
 
-from edge.commands.demo import find_checkpoint
+from edge.export.checkpoint.default import find_checkpoint
 from edge.export.pipeline import export
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines import Engine
 from edge.runtime.engines.choice import open_engine
+from edge.runtime.engines.engine import Engine
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import EngineSettings
 from edge.runtime.tokenizer import Tokenizer

@@ -225,7 +225,7 @@ def answer_of(llm: edge.LLM, task: Task, new_tokens: int) -> Answer:
 
 
 def prompt_ids(llm: edge.LLM, task: Task) -> list[int]:
-    return llm.tokenizer.encode(llm.render(messages_of(task)))
+    return llm.encode_chat(messages_of(task))
 
 
 def messages_of(task: Task) -> list[dict[str, str]]:

@@ -7,68 +7,160 @@
     for chunk in llm.chat([{"role": "user", "content": "Hello"}]):
         print(chunk.text, end="", flush=True)
 
-Public names are loaded when they are first used; importing `edge` imports nothing else. It does one thing: it keeps
-what it will use from reporting to a server. `import openvino_telemetry` is made to fail in this process, since `import
-openvino` and nncf report where it works (openvino/tools/ovc/__init__.py and nncf/telemetry/wrapper.py fall back to a
-stub). onnxruntime and onnxruntime-genai start an uploader when they are imported and listen only to a variable of the
-environment: disable_telemetry_events() comes too late (seen with 1.31 and 0.18: a queue in the user's cache folder).
+Public names are loaded when they are first used; importing `edge` imports nothing else. It does two things. Its logger,
+"edge", is silent until a program gives it a handler. And it keeps what it will use from reporting to a server: `import
+openvino_telemetry` is made to fail in this process, since `import openvino` and nncf report where it works
+(openvino/tools/ovc/__init__.py and nncf/telemetry/wrapper.py fall back to a stub). onnxruntime and onnxruntime-genai
+start an uploader when they are imported and listen only to a variable of the environment: disable_telemetry_events()
+comes too late (seen with 1.31 and 0.18: a queue in the user's cache folder).
 """
 
-from __future__ import annotations
+# Imported under names that an editor does not offer behind `edge.`.
+import logging as _logging
+import os as _os
+import sys as _sys
+import typing as _typing
 
-import os
-import sys
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+_os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+_sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: not importable
+_logging.getLogger("edge").addHandler(_logging.NullHandler())  # silent unless the program asks for it
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: not importable
-
-if TYPE_CHECKING:
-    from edge.api import load
-    from edge.runtime.chunk import Answer, Chunk
-    from edge.runtime.constraints import Constraint
-    from edge.runtime.errors import EdgeError
+if _typing.TYPE_CHECKING:
+    from edge.api import load, scripted_llm
+    from edge.export.pipeline import export
+    from edge.runtime.chunk import Answer, Chunk, Stats, StoppedBy
+    from edge.runtime.constraint import Constraint
+    from edge.runtime.engines.engine import Embedding, Engine, EngineInfo
+    from edge.runtime.engines.scripted import ScriptedEngine, noise, replies
+    from edge.runtime.errors import (
+        BundleError,
+        CacheError,
+        CacheFullError,
+        CalibrationError,
+        CheckpointError,
+        ClosedError,
+        ConfigError,
+        ContextLengthError,
+        DeviceError,
+        DraftStoreError,
+        EdgeError,
+        GenerationError,
+        MissingPackageError,
+        OutputError,
+        ProfileError,
+        PromptError,
+        RecipeError,
+        SettingsError,
+        SnapshotError,
+        TensorError,
+        TokenizerError,
+        VerificationError,
+    )
     from edge.runtime.llm import LLM
+    from edge.runtime.logprobs import TokenLogprob
+    from edge.runtime.messages import Message, ToolCall
+    from edge.runtime.prompt import Prompt
+    from edge.runtime.scheduler import SchedulerStats
     from edge.runtime.session import ChatSession
     from edge.runtime.settings import EngineSettings, GenerationSettings, Sampling, SpeculationSettings
+    from edge.runtime.stream import Stream
+
+    __version__: str
 
 __all__ = [
     "LLM",
     "Answer",
+    "BundleError",
+    "CacheError",
+    "CacheFullError",
+    "CalibrationError",
     "ChatSession",
+    "CheckpointError",
     "Chunk",
+    "ClosedError",
+    "ConfigError",
     "Constraint",
+    "ContextLengthError",
+    "DeviceError",
+    "DraftStoreError",
     "EdgeError",
+    "Embedding",
+    "Engine",
+    "EngineInfo",
     "EngineSettings",
+    "GenerationError",
     "GenerationSettings",
+    "Message",
+    "MissingPackageError",
+    "OutputError",
+    "ProfileError",
+    "Prompt",
+    "PromptError",
+    "RecipeError",
     "Sampling",
+    "SchedulerStats",
+    "ScriptedEngine",
+    "SettingsError",
+    "SnapshotError",
     "SpeculationSettings",
+    "Stats",
+    "StoppedBy",
+    "Stream",
+    "TensorError",
+    "TokenLogprob",
+    "TokenizerError",
+    "ToolCall",
+    "VerificationError",
+    "__version__",
     "export",
     "load",
+    "noise",
+    "replies",
+    "scripted_llm",
 ]
 
 _HOMES = {
     "load": "edge.api",
+    "scripted_llm": "edge.api",
+    "Stats": "edge.runtime.chunk",
+    "StoppedBy": "edge.runtime.chunk",
+    "Embedding": "edge.runtime.engines.engine",
+    "Engine": "edge.runtime.engines.engine",
+    "EngineInfo": "edge.runtime.engines.engine",
+    "ScriptedEngine": "edge.runtime.engines.scripted",
+    "noise": "edge.runtime.engines.scripted",
+    "replies": "edge.runtime.engines.scripted",
+    "TokenLogprob": "edge.runtime.logprobs",
+    "Prompt": "edge.runtime.prompt",
+    "SchedulerStats": "edge.runtime.scheduler",
+    "Stream": "edge.runtime.stream",
     "LLM": "edge.runtime.llm",
     "Answer": "edge.runtime.chunk",
-    "Constraint": "edge.runtime.constraints",
+    "Constraint": "edge.runtime.constraint",
+    "Message": "edge.runtime.messages",
+    "ToolCall": "edge.runtime.messages",
     "SpeculationSettings": "edge.runtime.settings",
     "ChatSession": "edge.runtime.session",
     "Chunk": "edge.runtime.chunk",
     "GenerationSettings": "edge.runtime.settings",
     "EngineSettings": "edge.runtime.settings",
-    "EdgeError": "edge.runtime.errors",
     "Sampling": "edge.runtime.settings",
+    **{name: "edge.runtime.errors" for name in __all__ if name.endswith("Error")},
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "export":
-        return import_module("edge.export")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'edge' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+if not _typing.TYPE_CHECKING:  # a checker that saw it would take any name for one of ours
+
+    def __getattr__(name: str) -> _typing.Any:
+        from importlib import import_module
+
+        if name == "export":
+            return import_module("edge.export")
+        if name == "__version__":
+            return import_module("importlib.metadata").version("edgeglm")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'edge' has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -5,11 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Unpack
 
+from edge.runtime.chat import ChatTemplate
+from edge.runtime.engines.scripted import STOP_IDS, TEMPLATE, Script, ScriptedEngine, tokenizer_json
 from edge.runtime.errors import SettingsError, shown
+from edge.runtime.extras import missing_packages_named
 from edge.runtime.llm import LLM
+from edge.runtime.rules import FilePath, check_value
 from edge.runtime.settings import EngineOptions, SpeculationSettings, engine_settings
+from edge.runtime.tokenizer import Tokenizer
 
 
+@missing_packages_named()
 def load(
     bundle: str | Path,
     device: str | None = None,
@@ -40,12 +46,11 @@ def load(
         threads                     default: the engine's choice
         expected_prompt_tokens      helps "auto"
 
-    Raises BundleError, DeviceError, TokenizerError, DraftStoreError, and SettingsError for a keyword that is unknown,
-    of the wrong type or outside its range.
+    Raises BundleError, DeviceError, MissingPackageError, TokenizerError, DraftStoreError, and SettingsError for a
+    keyword that is unknown, of the wrong type or outside its range.
     """
-    for name, path in (("bundle", bundle), ("draft_store", draft_store)):
-        if not (isinstance(path, str | Path) and str(path)) and (name == "bundle" or path is not None):
-            raise SettingsError(f"{name} is {shown(path)}, expected a path", param=name)
+    folder = check_value("bundle", FilePath(), bundle)
+    store = None if draft_store is None else check_value("draft_store", FilePath(), draft_store)
     if speculation is None or speculation is False:
         chosen = None
     elif speculation is True:
@@ -57,22 +62,32 @@ def load(
             f"speculation is {shown(speculation)}, expected true, false or edge.SpeculationSettings",
             param="speculation",
         )
-    if chosen is None and draft_store is not None:
+    if chosen is None and store is not None:
         raise SettingsError(
             "draft_store is what speculation drafts from; give speculation=True too", param="draft_store"
         )
-    return LLM(bundle, engine_settings(device, **options), chosen, draft_store)
+    return LLM(folder, engine_settings(device, **options), chosen, store)
 
 
-def scripted_llm(script: Any, **changes: Any) -> LLM:  # Any: a Script; keywords of ScriptedEngine
-    """An `LLM` without a model, which answers as a script says; for tests. See `edge.ScriptedEngine`."""
-    from edge.runtime.chat import ChatTemplate
-    from edge.runtime.engines.scripted import STOP_IDS, TEMPLATE, ScriptedEngine, tokenizer_json
-    from edge.runtime.tokenizer import Tokenizer
+def scripted_llm(
+    script: Script,
+    *,
+    speculation: SpeculationSettings | None = None,
+    **changes: Any,  # Any: keywords of ScriptedEngine
+) -> LLM:
+    """An `LLM` without a model, which answers as a script says: for tests of what is built on top of one.
 
+        llm = edge.scripted_llm(edge.replies({"Hello": "Hello to you"}))
+        assert llm.chat([{"role": "user", "content": "Hello"}]).text() == "Hello to you"
+
+    Its tokenizer has a token for every byte, ids 0 to 255, and a few special ones. `edge.ScriptedEngine` says what a
+    script is and which keywords there are, among them the size of the KV cache and what the engine cannot do.
+    """
+    tokenizer = Tokenizer.from_text(tokenizer_json())
     return LLM.from_engine(
         ScriptedEngine(script, **changes),
-        Tokenizer.from_text(tokenizer_json()),
-        template=ChatTemplate(TEMPLATE),
+        tokenizer,
+        template=ChatTemplate(TEMPLATE, tokenizer.markup),
         stop_ids=STOP_IDS,
+        speculation=speculation,
     )

@@ -8,20 +8,16 @@ files, or about how costs were measured.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 from edge.export.budget import Choice, Option, choose
 from edge.export.names import canonical_shapes
 from edge.export.recipes import EMBEDDING, HEAD, Precision, Recipe, Rounding, block_size, fit, stored_bytes
 from edge.export.sensitivity import Candidates, Sensitivity
+from edge.export.settings import Limits
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
 
-Device = Literal["CPU", "GPU", "NPU"]
-DEVICES: tuple[Device, ...] = get_args(Device)
 # Symmetric ones beside these make models no better (benchmarks/README.md), and bundles of two formats hold them twice.
 USUAL = tuple(
     Precision.parse(text)
@@ -29,25 +25,6 @@ USUAL = tuple(
 )
 # NPUs multiply symmetric integers only, with one scale a row or for 128 weights (OpenVINO GenAI on NPU, documentation).
 NPU = tuple(Precision.parse(text) for text in ("int4-sym-channel", "int4-sym-g128", "int8-sym"))
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a model may be. At least one of the two is given; with both, the smallest within the KLD must fit."""
-
-    max_bytes: float | None = None  # of all weights, scales and zero points included; graphs and tokenizer are not
-    max_kld: float | None = None  # predicted, nats/token
-    device: Device = "CPU"
-
-    def __post_init__(self) -> None:
-        if self.device not in DEVICES:
-            raise RecipeError(f"device {self.device!r} is unknown, expected {', '.join(DEVICES)}")
-        if self.max_bytes is not None and not 1 <= self.max_bytes < math.inf:
-            raise RecipeError(f"a budget of {self.max_bytes:,} bytes is given, expected a number like 5.2e9")
-        if self.max_kld is not None and not 0 < self.max_kld < math.inf:
-            raise RecipeError(f"a KLD of {self.max_kld} is given, expected a number above 0, like 0.05")
-        if self.max_bytes is None and self.max_kld is None:
-            raise RecipeError(f"device {self.device} is given without a budget; give bytes or a KLD as well")
 
 
 def base_recipe(limits: Limits, spec: ModelSpec) -> Recipe:

@@ -40,6 +40,8 @@ import numpy as np
 import openvino as ov
 import tokenizers
 
+from edge.runtime.errors import telling_line
+
 FILES = tuple(f"openvino_{name}.{suffix}" for name in ("tokenizer", "detokenizer") for suffix in ("xml", "bin"))
 
 # sys.argv: where the package is, tokenizer.json, folder, eos id. Its standard input ends when the exporting process
@@ -143,9 +145,9 @@ class Conversion:
         self._process.stdin.close()
 
     def _last_words(self) -> str:
-        lines = (self._scratch / "stderr").read_text(encoding="utf-8", errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
-        return said[-1] if said else f"the conversion ended with exit code {self._process.returncode}"
+        said = (self._scratch / "stderr").read_text(encoding="utf-8", errors="replace")
+        ended = f"the conversion ended with exit code {self._process.returncode}"
+        return telling_line(said, last=True) if said.strip() else ended
 
 
 def convert(

@@ -32,9 +32,10 @@ import openvino as ov
 from edge.export import openvino_tokenizer, recipes
 from edge.export.checkpoint import Checkpoint, open_checkpoint
 from edge.export.output import check_space, work_folder
-from edge.export.pipeline import SIDECAR_BYTES
+from edge.export.pipeline import SIDECAR_BYTES, check_arguments
 from edge.export.plan import source_sha256, tensor_sha256, versions
 from edge.export.recipes import EMBEDDING, HEAD, Precision, Recipe
+from edge.export.settings import ExportSettings
 from edge.export.sidecars import write_server_graph, write_sidecars
 from edge.export.stages import Progress
 from edge.export.verify import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden, distance
@@ -42,7 +43,15 @@ from edge.runtime import bundle
 from edge.runtime.bundle import Manifest, StageCheck, TensorRecord
 from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
-from edge.runtime.errors import CheckpointError, DeviceError, OutputError, TensorError, VerificationError
+from edge.runtime.errors import (
+    CheckpointError,
+    DeviceError,
+    OutputError,
+    TensorError,
+    VerificationError,
+    telling_line,
+)
+from edge.runtime.extras import missing_packages_named
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import EngineSettings
 from edge.runtime.spec import ModelSpec
@@ -54,23 +63,27 @@ VERSIONED = ("optimum-intel", "optimum", "transformers", "torch")
 _QKV_BIASES = ("q_proj.bias", "qkv_proj.bias", "query_key_value.bias", "c_attn.bias", "Wqkv.bias")
 
 
+@missing_packages_named("optimum")
 def export_with_optimum(
     source: str | Path,
     out: str | Path,
-    recipe: str = recipes.DEFAULT,
+    recipe: str | None = None,
     *,
     force: bool = False,
-    progress: Callable[[Progress], None] = lambda _progress: None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
     """Export a checkpoint to a bundle at `out`, with the graph that optimum-intel makes of it.
 
     source: a folder with config.json and *.safetensors, or a hub id. recipe: a name in recipes.toml. force: replace an
     existing `out`. progress is called before the weights are written and when the bundle is checked.
 
-    Raises CheckpointError, also for what optimum-intel refuses, RecipeError, OutputError, TokenizerError and
-    VerificationError, and ModuleNotFoundError where optimum-intel is not installed; `out` is then as before.
+    Raises CheckpointError, also for what optimum-intel refuses, SettingsError, RecipeError, OutputError, TokenizerError
+    and VerificationError, and MissingPackageError where optimum-intel is not installed; `out` is then as before.
     """
-    chosen = recipes.find_recipe(recipe)
+    settings = ExportSettings(recipe, format="openvino", force=force)
+    check_arguments(source, out, progress)
+    progress = progress or (lambda _progress: None)
+    chosen = recipes.find_recipe(settings.recipe or recipes.DEFAULT)
     _require_packages()
     checkpoint = open_checkpoint(source)
     if checkpoint.format != "safetensors":
@@ -80,7 +93,7 @@ def export_with_optimum(
         )
     spec = read_spec(checkpoint)
     parameters = sum(math.prod(shape) for shape in checkpoint.shapes.values())
-    with work_folder(Path(out), force, f"optimum {uuid4()}") as (folder, _):
+    with work_folder(Path(out), settings.force, f"optimum {uuid4()}") as (folder, _):
         bits = 32 + max(chosen.linear.bits, chosen.embedding.bits, chosen.head.bits)  # of the float graph and ours
         check_space(folder, parameters * bits // 8 + SIDECAR_BYTES)
         tokenizer, stop_ids = write_sidecars(checkpoint, spec, folder, own_config=True)
@@ -242,9 +255,7 @@ def _quiet() -> Iterator[list[str]]:
 
 def _reason(error: Exception) -> str:
     """The telling line of an error, without the advice behind it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = next((line for line in lines if not line.startswith(("Exception from", "Check "))), type(error).__name__)
-    return line.split(" Please ")[0]
+    return telling_line(error).split(" Please ")[0]
 
 
 def _compress(

@@ -11,16 +11,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from edge.runtime import bundle
+from edge.runtime.atomic import write_durably
 from edge.runtime.errors import OutputError
+from edge.runtime.locks import try_lock
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -66,7 +67,7 @@ def work_folder(out: Path, force: bool, key: str) -> Iterator[tuple[Path, Journa
     except OSError as error:
         raise OutputError(f"{out.parent} cannot be written ({error.strerror}); choose another folder") from error
     with holder:
-        if not _lock(holder):
+        if not try_lock(holder.fileno()):
             raise OutputError(f"{out} is being written by another export; wait for it, or choose another folder")
         try:
             folder.mkdir(exist_ok=True)
@@ -96,16 +97,6 @@ def check_space(folder: Path, needed: int) -> None:
         raise OutputError(f"{folder.parent}: {free:,} bytes free, the bundle needs about {needed:,}; free some space")
 
 
-def write_durably(path: Path, *parts: bytes | memoryview) -> None:
-    """Replace a file by one that is on the disk as a whole."""
-    fresh = path.with_name(path.name + ".new")
-    with fresh.open("wb") as file:
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-
-
 def _take_place(folder: Path, out: Path) -> None:
     if not out.exists():
         folder.rename(out)
@@ -119,22 +110,3 @@ def _take_place(folder: Path, out: Path) -> None:
         raise
     finally:
         shutil.rmtree(old.parent)
-
-
-def _lock(file: IO[str]) -> bool:
-    """Whether this process now holds the file alone; the system lets go of it when the process ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

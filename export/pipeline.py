@@ -19,35 +19,31 @@ import numpy.typing as npt
 from edge.export import openvino_tokenizer, sensitivity
 from edge.export.calibration import WINDOW, WINDOWS, Calibration
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
-from edge.export.mixed import Device, Limits, decide
+from edge.export.mixed import decide
 from edge.export.names import canonical_shapes
-from edge.export.output import check_space, work_folder, write_durably
-from edge.export.plan import (
-    DEFAULT_FORMAT,
-    Format,
-    Plan,
-    make_plan,
-    signed_bytes,
-    source_sha256,
-    tensor_sha256,
-    versions,
-)
+from edge.export.output import check_space, work_folder
+from edge.export.plan import Plan, make_plan, signed_bytes, source_sha256, tensor_sha256, versions
 from edge.export.recipes import EMBEDDING, HEAD
 from edge.export.sensitivity import Sensitivity
+from edge.export.settings import DEFAULT_FORMAT, Device, ExportSettings, Format, Limits
 from edge.export.sidecars import write_genai_config, write_server_graph, write_sidecars
 from edge.export.stages import Compressed, Progress, compress, done_bytes, open_store
 from edge.export.store import WeightStore
 from edge.export.text import Corpus, token_windows
 from edge.export.verify import GOLDEN_TEXT, Verifier
 from edge.runtime import bundle
+from edge.runtime.atomic import write_durably
 from edge.runtime.bundle import FileRecord, Manifest, TensorRecord
 from edge.runtime.chat import ChatTemplate
-from edge.runtime.errors import BundleError, OutputError, RecipeError
+from edge.runtime.errors import BundleError, OutputError, RecipeError, SettingsError, shown
+from edge.runtime.extras import missing_packages_named
+from edge.runtime.rules import FilePath, check_value
 from edge.runtime.tokenizer import Tokenizer
 
 SIDECAR_BYTES = 64_000_000  # at most, of a bundle's files that are no weights; a tokenizer for 151,552 tokens has 35 MB
 
 
+@missing_packages_named("export")
 def export(
     source: str | Path,
     out: str | Path,
@@ -63,30 +59,41 @@ def export(
     max_kld: float | None = None,
     device: Device | None = None,
     force: bool = False,
-    progress: Callable[[Progress], None] = lambda _progress: None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
-    """Export a checkpoint to a bundle at `out`.
+    """Export a checkpoint to a bundle: compress its weights and write graphs over them that run without it.
 
-    source: a folder with config.json and *.safetensors, a .gguf file, or a hub id. recipe: a name in recipes.toml;
-    without one, the default. format: the graphs in the bundle, "openvino", "onnx" or "both"; they share the bytes of
-    the weights. embedding, head: precisions of the vocabulary matrices instead of the recipe's, like "int4-asym-g128".
-    adapter: the folder of a PEFT LoRA to merge. rope_theta: replaces the checkpoint's rotary base. calibration: a text
-    or .jsonl file for recipes that are fitted to text, instead of text that comes with Python. force: replace an
-    existing `out`. progress is called after every stage.
+        edge.export("THUDM/glm-4-9b-chat", "glm4-int4", recipe="int4-asym-g128")
 
-    max_bytes: instead of a recipe, the best model with at most so many bytes of weights: every matrix gets a precision
-    by what each was measured to cost. max_kld: the smallest one with at most this KLD, nats/token, as predicted. With
-    both, that must have at most so many bytes. device: "CPU", "GPU" or "NPU", which such a choice has to suit.
+    What to export, and where to:
+      source       a folder with config.json and *.safetensors, a .gguf file, or a hub id such as "THUDM/glm-4-9b-chat",
+                   which is downloaded
+      out          the folder of the bundle, made by the export
+      force        replace `out` if it is a bundle already; nothing else is ever replaced
+      format       the graphs in the bundle: "openvino", "onnx" or "both", which share the bytes of the weights
+      adapter      the folder of a PEFT LoRA to merge into the weights
+      rope_theta   the rotary base to use instead of the checkpoint's
 
-    An export that was killed goes on where it stopped when it is started again with the same arguments. Raises
-    CheckpointError, RecipeError, CalibrationError, OutputError, TokenizerError and VerificationError; `out` is then as
-    before.
+    How to compress, by a recipe:
+      recipe       one of the names in recipes.toml, such as "int8-asym"; the default is "int4-asym-g128"
+      embedding    the precision of the embedding instead of the recipe's, such as "int4-asym-g128"
+      head         the same of the vocabulary projection
+      calibration  a text or .jsonl file for recipes that are fitted to text; the default is text that comes with Python
+
+    or within a budget, which gives every matrix a precision by what each was measured to cost:
+      max_bytes    the most accurate model with at most this many bytes of weights
+      max_kld      the smallest model with at most this predicted KLD from the float one, nats/token; with both, that
+                   model must also have at most max_bytes
+      device       "CPU", "GPU" or "NPU", which the choice has to suit; the default is "CPU"
+
+    progress       is called with a `Progress` after every stage
+
+    Returns the manifest of the bundle. None for a setting means its default. An export that was killed goes on where it
+    stopped when it is started again with the same arguments. When it fails, `out` is as it was before. Raises
+    CheckpointError, SettingsError, RecipeError, CalibrationError, OutputError, TokenizerError and VerificationError,
+    and MissingPackageError where the packages that an export needs are not installed.
     """
-    limits = None
-    if max_bytes is not None or max_kld is not None or device is not None:
-        limits = Limits(max_bytes, max_kld, device or "CPU")
-    plan = make_plan(
-        source,
+    settings = ExportSettings(
         recipe,
         format=format,
         embedding=embedding,
@@ -94,9 +101,23 @@ def export(
         adapter=adapter,
         rope_theta=rope_theta,
         calibration=calibration,
-        limits=limits,
+        max_bytes=max_bytes,
+        max_kld=max_kld,
+        device=device,
+        force=force,
     )
-    with work_folder(Path(out), force, plan.key) as (folder, journal), ExitStack() as stack:
+    return export_with(settings, source, out, progress)
+
+
+def export_with(
+    settings: ExportSettings, source: str | Path, out: str | Path, progress: Callable[[Progress], None] | None = None
+) -> Manifest:
+    """`export` with its choices as a record."""
+    check_arguments(source, out, progress)
+    progress = progress or (lambda _progress: None)
+    plan = make_plan(source, settings)
+    limits = settings.limits
+    with work_folder(Path(out), settings.force, plan.key) as (folder, journal), ExitStack() as stack:
         tokenizer, stop_ids = write_sidecars(plan.checkpoint, plan.spec, folder)
         if limits is not None:
             kept = stack.enter_context(_kept(Path(out)))
@@ -125,6 +146,14 @@ def export(
     return manifest
 
 
+def check_arguments(source: str | Path, out: str | Path, progress: Callable[[Progress], None] | None) -> None:
+    """What an export takes beside its settings. Raises SettingsError."""
+    for name, value in (("source", source), ("out", out)):
+        check_value(name, FilePath(), value)
+    if progress is not None and not callable(progress):
+        raise SettingsError(f"progress is {shown(progress)}, expected a function of one argument", param="progress")
+
+
 def is_export_of(out: Path, source: Path, recipe: str) -> bool:
     """Whether `out` is a bundle that exporting `source` with these versions would make again."""
     try:
@@ -133,7 +162,7 @@ def is_export_of(out: Path, source: Path, recipe: str) -> bool:
         return False
     if manifest.recipe != recipe or manifest.versions != versions(DEFAULT_FORMAT):
         return False
-    plan = make_plan(source, recipe)
+    plan = make_plan(source, ExportSettings(recipe))
     parts = {part for parts in plan.weights.sources.values() for part in parts}
     hashes = tensor_sha256(plan.checkpoint, parts)
     return manifest.source_sha256 == source_sha256(plan.checkpoint, hashes, plan.small_files)
@@ -160,7 +189,7 @@ def _windows(corpus: Corpus, plan: Plan, tokenizer: Tokenizer, length: int, coun
         tokenizer,
         min(length, plan.spec.max_position_embeddings),
         count,
-        None if template is None else ChatTemplate(template),
+        None if template is None else ChatTemplate(template, tokenizer.markup, plan.checkpoint.named_tokens()),
     )
     return windows.ids
 

@@ -1,36 +1,30 @@
 """What an export is asked to do: everything that decides its bytes, opened and checked.
 
-In: a source and choices, as a user gives them. Out: a `Plan`, with the key that an interrupted export is known by and
-the hash that its source is. Compresses nothing and writes nothing.
+In: a source and `ExportSettings`. Out: a `Plan`, with the key that an interrupted export is known by and the hash that
+its source is. Compresses nothing and writes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
 
 from edge.export import mixed, recipes
 from edge.export.adapter import Adapter
 from edge.export.architectures import describe, doubts
 from edge.export.checkpoint import Checkpoint, open_checkpoint
-from edge.export.mixed import Limits
 from edge.export.names import WeightSource, canonical_shapes
 from edge.export.recipes import EMBEDDING, HEAD, Recipe, Rounding, block_size
 from edge.export.rotation import RotatedWeights
+from edge.export.settings import ExportSettings, Format, Limits
 from edge.export.text import Corpus, calibration_corpus
 from edge.runtime import bundle
-from edge.runtime.errors import ConfigError, RecipeError
 from edge.runtime.spec import ModelSpec
 
-Format = Literal["openvino", "onnx", "both"]  # of the graphs in a bundle
-FORMATS: tuple[Format, ...] = get_args(Format)
-DEFAULT_FORMAT: Format = "both"
 VERSIONED = ("edgeglm", "openvino", "nncf", "numpy")
 
 
@@ -97,60 +91,42 @@ class Plan:
         return replace(self, recipe=recipe, warnings=(*self.warnings, *copied), decisions=(*self.decisions, *decisions))
 
 
-def make_plan(
-    source: str | Path,
-    recipe: str | None = None,
-    *,
-    format: Format = DEFAULT_FORMAT,
-    embedding: str | None = None,
-    head: str | None = None,
-    adapter: str | Path | None = None,
-    rope_theta: float | None = None,
-    calibration: str | Path | None = None,
-    limits: Limits | None = None,
-) -> Plan:
+def make_plan(source: str | Path, settings: ExportSettings) -> Plan:
     """Open and check everything that export reads. Raises CheckpointError, RecipeError and CalibrationError.
 
-    limits: instead of a recipe. The plan's recipe then makes no choices yet; `Plan.choose` makes them.
+    Where the settings have limits instead of a recipe, the plan's recipe makes no choices yet; `Plan.choose` does.
     """
-    if format not in FORMATS:
-        raise RecipeError(f"format {format!r} is unknown, expected {', '.join(FORMATS)}")
-    if limits is not None and recipe is not None:
-        raise RecipeError(f"recipe {recipe} and a budget are given; a budget chooses precisions itself, give one")
-    chosen = recipes.find_recipe(recipe or recipes.DEFAULT)  # checked before anything is read
-    if limits is None and calibration is not None and not chosen.calibrated:
-        fitting = ", ".join(name for name, other in recipes.recipes().items() if other.calibrated)
-        raise RecipeError(f"recipe {recipe} takes no calibration text; leave it out, or use one of {fitting}")
+    format, limits = settings.format, settings.limits
     checkpoint = open_checkpoint(source)
     spec, stored = describe(checkpoint)
     decisions: tuple[str, ...] = ()
-    if rope_theta is not None:
-        if not 0 < rope_theta < math.inf:
-            raise ConfigError(f"rope_theta is {rope_theta}, expected a number above 0, like 10000")
+    if settings.rope_theta is not None:
+        rope_theta = float(settings.rope_theta)
         decisions = (f"rope_theta {rope_theta:,.0f}; the checkpoint says {spec.rope_theta:,.0f}",)
         spec = replace(spec, rope_theta=rope_theta)
-    change = None if adapter is None else Adapter(Path(adapter), spec)
+    change = None if settings.adapter is None else Adapter(Path(settings.adapter), spec)
     own = replace(stored, spec=spec, change=change)
-    if limits is not None:
-        chosen = mixed.base_recipe(limits, spec)
-    weights: WeightSource = RotatedWeights(own) if chosen.rotate else own
+    named = recipes.find_recipe(settings.recipe or recipes.DEFAULT)
+    recipe = named if limits is None else mixed.base_recipe(limits, spec)
+    weights: WeightSource = RotatedWeights(own) if recipe.rotate else own
     spec = weights.spec
-    chosen = chosen.with_vocabulary(embedding, head, tied=spec.tied_embeddings)
+    embedding, head = settings.embedding, settings.head
+    recipe = recipe.with_vocabulary(embedding, head, tied=spec.tied_embeddings)
     if format != "openvino":
-        _check_groups(chosen, spec)
+        _check_groups(recipe, spec)
     options: dict[str, tuple[Rounding, ...]] = {}
     if limits is not None:
         fixed = {EMBEDDING: embedding, HEAD: head} if not spec.tied_embeddings else {EMBEDDING: embedding or head}
-        options = mixed.options(spec, limits, fixed, onnx=format != "openvino", awq=not chosen.rotate)
+        options = mixed.options(spec, limits, fixed, onnx=format != "openvino", awq=not recipe.rotate)
     return Plan(
         Path(source).resolve().name if Path(source).exists() else str(source),
         checkpoint,
         weights,
-        chosen,
+        recipe,
         format,
         change,
-        calibration_corpus(calibration) if chosen.calibrated else None,
-        (*doubts(checkpoint, spec), *(_copied(chosen, spec) if format == "both" and not options else ())),
+        calibration_corpus(settings.calibration) if recipe.calibrated else None,
+        (*doubts(checkpoint, spec), *(_copied(recipe, spec) if format == "both" and not options else ())),
         decisions,
         limits,
         options,

@@ -51,7 +51,7 @@ class Precision:
     @classmethod
     def parse(cls, text: str) -> Precision:
         """The inverse of `str`. Raises RecipeError."""
-        match = re.fullmatch(r"int(4|8)-(a?sym)(?:-(channel)|-g(\d+))?|fp(16|32)", text)
+        match = re.fullmatch(r"int(4|8)-(a?sym)(?:-(channel)|-g(\d{1,9}))?|fp(16|32)", text)
         if match is None:
             raise RecipeError(
                 f"precision {text!r} is unknown, expected int8-asym, int4-asym-g128, int4-sym-channel, ..."

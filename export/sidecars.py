@@ -125,6 +125,7 @@ def _write_configs(
     """config.json and its like, where openvino_genai, optimum-intel and OpenVINO Model Server look."""
     generation = {**checkpoint.generation_config().values, "eos_token_id": list(stops)}
     tokenizer = {
+        **checkpoint.named_tokens(),
         "tokenizer_class": "PreTrainedTokenizerFast",
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,

@@ -22,12 +22,13 @@ from threadpoolctl import threadpool_limits
 from edge.export import awq, gptq, low_rank
 from edge.export.calibration import Calibration
 from edge.export.names import ReadWhenNeeded, WeightSource, canonical_shapes
-from edge.export.output import Journal, write_durably
+from edge.export.output import Journal
 from edge.export.plan import Plan, tensor_sha256
 from edge.export.recipes import EMBEDDING, HEAD, Precision, Recipe
 from edge.export.store import StoredWeight, WeightStore
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, as_unsigned, to_float32
 from edge.export.verify import Golden, Verifier
+from edge.runtime.atomic import write_durably
 from edge.runtime.bundle import StageCheck
 from edge.runtime.errors import TensorError, VerificationError
 from edge.runtime.spec import ModelSpec

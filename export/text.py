@@ -27,7 +27,8 @@ import numpy.typing as npt
 from edge.runtime.errors import CalibrationError, PromptError
 
 if TYPE_CHECKING:
-    from edge.runtime.chat import ChatTemplate, Message
+    from edge.runtime.chat import ChatTemplate
+    from edge.runtime.messages import MessageLike
     from edge.runtime.tokenizer import Tokenizer
 
 UNKNOWN_LANGUAGE = "und"  # ISO 639-2, undetermined
@@ -71,7 +72,7 @@ class Document:
 
     text: str  # of a conversation: its contents, one below the other
     language: str = UNKNOWN_LANGUAGE  # a label to report by, like "en" or "zh"
-    messages: tuple[Message, ...] = ()  # of a conversation
+    messages: tuple[MessageLike, ...] = ()  # of a conversation
     origin: str = ""  # where it comes from, for messages: "chats.jsonl, line 3"
 
     def rendered(self, template: ChatTemplate | None) -> str:

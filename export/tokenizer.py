@@ -15,6 +15,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from edge.runtime.errors import TokenizerError
+from edge.runtime.tokenizer import byte_of_character
 
 
 class TokenType(IntEnum):
@@ -156,7 +157,7 @@ def from_tiktoken(path: Path, special: Mapping[int, AddedToken]) -> Tokenizer:
             f"{path}: ranks 0 to {len(tokens) - 1}, special tokens from {min(special)} on, expected them to follow; "
             "tokenizer.model or tokenizer_config.json is truncated or of another model, download both again"
         )
-    shown = _byte_characters()
+    shown = {byte: character for character, byte in byte_of_character().items()}
     names = [token.decode("latin-1").translate(shown) for token in tokens]
     vocab = {name: rank for rank, name in enumerate(names)}
     for i in sorted(special):
@@ -230,10 +231,3 @@ def _last_pair(token: bytes, rank_of: Mapping[bytes, int]) -> tuple[bytes, bytes
         if i < len(ranks):
             ranks[i] = rank_of.get(parts[i] + parts[i + 1], never)
     return parts[0], parts[1]
-
-
-def _byte_characters() -> dict[int, str]:
-    """The character that stands for each byte: itself where it prints, else the next of those after U+00FF."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    others = iter(alphabet[sum(ord(char) < 256 for char in alphabet) :])
-    return {byte: chr(byte) if chr(byte) in alphabet else next(others) for byte in range(256)}

@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtr
 
 from edge.profiles.reference import Reference, Rows, log_sum_exp
-from edge.runtime.engines import Engine, Step
+from edge.runtime.engines.engine import Engine, Step
 from edge.runtime.errors import CalibrationError, ContextLengthError
 from edge.runtime.kv.pool import CacheSequence
 
@@ -279,6 +278,8 @@ def _stderr(means: FloatArray) -> float | None:
 
 
 def _difference(a: Sequence[float], b: Sequence[float]) -> Difference:
+    from scipy.special import stdtr  # here: a profile that was made elsewhere is read and drawn without scipy
+
     differences = np.array(b) - np.array(a)
     mean, stderr = float(differences.mean()), _stderr(differences)
     assert stderr is not None, "two windows at least"

@@ -20,7 +20,7 @@ from typing import Self
 import numpy as np
 
 from edge.runtime.arrays import Ids, Logits
-from edge.runtime.engines import Engine, Step
+from edge.runtime.engines.engine import Engine, Step
 from edge.runtime.errors import CacheFullError, ContextLengthError, PromptError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.kv.prefix import common_prefix

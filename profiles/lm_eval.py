@@ -22,19 +22,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
-from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm import tqdm
 
 from edge.profiles.likelihood import BATCH, Query, score
 from edge.runtime import bundle as bundles
 from edge.runtime.errors import ContextLengthError, EdgeError, PromptError, SettingsError
+from edge.runtime.extras import missing_package
 from edge.runtime.llm import LLM
 from edge.runtime.rules import refuse_unknown
 from edge.runtime.settings import EngineSettings
 from edge.runtime.stream import Stream
+
+try:
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import normalize_gen_kwargs
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+    from tqdm import tqdm
+except ModuleNotFoundError as error:  # as a command it says so in a line, as `edge` does
+    if __name__ != "__main__" or (missing := missing_package(error)) is None:
+        raise
+    sys.exit(f"edge: {missing}")
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

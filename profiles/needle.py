@@ -30,6 +30,7 @@ from edge.profiles.machine_record import MachineRecord, machine_record, versions
 from edge.profiles.plot import INK
 from edge.runtime.errors import ContextLengthError, SettingsError
 from edge.runtime.llm import LLM
+from edge.runtime.markup import MarkedText
 from edge.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -307,9 +308,9 @@ def _frame(llm: LLM, needle: Needle) -> tuple[list[int], list[int]]:
     question, place = f"\n\n{needle.question}", "\x00"
     if llm.template is None:
         return [], llm.tokenizer.encode(f"{question}\nAnswer:")
-    text = llm.render([{"role": "user", "content": f"{place}{question}"}])
-    before, after = text.split(place)
-    return llm.tokenizer.encode(before), llm.tokenizer.encode(after)
+    text = llm.chat_template.render_marked([{"role": "user", "content": f"{place}{question}"}])
+    before, after = (MarkedText(part) for part in text.split(place))
+    return llm.tokenizer.encode_marked(before), llm.tokenizer.encode_marked(after)
 
 
 def _lead(llm: LLM, needle: Needle) -> str:

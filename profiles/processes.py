@@ -1,4 +1,4 @@
-"""One step of a sweep in a process of its own, and what it took.
+"""One step of a sweep or of `edge bench` in a process of its own, and what it took.
 
 In: a task, as JSON. Out: its result, with seconds and peaks of memory. A step that fails is an error with what the
 process said; no step outlives this process. Knows nothing about what the tasks are: `worker.py` does them.
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from edge.runtime.errors import ProfileError
+from edge.runtime.errors import ProfileError, telling_line
 
 SAMPLE_S = 0.02
 FIND_CHILDREN_EVERY = 10  # samples; the list of all processes is long
@@ -101,10 +101,10 @@ def _listen(lines: IO[str], watch: _Watch, tell: Tell) -> dict[str, Any]:
 
 
 def _complaint(log: IO[bytes]) -> str:
-    """The last line of what a process said."""
+    """The last line of what a process said; empty where it said nothing."""
     log.seek(0)
-    lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    said = log.read().decode(errors="replace")
+    return telling_line(said, last=True) if said.strip() else ""
 
 
 @dataclass

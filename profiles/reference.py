@@ -43,10 +43,11 @@ import numpy.typing as npt
 
 from edge.export.graph import reference as plain
 from edge.export.names import canonical_shapes
-from edge.export.output import FULL, Journal, write_durably
+from edge.export.output import FULL, Journal
 from edge.export.recipes import EMBEDDING, HEAD
 from edge.export.tensors import Float32Array, FloatArray
 from edge.export.text import Windows
+from edge.runtime.atomic import write_durably
 from edge.runtime.errors import CalibrationError, OutputError, TensorError
 from edge.runtime.spec import ModelSpec
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edge.profiles import plot
 from edge.profiles.record import Profile, Row
-from edge.runtime.files import write_atomically
+from edge.runtime.atomic import write_atomically
 
 MARKDOWN, HTML = "profile.md", "profile.html"
 PLOTS = ("pareto_bytes", "pareto_speed")  # .svg and .png

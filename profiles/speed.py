@@ -1,19 +1,22 @@
 """How fast a loaded bundle is, with the definitions every speed figure of this project uses.
 
-In: an `LLM` and token counts. Out: one `Speed` for each prompt length. Prompts are random ids, seeded, and never in the
-cache; stop ids are ignored, so that the number of tokens is what was asked for.
+In: an `LLM`, or a bundle to load, and token counts. Out: one `Speed` for each prompt length. Prompts are random ids,
+seeded, and never in the cache; stop ids are ignored, so that the number of tokens is what was asked for.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from edge.runtime.chunk import Stats
 from edge.runtime.llm import LLM
+from edge.runtime.machine import peak_rss_bytes
+from edge.runtime.settings import EngineSettings
 
 REPEATS = 3  # after one cold run; medians are reported
 
@@ -42,6 +45,31 @@ def measure(llm: LLM, prompt_tokens: Iterable[int], new_tokens: int, seed: int =
         decode = statistics.median(run.tokens_per_second for run in runs[1:])
         results.append(Speed(count, new_tokens, runs[0].ttft_ms, ttft_ms, 1000 * count / ttft_ms, decode))
     return results
+
+
+def bench(bundle: str, settings: EngineSettings, prompt_tokens: Iterable[int], new_tokens: int) -> dict[str, object]:
+    """Load a bundle in this process and measure it; the report of `edge bench`, as JSON has it.
+
+    Raises BundleError, DeviceError, ContextLengthError and SettingsError.
+    """
+    started = time.perf_counter()
+    llm = LLM(bundle, settings)
+    load_s = time.perf_counter() - started
+    results = measure(llm, prompt_tokens, new_tokens)
+    manifest = llm.bundle.manifest
+    return {
+        "bundle": str(bundle),
+        "recipe": manifest.recipe,
+        "engine": llm.engine.info.name,
+        "device": settings.device,
+        "load_s": round(load_s, 3),
+        "weight_bytes": manifest.weight_bytes,
+        "bits_per_weight": manifest.bits_per_weight,
+        "kv_bytes_per_token": llm.engine.info.kv_bytes_per_token,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "versions": dict(manifest.versions),
+        "results": [asdict(result) for result in results],
+    }
 
 
 def _run(llm: LLM, ids: list[int], new_tokens: int) -> Stats:

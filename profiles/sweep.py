@@ -40,9 +40,10 @@ from edge.profiles.sweep_plan import (
     plan_sweep,
 )
 from edge.profiles.worker import write_windows
+from edge.runtime.atomic import write_atomically
 from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import BundleError, OutputError, ProfileError
-from edge.runtime.files import write_atomically
+from edge.runtime.locks import try_lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,16 +309,8 @@ def _own_folder(out: Path) -> Iterator[None]:
         raise OutputError(f"{out} cannot be written ({error.strerror}); choose another folder") from error
     with ExitStack() as stack:
         stack.enter_context(lock)
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows: nobody is kept out
-            pass
-        except BlockingIOError as error:
-            raise OutputError(
-                f"{out} is being written by another sweep; wait for it, or choose another folder"
-            ) from error
+        if not try_lock(lock.fileno()):
+            raise OutputError(f"{out} is being written by another sweep; wait for it, or choose another folder")
         yield
 
 

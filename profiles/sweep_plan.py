@@ -15,8 +15,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from edge.export.plan import Format, Plan, make_plan
+from edge.export.plan import Plan, make_plan
 from edge.export.recipes import find_recipe
+from edge.export.settings import ExportSettings, Format
 from edge.export.text import Document, Windows, builtin_evaluation, check_apart, read_documents, token_windows
 from edge.profiles.machine_record import machine_record, versions_record
 from edge.profiles.record import DEFAULT_SETTING, cell_name
@@ -120,9 +121,11 @@ def plan_sweep(source: str | Path, out: Path, settings: SweepSettings) -> SweepP
     plans = {
         recipe: make_plan(
             source,
-            recipe,
-            format=_format(settings),
-            calibration=settings.calibration if recipe in fitted else None,
+            ExportSettings(
+                recipe,
+                format=_format(settings),
+                calibration=settings.calibration if recipe in fitted else None,
+            ),
         )
         for recipe in settings.recipes
     }
@@ -221,7 +224,8 @@ def _tokenizer(plan: Plan) -> tuple[Tokenizer, ChatTemplate | None]:
         path = Path(folder) / bundles.TOKENIZER
         plan.checkpoint.write_tokenizer(path)
         template = plan.checkpoint.chat_template()
-        return Tokenizer(path), None if template is None else ChatTemplate(template)
+        tokenizer, names = Tokenizer(path), plan.checkpoint.named_tokens()
+        return tokenizer, None if template is None else ChatTemplate(template, tokenizer.markup, names)
 
 
 def _format(settings: SweepSettings) -> Format:

@@ -1,4 +1,4 @@
-"""The steps of a sweep that have a process of their own: the float reference, an export, a measurement.
+"""What has a process of its own: a sweep's float reference, exports and measurements, and timing for `edge bench`.
 
 In: one task, a line of JSON on stdin. Out: progress and a result, lines of JSON on stdout; `processes.py` has both
 sides of that. Knows nothing about which steps make a sweep.
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.export.plan import Format
+from edge.export.settings import ExportSettings, Format
 from edge.export.text import Windows
 from edge.profiles.processes import Tell
 from edge.runtime.errors import EdgeError
-from edge.runtime.settings import CachePrecision, EngineSettings
+from edge.runtime.settings import CachePrecision, EngineOptions, EngineSettings, engine_settings
 
 GREEDY_PROMPTS, GREEDY_PROMPT_TOKENS = 8, 64  # the beginnings of so many windows, behind which text is written
 SPEED_PROMPT_TOKENS, SPEED_NEW_TOKENS = 512, 64  # behind which TTFT and decoding are timed; fewer in a short context
@@ -85,7 +85,7 @@ def build_reference(tell: Tell, source: str, windows: str, out: str) -> dict[str
     from edge.export.plan import make_plan
     from edge.profiles.reference import build
 
-    plan = make_plan(source, "fp32", format="openvino")
+    plan = make_plan(source, ExportSettings("fp32", format="openvino"))
 
     def progress(_stage: str, done: int, total: int) -> None:
         tell("reference", done, total)
@@ -141,9 +141,18 @@ def measure_cell(
         texts = write_greedily(llm, prompts, new)
         num_tokens = llm.tokenizer.num_tokens
         del llm  # the float model needs its memory
-        weights = make_plan(source, "fp32", format="openvino").weights
+        weights = make_plan(source, ExportSettings("fp32", format="openvino")).weights
         found["divergence"] = first_divergence(weights, texts, prompts.shape[1], num_tokens).to_json()
     return found
+
+
+def bench(
+    _tell: Tell, bundle: str, settings: EngineOptions, prompt_tokens: list[int], new_tokens: int
+) -> dict[str, object]:
+    """The report of `edge bench`; `settings` are fields of EngineSettings."""
+    from edge.profiles import speed
+
+    return speed.bench(bundle, engine_settings(**settings), prompt_tokens, new_tokens)
 
 
 def write_windows(windows: Windows, path: Path) -> None:
@@ -161,6 +170,7 @@ TASKS: dict[str, Callable[..., dict[str, object]]] = {
     "reference": build_reference,
     "export": export_bundle,
     "measure": measure_cell,
+    "bench": bench,
 }
 
 if __name__ == "__main__":

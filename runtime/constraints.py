@@ -1,6 +1,6 @@
 """What an answer may look like: JSON, a schema, a regular expression or a grammar, as masks over the vocabulary.
 
-In: a tokenizer.json and a constraint. Out: for every step the ids that may come next. Knows nothing about logits beyond
+In: a tokenizer and a constraint. Out: for every step the ids that may come next. Knows nothing about logits beyond
 their order, or about sampling. The work is done by guidance-ai/llguidance, an optional dependency that is imported when
 the first constraint starts.
 
@@ -14,69 +14,18 @@ know stay without effect, as its specification wants it. Properties come in the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, Literal, get_args
+from collections.abc import Collection
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.runtime.arrays import Ids, Logits
-from edge.runtime.errors import GenerationError, SettingsError, TokenizerError
-
-Kind = Literal["json_schema", "json", "regex", "lark"]
-
-
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """What the whole answer must match. Raises SettingsError for an unknown kind or a schema that is no JSON."""
-
-    kind: Kind
-    text: str  # the schema, the pattern or the grammar; empty for "json"
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise SettingsError(f"the constraint is a {self.kind!r}, expected one of {', '.join(get_args(Kind))}")
-        if not isinstance(self.text, str):
-            raise SettingsError(f"the {self.kind} constraint is {self.text!r}, expected text")
-        if self.kind == "json_schema":
-            _check_schema(self.text)
-
-    @classmethod
-    def json_schema(cls, schema: Mapping[str, object] | str) -> Constraint:
-        """JSON that a JSON Schema (draft 2020-12) accepts."""
-        if isinstance(schema, str):
-            return cls("json_schema", schema)
-        if not isinstance(schema, Mapping):
-            raise SettingsError(f"the JSON schema is {schema!r}, expected an object or its JSON text")
-        try:
-            return cls("json_schema", json.dumps(dict(schema), ensure_ascii=False, allow_nan=False))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise SettingsError(f"the JSON schema cannot be written as JSON ({error})") from error
-
-    @classmethod
-    def json_object(cls) -> Constraint:
-        """Any JSON object."""
-        return cls("json", "")
-
-    @classmethod
-    def regex(cls, pattern: str) -> Constraint:
-        """Text that a regular expression matches from end to end; Rust's syntax, so no look-around."""
-        return cls("regex", pattern)
-
-    @classmethod
-    def lark(cls, grammar: str) -> Constraint:
-        """Text of a context-free grammar in llguidance's variant of Lark (llguidance docs/syntax.md)."""
-        return cls("lark", grammar)
-
-    @classmethod
-    def choice(cls, options: Sequence[str]) -> Constraint:
-        """Exactly one of several texts."""
-        if isinstance(options, str) or not options or not all(isinstance(option, str) for option in options):
-            raise SettingsError(f"the choice is {options!r}, expected a list of one or more texts")
-        return cls("lark", "start: " + " | ".join(json.dumps(option, ensure_ascii=False) for option in options))
+from edge.runtime.constraint import Constraint
+from edge.runtime.errors import GenerationError, SettingsError, TokenizerError, telling_line
+from edge.runtime.extras import install_command
+from edge.runtime.tokenizer import Tokenizer
 
 
 class Constraints:
@@ -87,8 +36,8 @@ class Constraints:
     about 1.5 s and 130 MB for GLM-4's 151,343 tokens (two cores of an AMD EPYC, llguidance 1.9.1).
     """
 
-    def __init__(self, tokenizer_json: Path | Callable[[], str], num_tokens: int, stop_ids: Collection[int]) -> None:
-        self._source = tokenizer_json
+    def __init__(self, tokenizer: Tokenizer, num_tokens: int, stop_ids: Collection[int]) -> None:
+        self._ours = tokenizer
         self._num_tokens = num_tokens
         self._stop_ids = sorted(stop_ids)
 
@@ -121,7 +70,7 @@ class Constraints:
         except ImportError as error:
             raise SettingsError(
                 "JSON, regex and grammar constraints need llguidance, which is not installed; "
-                "run: pip install 'edgeglm[grammar]'"
+                f"run: {install_command('grammar')}"
             ) from error
         return llguidance
 
@@ -130,12 +79,10 @@ class Constraints:
         if not self._stop_ids:
             raise SettingsError("a constraint needs a stop id to end the answer with, and this model has none")
         try:
-            read = self._source if callable(self._source) else partial(self._source.read_text, encoding="utf-8")
-            text = _without_markup(read())
+            text = _without_markup(self._ours.to_json())
             return self._library.LLTokenizer(text, n_vocab=self._num_tokens, eos_token=self._stop_ids)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            name = "the tokenizer" if callable(self._source) else self._source
-            raise TokenizerError(f"llguidance does not read {name} ({_reason(str(error))})") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise TokenizerError(f"llguidance does not read the tokenizer ({_reason(str(error))})") from error
 
     @cached_property
     def _special(self) -> Ids:
@@ -224,17 +171,6 @@ def _without_markup(tokenizer_json: str) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
-def _check_schema(text: str) -> None:
-    try:
-        schema = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(f"the JSON schema is no JSON ({error})") from error
-    if not isinstance(schema, dict):
-        raise SettingsError(f"the JSON schema is {text.strip()[:80]}, expected a JSON object")
-
-
 def _reason(message: str) -> str:
-    """The line of a library's message that says what is wrong."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no reason given"]
-    line = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
-    return line.partition("; following special tokens are available")[0]  # a list of our own names
+    """What is wrong, by llguidance's message, without a list of our own names."""
+    return telling_line(message).partition("; following special tokens are available")[0]

@@ -10,6 +10,7 @@
     ├── OutputError              the output folder exists, cannot be written, or the disk is full
     ├── BundleError              a bundle is incomplete, altered, or of another schema
     │   └── VerificationError    a bundle opens, but computes something else than it should
+    ├── MissingPackageError      a package that one of the extras installs is not there
     ├── DeviceError              an engine or device that is not there or cannot run the model
     ├── ClosedError              a model that was closed and is still used
     ├── TokenizerError           a tokenizer or chat template that cannot be used
@@ -27,7 +28,12 @@ A message says what was given, what was expected, and what to do about it.
 
 from __future__ import annotations
 
+import re
+
 _SHOWN = 80  # characters of a value that a message quotes
+# Lines of a library's message that say where it was raised and not what is wrong.
+_POSITIONS = ("Exception from", "Check ")
+_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : ")
 
 
 class EdgeError(Exception):
@@ -70,6 +76,10 @@ class VerificationError(BundleError):
     """A bundle opens, but its engine computes something else than it should."""
 
 
+class MissingPackageError(EdgeError):
+    """A package that one of the extras installs is not there."""
+
+
 class DeviceError(EdgeError):
     """The engine or device is not there, or cannot run this model."""
 
@@ -95,7 +105,10 @@ class DraftStoreError(EdgeError):
 
 
 class GenerationError(EdgeError):
-    """A request that cannot be run. `param` is the setting or the path in the messages that it is about."""
+    """A request that cannot be run.
+
+    param: where in the request the value at fault stands, like "messages[1].content"; None where that is not known.
+    """
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -119,9 +132,26 @@ class CacheFullError(GenerationError):
 
 
 def shown(value: object) -> str:
-    """A value as a message quotes it: on one line, at most 80 characters, whatever it is."""
+    """A value as a message quotes it: on one line, short, and without what cannot be printed."""
     try:
-        text = repr(value)
+        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     except Exception:  # whatever a stranger's __repr__ raises; an int of over 4,300 digits raises ValueError
         text = f"<{type(value).__name__}>"
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+    text = " ".join(text.split()) if "\n" in text else text
+    return (text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…").encode("utf-8", "backslashreplace").decode()
+
+
+def telling_line(said: BaseException | str, *, last: bool = False) -> str:
+    """The one line of a library's error, or of what a process printed, that says what is wrong.
+
+    That is the first line, or one marked "error: " as compilers do it. `last`: the last line, for a traceback and for
+    libraries that lead up to their point. The class's name stands for an exception without a message.
+    """
+    lines = [line.strip() for line in str(said).splitlines() if line.strip()]
+    marked = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if marked and not last:
+        return marked[0]
+    lines = [line for line in lines if not line.startswith(_POSITIONS)] or lines
+    if not lines:
+        return type(said).__name__ if isinstance(said, BaseException) else "no reason given"
+    return _CODE.sub("", lines[-1 if last else 0])

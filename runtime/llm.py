@@ -14,11 +14,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import Bundle
-from edge.runtime.chat import ChatTemplate, Message
+from edge.runtime.chat import ChatTemplate, open_template
 from edge.runtime.chunk import Answer
 from edge.runtime.constraints import Constraints
 from edge.runtime.engines.choice import open_engine
@@ -26,9 +26,10 @@ from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import BundleError, ClosedError, EdgeError, PromptError, SettingsError, shown
 from edge.runtime.kv.prefix import PrefixStats, common_prefix
 from edge.runtime.kv.snapshot import SnapshotIdentity, open_snapshot, save_snapshot
+from edge.runtime.messages import Message, MessageLike
 from edge.runtime.prompt import Prompt
 from edge.runtime.request import Request
-from edge.runtime.rules import Whole, check_value
+from edge.runtime.rules import FilePath, Whole, check_value
 from edge.runtime.runner import Runner
 from edge.runtime.scheduler import Scheduler, SchedulerStats
 from edge.runtime.settings import (
@@ -42,7 +43,7 @@ from edge.runtime.speculation import Acceptance, Drafter, DraftStore, StepCost
 from edge.runtime.stream import Stream, read_all
 from edge.runtime.tokenizer import Tokenizer
 
-PromptLike = str | Sequence[int] | Prompt | Sequence[Message]
+PromptLike = str | Sequence[int] | Prompt | Sequence[MessageLike]
 REMEMBERED_PROMPT = 32  # its last ids go to the draft store with an answer, which begins alike when it is asked again
 MAX_SAMPLES = 1024  # answers to one prompt at once
 PROBES = ("a", "\n7", "“是的”")  # user messages that share no beginning, to find what every conversation begins with
@@ -68,7 +69,7 @@ class LLM:
         bundle = bundles.open_bundle(path)
         manifest = bundle.manifest
         tokenizer = Tokenizer(_required(bundle, bundles.TOKENIZER))
-        template = bundle.text(bundles.CHAT_TEMPLATE)
+        template, config = (bundle.text(name) for name in (bundles.CHAT_TEMPLATE, bundles.TOKENIZER_CONFIG))
         settings = settings or EngineSettings()
         if settings.reproducible is None:
             settings = replace(settings, reproducible=speculation is not None)
@@ -77,7 +78,7 @@ class LLM:
         self._set_up(
             lambda: open_engine(bundle, settings),
             tokenizer,
-            None if template is None else ChatTemplate(template),
+            open_template(template, tokenizer, config),
             manifest.stop_token_ids,
             speculation,
             draft_store,
@@ -116,7 +117,7 @@ class LLM:
         self._speculation, self._cost, self._acceptance = speculation, StepCost(), Acceptance()
         sha256 = self._identity.tokenizer_sha256
         self._store = None if draft_store is None else DraftStore.open(Path(draft_store), sha256)
-        self._constraints = Constraints(tokenizer.to_json, tokenizer.num_tokens, self.stop_ids)
+        self._constraints = Constraints(tokenizer, tokenizer.num_tokens, self.stop_ids)
         self.engine = open_engine()
         info = self.engine.info
         if speculation is not None and (info.max_step_rows == 1 or not info.can_trim):
@@ -148,9 +149,21 @@ class LLM:
         """
         return self._submit(self._prompt_of(prompt), generation_settings(**options))
 
-    def chat(self, messages: Sequence[Message], **options: Unpack[GenerationOptions]) -> Stream:
-        """Answer messages like `[{"role": "user", "content": "Hello"}]`; keywords and errors as in `generate`."""
-        return self.generate(self.render(messages), **options)
+    def chat(
+        self,
+        messages: Sequence[MessageLike],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_variables: Mapping[str, Any] | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Stream:
+        """Answer messages like `[{"role": "user", "content": "Hello"}]`; keywords and errors as in `generate`.
+
+        tools: what the model may call, as OpenAI describes it. template_variables: what else the chat template reads.
+        Nothing in a message becomes a special token: `<|user|>` that somebody typed is text.
+        """
+        ids = self.encode_chat(messages, tools=tools, template_variables=template_variables)
+        return self.generate(ids, **options)
 
     def generate_batch(self, prompts: Iterable[PromptLike], **options: Unpack[GenerationOptions]) -> list[Answer]:
         """Answer several prompts at once, as many in one step as the KV cache holds; the answers in their order.
@@ -178,11 +191,42 @@ class LLM:
 
     # --- Prompts ------------------------------------------------------------------------------------------------------
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """Messages as prompt text. Raises PromptError when the template refuses them or the model has none."""
+    def render(
+        self,
+        messages: Sequence[MessageLike],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """Messages as prompt text, to read: `encode_chat` alone tells special tokens from what a message spells.
+
+        Raises PromptError for what is no message, when the template refuses them, and when the model has none.
+        """
+        return self.chat_template.render(
+            messages, tools=tools, variables=template_variables, add_generation_prompt=add_generation_prompt
+        )
+
+    def encode_chat(
+        self,
+        messages: Sequence[MessageLike],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Messages as token ids, as `chat` sends them; errors as in `render`."""
+        marked = self.chat_template.render_marked(
+            messages, tools=tools, variables=template_variables, add_generation_prompt=add_generation_prompt
+        )
+        return self.tokenizer.encode_marked(marked)
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The model's template. Raises PromptError when it has none."""
         if self.template is None:
             raise PromptError("this model has no chat template (a base model?); use a raw prompt instead")
-        return self.template.render(messages, add_generation_prompt=add_generation_prompt)
+        return self.template
 
     def system_prefix(self, system: str) -> list[int]:
         """The ids that every conversation with this system message begins with."""
@@ -212,7 +256,7 @@ class LLM:
         cannot be written; a file that is there already stays until the new one is complete.
         """
         self._check_can_snapshot()
-        target = _path(path)
+        target: Path = check_value("path", FilePath(), path)
         prompt = self._computed(prefix)
         keys, prefixes = prompt.cache_keys, self._scheduler.prefixes
         # Writing takes a while, and answers go on meanwhile: nobody else writes into the blocks of this sequence.
@@ -234,7 +278,7 @@ class LLM:
         Raises SnapshotError when the file is damaged or belongs to another model, engine or setting.
         """
         self._check_can_snapshot()
-        snapshot = open_snapshot(_path(path), self._identity)
+        snapshot = open_snapshot(check_value("path", FilePath(), path), self._identity)
 
         def add() -> None:
             others = [other for other in self._scheduler.snapshots if other.path != snapshot.path]
@@ -292,13 +336,11 @@ class LLM:
             if self._closed:
                 return
             self._closed = True
-        store = self._store
         try:
-            self._runner.between_steps(self._scheduler.cancel_all)
-            if store is not None:
-                self._runner.between_steps(store.save)
+            self._runner.close(self.engine.close)
         finally:
-            self._runner.between_steps(self.engine.close)
+            if self._store is not None:
+                self._store.save()
             logger.info("closed %r", self)
 
     def __enter__(self) -> Self:
@@ -317,8 +359,8 @@ class LLM:
             return prompt
         if isinstance(prompt, str):
             return Prompt(self.tokenizer.encode(prompt))
-        if isinstance(prompt, Sequence) and prompt and all(isinstance(part, Mapping) for part in prompt):
-            return Prompt(self.tokenizer.encode(self.render(prompt)))
+        if isinstance(prompt, Sequence) and prompt and all(isinstance(part, Mapping | Message) for part in prompt):
+            return Prompt(self.encode_chat(prompt))
         if isinstance(prompt, bytes | Mapping) or not hasattr(prompt, "__iter__"):
             raise PromptError(
                 f"the prompt is {shown(prompt)}, expected text, a list of token ids, an edge.Prompt, or messages",
@@ -384,10 +426,3 @@ def _required(bundle: Bundle, name: str) -> Path:
     if path is None:
         raise BundleError(f"{bundle.path} holds no {name}; export the bundle again")
     return path
-
-
-def _path(path: object) -> Path:
-    """Raises SettingsError for what is no path."""
-    if not isinstance(path, str | Path) or not str(path):
-        raise SettingsError(f"the path is {shown(path)}, expected the name of a file", param="path")
-    return Path(path)

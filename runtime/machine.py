@@ -1,4 +1,4 @@
-"""What this machine has: cores and memory that the process may use.
+"""What this machine has: cores and memory that the process may use, and how much it has used.
 
 In: nothing. Out: numbers, asked of the system at every call. Linux tells most; elsewhere the answers are coarser.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
@@ -39,6 +40,16 @@ def available_bytes() -> int:
 def family_of(device: str) -> str:
     """The kind of a device: "GPU" of "gpu.1"."""
     return device.split(".", maxsplit=1)[0].upper()
+
+
+def peak_rss_bytes() -> int | None:
+    """Largest resident memory of this process so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def processor_name() -> str:

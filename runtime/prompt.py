@@ -22,7 +22,10 @@ from edge.runtime.errors import PromptError, shown
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """The tokens of a prompt. Raises PromptError for ids that are none, and for shapes that do not fit them."""
+    """The tokens of a prompt.
+
+    Raises PromptError for ids that are none, and for keys, positions and embeddings that do not fit them.
+    """
 
     ids: Sequence[int]  # (T,) what sampler and drafts see; kept as a list
     keys: Sequence[int] | None = None  # (T,) what cache and snapshots compare; None: the ids
@@ -38,6 +41,10 @@ class Prompt:
         object.__setattr__(self, "keys", keys)
         if self.positions is not None:
             object.__setattr__(self, "positions", _checked_positions(self.positions, len(ids)))
+        if not isinstance(self.embeddings, tuple | list):
+            raise PromptError(
+                f"embeddings are {shown(self.embeddings)}, expected a list of edge.Embedding", param="embeddings"
+            )
         object.__setattr__(self, "embeddings", tuple(self.embeddings))
         end = 0
         for embedding in self.embeddings:

@@ -30,8 +30,8 @@ from edge.runtime.tokenizer import Tokenizer
 class Request:
     """A prompt and what has come of it.
 
-    The scheduler owns `sequence`, `arrival`, `overtaken` and `preemptions`; `chunks` are for whoever reads the answer,
-    and `cancelled` is for whoever wants no more of it. These two may be touched by any thread.
+    The scheduler owns `sequence`, `arrival`, `overtaken`, `skipped` and `preemptions`; `chunks` are for whoever reads
+    the answer, and `cancelled` is for whoever wants no more of it. These two may be touched by any thread.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Request:
         self.cached_tokens = 0
         self.arrival = -1  # its place among all requests
         self.overtaken = 0  # how many later ones were admitted while this one waited
+        self.skipped = 0  # steps in a row in which no token of its prompt was computed
         self.preemptions = 0
         self.chunks: deque[Chunk] = deque()
         self.error: EdgeError | None = None

@@ -17,15 +17,17 @@ What is converted, and nothing else:
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Protocol
-
-import numpy as np
 
 from edge.runtime.errors import SettingsError, shown
 
+_LARGEST = 2**63 - 1  # of whole numbers: what libraries and files can hold
 _RULE, _HELP = "rule", "help"  # keys of a field's metadata
 
 
@@ -65,6 +67,8 @@ class Whole:
             raise Refusal
         if number < self.low or (self.high is not None and number > self.high):
             raise Refusal
+        if number > _LARGEST:
+            raise Refusal("is too large")
         return number
 
 
@@ -76,9 +80,12 @@ class Number:
     high: float = math.inf
     above: bool = False
     note: str = ""
+    words: str = ""  # instead of those made of the bounds
 
     @property
     def expected(self) -> str:
+        if self.words:
+            return self.words
         if self.above:
             upper = "" if self.high == math.inf else f" and at most {self.high:g}"
             return f"a number above {self.low:g}{upper}{self.note}"
@@ -125,6 +132,22 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class FilePath:
+    """The name of a file or folder, there or not."""
+
+    expected: str = "a path"
+
+    def take(self, value: object) -> Path:
+        try:
+            name = os.fsencode(value)  # type: ignore[arg-type]  # it refuses what is no path
+        except (TypeError, UnicodeEncodeError):
+            raise Refusal from None
+        if not name or b"\0" in name or isinstance(value, bytes):
+            raise Refusal
+        return Path(os.fsdecode(name))
+
+
+@dataclass(frozen=True, slots=True)
 class OneOf:
     """One of a few names."""
 
@@ -132,7 +155,7 @@ class OneOf:
 
     @property
     def expected(self) -> str:
-        return f"one of {', '.join(self.names)}"
+        return f"{', '.join(self.names[:-1])} or {self.names[-1]}"
 
     def take(self, value: object) -> str:
         if not isinstance(value, str) or value not in self.names:
@@ -263,8 +286,9 @@ def refuse_unknown(names: Iterable[str], known: Set[str]) -> None:
 
 
 def _python(value: object) -> object:
-    """A numpy scalar as the Python number it is."""
-    return value.item() if isinstance(value, np.generic) else value
+    """A numpy scalar as the Python number it is. Settings are read by commands that go without numpy."""
+    numpy = sys.modules.get("numpy")
+    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
 
 
 def _item(rule: Whole, value: object) -> int:

@@ -75,6 +75,7 @@ class Scheduler:
         self._prefilling: deque[Request] = deque()
         self._decoding: list[Request] = []
         self._arrivals = count()
+        self._held_up: set[int] = set()  # arrivals of requests that have waited for room, for the log
         self._preemptions = 0
 
     @property
@@ -140,6 +141,8 @@ class Scheduler:
         for request in list(self._waiting):
             if len(self._prefilling) + len(self._decoding) >= MAX_RUNNING:
                 break
+            if any(other.overtaken >= MAX_OVERTAKEN for other in passed):
+                break
             if self._is_being_prefilled(request.keys):
                 continue  # it will start from what another request computes right now
             # The last token is computed in any case: its logits choose the next one.
@@ -148,10 +151,11 @@ class Scheduler:
                 alone = not self._prefilling and not self._decoding  # nothing will make room
                 if alone or self._never_fits(request):
                     self._refuse(request)
-                elif request.overtaken >= MAX_OVERTAKEN:
-                    break
                 else:
+                    self._note_wait(request)
                     passed.append(request)
+                if len(passed) > MAX_OVERTAKEN:  # there is a limit to what is tried in every step
+                    break
                 continue
             for other in passed:
                 other.overtaken += 1
@@ -161,8 +165,11 @@ class Scheduler:
                 request.cached_tokens = request.sequence.num_tokens
             self._prefilling.insert(admitted, request)
             admitted += 1
-        if passed:
-            logger.debug("%d requests wait for room in the KV cache", len(passed))
+
+    def _note_wait(self, request: Request) -> None:
+        if request.arrival not in self._held_up:
+            self._held_up.add(request.arrival)
+            logger.info("request %d of %d tokens waits for room in the KV cache", request.arrival, len(request.ids))
 
     def _is_being_prefilled(self, keys: list[int]) -> bool:
         """Whether much of these keys, beyond what is kept, is about to be computed for another request."""
@@ -301,6 +308,7 @@ class Scheduler:
             if request in group:
                 group.remove(request)
         self._free(request)
+        self._held_up.discard(request.arrival)
         self._on_finish(request)
 
     # --- What is computed ---------------------------------------------------------------------------------------------
@@ -310,7 +318,12 @@ class Scheduler:
         budget = self._info.prefill_chunk
         if self._decoding:
             budget = min(budget, SHARED_CHUNK)
-        whole = budget
+        whole, waiting = budget, list(self._prefilling)
+        if starving := [request for request in waiting if request.skipped >= MAX_OVERTAKEN + len(waiting)]:
+            self._prefilling.remove(starving[0])
+            self._prefilling.appendleft(starving[0])
+        for request in waiting:
+            request.skipped += 1
         while self._prefilling and budget > 0:
             request = self._prefilling[0]
             assert request.sequence is not None
@@ -322,6 +335,7 @@ class Scheduler:
             rows = self._compute(request, budget)
             done = left - (len(request.ids) - request.sequence.num_tokens)
             budget -= done
+            request.skipped = 0
             self._prefilling.popleft()
             if done == left:
                 self.prefixes.insert(request.keys, request.sequence, whole=False)

@@ -1,8 +1,8 @@
 """A conversation that keeps its token ids, so that no earlier turn is ever computed again.
 
 In: an `LLM` and one user message after another. Out: chunks of the answers. A rendered and re-encoded history may give
-other ids than the model produced; here the produced ids stay, and only the text that is new is encoded. Knows nothing
-about terminals.
+other ids than the model produced; here the produced ids stay, and only the text that is new is encoded. What a user
+types is text, whatever it looks like. Knows nothing about terminals.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Unpack
 
 from edge.runtime.chunk import Chunk
 from edge.runtime.llm import LLM
+from edge.runtime.markup import MarkedText, mark_text, mark_token
 from edge.runtime.settings import GenerationOptions
 from edge.runtime.stream import Stream
 
@@ -30,7 +31,7 @@ class ChatSession:
         if self._system is not None:
             self.messages.append({"role": "system", "content": self._system})
         self._ids: list[int] = []
-        self._rendered = ""  # the text that _ids stand for, a closing stop id left out
+        self._rendered = MarkedText("")  # the text that _ids stand for, a closing stop id left out
 
     @property
     def num_tokens(self) -> int:
@@ -43,26 +44,26 @@ class ChatSession:
         Closing the iterator early keeps what was answered so far. A message that is refused leaves no trace.
         """
         messages = [*self.messages, {"role": "user", "content": content}]
-        prompt = self._llm.render(messages)
+        prompt = self._llm.chat_template.render_marked(messages)
         prompt_ids = self._continue(prompt)
         stream = self._llm.generate(prompt_ids, **options)
         return self._answer(stream, messages, prompt, prompt_ids)
 
-    def _continue(self, prompt: str) -> list[int]:
+    def _continue(self, prompt: MarkedText) -> list[int]:
         """Ids of the prompt: those of the conversation so far, and the new text encoded."""
         if not self._ids or not prompt.startswith(self._rendered):
-            return self._llm.tokenizer.encode(prompt)
+            return self._llm.tokenizer.encode_marked(prompt)
         ids, new_text = self._ids, prompt[len(self._rendered) :]
         if ids[-1] in self._llm.stop_ids:
-            closing = self._llm.tokenizer.token_text(ids[-1])
+            closing = mark_token(self._llm.tokenizer.token_text(ids[-1]))
             if new_text.startswith(closing):
                 new_text = new_text[len(closing) :]
             else:  # the model stopped with another token than the template writes
                 ids = ids[:-1]
-        return ids + self._llm.tokenizer.encode(new_text)
+        return ids + self._llm.tokenizer.encode_marked(MarkedText(new_text))
 
     def _answer(
-        self, stream: Stream, messages: list[dict[str, Any]], prompt: str, prompt_ids: list[int]
+        self, stream: Stream, messages: list[dict[str, Any]], prompt: MarkedText, prompt_ids: list[int]
     ) -> Generator[Chunk, None, None]:
         shown = ""
         ids: list[int] = []
@@ -76,15 +77,16 @@ class ChatSession:
             self._remember(messages, prompt, prompt_ids, shown, ids)
 
     def _remember(
-        self, messages: list[dict[str, Any]], prompt: str, prompt_ids: list[int], shown: str, ids: list[int]
+        self, messages: list[dict[str, Any]], prompt: MarkedText, prompt_ids: list[int], shown: str, ids: list[int]
     ) -> None:
         if not ids:
             return
-        rendered = prompt + shown
+        rendered = MarkedText(prompt + mark_text(shown))
         # GLM's template writes the newline that its model generates first, so content may need to go without it.
         for content in (shown, shown.removeprefix("\n"), shown.strip()):
             self.messages = [*messages, {"role": "assistant", "content": content}]
-            if self._llm.render(self.messages, add_generation_prompt=False).startswith(rendered):
+            again = self._llm.chat_template.render_marked(self.messages, add_generation_prompt=False)
+            if again.startswith(rendered):
                 break
         exact = self._llm.tokenizer.decode(ids) == shown  # not so after a stop string or inside a character
-        self._ids, self._rendered = (prompt_ids + ids, rendered) if exact else ([], "")
+        self._ids, self._rendered = (prompt_ids + ids, rendered) if exact else ([], MarkedText(""))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, TypedDict, Unpack
 
-from edge.runtime.constraints import Constraint
+from edge.runtime.constraint import Constraint
 from edge.runtime.errors import SettingsError
 from edge.runtime.rules import (
     Biases,

@@ -7,8 +7,13 @@ every later stage reads. Knows nothing about files, tensors or engines.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
 
 from edge.runtime.errors import BundleError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,13 @@ class ModelSpec:
         layer += 2 * h if self.output_norms else 0
         heads = 1 if self.tied_embeddings else 2
         return self.num_layers * layer + heads * self.vocab_size * h + h
+
+    def inverse_frequencies(self) -> npt.NDArray[np.float32]:
+        """Radians that each pair of rotated dims turns by a position: theta^(-2i / rotary_dim), (rotary_dim / 2,)."""
+        import numpy as np
+
+        exponents = np.arange(0, self.rotary_dim, 2, dtype=np.float64) / self.rotary_dim
+        return (1.0 / np.float64(self.rope_theta) ** exponents).astype(np.float32)
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)

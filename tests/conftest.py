@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.commands.demo import find_checkpoint
+from edge.export.checkpoint.default import find_checkpoint
 from edge.export.pipeline import export
 from edge.runtime.engines import registry
 from edge.runtime.errors import CheckpointError

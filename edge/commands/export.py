@@ -14,6 +14,7 @@ import math
 import re
 import sys
 import time
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,17 +23,7 @@ if TYPE_CHECKING:
     from edge.export.stages import Progress
     from edge.runtime.bundle import Manifest
 
-NATIVE_ONLY = (
-    "embedding",
-    "head",
-    "adapter",
-    "rope_theta",
-    "calibration",
-    "max_bytes",
-    "max_kld",
-    "device",
-)  # arguments that the other frontend has no use for
-
+SHARED = ("recipe", "format", "force")  # settings that the other frontend has a use for
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 
@@ -41,24 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", metavar="SOURCE", help="a folder with config.json and *.safetensors, a .gguf file, or a hub id"
     )
     parser.add_argument("out", metavar="OUT", help="the bundle folder to make")
-    parser.add_argument("--recipe", metavar="NAME", help="default: int4-asym-g128")
-    parser.add_argument(
-        "--max-bytes",
-        type=parse_bytes,
-        metavar="SIZE",
-        help="instead of a recipe: the most accurate model with at most so many bytes of weights, like 5.2GB",
-    )
-    parser.add_argument(
-        "--max-kld",
-        type=float,
-        metavar="X",
-        help="instead of a recipe: the smallest model with at most this predicted KLD from the float one, like 0.05",
-    )
-    parser.add_argument(
-        "--device",
-        choices=["CPU", "GPU", "NPU"],
-        help="that --max-bytes and --max-kld choose precisions for; NPUs want symmetric ones. default: CPU",
-    )
+    parser.add_argument("--force", action="store_true", help="replace OUT if it is a bundle")
     parser.add_argument(
         "--format",
         choices=["openvino", "onnx", "both"],
@@ -70,16 +44,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="native",
         help="what makes the graph; optimum-intel knows more architectures. default: native",
     )
-    parser.add_argument("--embedding", metavar="PRECISION", help="of the embedding, like int4-asym-g128")
-    parser.add_argument("--head", metavar="PRECISION", help="of the vocabulary projection, like int4-asym-g128")
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT LoRA to merge into the weights")
-    parser.add_argument(
+    parser.add_argument("--rope-theta", type=float, metavar="X", help="replace the checkpoint's rotary base")
+    precision = parser.add_argument_group("precision")
+    precision.add_argument("--recipe", metavar="NAME", help="default: int4-asym-g128")
+    precision.add_argument("--embedding", metavar="PRECISION", help="of the embedding, like int4-asym-g128")
+    precision.add_argument("--head", metavar="PRECISION", help="of the vocabulary projection, like int4-asym-g128")
+    precision.add_argument(
         "--calibration",
         metavar="FILE",
         help="text or .jsonl for recipes that are fitted to text. default: docstrings of Python's standard library",
     )
-    parser.add_argument("--rope-theta", type=float, metavar="X", help="replace the checkpoint's rotary base")
-    parser.add_argument("--force", action="store_true", help="replace OUT if it is a bundle")
+    budget = parser.add_argument_group("precision within a budget, instead of a recipe")
+    budget.add_argument(
+        "--max-bytes",
+        type=parse_bytes,
+        metavar="SIZE",
+        help="the most accurate model with at most so many bytes of weights, like 5.2GB",
+    )
+    budget.add_argument(
+        "--max-kld",
+        type=float,
+        metavar="X",
+        help="the smallest model with at most this predicted KLD from the float one, like 0.05",
+    )
+    budget.add_argument(
+        "--device",
+        choices=["CPU", "GPU", "NPU"],
+        help="target device of the chosen precisions; NPUs want symmetric ones. default: CPU",
+    )
 
 
 def parse_bytes(text: str) -> int:
@@ -123,35 +116,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace, progress: Callable[[Progress], None]) -> Manifest:
+    from edge.export.settings import ExportSettings
+
+    names = [field.name for field in fields(ExportSettings)]
     if args.frontend == "optimum":
-        from edge.export import recipes
         from edge.export.optimum import export_with_optimum
         from edge.runtime.errors import RecipeError
 
-        if given := [name for name in NATIVE_ONLY if getattr(args, name) is not None]:
+        if given := [name for name in names if name not in SHARED and getattr(args, name) is not None]:
             option = given[0].replace("_", "-")
             raise RecipeError(f"--{option} works on graphs of our own; leave it out, or --frontend optimum")
         if args.format not in (None, "openvino"):
             raise RecipeError(f"--frontend optimum makes OpenVINO graphs only, not {args.format}; leave --format out")
-        return export_with_optimum(
-            args.source, args.out, args.recipe or recipes.DEFAULT, force=args.force, progress=progress
-        )
-    from edge.export.pipeline import export
-    from edge.export.plan import DEFAULT_FORMAT
+        return export_with_optimum(args.source, args.out, args.recipe, force=args.force, progress=progress)
+    from edge.export.pipeline import export_with
 
-    return export(
-        args.source,
-        args.out,
-        args.recipe,
-        format=args.format or DEFAULT_FORMAT,
-        embedding=args.embedding,
-        head=args.head,
-        adapter=args.adapter,
-        rope_theta=args.rope_theta,
-        calibration=args.calibration,
-        max_bytes=args.max_bytes,
-        max_kld=args.max_kld,
-        device=args.device,
-        force=args.force,
-        progress=progress,
-    )
+    settings = ExportSettings(**{name: getattr(args, name) for name in names})
+    return export_with(settings, args.source, args.out, progress)

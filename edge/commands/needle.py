@@ -10,8 +10,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from edge.commands import options
@@ -26,19 +24,12 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers; give them like 0,50,100") from None
 
 
-def _token_counts(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of token counts; give them like 1000,4000") from None
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument("out", metavar="OUT", help="a folder; files of an earlier run are replaced")
     options.add_engine(parser)
     parser.add_argument(
-        "--contexts", type=_token_counts, default="1000,2000,4000", metavar="N,N", help="default: 1000,2000,4000"
+        "--contexts", type=options.token_counts, default="1000,2000,4000", metavar="N,N", help="default: 1000,2000,4000"
     )
     parser.add_argument(
         "--depths", type=_numbers, default="0,25,50,75,100", metavar="P,P", help="percent; default: 0,25,50,75,100"
@@ -51,16 +42,17 @@ def run(args: argparse.Namespace) -> int:
     import matplotlib  # noqa: F401  # before anything is computed for plots that could not be drawn
 
     from edge.api import load
+    from edge.commands.console import counting_bar
     from edge.profiles import needle
     from edge.profiles.plot import png_bytes, svg_bytes
+    from edge.runtime.atomic import write_atomically
     from edge.runtime.errors import OutputError
-    from edge.runtime.files import write_atomically
 
     out = Path(args.out)
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is there and is no folder; name another one")
     llm = load(args.bundle, **options.engine_settings(args))
-    with _progress() as progress:
+    with counting_bar("asking") as progress:
         result = needle.run(llm, args.contexts, args.depths, args.seed, progress)
     figure = needle.heat_map(result)
     shown = needle.to_markdown(result)
@@ -78,19 +70,3 @@ def run(args: argparse.Namespace) -> int:
         write_atomically(out / f"{NAME}.{kind}", [content], private=False)
     print(files["json"].decode() if args.json else shown + f"\n{out}: {', '.join(f'{NAME}.{kind}' for kind in files)}")
     return 0
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; nothing where stderr is no terminal."""
-    import sys
-
-    if not sys.stderr.isatty():
-        yield lambda _done, _total: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("asking", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

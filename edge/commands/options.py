@@ -3,85 +3,108 @@
 from __future__ import annotations
 
 import argparse
+import math
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
+
+from edge.runtime.engines.registry import ENGINES
+from edge.runtime.rules import Whole, help_of, rule_of
+from edge.runtime.settings import KV_PRECISIONS, Sampling
 
 if TYPE_CHECKING:
     from edge.runtime.llm import LLM
 
-SAMPLING = {  # option -> (type, help)
-    "temperature": (float, "0 is greedy"),
-    "top_p": (float, "keep the smallest set of best tokens with this much probability"),
-    "top_k": (int, "keep the k best tokens; 0 keeps all"),
-    "min_p": (float, "keep tokens with this share of the best one's probability"),
-    "typical_p": (float, "keep the most typical tokens with this much probability"),
-    "repetition_penalty": (float, "above 1 makes ids that have occurred less likely"),
-    "presence_penalty": (float, "above 0 makes ids of the answer less likely"),
-    "frequency_penalty": (float, "the same for each time they have occurred"),
-    "seed": (int, "same seed, same text"),
-}
-KV_PRECISIONS = ("f32", "f16", "bf16", "u8", "u4")
+SAMPLING = tuple(spec for spec in fields(Sampling) if spec.name != "logit_bias")  # no command line has room for that
 BYTES_PER_TOKEN = 4  # of English and Chinese alike, roughly
 
 
 def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
     """Which engine, or what else the verb takes for one, device and memory."""
-    choices = ["auto", "openvino", "onnx", *more]
-    parser.add_argument("--engine", "--engines", choices=choices, default="auto", help="default: auto")
-    parser.add_argument(
-        "--device", default="CPU", metavar="CPU|GPU|NPU", help="default: CPU; `edge devices` lists them"
+    group = parser.add_argument_group("engine")
+    choices = ["auto", *ENGINES, *more]
+    group.add_argument("--engine", "--engines", choices=choices, default="auto", help="default: auto")
+    group.add_argument("--device", default="CPU", metavar="CPU|GPU|NPU", help="default: CPU; `edge devices` lists them")
+    group.add_argument("--max-context", type=int, metavar="TOKENS", help="default: the model's limit")
+    budget = group.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--kv-cache-gb",
+        type=gigabytes,
+        dest="kv_cache_bytes",
+        metavar="GB",
+        help="bound of the KV cache; default: 2.1",
     )
-    parser.add_argument("--max-context", type=int, metavar="TOKENS", help="default: the model's limit")
-    budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--kv-cache-gb", type=float, metavar="GB", help="bound of the KV cache; default: 2.1")
     budget.add_argument(
         "--kv-cache-share", type=float, metavar="SHARE", help="the same as a share of the memory that is free"
     )
-    parser.add_argument("--kv-precision", choices=KV_PRECISIONS, help="default: the engine's choice")
-    parser.add_argument(
+    group.add_argument("--kv-precision", choices=KV_PRECISIONS, help="default: the engine's choice")
+    group.add_argument(
         "--reproducible",
         action="store_true",
         default=None,
         help="the same bits whatever else is computed at once, for slower single tokens; --speculate implies it",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="default: the device's choice")
+    group.add_argument("--threads", type=int, metavar="N", help="default: the device's choice")
 
 
 def add_reuse(parser: argparse.ArgumentParser) -> None:
     """What earlier work an answer may start from."""
-    parser.add_argument(
+    group = parser.add_argument_group("reuse of earlier work")
+    group.add_argument(
         "--prefix",
         action="append",
         default=[],
         metavar="FILE",
         help="start from a file of `edge prefix`, its system message included; repeatable",
     )
-    parser.add_argument(
+    group.add_argument(
         "--speculate", action="store_true", help="verify drafts of several tokens at once: faster where text repeats"
     )
-    parser.add_argument(
+    group.add_argument(
         "--draft-store",
         metavar="FILE",
         help="a file of earlier answers to draft from, made if missing; with --speculate",
     )
-    parser.add_argument(
+    group.add_argument(
         "--draft-from", action="append", default=[], metavar="FILE", help="add a text to the draft store; repeatable"
     )
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
     """What an answer may be."""
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default: 512")
-    for name, (kind, help_text) in SAMPLING.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X", help=help_text
-        )
-    parser.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeatable")
-    parser.add_argument("--deadline", type=float, dest="deadline_s", metavar="SECONDS", help="end the answer in time")
-    parser.add_argument("--system", metavar="TEXT", help="a system message")
-    shape = parser.add_mutually_exclusive_group()
+    group = parser.add_argument_group("generation")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="default: to the end of the context")
+    for spec in SAMPLING:
+        kind, metavar = (int, "N") if isinstance(rule_of(spec), Whole) else (float, "X")
+        group.add_argument(f"--{spec.name.replace('_', '-')}", type=kind, metavar=metavar, help=help_of(spec))
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeatable")
+    group.add_argument("--deadline", type=float, dest="deadline_s", metavar="SECONDS", help="end the answer in time")
+    group.add_argument("--system", metavar="TEXT", help="a system message")
+    shape = group.add_mutually_exclusive_group()
     shape.add_argument("--json-schema", metavar="FILE", help="the answer is JSON that follows this schema")
     shape.add_argument("--regex", metavar="PATTERN", help="the answer matches this regular expression")
     shape.add_argument("--grammar", metavar="FILE", help="the answer follows this Lark grammar")
+
+
+def token_counts(text: str) -> list[int]:
+    """32,512 as numbers above 0, for argparse."""
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of token counts; give numbers above 0 like 32,512")
+    return counts
+
+
+def gigabytes(text: str) -> int:
+    """2.1 in bytes, for argparse."""
+    try:
+        count = float(text)
+    except ValueError:
+        count = math.nan
+    if not 0 < count < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes; give one above 0 like 2.1")
+    return max(int(count * 1e9), 1)
 
 
 def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> dict[str, Any]:
@@ -92,7 +115,7 @@ def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> dict
         "expected_prompt_tokens": tokens,
         "device": args.device,
         "max_context": args.max_context,
-        "kv_cache_bytes": None if args.kv_cache_gb is None else int(args.kv_cache_gb * 1e9),
+        "kv_cache_bytes": args.kv_cache_bytes,
         "kv_cache_share": args.kv_cache_share,
         "kv_precision": args.kv_precision,
         "reproducible": args.reproducible,
@@ -109,10 +132,13 @@ def reuse_settings(args: argparse.Namespace, chosen: dict[str, Any]) -> dict[str
 
 
 def system_message(args: argparse.Namespace) -> str | None:
-    """The system message that was given, else that of the first prefix. Raises SnapshotError."""
-    if args.system is not None or not args.prefix:
-        given: str | None = args.system
-        return given
+    """The system message that was given, else that of the first prefix. Raises SnapshotError and PromptError."""
+    from edge.runtime.unicode import check_text
+
+    if args.system is not None:
+        return check_text(args.system, "--system")
+    if not args.prefix:
+        return None
     from pathlib import Path
 
     from edge.runtime.kv.snapshot import read_header
@@ -130,7 +156,7 @@ def prepare(llm: LLM, args: argparse.Namespace) -> None:
 
 def generation_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords for `LLM.generate`; what was not given is left to the settings classes. Raises SettingsError."""
-    names = ("max_new_tokens", "stop", "deadline_s", *SAMPLING)
+    names = ("max_new_tokens", "stop", "deadline_s", *(spec.name for spec in SAMPLING))
     settings = {name: value for name in names if (value := getattr(args, name)) is not None}
     if (constraint := _constraint(args)) is not None:
         settings["constraint"] = constraint
@@ -159,13 +185,26 @@ def _following(chosen: dict[str, Any], path: str, *, speculate: bool) -> dict[st
 
 
 def _constraint(args: argparse.Namespace) -> Any:
-    from edge.runtime.constraints import Constraint
+    from edge.runtime.constraint import Constraint
 
     if args.json_schema is not None:
         return Constraint.json_schema(read_text(args.json_schema))
     if args.grammar is not None:
         return Constraint.lark(read_text(args.grammar))
     return None if args.regex is None else Constraint.regex(args.regex)
+
+
+def argument_or_stdin(value: str, what: str) -> str:
+    """A text of the command line; "-" reads it from stdin. Raises PromptError where it is not UTF-8."""
+    import io
+    import sys
+
+    from edge.runtime.unicode import check_text, decode_text
+
+    if value != "-":
+        return check_text(value, what)
+    text = decode_text(sys.stdin.buffer.read(), "standard input")  # whatever encoding the terminal has
+    return io.StringIO(text, newline=None).read()  # with line ends of every system, as a text file is read
 
 
 def read_text(path: str) -> str:

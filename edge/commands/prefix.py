@@ -10,7 +10,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -98,15 +97,16 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _text(args: argparse.Namespace) -> str:
-    """The system message or raw text. Raises PromptError for an empty one, SettingsError for no text."""
+    """The system message or raw text. Raises PromptError for an empty one and SettingsError for a file without text."""
     from edge.runtime.errors import PromptError
+    from edge.runtime.unicode import check_text
 
     if args.raw is not None:
-        text = args.raw
+        text = check_text(args.raw, "--raw")
     elif args.system_file is not None:
         text = options.read_text(args.system_file)
     else:
-        text = sys.stdin.read() if args.system == "-" else args.system
+        text = options.argument_or_stdin(args.system, "--system")
     if not text.strip():
         raise PromptError("the prefix is empty; give some text")
-    return str(text)
+    return text

@@ -22,15 +22,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge.commands import options
-
 if TYPE_CHECKING:
     from edge.profiles.comparison import Pair
     from edge.profiles.record import Profile
     from edge.profiles.sweep import Progress
     from edge.profiles.sweep_plan import SweepSettings
 
-NEEDED = ("matplotlib", "nncf")  # by the last steps of hours of work, so looked for before
+NEEDED = ("matplotlib", "nncf", "scipy")  # by the last steps of hours of work, so looked for before
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,10 +123,11 @@ def _settings(args: argparse.Namespace) -> SweepSettings:
     """What was given; the rest is left to the class. Raises SettingsError."""
     from edge.profiles.sweep_plan import SweepSettings
     from edge.runtime.errors import SettingsError
+    from edge.runtime.settings import KV_PRECISIONS
 
     caches = _names(args.kv_precision)
-    if caches and (unknown := [name for name in caches if name not in options.KV_PRECISIONS]):
-        raise SettingsError(f"kv precision {unknown[0]!r} is unknown, known are {', '.join(options.KV_PRECISIONS)}")
+    if caches and (unknown := [name for name in caches if name not in KV_PRECISIONS]):
+        raise SettingsError(f"kv precision {unknown[0]!r} is unknown, known are {', '.join(KV_PRECISIONS)}")
     given: dict[str, Any] = {
         "recipes": _names(args.recipes),
         "engines": _names(args.engines),
@@ -218,12 +217,12 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
 @contextmanager
 def _progress() -> Iterator[Callable[[Progress], None]]:
     """A line on stderr for each cell; where stderr is a terminal, below them a bar with the step and the time left."""
-    if not sys.stderr.isatty():
-        yield _tell
-        return
-    from edge.commands.console import work_bar
+    from edge.commands.console import terminal_bar
 
-    with work_bar() as bar:
+    with terminal_bar() as bar:
+        if bar is None:
+            yield _tell
+            return
         task = bar.task_ids[0]
 
         def show(progress: Progress) -> None:

@@ -34,11 +34,12 @@ def run(args: argparse.Namespace) -> int:
     from edge.runtime.errors import PromptError, SettingsError
     from edge.runtime.settings import generation_settings
 
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = options.argument_or_stdin(args.prompt, "PROMPT")
     if not prompt.strip():
         raise PromptError("the prompt is empty; give some text")
     if args.raw and args.system is not None:
         raise SettingsError("--system needs the chat template, and --raw goes without it; give one of the two")
+    system = options.system_message(args)
     settings = options.generation_settings(args)
     generation_settings(**settings)  # refuse a bad value before loading the model
 
@@ -49,9 +50,8 @@ def run(args: argparse.Namespace) -> int:
     if args.raw:
         stream = llm.generate(prompt, **settings)
     else:
-        text = options.system_message(args)
-        system = [] if text is None else [{"role": "system", "content": text}]
-        stream = llm.chat([*system, {"role": "user", "content": prompt}], **settings)
+        first = [] if system is None else [{"role": "system", "content": system}]
+        stream = llm.chat([*first, {"role": "user", "content": prompt}], **settings)
     with llm, stream:
         if not args.json:
             last = show_answer(stream, raw=args.raw)

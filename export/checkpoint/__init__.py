@@ -58,6 +58,9 @@ class Checkpoint(Protocol):
     def chat_template(self) -> str | None:
         """The chat template, or None for a base model."""
 
+    def named_tokens(self) -> dict[str, str]:
+        """Texts of the special tokens that templates ask for by name, as far as it has them: bos_token and its like."""
+
     def generation_config(self) -> Fields:
         """Generation defaults; empty where there are none."""
 

@@ -27,6 +27,7 @@ from edge.runtime.errors import CheckpointError, TensorError, TokenizerError
 
 # Ids that end an answer, as llama.cpp reads them (src/llama-vocab.cpp).
 _STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+_NAMED_KEYS = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "pad_token": "padding_token_id"}
 # How gguf-split names parts (ggml-org/llama.cpp, tools/gguf-split).
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
@@ -107,6 +108,13 @@ class GGUFCheckpoint:
     def chat_template(self) -> str | None:
         template = self.config.find("tokenizer.chat_template")
         return template if isinstance(template, str) else None
+
+    def named_tokens(self) -> dict[str, str]:
+        tokens = self._metadata.get("tokenizer.ggml.tokens")
+        found = {name: self.config.find(f"tokenizer.ggml.{key}") for name, key in _NAMED_KEYS.items()}
+        if not isinstance(tokens, list):
+            return {}
+        return {name: str(tokens[i]) for name, i in found.items() if isinstance(i, int) and 0 <= i < len(tokens)}
 
     def generation_config(self) -> Fields:
         return Fields({"eos_token_id": list(self._stop_ids)}, self.path.name)

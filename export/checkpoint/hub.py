@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.export.checkpoint.safetensors import INDEX
-from edge.runtime.errors import CheckpointError
+from edge.runtime.errors import CheckpointError, telling_line
 
 _NAME = r"\w+(?:[-.]\w+)*"  # the hub allows no "--", no ".." and no punctuation at either end
 _PART = r"\w[\w.-]*"
@@ -283,10 +283,10 @@ def _is_outage(error: Exception) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the error that all others came from: the system's, not a HTTP library's account of it."""
+    """The telling line of the error that all others came from: the system's, not a HTTP library's account of it."""
     while inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = inner
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    return telling_line(error)
 
 
 def _bar() -> type[Any]:

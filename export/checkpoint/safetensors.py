@@ -25,6 +25,7 @@ from edge.export.checkpoint import Format
 from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.mapped import MappedFiles
 from edge.export.tensors import FloatArray
+from edge.runtime.chat import named_tokens
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError, TokenizerError
 
 INDEX = "model.safetensors.index.json"
@@ -147,22 +148,27 @@ class SafetensorsCheckpoint:
                 f"{self.path}: tokenizer.json is missing, and so is tokenizer.model; copy either there from the "
                 "model's repository"
             )
-        config = self.path / "tokenizer_config.json"
-        special = tokenizer.special_tokens(_read_json(config) if config.is_file() else {})
+        special = tokenizer.special_tokens(self._tokenizer_config())
         tokenizer.from_tiktoken(ranks, special).save(str(path), pretty=False)  # half the size for GLM-4
 
     def chat_template(self) -> str | None:
         if (file := self.path / "chat_template.jinja").is_file():
             return file.read_text(encoding="utf-8")
-        file = self.path / "tokenizer_config.json"
-        template = _read_json(file).get("chat_template") if file.is_file() else None
+        template = self._tokenizer_config().get("chat_template")
         if isinstance(template, list):  # several named templates
             template = next((t.get("template") for t in template if t.get("name") == "default"), None)
         return template if isinstance(template, str) else None
 
+    def named_tokens(self) -> dict[str, str]:
+        return named_tokens(self._tokenizer_config())
+
     def generation_config(self) -> Fields:
         file = self.path / "generation_config.json"
         return Fields(_read_json(file) if file.is_file() else {}, f"{self.path.name}/generation_config.json")
+
+    def _tokenizer_config(self) -> dict[str, Any]:
+        file = self.path / "tokenizer_config.json"
+        return _read_json(file) if file.is_file() else {}
 
 
 def _weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:

@@ -59,10 +59,8 @@ class OnnxParts:
 
     def _angles(self, positions: str) -> tuple[str, str]:
         """cos and sin of position * theta^(-2i / rotary_dim), in float32: (..., 1) int64 -> (..., rotary_dim / 2)."""
-        exponents = np.arange(0, self._spec.rotary_dim, 2, dtype=np.float64) / self._spec.rotary_dim
-        inverse = (1.0 / np.float64(self._spec.rope_theta) ** exponents).astype(np.float32)
         wide = self._w.op("Cast", positions, to=TensorProto.FLOAT)
-        turns = self._w.op("Mul", wide, self._w.constant("rotary/inverse", inverse))
+        turns = self._w.op("Mul", wide, self._w.constant("rotary/inverse", self._spec.inverse_frequencies()))
         return self._w.op("Cos", turns, name="rotary/cos"), self._w.op("Sin", turns, name="rotary/sin")
 
     def _split_heads(self, qkv: str) -> tuple[str, str]:

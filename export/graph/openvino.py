@@ -205,10 +205,8 @@ def _number_nodes(model: ov.Model) -> None:
 
 def _rotary_angles(position_ids: ov.Node, spec: ModelSpec) -> tuple[ov.Node, ov.Node]:
     """cos and sin of position * theta^(-2i / rotary_dim): (B, 1, T, rotary_dim) each, in float32."""
-    exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float64) / spec.rotary_dim
-    inverse = (1.0 / np.float64(spec.rope_theta) ** exponents).astype(np.float32)
     positions = op.convert(op.unsqueeze(position_ids, _i64(-1)), ov.Type.f32)  # (B, T, 1)
-    angles = op.multiply(positions, op.constant(inverse[None, None]))
+    angles = op.multiply(positions, op.constant(spec.inverse_frequencies()[None, None]))
     angles = op.unsqueeze(op.concat([angles, angles], -1), _i64(1))
     return op.cos(angles), op.sin(angles)
 

@@ -99,9 +99,7 @@ def head(weights: Mapping[str, Weight], hidden: Float32Array, spec: ModelSpec) -
 def _rotate(x: Float32Array, spec: ModelSpec) -> Float32Array:
     """Rotary embedding of (B, n, T, head_dim), halves against each other; angles in float32 as the graph has them."""
     rotary, half = spec.rotary_dim, spec.rotary_dim // 2
-    exponents = np.arange(0, rotary, 2, dtype=np.float64) / rotary
-    inverse = (1.0 / np.float64(spec.rope_theta) ** exponents).astype(np.float32)
-    angles = np.arange(x.shape[2], dtype=np.float32)[:, None] * inverse
+    angles = np.arange(x.shape[2], dtype=np.float32)[:, None] * spec.inverse_frequencies()
     cos, sin = np.cos(angles), np.sin(angles)  # (T, rotary / 2)
     first, second = x[..., :half], x[..., half:rotary]
     return np.concatenate([first * cos - second * sin, second * cos + first * sin, x[..., rotary:]], axis=-1)

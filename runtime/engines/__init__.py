@@ -1,5 +1,4 @@
-"""Engines run the decoder: one file each, one record each in `registry`; `choice` decides which one opens a bundle."""
+"""Engines run the decoder: one file each, one record each in `registry`; `choice` decides which one opens a bundle.
 
-from edge.runtime.engines.engine import TEXT, Embedding, Engine, EngineInfo, Inputs, Step
-
-__all__ = ["TEXT", "Embedding", "Engine", "EngineInfo", "Inputs", "Step"]
+`engine` says what the scheduler needs of one, `limits` what it may take of context and memory.
+"""

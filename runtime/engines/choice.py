@@ -11,7 +11,7 @@ from edge.runtime.bundle import Bundle
 from edge.runtime.engines.engine import Engine
 from edge.runtime.engines.limits import cache_budget
 from edge.runtime.engines.registry import ENGINES, Device, EngineRecord, find
-from edge.runtime.errors import BundleError, DeviceError
+from edge.runtime.errors import BundleError, DeviceError, MissingPackageError
 from edge.runtime.settings import EngineSettings
 
 LONG_PROMPT = 1500  # tokens, from where on OpenVINO's faster prefill makes up for its longer start
@@ -26,11 +26,10 @@ def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
         others = [other.name for other in ENGINES.values() if other.holds(bundle)]
         use = f"use --engine {' or '.join(others)}, or " if others else ""
         raise BundleError(
-            f"{bundle.path} holds nothing that the {record.name} engine runs; {use}export it with --format "
-            f"{record.bundle_format} or both"
+            f"{bundle.path} holds no {record.graph}; {use}export it with --format {record.bundle_format} or both"
         )
     if not record.installed:
-        raise DeviceError(f"the {record.name} engine needs {record.package}, which is not installed; {record.advice}")
+        raise MissingPackageError(f"{record.package} is not installed; {record.advice}")
     engine = record.open(bundle, settings)
     info = engine.info
     logger.info("%s: engine %s on %s, %d tokens of context", bundle.path, info.name, info.device, info.max_context)

@@ -3,15 +3,16 @@
 In: a bundle and settings. Out: an `Engine`. Knows nothing about tokenizers or sampling.
 
 The graph comes in parts, each with a session of its own: a session prepares its weights on one core, and so all cores
-load. Past and present of a layer are one buffer of (1, n_kv, max_context, head_dim), bound once: a step writes its new
-tokens behind the old ones and copies nothing, and trimming is a smaller length. A block of the pool is one such set of
-buffers and holds a whole sequence.
+load. Past and present of a layer are one buffer of (num_slots, n_kv, max_context, head_dim): a step writes its new
+tokens behind the old ones and copies nothing, and trimming is a smaller length. A block of the pool is a row of all
+buffers and holds a whole sequence; a batch is computed in neighbouring rows, and bound again when those change.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from edge.runtime.arrays import Ids, Logits
 from edge.runtime.bundle import Bundle, OnnxKernels
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step
 from edge.runtime.engines.limits import cache_budget, context_limit
-from edge.runtime.errors import ContextLengthError, DeviceError, SettingsError
+from edge.runtime.errors import ContextLengthError, DeviceError, SettingsError, telling_line
 from edge.runtime.kv.memory import NoMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of, physical_cores
@@ -61,13 +62,13 @@ class OnnxRuntimeEngine:
         paths = bundle.onnx_parts(kernels)
         with ThreadPoolExecutor(threads, "load") as loaders:
             self._parts = list(loaders.map(lambda path: _Part(path, threads), paths))
-        self._mask = np.ones((1, length), np.int64)  # its first total tokens are bound
+        self._positions = np.arange(length)
         self._tables = _rotary_tables(spec, length, kind)
         self._memory = SlotMemory(slots, len(_cached(spec)), (spec.num_kv_heads, length, spec.head_dim), kind)
         self.pool = BlockPool(slots, self._max_context, self._memory)
         for part in self._parts:
             part.bind(dict(zip(("cos", "sin"), self._tables, strict=True)))
-        self._bound_slot: int | None = None
+        self._bound_rows: tuple[int, int] | None = None  # of the KV buffers: the first, and how many
         self._worker = ThreadPoolExecutor(1, "onnxruntime")
         self.info = EngineInfo(
             name="onnx",
@@ -77,6 +78,7 @@ class OnnxRuntimeEngine:
             kv_bytes_per_token=sum(view.nbytes for view in self._memory.views(0, 1)),
             kv_precision=kv_precision,
             reproducible=self._reproducible,
+            max_sequences=1 if self._reproducible else slots,
         )
         self.identity = {
             "engine": self.info.name,
@@ -90,58 +92,90 @@ class OnnxRuntimeEngine:
 
     def forward(self, ids: Ids, sequence: CacheSequence, rows: Ids, inputs: Inputs = TEXT) -> Logits:
         assert inputs.are_text, "attention counts positions itself, and the graph takes ids"
-        logits = self._infer(ids, sequence, rows)
+        self._reserve(sequence, ids.size)
+        (logits,) = self._infer(ids[None], [sequence], rows)
         sequence.commit(ids.size)
         return logits
 
     def decode(self, steps: list[Step]) -> list[Logits]:
-        """One after the other: attention takes several new tokens of one sequence only."""
-        found = []
+        """Single tokens share one run; drafts, and whatever is to be reproducible, take turns.
+
+        Attention takes several new tokens of one sequence, or one of each, and rounds otherwise for one than for more.
+        """
         for sequence, ids, _ in steps:
-            logits = self._infer(ids, sequence, np.arange(ids.size, dtype=np.int64))
-            found.append(logits if len(steps) == 1 else logits.copy())
+            self._reserve(sequence, ids.size)
+        shared = [] if self._reproducible else [index for index, step in enumerate(steps) if step.ids.size == 1]
+        runs = ([shared] if shared else []) + [[index] for index in range(len(steps)) if index not in shared]
+        found: dict[int, Logits] = {}
+        for run in runs:
+            ids = np.stack([steps[index].ids for index in run])
+            logits = self._infer(ids, [steps[index].sequence for index in run], np.arange(ids.shape[1]))
+            found.update(zip(run, logits if len(runs) == 1 else [rows.copy() for rows in logits], strict=True))
         for sequence, ids, _ in steps:
             sequence.commit(ids.size)
-        return found
+        return [found[index] for index in range(len(steps))]
 
     def close(self) -> None:
         """Let go of the sessions and of the pool's memory."""
         self._worker.shutdown()
         self._parts = []
-        self._memory.slots.clear()
+        self._memory.buffers.clear()
         self.pool.memory = NoMemory()
 
-    def _infer(self, ids: Ids, sequence: CacheSequence, rows: Ids) -> Logits:
-        """Logits (R, vocab) of the wanted rows, among new tokens that are not committed yet."""
-        past, count = sequence.num_tokens, rows.size
-        if past + ids.size > self._max_context:  # the pool would give a second slot
-            raise ContextLengthError(f"{past} tokens and {ids.size} more exceed the context of {self._max_context}")
-        sequence.reserve(ids.size)
-        self._bind_slot(sequence.block_table[0])
-        if self._reproducible:  # pairs of rows have a kernel of their own; a token behind the others changes none
-            ids, rows = np.pad(ids, (0, ids.size % 2)), np.pad(rows, (0, count % 2), mode="edge")
-        new = ids.size
-        first, last = self._parts[0], self._parts[-1]
-        first.give("input_ids", ids[None])
-        last.give("wanted_rows", rows)
-        logits = last.take("logits", (1, rows.size, self._spec.vocab_size))
-        for part, following in zip(self._parts, self._parts[1:], strict=False):
-            hidden = part.take("next_hidden", (1, new, self._spec.hidden_size))
-            following.bind({"hidden": hidden})
-        for part in self._parts:
-            part.bind({"attention_mask": self._mask[:, : past + new]})
-        self._run()
-        result: Logits = logits[0, :count]
-        return result
+    def _reserve(self, sequence: CacheSequence, count: int) -> None:
+        past = sequence.num_tokens
+        if past + count > self._max_context:  # the pool would give a second slot
+            raise ContextLengthError(f"{past} tokens and {count} more exceed the context of {self._max_context}")
+        sequence.reserve(count)
 
-    def _bind_slot(self, slot: int) -> None:
-        """Let keys and values be read and written in the buffers of one slot."""
-        if slot == self._bound_slot:
-            return
-        for name, buffer in zip(_cached(self._spec), self._memory.slots[slot], strict=True):
-            for part in self._parts:
-                part.bind({f"past_key_values.{name}": buffer, f"present.{name}": buffer})
-        self._bound_slot = slot
+    def _infer(self, ids: Ids, sequences: list[CacheSequence], rows: Ids) -> list[Logits]:
+        """Logits (R, vocab) of each sequence, of the wanted rows R among new tokens (B, T) that are reserved for it.
+
+        B or T is 1: attention takes no others.
+        """
+        count = rows.size
+        if self._reproducible:  # pairs of rows have a kernel of their own; a token behind the others changes none
+            ids, rows = np.pad(ids, ((0, 0), (0, ids.size % 2))), np.pad(rows, (0, count % 2), mode="edge")
+        size, new = ids.shape
+        totals = [sequence.num_tokens + new for sequence in sequences]
+        blocks = [sequence.block_table[0] for sequence in sequences]
+        places = self._bind_rows(dict(zip(blocks, totals, strict=True)))
+        order = np.argsort(places)
+        first, last = self._parts[0], self._parts[-1]
+        first.give("input_ids", ids[order])
+        last.give("wanted_rows", rows)
+        logits = last.take("logits", (size, rows.size, self._spec.vocab_size))
+        for part, following in zip(self._parts, self._parts[1:], strict=False):
+            hidden = part.take("next_hidden", (size, new, self._spec.hidden_size))
+            following.bind({"hidden": hidden})
+        mask = (self._positions[: max(totals)] < np.array(totals)[order, None]).astype(np.int64)
+        for part in self._parts:
+            part.bind({"attention_mask": mask})
+        self._run()
+        return [logits[place, :count] for place in places]
+
+    def _bind_rows(self, totals: dict[int, int]) -> list[int]:
+        """Let keys and values of some blocks be read and written; returns the place of each among the rows bound.
+
+        totals: block -> its tokens when the new ones are written.
+        """
+        rows, size = self._memory.rows(totals), len(totals)
+        if max(rows) - min(rows) >= size:
+            moved = self._worker.submit(self._memory.gather, totals.keys())
+            try:
+                moved.result()
+            finally:
+                wait([moved])  # for its end, even after Ctrl-C: a block must not stay half-way
+            rows = self._memory.rows(totals)
+        first = min(rows)
+        if (first, size) != self._bound_rows:
+            self._bound_rows = None  # until all are bound
+            for name, buffer in zip(_cached(self._spec), self._memory.buffers, strict=True):
+                view = buffer[first : first + size]
+                for part in self._parts:
+                    part.bind({f"past_key_values.{name}": view, f"present.{name}": view})
+            self._bound_rows = first, size
+        return [row - first for row in rows]
 
     def _run(self) -> None:
         """One inference that Ctrl-C can end: in a second thread, since the call itself would keep the signal."""
@@ -154,7 +188,7 @@ class OnnxRuntimeEngine:
             failure = future.exception()  # waits until it has ended
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
-            raise DeviceError(f"the engine failed: {_reason(failure or error)}; try a shorter context") from error
+            raise DeviceError(f"the engine failed: {telling_line(failure or error)}; try a shorter context") from error
 
     def _run_parts(self, options: Any) -> None:
         for part in self._parts:
@@ -169,7 +203,8 @@ class _Part:
         self._inputs = {value.name for value in self.session.get_inputs()}
         self._outputs = {value.name for value in self.session.get_outputs()}
         self._binding = self.session.io_binding()
-        self._own: dict[str, Array] = {}  # memory of small inputs and of outputs
+        self._flat: dict[str, Array] = {}  # memory of small inputs and of outputs
+        self._own: dict[str, Array] = {}  # what of it is bound
 
     def bind(self, arrays: dict[str, Array]) -> None:
         """Bind inputs and outputs to memory that its owner keeps."""
@@ -192,9 +227,15 @@ class _Part:
         self.session.run_with_iobinding(self._binding, options)
 
     def _keep(self, name: str, shape: tuple[int, ...], kind: type[np.generic]) -> Array:
+        """Memory that only grows: steps of one and of several sequences, and prompts, may take turns."""
         if name not in self._own or self._own[name].shape != shape:
-            self._own[name] = np.empty(shape, kind)
-            self.bind({name: self._own[name]})
+            self._own.pop(name, None)  # until it is bound
+            size = math.prod(shape)
+            if name not in self._flat or self._flat[name].size < size:
+                self._flat[name] = np.empty(size, kind)
+            array = self._flat[name][:size].reshape(shape)
+            self.bind({name: array})
+            self._own[name] = array
         return self._own[name]
 
 
@@ -245,9 +286,7 @@ def _cached(spec: ModelSpec) -> list[str]:
 
 def _rotary_tables(spec: ModelSpec, positions: int, kind: type[np.floating[Any]]) -> tuple[Array, Array]:
     """cos and sin of position * theta^(-2i / rotary_dim), (positions, rotary_dim / 2); angles in float32."""
-    exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float64) / spec.rotary_dim
-    inverse = (1.0 / np.float64(spec.rope_theta) ** exponents).astype(np.float32)
-    angles = np.arange(positions, dtype=np.float32)[:, None] * inverse
+    angles = np.arange(positions, dtype=np.float32)[:, None] * spec.inverse_frequencies()
     return np.cos(angles).astype(kind), np.sin(angles).astype(kind)
 
 
@@ -260,11 +299,6 @@ def _open(path: Path, threads: int) -> Any:
         return ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     except Exception as error:  # pybind's exceptions have no common base of their own
         raise DeviceError(
-            f"onnxruntime {ort.__version__} cannot open {path}: {_reason(error)}; run edge verify, export the bundle "
-            "again, or update onnxruntime"
+            f"onnxruntime {ort.__version__} cannot open {path}: {telling_line(error)}; run edge verify, export the "
+            "bundle again, or update onnxruntime"
         ) from error
-
-
-def _reason(error: BaseException) -> str:
-    """onnxruntime's message on one line, without its code."""
-    return " ".join(re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", str(error)).split())

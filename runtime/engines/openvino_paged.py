@@ -23,7 +23,7 @@ from edge.runtime.arrays import Ids, Logits
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step
 from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.engines.openvino_core import make_core
-from edge.runtime.errors import DeviceError, SettingsError
+from edge.runtime.errors import DeviceError, SettingsError, telling_line
 from edge.runtime.kv.memory import NoMemory, PagedMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of
@@ -77,7 +77,7 @@ class OpenVINOPagedEngine:
             _keep_wanted_rows(model)
             compiled = core.compile_model(model, settings.device, properties)
         except RuntimeError as error:
-            raise DeviceError(f"{settings.device} cannot run {model_xml}: {_first_line(error)}") from error
+            raise DeviceError(f"{settings.device} cannot run {model_xml}: {telling_line(error, last=True)}") from error
         self._model: Any = compiled
         self._request: Any = compiled.create_infer_request()
         self._inputs: dict[str, npt.NDArray[np.integer]] = {}  # the memory behind the request's small inputs
@@ -196,7 +196,7 @@ class OpenVINOPagedEngine:
             while not self._request.wait_for(INTERRUPT_MS):
                 pass
         except RuntimeError as error:
-            raise DeviceError(f"the engine failed: {_first_line(error)}; try a shorter context") from error
+            raise DeviceError(f"the engine failed: {telling_line(error, last=True)}; try a shorter context") from error
         except BaseException:
             self._request.cancel()
             with contextlib.suppress(RuntimeError):  # it says that it was cancelled
@@ -306,9 +306,3 @@ def _kv_precision(inference: str, spec: ModelSpec, budget: int, limit: int, repr
     if bytes_per_token * limit > budget and not reproducible:
         return "u8"
     return "bf16" if inference == "bf16" else "f16"  # the kernel for bf16 queries takes bf16 keys only
-
-
-def _first_line(error: Exception) -> str:
-    """The telling line of an OpenVINO message, which opens with source positions."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if not line.startswith("Exception from")), "unknown error")

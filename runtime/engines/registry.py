@@ -10,14 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from edge.runtime import bundle as bundles
-from edge.runtime.bundle import Bundle, OnnxKernels
-from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import SettingsError
+from edge.runtime.extras import install_command
 from edge.runtime.machine import family_of, processor_name
 from edge.runtime.settings import KV_PRECISIONS, CachePrecision, EngineSettings
+
+if TYPE_CHECKING:  # the command line lists engines, and goes without numpy
+    from edge.runtime.bundle import Bundle
+    from edge.runtime.engines.engine import Engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class EngineRecord:
     name: str
     package: str  # what has to be importable
     extra: str  # edgeglm[extra] installs it
+    graph: str  # what a bundle holds for it, in words
     bundle_format: Literal["openvino", "onnx"]  # `edge export --format` that makes what it needs
     families: tuple[str, ...]  # kinds of device that it runs on
     kv_precisions: tuple[CachePrecision, ...]
@@ -49,7 +52,7 @@ class EngineRecord:
     @property
     def advice(self) -> str:
         """How to install it."""
-        return f'pip install "edgeglm[{self.extra}]"'
+        return install_command(self.extra)
 
     def runs_on(self, device: str) -> bool:
         """Whether it runs on a device of this kind, there or not."""
@@ -66,18 +69,29 @@ def find(name: str) -> EngineRecord:
     raise SettingsError(f"engine {name!r} is unknown{hint} known are auto, {', '.join(known)}", param="engine")
 
 
+def _holds_openvino(bundle: Bundle) -> bool:
+    from edge.runtime.bundle import MODEL_XML
+
+    return bundle.file(MODEL_XML) is not None
+
+
 def _open_openvino(bundle: Bundle, settings: EngineSettings) -> Engine:
+    from edge.runtime.bundle import MODEL_XML
     from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
 
-    return OpenVINOPagedEngine(
-        bundle.path / bundles.MODEL_XML, bundle.manifest.spec, bundle.manifest.fewest_bits, settings
-    )
+    return OpenVINOPagedEngine(bundle.path / MODEL_XML, bundle.manifest.spec, bundle.manifest.fewest_bits, settings)
 
 
 def _openvino_devices() -> list[Device]:
     from edge.runtime.engines.openvino_core import find_devices
 
     return [Device(name, full_name) for name, full_name in find_devices()]
+
+
+def _holds_onnx(bundle: Bundle) -> bool:
+    from edge.runtime.bundle import OnnxKernels
+
+    return bool(bundle.onnx_parts(OnnxKernels()))
 
 
 def _open_onnx(bundle: Bundle, settings: EngineSettings) -> Engine:
@@ -91,10 +105,11 @@ _RECORDS = (
         name="openvino",
         package="openvino",
         extra="openvino",
+        graph="OpenVINO graph",
         bundle_format="openvino",
         families=("CPU", "GPU"),
         kv_precisions=KV_PRECISIONS,
-        holds=lambda bundle: bundle.file(bundles.MODEL_XML) is not None,
+        holds=_holds_openvino,
         open=_open_openvino,
         devices=_openvino_devices,
     ),
@@ -102,10 +117,11 @@ _RECORDS = (
         name="onnx",
         package="onnxruntime",
         extra="onnx",
+        graph="ONNX graph",
         bundle_format="onnx",
         families=("CPU",),
         kv_precisions=("f32", "f16"),
-        holds=lambda bundle: bool(bundle.onnx_parts(OnnxKernels())),
+        holds=_holds_onnx,
         open=_open_onnx,
         devices=lambda: [Device("CPU", processor_name())],
     ),

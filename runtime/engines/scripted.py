@@ -35,21 +35,22 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 CERTAIN = np.float32(30.0)  # logit of the scripted id; all others have 0
-EMPTY = -1  # in a cell without a token
 
 
 class IdMemory:
     """Blocks that hold what stands for a token's keys and values: its id, position and embedding in one number."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, *, opaque: bool) -> None:
         self.cells = untouched((num_blocks, block_size), np.int64)
         self.block_bytes = block_size * 8
+        self._opaque = opaque
 
     def views(self, block: int, num_tokens: int) -> list[Array]:
+        assert not self._opaque, "this engine's blocks can be neither copied nor saved"
         return [self.cells[block, :num_tokens]]
 
     def blank(self, block: int) -> None:
-        self.cells[block] = EMPTY
+        self.cells[block] = -1
 
 
 class ScriptedEngine:
@@ -71,8 +72,6 @@ class ScriptedEngine:
     ) -> None:
         self._script = script
         self._vocab_size = vocab_size
-        self._memory = IdMemory(num_blocks, block_size)
-        self.pool = BlockPool(num_blocks, block_size, self._memory)
         info = EngineInfo(
             name="scripted",
             device="CPU",
@@ -86,6 +85,10 @@ class ScriptedEngine:
             takes_positions=True,
         )
         self.info = replace(info, **changes)
+        opaque = not (self.info.can_fork or self.info.can_snapshot)
+        self._memory = IdMemory(num_blocks, block_size, opaque=opaque)
+        self._written: dict[int, int] = {}  # tokens that a block was last left with
+        self.pool = BlockPool(num_blocks, block_size, self._memory)
         self.identity = {"engine": "scripted", "block": str(block_size)}
 
     def forward(self, ids: Ids, sequence: CacheSequence, rows: Ids, inputs: Inputs = TEXT) -> Logits:
@@ -125,10 +128,12 @@ class ScriptedEngine:
         assert begin + ids.size <= self.info.max_context, "beyond the context"
         sequence.reserve(ids.size)
         for i, key in enumerate(_cells(ids, begin, inputs)):
-            block, place = sequence.block_table[(begin + i) // size], (begin + i) % size
+            block = sequence.block_table[(begin + i) // size]
+            inside = (begin + i) % size
             assert self.pool.holders(block) == 1, "a shared block is written into"
-            assert self.info.can_trim or self._memory.cells[block, place] == EMPTY, "a trimmed sequence goes on"
-            self._memory.cells[block, place] = key
+            assert self.info.can_trim or inside in (0, self._written.get(block)), "tokens were trimmed"
+            self._memory.cells[block, inside] = key
+            self._written[block] = inside + 1
 
     def _logits(self, sequence: CacheSequence, lengths: list[int]) -> Logits:
         """(len(lengths), vocab) after the first so many tokens of a sequence."""

@@ -33,8 +33,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from edge.runtime.atomic import write_atomically
 from edge.runtime.errors import CacheError, SnapshotError
-from edge.runtime.files import write_atomically
 from edge.runtime.kv.memory import BlockMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 

@@ -15,30 +15,24 @@ What is added is searched in memory, by a suffix automaton, until `save` writes 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import mmap
 import os
 import struct
 import sys
-import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+from edge.runtime.atomic import write_atomically
 from edge.runtime.errors import DraftStoreError, OutputError, SettingsError
-from edge.runtime.files import write_atomically
+from edge.runtime.locks import hold
 from edge.runtime.settings import MAX_DRAFT, MAX_MATCH
 from edge.runtime.speculation.automaton import SuffixAutomaton
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
 
 _SORTED = MAX_MATCH + MAX_DRAFT  # ids by which suffixes are sorted
 _MIN_MATCH = 2
@@ -91,7 +85,7 @@ class DraftStore:
         path = path.resolve()
         saved = _Saved.read(path, tokenizer_sha256)
         if saved is None:
-            with _lock(path):
+            with hold(_lock_file(path), wait_s=_LOCK_WAIT_S):
                 saved = _Saved.read(path, tokenizer_sha256)  # another process may have been faster
                 if saved is None:
                     write_atomically(path, _encode(tokenizer_sha256, []))
@@ -158,7 +152,7 @@ class DraftStore:
         """
         if not self._added and len(self._saved.order) <= self._max_tokens:
             return
-        with _lock(self._path):
+        with hold(_lock_file(self._path), wait_s=_LOCK_WAIT_S):
             current = _Saved.read(self._path, self._tokenizer)
             sequences = [] if current is None else current.sequences()
             known = {_digest(sequence) for sequence in sequences}
@@ -370,37 +364,9 @@ def _encode(tokenizer_sha256: str, sequences: list[Ids]) -> list[bytes]:
     return [header, digest.digest(), ids_bytes, order_bytes]
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold the lock of a store, a file beside it that stays. Raises OutputError when it is not to be had."""
-    lock = path.with_name(path.name + ".lock")
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise OutputError(f"{lock} cannot be opened ({error}); make the folder or name another file") from error
-    try:
-        give_up = time.monotonic() + _LOCK_WAIT_S
-        while not _try_lock(descriptor, lock):
-            if time.monotonic() > give_up:
-                raise OutputError(f"another process has held {lock} for {_LOCK_WAIT_S:.0f} s; end it and try again")
-            time.sleep(0.02)
-        yield
-    finally:
-        os.close(descriptor)  # which also unlocks
-
-
-def _try_lock(descriptor: int, lock: Path) -> bool:
-    """Take the lock if it is free. Raises OutputError where the file system has no locks."""
-    try:
-        if sys.platform == "win32":
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
-        raise OutputError(f"{lock} cannot be locked ({error}); keep the store on a local disk") from error
-    return True
+def _lock_file(path: Path) -> Path:
+    """Beside the store, whose own file is replaced by every save."""
+    return path.with_name(path.name + ".lock")
 
 
 def _digest(ids: Ids) -> bytes:

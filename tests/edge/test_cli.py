@@ -143,10 +143,10 @@ def test_raw_text_is_streamed_as_it_is(demo_bundle: Path) -> None:
     ("options", "message"),
     [
         (["", "--raw"], "the prompt is empty"),
-        (["hi", "--max-new-tokens", "0"], "max_new_tokens is 0, expected 1 or more"),
-        (["hi", "--temperature", "-1"], "temperature is -1.0, expected a number from 0 up"),
+        (["hi", "--max-new-tokens", "0"], "--max-new-tokens is 0, expected 1 or more"),
+        (["hi", "--temperature", "-1"], "--temperature is -1.0, expected a number from 0 up"),
         (["word " * 9000], "and the context holds 8192"),
-        (["hi", "--max-context", "9999999"], "max_context is 9999999"),
+        (["hi", "--max-context", "9999999"], "--max-context is 9999999"),
         (["hi", "--device", "TOASTER"], "devices here: CPU"),
         (["hi", "--raw", "--system", "x"], "--system needs the chat template"),
     ],
@@ -176,6 +176,10 @@ def test_bad_exports(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out.mkdir()
     (out / "file").touch()
     assert "exists already" in fails("export", tiny_checkpoint, out)
+    assert "edge: --max-kld is -1.0, expected a number of nats" in fails(
+        "export", tiny_checkpoint, out, "--max-kld", "-1"
+    )
+    assert "edge: --rope-theta is nan, expected" in fails("export", tiny_checkpoint, out, "--rope-theta", "nan")
     assert "cannot be written" in fails("export", tiny_checkpoint, out / "file" / "below")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
@@ -332,6 +336,49 @@ def test_chat_goes_on_after_a_refused_message(tiny_bundle: Path) -> None:
     assert "from the cache" in done.stdout
 
 
+LATIN = b"caf\xe9"
+
+
+def edge_of_bytes(*arguments: str | bytes | Path, stdin: bytes = b"") -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    done = subprocess.run([*EDGE, *arguments], input=stdin, capture_output=True, timeout=120, check=False)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_text_that_is_not_utf8_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(LATIN)
+    few, out = ("--max-new-tokens", "2"), tmp_path / "a.prefix"
+    for arguments, stdin, said in (
+        (("run", tiny_bundle, "-", *few), LATIN, "standard input is not UTF-8: byte 0xE9 at position 3"),
+        (("run", tiny_bundle, "-", *few), "hi".encode("utf-16"), "it looks like UTF-16"),
+        (("run", tiny_bundle, LATIN, *few), b"", "PROMPT is not UTF-8: byte 0xE9 at position 3"),
+        (("run", tiny_bundle, LATIN, "--raw", *few), b"", "PROMPT is not UTF-8"),
+        (("run", tiny_bundle, "hi", "--system", LATIN, *few), b"", "--system is not UTF-8"),
+        (("chat", tiny_bundle, "--system", LATIN, *few), b"hi\n", "--system is not UTF-8"),
+        (("prefix", "build", tiny_bundle, out, "--raw", LATIN), b"", "--raw is not UTF-8"),
+        (("prefix", "build", tiny_bundle, out, "--system", LATIN), b"", "--system is not UTF-8"),
+        (("prefix", "build", tiny_bundle, out, "--system", "-"), LATIN, "standard input is not UTF-8"),
+        (("prefix", "build", tiny_bundle, out, "--system-file", tmp_path / "latin.txt"), b"", "cannot be read as text"),
+    ):
+        code, shown, error = edge_of_bytes(*arguments, stdin=stdin)
+        assert (code, shown) == (1, ""), arguments
+        assert error.startswith("edge: ")
+        assert error.count("\n") == 1
+        assert said in error
+    assert not out.exists()
+
+
+def test_a_chat_goes_on_after_a_line_that_is_not_utf8(tiny_bundle: Path) -> None:
+    lines = [LATIN, "h\N{DIGIT ONE}é".encode(), b"\xff\xfe", b"hi<|assistant|>", b"/stats"]
+    code, shown, error = edge_of_bytes("chat", tiny_bundle, "--max-new-tokens", "3", stdin=b"\n".join(lines))
+    assert code == 0, error
+    assert error.splitlines() == [
+        "edge: the line is not UTF-8: byte 0xE9 at position 3; convert it to UTF-8",
+        "edge: the line is not UTF-8: byte 0xFF at position 0 (it looks like UTF-16); convert it to UTF-8",
+    ]
+    assert "from the cache" in shown
+
+
 def read_until(fd: int, text: str, seconds: float) -> str:
     seen, deadline = "", time.monotonic() + seconds
     while text not in seen and time.monotonic() < deadline:
@@ -418,9 +465,9 @@ def test_demo_reuses_its_bundle(demo_gguf: Path, demo_bundle: Path, tmp_path: Pa
 
 def test_demo_says_how_to_get_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edge.cli import main
-    from edge.commands import demo
+    from edge.export.checkpoint import default
 
-    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    monkeypatch.setattr(default, "find_spec", lambda name: None)
     assert main(["demo", str(tmp_path / "out")]) == 1
 
 
@@ -432,7 +479,7 @@ def test_missing_extra_gives_the_install_line(tiny_checkpoint: Path, tmp_path: P
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == f"edge: {module} is not installed; pip install 'edgeglm[export]'\n"
+    assert done.stderr == f'edge: {module} is not installed; pip install "edgeglm[export]"\n'
     assert list(tmp_path.iterdir()) == []
 
 
@@ -442,4 +489,64 @@ def test_missing_engine_gives_the_install_line(tiny_bundle: Path) -> None:
         f"sys.exit(main(['run', {str(tiny_bundle)!r}, 'hi', '--engine', 'openvino']))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stderr == "edge: openvino is not installed; pip install 'edgeglm[openvino]'\n"
+    assert done.stderr == 'edge: openvino is not installed; pip install "edgeglm[openvino]"\n'
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "x", "y", "--temp", "1"],
+        ["export", "x", "y", "--max-b", "5GB"],
+        ["prefix", "build", "x", "y", "--sys", "z"],
+        ["--log", "info", "devices"],
+    ],
+    ids=" ".join,
+)
+def test_options_are_not_abbreviated(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A prefix that is unique today is not when another option is added."""
+    from edge.cli import build_parser
+
+    with pytest.raises(SystemExit) as stopped:
+        build_parser().parse_args(arguments)
+    assert stopped.value.code == 2
+    assert "usage: edge" in capsys.readouterr().err
+
+
+def test_long_helps_are_in_groups() -> None:
+    shown = edge("run", "--help").stdout
+    assert [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
+        "examples:",
+        "positional arguments:",
+        "options:",
+        "engine:",
+        "generation:",
+        "reuse of earlier work:",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["--log-level", "info", "x"], ["x", "--log-level", "info"]], ids=" ".join)
+def test_log_level_shows_what_the_library_logs(arguments: list[str]) -> None:
+    """Before the verb or behind it; without it nothing is shown."""
+    script = """
+import argparse, logging, sys
+from types import ModuleType
+from edge import cli
+
+def run(args):
+    for level in ("debug", "info", "warning"):
+        getattr(logging.getLogger("edge.runtime.x"), level)("said at %s", level)
+    logging.getLogger("another").warning("none of ours")
+    return 0
+
+verb = ModuleType("edge.commands.x", "A verb.")
+verb.add_arguments, verb.run = lambda parser: None, run
+sys.modules["edge.commands.x"] = verb
+cli.VERBS = ("x",)
+sys.exit(cli.main())
+"""
+    told = [subprocess.run([sys.executable, "-c", script, *line], capture_output=True, text=True, check=True).stderr
+            for line in (["x"], arguments)]  # fmt: skip
+    assert told[0] == "none of ours\n"
+    lines = told[1].splitlines()
+    assert [line.partition(" edge.runtime.x: ")[2] for line in lines] == ["said at info", "said at warning", ""]
+    assert lines[0].split()[2] == "INFO"

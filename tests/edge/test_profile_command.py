@@ -192,4 +192,4 @@ def test_missing_package_is_named(
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else real(name))
     assert main(["profile", str(tiny_checkpoint), str(tmp_path / "out")]) == 1
-    assert capsys.readouterr().err == "edge: matplotlib is not installed; pip install 'edgeglm[profile]'\n"
+    assert capsys.readouterr().err == 'edge: matplotlib is not installed; pip install "edgeglm[profile]"\n'

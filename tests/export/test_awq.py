@@ -16,10 +16,11 @@ from edge.export.graph import reference
 from edge.export.names import canonical_shapes
 from edge.export.pipeline import export
 from edge.export.recipes import Precision
-from edge.export.tensors import Float32Array, FloatArray, Weight, dequantize
+from edge.export.tensors import Float32Array, FloatArray, Weight
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
 from edge.runtime.verify import FLOAT32_BOUND
+from tests.oracle import dequantize
 
 INT4 = Precision(4, group_size=32)
 RECIPE = "int4-asym-g64-awq-gptq"

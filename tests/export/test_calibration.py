@@ -18,6 +18,7 @@ from edge.export.names import canonical_shapes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.recipes import find_recipe
+from edge.export.settings import ExportSettings
 from edge.export.tensors import Float32Array, FloatArray, Weight, to_float32
 from edge.runtime.bundle import Manifest, open_bundle
 from edge.runtime.errors import CalibrationError, RecipeError
@@ -44,7 +45,7 @@ def digests(bundle: Path) -> dict[str, str]:
 def test_with_float_weights_it_is_the_decoder(kind: tiny.Tiny, twin: bool, tmp_path: Path) -> None:
     """And every matrix meets the inputs that the decoder gives it, in its order; there is nothing to correct."""
     tiny.make(kind, tmp_path / "checkpoint")
-    weights = make_plan(tmp_path / "checkpoint", "fp32").weights
+    weights = make_plan(tmp_path / "checkpoint", ExportSettings("fp32")).weights
     floats = {name: to_float32(weights.read(name)) for name in canonical_shapes(weights.spec)}
     ids = np.random.default_rng(0).integers(0, weights.spec.vocab_size, (3, 20))
     calibration = Calibration(ids, weights.spec, twin=twin)
@@ -72,7 +73,7 @@ def test_with_float_weights_it_is_the_decoder(kind: tiny.Tiny, twin: bool, tmp_p
 
 def test_drift_is_what_the_compressed_model_lacks(tiny_checkpoint: Path) -> None:
     """Against its definition: outputs and residual of the float model less those of the other, times the inputs."""
-    weights = make_plan(tiny_checkpoint, "fp32").weights
+    weights = make_plan(tiny_checkpoint, ExportSettings("fp32")).weights
     spec = weights.spec
     floats = {name: to_float32(weights.read(name)) for name in canonical_shapes(spec)}
     rng = np.random.default_rng(1)

@@ -18,6 +18,7 @@ from edge.export.checkpoint import open_checkpoint
 from edge.export.names import ReadWhenNeeded, rotary_halves
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
+from edge.export.settings import ExportSettings
 from edge.export.tensors import FloatArray
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError
 from edge.runtime.spec import ModelSpec
@@ -60,6 +61,12 @@ def test_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"PK\3\4 something else")
     with pytest.raises(CheckpointError, match="no GGUF file"):
         open_checkpoint(tmp_path / "x.gguf")
+
+
+def test_named_tokens_of_gguf(demo_gguf: Path) -> None:
+    """Its metadata have ids; templates want texts."""
+    tokens = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    assert open_checkpoint(demo_gguf).named_tokens() == tokens
 
 
 def test_truncated_gguf(demo_gguf: Path, tmp_path: Path) -> None:
@@ -335,7 +342,7 @@ def test_weights_are_read_when_they_are_needed(tiny_checkpoint: Path) -> None:
         reads.append(name)
         return weights.read(name)
 
-    weights = make_plan(tiny_checkpoint, "fp32").weights
+    weights = make_plan(tiny_checkpoint, ExportSettings("fp32")).weights
     names = ["norm.weight", "embed.weight"]
     some = ReadWhenNeeded(read, names)
     assert (list(some), len(some), "norm.weight" in some, "lm_head.weight" in some) == (names, 2, True, False)

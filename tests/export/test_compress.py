@@ -11,8 +11,9 @@ from edge.export import compress as compress_module
 from edge.export.compress import Compressor
 from edge.export.graph.openvino import linear_model
 from edge.export.recipes import Precision, find_recipe, recipes
-from edge.export.tensors import PackedTensor, dequantize, rows_of, take_rows, unpack
+from edge.export.tensors import PackedTensor, rows_of, take_rows, unpack
 from edge.runtime.errors import RecipeError
+from tests.oracle import dequantize
 
 INTEGERS = [
     Precision(8),

@@ -8,8 +8,9 @@ import pytest
 
 from edge.export import gptq
 from edge.export.recipes import Precision
-from edge.export.tensors import dequantize, unpack
+from edge.export.tensors import unpack
 from edge.runtime.errors import RecipeError
+from tests.oracle import dequantize
 
 PRECISIONS = [Precision.parse(text) for text in ("int4-asym-g64", "int4-sym-g64", "int4-asym-channel", "int4-sym-g32")]
 Floats = npt.NDArray[np.float32]

@@ -13,10 +13,11 @@ from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
 from edge.export.names import canonical_shapes
 from edge.export.recipes import Precision
 from edge.export.store import WeightStore
-from edge.export.tensors import Float32Array, PackedTensor, Weight, as_unsigned, dequantize, rows_of
+from edge.export.tensors import Float32Array, PackedTensor, Weight, as_unsigned, rows_of
 from edge.export.verify import distance
 from edge.runtime.spec import ModelSpec
 from edge.runtime.verify import FLOAT32_BOUND
+from tests.oracle import dequantize
 
 RANK = 16
 SPEC = ModelSpec("glm", 2, 64, 96, 4, 2, 16, 8, 10000.0, 1e-6, 320, 256, True, False, False)

@@ -15,12 +15,12 @@ import pytest
 
 from edge.commands.export import parse_bytes
 from edge.export import recipes, sensitivity
-from edge.export.mixed import Limits
 from edge.export.names import canonical_shapes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.recipes import Rounding, stored_bytes
 from edge.export.sensitivity import Sensitivity
+from edge.export.settings import ExportSettings
 from edge.runtime.bundle import Manifest
 from edge.runtime.errors import RecipeError
 from edge.runtime.verify import verify
@@ -131,17 +131,12 @@ def test_what_cannot_be_is_refused(tiny_checkpoint: Path, text: Path, tmp_path: 
         ({"max_bytes": 5000}, "the budget is 5,000 bytes, the smallest that this model can be is"),
         ({"max_kld": 1e-9}, "the lowest that 8 bits give this model is about"),
         ({"max_bytes": 100_000, "max_kld": 1e-3}, "bytes of weights, the budget is 100,000, which give about"),
-        ({"max_bytes": 0}, "0 bytes is given, expected a number like"),
-        ({"max_bytes": float("nan")}, "nan bytes is given"),
-        ({"max_kld": -1.0}, "KLD of -1.0"),
         ({"device": "NPU"}, "without a budget"),
         ({"max_bytes": 1e6, "recipe": "int8-asym"}, "recipe int8-asym and a budget"),
     ]:
         with pytest.raises(RecipeError, match=message):
             export(tiny_checkpoint, out, calibration=text, **limits)  # type: ignore[arg-type]
         assert not list(tmp_path.iterdir())
-    with pytest.raises(RecipeError, match="TPU"):
-        Limits(1, device="TPU")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["partial-bias-untied", "full-tied"])
@@ -149,11 +144,11 @@ def test_what_a_matrix_may_be(name: str, text: Path, tmp_path: Path) -> None:
     """Every size of group, with channels scaled or not where nothing is rotated, and 8 bits; for NPUs theirs."""
     tiny.make(next(t for t in tiny.TINIES if t.name == name), tmp_path)
     matrix = "layers.0.mlp.down.weight"  # 128 wide
-    plan = make_plan(tmp_path, limits=Limits(BUDGET), calibration=text)
+    plan = make_plan(tmp_path, ExportSettings(max_bytes=BUDGET, calibration=text))
     four = [f"int4-asym-{size}" for size in ("channel", "g128", "g64", "g32")]
     scaled = [f"{option}-awq" for option in four] if name == "full-tied" else []
     assert {str(option) for option in plan.options[matrix]} == {*four, *scaled, "int8-asym"}
-    npu = make_plan(tmp_path, limits=Limits(BUDGET, device="NPU"), calibration=text)
+    npu = make_plan(tmp_path, ExportSettings(max_bytes=BUDGET, device="NPU", calibration=text))
     assert {str(option.precision) for option in npu.options[matrix]} == {
         "int4-sym-channel",
         "int4-sym-g128",
@@ -162,7 +157,8 @@ def test_what_a_matrix_may_be(name: str, text: Path, tmp_path: Path) -> None:
 
 
 def test_vocabulary_as_the_user_wants_it(tiny_checkpoint: Path, text: Path) -> None:
-    plan = make_plan(tiny_checkpoint, limits=Limits(BUDGET), head="int4-asym-g32", format="onnx", calibration=text)
+    settings = ExportSettings(max_bytes=BUDGET, head="int4-asym-g32", format="onnx", calibration=text)
+    plan = make_plan(tiny_checkpoint, settings)
     assert [str(precision) for precision in plan.options["lm_head.weight"]] == ["int4-asym-g32"]
     assert len(plan.options["embed.weight"]) > 1
     assert not any(option.awq for found in plan.options.values() for option in found), "behind a rotation"

@@ -15,14 +15,16 @@ from edge.export.graph import onnx_writer
 from edge.export.graph.runners import OnnxRunner
 from edge.export.names import Weights, canonical_shapes
 from edge.export.pipeline import export
-from edge.export.plan import Format, make_plan
-from edge.export.tensors import PackedTensor, Weight, as_unsigned, dequantize, pack, rows_of
+from edge.export.plan import make_plan
+from edge.export.settings import ExportSettings, Format
+from edge.export.tensors import PackedTensor, Weight, as_unsigned, pack, rows_of
 from edge.export.verify import Verifier
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import OnnxKernels, open_bundle
 from edge.runtime.engines.onnxruntime import _rotary_tables
 from edge.runtime.errors import RecipeError, VerificationError
 from edge.runtime.spec import ModelSpec
+from tests.oracle import dequantize
 from tests.tiny import TINIES, Tiny, make, reference_logits
 
 IDS = np.random.default_rng(3).integers(0, 256, 40)
@@ -187,7 +189,7 @@ def test_parts_hold_every_layer_once(
 
 def test_a_wrong_graph_is_noticed_at_export(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The runner's graph is held against plain numpy: an emitter that swaps gate and up does not get through."""
-    plan = make_plan(tiny_checkpoint, "fp32", format="onnx")
+    plan = make_plan(tiny_checkpoint, ExportSettings("fp32", format="onnx"))
     assert isinstance(plan.weights, Weights)
     weights = plan.weights.block(0)
     verifier = Verifier(IDS.tolist(), plan.spec, [OnnxRunner()])
@@ -268,11 +270,6 @@ def test_widths_that_kernels_do_not_know(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"layers\.0\.mlp\.down\.weight has groups of 136 weights"):
         export(tmp_path / "checkpoint", tmp_path / "bundle", "int8-asym", format="both")
     export(tmp_path / "checkpoint", tmp_path / "bundle", "int8-asym", format="openvino")
-
-
-def test_unknown_format(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="format 'tflite' is unknown, expected openvino, onnx, both"):
-        export(tiny_checkpoint, tmp_path / "bundle", format="tflite")  # type: ignore[arg-type]
 
 
 def test_small_constants_are_in_the_graph_and_large_ones_are_not() -> None:

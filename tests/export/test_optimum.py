@@ -364,5 +364,5 @@ def test_missing_extra_gives_the_install_line(
     script = f"import sys; sys.modules[{module!r}] = None; from edge.cli import main; sys.exit(main({arguments!r}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == f"edge: {module} is not installed; pip install 'edgeglm[optimum]'\n"
+    assert done.stderr == f'edge: {module} is not installed; pip install "edgeglm[optimum]"\n'
     assert list(tmp_path.iterdir()) == []

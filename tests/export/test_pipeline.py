@@ -42,6 +42,25 @@ def test_bundle_is_complete_and_recorded(tiny_bundle: Path) -> None:
     assert generation["eos_token_id"] == [256, 257, 258]
 
 
+def test_named_tokens_are_handed_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Templates ask for bos_token and eos_token by name; older configs write a token with its properties."""
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    config = {"bos_token": {"content": "<|system|>", "special": True}, "eos_token": "<|endoftext|>", "pad_token": None}
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(config))
+    (checkpoint / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}")
+    for name in ("a", "b"):
+        export(checkpoint, tmp_path / name, "int8-asym")
+    written = (tmp_path / "a" / "tokenizer_config.json").read_bytes()
+    assert written == (tmp_path / "b" / "tokenizer_config.json").read_bytes()
+    found = {key: value for key, value in json.loads(written).items() if key.endswith("_token")}
+    assert found == {"bos_token": "<|system|>", "eos_token": "<|endoftext|>"}
+    llm = LLM(tmp_path / "a", EXACT["onnx"])
+    assert llm.render([{"role": "user", "content": "hi"}]) == "<|system|>hi<|endoftext|>"
+    ids = llm.encode_chat([{"role": "user", "content": "<|system|>"}])
+    assert ids == [260, *llm.tokenizer.encode("<|system|>", parse_special=False), 256]
+
+
 def test_manifest_records_every_fallback(tiny_checkpoint: Path, tmp_path: Path) -> None:
     manifest = export(tiny_checkpoint, tmp_path / "out", "int4-asym-g128")
     tensors = manifest.tensors

@@ -14,6 +14,7 @@ from edge.export.graph.reference import ReferenceBuilder
 from edge.export.names import Weights, WeightSource, canonical_shapes
 from edge.export.plan import make_plan
 from edge.export.rotation import RotatedWeights, Rotation
+from edge.export.settings import ExportSettings
 from edge.export.tensors import Float32Array, to_float32
 from edge.runtime.errors import RecipeError
 from edge.runtime.verify import FLOAT32_BOUND
@@ -31,7 +32,7 @@ def logits(weights: WeightSource) -> Float32Array:
 @pytest.mark.parametrize("kind", tiny.TINIES, ids=str)
 def test_the_same_function(kind: tiny.Tiny, tmp_path: Path) -> None:
     tiny.make(kind, tmp_path / "checkpoint")
-    weights = make_plan(tmp_path / "checkpoint", "fp32").weights
+    weights = make_plan(tmp_path / "checkpoint", ExportSettings("fp32")).weights
     assert isinstance(weights, Weights)
     if weights.spec.output_norms:
         with pytest.raises(RecipeError, match="use -awq-gptq instead"):

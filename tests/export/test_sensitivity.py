@@ -14,9 +14,10 @@ from edge.export.graph.reference import ReferenceBuilder
 from edge.export.names import Weights, canonical_shapes
 from edge.export.recipes import Precision, Rounding
 from edge.export.sensitivity import CARRIED, Sensitivity, measure, nearest
-from edge.export.tensors import Float32Array, dequantize, to_float32
+from edge.export.tensors import Float32Array, to_float32
 from edge.runtime.verify import kl_divergence
 from tests import tiny
+from tests.oracle import dequantize
 
 COARSE, FINE = Rounding.parse("int4-asym-g32"), Rounding.parse("int8-asym")
 SCALED = Rounding.parse("int4-asym-g32-awq")

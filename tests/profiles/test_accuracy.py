@@ -13,13 +13,14 @@ import pytest
 from edge.export.names import WeightSource
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
+from edge.export.settings import ExportSettings
 from edge.export.tensors import FloatArray
 from edge.export.text import Windows
 from edge.profiles.accuracy import Accuracy, compare, evaluate
 from edge.profiles.reference import Reference, ReferenceSettings, build
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines import Engine
 from edge.runtime.engines.choice import open_engine
+from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import CalibrationError, ContextLengthError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import EngineSettings
@@ -33,7 +34,7 @@ SOME = ReferenceSettings(top=16, samples=32)
 
 @pytest.fixture(scope="module")
 def weights(tiny_checkpoint: Path) -> WeightSource:
-    return make_plan(tiny_checkpoint, "fp32").weights
+    return make_plan(tiny_checkpoint, ExportSettings("fp32")).weights
 
 
 @pytest.fixture(scope="module")

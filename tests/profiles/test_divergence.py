@@ -9,6 +9,7 @@ import pytest
 
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
+from edge.export.settings import ExportSettings
 from edge.profiles.divergence import Divergence, first_divergence, write_greedily
 from edge.runtime.errors import CalibrationError, ProfileError
 from edge.runtime.llm import LLM
@@ -22,7 +23,7 @@ NEW = 12
 def test_texts_leave_the_float_models_where_they_first_differ(
     tiny_checkpoint: Path, int4_bundle: Path, tmp_path: Path
 ) -> None:
-    weights = make_plan(tiny_checkpoint, "fp32").weights
+    weights = make_plan(tiny_checkpoint, ExportSettings("fp32")).weights
     export(tiny_checkpoint, tmp_path / "float", "fp32")
     llm = LLM(tmp_path / "float", EXACT["openvino"])
     writable = llm.tokenizer.num_tokens
@@ -54,6 +55,6 @@ def test_what_is_no_record_and_what_the_model_cannot_read(tiny_checkpoint: Path)
     for data in (None, {}, {"lengths": [1]}, {"lengths": ["x"], "new_tokens": 1, "mean": 1, "median": 1, "never": 0}):
         with pytest.raises(ProfileError, match="no record of a divergence"):
             Divergence.from_json(data)
-    weights = make_plan(tiny_checkpoint, "fp32").weights
+    weights = make_plan(tiny_checkpoint, ExportSettings("fp32")).weights
     with pytest.raises(CalibrationError, match="the model has"):
         first_divergence(weights, np.full((1, 9), tiny.VOCAB), 4, 259)

@@ -12,7 +12,7 @@ import torch
 
 from edge.profiles import likelihood
 from edge.profiles.likelihood import Likelihood, Query, Trunk, score
-from edge.runtime.engines import Engine
+from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import ContextLengthError, PromptError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM

@@ -12,6 +12,7 @@ import pytest
 
 from edge.export.names import WeightSource
 from edge.export.plan import make_plan
+from edge.export.settings import ExportSettings
 from edge.export.tensors import FloatArray
 from edge.export.text import Windows
 from edge.profiles import reference
@@ -28,7 +29,7 @@ SOME = ReferenceSettings(top=16, samples=8, first_scored=4)
 
 @pytest.fixture(scope="module")
 def weights(tiny_checkpoint: Path) -> WeightSource:
-    return make_plan(tiny_checkpoint, "fp32").weights
+    return make_plan(tiny_checkpoint, ExportSettings("fp32")).weights
 
 
 class Changed:
@@ -42,7 +43,7 @@ class Changed:
 @pytest.mark.parametrize("case", [tiny.TINIES[1], tiny.TINIES[5]], ids=lambda case: case.name)
 def test_whole_rows_are_those_of_transformers(case: tiny.Tiny, tmp_path: Path) -> None:
     model = tiny.make(case, tmp_path / "checkpoint")
-    plan = make_plan(tmp_path / "checkpoint", "fp32")
+    plan = make_plan(tmp_path / "checkpoint", ExportSettings("fp32"))
     found = build(plan.weights, WINDOWS, tmp_path / "reference.npz", key=plan.key, settings=ALL)
     assert found.rows.top_ids.shape == (3, 23, tiny.VOCAB)
     assert found.rows.sample_ids.shape == (3, 23, 0)

@@ -10,6 +10,8 @@ import pytest
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.errors import PromptError, TokenizerError
 
+HI = [{"role": "user", "content": "hi"}]
+
 
 def test_renders_equal_the_golden_ones(shared: Path) -> None:
     folder = shared / "chat-templates"
@@ -36,8 +38,8 @@ def test_rendering_equals_transformers(demo_bundle: Path) -> None:
 
 
 def test_tojson_leaves_characters_alone() -> None:
-    template = ChatTemplate("{{ messages[0]['content'] | tojson(indent=4) }}")
-    assert template.render([{"role": "user", "content": {"ü<&>": "中文"}}]) == '{\n    "ü<&>": "中文"\n}'
+    template = ChatTemplate("{{ value | tojson(indent=4) }}")
+    assert template.render(HI, variables={"value": {"ü<&>": "中文"}}) == '{\n    "ü<&>": "中文"\n}'
 
 
 def test_template_that_refuses() -> None:

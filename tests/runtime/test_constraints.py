@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from edge.runtime.constraints import Constraint, Constraints, ConstraintState
+from edge.runtime.constraint import Constraint
+from edge.runtime.constraints import Constraints, ConstraintState
 from edge.runtime.errors import GenerationError, SettingsError, TokenizerError
 from edge.runtime.sampling import Sampler
 from edge.runtime.settings import Sampling
@@ -44,7 +45,7 @@ class Setup:
         self.tokenizer = Tokenizer(path)
         self.stop_ids = stop_ids
         self.size = self.tokenizer.num_tokens
-        self.constraints = Constraints(path, self.size, stop_ids)
+        self.constraints = Constraints(self.tokenizer, self.size, stop_ids)
         self.bytes = [self.tokenizer.token_bytes(i) for i in range(self.size)]
 
     def start(self, constraint: Constraint) -> ConstraintState:
@@ -372,27 +373,31 @@ def test_constraints_can_be_hashed_and_compared() -> None:
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, bytes_only: Setup) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    constraints = Constraints(Path("nowhere"), 5, (1,))
-    with pytest.raises(SettingsError, match=r"pip install 'edgeglm\[grammar\]'"):
+    constraints = Constraints(bytes_only.tokenizer, 5, (1,))
+    with pytest.raises(SettingsError, match=r'pip install "edgeglm\[grammar\]"'):
         constraints.start(Constraint.json_object())
 
 
 def test_tokenizers_that_cannot_be_used(bytes_only: Setup, tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="nowhere"):
-        Constraints(tmp_path / "nowhere", 5, (1,)).start(Constraint.json_object())
+        Constraints(Tokenizer(tmp_path / "nowhere"), 5, (1,)).start(Constraint.json_object())
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match="does not read"):
-        Constraints(tmp_path / "tokenizer.json", 5, (1,)).start(Constraint.json_object())
+        Constraints(Tokenizer(tmp_path / "tokenizer.json"), 5, (1,)).start(Constraint.json_object())
     tiny.write_tokenizer(tmp_path)
     with pytest.raises(TokenizerError, match="too small; 5 vs 261"):
-        Constraints(tmp_path / "tokenizer.json", 5, (1,)).start(Constraint.json_object())
+        Constraints(Tokenizer(tmp_path / "tokenizer.json"), 5, (1,)).start(Constraint.json_object())
     with pytest.raises(SettingsError, match="needs a stop id"):
-        Constraints(tmp_path / "tokenizer.json", 261, ()).start(Constraint.json_object())
+        Constraints(Tokenizer(tmp_path / "tokenizer.json"), 261, ()).start(Constraint.json_object())
 
 
 def test_padding_rows_are_never_allowed(tmp_path: Path) -> None:
     tiny.write_tokenizer(tmp_path)
-    allowed = Constraints(tmp_path / "tokenizer.json", 320, tiny.STOP_IDS).start(Constraint.regex("(?s:.)*")).allowed()
+    allowed = (
+        Constraints(Tokenizer(tmp_path / "tokenizer.json"), 320, tiny.STOP_IDS)
+        .start(Constraint.regex("(?s:.)*"))
+        .allowed()
+    )
     assert allowed.shape == (320,)
     assert not allowed[261:].any()
     assert allowed[list(tiny.STOP_IDS)].all()
@@ -403,11 +408,13 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     script = f"""
 import sys
 from pathlib import Path
-from edge.runtime.constraints import Constraint, Constraints
+from edge.runtime.constraint import Constraint
+from edge.runtime.constraints import Constraints
+from edge.runtime.tokenizer import Tokenizer
 assert "llguidance" not in sys.modules
 for name in ("torch", "transformers"):
     sys.modules[name] = None
-Constraints(Path({str(tmp_path)!r}) / "tokenizer.json", 261, (256,)).start(Constraint.json_object()).forced()
+Constraints(Tokenizer(Path({str(tmp_path)!r}) / "tokenizer.json"), 261, (256,)).start(Constraint.json_object()).forced()
 assert "llguidance" in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines import Engine, Step
 from edge.runtime.engines.choice import open_engine
+from edge.runtime.engines.engine import Engine, Step
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM, PromptLike
 from edge.runtime.settings import EngineSettings, GenerationOptions, SpeculationSettings

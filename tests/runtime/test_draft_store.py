@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.runtime.errors import DraftStoreError, OutputError, SettingsError
+from edge.runtime.locks import hold
 from edge.runtime.speculation import store as store_module
 from edge.runtime.speculation.store import DraftStore, suffix_array
 
@@ -287,7 +288,7 @@ def test_a_lock_that_is_held_is_waited_for_and_then_given_up(tmp_path: Path, mon
     monkeypatch.setattr(store_module, "_LOCK_WAIT_S", 0.1)
     store = DraftStore.open(tmp_path / "drafts", TOKENIZER)
     store.add([1, 2, 3, 4])
-    with store_module._lock(tmp_path / "drafts"), pytest.raises(OutputError, match="another process has held"):
+    with hold(tmp_path / "drafts.lock", wait_s=0), pytest.raises(OutputError, match="another process has held"):
         store.save()
     store.save()
     assert store.num_tokens == 4

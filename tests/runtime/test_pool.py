@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -295,9 +296,65 @@ def test_views_are_the_memory_itself() -> None:
     assert [[int(row.sum()) for row in buffer] for buffer in paged.buffers] == [[0, 7 * size, 0] for size in SIZES]
     for view in slots.views(2, 5):
         view[...] = 7
-    assert [[float(b.sum()) for b in slot] for slot in slots.slots] == [[0, 0], [0, 0], [7 * 3 * 5 * 2] * 2]
+    assert [[float(row.sum()) for row in buffer] for buffer in slots.buffers] == [[0, 0, 7 * 3 * 5 * 2]] * 2
     copy_block(slots, 2, 0, 4)
-    assert [float(buffer.sum()) for buffer in slots.slots[0]] == [7 * 3 * 4 * 2] * 2
+    assert [float(buffer[0].sum()) for buffer in slots.buffers] == [7 * 3 * 4 * 2] * 2
+
+
+@given(st.lists(st.integers(0, SHAPE[1] - 4), min_size=1, max_size=7), st.data())
+def test_neighbours_keep_their_bytes(lengths: list[int], data: st.DataObject) -> None:
+    """What is in a block follows it, whichever batches come, and a batch writes into its own blocks alone."""
+    memory, random = SlotMemory(len(lengths), 2, SHAPE, np.float32), np.random.default_rng(5)
+    expected = [[random.random((SHAPE[0], length, SHAPE[2]), np.float32) for _ in range(2)] for length in lengths]
+    for block, arrays in enumerate(expected):
+        for view, array in zip(memory.views(block, lengths[block]), arrays, strict=True):
+            view[...] = array
+    for _ in range(4):
+        batch = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, unique=True))
+        memory.gather(batch)
+        rows = memory.rows({block: expected[block][0].shape[1] + 1 for block in batch})
+        assert sorted(rows) == list(range(min(rows), min(rows) + len(batch)))
+        for block, row in zip(batch, rows, strict=True):
+            new = random.random((SHAPE[0], 1, SHAPE[2]), np.float32)
+            for buffer, array in zip(memory.buffers, expected[block], strict=True):
+                buffer[row, :, array.shape[1]] = new[:, 0]
+            expected[block] = [np.concatenate([array, new], axis=1) for array in expected[block]]
+        for block, arrays in enumerate(expected):
+            for view, array in zip(memory.views(block, arrays[0].shape[1]), arrays, strict=True):
+                assert np.array_equal(view, array)
+
+
+def test_the_fewest_tokens_move() -> None:
+    """None for one block, nor for blocks that are neighbours already."""
+    memory = SlotMemory(6, 2, SHAPE, np.float32)
+    lengths = dict(enumerate((30, 9, 20, 3, 25, 0)))
+    assert memory.rows(lengths) == [0, 1, 2, 3, 4, 5]
+    for batch, rows in (
+        ([4], [0, 1, 2, 3, 4, 5]),
+        ([2, 1], [0, 1, 2, 3, 4, 5]),
+        ([0, 2], [0, 2, 1, 3, 4, 5]),  # 29 tokens of 1 and 2, where 0 and 1 have 39
+        ([2, 4], [0, 2, 5, 3, 4, 1]),  # 20 of 2, which goes where 5 is empty
+    ):
+        memory.gather(batch)
+        assert memory.rows(lengths) == rows, batch
+
+
+def test_a_block_that_moves_leaves_no_memory_behind() -> None:
+    """Sixteen megabytes between two running sequences make place, and take sixteen afterwards."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("memory is told by /proc")
+
+    def anonymous_bytes() -> int:
+        return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
+
+    tokens = 1 << 20
+    memory, before = SlotMemory(3, 2, (2, tokens, 1), np.float32), anonymous_bytes()
+    for view in memory.views(1, tokens):
+        view[...] = 7
+    memory.gather([0, 2])
+    assert memory.rows({1: tokens}) != [1]
+    assert all((view == 7).all() for view in memory.views(1, tokens))
+    assert anonymous_bytes() - before < 20e6
 
 
 VERBS = ["grow", "reserve", "trim", "fork", "free"]

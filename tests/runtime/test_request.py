@@ -14,7 +14,8 @@ import pytest
 import edge
 from edge.api import scripted_llm
 from edge.runtime.chunk import StoppedBy
-from edge.runtime.constraints import Constraint, Constraints
+from edge.runtime.constraint import Constraint
+from edge.runtime.constraints import Constraints
 from edge.runtime.engines.scripted import noise, tokenizer_json
 from edge.runtime.errors import SettingsError
 from edge.runtime.llm import LLM
@@ -108,7 +109,7 @@ def test_a_step_is_a_chunk_whatever_its_text_is(tokenizer: Tokenizer) -> None:
 def test_the_end_of_a_constraint_is_no_stop_id(tokenizer: Tokenizer) -> None:
     pytest.importorskip("llguidance", reason="constraints need llguidance")
     constraint = Constraint.regex("ab")
-    state = Constraints(tokenizer.to_json, tokenizer.num_tokens, frozenset({STOP})).start(constraint)
+    state = Constraints(tokenizer, tokenizer.num_tokens, frozenset({STOP})).start(constraint)
     settings = generation_settings(constraint=constraint)
     answer = Request(Prompt([1, 2, 3]), settings, tokenizer, {STOP}, 100, state)
     while not answer.finished:

@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines import Engine
 from edge.runtime.engines.choice import open_engine
+from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import CacheError, CacheFullError, OutputError, SnapshotError
 from edge.runtime.kv import snapshot as snapshot_module
 from edge.runtime.kv.memory import BlockMemory, PagedMemory, SlotMemory
@@ -43,7 +43,7 @@ def paged(num_blocks: int = 24, block_size: int = BLOCK, seed: int | None = None
 
 def slots(num_slots: int = 3, tokens: int = SLOT_TOKENS, seed: int | None = None, heads: int = 2) -> BlockPool:
     memory = SlotMemory(num_slots, 4, (heads, tokens, 3), np.float16)
-    return BlockPool(num_slots, tokens, fill(memory, [buffer for slot in memory.slots for buffer in slot], seed))
+    return BlockPool(num_slots, tokens, fill(memory, memory.buffers, seed))
 
 
 def fill(memory: BlockMemory, buffers: list[np.ndarray], seed: int | None) -> BlockMemory:

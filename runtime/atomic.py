@@ -21,9 +21,7 @@ from itertools import count
 from pathlib import Path
 
 from edge.runtime.errors import OutputError
-
-if sys.platform != "win32":
-    import fcntl
+from edge.runtime.locks import try_lock
 
 _BUFFER_BYTES = 1 << 20
 _TOO_LARGE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
@@ -67,6 +65,19 @@ def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, private
     _sync_folder(target.parent)
 
 
+def write_durably(path: Path, *parts: bytes | memoryview) -> None:
+    """Replace a file by one that is on the disk as a whole, in a folder where no other process writes.
+
+    Raises OSError when that fails; the file beside it then stays, for whoever removes the folder.
+    """
+    fresh = path.with_name(path.name + ".new")
+    with fresh.open("wb") as file:
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
 def _open_beside(target: Path) -> tuple[int, Path]:
     """Create a file beside another, which no other process takes for its own as long as it is open."""
     if sys.platform == "win32":
@@ -107,9 +118,8 @@ if sys.platform != "win32":
     def _lock(descriptor: int, new: Path, *, without_locks: bool) -> bool:
         """Lock an open file, if nobody has and it still has its name; `without_locks` where there are no locks."""
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            if not try_lock(descriptor):
+                return False
         except OSError:
             return without_locks
         with contextlib.suppress(FileNotFoundError):

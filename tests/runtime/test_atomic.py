@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from edge.runtime.atomic import write_atomically
 from edge.runtime.errors import OutputError
-from edge.runtime.files import write_atomically
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no flock, modes or limits")
 
@@ -85,7 +85,7 @@ FILL = """
 import resource, signal, sys
 from pathlib import Path
 from edge.runtime.errors import OutputError
-from edge.runtime.files import write_atomically
+from edge.runtime.atomic import write_atomically
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
 try:
@@ -159,7 +159,7 @@ def test_a_folder_that_cannot_be_synced_is_no_failure(path: Path, monkeypatch: p
 KILLED = """
 import sys, time
 from pathlib import Path
-from edge.runtime.files import write_atomically
+from edge.runtime.atomic import write_atomically
 def parts():
     yield bytes(3_000_000)
     print("writing", flush=True)
@@ -197,7 +197,7 @@ def test_a_link_in_the_way_is_let_alone(path: Path, tmp_path: Path) -> None:
 WRITE = """
 import sys
 from pathlib import Path
-from edge.runtime.files import write_atomically
+from edge.runtime.atomic import write_atomically
 print("ready", flush=True)
 sys.stdin.readline()
 for i in range(60):

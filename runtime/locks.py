@@ -1,0 +1,63 @@
+"""Files that one process holds alone, so that others keep out or wait.
+
+In: an open file, or a path. Out: whether it is held now. The system lets go of a lock when the file is closed or the
+process ends, however it ends. Knows nothing about what is protected by it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edge.runtime.errors import OutputError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+_ASK_EVERY_S = 0.02
+
+
+def try_lock(descriptor: int) -> bool:
+    """Hold an open file if nobody does; whether it is held now. Raises OSError where the file system has no locks."""
+    busy: type[OSError] = BlockingIOError
+    try:
+        if sys.platform == "win32":
+            busy = PermissionError
+            os.lseek(descriptor, 0, os.SEEK_SET)  # a range of bytes is locked, and all must ask for the same
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except busy:
+        return False
+    return True
+
+
+@contextmanager
+def hold(lock: Path, *, wait_s: float) -> Iterator[None]:
+    """Hold a file that is made for it and stays. Raises OutputError when it is not to be had within `wait_s`."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise OutputError(f"{lock} cannot be opened ({error}); make the folder or name another file") from error
+    try:
+        give_up = time.monotonic() + wait_s
+        while not _try_lock(descriptor, lock):
+            if time.monotonic() > give_up:
+                raise OutputError(f"another process has held {lock} for {wait_s:.0f} s; end it and try again")
+            time.sleep(_ASK_EVERY_S)
+        yield
+    finally:
+        os.close(descriptor)  # which also unlocks
+
+
+def _try_lock(descriptor: int, lock: Path) -> bool:
+    try:
+        return try_lock(descriptor)
+    except OSError as error:
+        raise OutputError(f"{lock} cannot be locked ({error}); use a folder on a local disk") from error

@@ -1,0 +1,248 @@
+"""Messages of a conversation as types, and the mappings that clients send as such.
+
+In: `Message` objects, OpenAI's mappings, or GLM-4's own (`observation`, `metadata`, `tools` in a system message). Out:
+a tuple of checked `Message`s. Knows nothing about templates: what a model's own template takes is `conventions.py`'s.
+All errors are PromptErrors whose `param` is the path of the value, like "messages[1].content".
+
+Accepted without effect, as replayed answers carry them: `annotations`, `reasoning_content`, `audio: null`, and what
+else is null. A refusal is what the assistant said, so it is its text where there is no other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from edge.runtime.errors import PromptError, shown
+from edge.runtime.tools import checked_tools
+from edge.runtime.unicode import check_text
+
+Role = Literal["system", "developer", "user", "assistant", "tool", "function", "observation"]
+
+_ROLES: tuple[Role, ...] = get_args(Role)
+_RESULTS = ("tool", "function")  # roles that answer a call
+_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # type -> its key
+_WITHOUT_EFFECT = ("annotations", "reasoning_content", "reasoning", "parsed", "id")
+_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "metadata", "tools", "function_call", "refusal")
+_EXAMPLE = "{'role': 'user', 'content': 'Hello'}"
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """A piece of a message's text."""
+
+    text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As OpenAI writes it."""
+        return {"type": "text", "text": self.text}
+
+
+Part = TextPart  # of a content; a picture will be another
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the assistant calls."""
+
+    name: str
+    arguments: str  # JSON as the model wrote it, which may be broken
+    id: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As OpenAI writes it."""
+        call = {"type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+        return {"id": self.id, **call} if self.id else call
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message. `messages_from` checks it, and what stands before it in the conversation."""
+
+    role: Role
+    content: str | tuple[Part, ...] = ""
+    tool_calls: tuple[ToolCall, ...] = ()  # of an assistant
+    tool_call_id: str | None = None  # which call a tool's message answers
+    name: str | None = None
+    metadata: str = ""  # GLM-4's own: what stands beside the role, the name of a function that is called
+    tools: tuple[Mapping[str, Any], ...] = ()  # GLM-4's own: of a system message
+
+    @property
+    def text(self) -> str:
+        """All of the content as one text."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As OpenAI writes it, less what is empty; GLM-4's own fields under their names."""
+        content = [_dict_of(part) for part in self.content] if isinstance(self.content, tuple) else self.content
+        calls = [_dict_of(call) for call in self.tool_calls] if isinstance(self.tool_calls, tuple) else self.tool_calls
+        rest = {"tool_calls": calls, "tool_call_id": self.tool_call_id, "name": self.name, "metadata": self.metadata}
+        rest["tools"] = list(self.tools) if isinstance(self.tools, tuple) else self.tools
+        return {"role": self.role, "content": content, **{key: value for key, value in rest.items() if value}}
+
+
+MessageLike = Message | Mapping[str, Any]
+
+
+def messages_from(values: Sequence[MessageLike]) -> tuple[Message, ...]:
+    """The messages of a conversation, all of it checked. Raises PromptError."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
+        raise PromptError(f"messages is {shown(values)}, expected a list like [{_EXAMPLE}]", param="messages")
+    if not values:
+        raise PromptError(f"messages is empty, expected at least one like {_EXAMPLE}", param="messages")
+    messages: list[Message] = []
+    calls: list[ToolCall] = []
+    for i, value in enumerate(values):
+        message = _message(value, f"messages[{i}]")
+        if message.role in _RESULTS:
+            _check_answers(message, calls, f"messages[{i}]")
+        messages.append(message)
+        calls += message.tool_calls
+    return tuple(messages)
+
+
+def _message(value: object, path: str) -> Message:
+    given = value.to_dict() if isinstance(value, Message) else value
+    if not isinstance(given, Mapping):
+        raise _wrong(path, given, f"a Message or a mapping like {_EXAMPLE}")
+    role = _role(given, path)
+    for key, item in given.items():
+        if key not in _KEYS and key not in _WITHOUT_EFFECT and item is not None:
+            raise _wrong(f"{path}.{key}", item, f"none of this key; known are {', '.join(_KEYS)}")
+    calls = _tool_calls(given, role, path)
+    tool_call_id = _text(given, "tool_call_id", path)
+    if tool_call_id is not None and role != "tool":
+        raise _wrong(f"{path}.tool_call_id", tool_call_id, f"none in a message of role {role!r}; only 'tool' has one")
+    tools = given.get("tools") or ()
+    if tools and role not in ("system", "developer"):
+        raise _wrong(f"{path}.tools", tools, f"none in a message of role {role!r}; give tools beside the messages")
+    return Message(
+        role=role,
+        content=_content(given, path, optional=bool(calls or tools)),
+        tool_calls=calls,
+        tool_call_id=tool_call_id,
+        name=_text(given, "name", path),
+        metadata=_text(given, "metadata", path) or "",
+        tools=checked_tools(tools, f"{path}.tools") if tools else (),
+    )
+
+
+def _role(given: Mapping[str, Any], path: str) -> Role:
+    if "role" not in given:
+        raise PromptError(f"{path}.role is missing; expected {_EXAMPLE}, given {shown(given)}", param=f"{path}.role")
+    role = given["role"]
+    for known in _ROLES:
+        if role == known:
+            return known
+    raise _wrong(f"{path}.role", role, f"one of {', '.join(_ROLES)}")
+
+
+def _content(given: Mapping[str, Any], path: str, *, optional: bool) -> str | tuple[Part, ...]:
+    """The content; null is an empty text."""
+    content = given.get("content")
+    refusal = _text(given, "refusal", path)
+    path = f"{path}.content"
+    if content is None:
+        if "content" not in given and refusal is None and not optional:
+            raise PromptError(f"{path} is missing; expected text, a list of text parts, or null", param=path)
+        return refusal or ""
+    if isinstance(content, str):
+        return check_text(content, path, param=path)
+    if isinstance(content, bytes | Mapping) or not isinstance(content, Sequence):
+        raise _wrong(path, content, "text, a list of text parts, or null")
+    return tuple(_part(part, f"{path}[{i}]") for i, part in enumerate(content))
+
+
+def _part(given: object, path: str) -> Part:
+    if isinstance(given, TextPart):
+        given = given.to_dict()
+    if not isinstance(given, Mapping):
+        raise _wrong(path, given, "a part like {'type': 'text', 'text': 'Hello'}")
+    kind = given.get("type")
+    if not isinstance(kind, str) or kind not in _TEXT_PARTS:
+        raise _wrong(f"{path}.type", kind, "'text'; this model reads text and nothing else")
+    key = _TEXT_PARTS[kind]
+    return TextPart(check_text(given.get(key), f"{path}.{key}", param=f"{path}.{key}"))
+
+
+def _tool_calls(given: Mapping[str, Any], role: Role, path: str) -> tuple[ToolCall, ...]:
+    """Calls, and the one of OpenAI's older `function_call`."""
+    calls, old = given.get("tool_calls"), given.get("function_call")
+    key = "tool_calls" if old is None else "function_call"
+    if not calls and old is None and (calls is None or isinstance(calls, list | tuple)):
+        return ()
+    if role != "assistant":
+        raise _wrong(f"{path}.{key}", given[key], f"none in a message of role {role!r}; only 'assistant' has some")
+    if old is not None:
+        if calls:
+            raise _wrong(f"{path}.function_call", old, "either tool_calls or function_call, not both")
+        return (_function(old, f"{path}.function_call", ""),)
+    if not isinstance(calls, list | tuple):
+        raise _wrong(f"{path}.tool_calls", calls, "a list of calls")
+    return tuple(_tool_call(call, f"{path}.tool_calls[{i}]") for i, call in enumerate(calls))
+
+
+def _tool_call(given: object, path: str) -> ToolCall:
+    if isinstance(given, ToolCall):
+        given = given.to_dict()
+    if not isinstance(given, Mapping):
+        raise _wrong(path, given, "a call like {'id': ..., 'type': 'function', 'function': {...}}")
+    if given.get("type") not in ("function", None):
+        raise _wrong(f"{path}.type", given["type"], "'function'")
+    return _function(given.get("function"), f"{path}.function", _text(given, "id", path) or "")
+
+
+def _function(given: object, path: str, call_id: str) -> ToolCall:
+    if not isinstance(given, Mapping):
+        raise _wrong(path, given, "a function like {'name': 'search', 'arguments': '{\"query\": \"tea\"}'}")
+    name = _text(given, "name", path)
+    if not name:
+        raise _wrong(f"{path}.name", name, "the name of a function")
+    arguments = given.get("arguments")
+    path = f"{path}.arguments"
+    if isinstance(arguments, Mapping):  # as transformers has them
+        try:
+            arguments = json.dumps(dict(arguments), ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise PromptError(f"{path} cannot be written as JSON ({error}); expected an object", param=path) from error
+    if arguments is None:
+        arguments = ""
+    if not isinstance(arguments, str):
+        raise _wrong(path, arguments, "JSON text, or an object")
+    return ToolCall(name, check_text(arguments, path, param=path), call_id)
+
+
+def _check_answers(message: Message, calls: Sequence[ToolCall], path: str) -> None:
+    """A result belongs to a call before it: by id, an older `function` by name, else to any."""
+    if message.role == "function":
+        names = [call.name for call in calls]
+        if message.name not in names:
+            raise _wrong(f"{path}.name", message.name, f"a function called before it: {_listed(names)}")
+    elif message.tool_call_id is not None:
+        ids = [call.id for call in calls if call.id]
+        if message.tool_call_id not in ids:
+            raise _wrong(f"{path}.tool_call_id", message.tool_call_id, f"the id of a call before it: {_listed(ids)}")
+    elif not calls:
+        raise PromptError(
+            f"{path}.role is 'tool', and no assistant message before it calls a tool; expected tool_calls there",
+            param=f"{path}.role",
+        )
+
+
+def _text(given: Mapping[str, Any], key: str, path: str) -> str | None:
+    value = given.get(key)
+    return None if value is None else check_text(value, f"{path}.{key}", param=f"{path}.{key}")
+
+
+def _dict_of(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, TextPart | ToolCall) else value
+
+
+def _listed(known: Sequence[str]) -> str:
+    return ", ".join(map(repr, known)) or "there is none"
+
+
+def _wrong(path: str, value: object, expected: str) -> PromptError:
+    return PromptError(f"{path} is {shown(value)}, expected {expected}", param=path)
