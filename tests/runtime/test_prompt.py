@@ -41,7 +41,7 @@ def llm() -> LLM:
 
 
 def test_keys_of_text_are_its_ids() -> None:
-    prompt = Prompt(np.array([1, 2, 3]))  # type: ignore[arg-type]  # whatever holds whole numbers
+    prompt = Prompt([1, 2, np.int64(3)])  # type: ignore[list-item]  # as an array gives them
     assert (prompt.ids, prompt.cache_keys, prompt.is_text, prompt.next_position) == ([1, 2, 3], [1, 2, 3], True, 3)
 
 
