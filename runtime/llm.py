@@ -280,11 +280,7 @@ class LLM:
         self._check_can_snapshot()
         snapshot = open_snapshot(check_value("path", FilePath(), path), self._identity)
 
-        def add() -> None:
-            others = [other for other in self._scheduler.snapshots if other.path != snapshot.path]
-            self._scheduler.snapshots = [*others, snapshot]
-
-        self._runner.between_steps(add)
+        self._runner.between_steps(lambda: self._scheduler.add_snapshot(snapshot))
         return snapshot.num_tokens
 
     def add_document(self, text: str) -> bool:

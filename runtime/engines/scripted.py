@@ -117,10 +117,9 @@ class ScriptedEngine:
 
     def held(self, sequence: CacheSequence, num_tokens: int) -> list[int]:
         """What the blocks of a sequence hold of its first tokens."""
-        size = self.pool.block_size
         blocks = sequence.block_table[: self.pool.blocks_for(num_tokens)]
-        cells = [self._memory.cells[block] for block in blocks]
-        return [int(key) for key in np.concatenate([*cells, np.zeros(0, np.int64)])[:num_tokens]] if size else []
+        found: list[int] = self._memory.cells[blocks].ravel()[:num_tokens].tolist()
+        return found
 
     def _write(self, sequence: CacheSequence, ids: Ids, inputs: Inputs) -> None:
         """Put new tokens into the blocks of a sequence, which commits them later."""

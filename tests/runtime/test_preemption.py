@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from edge.api import scripted_llm
+from edge.runtime.admission import MAX_OVERTAKEN
 from edge.runtime.chunk import Answer
 from edge.runtime.engines.scripted import Script, noise
 from edge.runtime.errors import ContextLengthError
 from edge.runtime.llm import LLM
-from edge.runtime.scheduler import MAX_OVERTAKEN
 from edge.runtime.settings import EngineSettings
 from edge.runtime.stream import Stream
 

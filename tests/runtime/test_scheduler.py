@@ -196,7 +196,7 @@ def test_a_full_cache_makes_requests_wait(llm: LLM, shape: str) -> None:
     before = tight.engine.pool.num_blocks
     streams = [tight.generate(prompt[:60], **with_settings(max_new_tokens=12)) for prompt in PROMPTS]
     next(streams[0])
-    assert tight._scheduler._waiting
+    assert tight.stats.waiting
     assert [stream.answer().token_ids for stream in streams[1:]] == expected[1:]
     assert tight.engine.pool.num_blocks == before
     assert tight.cache_stats.evicted_blocks > 0

@@ -1,0 +1,222 @@
+"""Who may run, and who gives way: the queue of requests, and the room that the KV cache has for them.
+
+In: requests, and those that run at present. Out: requests with a sequence each, in their order of arrival. Knows
+nothing about what is computed when.
+
+A request is admitted when its tokens so far fit, with a block to spare for every answer that may still grow; nothing is
+set aside for how long it might become. When blocks run out all the same, the youngest request gives its own back and
+waits: what it computed stays in the prefix cache as long as there is room, and its sampler and text go on where they
+were, so its answer is that of an undisturbed run. The oldest request never gives way, so every one gets its turn. Where
+one does not fit, at most MAX_OVERTAKEN later ones are admitted before it.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import insort
+from collections import deque
+from collections.abc import Sequence
+from itertools import count
+
+from edge.runtime.engines.engine import Engine
+from edge.runtime.errors import CacheFullError, ContextLengthError, SnapshotError
+from edge.runtime.kv.pool import CacheSequence
+from edge.runtime.kv.prefix import PrefixCache, common_prefix
+from edge.runtime.kv.snapshot import Snapshot
+from edge.runtime.request import Request
+
+WORTH_WAITING = 32  # tokens that another request computes right now
+MAX_RUNNING = 256  # requests at once; each has a row of logits
+MAX_OVERTAKEN = 8
+
+logger = logging.getLogger(__name__)
+
+
+class Admission:
+    """The queue of one engine. `submit` may be called from any thread, the rest from one at a time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._pool, self._info = engine.pool, engine.info
+        self.prefixes = PrefixCache(engine.pool, can_trim=self._info.can_trim, can_fork=self._info.can_fork)
+        self.snapshots: list[Snapshot] = []  # prompts that begin like one of these start from there
+        self.waiting: list[Request] = []  # in order of arrival
+        self.preemptions = 0
+        self._inbox: deque[Request] = deque()  # submitted, and not seen by a step yet
+        self._arrivals = count()
+        self._held_up: set[int] = set()  # arrivals of requests that have waited for room, for the log
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._inbox) + len(self.waiting)
+
+    def submit(self, request: Request) -> None:
+        """Let a request wait for its turn."""
+        self._inbox.append(request)
+
+    def take_in(self) -> None:
+        """Give what was submitted its place in the queue."""
+        while self._inbox:
+            request = self._inbox.popleft()
+            request.arrival = next(self._arrivals)
+            self.waiting.append(request)
+
+    def admit(self, prefilling: Sequence[Request], decoding: Sequence[Request]) -> list[Request]:
+        """Take requests out of the queue as far as there is room, each with a sequence. Ends those that never fit."""
+        admitted: list[Request] = []
+        passed: list[Request] = []  # those that do not fit
+        for request in list(self.waiting):
+            reading = [*admitted, *prefilling]
+            running = [*reading, *decoding]
+            if len(running) >= MAX_RUNNING or any(other.overtaken >= MAX_OVERTAKEN for other in passed):
+                break
+            if self._is_being_prefilled(request, reading):
+                continue  # it will start from what another request computes right now
+            fits = self._fits(request, running)
+            # The last token is computed in any case: its logits choose the next one.
+            sequence = self._start(request, len(request.ids) - 1, decoding) if fits else None
+            if sequence is not None:
+                for other in passed:
+                    other.overtaken += 1
+                self.waiting.remove(request)
+                request.sequence = sequence
+                if not request.preemptions:
+                    request.cached_tokens = sequence.num_tokens
+                admitted.append(request)
+            elif not running or self._never_fits(request):  # nothing will make room
+                self.refuse(request)
+            else:
+                self._note_wait(request)
+                passed.append(request)
+                if len(passed) > MAX_OVERTAKEN:  # there is a limit to what is tried in every step
+                    break
+        return admitted
+
+    def make_room(self, request: Request, num_tokens: int, running: Sequence[Request]) -> Request | None:
+        """Have room for a running request's next tokens. Else the one that has to give way, itself perhaps.
+
+        A request alone that finds no room is as long as the cache can hold: it ends there, finished.
+        """
+        assert request.sequence is not None
+        try:
+            request.sequence.reserve(num_tokens)
+            return None
+        except CacheFullError:
+            pass
+        if len(running) > 1:
+            return max(running, key=lambda other: other.arrival)
+        if request.answer_ids:
+            request.finish("length")
+        else:
+            self.refuse(request)
+        return request
+
+    def preempt(self, request: Request) -> None:
+        """Put a request that gives way back into the queue."""
+        self.release(request)
+        request.preemptions += 1
+        self.preemptions += 1
+        insort(self.waiting, request, key=lambda other: other.arrival)
+        logger.info("preempted request %d after %d tokens: the KV cache is full", request.arrival, len(request.ids))
+
+    def release(self, request: Request) -> None:
+        """Take a request's sequence; what is computed of it stays in the prefix cache."""
+        if request.sequence is not None:
+            self.prefixes.insert(request.keys, request.sequence, whole=True)
+            request.sequence.free()
+            request.sequence = None
+
+    def forget(self, request: Request) -> None:
+        """A request is over, whether it ran or not."""
+        if request in self.waiting:
+            self.waiting.remove(request)
+        self.release(request)
+        self._held_up.discard(request.arrival)
+
+    def refuse(self, request: Request) -> None:
+        """End a request that has no room even alone, and has no answer yet."""
+        pool, stats = self._pool, self.prefixes.stats
+        tokens = len(request.ids) + 1 if request.settings.max_new_tokens is None else request.max_tokens
+        error = ContextLengthError(
+            f"prompt and answer may take {tokens} tokens, that is {pool.blocks_for(tokens)} "
+            f"blocks of the KV cache; it has {pool.num_blocks} ({pool.bytes:,} bytes), of which {stats.pinned_blocks} "
+            "are pinned; lower max_new_tokens, unpin a prefix, or load with a larger kv_cache_bytes"
+        )
+        logger.info("refused: %s", error)
+        request.fail(error)
+
+    def _note_wait(self, request: Request) -> None:
+        if request.arrival not in self._held_up:
+            self._held_up.add(request.arrival)
+            logger.info("request %d of %d tokens waits for room in the KV cache", request.arrival, len(request.ids))
+
+    def _is_being_prefilled(self, request: Request, reading: Sequence[Request]) -> bool:
+        """Whether much of a request, beyond what is kept, is about to be computed for another one."""
+        if not reading or not (self._info.can_fork and self._info.can_trim):
+            return False
+        kept = self.prefixes.count_match(request.keys)
+        return any(common_prefix(other.keys, request.keys) >= kept + WORTH_WAITING for other in reading)
+
+    def _fits(self, request: Request, running: Sequence[Request]) -> bool:
+        """Whether a request's tokens so far have room, and every running answer, this one too, a block to grow into."""
+        if self._never_fits(request):
+            return False
+        pool, needed = self._pool, self._blocks_now(request)
+        shared, evictable = self.prefixes.room(request.keys, len(request.ids) - 1)
+        promised = 0
+        for other in running:
+            assert other.sequence is not None
+            held = max(len(other.sequence.block_table), self._blocks_now(other))
+            promised += held - len(other.sequence.block_table) + (pool.blocks_for(other.max_tokens) > held)
+        if running:
+            needed += pool.blocks_for(request.max_tokens) > needed
+        return needed - shared <= pool.num_free + evictable - promised
+
+    def _blocks_now(self, request: Request) -> int:
+        """Blocks of a request's tokens and of the next one."""
+        return self._pool.blocks_for(min(len(request.ids) + 1, request.max_tokens))
+
+    def _never_fits(self, request: Request) -> bool:
+        """Whether a request asks for a length that the pool will not hold, even alone, while pinned blocks stay."""
+        if request.settings.max_new_tokens is None:
+            return False
+        shared, _ = self.prefixes.room(request.keys, len(request.ids) - 1)
+        missing = self._pool.blocks_for(request.max_tokens) - shared
+        return missing > self._pool.num_blocks - self.prefixes.stats.pinned_blocks
+
+    def _start(self, request: Request, limit: int, decoding: Sequence[Request]) -> CacheSequence | None:
+        """A sequence with as many of the first `limit` tokens as some other sequence, the cache or a snapshot holds.
+
+        None where there is no room for the copies that takes.
+        """
+        keys = request.keys
+        kept = min(self.prefixes.count_match(keys), limit)
+        files = [(min(common_prefix(stored.ids, keys), limit), stored) for stored in self.snapshots]
+        others = [
+            (min(common_prefix(other.keys[:-1], keys), limit), other.sequence)
+            for other in decoding
+            if other.sequence is not None and self._info.can_fork and self._info.can_trim
+        ]
+        in_file, in_use = (max((shared for shared, _ in found), default=0) for found in (files, others))
+        if in_use > max(kept, in_file):
+            sequence = next(other for shared, other in others if shared == in_use).fork()
+            sequence.trim(in_use)
+            try:
+                sequence.reserve(1)  # takes the copy of a shared block while there is room for it
+            except CacheFullError:
+                sequence.free()
+                return None
+            sequence.trim(in_use)
+        elif in_file > kept:
+            stored = next(stored for shared, stored in files if shared == in_file)
+            try:
+                sequence = stored.restore(self._pool, in_file)
+            except SnapshotError as error:  # somebody wrote over the file; what it held can be computed
+                logger.warning("%s", error)
+                self.snapshots.remove(stored)
+                return self._start(request, limit, decoding)
+            except CacheFullError:
+                return None
+        else:
+            return self.prefixes.match(keys, limit)
+        self.prefixes.count_lookup(len(keys), sequence.num_tokens)
+        return sequence
