@@ -25,7 +25,8 @@ from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import BundleError, ClosedError, EdgeError, PromptError, SettingsError, shown
 from edge.runtime.kv.prefix import PrefixStats, common_prefix
-from edge.runtime.kv.snapshot import SnapshotIdentity, open_snapshot, save_snapshot
+from edge.runtime.kv.snapshot import open_snapshot, save_snapshot
+from edge.runtime.kv.snapshot_format import SnapshotIdentity
 from edge.runtime.messages import Message, MessageLike
 from edge.runtime.prompt import Prompt
 from edge.runtime.request import Request

@@ -141,7 +141,7 @@ def system_message(args: argparse.Namespace) -> str | None:
         return None
     from pathlib import Path
 
-    from edge.runtime.kv.snapshot import read_header
+    from edge.runtime.kv.snapshot_format import read_header
 
     return read_header(Path(args.prefix[0])).system
 
@@ -168,7 +168,7 @@ def _following(chosen: dict[str, Any], path: str, *, speculate: bool) -> dict[st
     from pathlib import Path
 
     from edge.runtime.errors import SettingsError
-    from edge.runtime.kv.snapshot import read_header
+    from edge.runtime.kv.snapshot_format import read_header
 
     layout = read_header(Path(path)).identity.layout
     found = {"engine": layout.get("engine"), "reproducible": layout.get("reproducible") == "True"}
