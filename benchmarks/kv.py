@@ -328,7 +328,7 @@ def long(engines: list[str], tokens: int) -> list[dict[str, Any]]:
     return rows
 
 
-def read_long(folder: str, engine: str, precision: str, tokens: int) -> dict[str, Any]:
+def read_long(folder: str, engine: str, precision: CachePrecision, tokens: int) -> dict[str, Any]:
     """In a process of its own: load, read so many random ids, answer two tokens; bytes of memory."""
     llm = edge.load(folder, engine=engine, kv_precision=precision, max_context=tokens + 64)
     prompt = np.random.default_rng(0).integers(0, llm.tokenizer.num_tokens, tokens).tolist()

@@ -189,8 +189,8 @@ def theirs(
 def ours(folder: Path, engines: list[str], base: Path) -> Iterator[Row]:
     bundle = open_bundle(folder)
     for name in engines:
-        engine = open_engine(bundle, EngineSettings(engine=name))  # type: ignore[arg-type]  # checked there
-        yield row("edgeglm", f"{folder.name}, {engine.name}", bundle_size(bundle.manifest), score(engine, base))
+        engine = open_engine(bundle, EngineSettings(engine=name))
+        yield row("edgeglm", f"{folder.name}, {engine.info.name}", bundle_size(bundle.manifest), score(engine, base))
 
 
 def float_logits(source: Path, folder: Path, windows: Windows) -> Iterator[npt.NDArray[np.float32]]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Unpack
 
+from edge.runtime.chat import ChatTemplate
+from edge.runtime.engines.scripted import STOP_IDS, TEMPLATE, Script, ScriptedEngine, tokenizer_json
 from edge.runtime.errors import SettingsError, shown
 from edge.runtime.extras import missing_packages_named
 from edge.runtime.llm import LLM
 from edge.runtime.rules import FilePath, check_value
 from edge.runtime.settings import EngineOptions, SpeculationSettings, engine_settings
+from edge.runtime.tokenizer import Tokenizer
 
 
 @missing_packages_named()
@@ -66,15 +69,25 @@ def load(
     return LLM(folder, engine_settings(device, **options), chosen, store)
 
 
-def scripted_llm(script: Any, **changes: Any) -> LLM:  # Any: a Script; keywords of ScriptedEngine
-    """An `LLM` without a model, which answers as a script says; for tests. See `edge.ScriptedEngine`."""
-    from edge.runtime.chat import ChatTemplate
-    from edge.runtime.engines.scripted import STOP_IDS, TEMPLATE, ScriptedEngine, tokenizer_json
-    from edge.runtime.tokenizer import Tokenizer
+def scripted_llm(
+    script: Script,
+    *,
+    speculation: SpeculationSettings | None = None,
+    **changes: Any,  # Any: keywords of ScriptedEngine
+) -> LLM:
+    """An `LLM` without a model, which answers as a script says: for tests of what is built on top of one.
 
+        llm = edge.scripted_llm(edge.replies({"Hello": "Hello to you"}))
+        assert llm.chat([{"role": "user", "content": "Hello"}]).text() == "Hello to you"
+
+    Its tokenizer has a token for every byte, ids 0 to 255, and a few special ones. `edge.ScriptedEngine` says what a
+    script is and which keywords there are, among them the size of the KV cache and what the engine cannot do.
+    """
+    tokenizer = Tokenizer.from_text(tokenizer_json())
     return LLM.from_engine(
         ScriptedEngine(script, **changes),
-        Tokenizer.from_text(tokenizer_json()),
-        template=ChatTemplate(TEMPLATE),
+        tokenizer,
+        template=ChatTemplate(TEMPLATE, tokenizer.markup),
         stop_ids=STOP_IDS,
+        speculation=speculation,
     )

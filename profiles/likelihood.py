@@ -21,7 +21,7 @@ import numpy as np
 
 from edge.runtime.arrays import Ids, Logits
 from edge.runtime.engines.engine import Engine, Step
-from edge.runtime.errors import ContextLengthError, PromptError
+from edge.runtime.errors import CacheFullError, ContextLengthError, PromptError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.kv.prefix import common_prefix
 from edge.runtime.logprobs import token_logprob
@@ -70,7 +70,7 @@ class Trunk:
         self._sequence.free()
 
     def seek(self, ids: Sequence[int]) -> None:
-        """Hold exactly these ids. Raises ContextLengthError and DeviceError."""
+        """Hold exactly these ids. Raises CacheFullError and DeviceError."""
         wanted = list(ids)
         kept = common_prefix(self.ids, wanted)
         if kept == len(wanted) - 1:
@@ -89,7 +89,7 @@ class Trunk:
     def branch(self, branches: Sequence[Sequence[int]]) -> list[Logits]:
         """Logits (n, vocab) behind each id of every branch, all of which begin here, in one run of the engine.
 
-        The trunk stays where it is. Raises ContextLengthError, changing nothing, where they do not fit side by side.
+        The trunk stays where it is. Raises CacheFullError, changing nothing, where they do not fit side by side.
         """
         forks: list[CacheSequence] = []
         try:
@@ -230,7 +230,7 @@ def _rows(trunk: Trunk, group: Sequence[tuple[int, ...]], start: int) -> Iterato
         try:
             yield from trunk.branch([ids[start:] for ids in group])
             return
-        except ContextLengthError:  # no room for all of them at once
+        except CacheFullError:  # no room for all of them at once
             pass
     for ids in group:
         trunk.seek(ids[:start])

@@ -237,7 +237,7 @@ class LLM:
 
     # --- Prefixes -----------------------------------------------------------------------------------------------------
 
-    def pin_prefix(self, prefix: str | Sequence[int]) -> int:
+    def pin_prefix(self, prefix: str | Sequence[int] | Prompt) -> int:
         """Compute a prefix and keep it in memory whatever else comes; returns its number of tokens."""
         self._check_can_share()
         prompt = self._computed(prefix)
@@ -248,7 +248,7 @@ class LLM:
         self._check_open()
         self._runner.between_steps(self._scheduler.prefixes.unpin_all)
 
-    def save_prefix(self, prefix: str | Sequence[int], path: str | Path, *, system: str | None = None) -> int:
+    def save_prefix(self, prefix: str | Sequence[int] | Prompt, path: str | Path, *, system: str | None = None) -> int:
         """Write the keys and values of a prefix to a file for `load_prefix`; returns its number of tokens.
 
         For a system message: `save_prefix(llm.system_prefix(text), path, system=text)`; the file then says it too.
@@ -337,13 +337,11 @@ class LLM:
             if self._closed:
                 return
             self._closed = True
-        store = self._store
         try:
-            self._runner.between_steps(self._scheduler.cancel_all)
-            if store is not None:
-                self._runner.between_steps(store.save)
+            self._runner.close(self.engine.close)
         finally:
-            self._runner.between_steps(self.engine.close)
+            if self._store is not None:
+                self._store.save()
             logger.info("closed %r", self)
 
     def __enter__(self) -> Self:

@@ -51,6 +51,7 @@ class Runner:
         self._scheduler = scheduler
         self._changed = threading.Condition()
         self._stepping = False  # whether some thread has the turn
+        self._closed = False
         self._calls: deque[_Call[object]] = deque()
 
     @property
@@ -70,7 +71,17 @@ class Runner:
     def advance(self, request: Request) -> None:
         """Return when a request has news. Raises DeviceError when a step that this thread makes fails."""
         while not request.has_news:
-            self._with_turn(lambda: request.has_news, self._scheduler.step)
+            self._with_turn(lambda: request.has_news, self._step)
+
+    def close(self, release: Callable[[], None]) -> None:
+        """End every request, now and from now on, and call a function; what it raises is raised here."""
+
+        def end() -> None:
+            self._closed = True
+            self._scheduler.cancel_all()
+            release()
+
+        self.between_steps(end)
 
     def between_steps(self, function: Callable[[], T]) -> T:
         """Call a function while no step runs; what it raises is raised here."""
@@ -79,6 +90,12 @@ class Runner:
         while not call.done:
             self._with_turn(lambda: call.done, lambda: None)
         return call.result()
+
+    def _step(self) -> None:
+        if self._closed:  # a request that was submitted just before
+            self._scheduler.cancel_all()
+        else:
+            self._scheduler.step()
 
     def _with_turn(self, is_ready: Callable[[], bool], work: Callable[[], None], *, wait: bool = True) -> None:
         """Work with the turn, calls of other threads first and last; or wait until another's turn makes it ready."""

@@ -75,6 +75,7 @@ class Scheduler:
         self._prefilling: deque[Request] = deque()
         self._decoding: list[Request] = []
         self._arrivals = count()
+        self._held_up: set[int] = set()  # arrivals of requests that have waited for room, for the log
         self._preemptions = 0
 
     @property
@@ -151,7 +152,10 @@ class Scheduler:
                 if alone or self._never_fits(request):
                     self._refuse(request)
                 else:
+                    self._note_wait(request)
                     passed.append(request)
+                if len(passed) > MAX_OVERTAKEN:  # there is a limit to what is tried in every step
+                    break
                 continue
             for other in passed:
                 other.overtaken += 1
@@ -161,8 +165,11 @@ class Scheduler:
                 request.cached_tokens = request.sequence.num_tokens
             self._prefilling.insert(admitted, request)
             admitted += 1
-        if passed:
-            logger.debug("%d requests wait for room in the KV cache", len(passed))
+
+    def _note_wait(self, request: Request) -> None:
+        if request.arrival not in self._held_up:
+            self._held_up.add(request.arrival)
+            logger.info("request %d of %d tokens waits for room in the KV cache", request.arrival, len(request.ids))
 
     def _is_being_prefilled(self, keys: list[int]) -> bool:
         """Whether much of these keys, beyond what is kept, is about to be computed for another request."""
@@ -301,6 +308,7 @@ class Scheduler:
             if request in group:
                 group.remove(request)
         self._free(request)
+        self._held_up.discard(request.arrival)
         self._on_finish(request)
 
     # --- What is computed ---------------------------------------------------------------------------------------------

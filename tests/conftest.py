@@ -13,12 +13,13 @@ import pytest
 
 from edge.export.checkpoint.default import find_checkpoint
 from edge.export.pipeline import export
+from edge.runtime.engines import registry
 from edge.runtime.errors import CheckpointError
 from edge.runtime.llm import LLM
 from edge.runtime.settings import EngineSettings
 
 ROOT = Path(__file__).parent.parent
-ENGINES: tuple[str, ...] = ("openvino", "onnx")
+ENGINES: tuple[str, ...] = tuple(registry.ENGINES)
 
 # Every engine choice that trades accuracy for speed, switched off.
 EXACT = {

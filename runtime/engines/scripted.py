@@ -94,20 +94,21 @@ class ScriptedEngine:
     def forward(self, ids: Ids, sequence: CacheSequence, rows: Ids, inputs: Inputs = TEXT) -> Logits:
         assert self.info.logits_rows == "any" or rows.tolist() == [ids.size - 1], "logits of the last row alone"
         self._write(sequence, ids, inputs)
-        before = sequence.num_tokens
+        logits = self._logits(sequence, [sequence.num_tokens + int(row) + 1 for row in rows])
         sequence.commit(ids.size)
-        return self._logits(sequence, [before + int(row) + 1 for row in rows])
+        return logits
 
     def decode(self, steps: list[Step]) -> list[Logits]:
         most = self.info.max_step_rows
         for sequence, ids, positions in steps:
             assert most is None or ids.size <= most, f"{ids.size} rows, {most} at most"
             self._write(sequence, ids, Inputs(positions))
-        found = []
-        for sequence, ids, _ in steps:
-            before = sequence.num_tokens
+        found = [
+            self._logits(step.sequence, [step.sequence.num_tokens + i + 1 for i in range(step.ids.size)])
+            for step in steps
+        ]
+        for sequence, ids, _ in steps:  # last: a script that raises has changed nothing
             sequence.commit(ids.size)
-            found.append(self._logits(sequence, [before + i + 1 for i in range(ids.size)]))
         return found
 
     def close(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from results import README, RESULTS, with_table
 
 from edge.profiles.record import read_profile
-from edge.profiles.sweep_plan import DEFAULT_RECIPES, ENGINES
+from edge.profiles.sweep_plan import DEFAULT_RECIPES
+from edge.runtime.engines.registry import ENGINES
 
 
 def test_the_table_is_that_of_the_results() -> None:

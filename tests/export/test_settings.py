@@ -47,8 +47,8 @@ HUGE = 10**400  # no float holds it
         ("max_kld", -1.0, "a number of nats/token above 0, like 0.05"),
         ("max_kld", math.inf, "a number of nats/token above 0, like 0.05"),
         ("device", "TPU", "CPU, GPU or NPU"),
-        ("force", "yes", "True or False"),
-        ("force", 1, "True or False"),
+        ("force", "yes", "true or false"),
+        ("force", 1, "true or false"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_form(name: str, value: Any, expected: str) -> None:
@@ -80,7 +80,8 @@ def test_what_cannot_be_together_or_by_name(settings: dict[str, Any], message: s
 
 
 def test_none_is_the_default() -> None:
-    assert ExportSettings(**dict.fromkeys(NAMES)) == ExportSettings()
+    nothing: dict[str, Any] = dict.fromkeys(NAMES)
+    assert ExportSettings(**nothing) == ExportSettings()
     with pytest.raises(FrozenInstanceError):
         ExportSettings().force = True  # type: ignore[misc]
 

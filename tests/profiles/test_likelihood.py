@@ -151,7 +151,7 @@ def test_what_is_refused(runs: Engine) -> None:
         score(runs, NUM_TOKENS, [Query((1,), (2,)), Query((1,), ())])
     with pytest.raises(PromptError, match="query 0 has an empty"):
         score(runs, NUM_TOKENS, [Query((), (2,))])
-    room = runs.max_context
+    room = runs.info.max_context
     assert len(score(runs, NUM_TOKENS, [Query((1,) * room, (2,))])) == 1, "the last token is only predicted"
     with pytest.raises(ContextLengthError, match=f"has {room + 1} tokens and the context holds {room}"):
         score(runs, NUM_TOKENS, [Query((1,) * room, (2, 3))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine, Step
 from edge.runtime.kv.pool import CacheSequence
-from edge.runtime.llm import LLM
-from edge.runtime.settings import EngineSettings, Sampling, SpeculationSettings
+from edge.runtime.llm import LLM, PromptLike
+from edge.runtime.settings import EngineSettings, GenerationOptions, SpeculationSettings
 
 IDS = np.random.default_rng(3).integers(0, 40_000, 400)
 COPY = "Repeat this text: The quick brown fox jumps over the lazy dog, and the lazy dog looks at the quick brown fox. "
@@ -102,8 +103,13 @@ def test_forks(runs: Engine, reference: tuple[np.ndarray, np.ndarray]) -> None:
     other.free()
 
 
-def llm_of(demo_bundle: Path, engine: str, **more: object) -> LLM:
-    return LLM(demo_bundle, EngineSettings(engine, reproducible=True), **more)  # type: ignore[arg-type]
+def llm_of(
+    demo_bundle: Path,
+    engine: str,
+    speculation: SpeculationSettings | None = None,
+    draft_store: Path | None = None,
+) -> LLM:
+    return LLM(demo_bundle, EngineSettings(engine, reproducible=True), speculation, draft_store)
 
 
 @pytest.fixture(scope="module")
@@ -112,36 +118,37 @@ def plain(demo_bundle: Path, engine: str) -> Callable[..., tuple[int, ...]]:
     llm = llm_of(demo_bundle, engine)
     known: dict[str, tuple[int, ...]] = {}
 
-    def answer(prompt: object, **settings: object) -> tuple[int, ...]:
+    def answer(prompt: PromptLike, **settings: Unpack[GenerationOptions]) -> tuple[int, ...]:
         key = repr((prompt, settings))
+        limited: GenerationOptions = {**settings, "max_new_tokens": 70}
         if key not in known:
             llm.clear_cache()
-            known[key] = llm.generate(prompt, max_new_tokens=70, **settings).answer().token_ids  # type: ignore[arg-type]
+            known[key] = llm.generate(prompt, **limited).answer().token_ids
         return known[key]
 
     return answer
 
 
-SAMPLINGS = [
-    Sampling(),
-    Sampling(temperature=0.7, seed=4),
-    Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.1, seed=2),
+SAMPLINGS: list[GenerationOptions] = [
+    {},
+    {"temperature": 0.7, "seed": 4},
+    {"temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.1, "seed": 2},
 ]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "warm", "penalized"])
 def test_speculation_changes_no_id(
-    demo_bundle: Path, engine: str, plain: Callable[..., tuple[int, ...]], sampling: Sampling
+    demo_bundle: Path, engine: str, plain: Callable[..., tuple[int, ...]], sampling: GenerationOptions
 ) -> None:
     """Of a text that is copied, drafts and all; drawn ids follow the same random numbers."""
     llm = llm_of(demo_bundle, engine, speculation=SpeculationSettings())
-    settings = {name: getattr(sampling, name) for name in ("temperature", "top_p", "repetition_penalty", "seed")}
+    limited: GenerationOptions = {**sampling, "max_new_tokens": 70}
     for _ in range(2):  # costs and chances have been learned the second time
         llm.clear_cache()
-        answer = llm.generate(CONTEXT, max_new_tokens=70, **settings).answer()
-        assert answer.token_ids == plain(CONTEXT, **settings)
+        answer = llm.generate(CONTEXT, **limited).answer()
+        assert answer.token_ids == plain(CONTEXT, **sampling)
         assert answer.stats is not None
-        if sampling.temperature == 0:
+        if not sampling:
             assert answer.stats.accepted_tokens > answer.stats.new_tokens / 2
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from edge.export.pipeline import export
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines import choice
+from edge.runtime.engines import registry
 from edge.runtime.engines.choice import choose, open_engine
 from edge.runtime.errors import DeviceError
 from edge.runtime.kv.pool import CacheSequence
@@ -25,7 +25,7 @@ IDS = np.random.default_rng(9).integers(0, 256, 60)
 
 def logits(bundle: Path, engine: str, ids: np.ndarray) -> np.ndarray:
     """(T, vocab), in chunks, so that the cache takes part."""
-    runs = open_engine(open_bundle(bundle), EXACT[engine])  # type: ignore[index]
+    runs = open_engine(open_bundle(bundle), EXACT[engine])
     sequence, rows = CacheSequence(runs.pool), []
     for part in np.split(ids, [33, 34, 50]):
         rows.append(runs.forward(part, sequence, np.arange(part.size)).copy())
@@ -93,8 +93,8 @@ def test_auto_takes_what_a_bundle_holds(tiny_checkpoint: Path, tmp_path: Path, f
 
 def test_auto_takes_what_is_installed(int4_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = open_bundle(int4_bundle)
-    monkeypatch.setattr(choice, "find_spec", lambda name: name == "openvino")
+    monkeypatch.setattr(registry, "find_spec", lambda name: name == "openvino" or None)
     assert choose(bundle, EngineSettings()) == "openvino"
-    monkeypatch.setattr(choice, "find_spec", lambda name: None)
-    with pytest.raises(DeviceError, match=r"pip install 'edgeglm\[onnx\]' or pip install 'edgeglm\[openvino\]'"):
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    with pytest.raises(DeviceError, match=r'pip install "edgeglm\[openvino\]" or pip install "edgeglm\[onnx\]"'):
         choose(bundle, EngineSettings())

@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine, Step
-from edge.runtime.errors import ContextLengthError
+from edge.runtime.errors import CacheFullError
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.kv.prefix import PrefixCache
 from edge.runtime.kv.snapshot import Snapshot, open_snapshot, save_snapshot
@@ -57,10 +57,10 @@ class Model(Protocol):
     layout: dict[str, str]
 
     def prefill(self, held: Held, new: Ids) -> None:
-        """Compute a prompt. Raises ContextLengthError, changing nothing."""
+        """Compute a prompt. Raises CacheFullError, changing nothing."""
 
     def append(self, steps: list[tuple[Held, Ids]]) -> None:
-        """Compute more. Raises ContextLengthError, changing nothing where it is one step."""
+        """Compute more. Raises CacheFullError, changing nothing where it is one step."""
 
     def check(self, prefixes: PrefixCache, live: list[Held]) -> None:
         """Assert that every token is what it must be, or those of some sequences."""
@@ -350,7 +350,7 @@ class Machine:
         before = self._state()
         try:
             yield []
-        except ContextLengthError:
+        except CacheFullError:
             self.happened["full"] += 1
             assert self._state() == before or not atomic
 
@@ -455,7 +455,7 @@ def test_engine(tiny_bundle: Path, engine: str, decodes: bool, reproducible: boo
     """
     bundle = open_bundle(tiny_bundle)
     exact = replace(EXACT[engine], max_context=96, reproducible=reproducible)
-    token_bytes = open_engine(bundle, exact).kv_bytes_per_token
+    token_bytes = open_engine(bundle, exact).info.kv_bytes_per_token
     small = open_engine(bundle, replace(exact, kv_cache_bytes=4 * 97 * token_bytes))
     model = Computed(small, open_engine(bundle, exact), decodes)
     machine = Machine(model, tmp_path)
@@ -471,9 +471,9 @@ def test_engine(tiny_bundle: Path, engine: str, decodes: bool, reproducible: boo
         machine.do(dice.choice(["start", "fork", "restore"]), dice)
     found = []
     for held in machine.live:
-        ids = [*held.ids[: small.max_context - 1], 9]
+        ids = [*held.ids[: small.info.max_context - 1], 9]
         held.sequence.trim(len(ids) - 1)
-        with suppress(ContextLengthError):  # where they share all there is, the first cannot have a copy
+        with suppress(CacheFullError):  # where they share all there is, the first cannot have a copy
             found.append((ids, small.forward(np.array([9]), held.sequence, np.array([0])).copy()))
         held.sequence.free()
     assert len(found) > 1

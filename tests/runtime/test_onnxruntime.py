@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import onnxruntime
@@ -24,7 +25,7 @@ from edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edge.runtime.errors import BundleError, DeviceError, SettingsError, VerificationError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
-from edge.runtime.settings import EngineSettings
+from edge.runtime.settings import CachePrecision, EngineOptions, EngineSettings, engine_settings
 from edge.runtime.verify import FLOAT32_BOUND, verify
 
 IDS = np.random.default_rng(4).integers(0, 256, 50)
@@ -43,8 +44,9 @@ def int4_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     return out
 
 
-def engine_of(bundle: Path, **settings: object) -> OnnxRuntimeEngine:
-    engine = open_engine(open_bundle(bundle), EngineSettings("onnx", **settings))  # type: ignore[arg-type]
+def engine_of(bundle: Path, device: str | None = None, **options: Unpack[EngineOptions]) -> OnnxRuntimeEngine:
+    options["engine"] = "onnx"
+    engine = open_engine(open_bundle(bundle), engine_settings(device, **options))
     assert isinstance(engine, OnnxRuntimeEngine)
     return engine
 
@@ -78,7 +80,7 @@ def test_keys_are_written_where_the_buffers_are(tiny_bundle: Path) -> None:
 def test_buffers_take_memory_as_tokens_arrive(demo_bundle: Path) -> None:
     """377 MB of buffers at 8,192 tokens; a page of 64 rows a head and layer at first."""
     script = (
-        "import sys, numpy as np; from edge.runtime import bundle; from edge.runtime.engines import EngineSettings; "
+        "import sys, numpy as np; from edge.runtime import bundle; from edge.runtime.settings import EngineSettings; "
         "from edge.runtime.engines.choice import open_engine; from edge.runtime.kv.pool import CacheSequence\n"
         f"{RESIDENT}"
         "e = open_engine(bundle.open_bundle(sys.argv[1]), EngineSettings('onnx')); before = resident(); "
@@ -94,7 +96,8 @@ def test_buffers_of_others_take_no_memory_in_a_batch(demo_bundle: Path) -> None:
     """Eight rows of 2,048 tokens, of which two in the middle are computed: 47 MB a row if it were all touched."""
     script = (
         "import sys, numpy as np; from edge.runtime import bundle; from edge.runtime.kv.pool import CacheSequence\n"
-        "from edge.runtime.engines import EngineSettings, Step; from edge.runtime.engines.choice import open_engine\n"
+        "from edge.runtime.engines.engine import Step; from edge.runtime.engines.choice import open_engine\n"
+        "from edge.runtime.settings import EngineSettings\n"
         f"{RESIDENT}"
         "settings = EngineSettings('onnx', max_context=2048, kv_cache_bytes=1 << 30)\n"
         "e = open_engine(bundle.open_bundle(sys.argv[1]), settings)\n"
@@ -138,7 +141,9 @@ def bytes_of(engine: OnnxRuntimeEngine, sequence: CacheSequence) -> list[bytes]:
 
 @pytest.mark.parametrize("places", PLACES, ids=str)
 @pytest.mark.parametrize("precision", ["f32", "f16"])
-def test_a_batch_equals_its_sequences_one_by_one(tiny_bundle: Path, places: tuple[int, ...], precision: str) -> None:
+def test_a_batch_equals_its_sequences_one_by_one(
+    tiny_bundle: Path, places: tuple[int, ...], precision: CachePrecision
+) -> None:
     """Wherever they lie; the keys and values of all others stay as they are, byte by byte."""
     batched, single = (
         engine_of(tiny_bundle, max_context=64, kv_precision=precision, dynamic_quantization_group=0) for _ in range(2)
@@ -183,7 +188,7 @@ def test_a_step_of_drafts_and_single_tokens(tiny_bundle: Path) -> None:
 
 def test_float16_cache_halves_the_bytes(tiny_bundle: Path) -> None:
     half, full = engine_of(tiny_bundle, kv_precision="f16"), engine_of(tiny_bundle)
-    assert half.kv_bytes_per_token * 2 == full.kv_bytes_per_token
+    assert half.info.kv_bytes_per_token * 2 == full.info.kv_bytes_per_token
     a, b = run(half, IDS), run(full, IDS)
     assert 0 < np.abs(a - b).max() < 0.02 * np.abs(b).max()  # 11 bits of mantissa
 
@@ -242,14 +247,18 @@ def test_cores_are_those_of_the_affinity() -> None:
 
 def test_bundle_without_onnx(tiny_checkpoint: Path, tmp_path: Path) -> None:
     export(tiny_checkpoint, tmp_path / "bundle", "int8-asym", format="openvino")
-    with pytest.raises(BundleError, match="holds no ONNX graph; use --engine openvino, or export it with"):
+    with pytest.raises(
+        BundleError, match="holds nothing that the onnx engine runs; use --engine openvino, or export it with"
+    ):
         LLM(tmp_path / "bundle", EngineSettings("onnx"))
 
 
 def test_bundle_without_openvino(tiny_checkpoint: Path, tmp_path: Path) -> None:
     export(tiny_checkpoint, tmp_path / "bundle", "int8-asym", format="onnx")
     assert LLM(tmp_path / "bundle").generate("Hello", max_new_tokens=3).text() is not None
-    with pytest.raises(BundleError, match="holds no OpenVINO graph; use --engine onnx, or export it with"):
+    with pytest.raises(
+        BundleError, match="holds nothing that the openvino engine runs; use --engine onnx, or export it with"
+    ):
         LLM(tmp_path / "bundle", EngineSettings("openvino"))
     with pytest.raises(BundleError, match="holds nothing that runs on GPU"):
         LLM(tmp_path / "bundle", EngineSettings(device="GPU"))
@@ -315,10 +324,10 @@ def test_onnxruntime_too_old(int4_bundle: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_context_larger_than_memory(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.runtime.engines.available_bytes", lambda: 50_000)
+    monkeypatch.setattr("edge.runtime.engines.limits.available_bytes", lambda: 50_000)
     with pytest.raises(SettingsError, match=r"a context of 200 tokens needs .*, 50,000 are allowed; lower"):
         engine_of(tiny_bundle, max_context=200)
-    assert engine_of(tiny_bundle).max_context < 200
+    assert engine_of(tiny_bundle).info.max_context < 200
 
 
 @pytest.mark.parametrize(
@@ -333,7 +342,7 @@ def test_settings_it_does_not_have(
     tiny_bundle: Path, settings: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        engine_of(tiny_bundle, **settings)
+        engine_of(tiny_bundle, **settings)  # type: ignore[arg-type]  # what it refuses
 
 
 def test_runs_without_openvino(tiny_checkpoint: Path, tmp_path: Path) -> None:

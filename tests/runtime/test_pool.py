@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.runtime.errors import CacheError, ContextLengthError
+from edge.runtime.errors import CacheError, CacheFullError
 from edge.runtime.kv.memory import BlockMemory, PagedMemory, SlotMemory, copy_block
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 
@@ -94,9 +94,7 @@ def test_full_pool_says_what_is_missing() -> None:
     pool = paged_pool(3)
     other = grown(pool, 1)
     sequence = CacheSequence(pool)
-    with pytest.raises(
-        ContextLengthError, match=r"3 more blocks of 32 tokens and 2 of 3 are free \(768 bytes in all\)"
-    ):
+    with pytest.raises(CacheFullError, match=r"3 more blocks of 32 tokens and 2 of 3 are free \(768 bytes in all\)"):
         sequence.reserve(65)
     assert (sequence.block_table, pool.num_free) == ([], 2)
     pool.check_integrity(other.block_table)
@@ -169,7 +167,7 @@ def test_a_full_pool_asks_for_what_is_missing() -> None:
     assert asked == []  # one was free
     grow(sequence, 33)
     assert (asked, len(kept)) == ([2], 1)
-    with pytest.raises(ContextLengthError, match="2 more blocks of 32 tokens and 1 of 4 are free"):
+    with pytest.raises(CacheFullError, match="2 more blocks of 32 tokens and 1 of 4 are free"):
         sequence.reserve(64)  # what was given back is not enough
     assert (asked, sequence.num_tokens, len(sequence.block_table)) == ([2, 2], 65, 3)
     pool.check_integrity(sequence.block_table)
@@ -235,7 +233,7 @@ def test_no_room_for_a_copy_changes_nothing() -> None:
     pool = paged_pool(2)
     sequence = grown(pool, 40)
     fork = sequence.fork()
-    with pytest.raises(ContextLengthError, match="1 more blocks"):
+    with pytest.raises(CacheFullError, match="1 more blocks"):
         fork.reserve(1)
     assert (fork.num_tokens, fork.block_table, sequence.block_table) == (40, [0, 1], [0, 1])
     pool.check_integrity(sequence.block_table + fork.block_table)
@@ -381,7 +379,7 @@ def test_any_order_of_operations(operations: list[tuple[int, str, int]]) -> None
         else:
             try:
                 sequence.reserve(amount)
-            except ContextLengthError:
+            except CacheFullError:
                 assert ([(s.num_tokens, s.block_table) for s in sequences], pool.num_free) == before
             else:
                 if amount:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.runtime.errors import ContextLengthError
+from edge.runtime.errors import CacheFullError
 from edge.runtime.kv.memory import PagedMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.kv.prefix import PrefixCache, common_prefix
@@ -249,7 +249,7 @@ def test_without_room_for_a_copy_a_block_that_others_need_is_left(
     sequence = prefixes.match([1, 2, 3, 4], 3)
     assert (sequence.num_tokens, sequence.block_table, prefixes.held_blocks()) == (0, [], blocks)
     assert (prefixes.stats.lookup_tokens, prefixes.stats.hit_tokens) == (4, 0)
-    with pytest.raises(ContextLengthError):
+    with pytest.raises(CacheFullError):
         compute(pool, sequence, [1])
     assert prefixes.held_blocks() == blocks
     check(prefixes, pool, sequence, *others)
@@ -427,7 +427,7 @@ def test_a_block_with_a_follower_in_use_is_not_promised() -> None:
     sequence.free()
     check(prefixes, pool, fork)
     assert (prefixes.stats.blocks, pool.num_free, prefixes.num_evictable) == (2, 3, 0)
-    with pytest.raises(ContextLengthError):
+    with pytest.raises(CacheFullError):
         pool.allocate(4)
     fork.free()
     assert prefixes.num_evictable == 2
@@ -485,7 +485,7 @@ def test_a_request_that_cannot_be_met_costs_nothing() -> None:
     prefixes = PrefixCache(pool)
     keep(prefixes, pool, [1, 2, 3, 4])
     sequence = computed(pool, [5, 6, 7])
-    with pytest.raises(ContextLengthError, match="5 more blocks of 2 tokens and 2 of 6 are free"):
+    with pytest.raises(CacheFullError, match="5 more blocks of 2 tokens and 2 of 6 are free"):
         sequence.reserve(11)
     assert (prefixes.count_match([1, 2, 3, 4]), prefixes.stats.evicted_blocks) == (4, 0)
     sequence.reserve(9)
@@ -504,7 +504,7 @@ def test_blocks_in_use_and_pinned_ones_stay() -> None:
     user = prefixes.match([3, 3, 9], 2)
     assert prefixes.num_evictable == 3
     assert prefixes.stats.pinned_blocks == 2
-    with pytest.raises(ContextLengthError, match="4 more blocks of 2 tokens"):
+    with pytest.raises(CacheFullError, match="4 more blocks of 2 tokens"):
         pool.allocate(4)
     blocks = pool.allocate(3)
     assert [prefixes.count_match(ids) for ids in ([1, 1, 2, 2], [3, 3, 4, 4], [5, 5, 6, 6])] == [4, 2, 0]
@@ -564,14 +564,26 @@ def repeat(prefixes: PrefixCache) -> None:
 
 def shorten(prefixes: PrefixCache) -> None:
     damaged(prefixes)["12"].ids = (1,)
+    prefixes._num_tokens -= 1
 
 
 def lengthen(prefixes: PrefixCache) -> None:
-    damaged(prefixes)["5"].ids = (5, 6, 7)
+    nodes = damaged(prefixes)
+    prefixes._num_tokens += 3 - len(nodes["5"].ids)
+    nodes["5"].ids = (5, 6, 7)
 
 
 def pin_alone(prefixes: PrefixCache) -> None:
     damaged(prefixes)["5"].pinned = True
+    prefixes._num_pinned += 1
+
+
+def miscount_tokens(prefixes: PrefixCache) -> None:
+    damaged(prefixes)["12"].ids = (1,)
+
+
+def miscount_pinned(prefixes: PrefixCache) -> None:
+    damaged(prefixes)["12"].pinned = True
 
 
 def leave_empty_list(prefixes: PrefixCache) -> None:
@@ -595,6 +607,8 @@ def begin_another(prefixes: PrefixCache) -> None:
 DAMAGES = [
     (lose, "the count of blocks is wrong"),
     (repeat, "in the tree twice"),
+    (miscount_tokens, "the count of tokens is wrong"),
+    (miscount_pinned, "the count of pinned blocks is wrong"),
     (shorten, "followers and room"),
     (lengthen, None),
     (pin_alone, None),

@@ -41,7 +41,7 @@ def llm() -> LLM:
 
 
 def test_keys_of_text_are_its_ids() -> None:
-    prompt = Prompt([1, 2, np.int64(3)])
+    prompt = Prompt([1, 2, np.int64(3)])  # type: ignore[list-item]  # as an array gives them
     assert (prompt.ids, prompt.cache_keys, prompt.is_text, prompt.next_position) == ([1, 2, 3], [1, 2, 3], True, 3)
 
 
@@ -85,6 +85,19 @@ def test_preempted_pictures_answer_as_alone() -> None:
     assert tight.stats.preemptions > 0
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer.token_ids == alone.generate(prompt, ignore_stop_ids=True).answer().token_ids
+
+
+def test_a_saved_picture_is_found_by_its_keys(tmp_path: Path) -> None:
+    """Another picture with the same ids is not in the file."""
+    makes: dict[str, Any] = {"max_context": 128, "block_size": 4, "embedding_size": WIDTH}
+    assert scripted_llm(noise(), **makes).save_prefix(with_picture(0.5), tmp_path / "picture.prefix") == 11
+    later, alone = scripted_llm(noise(), **makes), scripted_llm(noise(), **makes)
+    later.load_prefix(tmp_path / "picture.prefix")
+    for value, cached in ((0.25, 3), (0.5, 10)):
+        answer = later.generate(with_picture(value), max_new_tokens=6).answer()
+        assert answer.token_ids == alone.generate(with_picture(value), max_new_tokens=6).answer().token_ids
+        assert answer.stats is not None
+        assert answer.stats.cached_tokens == cached
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from edge.runtime.arrays import Logits
-from edge.runtime.errors import SettingsError
+from edge.runtime.errors import SettingsError, shown
 from edge.runtime.sampling import Sampler, greedy_margin, kth_largest, nucleus, truncate, typical
 from edge.runtime.settings import Sampling
 
@@ -382,26 +382,25 @@ def test_greedy_margin_is_best_minus_second() -> None:
     ("name", "value"),
     [
         ("temperature", -0.1), ("temperature", float("nan")), ("temperature", float("inf")), ("temperature", True),
-        ("temperature", "hot"), ("temperature", None), ("temperature", 10**400), ("top_k", -1), ("top_k", 1.5),
+        ("temperature", "hot"), ("temperature", 10**400), ("top_k", -1), ("top_k", 1.5),
         ("top_k", True), ("top_k", "5"), ("top_p", 0.0), ("top_p", 1.5), ("top_p", float("nan")), ("top_p", "1"),
         ("min_p", -1.0), ("min_p", float("inf")), ("typical_p", 0), ("typical_p", 1.01), ("typical_p", [0.5]),
         ("repetition_penalty", 0.0), ("repetition_penalty", float("inf")), ("repetition_penalty", 1e-30),
         ("presence_penalty", 2.1), ("presence_penalty", float("nan")), ("frequency_penalty", -2.1),
-        ("frequency_penalty", "1"), ("seed", -1), ("seed", 1.0), ("seed", True), ("logit_bias", 3),
-        ("logit_bias", None),
+        ("frequency_penalty", "1"), ("seed", -1), ("seed", 1.5), ("seed", True), ("logit_bias", 3),
     ],
 )  # fmt: skip
 def test_values_outside_the_range(name: str, value: object) -> None:
     with pytest.raises(SettingsError) as raised:
         Sampling(**{name: value})  # type: ignore[arg-type]
-    assert str(raised.value).startswith(f"{name} is {value!r}, expected ")
+    assert str(raised.value).startswith(f"{name} is {shown(value)}, expected ")
 
 
 @pytest.mark.parametrize(
     "bias",
     [
-        {-1: 0.0}, {"1": 0.0}, {True: 1.0}, {1.0: 1.0}, {1: 100.5}, {1: float("nan")}, {1: float("inf")}, {1: "1"},
-        {1: None}, (5,), ((1, 2, 3),), ((1, 0.0), (1, 1.0)),
+        {-1: 0.0}, {"-1": 0.0}, {"one": 0.0}, {True: 1.0}, {1.5: 1.0}, {1: 100.5}, {1: float("nan")}, {1: float("inf")},
+        {1: "1"}, {1: None}, (5,), ((1, 2, 3),), ((1, 0.0), (1, 1.0)),
     ],
 )  # fmt: skip
 def test_biases_outside_the_range(bias: object) -> None:
@@ -409,6 +408,13 @@ def test_biases_outside_the_range(bias: object) -> None:
         SettingsError, match=r"logit_bias .*expected a mapping of token ids to numbers from -100 to 100"
     ):
         Sampling(logit_bias=bias)  # type: ignore[arg-type]
+
+
+def test_values_that_are_converted() -> None:
+    """Null, whole numbers and keys as JSON gives them."""
+    assert Sampling(temperature=None, seed=None, logit_bias=None) == Sampling()  # type: ignore[arg-type]
+    assert Sampling(seed=1.0, temperature=1) == Sampling(seed=1, temperature=1.0)  # type: ignore[arg-type]
+    assert Sampling(logit_bias={"1": 0.5, 2.0: 1}).logit_bias == ((1, 0.5), (2, 1.0))  # type: ignore[dict-item]
 
 
 def test_a_bias_outside_the_vocabulary() -> None:

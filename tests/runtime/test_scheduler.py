@@ -1,33 +1,57 @@
-"""Several answers over one engine: none changes another's ids, all get on, and a full cache loses nothing."""
+"""Several answers over one engine: none changes another's ids, all get on, and a full cache loses nothing.
+
+On a scripted engine of blocks and one of slots, whose logits follow from what the cache really holds; what only a real
+engine can get wrong is a batch of the demo model.
+"""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Unpack
 
 import numpy as np
 import pytest
 
+from edge.api import scripted_llm
+from edge.runtime.arrays import Logits
 from edge.runtime.chunk import Chunk
-from edge.runtime.engines.engine import Step
+from edge.runtime.engines.scripted import noise
 from edge.runtime.errors import ContextLengthError, DeviceError, GenerationError
 from edge.runtime.llm import LLM
 from edge.runtime.scheduler import SHARED_CHUNK
-from edge.runtime.settings import EngineSettings, Sampling
+from edge.runtime.settings import EngineSettings, GenerationOptions, Sampling
 from edge.runtime.stream import Stream
 
 RNG = np.random.default_rng(11)
-PROMPTS = [RNG.integers(0, 250, count).tolist() for count in (5, 40, 17, 33, 64, 3, 90, 12)]
-SETTINGS = {"max_new_tokens": 24, "ignore_stop_ids": True}
+PROMPTS: list[list[int]] = [RNG.integers(0, 250, count).tolist() for count in (5, 40, 17, 33, 64, 3, 90, 12)]
+SETTINGS: GenerationOptions = {"max_new_tokens": 24, "ignore_stop_ids": True}
+
+Shape = dict[str, Any]  # keywords of ScriptedEngine
+SHAPES: dict[str, Shape] = {
+    "blocks": {},
+    "slots": {"block_size": 256, "max_context": 256, "num_blocks": 16, "max_sequences": 1, "ragged": False},
+}
+ONE_SLOT: Shape = {**SHAPES["slots"], "num_blocks": 1, "max_step_rows": 1, "logits_rows": "last"} | dict.fromkeys(
+    ("can_trim", "can_fork", "can_snapshot"), False
+)
 
 
-def load(bundle: Path, engine: str, **settings: object) -> LLM:
-    return LLM(bundle, EngineSettings(engine, reproducible=True, **settings))  # type: ignore[arg-type]
+@pytest.fixture(params=SHAPES)
+def shape(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
-@pytest.fixture(scope="module")
-def llm(tiny_bundle: Path, engine: str) -> LLM:
-    return load(tiny_bundle, engine, kv_precision="f32")
+@pytest.fixture
+def llm(shape: str) -> Iterator[LLM]:
+    with scripted_llm(noise(), **SHAPES[shape]) as found:
+        yield found
+
+
+def with_settings(**more: Unpack[GenerationOptions]) -> GenerationOptions:
+    return {**SETTINGS, **more}
 
 
 def check(llm: LLM) -> None:
@@ -38,9 +62,9 @@ def check(llm: LLM) -> None:
     llm.engine.pool.check_integrity(scheduler.prefixes.held_blocks())
 
 
-def alone(llm: LLM, prompt: list[int], **settings: object) -> tuple[int, ...]:
+def alone(llm: LLM, prompt: list[int], **more: Unpack[GenerationOptions]) -> tuple[int, ...]:
     llm.clear_cache()
-    return llm.generate(prompt, **{**SETTINGS, **settings}).answer().token_ids
+    return llm.generate(prompt, **with_settings(**more)).answer().token_ids
 
 
 def ids_of(chunks: list[Chunk]) -> list[int]:
@@ -48,18 +72,22 @@ def ids_of(chunks: list[Chunk]) -> list[int]:
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 5}], ids=["greedy", "sampled"])
-def test_a_batch_equals_its_sequences(llm: LLM, sampling: dict[str, object]) -> None:
+@pytest.mark.parametrize("shape", [*SHAPES.values(), ONE_SLOT], ids=[*SHAPES, "one slot"])
+def test_a_batch_equals_its_sequences(shape: Shape, sampling: GenerationOptions) -> None:
+    """Also on an engine of one slot that can only go on: answers take turns."""
+    llm = scripted_llm(noise(), **shape)
     expected = [alone(llm, prompt, **sampling) for prompt in PROMPTS]
     llm.clear_cache()
-    answers = llm.generate_batch(PROMPTS, **SETTINGS, **sampling)
+    answers = llm.generate_batch(PROMPTS, **with_settings(**sampling))
     assert [answer.token_ids for answer in answers] == expected
     assert [answer.finish_reason for answer in answers] == ["length"] * len(PROMPTS)
+    assert len(set(expected)) == len(PROMPTS)
     check(llm)
 
 
 def test_a_batch_of_the_demo_model_equals_its_sequences(demo_bundle: Path, engine: str) -> None:
     """With the default roundings: int8 activations, and bfloat16 where the processor has it."""
-    llm = load(demo_bundle, engine)
+    llm = LLM(demo_bundle, EngineSettings(engine, reproducible=True))
     questions = ("What is the capital of France?", "Write a haiku about rain.", "Name three colours.", "What is 2+2?")
     prompts = [[{"role": "user", "content": question}] for question in questions]
     expected = []
@@ -108,7 +136,7 @@ def test_readers_in_threads(llm: LLM) -> None:
 
 
 def test_a_stream_nobody_holds_any_more_is_let_go(llm: LLM) -> None:
-    stream = llm.generate(PROMPTS[0], **SETTINGS)
+    stream = llm.generate(PROMPTS[0], **with_settings(max_new_tokens=200))  # it would outlast the other
     next(stream)
     del stream
     assert llm._scheduler.num_requests == 1
@@ -116,10 +144,10 @@ def test_a_stream_nobody_holds_any_more_is_let_go(llm: LLM) -> None:
     check(llm)
 
 
-def test_a_short_prompt_does_not_wait_for_a_long_one(demo_bundle: Path) -> None:
+def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     """Nor does a running answer: each step of it costs the others one short chunk."""
-    llm = load(demo_bundle, "openvino")
-    long = RNG.integers(0, 40_000, 2000).tolist()
+    llm = scripted_llm(noise())
+    long = RNG.integers(0, 250, 2000).tolist()
     running = llm.generate([7, 8, 9], max_new_tokens=200, ignore_stop_ids=True)
     next(running)
     reading, short = llm.generate(long, **SETTINGS), llm.generate([3, 4, 5], max_new_tokens=5, ignore_stop_ids=True)
@@ -138,7 +166,6 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(demo_bundle: Path) -> None:
 def test_prompts_that_begin_alike_are_computed_once(llm: LLM) -> None:
     shared = RNG.integers(0, 250, 70).tolist()
     prompts = [[*shared, i, i + 1] for i in range(3)]
-    llm.clear_cache()
     answers = llm.generate_batch(prompts, **SETTINGS)
     assert [answer.stats.cached_tokens for answer in answers if answer.stats] == [0, 70, 70]
     assert [answer.token_ids for answer in answers] == [alone(llm, prompt) for prompt in prompts]
@@ -147,8 +174,7 @@ def test_prompts_that_begin_alike_are_computed_once(llm: LLM) -> None:
 def test_several_samples_of_one_prompt(llm: LLM) -> None:
     """The prompt is computed once, and each is what its seed gives alone."""
     prompt = PROMPTS[4]
-    llm.clear_cache()
-    answers = llm.sample(prompt, 3, temperature=1.0, seed=7, **SETTINGS)
+    answers = llm.sample(prompt, 3, **with_settings(temperature=1.0, seed=7))
     assert [answer.stats.cached_tokens for answer in answers if answer.stats] == [0, 63, 63]
     assert len({answer.token_ids for answer in answers}) == 3
     for i, answer in enumerate(answers):
@@ -156,23 +182,19 @@ def test_several_samples_of_one_prompt(llm: LLM) -> None:
     check(llm)
 
 
-def small(bundle: Path, engine: str, blocks: int, **settings: object) -> LLM:
-    """A cache of so many blocks: of 32 tokens, or of 100 (slots)."""
-    per_token = load(bundle, engine, kv_precision="f32").engine.info.kv_bytes_per_token
-    # Padded steps take a spare block, or a spare token of every slot.
-    tokens = 32 * (blocks + 1) if engine == "openvino" else 101 * blocks
-    context = {"max_context": 100} if engine == "onnx" else {}
-    found = load(bundle, engine, kv_precision="f32", kv_cache_bytes=tokens * per_token, **context, **settings)
-    assert found.engine.pool.num_blocks == blocks
-    return found
+# Four blocks of 32 tokens, or two slots of 100.
+SMALL: dict[str, Shape] = {
+    "blocks": {"block_size": 32, "num_blocks": 4},
+    "slots": {**SHAPES["slots"], "block_size": 100, "max_context": 100, "num_blocks": 2},
+}
 
 
-def test_a_full_cache_makes_requests_wait(tiny_bundle: Path, engine: str, llm: LLM) -> None:
-    """Four blocks for eight answers of up to four: some wait, all come, nothing is lost."""
+def test_a_full_cache_makes_requests_wait(llm: LLM, shape: str) -> None:
+    """Four blocks for eight answers of up to three: some wait, all come, nothing is lost."""
     expected = [alone(llm, prompt[:60], max_new_tokens=12) for prompt in PROMPTS]
-    tight = small(tiny_bundle, engine, 4 if engine == "openvino" else 2)
+    tight = scripted_llm(noise(), **SMALL[shape])
     before = tight.engine.pool.num_blocks
-    streams = [tight.generate(prompt[:60], max_new_tokens=12, ignore_stop_ids=True) for prompt in PROMPTS]
+    streams = [tight.generate(prompt[:60], **with_settings(max_new_tokens=12)) for prompt in PROMPTS]
     next(streams[0])
     assert tight._scheduler._waiting
     assert [stream.answer().token_ids for stream in streams[1:]] == expected[1:]
@@ -182,9 +204,9 @@ def test_a_full_cache_makes_requests_wait(tiny_bundle: Path, engine: str, llm: L
     check(tight)
 
 
-def test_a_request_larger_than_the_pool(tiny_bundle: Path, engine: str) -> None:
+def test_a_request_larger_than_the_pool(shape: str) -> None:
     """Refused with figures, at once where the prompt alone is too long; the others go on."""
-    tight = small(tiny_bundle, engine, 2)
+    tight = scripted_llm(noise(), **{**SMALL[shape], "num_blocks": 2})
     size = tight.engine.info.max_context
     good, bad = [1, 2, 3], [5] * size
     answers = tight.generate_batch([good, bad, good], max_new_tokens=4, ignore_stop_ids=True)
@@ -194,8 +216,8 @@ def test_a_request_larger_than_the_pool(tiny_bundle: Path, engine: str) -> None:
     check(tight)
 
 
-def test_a_pinned_prefix_stays_and_may_leave_no_room(tiny_bundle: Path, engine: str) -> None:
-    tight = small(tiny_bundle, engine, 4 if engine == "openvino" else 2)
+def test_a_pinned_prefix_stays_and_may_leave_no_room(shape: str) -> None:
+    tight = scripted_llm(noise(), **SMALL[shape])
     pinned = PROMPTS[6][:64]
     assert tight.pin_prefix(pinned) == 64
     for prompt in PROMPTS:
@@ -203,7 +225,7 @@ def test_a_pinned_prefix_stays_and_may_leave_no_room(tiny_bundle: Path, engine: 
     last = tight.generate([*pinned, 1], max_new_tokens=4, ignore_stop_ids=True).answer()
     assert last.stats is not None
     assert last.stats.cached_tokens == 64
-    if engine == "openvino":
+    if shape == "blocks":
         with pytest.raises(
             ContextLengthError, match=r"may take 100 tokens, that is 4 blocks.* it has 4 .* 2 are pinned"
         ):
@@ -213,20 +235,32 @@ def test_a_pinned_prefix_stays_and_may_leave_no_room(tiny_bundle: Path, engine: 
     check(tight)
 
 
-def test_a_failing_engine_ends_one_stream(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+class Unplugged:
+    """Noise, until it is unplugged: from then on it fails at the second row of a step."""
+
+    def __init__(self) -> None:
+        self.script, self.rows_left = noise(), -1
+
+    def __call__(self, held: Sequence[int]) -> int | Logits:
+        if self.rows_left == 0:
+            raise DeviceError("the engine failed: unplugged")
+        self.rows_left -= 1
+        return self.script(held)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_a_failing_engine_ends_one_stream(shape: str, rows: int) -> None:
     """The stream whose reader made the step sees the error; the others go on from where they were."""
+    script = Unplugged()
+    llm = scripted_llm(script, **SHAPES[shape])
     expected = [alone(llm, prompt) for prompt in PROMPTS[:3]]
     llm.clear_cache()
     streams = [llm.generate(prompt, **SETTINGS) for prompt in PROMPTS[:3]]
     begun = [list(next(stream).token_ids) for stream in streams]
-
-    def fail(steps: list[Step]) -> None:
-        raise DeviceError("the engine failed: unplugged")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(llm.engine, "decode", fail, raising=False)
-        with pytest.raises(DeviceError, match="unplugged"):
-            list(streams[1])
+    script.rows_left = rows
+    with pytest.raises(DeviceError, match="unplugged"):
+        list(streams[1])
+    script.rows_left = -1
     for i in (0, 2):
         assert tuple(begun[i] + ids_of(list(streams[i]))) == expected[i]
     check(llm)
@@ -248,8 +282,7 @@ def test_what_is_wrong_with_one_request_ends_that_one(llm: LLM, monkeypatch: pyt
     check(llm)
 
 
-def test_statistics(tiny_bundle: Path, engine: str) -> None:
-    llm = load(tiny_bundle, engine)
+def test_statistics(llm: LLM) -> None:
     llm.generate(PROMPTS[1], max_new_tokens=3, ignore_stop_ids=True).answer()
     llm.generate(PROMPTS[1], max_new_tokens=3, ignore_stop_ids=True).answer()
     stats = llm.cache_stats
@@ -265,6 +298,8 @@ def test_settings_of_each_answer_are_its_own(llm: LLM) -> None:
     greedy, warm = Sampling(), Sampling(temperature=1.0, seed=3)
     assert greedy != warm
     expected = (alone(llm, PROMPTS[0]), alone(llm, PROMPTS[0], temperature=1.0, seed=3))
+    assert expected[0] != expected[1]
     llm.clear_cache()
-    streams = llm.generate(PROMPTS[0], **SETTINGS), llm.generate(PROMPTS[0], temperature=1.0, seed=3, **SETTINGS)
+    warmed = with_settings(temperature=1.0, seed=3)
+    streams = llm.generate(PROMPTS[0], **SETTINGS), llm.generate(PROMPTS[0], **warmed)
     assert tuple(stream.answer().token_ids for stream in streams) == expected

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import edge
 from edge.api import scripted_llm
+from edge.export.settings import ExportSettings
 from edge.runtime.chunk import FinishReason
 from edge.runtime.engines.scripted import noise
 from edge.runtime.errors import EdgeError, SettingsError
@@ -117,7 +118,7 @@ def test_what_is_refused(given: dict[str, Any], message: str) -> None:
         ({"device": 5}, "device is 5, expected"),
         ({"dynamic_quantization_group": -4}, "dynamic_quantization_group is -4, expected"),
         ({"kv_cache_share": 0}, "kv_cache_share is 0, expected a number above 0 and at most 1"),
-        ({"kv_precision": "f8"}, "kv_precision is 'f8', expected one of f32, f16, bf16, u8, u4"),
+        ({"kv_precision": "f8"}, "kv_precision is 'f8', expected f32, f16, bf16, u8 or u4"),
         ({"reproducible": 1}, "reproducible is 1, expected true or false"),
     ],
 )
@@ -206,6 +207,12 @@ def test_every_keyword_of_a_load_takes_any_value_or_refuses_it(
                 answer = loaded.generate([1, 2], max_new_tokens=2, ignore_stop_ids=True).answer()
                 assert answer.finish_reason == "length"
             loaded.close()
+
+
+@pytest.mark.parametrize("name", [spec.name for spec in fields(ExportSettings)])
+def test_every_keyword_of_an_export_takes_any_value_or_refuses_it(name: str) -> None:
+    for value in VALUES:
+        finishes(lambda value=value: ExportSettings(**{name: value}))  # type: ignore[misc]
 
 
 METHODS: dict[str, Callable[[LLM, Any, Path], object]] = {

@@ -14,7 +14,7 @@ SCRIPT = """
 import ctypes, gc, os, signal, sys, time
 from edge.export.pipeline import export
 from edge.runtime.settings import EngineSettings
-from edge.runtime.engines.openvino_paged import find_devices
+from edge.runtime.engines.openvino_core import find_devices
 from edge.runtime.llm import LLM
 
 class Stack(ctypes.Structure):

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine
-from edge.runtime.errors import CacheError, ContextLengthError, OutputError, SnapshotError
+from edge.runtime.errors import CacheError, CacheFullError, OutputError, SnapshotError
 from edge.runtime.kv import snapshot as snapshot_module
 from edge.runtime.kv.memory import BlockMemory, PagedMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
@@ -170,7 +170,7 @@ def test_a_full_pool_holds_nothing_of_it(make: Callable[..., BlockPool], tmp_pat
     pool = make(seed=2)
     snapshot = open_snapshot(tmp_path / "prefix", IDENTITY)
     taken = pool.allocate(pool.num_free - pool.blocks_for(10) + 1)
-    with pytest.raises(ContextLengthError, match="more blocks"):
+    with pytest.raises(CacheFullError, match="more blocks"):
         snapshot.restore(pool, 10)
     pool.check_integrity(taken)
     pool.release(taken[:1])
