@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Self, Unpack
 
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import Bundle
@@ -43,6 +43,7 @@ from edge.runtime.settings import (
 from edge.runtime.speculation import Acceptance, Drafter, DraftStore, StepCost
 from edge.runtime.stream import Stream, read_all
 from edge.runtime.tokenizer import Tokenizer
+from edge.runtime.tools import JsonObject
 
 PromptLike = str | Sequence[int] | Prompt | Sequence[MessageLike]
 REMEMBERED_PROMPT = 32  # its last ids go to the draft store with an answer, which begins alike when it is asked again
@@ -154,8 +155,8 @@ class LLM:
         self,
         messages: Sequence[MessageLike],
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
-        template_variables: Mapping[str, Any] | None = None,
+        tools: Sequence[JsonObject] = (),
+        template_variables: JsonObject | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Stream:
         """Answer messages like `[{"role": "user", "content": "Hello"}]`; keywords and errors as in `generate`.
@@ -196,8 +197,8 @@ class LLM:
         self,
         messages: Sequence[MessageLike],
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
-        template_variables: Mapping[str, Any] | None = None,
+        tools: Sequence[JsonObject] = (),
+        template_variables: JsonObject | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
         """Messages as prompt text, to read: `encode_chat` alone tells special tokens from what a message spells.
@@ -212,8 +213,8 @@ class LLM:
         self,
         messages: Sequence[MessageLike],
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
-        template_variables: Mapping[str, Any] | None = None,
+        tools: Sequence[JsonObject] = (),
+        template_variables: JsonObject | None = None,
         add_generation_prompt: bool = True,
     ) -> list[int]:
         """Messages as token ids, as `chat` sends them; errors as in `render`."""

@@ -41,10 +41,10 @@ from edge.runtime.settings import CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
 
 MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized takes 8 bits; 1.22.1 refuses the graph
-CACHE_TYPES: dict[CachePrecision, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
+CACHE_TYPES: dict[CachePrecision, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}  # any width
 PREFILL_CHUNK = 128  # tokens; of 512 a prefill is no faster, and every part keeps four times the memory
 MAX_SLOTS = 16  # sequences kept at once; a slot that is not used takes no memory
-Array = npt.NDArray[Any]
+Array = npt.NDArray[Any]  # of any dtype
 
 
 class OnnxRuntimeEngine:
