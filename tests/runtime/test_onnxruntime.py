@@ -247,18 +247,14 @@ def test_cores_are_those_of_the_affinity() -> None:
 
 def test_bundle_without_onnx(tiny_checkpoint: Path, tmp_path: Path) -> None:
     export(tiny_checkpoint, tmp_path / "bundle", "int8-asym", format="openvino")
-    with pytest.raises(
-        BundleError, match="holds nothing that the onnx engine runs; use --engine openvino, or export it with"
-    ):
+    with pytest.raises(BundleError, match="holds no ONNX graph; use --engine openvino, or export it with"):
         LLM(tmp_path / "bundle", EngineSettings("onnx"))
 
 
 def test_bundle_without_openvino(tiny_checkpoint: Path, tmp_path: Path) -> None:
     export(tiny_checkpoint, tmp_path / "bundle", "int8-asym", format="onnx")
     assert LLM(tmp_path / "bundle").generate("Hello", max_new_tokens=3).text() is not None
-    with pytest.raises(
-        BundleError, match="holds nothing that the openvino engine runs; use --engine onnx, or export it with"
-    ):
+    with pytest.raises(BundleError, match="holds no OpenVINO graph; use --engine onnx, or export it with"):
         LLM(tmp_path / "bundle", EngineSettings("openvino"))
     with pytest.raises(BundleError, match="holds nothing that runs on GPU"):
         LLM(tmp_path / "bundle", EngineSettings(device="GPU"))
