@@ -151,7 +151,7 @@ _HOMES = {
 
 if not _typing.TYPE_CHECKING:  # a checker that saw it would take any name for one of ours
 
-    def __getattr__(name: str) -> _typing.Any:
+    def __getattr__(name: str) -> object:
         from importlib import import_module
 
         if name == "export":

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Protocol, TypeVar
 
+from edge.runtime.graph_names import ATTENTION_OUT, ATTENTION_RESIDUAL
 from edge.runtime.spec import ModelSpec
 
 V = TypeVar("V")
@@ -44,7 +45,7 @@ class Builder(Protocol[V]):
 
 def block(g: Builder[V], x: V, layer: int, spec: ModelSpec) -> V:
     """One decoder block: (B, T, H) -> (B, T, H)."""
-    x = g.add(x, _attention(g, x, layer, spec), f"layers.{layer}.attn.residual")
+    x = g.add(x, _attention(g, x, layer, spec), f"layers.{layer}{ATTENTION_RESIDUAL}")
     return g.add(x, _mlp(g, x, layer, spec), f"layers.{layer}.mlp.residual")
 
 
@@ -57,7 +58,7 @@ def _attention(g: Builder[V], x: V, layer: int, spec: ModelSpec) -> V:
             layer,
             spec,
         ),
-        f"{prefix}.attn.o",
+        f"{prefix}{ATTENTION_OUT}",
     )
     return g.rms_norm(y, f"{prefix}.attn.out_norm", eps) if spec.output_norms else y
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.export.checkpoint import Checkpoint
-from edge.runtime import bundle
+from edge.runtime import bundle, graph_names
 from edge.runtime.spec import ModelSpec
 from edge.runtime.tokenizer import Tokenizer
 
@@ -93,13 +93,13 @@ def write_genai_config(checkpoint: Checkpoint, spec: ModelSpec, stops: tuple[int
             "inputs": {
                 "input_ids": "input_ids",
                 "attention_mask": "attention_mask",
-                "past_key_names": "past_key_values.%d.key",
-                "past_value_names": "past_key_values.%d.value",
+                "past_key_names": graph_names.past_name("%d.key"),
+                "past_value_names": graph_names.past_name("%d.value"),
             },
             "outputs": {
                 "logits": "logits",
-                "present_key_names": "present.%d.key",
-                "present_value_names": "present.%d.value",
+                "present_key_names": graph_names.present_name("%d.key"),
+                "present_value_names": graph_names.present_name("%d.value"),
             },
         },
     }

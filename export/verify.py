@@ -8,7 +8,6 @@ Memory is that of one block. Knows nothing about files.
 
 from __future__ import annotations
 
-import io
 import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from edge.export.graph import reference
 from edge.export.graph.runners import Runner
+from edge.export.npz import put_array
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, take_rows, to_float32
 from edge.runtime.bundle import StageCheck
 from edge.runtime.errors import VerificationError
@@ -48,7 +48,7 @@ class Golden:
     logits: Logits  # (GOLDEN_ROWS, vocab), of the compressed weights in float32
 
     def write(self, path: Path) -> None:
-        """An .npz as numpy writes it, but without the time of writing: same golden, same bytes."""
+        """As an .npz: same golden, same bytes."""
         arrays: dict[str, npt.NDArray[Any]] = {
             "ids": self.ids,
             "float_logits": self.float_logits,
@@ -56,9 +56,7 @@ class Golden:
         }
         with zipfile.ZipFile(path, "w") as archive:
             for name, array in arrays.items():
-                buffer = io.BytesIO()
-                np.lib.format.write_array(buffer, array, allow_pickle=False)
-                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED)
+                put_array(archive, name, array, compressed=True)
 
     @property
     def kld(self) -> float:

@@ -43,6 +43,7 @@ import numpy.typing as npt
 
 from edge.export.graph import reference as plain
 from edge.export.names import canonical_shapes
+from edge.export.npz import put_array
 from edge.export.output import FULL, Journal
 from edge.export.recipes import EMBEDDING, HEAD
 from edge.export.tensors import Float32Array, FloatArray
@@ -304,7 +305,7 @@ class _Runner:
             buffer = io.BytesIO()
             with zipfile.ZipFile(buffer, "w") as archive:
                 for f in fields(Rows):
-                    _put(archive, f.name, np.concatenate([getattr(part, f.name) for part in parts]))
+                    put_array(archive, f.name, np.concatenate([getattr(part, f.name) for part in parts]))
             write_durably(_window_file(folder, index), buffer.getvalue())
             self._progress("head", 1 + self._spec.num_layers + index + 1, self._total)
 
@@ -358,22 +359,16 @@ def _assemble(folder: Path, windows: Windows, settings: ReferenceSettings, spec:
     with path.open("wb") as file:
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr(zipfile.ZipInfo(HEADER), json.dumps(header))
-            _put(archive, "ids", windows.ids)
+            put_array(archive, "ids", windows.ids)
             for field in fields(Rows):
                 parts = []
                 for index in range(windows.count):
                     with np.load(_window_file(folder, index), allow_pickle=False) as part:
                         parts.append(part[field.name])
-                _put(archive, field.name, np.stack(parts))
+                put_array(archive, field.name, np.stack(parts))
         file.flush()
         os.fsync(file.fileno())
     return path
-
-
-def _put(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:
-    """As numpy writes it, but without the time of writing: same reference, same bytes."""
-    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
-        np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def _key(key: str, windows: Windows, settings: ReferenceSettings, spec: ModelSpec) -> str:

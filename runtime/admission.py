@@ -190,7 +190,7 @@ class Admission:
         """
         keys = request.keys
         kept = min(self.prefixes.count_match(keys), limit)
-        files = [(min(common_prefix(stored.ids, keys), limit), stored) for stored in self.snapshots]
+        files = [(min(common_prefix(stored.keys, keys), limit), stored) for stored in self.snapshots]
         others = [
             (min(common_prefix(other.keys[:-1], keys), limit), other.sequence)
             for other in decoding

@@ -22,7 +22,7 @@ from edge.runtime.conventions import Convention
 from edge.runtime.errors import PromptError, TokenizerError, shown
 from edge.runtime.markup import GUARD, MarkedText, Markup, plain_text
 from edge.runtime.messages import MessageLike, messages_from
-from edge.runtime.tools import check_json, checked_tools
+from edge.runtime.tools import JsonObject, check_json, checked_tools
 from edge.runtime.unicode import check_text
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ class ChatTemplate:
         self,
         messages: Sequence[MessageLike],
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[JsonObject] = (),
         add_generation_prompt: bool = True,
-        variables: Mapping[str, Any] | None = None,
+        variables: JsonObject | None = None,
     ) -> str:
         """The prompt as one reads it: special tokens and what only spells them look alike. Errors: `render_marked`."""
         marked = self.render_marked(
@@ -72,9 +72,9 @@ class ChatTemplate:
         self,
         messages: Sequence[MessageLike],
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[JsonObject] = (),
         add_generation_prompt: bool = True,
-        variables: Mapping[str, Any] | None = None,
+        variables: JsonObject | None = None,
     ) -> MarkedText:
         """The prompt, for `Tokenizer.encode_marked`. variables: what else the template reads, values of JSON.
 
@@ -95,7 +95,7 @@ class ChatTemplate:
             reason = self._markup.unguard(str(error)) or type(error).__name__
             raise PromptError(f"the chat template refused the messages: {reason}", param="messages") from error
 
-    def _guarded(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _guarded(self, message: JsonObject) -> dict[str, Any]:
         """A message whose text stays text. Its role is one of ours, and templates make tags of it."""
         guarded = {key: item if key == "role" else self._markup.guard_value(item) for key, item in message.items()}
         if message["role"] == "observation" and not message["content"]:
@@ -129,14 +129,14 @@ def open_template(source: str | None, tokenizer: Tokenizer, tokenizer_config: st
         ) from error
 
 
-def named_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+def named_tokens(tokenizer_config: JsonObject) -> dict[str, str]:
     """The special tokens that a tokenizer_config.json gives names to; older ones write a token with its properties."""
     found = {name: tokenizer_config.get(name) for name in NAMED_TOKENS}
     texts = {name: value.get("content") if isinstance(value, Mapping) else value for name, value in found.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
-def _checked_variables(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+def _checked_variables(variables: JsonObject) -> JsonObject:
     """Raises PromptError."""
     if not isinstance(variables, Mapping):
         raise PromptError(

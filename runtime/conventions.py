@@ -12,7 +12,7 @@ metadata and the arguments as content, a result has the role `observation`. Of t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from jinja2 import meta, nodes
 
 from edge.runtime.errors import PromptError
 from edge.runtime.messages import Message, ToolCall
-from edge.runtime.tools import GLM_TOOLS
+from edge.runtime.tools import GLM_TOOLS, JsonObject
 
 _RESULTS = ("tool", "function", "observation")
 
@@ -48,8 +48,8 @@ class Convention:
         return cls(calls, "variable" if "tools" in meta.find_undeclared_variables(template) else "none", words)
 
     def adapt(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
-    ) -> tuple[list[dict[str, Any]], list[Mapping[str, Any]] | None]:
+        self, messages: Sequence[Message], tools: Sequence[JsonObject]
+    ) -> tuple[list[JsonObject], list[JsonObject] | None]:
         """The values of the template's `messages` and `tools`. Raises PromptError for what it has no place for."""
         inside = [i for i, message in enumerate(messages) if message.tools]
         if inside and tools:
@@ -71,7 +71,7 @@ class Convention:
         adapted = [found for i, message in enumerate(messages) for found in self._adapt(message, f"messages[{i}]")]
         return adapted, list(tools) or None
 
-    def _check_tools(self, tools: Iterable[Mapping[str, Any]]) -> None:
+    def _check_tools(self, tools: Iterable[JsonObject]) -> None:
         for tool in tools:
             if self.tools == "none":
                 raise PromptError(
@@ -86,7 +86,7 @@ class Convention:
                     param="tools",
                 )
 
-    def _adapt(self, message: Message, path: str) -> list[dict[str, Any]]:
+    def _adapt(self, message: Message, path: str) -> list[JsonObject]:
         """One message as the template reads it; of GLM-4's calls, one message each."""
         fields: dict[str, Any] = {"role": self._role(message, path), "content": message.text}
         if message.metadata:
@@ -130,7 +130,7 @@ class Convention:
         return "tool"
 
 
-def _with_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
+def _with_tools(messages: Sequence[Message], tools: Sequence[JsonObject]) -> list[Message]:
     """The messages with the tools in a system message at their beginning: the caller's, where there is one."""
     first = messages[0]
     if first.role in ("system", "developer"):
@@ -138,13 +138,13 @@ def _with_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]])
     return [Message("system", tools=tuple(tools)), *messages]
 
 
-def _glm_call(call: ToolCall) -> dict[str, Any]:
+def _glm_call(call: ToolCall) -> JsonObject:
     arguments = _parsed(call.arguments)
     content = call.arguments if arguments is None else json.dumps(arguments, ensure_ascii=False)
     return {"role": "assistant", "metadata": call.name, "content": content}
 
 
-def _openai_call(call: ToolCall) -> dict[str, Any]:
+def _openai_call(call: ToolCall) -> JsonObject:
     """With the arguments as an object, as transformers has templates expect them."""
     arguments = _parsed(call.arguments)
     function = {"name": call.name, "arguments": call.arguments if arguments is None else arguments}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Self, Unpack
 
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import Bundle
@@ -25,7 +25,8 @@ from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import BundleError, ClosedError, EdgeError, PromptError, SettingsError, shown
 from edge.runtime.kv.prefix import PrefixStats, common_prefix
-from edge.runtime.kv.snapshot import SnapshotIdentity, open_snapshot, save_snapshot
+from edge.runtime.kv.snapshot import open_snapshot, save_snapshot
+from edge.runtime.kv.snapshot_format import SnapshotIdentity
 from edge.runtime.messages import Message, MessageLike
 from edge.runtime.prompt import Prompt
 from edge.runtime.request import Request
@@ -42,6 +43,7 @@ from edge.runtime.settings import (
 from edge.runtime.speculation import Acceptance, Drafter, DraftStore, StepCost
 from edge.runtime.stream import Stream, read_all
 from edge.runtime.tokenizer import Tokenizer
+from edge.runtime.tools import JsonObject
 
 PromptLike = str | Sequence[int] | Prompt | Sequence[MessageLike]
 REMEMBERED_PROMPT = 32  # its last ids go to the draft store with an answer, which begins alike when it is asked again
@@ -153,8 +155,8 @@ class LLM:
         self,
         messages: Sequence[MessageLike],
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
-        template_variables: Mapping[str, Any] | None = None,
+        tools: Sequence[JsonObject] = (),
+        template_variables: JsonObject | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Stream:
         """Answer messages like `[{"role": "user", "content": "Hello"}]`; keywords and errors as in `generate`.
@@ -195,8 +197,8 @@ class LLM:
         self,
         messages: Sequence[MessageLike],
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
-        template_variables: Mapping[str, Any] | None = None,
+        tools: Sequence[JsonObject] = (),
+        template_variables: JsonObject | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
         """Messages as prompt text, to read: `encode_chat` alone tells special tokens from what a message spells.
@@ -211,8 +213,8 @@ class LLM:
         self,
         messages: Sequence[MessageLike],
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
-        template_variables: Mapping[str, Any] | None = None,
+        tools: Sequence[JsonObject] = (),
+        template_variables: JsonObject | None = None,
         add_generation_prompt: bool = True,
     ) -> list[int]:
         """Messages as token ids, as `chat` sends them; errors as in `render`."""

@@ -15,7 +15,7 @@ another exactly if their tokens do: MARK on both sides of each special token, an
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, NewType
 
@@ -83,11 +83,11 @@ class Markup:
             return text
         return re.sub(f"{GUARD}|{ESCAPE}(.?)", lambda m: self._originals.get(m[1] or "", m[1] or ""), text, flags=re.S)
 
-    def guard_value(self, value: Any) -> Any:
+    def guard_value(self, value: Any) -> Any:  # JSON, of the same shape
         """A value of JSON with all its strings guarded, keys too."""
         return _map_strings(value, self.guard)
 
-    def unguard_value(self, value: Any) -> Any:
+    def unguard_value(self, value: Any) -> Any:  # JSON, of the same shape
         """The inverse of `guard_value`."""
         return _map_strings(value, self.unguard)
 
@@ -135,7 +135,7 @@ def _any_of(tokens: list[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-def _map_strings(value: Any, change: Any) -> Any:
+def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):

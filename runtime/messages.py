@@ -13,10 +13,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from edge.runtime.errors import PromptError, shown
-from edge.runtime.tools import checked_tools
+from edge.runtime.tools import JsonObject, checked_tools
 from edge.runtime.unicode import check_text
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function", "observation"]
@@ -35,7 +35,7 @@ class TextPart:
 
     text: str
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As OpenAI writes it."""
         return {"type": "text", "text": self.text}
 
@@ -51,7 +51,7 @@ class ToolCall:
     arguments: str  # JSON as the model wrote it, which may be broken
     id: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As OpenAI writes it."""
         call = {"type": "function", "function": {"name": self.name, "arguments": self.arguments}}
         return {"id": self.id, **call} if self.id else call
@@ -67,14 +67,14 @@ class Message:
     tool_call_id: str | None = None  # which call a tool's message answers
     name: str | None = None
     metadata: str = ""  # GLM-4's own: what stands beside the role, the name of a function that is called
-    tools: tuple[Mapping[str, Any], ...] = ()  # GLM-4's own: of a system message
+    tools: tuple[JsonObject, ...] = ()  # GLM-4's own: of a system message
 
     @property
     def text(self) -> str:
         """All of the content as one text."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As OpenAI writes it, less what is empty; GLM-4's own fields under their names."""
         content = [_dict_of(part) for part in self.content] if isinstance(self.content, tuple) else self.content
         calls = [_dict_of(call) for call in self.tool_calls] if isinstance(self.tool_calls, tuple) else self.tool_calls
@@ -83,7 +83,7 @@ class Message:
         return {"role": self.role, "content": content, **{key: value for key, value in rest.items() if value}}
 
 
-MessageLike = Message | Mapping[str, Any]
+MessageLike = Message | JsonObject
 
 
 def messages_from(values: Sequence[MessageLike]) -> tuple[Message, ...]:
@@ -129,7 +129,7 @@ def _message(value: object, path: str) -> Message:
     )
 
 
-def _role(given: Mapping[str, Any], path: str) -> Role:
+def _role(given: JsonObject, path: str) -> Role:
     if "role" not in given:
         raise PromptError(f"{path}.role is missing; expected {_EXAMPLE}, given {shown(given)}", param=f"{path}.role")
     role = given["role"]
@@ -139,7 +139,7 @@ def _role(given: Mapping[str, Any], path: str) -> Role:
     raise _wrong(f"{path}.role", role, f"one of {', '.join(_ROLES)}")
 
 
-def _content(given: Mapping[str, Any], path: str, *, optional: bool) -> str | tuple[Part, ...]:
+def _content(given: JsonObject, path: str, *, optional: bool) -> str | tuple[Part, ...]:
     """The content; null is an empty text."""
     content = given.get("content")
     refusal = _text(given, "refusal", path)
@@ -167,7 +167,7 @@ def _part(given: object, path: str) -> Part:
     return TextPart(check_text(given.get(key), f"{path}.{key}", param=f"{path}.{key}"))
 
 
-def _tool_calls(given: Mapping[str, Any], role: Role, path: str) -> tuple[ToolCall, ...]:
+def _tool_calls(given: JsonObject, role: Role, path: str) -> tuple[ToolCall, ...]:
     """Calls, and the one of OpenAI's older `function_call`."""
     calls, old = given.get("tool_calls"), given.get("function_call")
     key = "tool_calls" if old is None else "function_call"
@@ -231,12 +231,12 @@ def _check_answers(message: Message, calls: Sequence[ToolCall], path: str) -> No
         )
 
 
-def _text(given: Mapping[str, Any], key: str, path: str) -> str | None:
+def _text(given: JsonObject, key: str, path: str) -> str | None:
     value = given.get(key)
     return None if value is None else check_text(value, f"{path}.{key}", param=f"{path}.{key}")
 
 
-def _dict_of(value: Any) -> Any:
+def _dict_of(value: object) -> object:
     return value.to_dict() if isinstance(value, TextPart | ToolCall) else value
 
 

@@ -8,7 +8,7 @@ types is text, whatever it looks like. Knows nothing about terminals.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, Unpack
+from typing import Unpack
 
 from edge.runtime.chunk import Chunk
 from edge.runtime.llm import LLM
@@ -27,7 +27,7 @@ class ChatSession:
 
     def reset(self) -> None:
         """Forget the conversation; the system message stays."""
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[dict[str, str]] = []
         if self._system is not None:
             self.messages.append({"role": "system", "content": self._system})
         self._ids: list[int] = []
@@ -63,7 +63,7 @@ class ChatSession:
         return ids + self._llm.tokenizer.encode_marked(MarkedText(new_text))
 
     def _answer(
-        self, stream: Stream, messages: list[dict[str, Any]], prompt: MarkedText, prompt_ids: list[int]
+        self, stream: Stream, messages: list[dict[str, str]], prompt: MarkedText, prompt_ids: list[int]
     ) -> Generator[Chunk, None, None]:
         shown = ""
         ids: list[int] = []
@@ -77,7 +77,7 @@ class ChatSession:
             self._remember(messages, prompt, prompt_ids, shown, ids)
 
     def _remember(
-        self, messages: list[dict[str, Any]], prompt: MarkedText, prompt_ids: list[int], shown: str, ids: list[int]
+        self, messages: list[dict[str, str]], prompt: MarkedText, prompt_ids: list[int], shown: str, ids: list[int]
     ) -> None:
         if not ids:
             return

@@ -15,11 +15,13 @@ from edge.runtime.unicode import check_text
 
 GLM_TOOLS = ("python", "simple_browser", "cogview")  # GLM-4's "All Tools": described in its template, by type alone
 
+JsonObject = Mapping[str, Any]  # its values are what JSON has, at any depth; `check_json` sees to that
+
 _EXAMPLE = "{'type': 'function', 'function': {'name': ..., 'description': ..., 'parameters': {...}}}"
 _DEEPEST = 64  # levels of a schema or an object
 
 
-def checked_tools(values: object, path: str = "tools") -> tuple[Mapping[str, Any], ...]:
+def checked_tools(values: object, path: str = "tools") -> tuple[JsonObject, ...]:
     """The tools, as they are. Raises PromptError."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
         raise _wrong(path, values, f"a list of tools like {_EXAMPLE}")

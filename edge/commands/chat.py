@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edge.commands import options
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _talk(args: argparse.Namespace, llm: LLM, system: str | None, settings: dict[str, Any]) -> None:
+def _talk(args: argparse.Namespace, llm: LLM, system: str | None, settings: options.Keywords) -> None:
     """Answer line after line, until the last."""
     from edge.runtime.errors import PromptError
     from edge.runtime.session import ChatSession
@@ -91,7 +91,7 @@ def _read_line() -> str:
         return decode_text(error.object, what)
 
 
-def _answer(session: ChatSession, line: str, settings: dict[str, Any]) -> Stats | None:
+def _answer(session: ChatSession, line: str, settings: options.Keywords) -> Stats | None:
     """Stream one answer; Ctrl-C and a refused message end it and not the chat."""
     from edge.commands.console import show_answer
     from edge.runtime.errors import GenerationError

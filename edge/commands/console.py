@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NUMBER = re.compile(r"[\d.,]+( [kMG]?B)?")  # with or without a unit of bytes
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """One JSON object on one line of stdout."""
     print(json.dumps(value, ensure_ascii=False))
 

@@ -12,10 +12,12 @@ from edge.runtime.rules import Whole, help_of, rule_of
 from edge.runtime.settings import KV_PRECISIONS, Sampling
 
 if TYPE_CHECKING:
+    from edge.runtime.constraint import Constraint
     from edge.runtime.llm import LLM
 
 SAMPLING = tuple(spec for spec in fields(Sampling) if spec.name != "logit_bias")  # no command line has room for that
 BYTES_PER_TOKEN = 4  # of English and Chinese alike, roughly
+Keywords = dict[str, Any]  # as the command line gives them; the settings classes check each value
 
 
 def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
@@ -107,10 +109,10 @@ def gigabytes(text: str) -> int:
     return max(int(count * 1e9), 1)
 
 
-def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> dict[str, Any]:
+def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> Keywords:
     """Keywords for `edge.load`; of a prompt only about its length counts."""
     tokens = None if prompt is None else len(prompt.encode()) // BYTES_PER_TOKEN
-    chosen: dict[str, Any] = {
+    chosen: Keywords = {
         "engine": args.engine,
         "expected_prompt_tokens": tokens,
         "device": args.device,
@@ -124,7 +126,7 @@ def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> dict
     return {name: value for name, value in chosen.items() if value is not None}
 
 
-def reuse_settings(args: argparse.Namespace, chosen: dict[str, Any]) -> dict[str, Any]:
+def reuse_settings(args: argparse.Namespace, chosen: Keywords) -> Keywords:
     """The same, with what `add_reuse` added. Raises SnapshotError and SettingsError."""
     if args.prefix:
         chosen = _following(chosen, args.prefix[0], speculate=args.speculate)
@@ -141,7 +143,7 @@ def system_message(args: argparse.Namespace) -> str | None:
         return None
     from pathlib import Path
 
-    from edge.runtime.kv.snapshot import read_header
+    from edge.runtime.kv.snapshot_format import read_header
 
     return read_header(Path(args.prefix[0])).system
 
@@ -154,7 +156,7 @@ def prepare(llm: LLM, args: argparse.Namespace) -> None:
         llm.add_document(read_text(document))
 
 
-def generation_settings(args: argparse.Namespace) -> dict[str, Any]:
+def generation_settings(args: argparse.Namespace) -> Keywords:
     """Keywords for `LLM.generate`; what was not given is left to the settings classes. Raises SettingsError."""
     names = ("max_new_tokens", "stop", "deadline_s", *(spec.name for spec in SAMPLING))
     settings = {name: value for name in names if (value := getattr(args, name)) is not None}
@@ -163,12 +165,12 @@ def generation_settings(args: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def _following(chosen: dict[str, Any], path: str, *, speculate: bool) -> dict[str, Any]:
+def _following(chosen: Keywords, path: str, *, speculate: bool) -> Keywords:
     """Where nothing else is said, the engine as it was when a prefix was computed. Raises SettingsError."""
     from pathlib import Path
 
     from edge.runtime.errors import SettingsError
-    from edge.runtime.kv.snapshot import read_header
+    from edge.runtime.kv.snapshot_format import read_header
 
     layout = read_header(Path(path)).identity.layout
     found = {"engine": layout.get("engine"), "reproducible": layout.get("reproducible") == "True"}
@@ -184,7 +186,7 @@ def _following(chosen: dict[str, Any], path: str, *, speculate: bool) -> dict[st
     return {**found, **chosen, "engine": found["engine"]}
 
 
-def _constraint(args: argparse.Namespace) -> Any:
+def _constraint(args: argparse.Namespace) -> Constraint | None:
     from edge.runtime.constraint import Constraint
 
     if args.json_schema is not None:

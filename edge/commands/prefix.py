@@ -71,7 +71,7 @@ def _build(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     from edge.commands.console import human_bytes, print_json
-    from edge.runtime.kv.snapshot import read_header
+    from edge.runtime.kv.snapshot_format import read_header
 
     info = read_header(Path(args.file))
     identity = info.identity

@@ -29,6 +29,16 @@ from edge.export.graph.onnx_writer import CONTRIB, Constants, GraphWriter
 from edge.export.recipes import ONNX_BLOCKS, block_size
 from edge.export.tensors import PackedTensor, Weight, pack, unpack
 from edge.runtime.bundle import OnnxKernels
+from edge.runtime.graph_names import (
+    ATTENTION_RESIDUAL,
+    HIDDEN,
+    NEXT_HIDDEN,
+    ROTARY_TABLES,
+    WANTED_ROWS,
+    cached_names,
+    past_name,
+    present_name,
+)
 from edge.runtime.spec import ModelSpec
 
 INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1  # values of MatMulNBits' accuracy_level
@@ -181,19 +191,17 @@ class OnnxBuilder(OnnxParts):
             x = self._turned(x, self._lengths)
         if self._kernels.float16_cache:
             x = self._w.op("Cast", x, to=TensorProto.FLOAT16)
-        past, present = (
-            tuple(f"{stem}.{layer}.{kind}" for kind in ("key", "value")) for stem in ("past_key_values", "present")
-        )
+        names = cached_names([layer])
         out, *_ = self._w.ops(
             "GroupQueryAttention",
             x,
             "",
             "",
-            *past,
+            *map(past_name, names),
             self._lengths.last,
             self._lengths.longest,
             *tables,
-            outputs=(f"layers.{layer}.attn", *present),
+            outputs=(f"layers.{layer}.attn", *map(present_name, names)),
             domain=CONTRIB,
             num_heads=spec.num_heads,
             kv_num_heads=spec.num_kv_heads,
@@ -207,7 +215,7 @@ class OnnxBuilder(OnnxParts):
 
     def add(self, a: Value, b: Value, name: str) -> Value:
         a, b = self.written(a), self.written(b)
-        if name == f"layers.{self._spec.num_layers - 1}.attn.residual":
+        if name == f"layers.{self._spec.num_layers - 1}{ATTENTION_RESIDUAL}":
             # All tokens have given their keys and values now; only those with wanted logits go on.
             a, b = self._pick_rows(a), self._pick_rows(b)
         return Sum(a, b, name)
@@ -297,14 +305,15 @@ def decoder_part(
     if layers.start == 0:
         start = w.input("input_ids", TensorProto.INT64, ["batch", "tokens"])
     else:
-        start = w.input("hidden", TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
+        start = w.input(HIDDEN, TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
     lengths = _lengths(w, w.input("attention_mask", TensorProto.INT64, ["batch", "total"]))
     tables = None
     if turned_by_attention(spec):
         kind, half = _cache_kind(kernels), spec.rotary_dim // 2
-        tables = w.input("cos", kind, ["positions", half]), w.input("sin", kind, ["positions", half])
+        cos, sin = (w.input(name, kind, ["positions", half]) for name in ROTARY_TABLES)
+        tables = cos, sin
     cache = _cache_inputs(w, layers, spec, kernels)
-    rows = w.input("wanted_rows", TensorProto.INT64, ["rows"]) if last else ""
+    rows = w.input(WANTED_ROWS, TensorProto.INT64, ["rows"]) if last else ""
     pick_rows = (lambda hidden: w.op("Gather", hidden, rows, axis=1)) if last else _all_rows
     builder = OnnxBuilder(w, weights, spec, kernels, lengths, tables, pick_rows)
     x: Value = builder.embedding(start, "embed") if layers.start == 0 else start
@@ -314,8 +323,8 @@ def decoder_part(
         w.op("Identity", builder.written(decoder.head(builder, x, spec)), name="logits")
         w.output("logits", TensorProto.FLOAT, ["batch", "rows", spec.vocab_size])
     else:
-        w.op("Identity", builder.write(x), name="next_hidden")
-        w.output("next_hidden", TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
+        w.op("Identity", builder.write(x), name=NEXT_HIDDEN)
+        w.output(NEXT_HIDDEN, TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
     _cache_outputs(w, cache, spec, kernels)
     return w.model(f"{spec.architecture}.{layers.start}")
 
@@ -348,7 +357,7 @@ def genai_decoder(
 def block_model(weights: Mapping[str, Weight], layer: int, spec: ModelSpec, constants: Constants) -> onnx.ModelProto:
     """One decoder block in float32: hidden (B, T, H), attention_mask (B, past + T), past_key_values -> (B, T, H)."""
     w = GraphWriter(constants)
-    hidden = w.input("hidden", TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
+    hidden = w.input(HIDDEN, TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
     lengths = _lengths(w, w.input("attention_mask", TensorProto.INT64, ["batch", "total"]))
     _cache_inputs(w, [layer], spec, OnnxKernels())
     builder = OnnxBuilder(w, weights, spec, OnnxKernels(), lengths)
@@ -370,7 +379,7 @@ def embedding_model(weights: Mapping[str, Weight], spec: ModelSpec, constants: C
 def head_model(weights: Mapping[str, Weight], spec: ModelSpec, constants: Constants) -> onnx.ModelProto:
     """Final norm and vocabulary projection: hidden (B, T, H) -> logits (B, T, rows of the matrix)."""
     w = GraphWriter(constants)
-    hidden = w.input("hidden", TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
+    hidden = w.input(HIDDEN, TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
     builder = OnnxBuilder(w, weights, spec, OnnxKernels())
     out = builder.written(decoder.head(builder, hidden, spec))
     w.output(out, TensorProto.FLOAT, ["batch", "tokens", "vocabulary"])
@@ -390,17 +399,17 @@ def _lengths(w: GraphWriter, attention_mask: str) -> Lengths:
 
 
 def _cache_inputs(w: GraphWriter, layers: Iterable[int], spec: ModelSpec, kernels: OnnxKernels) -> list[str]:
-    """Declare past_key_values.NAME for every returned name."""
-    names = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
+    """Declare the past of every returned name."""
+    names = cached_names(layers)
     kind = _cache_kind(kernels)
     for name in names:
-        w.input(f"past_key_values.{name}", kind, ["batch", spec.num_kv_heads, "buffer", spec.head_dim])
+        w.input(past_name(name), kind, ["batch", spec.num_kv_heads, "buffer", spec.head_dim])
     return names
 
 
 def _cache_outputs(w: GraphWriter, names: Iterable[str], spec: ModelSpec, kernels: OnnxKernels) -> None:
     for name in names:
-        w.output(f"present.{name}", _cache_kind(kernels), ["batch", spec.num_kv_heads, "buffer", spec.head_dim])
+        w.output(present_name(name), _cache_kind(kernels), ["batch", spec.num_kv_heads, "buffer", spec.head_dim])
 
 
 def _cache_kind(kernels: OnnxKernels) -> int:

@@ -18,6 +18,7 @@ from edge.export import decoder
 from edge.export.graph.onnx_parts import OnnxParts
 from edge.export.graph.onnx_writer import Constants, GraphWriter
 from edge.export.tensors import Weight
+from edge.runtime.graph_names import cached_names, past_name, present_name
 from edge.runtime.spec import ModelSpec
 
 MASKED = -65504.0  # finite, so that a row that is all padding gives numbers and not NaN
@@ -54,8 +55,10 @@ class PlainBuilder(OnnxParts):
         qk, v = self._split_heads(qkv)
         sizes = self._w.ints(spec.num_heads, spec.num_kv_heads)
         q, k = self._w.ops("Split", self._rotate(qk, self._cos, self._sin), sizes, outputs=2, axis=1)
-        k = self._w.op("Concat", f"past_key_values.{layer}.key", k, name=f"present.{layer}.key", axis=2)
-        v = self._w.op("Concat", f"past_key_values.{layer}.value", v, name=f"present.{layer}.value", axis=2)
+        k, v = (
+            self._w.op("Concat", past_name(name), new, name=present_name(name), axis=2)
+            for name, new in zip(cached_names([layer]), (k, v), strict=True)
+        )
         scores = self._w.op("MatMul", q, self._w.op("Transpose", self._repeated(k), perm=[0, 1, 3, 2]))
         scores = self._w.op("Mul", scores, self._w.scalar(1 / math.sqrt(spec.head_dim)))  # (B, n, T, past + T)
         weights = self._w.op("Softmax", self._w.op("Add", scores, self._mask), axis=-1)
@@ -83,15 +86,15 @@ def plain_decoder(weights: Mapping[str, Weight], spec: ModelSpec, constants: Con
     ids = w.input("input_ids", TensorProto.INT64, ["batch", "tokens"])
     attention_mask = w.input("attention_mask", TensorProto.INT64, ["batch", "total"])
     position_ids = w.input("position_ids", TensorProto.INT64, ["batch", "tokens"])
-    cache = [f"{layer}.{kind}" for layer in range(spec.num_layers) for kind in ("key", "value")]
+    cache = cached_names(range(spec.num_layers))
     for name in cache:
-        w.input(f"past_key_values.{name}", TensorProto.FLOAT, ["batch", spec.num_kv_heads, "past", spec.head_dim])
+        w.input(past_name(name), TensorProto.FLOAT, ["batch", spec.num_kv_heads, "past", spec.head_dim])
     positions = w.op("Unsqueeze", position_ids, w.ints(1, 3))
     builder = PlainBuilder(w, weights, spec, positions, _causal_mask(w, ids, attention_mask))
     w.op("Identity", decoder.decoder(builder, ids, spec), name="logits")
     w.output("logits", TensorProto.FLOAT, ["batch", "tokens", spec.vocab_size])
     for name in cache:
-        w.output(f"present.{name}", TensorProto.FLOAT, ["batch", spec.num_kv_heads, "total", spec.head_dim])
+        w.output(present_name(name), TensorProto.FLOAT, ["batch", spec.num_kv_heads, "total", spec.head_dim])
     return w.model(spec.architecture)
 
 

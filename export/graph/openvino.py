@@ -22,6 +22,7 @@ import openvino.opset13 as op
 
 from edge.export import decoder
 from edge.export.tensors import BFLOAT16, FloatArray, PackedTensor, Weight
+from edge.runtime.graph_names import HIDDEN, past_name, present_name
 from edge.runtime.spec import ModelSpec
 
 # Masked attention scores. Finite, so that a row that is all padding gives numbers and not NaN; fits in float16.
@@ -121,7 +122,7 @@ class _Cache:
 
     def append(self, new: ov.Node, layer: int, kind: str, spec: ModelSpec) -> ov.Node:
         """(B, n_kv, T, head_dim) -> (B, n_kv, past + T, head_dim)."""
-        name = f"past_key_values.{layer}.{kind}present.{layer}.{kind}"  # optimum-intel's naming
+        name = past_name(f"{layer}.{kind}") + present_name(f"{layer}.{kind}")  # optimum-intel's naming
         past = op.read_value(
             self._empty, name, ov.Type.f32, ov.PartialShape([-1, spec.num_kv_heads, -1, spec.head_dim])
         )
@@ -150,7 +151,7 @@ def stateful_decoder(weights: Mapping[str, Weight], spec: ModelSpec) -> ov.Model
 
 def block_model(weights: Mapping[str, Weight], layer: int, spec: ModelSpec) -> ov.Model:
     """One decoder block without a cache: hidden (B, T, H) and position_ids (B, T) -> (B, T, H)."""
-    hidden = _parameter("hidden", [-1, -1, spec.hidden_size], ov.Type.f32)
+    hidden = _parameter(HIDDEN, [-1, -1, spec.hidden_size], ov.Type.f32)
     position_ids = _parameter("position_ids", [-1, -1], ov.Type.i64)
     out = decoder.block(OpenVINOBuilder(weights, position_ids, spec), hidden, layer, spec)
     return ov.Model([op.result(out)], [hidden, position_ids], f"block.{layer}")
@@ -168,7 +169,7 @@ def embedding_model(weights: Mapping[str, Weight]) -> ov.Model:
 
 def head_model(weights: Mapping[str, Weight], spec: ModelSpec) -> ov.Model:
     """Final norm and vocabulary projection: hidden (B, T, H) -> logits (B, T, vocab_size)."""
-    hidden = _parameter("hidden", [-1, -1, spec.hidden_size], ov.Type.f32)
+    hidden = _parameter(HIDDEN, [-1, -1, spec.hidden_size], ov.Type.f32)
     logits = decoder.head(OpenVINOBuilder(weights, op.constant(np.zeros((1, 1), np.int64)), spec), hidden, spec)
     return ov.Model([op.result(logits)], [hidden], "head")
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.export.tensors import Float32Array, PackedTensor, Weight, as_unsigned
+from edge.runtime.graph_names import HIDDEN, cached_names, past_name
 from edge.runtime.spec import ModelSpec
 
 
@@ -80,16 +81,14 @@ class OnnxRunner:
         memory = onnx_writer.Borrowed()
         model = onnx.block_model(_unsigned(weights), layer, spec, memory)
         empty = np.zeros((hidden.shape[0], spec.num_kv_heads, 0, spec.head_dim), np.float32)
-        feeds: dict[str, npt.NDArray[Any]] = {"hidden": hidden, "attention_mask": np.ones(hidden.shape[:2], np.int64)}
-        return self._run(
-            model, memory.arrays, feeds | {f"past_key_values.{layer}.{kind}": empty for kind in ("key", "value")}
-        )
+        feeds: dict[str, npt.NDArray[Any]] = {HIDDEN: hidden, "attention_mask": np.ones(hidden.shape[:2], np.int64)}
+        return self._run(model, memory.arrays, feeds | {past_name(name): empty for name in cached_names([layer])})
 
     def head(self, weights: Mapping[str, Weight], hidden: Float32Array, spec: ModelSpec) -> Float32Array:
         from edge.export.graph import onnx, onnx_writer
 
         memory = onnx_writer.Borrowed()
-        return self._run(onnx.head_model(_unsigned(weights), spec, memory), memory.arrays, {"hidden": hidden})
+        return self._run(onnx.head_model(_unsigned(weights), spec, memory), memory.arrays, {HIDDEN: hidden})
 
     def _run(
         self, model: Any, constants: Mapping[str, npt.NDArray[Any]], feeds: Mapping[str, npt.NDArray[Any]]

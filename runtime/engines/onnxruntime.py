@@ -25,6 +25,15 @@ from edge.runtime.bundle import Bundle, OnnxKernels
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step
 from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.errors import ContextLengthError, DeviceError, SettingsError, telling_line
+from edge.runtime.graph_names import (
+    HIDDEN,
+    NEXT_HIDDEN,
+    ROTARY_TABLES,
+    WANTED_ROWS,
+    cached_names,
+    past_name,
+    present_name,
+)
 from edge.runtime.kv.memory import NoMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of, physical_cores
@@ -32,10 +41,10 @@ from edge.runtime.settings import CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
 
 MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized takes 8 bits; 1.22.1 refuses the graph
-CACHE_TYPES: dict[CachePrecision, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
+CACHE_TYPES: dict[CachePrecision, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}  # any width
 PREFILL_CHUNK = 128  # tokens; of 512 a prefill is no faster, and every part keeps four times the memory
 MAX_SLOTS = 16  # sequences kept at once; a slot that is not used takes no memory
-Array = npt.NDArray[Any]
+Array = npt.NDArray[Any]  # of any dtype
 
 
 class OnnxRuntimeEngine:
@@ -64,10 +73,11 @@ class OnnxRuntimeEngine:
             self._parts = list(loaders.map(lambda path: _Part(path, threads), paths))
         self._positions = np.arange(length)
         self._tables = _rotary_tables(spec, length, kind)
-        self._memory = SlotMemory(slots, len(_cached(spec)), (spec.num_kv_heads, length, spec.head_dim), kind)
+        self._cached = cached_names(range(spec.num_layers))
+        self._memory = SlotMemory(slots, len(self._cached), (spec.num_kv_heads, length, spec.head_dim), kind)
         self.pool = BlockPool(slots, self._max_context, self._memory)
         for part in self._parts:
-            part.bind(dict(zip(("cos", "sin"), self._tables, strict=True)))
+            part.bind(dict(zip(ROTARY_TABLES, self._tables, strict=True)))
         self._bound_rows: tuple[int, int] | None = None  # of the KV buffers: the first, and how many
         self._worker = ThreadPoolExecutor(1, "onnxruntime")
         self.info = EngineInfo(
@@ -143,11 +153,11 @@ class OnnxRuntimeEngine:
         order = np.argsort(places)
         first, last = self._parts[0], self._parts[-1]
         first.give("input_ids", ids[order])
-        last.give("wanted_rows", rows)
+        last.give(WANTED_ROWS, rows)
         logits = last.take("logits", (size, rows.size, self._spec.vocab_size))
         for part, following in zip(self._parts, self._parts[1:], strict=False):
-            hidden = part.take("next_hidden", (size, new, self._spec.hidden_size))
-            following.bind({"hidden": hidden})
+            hidden = part.take(NEXT_HIDDEN, (size, new, self._spec.hidden_size))
+            following.bind({HIDDEN: hidden})
         mask = (self._positions[: max(totals)] < np.array(totals)[order, None]).astype(np.int64)
         for part in self._parts:
             part.bind({"attention_mask": mask})
@@ -170,10 +180,10 @@ class OnnxRuntimeEngine:
         first = min(rows)
         if (first, size) != self._bound_rows:
             self._bound_rows = None  # until all are bound
-            for name, buffer in zip(_cached(self._spec), self._memory.buffers, strict=True):
+            for name, buffer in zip(self._cached, self._memory.buffers, strict=True):
                 view = buffer[first : first + size]
                 for part in self._parts:
-                    part.bind({f"past_key_values.{name}": view, f"present.{name}": view})
+                    part.bind({past_name(name): view, present_name(name): view})
             self._bound_rows = first, size
         return [row - first for row in rows]
 
@@ -278,10 +288,6 @@ def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSett
         )
     context = min(limit, allowed)
     return context, min(budget // ((context + padding) * bytes_per_token), MAX_SLOTS)
-
-
-def _cached(spec: ModelSpec) -> list[str]:
-    return [f"{layer}.{part}" for layer in range(spec.num_layers) for part in ("key", "value")]
 
 
 def _rotary_tables(spec: ModelSpec, positions: int, kind: type[np.floating[Any]]) -> tuple[Array, Array]:

@@ -24,6 +24,7 @@ from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step
 from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.errors import DeviceError, SettingsError, telling_line
+from edge.runtime.graph_names import ATTENTION_OUT, ATTENTION_RESIDUAL, WANTED_ROWS
 from edge.runtime.kv.memory import NoMemory, PagedMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of
@@ -184,7 +185,7 @@ class OpenVINOPagedEngine:
         self._set("block_indices", np.array([block for run in runs for block in run.blocks], np.int32))
         self._set("block_indices_begins", np.array([0, *accumulate(len(run.blocks) for run in runs)], np.int32))
         self._set("max_context_len", np.array(max(run.past + run.ids.size for run in runs), np.int32))
-        self._set("wanted_rows", rows)
+        self._set(WANTED_ROWS, rows)
         self._run()
         logits: Logits = self._request.get_output_tensor(0).data
         return logits.reshape(rows.size, -1)
@@ -219,13 +220,14 @@ def _keep_wanted_rows(model: ov.Model) -> None:
     That is behind the last attention, which still gave every token its keys and values: the last block's MLP and the
     vocabulary projection then see the wanted rows alone.
     """
-    rows = op.parameter(ov.PartialShape([-1]), ov.Type.i64, name="wanted_rows")
-    rows.output(0).set_names({"wanted_rows"})
+    rows = op.parameter(ov.PartialShape([-1]), ov.Type.i64, name=WANTED_ROWS)
+    rows.output(0).set_names({WANTED_ROWS})
     nodes = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
-    residuals = [name for name in nodes if name.endswith(".attn.residual")]
+    residuals = [name for name in nodes if name.endswith(ATTENTION_RESIDUAL)]
     if residuals:
         skipped, _ = nodes[residuals[-1]].inputs()  # what attention is added to
-        ports = [nodes[residuals[-1].replace(".residual", ".o")].input(0), skipped]
+        projection = residuals[-1].removesuffix(ATTENTION_RESIDUAL) + ATTENTION_OUT
+        ports = [nodes[projection].input(0), skipped]
     else:  # a graph that is not ours
         ports = [_head_input(model)]
     for port in ports:

@@ -24,6 +24,7 @@ from edge.runtime.arrays import Ids, Logits
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step
 from edge.runtime.kv.memory import Array, NoMemory, untouched
 from edge.runtime.kv.pool import BlockPool, CacheSequence
+from edge.runtime.tokenizer import byte_of_character
 
 Script = Callable[[Sequence[int]], "int | Logits"]  # keys of all tokens so far -> the next id, or a row of logits
 
@@ -175,16 +176,14 @@ def noise(seed: int = 0, vocab_size: int = 256) -> Script:
 
 def tokenizer_json() -> str:
     """A tokenizer of bytes: ids 0 to 255, and the special tokens from 256 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in printable]
-    chars = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+    vocabulary = dict(sorted(byte_of_character().items(), key=lambda entry: entry[1]))
     added = [
         {"id": 256 + i, "content": token, "special": True, "normalized": False}
         | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
         for i, token in enumerate(SPECIAL)
     ]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    model = {"type": "BPE", "vocab": {chars[byte]: byte for byte in range(256)}, "merges": [], "ignore_merges": False}
+    model = {"type": "BPE", "vocab": vocabulary, "merges": [], "ignore_merges": False}
     return json.dumps(
         {
             "version": "1.0",

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from edge.runtime.errors import CacheError
 
-Array = npt.NDArray[Any]
+Array = npt.NDArray[Any]  # of any dtype
 CAN_ADVISE = hasattr(mmap, "MADV_NOHUGEPAGE")  # on Linux
 
 

@@ -1,21 +1,24 @@
-"""Blocks kept for later, found again by the token ids they hold.
+"""Blocks kept for later, found again by the cache keys of the tokens they hold.
 
-In: token ids with the sequence that holds their keys and values; later, other token ids. Out: a sequence that already
-holds what the two share. Blocks form a tree: a full block may have followers, a block that is not full has none. Ids
-themselves are compared, never hashes of them. When the pool runs full, the blocks that were used least recently go
-first; pinned ones stay. Knows nothing about engines or requests.
+In: cache keys, one a token (for text its id), and the sequence that holds what was computed of them; later, other keys.
+Out: a sequence that already holds what the two share. Blocks form a tree: a full block may have followers, a block that
+is not full has none. Keys themselves are compared, never hashes of them. When the pool runs full, the blocks that were
+used least recently go first; pinned ones stay. Knows nothing about engines or requests.
 """
 
 from __future__ import annotations
 
 import heapq
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edge.runtime.errors import CacheFullError
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 
-Ids = list[int]
+logger = logging.getLogger(__name__)
+
+Keys = list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +40,15 @@ class PrefixStats:
 
 
 class _Node:
-    """One block with the ids of its tokens."""
+    """One block with the keys of its tokens."""
 
-    __slots__ = ("block", "children", "ids", "parent", "pinned", "used")
+    __slots__ = ("block", "children", "keys", "parent", "pinned", "used")
 
-    def __init__(self, ids: tuple[int, ...], block: int, parent: _Node | None) -> None:
-        self.ids = ids
+    def __init__(self, keys: tuple[int, ...], block: int, parent: _Node | None) -> None:
+        self.keys = keys
         self.block = block
         self.parent = parent
-        self.children: dict[int, list[_Node]] = {}  # by their first id
+        self.children: dict[int, list[_Node]] = {}  # by their first key
         self.used = 0
         self.pinned = False
 
@@ -58,7 +61,7 @@ class PrefixCache:
     """The tree over one pool. It holds every block in it once, and gives blocks back when the pool asks.
 
     For an engine that cannot trim or fork, whose blocks then hold a whole sequence each, a block is found only where
-    new ids begin with all of its own, and the new sequence takes it over. `stats` may be read from any thread.
+    new keys begin with all of its own, and the new sequence takes it over. `stats` may be read from any thread.
     """
 
     def __init__(self, pool: BlockPool, *, can_trim: bool = True, can_fork: bool = True) -> None:
@@ -94,23 +97,23 @@ class PrefixCache:
                 count += 1
         return count
 
-    def room(self, ids: Ids, limit: int) -> tuple[int, int]:
-        """How many full blocks a sequence of the first `limit` ids would share, and how many others are evictable."""
-        full = [node for node, shared in self._path(ids, limit) if shared == self._pool.block_size]
+    def room(self, keys: Keys, limit: int) -> tuple[int, int]:
+        """How many full blocks a sequence of the first `limit` keys would share, and how many others are evictable."""
+        full = [node for node, shared in self._path(keys, limit) if shared == self._pool.block_size]
         spare = sum(not node.pinned and self._pool.holders(node.block) == 1 for node in full)
         return len(full), self.num_evictable - spare
 
-    def count_match(self, ids: Ids) -> int:
-        """How many of the ids are kept, from the first on. Changes nothing."""
-        return sum(shared for _, shared in self._path(ids, len(ids)))
+    def count_match(self, keys: Keys) -> int:
+        """How many of the keys are kept, from the first on. Changes nothing."""
+        return sum(shared for _, shared in self._path(keys, len(keys)))
 
-    def match(self, ids: Ids, limit: int) -> CacheSequence:
-        """A sequence with as many of the first `limit` ids as are kept.
+    def match(self, keys: Keys, limit: int) -> CacheSequence:
+        """A sequence with as many of the first `limit` keys as are kept.
 
         The sequence may append at once: into a block of its own, which it takes out of the tree when it continues all
         of what that held or when there is no room for a copy.
         """
-        path = self._path(ids, limit)
+        path = self._path(keys, limit)
         self._clock += 1
         for node, _ in path:
             node.used = self._clock
@@ -118,7 +121,7 @@ class PrefixCache:
         sequence = CacheSequence(self._pool, [node.block for node, _ in path], sum(shared for _, shared in path))
         if path and sequence.num_tokens % self._pool.block_size:
             self._make_writable(sequence, *path[-1])
-        self.count_lookup(len(ids), sequence.num_tokens)
+        self.count_lookup(len(keys), sequence.num_tokens)
         return sequence
 
     def count_lookup(self, num_tokens: int, num_hits: int) -> None:
@@ -127,26 +130,26 @@ class PrefixCache:
         self._lookup_tokens += num_tokens
         self._hit_tokens += num_hits
 
-    def insert(self, ids: Ids, sequence: CacheSequence, *, whole: bool) -> None:
-        """Keep the blocks of a sequence whose tokens are the first `sequence.num_tokens` of `ids`.
+    def insert(self, keys: Keys, sequence: CacheSequence, *, whole: bool) -> None:
+        """Keep the blocks of a sequence whose tokens have the first `sequence.num_tokens` of `keys`.
 
         Full blocks alone, which the sequence then shares, or with `whole` the last one too: the sequence must not
-        append to it any more. Where a block of the same ids is kept already, the sequence gets that one for its own.
+        append to it any more. Where a block of the same keys is kept already, the sequence gets that one for its own.
         """
         size, table = self._pool.block_size, sequence.block_table
         node, self._clock = self._root, self._clock + 1
         for index in range(self._pool.blocks_for(sequence.num_tokens)):
-            part = tuple(ids[index * size : min((index + 1) * size, sequence.num_tokens)])
+            part = tuple(keys[index * size : min((index + 1) * size, sequence.num_tokens)])
             if len(part) < size and not whole:
                 return
-            found = next((child for child in node.children.get(part[0], ()) if child.ids[: len(part)] == part), None)
+            found = next((child for child in node.children.get(part[0], ()) if child.keys[: len(part)] == part), None)
             if found is None:
                 self._drop_shorter(node, part)
                 siblings = node.children.setdefault(part[0], [])
                 found = next((child for child in siblings if child.block == table[index]), None)
-                if found is not None:  # pinned, with fewer ids than this sequence has in the same block
-                    self._num_tokens += len(part) - len(found.ids)
-                    found.ids = part
+                if found is not None:  # pinned, with fewer tokens than this sequence has in the same block
+                    self._num_tokens += len(part) - len(found.keys)
+                    found.keys = part
                 else:
                     found = _Node(part, table[index], node)
                     siblings.append(found)
@@ -160,9 +163,9 @@ class PrefixCache:
             found.used = self._clock
             node = found
 
-    def pin(self, ids: Ids) -> int:
-        """Never evict the blocks that hold the first of these ids; returns how many ids that are."""
-        path = self._path(ids, len(ids))
+    def pin(self, keys: Keys) -> int:
+        """Never evict the blocks that hold the first of these keys; returns how many tokens that are."""
+        path = self._path(keys, len(keys))
         for node, _ in path:
             self._num_pinned += not node.pinned
             node.pinned = True
@@ -176,7 +179,7 @@ class PrefixCache:
         self._num_pinned = 0
         for node in nodes:  # a pinned block stayed beside longer ones
             if node.parent is not None:
-                self._drop_shorter(node.parent, node.ids)
+                self._drop_shorter(node.parent, node.keys)
 
     def clear(self) -> None:
         """Give back all blocks that are not pinned."""
@@ -190,30 +193,30 @@ class PrefixCache:
         """Assert that the tree is one: full blocks inside, no two siblings of which one begins the other."""
         nodes = list(self._nodes())
         assert len(nodes) == self._num_blocks, "the count of blocks is wrong"
-        assert sum(len(node.ids) for node in nodes) == self._num_tokens, "the count of tokens is wrong"
+        assert sum(len(node.keys) for node in nodes) == self._num_tokens, "the count of tokens is wrong"
         assert sum(node.pinned for node in nodes) == self._num_pinned, "the count of pinned blocks is wrong"
         assert len({node.block for node in nodes}) == len(nodes), "a block is in the tree twice"
         for node in [self._root, *nodes]:
             if node is not self._root:
-                assert 0 < len(node.ids) <= self._pool.block_size
-                assert not node.children or len(node.ids) == self._pool.block_size, "a block has followers and room"
+                assert 0 < len(node.keys) <= self._pool.block_size
+                assert not node.children or len(node.keys) == self._pool.block_size, "a block has followers and room"
                 assert node.pinned <= (node.parent is self._root or node.parent is None or node.parent.pinned)
             for first, siblings in node.children.items():
                 assert siblings, "an empty list of followers"
-                assert all(child.ids[0] == first and child.parent is node for child in siblings)
+                assert all(child.keys[0] == first and child.parent is node for child in siblings)
                 pairs = [(a, b) for a in siblings for b in siblings if a is not b and not a.pinned]
-                begins = [pair for pair in pairs if pair[1].ids[: len(pair[0].ids)] == pair[0].ids]
-                assert not begins, "one block's ids begin another's"
+                begins = [pair for pair in pairs if pair[1].keys[: len(pair[0].keys)] == pair[0].keys]
+                assert not begins, "one block's keys begin another's"
 
-    def _path(self, ids: Ids, limit: int) -> list[tuple[_Node, int]]:
-        """Blocks that hold the first ids, with how many ids of each are shared."""
+    def _path(self, keys: Keys, limit: int) -> list[tuple[_Node, int]]:
+        """Blocks that hold the first keys, with how many tokens of each are shared."""
         path: list[tuple[_Node, int]] = []
         node, at = self._root, 0
         while at < limit:
-            wanted = tuple(ids[at : min(at + self._pool.block_size, limit)])
+            wanted = tuple(keys[at : min(at + self._pool.block_size, limit)])
             best, shared = None, 0
             for child in node.children.get(wanted[0], ()):
-                count = common_prefix(child.ids, wanted)
+                count = common_prefix(child.keys, wanted)
                 if count > shared:
                     best, shared = child, count
             if best is None:
@@ -230,14 +233,14 @@ class PrefixCache:
         if not path or (self._can_trim and self._can_fork):
             return True
         node, shared = path[-1]
-        whole = shared == len(node.ids) and not node.children
+        whole = shared == len(node.keys) and not node.children
         alone = len(path) == 1 and self._is_spare(node)
         return (self._can_trim or whole) and (self._can_fork or (alone and whole))
 
     def _make_writable(self, sequence: CacheSequence, node: _Node, shared: int) -> None:
         """Let a sequence append behind the first `shared` tokens of a kept block."""
         mine = not node.children and not node.pinned and self._pool.holders(node.block) == 2  # the tree's and ours
-        if mine and shared == len(node.ids):
+        if mine and shared == len(node.keys):
             self._remove(node)
             return
         try:
@@ -250,10 +253,10 @@ class PrefixCache:
             return
         sequence.trim(sequence.num_tokens)
 
-    def _drop_shorter(self, parent: _Node, ids: tuple[int, ...]) -> None:
-        """Remove followers whose ids begin these: what they hold, these hold too."""
-        for child in list(parent.children.get(ids[0], ())):
-            if len(child.ids) < len(ids) and ids[: len(child.ids)] == child.ids and not child.pinned:
+    def _drop_shorter(self, parent: _Node, keys: tuple[int, ...]) -> None:
+        """Remove followers whose keys begin these: what they hold, these hold too."""
+        for child in list(parent.children.get(keys[0], ())):
+            if len(child.keys) < len(keys) and keys[: len(child.keys)] == child.keys and not child.pinned:
                 self._remove(child)
 
     def _reclaim(self, count: int) -> None:
@@ -263,6 +266,7 @@ class PrefixCache:
 
     def _evict(self, count: int) -> None:
         """Give back up to `count` blocks, the least recently used first, from the ends of the tree inwards."""
+        before = self._evicted
         ends = [(node.used, id(node), node) for node in self._nodes() if self._is_spare(node)]
         heapq.heapify(ends)
         while ends and count > 0:
@@ -273,18 +277,20 @@ class PrefixCache:
             count -= 1
             if parent is not None and parent is not self._root and self._is_spare(parent):
                 heapq.heappush(ends, (parent.used, id(parent), parent))
+        if evicted := self._evicted - before:
+            logger.debug("evicted %d blocks; %d with %d tokens are kept", evicted, self._num_blocks, self._num_tokens)
 
     def _is_spare(self, node: _Node) -> bool:
         return not node.children and not node.pinned and self._pool.holders(node.block) == 1
 
     def _remove(self, node: _Node) -> None:
         assert node.parent is not None
-        siblings = node.parent.children[node.ids[0]]
+        siblings = node.parent.children[node.keys[0]]
         siblings.remove(node)
         if not siblings:
-            del node.parent.children[node.ids[0]]
+            del node.parent.children[node.keys[0]]
         self._num_blocks -= 1
-        self._num_tokens -= len(node.ids)
+        self._num_tokens -= len(node.keys)
         self._num_pinned -= node.pinned
         self._pool.release([node.block])
 
@@ -296,8 +302,8 @@ class PrefixCache:
                 yield node
 
 
-def common_prefix(a: Ids | tuple[int, ...], b: Ids | tuple[int, ...]) -> int:
-    """How many leading ids are the same."""
+def common_prefix(a: Keys | tuple[int, ...], b: Keys | tuple[int, ...]) -> int:
+    """How many leading keys, or ids, are the same."""
     if a[: len(b)] == b[: len(a)]:
         return min(len(a), len(b))
     return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)

@@ -20,26 +20,21 @@ import mmap
 import os
 import struct
 import sys
-from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
 from edge.runtime.atomic import write_atomically
 from edge.runtime.errors import DraftStoreError, OutputError, SettingsError
 from edge.runtime.locks import hold
 from edge.runtime.settings import MAX_DRAFT, MAX_MATCH
 from edge.runtime.speculation.automaton import SuffixAutomaton
+from edge.runtime.speculation.suffix_array import MAX_ID, SORTED, Ids, SuffixArray, suffix_array
 
-_SORTED = MAX_MATCH + MAX_DRAFT  # ids by which suffixes are sorted
 _MIN_MATCH = 2
 _MIN_SEQUENCE = 4  # ids; a shorter text is not worth a place
-_MAX_ID = 2**31 - 2
-_SAMPLE = 64  # occurrences that vote on what follows
-_SCATTERED = 8  # where less than one of so many occurrences is still in agreement, the draft ends
 _WINDOW = 200_000  # ids of this session that are indexed before they are saved; half of them stay when it is full
 _LOCK_WAIT_S = 60.0
 
@@ -49,8 +44,6 @@ _HEADER = struct.Struct("<8sI32sQQ")
 _DIGEST = 32  # bytes of sha256
 _BEGIN = _HEADER.size + _DIGEST
 
-Ids = npt.NDArray[np.integer]  # (n,), as they stand in the file: each id + 1, big-endian
-
 
 class DraftStore:
     """A persistent collection of id sequences that belongs to one tokenizer. Not for several threads at once.
@@ -59,7 +52,7 @@ class DraftStore:
     others saved in between.
     """
 
-    def __init__(self, path: Path, tokenizer_sha256: str, max_tokens: int, saved: _Saved) -> None:
+    def __init__(self, path: Path, tokenizer_sha256: str, max_tokens: int, saved: SuffixArray) -> None:
         """Use `open`."""
         self._path = path
         self._tokenizer = tokenizer_sha256
@@ -83,13 +76,13 @@ class DraftStore:
         if not _MIN_SEQUENCE <= max_tokens < 2**30:
             raise SettingsError(f"max_tokens is {max_tokens}, expected {_MIN_SEQUENCE} to {2**30 - 1}")
         path = path.resolve()
-        saved = _Saved.read(path, tokenizer_sha256)
+        saved = _read(path, tokenizer_sha256)
         if saved is None:
             with hold(_lock_file(path), wait_s=_LOCK_WAIT_S):
-                saved = _Saved.read(path, tokenizer_sha256)  # another process may have been faster
+                saved = _read(path, tokenizer_sha256)  # another process may have been faster
                 if saved is None:
                     write_atomically(path, _encode(tokenizer_sha256, []))
-                    saved = _Saved.read(path, tokenizer_sha256)
+                    saved = _read(path, tokenizer_sha256)
         if saved is None:
             raise OutputError(f"{path} was deleted while it was created; try again")
         return cls(path, tokenizer_sha256, max_tokens, saved)
@@ -108,9 +101,9 @@ class DraftStore:
         wide = np.asarray(ids, np.int64)[-self._max_tokens :]
         if wide.size < _MIN_SEQUENCE:
             return False
-        if int(wide.min()) < 0 or int(wide.max()) > _MAX_ID:
-            wrong = next(i for i in wide.tolist() if not 0 <= i <= _MAX_ID)
-            raise SettingsError(f"token id {wrong} cannot be stored, expected 0 to {_MAX_ID}")
+        if int(wide.min()) < 0 or int(wide.max()) > MAX_ID:
+            wrong = next(i for i in wide.tolist() if not 0 <= i <= MAX_ID)
+            raise SettingsError(f"token id {wrong} cannot be stored, expected 0 to {MAX_ID}")
         stored = (wide + 1).astype(">u4")
         if self._known is None:
             self._known = {_digest(sequence) for sequence in [*self._saved.sequences(), *self._added]}
@@ -153,7 +146,7 @@ class DraftStore:
         if not self._added and len(self._saved.order) <= self._max_tokens:
             return
         with hold(_lock_file(self._path), wait_s=_LOCK_WAIT_S):
-            current = _Saved.read(self._path, self._tokenizer)
+            current = _read(self._path, self._tokenizer)
             sequences = [] if current is None else current.sequences()
             known = {_digest(sequence) for sequence in sequences}
             sequences += [sequence for sequence in self._added if _digest(sequence) not in known]
@@ -163,7 +156,7 @@ class DraftStore:
                 excess -= sequences[dropped].size
                 dropped += 1
             write_atomically(self._path, _encode(self._tokenizer, sequences[dropped:]))
-            saved = _Saved.read(self._path, self._tokenizer)
+            saved = _read(self._path, self._tokenizer)
         if saved is None:
             raise OutputError(f"{self._path} was deleted while it was written; save again")
         self._saved, self._added, self._known = saved, [], None
@@ -188,166 +181,41 @@ class DraftStore:
         self._indexed = len(self._added)
 
 
-class _Saved:
-    """The file of a store, mapped and checked."""
+def _read(path: Path, tokenizer_sha256: str) -> SuffixArray | None:
+    """The content of a store, mapped and checked; None where there is no file.
 
-    def __init__(self, content: mmap.mmap | bytes, num_ids: int) -> None:
-        self._content = content
-        self._ids: Ids = np.frombuffer(content, ">u4", num_ids, _BEGIN)
-        suffixes = np.frombuffer(content, "<i4", -1, _BEGIN + 4 * num_ids)
-        self.order = suffixes.astype(np.int32, copy=False)  # (n,) int32
-        self._order_view = self.order.data  # a list's speed and an array's size
-
-    @classmethod
-    def read(cls, path: Path, tokenizer_sha256: str) -> Self | None:
-        """None where there is no file. Raises DraftStoreError for one that cannot be used."""
-        advice = "move it away or name another file"
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                # Windows does not replace a file that is mapped.
-                whole = sys.platform == "win32" or size < _BEGIN
-                content = file.read() if whole else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise DraftStoreError(f"{path} cannot be read as a draft store ({error}); {advice}") from error
-        if size < _BEGIN or content[: len(_MAGIC)] != _MAGIC:
-            raise DraftStoreError(f"{path} is no draft store; {advice}")
-        _, version, tokenizer, num_ids, num_suffixes = _HEADER.unpack(content[: _HEADER.size])
-        if version != _VERSION:
-            raise DraftStoreError(f"{path} is a draft store of version {version}, expected {_VERSION}; {advice}")
-        expected = _BEGIN + 4 * num_ids + 4 * num_suffixes
-        if size != expected:
-            raise DraftStoreError(f"{path} is damaged: it has {size} bytes, expected {expected}; {advice}")
-        view = memoryview(content)
-        digest = hashlib.sha256(view[: _HEADER.size])
-        digest.update(view[_BEGIN:])
-        if digest.digest() != content[_HEADER.size : _BEGIN]:
-            raise DraftStoreError(f"{path} is damaged: its content differs from its sha256; {advice}")
-        if tokenizer.hex() != tokenizer_sha256:
-            raise DraftStoreError(
-                f"{path} belongs to the tokenizer with sha256 {tokenizer.hex()[:16]}…, this model's is "
-                f"{tokenizer_sha256[:16]}…, so its ids mean other tokens; {advice}"
-            )
-        return cls(content, num_ids)
-
-    def sequences(self) -> list[Ids]:
-        """All sequences, oldest first, as they stand in the file."""
-        ends = np.flatnonzero(self._ids == 0)[: -_SORTED or None]
-        begins = [0, *(ends[:-1] + 1).tolist()]
-        return [self._ids[begin:end] for begin, end in zip(begins, ends.tolist(), strict=False)]
-
-    def draft(self, tail: list[int], count: int, shortest: int) -> tuple[int, list[int]]:
-        """As `DraftStore.draft`, for suffixes of at least `shortest` ids."""
-        stored = np.array(tail, np.int64) + 1
-        if len(tail) < shortest or int(stored.min()) < 1 or int(stored.max()) > _MAX_ID + 1:
-            return 0, []
-        pattern = stored.astype(">u4").tobytes()
-        length, first = 0, 0
-        low, high = shortest, len(tail)
-        probe = low  # most tails are not there at all: ask for the shortest first
-        while low <= high:
-            at = self._first(pattern[-4 * probe :])
-            if at is None:
-                high = probe - 1
-            else:
-                length, first, low = probe, at, probe + 1
-            probe = (low + high + 1) // 2
-        if not length:
-            return 0, []
-        # The end of the range is where the suffixes that begin with the last id + 1 in its place begin.
-        beyond = pattern[-4 * length : -4] + struct.pack(">I", int(stored[-1]) + 1)
-        end = self._bisect(beyond, first)
-        return length, self._most_frequent(first, end, length, count)
-
-    def _bisect(self, key: bytes, low: int = 0) -> int:
-        """Where the suffixes from `key` on begin."""
-        content, size = self._content, len(key)
-        return bisect_left(self._order_view, key, low, key=lambda at: content[_BEGIN + 4 * at : _BEGIN + 4 * at + size])
-
-    def _first(self, pattern: bytes) -> int | None:
-        """Where the suffixes begin that start with `pattern` and have an id behind it; None without one."""
-        found = self._bisect(pattern + b"\0\0\0\1")
-        if found == len(self._order_view):
-            return None
-        begin = _BEGIN + 4 * self._order_view[found]
-        return found if self._content[begin : begin + len(pattern)] == pattern else None
-
-    def _most_frequent(self, first: int, end: int, length: int, count: int) -> list[int]:
-        """The ids behind the first `length` ones of suffixes first..end, chosen one by one as most of them have it."""
-        if end - first > _SAMPLE:
-            begins = self.order[np.linspace(first, end - 1, _SAMPLE).astype(np.int64)].astype(np.int64) + length
-        else:
-            begins = self.order[first:end].astype(np.int64) + length
-        drafted: list[Ids] = []
-        done, voters = 0, begins.size
-        while True:
-            # Suffixes are in order, so what the first and the last of them share all share.
-            a = self._ids[begins[0] + done : begins[0] + count]
-            b = self._ids[begins[-1] + done : begins[-1] + count]
-            apart = np.flatnonzero((a != b) | (a == 0))
-            shared = int(apart[0]) if apart.size else count - done
-            drafted.append(a[:shared])
-            done += shared
-            if done == count:
-                break
-            following = self._ids[begins + done]
-            ended = int(np.searchsorted(following, 1))  # where a sequence ends, its separator sorts first
-            if ended == begins.size:
-                break
-            begins, following = begins[ended:], following[ended:]
-            edges = np.flatnonzero(np.concatenate(([True], following[1:] != following[:-1], [True])))
-            votes = np.diff(edges)
-            winners = np.flatnonzero(np.repeat(votes == votes.max(), votes))
-            latest = winners[begins[winners].argmax()]
-            group = int(np.searchsorted(edges, latest, "right")) - 1
-            begins = begins[edges[group] : edges[group + 1]]
-            if begins.size * _SCATTERED < voters:
-                break
-        ids: list[int] = (np.concatenate(drafted).astype(np.int64) - 1).tolist()
-        return ids
-
-
-def suffix_array(ids: Ids) -> npt.NDArray[np.int32]:
-    """Where the suffixes of `ids` (0 is a separator) that begin with an id begin, by at least their first 64 ids. (n,)
-
-    Prefix doubling (Manber and Myers 1990) that sorts again only what is not yet alone in its place (Larsson and
-    Sadakane 1999). Beyond the sorted ids the order is arbitrary.
+    Raises DraftStoreError for one that cannot be used.
     """
-    size = ids.size
-    if not size:
-        return np.zeros(0, np.int32)
-    values, rank = np.unique(ids, return_inverse=True)
-    # As many ids as fit into 62 bits begin the doubling.
-    bits = max(int(values.size).bit_length(), 1)
-    depth = max(min(62 // bits, 4), 1)
-    key = np.zeros(size, np.int64)
-    for i in range(min(depth, size)):
-        key <<= bits
-        key[: size - i] |= rank[i:] + 1
-    order = np.argsort(key, kind="stable")
-    key = key[order]
-    group = np.zeros(size, np.int64)  # of each suffix, where its group begins in the order
-    places = np.arange(size)
-    edge = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1])))
-    while True:
-        counts = np.diff(np.append(edge, places.size))
-        group[order[places]] = np.repeat(places[edge], counts)
-        places = places[np.repeat(counts > 1, counts)]
-        if depth >= _SORTED or not places.size:
-            break
-        suffixes = order[places]
-        further = suffixes + depth
-        behind = np.where(further < size, group[np.minimum(further, size - 1)] + 1, 0)
-        key = (group[suffixes] << 32) | behind
-        new = np.argsort(key, kind="stable")
-        order[places] = suffixes[new]
-        key = key[new]
-        edge = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1])))
-        depth *= 2
-    sorted_ids: npt.NDArray[np.int32] = order[ids[order] != 0].astype(np.int32)
-    return sorted_ids
+    advice = "move it away or name another file"
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            # Windows does not replace a file that is mapped.
+            whole = sys.platform == "win32" or size < _BEGIN
+            content = file.read() if whole else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DraftStoreError(f"{path} cannot be read as a draft store ({error}); {advice}") from error
+    if size < _BEGIN or content[: len(_MAGIC)] != _MAGIC:
+        raise DraftStoreError(f"{path} is no draft store; {advice}")
+    _, version, tokenizer, num_ids, num_suffixes = _HEADER.unpack(content[: _HEADER.size])
+    if version != _VERSION:
+        raise DraftStoreError(f"{path} is a draft store of version {version}, expected {_VERSION}; {advice}")
+    expected = _BEGIN + 4 * num_ids + 4 * num_suffixes
+    if size != expected:
+        raise DraftStoreError(f"{path} is damaged: it has {size} bytes, expected {expected}; {advice}")
+    view = memoryview(content)
+    digest = hashlib.sha256(view[: _HEADER.size])
+    digest.update(view[_BEGIN:])
+    if digest.digest() != content[_HEADER.size : _BEGIN]:
+        raise DraftStoreError(f"{path} is damaged: its content differs from its sha256; {advice}")
+    if tokenizer.hex() != tokenizer_sha256:
+        raise DraftStoreError(
+            f"{path} belongs to the tokenizer with sha256 {tokenizer.hex()[:16]}…, this model's is "
+            f"{tokenizer_sha256[:16]}…, so its ids mean other tokens; {advice}"
+        )
+    return SuffixArray(content, _BEGIN, num_ids)
 
 
 def _encode(tokenizer_sha256: str, sequences: list[Ids]) -> list[bytes]:
@@ -356,8 +224,8 @@ def _encode(tokenizer_sha256: str, sequences: list[Ids]) -> list[bytes]:
     parts = [part for sequence in sequences for part in (sequence, separator)]
     ids = np.concatenate([*parts, separator[:0]]).astype(">u4", copy=False)
     order = suffix_array(ids.astype(np.uint32)).astype("<i4", copy=False)
-    ids_bytes, order_bytes = ids.tobytes() + bytes(4 * _SORTED), order.tobytes()
-    header = _HEADER.pack(_MAGIC, _VERSION, bytes.fromhex(tokenizer_sha256), ids.size + _SORTED, order.size)
+    ids_bytes, order_bytes = ids.tobytes() + bytes(4 * SORTED), order.tobytes()
+    header = _HEADER.pack(_MAGIC, _VERSION, bytes.fromhex(tokenizer_sha256), ids.size + SORTED, order.size)
     digest = hashlib.sha256(header)
     digest.update(ids_bytes)
     digest.update(order_bytes)

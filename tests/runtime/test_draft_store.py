@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from edge.runtime.errors import DraftStoreError, OutputError, SettingsError
 from edge.runtime.locks import hold
 from edge.runtime.speculation import store as store_module
-from edge.runtime.speculation.store import DraftStore, suffix_array
+from edge.runtime.speculation.store import DraftStore
+from edge.runtime.speculation.suffix_array import suffix_array
 
 TOKENIZER = "0123456789abcdef" * 4
 OTHER = "fedcba9876543210" * 4

@@ -27,7 +27,8 @@ from edge.runtime.engines.engine import Engine, Step
 from edge.runtime.errors import CacheFullError
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.kv.prefix import PrefixCache
-from edge.runtime.kv.snapshot import Snapshot, SnapshotIdentity, open_snapshot, save_snapshot
+from edge.runtime.kv.snapshot import Snapshot, open_snapshot, save_snapshot
+from edge.runtime.kv.snapshot_format import SnapshotIdentity
 from edge.runtime.verify import FLOAT32_BOUND
 from tests.conftest import EXACT
 from tests.runtime import test_prefix
@@ -301,7 +302,7 @@ class Machine:
         path = self._folder / f"{self.happened['save'] % MAX_SAVED}.kv"
         save_snapshot(path, [*held.ids, 0], held.sequence, self.pool, self._identity)
         snapshot = open_snapshot(path, self._identity)
-        assert list(snapshot.ids) == held.ids
+        assert list(snapshot.keys) == held.ids
         self._saved.append((snapshot, held.ids.copy()))
         self.happened["save"] += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -81,8 +82,8 @@ def check(prefixes: PrefixCache, pool: BlockPool, *sequences: CacheSequence) -> 
     stack = [(prefixes._root, 0)]
     while stack:
         node, begin = stack.pop()
-        assert read_block(pool, node.block, begin, len(node.ids)) == list(node.ids)
-        stack += [(child, begin + len(node.ids)) for child in node.followers()]
+        assert read_block(pool, node.block, begin, len(node.keys)) == list(node.keys)
+        stack += [(child, begin + len(node.keys)) for child in node.followers()]
 
 
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=13)
@@ -467,6 +468,23 @@ def test_the_least_recently_used_goes_first() -> None:
     assert prefixes.stats.evicted_blocks == 6
 
 
+def test_evictions_are_logged_in_numbers_and_nothing_else_is(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "edge")
+    pool = paged_pool(6, 2)
+    prefixes = PrefixCache(pool)
+    for ids in ([71, 72, 73], [81, 82, 83, 84]):
+        keep(prefixes, pool, ids)
+    prefixes.match([71, 72, 9], 3).free()
+    assert caplog.messages == []
+    pool.release(pool.allocate(pool.num_free + 2))
+    prefixes.clear()
+    prefixes.clear()  # of nothing
+    assert caplog.messages == [
+        "evicted 2 blocks; 2 with 4 tokens are kept",
+        "evicted 2 blocks; 0 with 0 tokens are kept",
+    ]
+
+
 def test_a_use_of_a_part_spares_that_part() -> None:
     pool = paged_pool(4, 2)
     prefixes = PrefixCache(pool)
@@ -551,7 +569,7 @@ def test_statistics() -> None:
 
 def damaged(prefixes: PrefixCache) -> dict[str, Any]:
     """The nodes of a tree of [1, 2, 3, 4], [1, 2, 5] and [6], by their ids."""
-    return {"".join(map(str, node.ids)): node for node in prefixes._nodes()}
+    return {"".join(map(str, node.keys)): node for node in prefixes._nodes()}
 
 
 def lose(prefixes: PrefixCache) -> None:
@@ -563,14 +581,14 @@ def repeat(prefixes: PrefixCache) -> None:
 
 
 def shorten(prefixes: PrefixCache) -> None:
-    damaged(prefixes)["12"].ids = (1,)
+    damaged(prefixes)["12"].keys = (1,)
     prefixes._num_tokens -= 1
 
 
 def lengthen(prefixes: PrefixCache) -> None:
     nodes = damaged(prefixes)
-    prefixes._num_tokens += 3 - len(nodes["5"].ids)
-    nodes["5"].ids = (5, 6, 7)
+    prefixes._num_tokens += 3 - len(nodes["5"].keys)
+    nodes["5"].keys = (5, 6, 7)
 
 
 def pin_alone(prefixes: PrefixCache) -> None:
@@ -579,7 +597,7 @@ def pin_alone(prefixes: PrefixCache) -> None:
 
 
 def miscount_tokens(prefixes: PrefixCache) -> None:
-    damaged(prefixes)["12"].ids = (1,)
+    damaged(prefixes)["12"].keys = (1,)
 
 
 def miscount_pinned(prefixes: PrefixCache) -> None:
@@ -600,7 +618,7 @@ def adopt(prefixes: PrefixCache) -> None:
 
 def begin_another(prefixes: PrefixCache) -> None:
     nodes = damaged(prefixes)
-    nodes["5"].ids = (3,)
+    nodes["5"].keys = (3,)
     nodes["12"].children[3].append(nodes["12"].children.pop(5)[0])
 
 

@@ -27,7 +27,8 @@ from edge.runtime.errors import CacheError, CacheFullError, OutputError, Snapsho
 from edge.runtime.kv import snapshot as snapshot_module
 from edge.runtime.kv.memory import BlockMemory, PagedMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
-from edge.runtime.kv.snapshot import SnapshotIdentity, open_snapshot, read_header, save_snapshot
+from edge.runtime.kv.snapshot import open_snapshot, save_snapshot
+from edge.runtime.kv.snapshot_format import SnapshotIdentity, read_header
 from edge.runtime.settings import EngineSettings
 
 IDENTITY = SnapshotIdentity("a1" * 32, "b2" * 32, {"engine": "paged", "cache": "u8[2, 4, 6]"})
@@ -108,7 +109,7 @@ def test_restored_tokens_are_the_saved_ones(make: Callable[..., BlockPool], save
         save_snapshot(Path(folder) / "prefix", range(1000, 1100), sequence, pool, IDENTITY)
         assert names(Path(folder)) == ["prefix"]
         snapshot = open_snapshot(Path(folder) / "prefix", IDENTITY)
-    assert snapshot.ids == list(range(1000, 1000 + saved))
+    assert snapshot.keys == list(range(1000, 1000 + saved))
     assert snapshot.num_tokens == saved
     assert snapshot.bytes == sum(map(len, content(pool, sequence, saved)))
     restored = snapshot.restore(other, wanted)
@@ -196,6 +197,39 @@ def test_an_interrupted_restore_holds_nothing(tmp_path: Path, monkeypatch: pytes
 def test_the_same_prefix_is_the_same_file(tmp_path: Path) -> None:
     assert save(tmp_path / "one", slots(seed=1)) == save(tmp_path / "other", slots(seed=1))
     assert len(save(tmp_path / "one")) - 192 == 4096  # 3 blocks of 64 bytes behind a page
+
+
+# What the format's first version wrote for two tokens, with keys of which the second is no id: as long as the version
+# stays, so do the bytes.
+FIRST_HEADER = (
+    b'{"block_size": 3, "full": [], "identity": {"layout": {"engine": "slots"}, "model_sha256": "'
+    + b"a1" * 32
+    + b'", "tokenizer_sha256": "'
+    + b"b2" * 32
+    + b'"}, "ids": [7, 4294967301], "last": [["<f2", [1, 2, 3]], ["<f2", [1, 2, 3]], ["<f2", [1, 2, 3]], '
+    b'["<f2", [1, 2, 3]]], "payload_bytes": 48, "payload_sha256": '
+    b'"96fe6fd7877c9a66f99a3060bc67119df04d9c654508c64ade5bb71613476686", "system": "Be brief."}'
+)
+FIRST_FILE = (
+    b"EDGEKVPX\x01\0\0\0\xcc\x0f\0\0\0\0\0\0"
+    + bytes.fromhex("74a887565b7c047e3ecb3af650c9ca722f51465fc83daba87fd696eeec117075")
+    + FIRST_HEADER.ljust(4096 - 52)
+    + bytes(range(12)) * 4
+)
+
+
+def test_a_file_of_the_first_version_opens_and_is_still_written_so(tmp_path: Path) -> None:
+    (tmp_path / "first").write_bytes(FIRST_FILE)
+    identity = replace(IDENTITY, layout={"engine": "slots"})
+    info = read_header(tmp_path / "first")
+    assert (info.num_tokens, info.bytes, info.system) == (2, len(FIRST_FILE), "Be brief.")
+    snapshot = open_snapshot(tmp_path / "first", identity)
+    assert snapshot.keys == [7, 2**32 + 5]
+    pool = slots(num_slots=1, tokens=3, seed=1, heads=1)
+    sequence = snapshot.restore(pool, 2)
+    assert content(pool, sequence, 2) == [bytes(range(12))] * 4
+    save_snapshot(tmp_path / "again", [7, 2**32 + 5, 9], sequence, pool, identity, "Be brief.")
+    assert (tmp_path / "again").read_bytes() == FIRST_FILE
 
 
 def test_what_holds_nothing_is_not_saved(tmp_path: Path) -> None:
@@ -461,7 +495,8 @@ from pathlib import Path
 from edge.runtime.errors import OutputError
 from edge.runtime.kv.memory import PagedMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
-from edge.runtime.kv.snapshot import SnapshotIdentity, save_snapshot
+from edge.runtime.kv.snapshot import save_snapshot
+from edge.runtime.kv.snapshot_format import SnapshotIdentity
 pool = BlockPool(4, 4, PagedMemory(4, [1_000_000]))
 sequence = CacheSequence(pool)
 sequence.reserve(16)
@@ -607,7 +642,7 @@ def test_engines_go_on_bit_by_bit(tiny_bundle: Path, tmp_path: Path, name: str) 
 
     fresh = open_engine(bundle, SETTINGS[name])
     snapshot = open_snapshot(path, identity_of(fresh))
-    assert snapshot.ids == PREFIX.tolist()
+    assert snapshot.keys == PREFIX.tolist()
     for tokens in lengths:
         restored = snapshot.restore(fresh.pool, tokens)
         assert answer(fresh, restored) == expected[tokens], tokens
