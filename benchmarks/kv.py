@@ -159,7 +159,7 @@ def overhead(folder: Path, engine: str, rounds: int) -> list[dict[str, Any]]:
     llm = edge.load(folder, engine=engine, max_context=MAX_CONTEXT)
     scheduler, spec = llm._scheduler, llm.bundle.manifest.spec
     parts = {"decode": Timed(llm.engine, "decode"), "inference": Timed(llm.engine, "_run")}
-    once = {name: Timed(scheduler, name) for name in ("_admit", "_leave")}
+    once = {name: Timed(scheduler._admission, name) for name in ("admit", "forget")}
     rng, steps, answers = np.random.default_rng(0), [], []
     for number in range(rounds + 1):
         llm.clear_cache()

@@ -91,17 +91,11 @@ class Admission:
                     break
         return admitted
 
-    def make_room(self, request: Request, num_tokens: int, running: Sequence[Request]) -> Request | None:
-        """Have room for a running request's next tokens. Else the one that has to give way, itself perhaps.
+    def who_leaves(self, request: Request, running: Sequence[Request]) -> Request:
+        """Who has to go where a running request finds no room for its next tokens: the youngest of all.
 
         A request alone that finds no room is as long as the cache can hold: it ends there, finished.
         """
-        assert request.sequence is not None
-        try:
-            request.sequence.reserve(num_tokens)
-            return None
-        except CacheFullError:
-            pass
         if len(running) > 1:
             return max(running, key=lambda other: other.arrival)
         if request.answer_ids:

@@ -136,9 +136,8 @@ class Scheduler:
 
     def _has_room(self, request: Request, num_tokens: int) -> bool:
         """Have room for a running request's next tokens, at the cost of younger ones; False when it has to leave."""
-        while (
-            leaving := self._admission.make_room(request, num_tokens, [*self._prefilling, *self._decoding])
-        ) is not None:
+        while not self._reserves(request, num_tokens):
+            leaving = self._admission.who_leaves(request, [*self._prefilling, *self._decoding])
             self._stop(leaving)
             if leaving.finished:
                 self._admission.forget(leaving)
@@ -147,6 +146,15 @@ class Scheduler:
                 self._admission.preempt(leaving)
             if leaving is request:
                 return False
+        return True
+
+    def _reserves(self, request: Request, num_tokens: int) -> bool:
+        """Reserve room for tokens if there is some."""
+        assert request.sequence is not None
+        try:
+            request.sequence.reserve(num_tokens)
+        except CacheFullError:
+            return False
         return True
 
     def _prefill(self) -> None:
@@ -202,37 +210,29 @@ class Scheduler:
 
     def _decode(self) -> None:
         """One token or more of every running answer, in one run of the engine."""
-        running = [request for request in self._decoding if not request.finished]
         started = time.perf_counter()
         # Rows of other answers fill a step as well as drafts do, and surely.
-        drafts = {request.arrival: request.draft() if len(running) == 1 else [] for request in running}
-        for request in sorted(running, key=lambda request: request.arrival):  # the oldest takes what room there is
-            if request in self._decoding and not self._can_draft(request, drafts[request.arrival]):
-                drafts[request.arrival] = []
+        draft = self._decoding[0].draft() if len(self._decoding) == 1 else []
+        if draft and not self._reserves(self._decoding[0], 1 + len(draft)):
+            draft = []
+        for request in sorted(
+            self._decoding, key=lambda running: running.arrival
+        ):  # the oldest takes what room is left
+            if request.sequence is not None:  # else it has given way to an older one
                 self._has_room(request, 1)
-        running = [request for request in self._decoding if not request.finished]
+        running = self._decoding
         if not running:
             return
         steps = []
         for request in running:
             assert request.sequence is not None
-            ids = _array([request.ids[-1], *drafts[request.arrival]])
+            ids = _array([request.ids[-1], *draft])
             steps.append(Step(request.sequence, ids, request.positions(len(request.ids) - 1, ids.size)))
         rows = self._engine.decode(steps)
         for request, found in zip(running, rows, strict=True):
-            self._accept(request, found, drafts[request.arrival])
+            self._accept(request, found, draft)
         if len(running) == 1:
             self._cost.record(steps[0].ids.size, max((time.perf_counter() - started) * 1000, LEAST_MS))
-
-    def _can_draft(self, request: Request, draft: list[int]) -> bool:
-        """Whether there is a draft, and room for it without anybody's leaving; it has taken that room then."""
-        assert request.sequence is not None
-        try:
-            if draft:
-                request.sequence.reserve(1 + len(draft))
-        except CacheFullError:
-            return False
-        return bool(draft)
 
     def _accept(self, request: Request, rows: Logits, draft: list[int]) -> None:
         """Let a request choose; what is wrong with one request ends that one alone."""

@@ -71,8 +71,8 @@ class OnnxRuntimeEngine:
         paths = bundle.onnx_parts(kernels)
         with ThreadPoolExecutor(threads, "load") as loaders:
             self._parts = list(loaders.map(lambda path: _Part(path, threads), paths))
-        self._positions = np.arange(length)
-        self._tables = _rotary_tables(spec, length, kind)
+        self._positions, self._ones = np.arange(length), np.ones((1, length), np.int64)
+        self._tables: tuple[Array, ...] = _rotary_tables(spec, length, kind)
         self._cached = cached_names(range(spec.num_layers))
         self._memory = SlotMemory(slots, len(self._cached), (spec.num_kv_heads, length, spec.head_dim), kind)
         self.pool = BlockPool(slots, self._max_context, self._memory)
@@ -114,22 +114,30 @@ class OnnxRuntimeEngine:
         """
         for sequence, ids, _ in steps:
             self._reserve(sequence, ids.size)
+        if len(steps) == 1:
+            found = self._infer(steps[0].ids[None], [steps[0].sequence], self._positions[: steps[0].ids.size])
+        else:
+            found = self._infer_several(steps)
+        for sequence, ids, _ in steps:
+            sequence.commit(ids.size)
+        return found
+
+    def _infer_several(self, steps: list[Step]) -> list[Logits]:
+        """Logits (n, vocab) of each step, copied where several runs share the memory of their outputs."""
         shared = [] if self._reproducible else [index for index, step in enumerate(steps) if step.ids.size == 1]
         runs = ([shared] if shared else []) + [[index] for index in range(len(steps)) if index not in shared]
         found: dict[int, Logits] = {}
         for run in runs:
             ids = np.stack([steps[index].ids for index in run])
-            logits = self._infer(ids, [steps[index].sequence for index in run], np.arange(ids.shape[1]))
+            logits = self._infer(ids, [steps[index].sequence for index in run], self._positions[: ids.shape[1]])
             found.update(zip(run, logits if len(runs) == 1 else [rows.copy() for rows in logits], strict=True))
-        for sequence, ids, _ in steps:
-            sequence.commit(ids.size)
         return [found[index] for index in range(len(steps))]
 
     def close(self) -> None:
         """Let go of the sessions and of the pool's memory."""
         self._worker.shutdown()
-        self._parts = []
-        self._memory.buffers.clear()
+        self._parts, self._tables = [], ()
+        self._memory.close()
         self.pool.memory = NoMemory()
 
     def _reserve(self, sequence: CacheSequence, count: int) -> None:
@@ -148,17 +156,20 @@ class OnnxRuntimeEngine:
             ids, rows = np.pad(ids, ((0, 0), (0, ids.size % 2))), np.pad(rows, (0, count % 2), mode="edge")
         size, new = ids.shape
         totals = [sequence.num_tokens + new for sequence in sequences]
-        blocks = [sequence.block_table[0] for sequence in sequences]
-        places = self._bind_rows(dict(zip(blocks, totals, strict=True)))
-        order = np.argsort(places)
+        places = self._bind_rows({s.block_table[0]: total for s, total in zip(sequences, totals, strict=True)})
+        if size == 1:
+            mask = self._ones[:, : totals[0]]
+        else:
+            order = np.argsort(places)
+            ids = ids[order]
+            mask = (self._positions[: max(totals)] < np.array(totals)[order, None]).astype(np.int64)
         first, last = self._parts[0], self._parts[-1]
-        first.give("input_ids", ids[order])
+        first.give("input_ids", ids)
         last.give(WANTED_ROWS, rows)
         logits = last.take("logits", (size, rows.size, self._spec.vocab_size))
         for part, following in zip(self._parts, self._parts[1:], strict=False):
             hidden = part.take(NEXT_HIDDEN, (size, new, self._spec.hidden_size))
             following.bind({HIDDEN: hidden})
-        mask = (self._positions[: max(totals)] < np.array(totals)[order, None]).astype(np.int64)
         for part in self._parts:
             part.bind({"attention_mask": mask})
         self._run()

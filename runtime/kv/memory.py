@@ -85,6 +85,11 @@ class SlotMemory:
         self._block_in = list(range(num_slots))  # row -> block
         self._written = [0] * num_slots  # block -> its first tokens that may have been written since it was blank
 
+    def close(self) -> None:
+        """Give the memory back, as soon as nobody has a view of it any more."""
+        self.buffers.clear()
+        self._mappings.clear()
+
     def views(self, block: int, num_tokens: int) -> list[Array]:
         """Of shape (n_kv, num_tokens, head_dim), and the block's until the next `gather`."""
         self._written[block] = max(self._written[block], num_tokens)
