@@ -211,9 +211,9 @@ def snapshot(folder: Path, engine: str, rounds: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "bench.prefix"
         llm = edge.load(folder, engine=engine, max_context=MAX_CONTEXT)
-        llm.save_prefix(ids[:PREFIX], path)  # computes it
+        llm.prefixes.save(ids[:PREFIX], path)  # computes it
         started = time.perf_counter()
-        llm.save_prefix(ids[:PREFIX], path)
+        llm.prefixes.save(ids[:PREFIX], path)
         save_s = time.perf_counter() - started
         pairs = []
         for number in range(rounds + 1):
@@ -251,7 +251,7 @@ def first_token(llm: edge.LLM, ids: list[int], path: Path | None) -> tuple[float
     llm._scheduler.snapshots.clear()
     started = time.perf_counter()
     if path is not None:
-        llm.load_prefix(path)
+        llm.prefixes.load(path)
     opened = time.perf_counter()
     [chunk] = [chunk for chunk in llm.generate(ids, max_new_tokens=1, ignore_stop_ids=True) if chunk.token_ids]
     ended = time.perf_counter()

@@ -58,7 +58,7 @@ class ChatTemplate:
         self,
         messages: Sequence[MessageLike],
         *,
-        tools: Sequence[JsonObject] = (),
+        tools: Sequence[JsonObject] | None = None,
         add_generation_prompt: bool = True,
         variables: JsonObject | None = None,
     ) -> str:
@@ -72,7 +72,7 @@ class ChatTemplate:
         self,
         messages: Sequence[MessageLike],
         *,
-        tools: Sequence[JsonObject] = (),
+        tools: Sequence[JsonObject] | None = None,
         add_generation_prompt: bool = True,
         variables: JsonObject | None = None,
     ) -> MarkedText:
@@ -80,7 +80,7 @@ class ChatTemplate:
 
         Raises PromptError for messages and tools that are none, that the template has no place for or that it refuses.
         """
-        adapted, given = self.convention.adapt(messages_from(messages), checked_tools(tools))
+        adapted, given = self.convention.adapt(messages_from(messages), checked_tools(() if tools is None else tools))
         values = {
             "documents": None,
             **self._named_tokens,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +24,12 @@ from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import BundleError, ClosedError, EdgeError, PromptError, SettingsError, shown
 from edge.runtime.kv.prefix import PrefixStats, common_prefix
-from edge.runtime.kv.snapshot import open_snapshot, save_snapshot
 from edge.runtime.kv.snapshot_format import SnapshotIdentity
 from edge.runtime.messages import Message, MessageLike
+from edge.runtime.prefixes import Prefixes
 from edge.runtime.prompt import Prompt
 from edge.runtime.request import Request
-from edge.runtime.rules import FilePath, Whole, check_value
+from edge.runtime.rules import Whole, check_value
 from edge.runtime.runner import Runner
 from edge.runtime.scheduler import Scheduler, SchedulerStats
 from edge.runtime.settings import (
@@ -128,11 +127,11 @@ class LLM:
         self._identity = replace(self._identity, layout=self.engine.identity)
         self._scheduler = Scheduler(self.engine, self._cost, _remember_in(self._store))
         self._runner = Runner(self._scheduler)
-        self._closing, self._closed = threading.Lock(), False
+        self.prefixes = Prefixes(self.engine, self._scheduler, self._runner, self._identity, self._computed)
 
     def __repr__(self) -> str:
         info, name = self.engine.info, "" if self._bundle is None else f"{self._bundle.path.name}: "
-        return f"<LLM {name}{info.name} on {info.device}, {info.max_context} tokens{' (closed)' * self._closed}>"
+        return f"<LLM {name}{info.name} on {info.device}, {info.max_context} tokens{' (closed)' * self._runner.closed}>"
 
     @property
     def bundle(self) -> Bundle:
@@ -155,7 +154,7 @@ class LLM:
         self,
         messages: Sequence[MessageLike],
         *,
-        tools: Sequence[JsonObject] = (),
+        tools: Sequence[JsonObject] | None = None,
         template_variables: JsonObject | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Stream:
@@ -197,7 +196,7 @@ class LLM:
         self,
         messages: Sequence[MessageLike],
         *,
-        tools: Sequence[JsonObject] = (),
+        tools: Sequence[JsonObject] | None = None,
         template_variables: JsonObject | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
@@ -213,7 +212,7 @@ class LLM:
         self,
         messages: Sequence[MessageLike],
         *,
-        tools: Sequence[JsonObject] = (),
+        tools: Sequence[JsonObject] | None = None,
         template_variables: JsonObject | None = None,
         add_generation_prompt: bool = True,
     ) -> list[int]:
@@ -236,61 +235,12 @@ class LLM:
         all_ids = [list(self._prompt_of([message, {"role": "user", "content": probe}]).ids) for probe in PROBES]
         return all_ids[0][: min(common_prefix(all_ids[0], other) for other in all_ids[1:])]
 
-    # --- Prefixes -----------------------------------------------------------------------------------------------------
-
-    def pin_prefix(self, prefix: str | Sequence[int] | Prompt) -> int:
-        """Compute a prefix and keep it in memory whatever else comes; returns its number of tokens."""
-        self._check_can_share()
-        prompt = self._computed(prefix)
-        return self._runner.between_steps(lambda: self._scheduler.prefixes.pin(prompt.cache_keys))
-
-    def unpin_prefixes(self) -> None:
-        """Let pinned prefixes be evicted like others."""
-        self._check_open()
-        self._runner.between_steps(self._scheduler.prefixes.unpin_all)
-
-    def save_prefix(self, prefix: str | Sequence[int] | Prompt, path: str | Path, *, system: str | None = None) -> int:
-        """Write the keys and values of a prefix to a file for `load_prefix`; returns its number of tokens.
-
-        For a system message: `save_prefix(llm.system_prefix(text), path, system=text)`; the file then says it too.
-
-        Raises PromptError and ContextLengthError for a prefix that cannot be computed, OutputError where the file
-        cannot be written; a file that is there already stays until the new one is complete.
-        """
-        self._check_can_snapshot()
-        target: Path = check_value("path", FilePath(), path)
-        prompt = self._computed(prefix)
-        keys, prefixes = prompt.cache_keys, self._scheduler.prefixes
-        # Writing takes a while, and answers go on meanwhile: nobody else writes into the blocks of this sequence.
-        sequence = self._runner.between_steps(lambda: prefixes.match(keys, len(keys)))
-        try:
-            save_snapshot(target, keys, sequence, self.engine.pool, self._identity, system)
-        finally:
-
-            def put_back() -> None:
-                prefixes.insert(keys, sequence, whole=True)
-                sequence.free()
-
-            self._runner.between_steps(put_back)
-        return len(keys)
-
-    def load_prefix(self, path: str | Path) -> int:
-        """Start prompts that begin like a saved prefix from its file, from now on; returns its number of tokens.
-
-        Raises SnapshotError when the file is damaged or belongs to another model, engine or setting.
-        """
-        self._check_can_snapshot()
-        snapshot = open_snapshot(check_value("path", FilePath(), path), self._identity)
-
-        self._runner.between_steps(lambda: self._scheduler.add_snapshot(snapshot))
-        return snapshot.num_tokens
-
     def add_document(self, text: str) -> bool:
         """Draft from a text too, from now on and in later sessions; False where the draft store has it already.
 
         Raises SettingsError without a draft store.
         """
-        self._check_open()
+        self._runner.check_open()
         store = self._store
         if store is None:
             raise SettingsError("documents to draft from are kept in a draft store; load with draft_store=FILE")
@@ -316,7 +266,6 @@ class LLM:
 
     def clear_cache(self) -> None:
         """Forget all that is kept of finished requests and not pinned."""
-        self._check_open()
 
         def clear() -> None:
             self._scheduler.sweep()
@@ -330,15 +279,12 @@ class LLM:
         Raises OutputError when the store cannot be written; the memory is given back all the same. A second time
         changes nothing. Whoever uses the model afterwards gets a ClosedError.
         """
-        with self._closing:
-            if self._closed:
-                return
-            self._closed = True
         try:
-            self._runner.close(self.engine.close)
+            closing = self._runner.close(self.engine.close)
         finally:
             if self._store is not None:
                 self._store.save()
+        if closing:
             logger.info("closed %r", self)
 
     def __enter__(self) -> Self:
@@ -367,7 +313,7 @@ class LLM:
         return Prompt(prompt)  # type: ignore[arg-type]  # it checks what it is given
 
     def _submit(self, prompt: Prompt, settings: GenerationSettings) -> Stream:
-        self._check_open()
+        self._runner.check_open()
         prompt.check_fits(self.engine.info)
         constraint = None if settings.constraint is None else self._constraints.start(settings.constraint)
         drafter = None
@@ -392,21 +338,6 @@ class LLM:
         prompt = self._prompt_of(prefix)
         self._submit(prompt, GenerationSettings(max_new_tokens=1, ignore_stop_ids=True)).answer()
         return prompt
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError("this model has been closed; load it again")
-
-    def _check_can_share(self) -> None:
-        self._check_open()
-        info = self.engine.info
-        if not (info.can_fork and info.can_trim):
-            raise SettingsError(f"the {info.name} engine cannot start several prompts from one prefix")
-
-    def _check_can_snapshot(self) -> None:
-        self._check_can_share()
-        if not self.engine.info.can_snapshot:
-            raise SettingsError(f"the {self.engine.info.name} engine has no keys and values to write or read")
 
 
 def _remember_in(store: DraftStore | None) -> Callable[[Request], None]:

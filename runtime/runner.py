@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from edge.runtime.errors import ClosedError
 from edge.runtime.request import Request
 from edge.runtime.scheduler import Scheduler, SchedulerStats
 
@@ -59,8 +60,19 @@ class Runner:
         """Figures as they are, also while a step runs."""
         return self._scheduler.stats
 
+    @property
+    def closed(self) -> bool:
+        """Whether everything has been ended for good."""
+        return self._closed
+
+    def check_open(self) -> None:
+        """Raises ClosedError after `close`."""
+        if self._closed:
+            raise ClosedError("this model has been closed; load it again")
+
     def submit(self, request: Request) -> None:
-        """Let a request wait for its turn. Returns at once."""
+        """Let a request wait for its turn. Returns at once. Raises ClosedError."""
+        self.check_open()
         self._scheduler.submit(request)
 
     def cancel(self, request: Request) -> None:
@@ -73,18 +85,26 @@ class Runner:
         while not request.has_news:
             self._with_turn(lambda: request.has_news, self._step)
 
-    def close(self, release: Callable[[], None]) -> None:
-        """End every request, now and from now on, and call a function; what it raises is raised here."""
+    def close(self, release: Callable[[], None]) -> bool:
+        """End every request and call a function; what it raises is raised here. False where that has been done."""
 
         def end() -> None:
-            self._closed = True
             self._scheduler.cancel_all()
             release()
 
-        self.between_steps(end)
+        with self._changed:
+            if self._closed:
+                return False
+            self._closed = True
+        self._call(end)
+        return True
 
     def between_steps(self, function: Callable[[], T]) -> T:
-        """Call a function while no step runs; what it raises is raised here."""
+        """Call a function while no step runs; what it raises is raised here. Raises ClosedError."""
+        self.check_open()
+        return self._call(function)
+
+    def _call(self, function: Callable[[], T]) -> T:
         call = _Call(function)
         self._calls.append(call)  # type: ignore[arg-type]  # a list of calls of any result
         while not call.done:

@@ -151,7 +151,7 @@ def system_message(args: argparse.Namespace) -> str | None:
 def prepare(llm: LLM, args: argparse.Namespace) -> None:
     """Give a model the prefixes and documents that were named. Raises SnapshotError and SettingsError."""
     for prefix in args.prefix:
-        llm.load_prefix(prefix)
+        llm.prefixes.load(prefix)
     for document in args.draft_from:
         llm.add_document(read_text(document))
 

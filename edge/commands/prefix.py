@@ -49,9 +49,9 @@ def _build(args: argparse.Namespace) -> int:
     llm = load(args.bundle, **options.engine_settings(args, text))
     started = time.perf_counter()
     if args.raw is not None:
-        tokens = llm.save_prefix(text, out)
+        tokens = llm.prefixes.save(text, out)
     else:
-        tokens = llm.save_prefix(llm.system_prefix(text), out, system=text)
+        tokens = llm.prefixes.save(llm.system_prefix(text), out, system=text)
     seconds = time.perf_counter() - started
     size = out.stat().st_size
     if args.json:

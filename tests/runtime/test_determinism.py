@@ -159,8 +159,8 @@ def test_a_prefix_hit_changes_no_id(
     system = {"role": "system", "content": "You are a guide in the museum of Ghent and speak of paintings only. " * 8}
     prompts = [[system, {"role": "user", "content": text}] for text in ("Who are you?", "Where is the exit?")]
     first, second = llm_of(demo_bundle, engine), llm_of(demo_bundle, engine)
-    tokens = first.save_prefix(first.system_prefix(str(system["content"])), tmp_path / "guide")
-    assert second.load_prefix(tmp_path / "guide") == second.load_prefix(tmp_path / "guide") == tokens
+    tokens = first.prefixes.save(first.system_prefix(str(system["content"])), tmp_path / "guide")
+    assert second.prefixes.load(tmp_path / "guide") == second.prefixes.load(tmp_path / "guide") == tokens
     assert len(second._scheduler.snapshots) == 1
     for llm in (first, second):
         for prompt in prompts:

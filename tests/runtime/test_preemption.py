@@ -94,7 +94,7 @@ def test_eight_short_chats_without_a_limit_run_at_once() -> None:
 def test_an_answer_alone_ends_where_the_cache_does() -> None:
     """A pinned prefix takes room for good: the context is then what is left."""
     llm = scripted_llm(lambda held: 7, max_context=64, block_size=4, num_blocks=16)
-    llm.pin_prefix([1] * 32)
+    llm.prefixes.pin([1] * 32)
     answer = llm.generate([2, 3]).answer()
     assert (answer.finish_reason, len(answer.token_ids)) == ("length", 31)  # the last one needs no room
     check(llm)
@@ -102,7 +102,7 @@ def test_an_answer_alone_ends_where_the_cache_does() -> None:
 
 def test_what_can_never_fit_is_refused_at_once() -> None:
     llm = scripted_llm(lambda held: 7, max_context=64, block_size=4, num_blocks=16)
-    llm.pin_prefix([1] * 32)
+    llm.prefixes.pin([1] * 32)
     running = llm.generate([2, 3], max_new_tokens=20)
     next(running)
     with pytest.raises(ContextLengthError, match=r"may take 42 tokens, that is 11 blocks .* it has 16 .* 8 are pinned"):

@@ -94,7 +94,7 @@ def test_logs_tell_what_happens_and_never_what_is_said(caplog: pytest.LogCapture
     edge.load(tiny_bundle).close()
     llm = edge.scripted_llm(noise(), max_context=96, block_size=4, num_blocks=24)
     llm.generate_batch([f"{PROMPT} {i}" for i in range(6)], ignore_stop_ids=True)
-    llm.pin_prefix("x" * 60)
+    llm.prefixes.pin("x" * 60)
     llm.generate_batch(["y" * 50], max_new_tokens=40)
     llm.close()
     said = caplog.text

@@ -219,7 +219,7 @@ def test_a_request_larger_than_the_pool(shape: str) -> None:
 def test_a_pinned_prefix_stays_and_may_leave_no_room(shape: str) -> None:
     tight = scripted_llm(noise(), **SMALL[shape])
     pinned = PROMPTS[6][:64]
-    assert tight.pin_prefix(pinned) == 64
+    assert tight.prefixes.pin(pinned) == 64
     for prompt in PROMPTS:
         tight.generate(prompt[:40], max_new_tokens=8, ignore_stop_ids=True).answer()
     last = tight.generate([*pinned, 1], max_new_tokens=4, ignore_stop_ids=True).answer()
@@ -230,7 +230,7 @@ def test_a_pinned_prefix_stays_and_may_leave_no_room(shape: str) -> None:
             ContextLengthError, match=r"may take 100 tokens, that is 4 blocks.* it has 4 .* 2 are pinned"
         ):
             tight.generate([9] * 90, max_new_tokens=10).answer()
-    tight.unpin_prefixes()
+    tight.prefixes.unpin_all()
     tight.generate([9] * 90, max_new_tokens=10, ignore_stop_ids=True).answer()
     check(tight)
 

@@ -227,10 +227,10 @@ METHODS: dict[str, Callable[[LLM, Any, Path], object]] = {
     "content": lambda llm, value, _: llm.render([{"role": "user", "content": value}]),
     "role": lambda llm, value, _: llm.render([{"role": value, "content": "Hello"}]),
     "system prefix": lambda llm, value, _: llm.system_prefix(value),
-    "pin": lambda llm, value, _: llm.pin_prefix(value),
-    "save": lambda llm, value, folder: llm.save_prefix(value, folder / "prefix"),
-    "save path": lambda llm, value, _: llm.save_prefix([1, 2], value) if not isinstance(value, str) else None,
-    "load path": lambda llm, value, _: llm.load_prefix(value),
+    "pin": lambda llm, value, _: llm.prefixes.pin(value),
+    "save": lambda llm, value, folder: llm.prefixes.save(value, folder / "prefix"),
+    "save path": lambda llm, value, _: llm.prefixes.save([1, 2], value) if not isinstance(value, str) else None,
+    "load path": lambda llm, value, _: llm.prefixes.load(value),
     "document": lambda llm, value, _: llm.add_document(value),
     "prompt": lambda llm, value, _: llm.generate(edge.Prompt(value), max_new_tokens=2).answer(),
     "keys": lambda llm, value, _: llm.generate(edge.Prompt([1, 2], value), max_new_tokens=2).answer(),
@@ -246,4 +246,4 @@ METHODS: dict[str, Callable[[LLM, Any, Path], object]] = {
 def test_every_method_takes_any_value_or_refuses_it(llm: LLM, method: str, tmp_path: Path) -> None:
     for value in VALUES:
         finishes(lambda value=value: METHODS[method](llm, value, tmp_path))  # type: ignore[misc]
-    llm.unpin_prefixes()
+    llm.prefixes.unpin_all()
