@@ -28,6 +28,7 @@ from edge.runtime.request import Request
 WORTH_WAITING = 32  # tokens that another request computes right now
 MAX_RUNNING = 256  # requests at once; each has a row of logits
 MAX_OVERTAKEN = 8
+GROWTH = 32  # tokens that an answer may grow by, where the pool counts tokens; elsewhere it is a block
 
 logger = logging.getLogger(__name__)
 
@@ -131,9 +132,10 @@ class Admission:
         pool, stats = self._pool, self.prefixes.stats
         tokens = len(request.ids) + 1 if request.settings.max_new_tokens is None else request.max_tokens
         error = ContextLengthError(
-            f"prompt and answer may take {tokens} tokens, that is {pool.blocks_for(tokens)} "
-            f"blocks of the KV cache; it has {pool.num_blocks} ({pool.bytes:,} bytes), of which {stats.pinned_blocks} "
-            "are pinned; lower max_new_tokens, unpin a prefix, or load with a larger kv_cache_bytes"
+            f"prompt and answer may take {tokens} tokens, that is {pool.blocks_for(tokens)} blocks of the KV cache; "
+            f"it has {pool.num_blocks} for {pool.max_tokens} tokens ({pool.bytes:,} bytes), of which "
+            f"{stats.pinned_blocks} are pinned; lower max_new_tokens, unpin a prefix, or load with a larger "
+            "kv_cache_bytes"
         )
         logger.info("refused: %s", error)
         request.fail(error)
@@ -163,7 +165,19 @@ class Admission:
             promised += held - len(other.sequence.block_table) + (pool.blocks_for(other.max_tokens) > held)
         if running:
             needed += pool.blocks_for(request.max_tokens) > needed
-        return needed - shared <= pool.num_free + evictable - promised
+        if needed - shared > pool.num_free + evictable - promised:
+            return False
+        return not pool.counts_tokens or self._tokens_fit(request, running)
+
+    def _tokens_fit(self, request: Request, running: Sequence[Request]) -> bool:
+        """The same for a pool that counts tokens: each answer has some to grow into."""
+        promised = 0
+        for other in running:
+            assert other.sequence is not None
+            held = sum(map(self._pool.filled, other.sequence.block_table))
+            promised += max(min(len(other.ids) + GROWTH, other.max_tokens) - held, 0)
+        needed = min(len(request.ids) + (GROWTH if running else 1), request.max_tokens)
+        return needed <= self._pool.num_free_tokens + self.prefixes.evictable[1] - promised
 
     def _blocks_now(self, request: Request) -> int:
         """Blocks of a request's tokens and of the next one."""
@@ -175,7 +189,10 @@ class Admission:
             return False
         shared, _ = self.prefixes.room(request.keys, len(request.ids) - 1)
         missing = self._pool.blocks_for(request.max_tokens) - shared
-        return missing > self._pool.num_blocks - self.prefixes.stats.pinned_blocks
+        if missing > self._pool.num_blocks - self.prefixes.stats.pinned_blocks:
+            return True
+        left = self._pool.max_tokens - self.prefixes.num_pinned_tokens
+        return self._pool.counts_tokens and request.max_tokens > left
 
     def _start(self, request: Request, limit: int, decoding: Sequence[Request]) -> CacheSequence | None:
         """A sequence with as many of the first `limit` tokens as some other sequence, the cache or a snapshot holds.

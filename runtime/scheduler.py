@@ -40,9 +40,8 @@ class SchedulerStats:
     running: int
     waiting: int
     preemptions: int
-    blocks: int
-    free_blocks: int  # those that nobody holds; what `prefixes` keeps and is not pinned can be had as well
-    block_tokens: int
+    tokens: int  # that the KV cache has memory for
+    free_tokens: int  # of blocks that nobody holds; what `prefixes` keeps and is not pinned can be had as well
     prefixes: PrefixStats
 
 
@@ -81,9 +80,8 @@ class Scheduler:
             running=len(self._prefilling) + len(self._decoding),
             waiting=self._admission.num_waiting,
             preemptions=self._admission.preemptions,
-            blocks=pool.num_blocks,
-            free_blocks=pool.num_free,
-            block_tokens=pool.block_size,
+            tokens=pool.max_tokens,
+            free_tokens=pool.num_free_tokens,
             prefixes=self.prefixes.stats,
         )
 

@@ -34,7 +34,7 @@ from edge.runtime.graph_names import (
     past_name,
     present_name,
 )
-from edge.runtime.kv.memory import NoMemory, SlotMemory
+from edge.runtime.kv.memory import CAN_ADVISE, NoMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of, physical_cores
 from edge.runtime.settings import CachePrecision, EngineSettings
@@ -64,7 +64,7 @@ class OnnxRuntimeEngine:
         kv_precision = settings.kv_precision or "f32"
         kind = CACHE_TYPES[kv_precision]
         self._reproducible = bool(settings.reproducible)
-        self._max_context, slots = _context(spec, kind, settings)
+        self._max_context, slots, max_tokens = _context(spec, kind, settings)
         length = self._max_context + self._reproducible  # of the buffers: a padded step writes one token more
         threads = settings.threads or physical_cores()
         kernels = _kernels(bundle, settings)
@@ -74,8 +74,13 @@ class OnnxRuntimeEngine:
         self._positions, self._ones = np.arange(length), np.ones((1, length), np.int64)
         self._tables: tuple[Array, ...] = _rotary_tables(spec, length, kind)
         self._cached = cached_names(range(spec.num_layers))
-        self._memory = SlotMemory(slots, len(self._cached), (spec.num_kv_heads, length, spec.head_dim), kind)
-        self.pool = BlockPool(slots, self._max_context, self._memory)
+        shape = (spec.num_kv_heads, length, spec.head_dim)
+        try:
+            self._memory = SlotMemory(slots, len(self._cached), shape, kind)
+        except OSError:  # a system that promises no more memory than it has: no more slots than the budget fills
+            slots = min(max(max_tokens // self._max_context, 1), MAX_SLOTS)
+            self._memory = SlotMemory(slots, len(self._cached), shape, kind)
+        self.pool = BlockPool(slots, self._max_context, self._memory, max_tokens)
         for part in self._parts:
             part.bind(dict(zip(ROTARY_TABLES, self._tables, strict=True)))
         self._bound_rows: tuple[int, int] | None = None  # of the KV buffers: the first, and how many
@@ -286,8 +291,8 @@ def _kernels(bundle: Bundle, settings: EngineSettings) -> OnnxKernels:
     return OnnxKernels(int8, settings.kv_precision == "f16")
 
 
-def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSettings) -> tuple[int, int]:
-    """Tokens that a slot is made for, and the number of slots. Raises SettingsError."""
+def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSettings) -> tuple[int, int, int]:
+    """Tokens that a slot is made for, the number of slots, and tokens of all together. Raises SettingsError."""
     limit, budget = context_limit(settings, spec), cache_budget(settings)
     bytes_per_token = spec.kv_values_per_token * np.dtype(kind).itemsize
     padding = int(bool(settings.reproducible))
@@ -297,8 +302,9 @@ def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSett
             f"a context of {limit} tokens needs {(limit + padding) * bytes_per_token:,} bytes of KV cache, "
             f"{budget:,} are allowed; lower max_context, raise kv_cache_bytes, or set kv_precision to f16"
         )
-    context = min(limit, allowed)
-    return context, min(budget // ((context + padding) * bytes_per_token), MAX_SLOTS)
+    # A slot takes memory as its tokens come, so there may be more of them than the budget would fill.
+    slots = MAX_SLOTS if CAN_ADVISE else min(allowed // min(limit, allowed), MAX_SLOTS)
+    return min(limit, allowed), slots, allowed
 
 
 def _rotary_tables(spec: ModelSpec, positions: int, kind: type[np.floating[Any]]) -> tuple[Array, Array]:

@@ -53,12 +53,16 @@ class IdMemory:
     def blank(self, block: int) -> None:
         self.cells[block] = -1
 
+    def give_back(self, block: int) -> None:
+        self.cells[block] = -1
+
 
 class ScriptedEngine:
     """An `Engine` of blocks of tokens, whose next token a script decides.
 
-    block_size and num_blocks: of the KV pool. changes: fields of `EngineInfo`, to play an engine that cannot do
-    everything (`can_trim=False, max_sequences=1`). What `info` says it cannot do is refused with an AssertionError.
+    block_size, num_blocks and max_tokens: of the KV pool. changes: fields of `EngineInfo`, to play an engine that
+    cannot do everything (`can_trim=False, max_sequences=1`). What `info` says it cannot do is refused with an
+    AssertionError.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class ScriptedEngine:
         max_context: int = 4096,
         block_size: int = 16,
         num_blocks: int = 1024,
+        max_tokens: int | None = None,
         **changes: Any,  # Any: a value for each field of EngineInfo
     ) -> None:
         self._script = script
@@ -89,7 +94,7 @@ class ScriptedEngine:
         opaque = not (self.info.can_fork or self.info.can_snapshot)
         self._memory = IdMemory(num_blocks, block_size, opaque=opaque)
         self._written: dict[int, int] = {}  # tokens that a block was last left with
-        self.pool = BlockPool(num_blocks, block_size, self._memory)
+        self.pool = BlockPool(num_blocks, block_size, self._memory, max_tokens)
         self.identity = {"engine": "scripted", "block": str(block_size)}
 
     def forward(self, ids: Ids, sequence: CacheSequence, rows: Ids, inputs: Inputs = TEXT) -> Logits:

@@ -35,6 +35,9 @@ class BlockMemory(Protocol):
     def blank(self, block: int) -> None:
         """Forget what a block held, where `views` may show more than the tokens that were asked for."""
 
+    def give_back(self, block: int) -> None:
+        """A block is free: where memory is taken token by token, let the system have it."""
+
 
 def copy_block(memory: BlockMemory, source: int, target: int, num_tokens: int) -> None:
     """Copy the first tokens of one block to another."""
@@ -57,6 +60,9 @@ class PagedMemory:
         for buffer in self.buffers:
             buffer[block] = 0
 
+    def give_back(self, block: int) -> None:
+        """Blocks are small, and soon another's."""
+
 
 class NoMemory:
     """What a closed engine leaves: whoever still wants blocks of it gets a CacheError."""
@@ -68,6 +74,9 @@ class NoMemory:
 
     def blank(self, block: int) -> None:
         raise CacheError(f"block {block}: this model has been closed; load it again")
+
+    def give_back(self, block: int) -> None:
+        """There is nothing to give."""
 
 
 class SlotMemory:
@@ -99,6 +108,11 @@ class SlotMemory:
         """Views are cut: they never show what an earlier sequence left. It need not be kept, though."""
         self._written[block] = 0
 
+    def give_back(self, block: int) -> None:
+        for mapping, buffer in zip(self._mappings, self.buffers, strict=True):
+            _give_back_tokens(mapping, buffer, self._row_of[block], 0, self._written[block])
+        self._written[block] = 0
+
     def rows(self, num_tokens: Mapping[int, int]) -> list[int]:
         """The row of each block, where so many of its tokens will be written; theirs until the next `gather`."""
         for block, count in num_tokens.items():
@@ -126,11 +140,7 @@ class SlotMemory:
             kept = buffer[a, :, :in_a].copy()
             buffer[a, :, :in_b] = buffer[b, :, :in_b]
             buffer[b, :, :in_a] = kept
-            _, num_heads, length, _ = buffer.shape
-            token_bytes = buffer.strides[2]
-            for head in range(row * num_heads, (row + 1) * num_heads):
-                begin = head * length
-                _give_back(mapping, (begin + shorter) * token_bytes, (begin + longer) * token_bytes)
+            _give_back_tokens(mapping, buffer, row, shorter, longer)
         self._row_of[one], self._row_of[other] = b, a
         self._block_in[a], self._block_in[b] = other, one
 
@@ -151,6 +161,14 @@ def _mapping(size: int) -> mmap.mmap:
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     return memory
+
+
+def _give_back_tokens(mapping: mmap.mmap, buffer: Array, row: int, start: int, stop: int) -> None:
+    """Let go of some tokens of one row of a buffer of (rows, n_kv, length, head_dim)."""
+    _, num_heads, length, _ = buffer.shape
+    token_bytes = buffer.strides[2]
+    for head in range(row * num_heads, (row + 1) * num_heads):
+        _give_back(mapping, (head * length + start) * token_bytes, (head * length + stop) * token_bytes)
 
 
 def _give_back(memory: mmap.mmap, start: int, stop: int) -> None:

@@ -15,13 +15,22 @@ from edge.runtime.kv.memory import BlockMemory, copy_block
 
 
 class BlockPool:
-    """Hands out numbered blocks and takes them back when their last holder lets go."""
+    """Hands out numbered blocks and takes them back when their last holder lets go.
 
-    def __init__(self, num_blocks: int, block_size: int, memory: BlockMemory) -> None:
+    max_tokens: of all blocks together, for memory that is taken token by token. A block then holds a whole sequence,
+    and there may be more blocks than the budget would fill.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, memory: BlockMemory, max_tokens: int | None = None) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.memory = memory
-        self.reclaim: Callable[[int], None] = lambda _count: None  # gives back blocks that are kept for later
+        self.max_tokens = num_blocks * block_size if max_tokens is None else max_tokens
+        self.counts_tokens = max_tokens is not None
+        # Gives back what is kept for later: so many blocks and tokens of them, or nothing where it has not as many.
+        self.reclaim: Callable[[int, int], None] = lambda _blocks, _tokens: None
+        self._filled = [0] * num_blocks  # tokens of each block that memory may be taken for
+        self._num_filled = 0
         self._free = list(range(num_blocks - 1, -1, -1))  # the lowest number is handed out first
         self._holders = [0] * num_blocks
 
@@ -32,13 +41,22 @@ class BlockPool:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all blocks: the budget, of which no more is ever taken."""
-        return self.num_blocks * self.memory.block_bytes
+        """The budget, of which no more is ever taken."""
+        return self.max_tokens * self.memory.block_bytes // self.block_size
 
     @property
     def bytes_held(self) -> int:
-        """Bytes of the blocks that somebody holds."""
-        return (self.num_blocks - self.num_free) * self.memory.block_bytes
+        """Bytes of what somebody holds."""
+        return self.bytes - self.num_free_tokens * self.memory.block_bytes // self.block_size
+
+    @property
+    def num_free_tokens(self) -> int:
+        """Tokens that memory is left for."""
+        return self.max_tokens - self._num_filled if self.counts_tokens else self.num_free * self.block_size
+
+    def filled(self, block: int) -> int:
+        """Tokens that a block takes memory for."""
+        return self._filled[block] if self.counts_tokens else self.block_size
 
     def holders(self, block: int) -> int:
         """How many hold a block."""
@@ -48,22 +66,40 @@ class BlockPool:
         """How many blocks so many tokens take."""
         return -(-num_tokens // self.block_size)
 
-    def allocate(self, count: int) -> list[int]:
-        """Take `count` blocks. Raises CacheFullError, taking none, when fewer can be had."""
-        if count > len(self._free):
-            self.reclaim(count - len(self._free))
-        if count > len(self._free):
-            raise CacheFullError(
-                f"the KV cache needs {count} more blocks of {self.block_size} tokens and {len(self._free)} of "
-                f"{self.num_blocks} are free ({self.bytes:,} bytes in all); wait for other answers, use a shorter "
-                "prompt, or load with a larger kv_cache_bytes"
-            )
+    def allocate(self, count: int, tokens: int = 0) -> list[int]:
+        """Take blocks, when so many tokens are free as well. Raises CacheFullError, taking none, when they are not."""
+        self.require(count, tokens)
         taken = self._free[len(self._free) - count :][::-1]
         del self._free[len(self._free) - count :]
         for block in taken:
             self._holders[block] = 1
             self.memory.blank(block)  # or a file of this block could hold another's conversation
         return taken
+
+    def require(self, count: int, tokens: int) -> None:
+        """Have blocks and tokens free, if what is kept for later has to go. Raises CacheFullError."""
+        tokens = tokens if self.counts_tokens else 0
+        missing, missing_tokens = max(count - len(self._free), 0), max(tokens - self.num_free_tokens, 0)
+        if missing or missing_tokens:
+            self.reclaim(missing, missing_tokens)
+        if count > len(self._free):
+            raise CacheFullError(
+                f"the KV cache needs {count} more blocks of {self.block_size} tokens and {len(self._free)} of "
+                f"{self.num_blocks} are free ({self.bytes:,} bytes in all); wait for other answers, use a shorter "
+                "prompt, or load with a larger kv_cache_bytes"
+            )
+        if tokens > self.num_free_tokens:
+            raise CacheFullError(
+                f"the KV cache needs room for {tokens} more tokens and has it for {self.num_free_tokens} of "
+                f"{self.max_tokens} ({self.bytes:,} bytes in all); wait for other answers, use a shorter prompt, or "
+                "load with a larger kv_cache_bytes"
+            )
+
+    def fill(self, block: int, num_tokens: int) -> None:
+        """Note that the first tokens of a block are going to be written; room for them was required."""
+        if self.counts_tokens and num_tokens > self._filled[block]:
+            self._num_filled += num_tokens - self._filled[block]
+            self._filled[block] = num_tokens
 
     def retain(self, block: int) -> None:
         """Hold a block that somebody holds already."""
@@ -78,6 +114,10 @@ class BlockPool:
             self._holders[block] -= 1
             if not self._holders[block]:
                 freed.append(block)
+                if self.counts_tokens:
+                    self.memory.give_back(block)
+                    self._num_filled -= self._filled[block]
+                    self._filled[block] = 0
         self._free.extend(reversed(freed))
 
     def check_integrity(self, held: Iterable[int]) -> None:
@@ -87,6 +127,9 @@ class BlockPool:
             counts[block] += 1
         assert counts == self._holders, "a block is held by more or by fewer than are counted"
         assert sorted(self._free) == [block for block, count in enumerate(counts) if not count], "a block is lost"
+        assert sum(self._filled) == self._num_filled, "the count of tokens is wrong"
+        assert self._num_filled <= self.max_tokens, "more tokens than memory"
+        assert not any(self._filled[block] for block in self._free), "a free block counts tokens"
 
 
 class CacheSequence:
@@ -108,16 +151,21 @@ class CacheSequence:
         pool, inside = self._pool, self.num_tokens % self._pool.block_size
         last = self.num_tokens // pool.block_size
         shared = bool(inside and count) and pool.holders(self.block_table[last]) > 1
-        missing = max(pool.blocks_for(self.num_tokens + count) - len(self.block_table), 0)
-        if not missing and not shared:
+        total = self.num_tokens + count
+        missing = max(pool.blocks_for(total) - len(self.block_table), 0)
+        kept = 0 if shared or not self.block_table else pool.filled(self.block_table[0])
+        grows = pool.counts_tokens and total > kept
+        if not missing and not shared and not grows:
             return
-        fresh = pool.allocate(missing + shared)
+        fresh = pool.allocate(missing + shared, total - kept)
         if shared:
             own = fresh.pop()
             copy_block(pool.memory, self.block_table[last], own, inside)
             pool.release([self.block_table[last]])
             self.block_table[last] = own
         self.block_table += fresh
+        if grows:
+            pool.fill(self.block_table[0], total)
 
     def commit(self, count: int) -> None:
         """Count `count` reserved tokens as computed."""

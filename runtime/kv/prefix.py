@@ -88,14 +88,25 @@ class PrefixCache:
     @property
     def num_evictable(self) -> int:
         """Blocks that the pool would get back if it asked for all."""
+        return self.evictable[0]
+
+    @property
+    def evictable(self) -> tuple[int, int]:
+        """Blocks that the pool would get back if it asked for all, and the tokens that memory is taken for in them."""
         stays: set[_Node | None] = set()
-        count = 0
+        blocks = tokens = 0
         for node in reversed(list(self._nodes())):  # followers before what they follow
             if node in stays or node.pinned or self._pool.holders(node.block) > 1:
                 stays.add(node.parent)
             else:
-                count += 1
-        return count
+                blocks += 1
+                tokens += self._pool.filled(node.block)
+        return blocks, tokens
+
+    @property
+    def num_pinned_tokens(self) -> int:
+        """Tokens that pinned blocks take memory for."""
+        return sum(self._pool.filled(node.block) for node in self._nodes() if node.pinned) if self._num_pinned else 0
 
     def room(self, keys: Keys, limit: int) -> tuple[int, int]:
         """How many full blocks a sequence of the first `limit` keys would share, and how many others are evictable."""
@@ -259,19 +270,21 @@ class PrefixCache:
             if len(child.keys) < len(keys) and keys[: len(child.keys)] == child.keys and not child.pinned:
                 self._remove(child)
 
-    def _reclaim(self, count: int) -> None:
-        """Give back `count` blocks, or none where so many cannot be had: they would be lost for nothing."""
-        if count <= self.num_evictable:
-            self._evict(count)
+    def _reclaim(self, count: int, tokens: int = 0) -> None:
+        """Give back so many blocks and tokens, or none where so many cannot be had: they would be lost for nothing."""
+        blocks_kept, tokens_kept = self.evictable
+        if count <= blocks_kept and tokens <= tokens_kept:
+            self._evict(count, tokens)
 
-    def _evict(self, count: int) -> None:
-        """Give back up to `count` blocks, the least recently used first, from the ends of the tree inwards."""
+    def _evict(self, count: int, tokens: int = 0) -> None:
+        """Give back up to so many blocks and tokens, the least recently used first, from the tree's ends inwards."""
         before = self._evicted
         ends = [(node.used, id(node), node) for node in self._nodes() if self._is_spare(node)]
         heapq.heapify(ends)
-        while ends and count > 0:
+        while ends and (count > 0 or tokens > 0):
             _, _, node = heapq.heappop(ends)
             parent = node.parent
+            tokens -= self._pool.filled(node.block)
             self._remove(node)
             self._evicted += 1
             count -= 1

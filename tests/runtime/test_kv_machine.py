@@ -271,7 +271,7 @@ class Machine:
     def _evict(self, dice: random.Random) -> None:
         """All that were asked for, or none."""
         count, spare, free = dice.randint(1, 3), self.prefixes.num_evictable, self.pool.num_free
-        self.pool.reclaim(count)
+        self.pool.reclaim(count, 0)
         assert self.pool.num_free - free == (count if count <= spare else 0)
         self.happened["evict"] += count <= spare
 
@@ -331,7 +331,8 @@ class Machine:
         held.ids = ids[:found]
         self.live.append(held)
         if found != kept:
-            assert (found, self.pool.num_free) == (kept // self.pool.block_size * self.pool.block_size, 0)
+            assert found == kept // self.pool.block_size * self.pool.block_size
+            assert self.pool.num_free == 0 or (self.pool.counts_tokens and self.pool.num_free_tokens <= kept)
         if found % self.pool.block_size:
             assert self.pool.holders(held.sequence.block_table[-1]) == 1  # it may append at once
         self.happened["hit"] += found > 0
@@ -402,8 +403,8 @@ def paged_notes(num_blocks: int, size: int) -> Notes:
     return Notes(test_prefix.paged_pool(num_blocks, size), num_blocks * size)
 
 
-def slot_notes(num_slots: int, max_context: int) -> Notes:
-    return Notes(test_prefix.slot_pool(num_slots, max_context), max_context)
+def slot_notes(num_slots: int, max_context: int, max_tokens: int | None = None) -> Notes:
+    return Notes(test_prefix.slot_pool(num_slots, max_context, max_tokens), max_context)
 
 
 @pytest.mark.parametrize(("num_blocks", "size"), [(14, 2), (11, 3), (9, 4)])
@@ -414,10 +415,10 @@ def test_paged_blocks(num_blocks: int, size: int, tmp_path: Path) -> None:
     machine.close()
 
 
-@pytest.mark.parametrize("num_slots", [2, 3, 5])
-def test_slots(num_slots: int, tmp_path: Path) -> None:
-    """15,000 operations in all three. About 7 s."""
-    machine = Machine(slot_notes(num_slots, 14), tmp_path)
+@pytest.mark.parametrize(("num_slots", "max_tokens"), [(2, None), (3, None), (5, None), (9, 40)])
+def test_slots(num_slots: int, max_tokens: int | None, tmp_path: Path) -> None:
+    """20,000 operations in all four, the last with memory for fewer tokens than slots would hold. About 9 s."""
+    machine = Machine(slot_notes(num_slots, 14, max_tokens), tmp_path)
     run(machine, 5000)
     machine.close()
 

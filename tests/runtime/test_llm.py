@@ -353,7 +353,7 @@ def test_kv_budget_is_a_bound(tiny_bundle: Path, engine: str) -> None:
         LLM(tiny_bundle, EngineSettings(engine, max_context=200, kv_cache_bytes=1000))
     small = LLM(tiny_bundle, EngineSettings(engine, kv_cache_bytes=40_000))
     pool = small.engine.pool
-    assert 0 < pool.num_blocks * pool.block_size * small.engine.info.kv_bytes_per_token <= 40_000
+    assert 0 < pool.max_tokens * small.engine.info.kv_bytes_per_token <= 40_000
     assert small.engine.info.max_context < 256
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Step
 from edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edge.runtime.errors import BundleError, DeviceError, SettingsError, VerificationError
+from edge.runtime.kv import memory
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.settings import CachePrecision, EngineOptions, EngineSettings, engine_settings
@@ -359,3 +361,36 @@ def test_nothing_is_queued_for_a_server(int4_bundle: Path, tmp_path: Path) -> No
     environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_slots_are_as_many_as_the_system_promises(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen, whose memory is taken token by token; where no more may be mapped than is allowed, what that holds."""
+    settings = EngineSettings("onnx", max_context=64, kv_cache_bytes=3 * 64 * 768)
+    roomy = open_engine(open_bundle(tiny_bundle), settings)
+    assert (roomy.pool.num_blocks, roomy.pool.max_tokens) == (16, 3 * 64)
+    mapped = memory._mapping
+
+    def strict(size: int) -> mmap.mmap:
+        if size > settings.kv_cache_bytes // len(roomy.pool.memory.views(0, 1)):
+            raise OSError(12, "Cannot allocate memory")
+        return mapped(size)
+
+    monkeypatch.setattr(memory, "_mapping", strict)
+    tight = open_engine(open_bundle(tiny_bundle), settings)
+    assert (tight.pool.num_blocks, tight.pool.max_tokens) == (3, 3 * 64)
+
+
+def test_memory_of_a_slot_is_given_back(tiny_bundle: Path) -> None:
+    """What a sequence wrote reads as nothing when it is free, and others keep theirs."""
+    engine = open_engine(open_bundle(tiny_bundle), EngineSettings("onnx"))
+    kept, gone = CacheSequence(engine.pool), CacheSequence(engine.pool)
+    for sequence in (kept, gone):
+        engine.forward(np.resize(IDS, 200), sequence, np.array([0]))
+    block, before = gone.block_table[0], [view.copy() for view in engine.pool.memory.views(kept.block_table[0], 200)]
+    assert engine.pool.num_free_tokens == engine.pool.max_tokens - 400
+    gone.free()
+    assert engine.pool.num_free_tokens == engine.pool.max_tokens - 200
+    whole_pages = 4096 // engine.pool.memory.views(block, 1)[0][0, 0].nbytes  # tokens of a head in one page
+    assert not any(view[:, whole_pages : 2 * whole_pages].any() for view in engine.pool.memory.views(block, 200))
+    after = engine.pool.memory.views(kept.block_table[0], 200)
+    assert all(np.array_equal(old, new) for old, new in zip(before, after, strict=True))

@@ -158,7 +158,7 @@ def test_a_full_pool_asks_for_what_is_missing() -> None:
     pool = paged_pool(4)
     kept, asked = pool.allocate(3), []
 
-    def reclaim(count: int) -> None:
+    def reclaim(count: int, _tokens: int) -> None:
         asked.append(count)
         pool.release([kept.pop() for _ in range(min(count, len(kept)))])
 

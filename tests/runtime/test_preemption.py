@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from edge.api import scripted_llm
 from edge.runtime.admission import MAX_OVERTAKEN
 from edge.runtime.chunk import Answer
+from edge.runtime.engines.registry import ENGINES
 from edge.runtime.engines.scripted import Script, noise
 from edge.runtime.errors import ContextLengthError
 from edge.runtime.llm import LLM
@@ -43,11 +45,17 @@ def run_together(llm: LLM, prompts: Sequence[Sequence[int]], **options: Any) -> 
     return [stream.answer() for stream in streams]
 
 
+# Blocks of a few tokens, or of a whole sequence each, of which memory is taken token by token.
+POOLS: dict[str, dict[str, Any]] = {
+    **{f"blocks of {n}": {"block_size": n, "num_blocks": 2 * CONTEXT // n} for n in (1, 4, 16)},
+    "slots": {"block_size": CONTEXT, "num_blocks": 12, "max_tokens": 2 * CONTEXT},
+}
+
+
 @pytest.mark.parametrize("options", [{}, HARD, {"max_new_tokens": 30}], ids=["greedy", "sampled", "limited"])
-@pytest.mark.parametrize("block_size", [1, 4, 16])
-def test_32_requests_in_a_pool_of_two_contexts(block_size: int, options: dict[str, Any]) -> None:
-    blocks = 2 * CONTEXT // block_size
-    tight = scripted_llm(noise(), max_context=CONTEXT, block_size=block_size, num_blocks=blocks)
+@pytest.mark.parametrize("pool", POOLS)
+def test_32_requests_in_a_pool_of_two_contexts(pool: str, options: dict[str, Any]) -> None:
+    tight = scripted_llm(noise(), max_context=CONTEXT, **POOLS[pool])
     alone = scripted_llm(noise(), max_context=CONTEXT)
     answers = run_together(tight, PROMPTS, **options)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
@@ -61,28 +69,29 @@ def test_32_requests_in_a_pool_of_two_contexts(block_size: int, options: dict[st
         assert max(answer.stats.preemptions for answer in answers if answer.stats is not None) > 0
 
 
-def test_real_engines_answer_as_alone(tiny_bundle: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_real_engines_answer_as_alone(tiny_bundle: Path, engine: str) -> None:
     """What was computed of a preempted answer is computed again as it was written, so that bits are the same."""
-    settings = EngineSettings("openvino", reproducible=True, max_context=CONTEXT)
+    settings = EngineSettings(engine, reproducible=True, max_context=CONTEXT)
     alone = LLM(tiny_bundle, settings)
-    size, per_token = alone.engine.pool.block_size, alone.engine.info.kv_bytes_per_token
-    tight = LLM(
-        tiny_bundle,
-        EngineSettings(
-            "openvino", reproducible=True, max_context=CONTEXT, kv_cache_bytes=(2 * CONTEXT + size) * per_token
-        ),
-    )
-    assert tight.engine.pool.num_blocks == 2 * CONTEXT // size
+    spare = {"openvino": alone.engine.pool.block_size, "onnx": 1}[engine]  # of the padding
+    kv_cache_bytes = (2 * CONTEXT + spare) * alone.engine.info.kv_bytes_per_token
+    tight = LLM(tiny_bundle, replace(settings, kv_cache_bytes=kv_cache_bytes))
+    assert tight.stats.tokens == 2 * CONTEXT
     answers = run_together(tight, PROMPTS, ignore_stop_ids=True)
     assert tight.stats.preemptions > 0
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         assert answer.token_ids == alone.generate(prompt, ignore_stop_ids=True).answer().token_ids
 
 
-def test_eight_short_chats_without_a_limit_run_at_once() -> None:
+@pytest.mark.parametrize(
+    "pool", [{"block_size": 32, "num_blocks": 162}, {"block_size": 2048, "num_blocks": 16, "max_tokens": 5184}]
+)
+def test_eight_short_chats_without_a_limit_run_at_once(pool: dict[str, Any]) -> None:
     """Two ran and six waited: each was promised its whole context."""
     script: Script = lambda held: 7 if len(held) < 200 else 260  # noqa: E731
-    llm = scripted_llm(script, max_context=2048, block_size=32, num_blocks=5184 // 32)
+    llm = scripted_llm(script, max_context=2048, **pool)
+    assert llm.stats.tokens == 5184
     streams = [llm.generate([i] * 60, max_new_tokens=None) for i in range(8)]
     for _ in range(10):
         llm._scheduler.step()

@@ -24,9 +24,10 @@ def paged_pool(num_blocks: int, block_size: int) -> BlockPool:
     return BlockPool(num_blocks, block_size, PagedMemory(num_blocks, [8 * block_size] * 2))
 
 
-def slot_pool(num_slots: int, max_context: int) -> BlockPool:
+def slot_pool(num_slots: int, max_context: int, max_tokens: int | None = None) -> BlockPool:
     """The same with a slot for each sequence."""
-    return BlockPool(num_slots, max_context, SlotMemory(num_slots, 2, (1, max_context, 1), np.int64))
+    memory = SlotMemory(num_slots, 2, (1, max_context, 1), np.int64)
+    return BlockPool(num_slots, max_context, memory, max_tokens)
 
 
 def cells(pool: BlockPool, block: int) -> list[np.ndarray]:
