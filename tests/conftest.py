@@ -16,6 +16,7 @@ from edge.export.pipeline import export
 from edge.runtime.engines import registry
 from edge.runtime.errors import CheckpointError
 from edge.runtime.llm import LLM
+from edge.runtime.locks import hold
 from edge.runtime.settings import EngineSettings
 
 ROOT = Path(__file__).parent.parent
@@ -46,12 +47,21 @@ def demo_gguf() -> Path:
         pytest.skip(str(error))
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that is made by the first process of a run that wants it; `make` makes it whole or not at all."""
+    base = factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+    with hold(shared / f"{name}.lock", wait_s=600):
+        if not (shared / name).exists():
+            make(shared / name)
+    return shared / name
+
+
 @pytest.fixture(scope="session")
 def demo_bundle(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default checkpoint as `edge demo` exports it. About 25 s."""
-    out = tmp_path_factory.mktemp("demo") / "bundle"
-    export(demo_gguf, out, "int4-asym-g64")
-    return out
+    """The default checkpoint as `edge demo` exports it. About 10 s."""
+    return made_once(tmp_path_factory, "demo", lambda out: export(demo_gguf, out, "int4-asym-g64"))
 
 
 @pytest.fixture(scope="session", params=ENGINES)
@@ -77,16 +87,12 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("tiny") / "bundle"
-    export(tiny_checkpoint, out, "int8-asym")
-    return out
+    return made_once(tmp_path_factory, "tiny", lambda out: export(tiny_checkpoint, out, "int8-asym"))
 
 
 @pytest.fixture(scope="session")
 def int4_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("int4") / "bundle"
-    export(tiny_checkpoint, out, "int4-asym-g64")
-    return out
+    return made_once(tmp_path_factory, "int4", lambda out: export(tiny_checkpoint, out, "int4-asym-g64"))
 
 
 @pytest.fixture(scope="session")
