@@ -29,6 +29,20 @@ edge.export("a")  # error: call-arg
 export("a", "b", recip="x")  # error: call-arg
 number: int = edge.export("a", "b")  # error: assignment
 edge.exprot  # error: attr-defined
+
+llm: edge.LLM = edge.load("b", "CPU", engine="onnx", max_context=None, kv_precision="u8", speculation=True)
+edge.load("b", engin="onnx")  # error: call-arg
+edge.load("b", max_context="512")  # error: arg-type
+edge.load("b", kv_precision="f8")  # error: arg-type
+stream: edge.Stream = llm.chat([edge.Message("user", "Hello")], stop="Paris!", seed=None, max_new_tokens=64)
+llm.chat([{"role": "user", "content": None}], tools=None, logit_bias={17: -1.0})
+llm.chat([], max_new_tokns=64)  # error: call-arg
+llm.generate("text", max_new_tokens="5")  # error: arg-type
+llm.generate([1, 2, 3], temprature=1)  # error: call-arg
+answers: list[edge.Answer] = llm.generate_batch(["a", [1, 2], edge.Prompt([3])], stop=["x"])
+edge.ChatSession(llm).send("Hello", top_p=0.5, stopp="x")  # error: call-arg
+edge.Message("visitor", "Hello")  # error: arg-type
+scripted: edge.LLM = edge.scripted_llm(edge.replies({"Hello": "Hi"}), max_context=64)
 """
 
 
