@@ -7,7 +7,7 @@ import math
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from edge.runtime.engines.registry import ENGINES
+from edge.runtime.engines.registry import ENGINES, find
 from edge.runtime.rules import Whole, help_of, rule_of
 from edge.runtime.settings import KV_PRECISIONS, Sampling
 
@@ -23,8 +23,14 @@ Keywords = dict[str, Any]  # as the command line gives them; the settings classe
 def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
     """Which engine, or what else the verb takes for one, device and memory."""
     group = parser.add_argument_group("engine")
-    choices = ["auto", *ENGINES, *more]
-    group.add_argument("--engine", "--engines", choices=choices, default="auto", help="default: auto")
+    group.add_argument(
+        "--engine",
+        "--engines",
+        type=lambda text: text if text in ("auto", *more) else engine_name(text),
+        default="auto",
+        metavar=f"{{{','.join(['auto', *ENGINES, *more])}}}",
+        help="default: auto",
+    )
     group.add_argument("--device", default="CPU", metavar="CPU|GPU|NPU", help="default: CPU; `edge devices` lists them")
     group.add_argument("--max-context", type=int, metavar="TOKENS", help="default: the model's limit")
     budget = group.add_mutually_exclusive_group()
@@ -96,6 +102,16 @@ def token_counts(text: str) -> list[int]:
     if not counts or min(counts) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of token counts; give numbers above 0 like 32,512")
     return counts
+
+
+def engine_name(text: str) -> str:
+    """The name of an engine, for argparse: a wrong one is told with those that are known and what installs them."""
+    from edge.runtime.errors import SettingsError
+
+    try:
+        return find(text).name
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def gigabytes(text: str) -> int:

@@ -59,6 +59,13 @@ def test_a_record_is_all_that_an_engine_needs(npu: str, tiny_bundle: Path, capsy
     assert capsys.readouterr().err == ""
 
 
+def test_a_wrong_engine_at_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "bundle", "Hello", "--engine", "onx"])
+    assert ended.value.code == 2
+    assert "engine 'onx' is unknown, did you mean 'onnx'? known are auto, openvino (" in capsys.readouterr().err
+
+
 def _help(verb: str) -> str:
     verbs = next(action.choices for action in build_parser()._actions if isinstance(action.choices, dict))
     return str(verbs[verb].format_help())
