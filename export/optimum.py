@@ -40,6 +40,7 @@ from edge.export.sidecars import write_server_graph, write_sidecars
 from edge.export.stages import Progress
 from edge.export.verify import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden, distance
 from edge.runtime import bundle
+from edge.runtime.arrays import Logits
 from edge.runtime.bundle import Manifest, StageCheck, TensorRecord
 from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
@@ -55,7 +56,7 @@ from edge.runtime.extras import missing_packages_named
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import EngineSettings
 from edge.runtime.spec import ModelSpec
-from edge.runtime.verify import FLOAT32_BOUND, Logits
+from edge.runtime.verify import FLOAT32_BOUND
 
 PACKAGES = ("optimum.intel", "transformers", "torch")
 VERSIONED = ("optimum-intel", "optimum", "transformers", "torch")

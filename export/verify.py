@@ -22,10 +22,11 @@ from edge.export.graph import reference
 from edge.export.graph.runners import Runner
 from edge.export.npz import put_array
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, take_rows, to_float32
+from edge.runtime.arrays import Logits
 from edge.runtime.bundle import StageCheck
 from edge.runtime.errors import VerificationError
 from edge.runtime.spec import ModelSpec
-from edge.runtime.verify import FLOAT32_BOUND, Logits, kl_divergence
+from edge.runtime.verify import FLOAT32_BOUND, kl_divergence
 
 GOLDEN_TEXT = "The capital of France is Paris. 法国的首都是巴黎。 def f(x): return x + 1"
 GOLDEN_TOKENS = 8  # of the text, at most: time goes by their number, and the proof does not

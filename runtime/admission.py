@@ -187,9 +187,9 @@ class Admission:
         """Whether a request asks for a length that the pool will not hold, even alone, while pinned blocks stay."""
         if request.settings.max_new_tokens is None:
             return False
-        shared, _ = self.prefixes.room(request.keys, len(request.ids) - 1)
-        missing = self._pool.blocks_for(request.max_tokens) - shared
-        if missing > self._pool.num_blocks - self.prefixes.stats.pinned_blocks:
+        missing = self._pool.blocks_for(request.max_tokens)
+        allowed = self._pool.num_blocks - self.prefixes.stats.pinned_blocks
+        if missing > allowed and missing - self.prefixes.room(request.keys, len(request.ids) - 1)[0] > allowed:
             return True
         left = self._pool.max_tokens - self.prefixes.num_pinned_tokens
         return self._pool.counts_tokens and request.max_tokens > left

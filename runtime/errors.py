@@ -155,3 +155,8 @@ def telling_line(said: BaseException | str, *, last: bool = False) -> str:
     if not lines:
         return type(said).__name__ if isinstance(said, BaseException) else "no reason given"
     return _CODE.sub("", lines[-1 if last else 0])
+
+
+def not_expected(path: str, value: object, expected: str) -> PromptError:
+    """The error of one value in a request, at a path like "messages[1].content"."""
+    return PromptError(f"{path} is {shown(value)}, expected {expected}", param=path)

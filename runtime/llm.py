@@ -232,7 +232,7 @@ class LLM:
     def system_prefix(self, system: str) -> list[int]:
         """The ids that every conversation with this system message begins with."""
         message = {"role": "system", "content": system}
-        all_ids = [list(self._prompt_of([message, {"role": "user", "content": probe}]).ids) for probe in PROBES]
+        all_ids = [self.encode_chat([message, {"role": "user", "content": probe}]) for probe in PROBES]
         return all_ids[0][: min(common_prefix(all_ids[0], other) for other in all_ids[1:])]
 
     def add_document(self, text: str) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from edge.runtime.errors import PromptError, shown
+from edge.runtime.errors import PromptError, not_expected, shown
 from edge.runtime.tools import JsonObject, checked_tools
 from edge.runtime.unicode import check_text
 
@@ -106,18 +106,22 @@ def messages_from(values: Sequence[MessageLike]) -> tuple[Message, ...]:
 def _message(value: object, path: str) -> Message:
     given = value.to_dict() if isinstance(value, Message) else value
     if not isinstance(given, Mapping):
-        raise _wrong(path, given, f"a Message or a mapping like {_EXAMPLE}")
+        raise not_expected(path, given, f"a Message or a mapping like {_EXAMPLE}")
     role = _role(given, path)
     for key, item in given.items():
         if key not in _KEYS and key not in _WITHOUT_EFFECT and item is not None:
-            raise _wrong(f"{path}.{key}", item, f"none of this key; known are {', '.join(_KEYS)}")
+            raise not_expected(f"{path}.{key}", item, f"none of this key; known are {', '.join(_KEYS)}")
     calls = _tool_calls(given, role, path)
     tool_call_id = _text(given, "tool_call_id", path)
     if tool_call_id is not None and role != "tool":
-        raise _wrong(f"{path}.tool_call_id", tool_call_id, f"none in a message of role {role!r}; only 'tool' has one")
+        raise not_expected(
+            f"{path}.tool_call_id", tool_call_id, f"none in a message of role {role!r}; only 'tool' has one"
+        )
     tools = given.get("tools") or ()
     if tools and role not in ("system", "developer"):
-        raise _wrong(f"{path}.tools", tools, f"none in a message of role {role!r}; give tools beside the messages")
+        raise not_expected(
+            f"{path}.tools", tools, f"none in a message of role {role!r}; give tools beside the messages"
+        )
     return Message(
         role=role,
         content=_content(given, path, optional=bool(calls or tools)),
@@ -136,7 +140,7 @@ def _role(given: JsonObject, path: str) -> Role:
     for known in _ROLES:
         if role == known:
             return known
-    raise _wrong(f"{path}.role", role, f"one of {', '.join(_ROLES)}")
+    raise not_expected(f"{path}.role", role, f"one of {', '.join(_ROLES)}")
 
 
 def _content(given: JsonObject, path: str, *, optional: bool) -> str | tuple[Part, ...]:
@@ -151,7 +155,7 @@ def _content(given: JsonObject, path: str, *, optional: bool) -> str | tuple[Par
     if isinstance(content, str):
         return check_text(content, path, param=path)
     if isinstance(content, bytes | Mapping) or not isinstance(content, Sequence):
-        raise _wrong(path, content, "text, a list of text parts, or null")
+        raise not_expected(path, content, "text, a list of text parts, or null")
     return tuple(_part(part, f"{path}[{i}]") for i, part in enumerate(content))
 
 
@@ -159,10 +163,10 @@ def _part(given: object, path: str) -> Part:
     if isinstance(given, TextPart):
         given = given.to_dict()
     if not isinstance(given, Mapping):
-        raise _wrong(path, given, "a part like {'type': 'text', 'text': 'Hello'}")
+        raise not_expected(path, given, "a part like {'type': 'text', 'text': 'Hello'}")
     kind = given.get("type")
     if not isinstance(kind, str) or kind not in _TEXT_PARTS:
-        raise _wrong(f"{path}.type", kind, "'text'; this model reads text and nothing else")
+        raise not_expected(f"{path}.type", kind, "'text'; this model reads text and nothing else")
     key = _TEXT_PARTS[kind]
     return TextPart(check_text(given.get(key), f"{path}.{key}", param=f"{path}.{key}"))
 
@@ -174,13 +178,15 @@ def _tool_calls(given: JsonObject, role: Role, path: str) -> tuple[ToolCall, ...
     if not calls and old is None and (calls is None or isinstance(calls, list | tuple)):
         return ()
     if role != "assistant":
-        raise _wrong(f"{path}.{key}", given[key], f"none in a message of role {role!r}; only 'assistant' has some")
+        raise not_expected(
+            f"{path}.{key}", given[key], f"none in a message of role {role!r}; only 'assistant' has some"
+        )
     if old is not None:
         if calls:
-            raise _wrong(f"{path}.function_call", old, "either tool_calls or function_call, not both")
+            raise not_expected(f"{path}.function_call", old, "either tool_calls or function_call, not both")
         return (_function(old, f"{path}.function_call", ""),)
     if not isinstance(calls, list | tuple):
-        raise _wrong(f"{path}.tool_calls", calls, "a list of calls")
+        raise not_expected(f"{path}.tool_calls", calls, "a list of calls")
     return tuple(_tool_call(call, f"{path}.tool_calls[{i}]") for i, call in enumerate(calls))
 
 
@@ -188,18 +194,18 @@ def _tool_call(given: object, path: str) -> ToolCall:
     if isinstance(given, ToolCall):
         given = given.to_dict()
     if not isinstance(given, Mapping):
-        raise _wrong(path, given, "a call like {'id': ..., 'type': 'function', 'function': {...}}")
+        raise not_expected(path, given, "a call like {'id': ..., 'type': 'function', 'function': {...}}")
     if given.get("type") not in ("function", None):
-        raise _wrong(f"{path}.type", given["type"], "'function'")
+        raise not_expected(f"{path}.type", given["type"], "'function'")
     return _function(given.get("function"), f"{path}.function", _text(given, "id", path) or "")
 
 
 def _function(given: object, path: str, call_id: str) -> ToolCall:
     if not isinstance(given, Mapping):
-        raise _wrong(path, given, "a function like {'name': 'search', 'arguments': '{\"query\": \"tea\"}'}")
+        raise not_expected(path, given, "a function like {'name': 'search', 'arguments': '{\"query\": \"tea\"}'}")
     name = _text(given, "name", path)
     if not name:
-        raise _wrong(f"{path}.name", name, "the name of a function")
+        raise not_expected(f"{path}.name", name, "the name of a function")
     arguments = given.get("arguments")
     path = f"{path}.arguments"
     if isinstance(arguments, Mapping):  # as transformers has them
@@ -210,7 +216,7 @@ def _function(given: object, path: str, call_id: str) -> ToolCall:
     if arguments is None:
         arguments = ""
     if not isinstance(arguments, str):
-        raise _wrong(path, arguments, "JSON text, or an object")
+        raise not_expected(path, arguments, "JSON text, or an object")
     return ToolCall(name, check_text(arguments, path, param=path), call_id)
 
 
@@ -219,11 +225,13 @@ def _check_answers(message: Message, calls: Sequence[ToolCall], path: str) -> No
     if message.role == "function":
         names = [call.name for call in calls]
         if message.name not in names:
-            raise _wrong(f"{path}.name", message.name, f"a function called before it: {_listed(names)}")
+            raise not_expected(f"{path}.name", message.name, f"a function called before it: {_listed(names)}")
     elif message.tool_call_id is not None:
         ids = [call.id for call in calls if call.id]
         if message.tool_call_id not in ids:
-            raise _wrong(f"{path}.tool_call_id", message.tool_call_id, f"the id of a call before it: {_listed(ids)}")
+            raise not_expected(
+                f"{path}.tool_call_id", message.tool_call_id, f"the id of a call before it: {_listed(ids)}"
+            )
     elif not calls:
         raise PromptError(
             f"{path}.role is 'tool', and no assistant message before it calls a tool; expected tool_calls there",
@@ -242,7 +250,3 @@ def _dict_of(value: object) -> object:
 
 def _listed(known: Sequence[str]) -> str:
     return ", ".join(map(repr, known)) or "there is none"
-
-
-def _wrong(path: str, value: object, expected: str) -> PromptError:
-    return PromptError(f"{path} is {shown(value)}, expected {expected}", param=path)

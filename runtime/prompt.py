@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edge.runtime.arrays import Ids
 from edge.runtime.engines.engine import TEXT, Embedding, EngineInfo, Inputs
-from edge.runtime.errors import PromptError, shown
+from edge.runtime.errors import PromptError, not_expected, shown
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,9 +106,7 @@ def _whole_numbers(values: Iterable[object], name: str) -> list[int]:
     for index, value in enumerate(values.tolist() if isinstance(values, np.ndarray) else values):
         number = int(value) if isinstance(value, np.integer) else value
         if type(number) is not int or number < 0:
-            raise PromptError(
-                f"{name}[{index}] is {shown(value)}, expected a whole number, 0 or more", param=f"{name}[{index}]"
-            )
+            raise not_expected(f"{name}[{index}]", value, "a whole number, 0 or more")
         found.append(number)
     return found
 

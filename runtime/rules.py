@@ -20,7 +20,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
@@ -252,7 +252,7 @@ class Settings:
 def check(spec: Field[Any], value: object) -> object:  # Any: fields of every type
     """A value as a field keeps it. Raises SettingsError."""
     if value is None:
-        return spec.default if spec.default_factory is MISSING else spec.default_factory()
+        return spec.default
     rule: Rule | None = spec.metadata.get(_RULE)
     return value if rule is None else check_value(spec.name, rule, value)
 

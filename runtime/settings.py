@@ -8,7 +8,7 @@ that checkers and editors know them; a test holds the two to each other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Literal, TypedDict, Unpack
 
 from edge.runtime.constraint import Constraint
@@ -75,7 +75,7 @@ class GenerationSettings(Settings):
         None, Whole(1), "tokens of the answer at most; none: to the end of the context"
     )
     min_new_tokens: int = setting(0, Whole(), "stop ids are not chosen before")
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = setting(Sampling(), Instance(Sampling, "an edge.Sampling"), "how each token is chosen")
     stop: tuple[str, ...] = setting((), Texts(), "end the answer before any of these texts, which may span tokens")
     stop_token_ids: tuple[int, ...] = setting((), Wholes(), "end the answer at these ids, besides those of the model")
     deadline_s: float | None = setting(None, Number(0, above=True), "end the answer so many seconds after the request")
@@ -90,8 +90,6 @@ class GenerationSettings(Settings):
     )
 
     def check_together(self) -> None:
-        if not isinstance(self.sampling, Sampling):
-            raise SettingsError(f"sampling is {self.sampling!r}, expected an edge.Sampling", param="sampling")
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise SettingsError(
                 f"min_new_tokens is {self.min_new_tokens}, expected 0 to max_new_tokens, {self.max_new_tokens}",

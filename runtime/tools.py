@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from edge.runtime.errors import PromptError, shown
+from edge.runtime.errors import PromptError, not_expected
 from edge.runtime.unicode import check_text
 
 GLM_TOOLS = ("python", "simple_browser", "cogview")  # GLM-4's "All Tools": described in its template, by type alone
@@ -24,7 +24,7 @@ _DEEPEST = 64  # levels of a schema or an object
 def checked_tools(values: object, path: str = "tools") -> tuple[JsonObject, ...]:
     """The tools, as they are. Raises PromptError."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
-        raise _wrong(path, values, f"a list of tools like {_EXAMPLE}")
+        raise not_expected(path, values, f"a list of tools like {_EXAMPLE}")
     names: set[str] = set()
     for i, tool in enumerate(values):
         name = _check_tool(tool, f"{path}[{i}]")
@@ -48,32 +48,28 @@ def check_json(value: object, path: str, depth: int = 0) -> None:
         for i, item in enumerate(value):
             check_json(item, f"{path}[{i}]", depth + 1)
     elif isinstance(value, float) and not isfinite(value):
-        raise _wrong(path, value, "a number that JSON has")
+        raise not_expected(path, value, "a number that JSON has")
     elif value is not None and not isinstance(value, bool | int | float):
-        raise _wrong(path, value, "a value of JSON")
+        raise not_expected(path, value, "a value of JSON")
 
 
 def _check_tool(tool: object, path: str) -> str:
     """Returns its name."""
     if not isinstance(tool, Mapping):
-        raise _wrong(path, tool, f"a mapping like {_EXAMPLE}")
+        raise not_expected(path, tool, f"a mapping like {_EXAMPLE}")
     check_json(tool, path)
     kind = tool.get("type")
     if kind in GLM_TOOLS:
         return str(kind)
     if kind != "function":
-        raise _wrong(f"{path}.type", kind, f"'function', or one of GLM-4's own: {', '.join(GLM_TOOLS)}")
+        raise not_expected(f"{path}.type", kind, f"'function', or one of GLM-4's own: {', '.join(GLM_TOOLS)}")
     function = tool.get("function")
     if not isinstance(function, Mapping):
-        raise _wrong(f"{path}.function", function, f"a mapping; a tool is {_EXAMPLE}")
+        raise not_expected(f"{path}.function", function, f"a mapping; a tool is {_EXAMPLE}")
     name = function.get("name")
     if not isinstance(name, str) or not name.strip() or "\n" in name:
-        raise _wrong(f"{path}.function.name", name, "a name on one line")
+        raise not_expected(f"{path}.function.name", name, "a name on one line")
     for key, kinds, expected in (("description", str, "text"), ("parameters", Mapping, "a JSON schema")):
         if not isinstance(function.get(key), kinds | None):
-            raise _wrong(f"{path}.function.{key}", function[key], expected)
+            raise not_expected(f"{path}.function.{key}", function[key], expected)
     return name
-
-
-def _wrong(path: str, value: object, expected: str) -> PromptError:
-    return PromptError(f"{path} is {shown(value)}, expected {expected}", param=path)

@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.runtime import bundle as bundles
+from edge.runtime.arrays import Logits
 from edge.runtime.engines.choice import engines_for, open_engine
 from edge.runtime.errors import BundleError, VerificationError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import EngineSettings
-
-Logits = npt.NDArray[np.float32]  # (rows, vocab)
 
 # Largest logit difference over the logit scale that float32 kernels in another order can make. One rounding is 6e-8;
 # a few hundred products in a row with widths in the thousands stay below 1e-4. A wrong weight shows far above 1e-2.
