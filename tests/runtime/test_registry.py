@@ -96,6 +96,15 @@ def test_extras_bring_the_packages_of_engines() -> None:
         assert any(re.match(rf"{known.package}\b", wanted) for wanted in project["optional-dependencies"][known.extra])
 
 
+def test_records_say_what_engines_take() -> None:
+    """The command line and sweeps ask the record, before an engine's package is imported."""
+    from edge.runtime.engines.onnxruntime import CACHE_TYPES
+    from edge.runtime.engines.openvino_paged import BLOCK_SIZES
+
+    assert ENGINES["onnx"].kv_precisions == tuple(CACHE_TYPES)
+    assert ENGINES["openvino"].families == tuple(BLOCK_SIZES)
+
+
 def test_logs_tell_what_happens_and_never_what_is_said(caplog: pytest.LogCaptureFixture, tiny_bundle: Path) -> None:
     caplog.set_level(logging.DEBUG, "edge")
     edge.load(tiny_bundle).close()
