@@ -4,11 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_BUNDLE ?= build/demo-bundle
 
-.PHONY: demo test check bench clean help
+FUZZ_INPUTS ?= 5000
+
+.PHONY: demo test test-slow check bench clean help
 
 help:
 	@echo "make demo   install, export the default checkpoint, answer a question"
 	@echo "make test   install everything and run the tests"
+	@echo "make test-slow  what takes minutes by nature: interrupts by chance, killed exports, fuzzing"
 	@echo "make check  lint, types, import floors"
 	@echo "make bench  compare with openvino_genai on the same weights"
 
@@ -18,6 +21,11 @@ demo: $(VENV)/.base
 # Two at once, a file in one process: most tests keep one core busy, and a file shares its exports.
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Nothing beside it: chance needs the machine to itself, and so do the deadlines that find what hangs.
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m tests.fuzz --inputs $(FUZZ_INPUTS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

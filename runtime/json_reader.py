@@ -1,0 +1,145 @@
+"""The one way in which JSON of others is read: with limits, and with one kind of error.
+
+In: JSON text or a file, what to call it, and the error that its reader raises. Out: the value. Knows nothing about what
+the value should be.
+
+Python's own reader lets pass what later code dies of: nesting that overflows the stack of whoever walks it, numbers
+beyond float64 (as inf), integers of thousands of digits, NaN, and halves of characters that no UTF-8 can hold.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+from edge.runtime.errors import EdgeError, shown
+from edge.runtime.files import SMALL_BYTES, read_file
+
+MAX_DEPTH = 64  # of lists and objects within each other; tokenizer.json and JSON schemas have ten or so
+MAX_DIGITS = 40  # of an integer; 2**64 has 20
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class _Refused(ValueError):
+    """What the JSON holds and may not, in words."""
+
+
+def parse_json(
+    raw: str | bytes,
+    name: str,
+    error: type[EdgeError],
+    advice: str,
+    *,
+    unique_keys: bool = False,
+    infinite: bool = False,
+    max_depth: int = MAX_DEPTH,
+) -> Any:
+    """The value of JSON text; bytes are UTF-8, with or without a byte-order mark.
+
+    unique_keys: refuse an object that has a key twice, as for what we write ourselves. infinite: let NaN and Infinity
+    pass, which JSON does not have and Python writes all the same. Raises `error`, "`name` is not valid JSON: ... ;
+    `advice`", for anything else than JSON within the limits.
+    """
+
+    def whole(digits: str) -> int:
+        if len(digits) > MAX_DIGITS:
+            raise _Refused(f"it holds an integer of {len(digits)} digits")
+        return int(digits)
+
+    def fraction(digits: str) -> float:
+        number = float(digits)
+        if math.isinf(number) and not infinite:
+            raise _Refused(f"it holds {shown(digits)}, which is beyond a 64-bit float")
+        return number
+
+    def constant(word: str) -> float:
+        if not infinite:
+            raise _Refused(f"it holds {word}, which is no number in JSON")
+        return float(word)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise _Refused(f"an object has the key {shown(twice)} twice")
+        return found
+
+    def refuse(reason: object) -> NoReturn:
+        raise error(f"{name} is not valid JSON: {reason}; {advice}") from None
+
+    try:
+        text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw.removeprefix("\ufeff")
+        value = json.loads(
+            text,
+            parse_int=whole,
+            parse_float=fraction,
+            parse_constant=constant,
+            object_pairs_hook=unique if unique_keys else None,
+        )
+        _check_depth(value, max_depth)
+        if _ESCAPED_SURROGATE.search(text):
+            _check_unicode(value)
+    except UnicodeDecodeError as problem:
+        refuse(f"it is not UTF-8 at byte {problem.start}")
+    except json.JSONDecodeError as problem:
+        refuse(f"{problem.msg} at line {problem.lineno}, column {problem.colno}")
+    except _Refused as problem:
+        refuse(problem)
+    except RecursionError:
+        refuse(f"its lists and objects nest more than {max_depth} deep")
+    except MemoryError:
+        refuse("there is not enough memory for it")
+    return value
+
+
+def read_json(
+    path: Path,
+    error: type[EdgeError],
+    advice: str,
+    *,
+    max_bytes: int = SMALL_BYTES,
+    unique_keys: bool = False,
+    infinite: bool = False,
+    max_depth: int = MAX_DEPTH,
+) -> Any:
+    """`parse_json` of a file; raises `error` for one that cannot be read or is too large, too."""
+    raw = read_file(path, error, advice, max_bytes=max_bytes)
+    return parse_json(raw, str(path), error, advice, unique_keys=unique_keys, infinite=infinite, max_depth=max_depth)
+
+
+def read_json_object(
+    path: Path,
+    error: type[EdgeError],
+    advice: str,
+    *,
+    max_bytes: int = SMALL_BYTES,
+    unique_keys: bool = False,
+    infinite: bool = False,
+) -> dict[str, Any]:
+    """`read_json` of a file that has to hold an object."""
+    value = read_json(path, error, advice, max_bytes=max_bytes, unique_keys=unique_keys, infinite=infinite)
+    if not isinstance(value, dict):
+        raise error(f"{path} holds {shown(value)}, expected a JSON object; {advice}")
+    return value
+
+
+def _check_depth(value: object, limit: int) -> None:
+    """Level by level: a walk that calls itself would overflow as the walks of others do."""
+    level, depth = [value], 0
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        if depth > limit:
+            raise _Refused(f"its lists and objects nest more than {limit} deep")
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+
+
+def _check_unicode(value: object) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as problem:
+        code = ord(problem.object[problem.start])
+        raise _Refused(f"it holds half a character (surrogate U+{code:04X})") from None
