@@ -45,6 +45,8 @@ class Admission:
         self._inbox: deque[Request] = deque()  # submitted, and not seen by a step yet
         self._arrivals = count()
         self._held_up: set[int] = set()  # arrivals of requests that have waited for room, for the log
+        # Whether a prompt may start from tokens of an answer: they can have been computed with other bits than it has.
+        self._shares_answers = not self._info.reproducible or self._info.decodes_as_it_reads
 
     @property
     def num_waiting(self) -> int:
@@ -57,24 +59,39 @@ class Admission:
     def take_in(self) -> None:
         """Give what was submitted its place in the queue."""
         while self._inbox:
-            request = self._inbox.popleft()
-            request.arrival = next(self._arrivals)
-            self.waiting.append(request)
+            request = self._inbox[0]
+            if request.arrival < 0:
+                request.arrival = next(self._arrivals)
+                self.waiting.append(request)
+            self._inbox.popleft()  # last: whatever fails before, it is not lost
 
-    def admit(self, prefilling: Sequence[Request], decoding: Sequence[Request]) -> list[Request]:
-        """Take requests out of the queue as far as there is room, each with a sequence. Ends those that never fit."""
+    def start_over(self, requests: Sequence[Request]) -> None:
+        """Let these requests wait again, and forget all that was computed: the pool takes its blocks back."""
+        self._pool.start_over()
+        self.prefixes.start_over()
+        self.waiting = sorted((r for r in requests if r.arrival >= 0), key=lambda request: request.arrival)
+        for request in requests:
+            request.preemptions += request.sequence is not None
+            request.sequence = None
+
+    def admit(
+        self, prefilling: Sequence[Request], decoding: Sequence[Request], most: int = MAX_RUNNING
+    ) -> list[Request]:
+        """Take requests out of the queue as far as there is room, each with a sequence. Ends those that never fit.
+
+        most: how many may run.
+        """
         admitted: list[Request] = []
         passed: list[Request] = []  # those that do not fit
         for request in list(self.waiting):
             reading = [*admitted, *prefilling]
             running = [*reading, *decoding]
-            if len(running) >= MAX_RUNNING or any(other.overtaken >= MAX_OVERTAKEN for other in passed):
+            if len(running) >= most or any(other.overtaken >= MAX_OVERTAKEN for other in passed):
                 break
             if self._is_being_prefilled(request, reading):
                 continue  # it will start from what another request computes right now
             fits = self._fits(request, running)
-            # The last token is computed in any case: its logits choose the next one.
-            sequence = self._start(request, len(request.ids) - 1, decoding) if fits else None
+            sequence = self._start(request, self._sharable(request), decoding) if fits else None
             if sequence is not None:
                 for other in passed:
                     other.overtaken += 1
@@ -115,9 +132,11 @@ class Admission:
 
     def release(self, request: Request) -> None:
         """Take a request's sequence; what is computed of it stays in the prefix cache."""
-        if request.sequence is not None:
-            self.prefixes.insert(request.keys, request.sequence, whole=True)
-            request.sequence.free()
+        if (sequence := request.sequence) is not None:
+            if not self._shares_answers:
+                sequence.trim(min(sequence.num_tokens, request.num_prompt_tokens))
+            self.prefixes.insert(request.keys, sequence, whole=True)
+            sequence.free()
             request.sequence = None
 
     def forget(self, request: Request) -> None:
@@ -157,7 +176,7 @@ class Admission:
         if self._never_fits(request):
             return False
         pool, needed = self._pool, self._blocks_now(request)
-        shared, evictable = self.prefixes.room(request.keys, len(request.ids) - 1)
+        shared, evictable = self.prefixes.room(request.keys, self._sharable(request))
         promised = 0
         for other in running:
             assert other.sequence is not None
@@ -179,6 +198,15 @@ class Admission:
         needed = min(len(request.ids) + (GROWTH if running else 1), request.max_tokens)
         return needed <= self._pool.num_free_tokens + self.prefixes.evictable[1] - promised
 
+    def _sharable(self, request: Request) -> int:
+        """How many of a request's first tokens may come from elsewhere.
+
+        The last one is computed in any case: its logits choose the next. What a preempted answer has written is
+        computed as it was, where that makes a difference.
+        """
+        last = len(request.ids) - 1
+        return last if self._shares_answers else min(last, request.num_prompt_tokens)
+
     def _blocks_now(self, request: Request) -> int:
         """Blocks of a request's tokens and of the next one."""
         return self._pool.blocks_for(min(len(request.ids) + 1, request.max_tokens))
@@ -189,7 +217,7 @@ class Admission:
             return False
         missing = self._pool.blocks_for(request.max_tokens)
         allowed = self._pool.num_blocks - self.prefixes.stats.pinned_blocks
-        if missing > allowed and missing - self.prefixes.room(request.keys, len(request.ids) - 1)[0] > allowed:
+        if missing > allowed and missing - self.prefixes.room(request.keys, self._sharable(request))[0] > allowed:
             return True
         left = self._pool.max_tokens - self.prefixes.num_pinned_tokens
         return self._pool.counts_tokens and request.max_tokens > left
@@ -203,7 +231,10 @@ class Admission:
         kept = min(self.prefixes.count_match(keys), limit)
         files = [(min(common_prefix(stored.keys, keys), limit), stored) for stored in self.snapshots]
         others = [
-            (min(common_prefix(other.keys[:-1], keys), limit), other.sequence)
+            (
+                min(common_prefix(other.keys[: -1 if self._shares_answers else other.num_prompt_tokens], keys), limit),
+                other.sequence,
+            )
             for other in decoding
             if other.sequence is not None and self._info.can_fork and self._info.can_trim
         ]

@@ -28,6 +28,7 @@ A message says what was given, what was expected, and what to do about it.
 
 from __future__ import annotations
 
+import copy
 import re
 
 _SHOWN = 80  # characters of a value that a message quotes
@@ -160,3 +161,18 @@ def telling_line(said: BaseException | str, *, last: bool = False) -> str:
 def not_expected(path: str, value: object, expected: str) -> PromptError:
     """The error of one value in a request, at a path like "messages[1].content"."""
     return PromptError(f"{path} is {shown(value)}, expected {expected}", param=path)
+
+
+def own_error(error: BaseException) -> EdgeError:
+    """An error for the request that met it: a copy of one of ours, or a GenerationError about one that is not ours."""
+    if isinstance(error, EdgeError):
+        return copy.copy(error)
+    found = GenerationError(f"this answer failed: {type(error).__name__}: {shown_line(error)}")
+    found.__cause__ = error
+    return found
+
+
+def shown_line(error: BaseException) -> str:
+    """What an exception says, short and on one line."""
+    line = telling_line(error)
+    return line if line.isprintable() and len(line) <= _SHOWN else shown(line)

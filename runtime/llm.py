@@ -22,7 +22,7 @@ from edge.runtime.chunk import Answer
 from edge.runtime.constraints import Constraints
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine
-from edge.runtime.errors import BundleError, ClosedError, EdgeError, PromptError, SettingsError, shown
+from edge.runtime.errors import BundleError, ClosedError, EdgeError, PromptError, SettingsError, own_error, shown
 from edge.runtime.kv.prefix import PrefixStats, common_prefix
 from edge.runtime.kv.snapshot_format import SnapshotIdentity
 from edge.runtime.messages import Message, MessageLike
@@ -322,16 +322,17 @@ class LLM:
         request = Request(
             prompt, settings, self.tokenizer, self.stop_ids, self.engine.info.max_context, constraint, drafter
         )
+        stream = Stream(request, self._runner)  # first: an interrupt right behind submitting leaves no request unread
         self._runner.submit(request)
-        return Stream(request, self._runner)
+        return stream
 
     def _try_submit(self, prompt: object, settings: GenerationSettings) -> Stream | EdgeError:
         try:
             return self._submit(self._prompt_of(prompt), settings)
         except (SettingsError, ClosedError):
             raise
-        except EdgeError as error:
-            return error
+        except Exception as error:  # of a tokenizer or a constraint; other prompts have nothing to do with it
+            return own_error(error)
 
     def _computed(self, prefix: object) -> Prompt:
         """A prefix whose keys and values are in the cache."""

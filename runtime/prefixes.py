@@ -12,13 +12,12 @@ from pathlib import Path
 
 from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import CacheFullError, SettingsError
-from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.kv.snapshot import open_snapshot, save_snapshot
 from edge.runtime.kv.snapshot_format import SnapshotIdentity
 from edge.runtime.prompt import Prompt
 from edge.runtime.rules import FilePath, check_value
 from edge.runtime.runner import Runner
-from edge.runtime.scheduler import Scheduler
+from edge.runtime.scheduler import Held, Scheduler
 
 ATTEMPTS = 3  # to compute a prefix that other answers drive out of the cache before it is held
 
@@ -51,11 +50,11 @@ class Prefixes:
         answers leave it no room.
         """
         self._check_can_share()
-        prompt, sequence = self._held(prefix)
+        prompt, held = self._held(prefix)
 
         def pin() -> int:
             count = self._scheduler.prefixes.pin(prompt.cache_keys)
-            sequence.free()
+            self._scheduler.release(held)
             return count
 
         return self._runner.between_steps(pin)
@@ -72,11 +71,19 @@ class Prefixes:
         """
         self._check_can_snapshot()
         target: Path = check_value("path", FilePath(), path)
-        prompt, sequence = self._held(prefix)
-        try:  # answers go on meanwhile: nobody else writes into the blocks of this sequence
-            save_snapshot(target, prompt.cache_keys, sequence, self._engine.pool, self._identity, system)
+        prompt, held = self._held(prefix)
+        pool = self._engine.pool
+
+        def save() -> None:
+            save_snapshot(target, prompt.cache_keys, held.sequence, pool, self._identity, system)
+
+        try:
+            if pool.counts_tokens:  # slots move when others need neighbouring ones
+                self._runner.between_steps(save)
+            else:  # answers go on meanwhile: nobody else writes into the blocks of this sequence
+                save()
         finally:
-            self._runner.between_steps(sequence.free)
+            self._runner.between_steps(partial(self._scheduler.release, held))
         return len(prompt.ids)
 
     def load(self, path: str | Path) -> int:
@@ -89,25 +96,26 @@ class Prefixes:
         self._runner.between_steps(lambda: self._scheduler.add_snapshot(snapshot))
         return snapshot.num_tokens
 
-    def _held(self, prefix: object) -> tuple[Prompt, CacheSequence]:
+    def _held(self, prefix: object) -> tuple[Prompt, Held]:
         """A prefix and a sequence that holds all of it, which is in the prefix cache as well."""
         for _ in range(ATTEMPTS):
             prompt = self._compute(prefix)
-            if (sequence := self._runner.between_steps(partial(self._hold, prompt))) is not None:
-                return prompt, sequence
+            if (held := self._runner.between_steps(partial(self._hold, prompt))) is not None:
+                return prompt, held
         raise CacheFullError(
             f"other answers leave no room in the KV cache for a prefix of {len(prompt.ids)} tokens; wait for them, or "
             "load with a larger kv_cache_bytes"
         )
 
-    def _hold(self, prompt: Prompt) -> CacheSequence | None:
+    def _hold(self, prompt: Prompt) -> Held | None:
         keys, prefixes = prompt.cache_keys, self._scheduler.prefixes
         sequence = prefixes.match(keys, len(keys))
         whole = sequence.num_tokens == len(keys)
         prefixes.insert(keys, sequence, whole=True)  # match may have taken its last block
-        if not whole:
-            sequence.free()
-        return sequence if whole else None
+        if whole:
+            return self._scheduler.hold(sequence)
+        sequence.free()
+        return None
 
     def _check_can_share(self) -> None:
         self._runner.check_open()

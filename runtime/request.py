@@ -5,7 +5,9 @@ In: a prompt and settings; then logits, step by step. Out: chunks. Knows nothing
 
 from __future__ import annotations
 
+import math
 import time
+import weakref
 from collections import deque
 from collections.abc import Collection, Sequence
 
@@ -16,7 +18,7 @@ from edge.runtime.chunk import Chunk, FinishReason, Stats, StoppedBy
 from edge.runtime.constraints import ConstraintState
 from edge.runtime.detokenizer import Detokenizer
 from edge.runtime.engines.engine import Inputs
-from edge.runtime.errors import ContextLengthError, EdgeError, PromptError, SettingsError
+from edge.runtime.errors import ContextLengthError, DeviceError, EdgeError, PromptError, SettingsError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.logprobs import TokenLogprob, token_logprob
 from edge.runtime.prompt import Prompt
@@ -31,7 +33,8 @@ class Request:
     """A prompt and what has come of it.
 
     The scheduler owns `sequence`, `arrival`, `overtaken`, `skipped` and `preemptions`; `chunks` are for whoever reads
-    the answer, and `cancelled` is for whoever wants no more of it. These two may be touched by any thread.
+    the answer, and `cancelled` is for whoever wants no more of it. These two may be touched by any thread. A `reader`
+    that is gone wants no more either: that is seen without any code of its own, which an interrupt could skip.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Request:
         self.error: EdgeError | None = None
         self.finished = False
         self.cancelled = False
+        self.reader: weakref.ref[object] | None = None
         self._num_tokens = tokenizer.num_tokens  # padding rows of the embedding beyond it are never chosen
         self._stop_ids = frozenset(stop_ids) | frozenset(settings.stop_token_ids)
         self._sampler = Sampler(settings.sampling, self.ids, tokenizer.num_tokens)
@@ -88,6 +92,11 @@ class Request:
         """Whether its deadline has passed."""
         deadline_s = self.settings.deadline_s
         return deadline_s is not None and time.perf_counter() - self._started > deadline_s
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether nobody waits for more."""
+        return self.cancelled or (self.reader is not None and self.reader() is None)
 
     @property
     def has_news(self) -> bool:
@@ -121,7 +130,8 @@ class Request:
     def accept(self, rows: Logits, draft: Sequence[int] = ()) -> None:
         """Choose a token from one row after another, for as long as each is the one that was drafted.
 
-        rows: (1 + drafted, vocab). Raises EdgeError where a constraint cannot be followed.
+        rows: (1 + drafted, vocab). Raises EdgeError where a constraint cannot be followed, and DeviceError for logits
+        that are no numbers.
         """
         taken: list[int] = []
         logprobs: list[TokenLogprob] = []
@@ -129,6 +139,7 @@ class Request:
         reason: FinishReason | None = None
         stopped_by: StoppedBy | None = None
         for i, row in enumerate(rows[:, : self._num_tokens]):
+            check_finite(row)
             token_id = self._choose(row)
             taken.append(token_id)
             self.ids.append(token_id)
@@ -217,6 +228,18 @@ class Request:
             drafted_tokens=0 if self.drafter is None else self.drafter.drafted,
             accepted_tokens=0 if self.drafter is None else self.drafter.accepted,
             preemptions=self.preemptions,
+        )
+
+
+def check_finite(row: Logits) -> None:
+    """Raises DeviceError when no token can be chosen by these logits (vocab,): one is NaN or infinite, or none is left.
+
+    A mask of -inf on some of them is none of these.
+    """
+    if not math.isfinite(highest := float(row.max())):  # a NaN anywhere is the maximum
+        raise DeviceError(
+            f"the engine computed logits of {highest}: a number was too large for the precision it computes with, or "
+            "the weights are damaged; run edge verify, or load with inference_precision f32"
         )
 
 

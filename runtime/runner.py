@@ -1,59 +1,143 @@
-"""Who makes the scheduler's steps: whichever thread waits for an answer, one at a time.
+"""Who makes the scheduler's steps: one thread of our own, in which no signal handler ever runs.
 
-In: requests and calls from any thread. Out: steps. There is no thread of our own: a reader whose answer has nothing new
-makes a step, unless another reader is making one; then it waits for that one to end. So submitting, cancelling and
-reading figures never wait for a step, and what has to happen between two steps waits for at most the running one.
-Knows nothing about what a step does.
+In: requests and calls from any thread. Out: steps, as long as a reader waits for one. Knows nothing about what a step
+does.
+
+Python runs signal handlers in the main thread alone, and there between any two instructions: a Ctrl-C inside a step
+would leave engine, cache and queues half changed. So readers change nothing. They put what they want into a queue and
+wait for an answer; both are single calls into C (queue.SimpleQueue), which an interrupt leaves done or not done. What
+an interrupted reader leaves behind is a wish that is answered to nobody.
 """
 
 from __future__ import annotations
 
+import atexit
+import os
 import threading
-from collections import deque
+import weakref
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from queue import SimpleQueue
+from typing import TypeVar
 
-from edge.runtime.errors import ClosedError
+from edge.runtime.errors import ClosedError, DeviceError
 from edge.runtime.request import Request
 from edge.runtime.scheduler import Scheduler, SchedulerStats
 
 T = TypeVar("T")
 
 
-class _Call(Generic[T]):
-    """Something to be done between two steps, and what came of it."""
+class _Call:
+    """Something to be done between two steps, and who waits for it."""
 
-    def __init__(self, function: Callable[[], T]) -> None:
-        self._function = function
-        self._result: list[T] = []
-        self._error: BaseException | None = None
-        self.done = False
-
-    def run(self) -> None:
-        try:
-            self._result.append(self._function())
-        except Exception as error:  # it belongs to whoever asked, in another thread perhaps
-            self._error = error
-        finally:
-            self.done = True
-
-    def result(self) -> T:
-        if self._error is not None:
-            raise self._error
-        if not self._result:  # Ctrl-C, in the thread that ran it
-            raise KeyboardInterrupt
-        return self._result[0]
+    def __init__(self, function: Callable[[], object]) -> None:
+        self.function = function
+        self.abandoned = False  # nobody waits any more
+        self.answer: SimpleQueue[tuple[object, BaseException | None]] = SimpleQueue()
 
 
-class Runner:
-    """Steps of one scheduler, shared by all its readers."""
+class _News:
+    """A reader that waits for news of a request."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.answer: SimpleQueue[None] = SimpleQueue()
+
+
+class _Worker:
+    """The thread's side. Holds no reference to its runner, so that a model that nobody uses any more can go."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._changed = threading.Condition()
-        self._stepping = False  # whether some thread has the turn
+        self.inbox: SimpleQueue[_Call | _News | None] = SimpleQueue()  # None: the end
+        self.busy = False  # a step may run now, and what was put into the inbox waits for it
+        self.ended = False  # nothing is answered any more
+        self._waiting: list[_News] = []
+        self._pid = os.getpid()
+        self.thread = threading.Thread(target=self._work, name="edge-steps", daemon=True)
+        self.thread.start()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether this is a forked process, where the thread does not exist."""
+        return os.getpid() != self._pid
+
+    def finish(self) -> None:
+        """End the thread; wait for a step that runs, which is told to end."""
+        if not self.elsewhere:
+            self.inbox.put(None)
+            self._scheduler.interrupt()
+            if threading.current_thread() is not self.thread:
+                self.thread.join()
+
+    def _work(self) -> None:
+        try:
+            while self._take():
+                if self._waiting:
+                    self._step()
+                    self.busy = False  # before anyone is told: who closes a stream then need not wait for long
+                    self._tell()
+        finally:
+            self.ended = True
+            while not self.inbox.empty():
+                self._refuse(self.inbox.get())
+            for news in self._waiting:
+                self._refuse(news)
+
+    def _take(self) -> bool:
+        """Do what was asked for between two steps; with nothing to do, wait for it. False at the end."""
+        self.busy = bool(self._waiting)
+        while not self._waiting or not self.inbox.empty():
+            item = self.inbox.get()
+            if item is None:
+                return False
+            if isinstance(item, _Call):
+                self._run(item)
+            else:
+                self._waiting.append(item)
+                self._tell()
+                self.busy = bool(self._waiting)
+        return True
+
+    def _step(self) -> None:
+        try:
+            self._scheduler.step()
+        except BaseException as error:  # at any line; a thread that ended would leave its readers waiting
+            try:
+                self._scheduler.recover(error)
+            except BaseException as worse:
+                self._scheduler.fail_all(worse)
+
+    def _run(self, call: _Call) -> None:
+        if call.abandoned:
+            return
+        try:
+            call.answer.put((call.function(), None))
+        except BaseException as error:  # it belongs to whoever asked
+            call.answer.put((None, error))
+
+    def _tell(self) -> None:
+        """Wake the readers that have what they wait for."""
+        for news in [news for news in self._waiting if news.request.has_news]:
+            self._waiting.remove(news)
+            news.answer.put(None)
+
+    def _refuse(self, item: _Call | _News | None) -> None:
+        if isinstance(item, _Call):
+            item.answer.put((None, _closed()))
+        elif item is not None:
+            item.request.cancelled = True
+            item.answer.put(None)
+
+
+class Runner:
+    """Steps of one scheduler, for any number of readers in any threads."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
         self._closed = False
-        self._calls: deque[_Call[object]] = deque()
+        self._worker = _Worker(scheduler)
+        atexit.register(self._worker.finish)  # an interpreter that ends under a running step crashes
+        weakref.finalize(self, _let_go, self._worker).atexit = False
 
     @property
     def stats(self) -> SchedulerStats:
@@ -66,76 +150,95 @@ class Runner:
         return self._closed
 
     def check_open(self) -> None:
-        """Raises ClosedError after `close`."""
+        """Raises ClosedError after `close`, and DeviceError in a process that was forked after the model was loaded."""
         if self._closed:
-            raise ClosedError("this model has been closed; load it again")
+            raise _closed()
+        if self._worker.elsewhere:
+            raise DeviceError(
+                f"this model was loaded in another process, and a fork (this is process {os.getpid()}) has no threads "
+                'of it; load it in each process, or start processes with multiprocessing\'s "spawn"'
+            )
 
     def submit(self, request: Request) -> None:
-        """Let a request wait for its turn. Returns at once. Raises ClosedError."""
+        """Let a request wait for its turn. Returns at once. Raises as `check_open`."""
         self.check_open()
         self._scheduler.submit(request)
 
     def cancel(self, request: Request) -> None:
-        """Let go of a request: now where no step runs, else when the running one ends. Returns at once."""
+        """Let go of a request: now where no step runs, else when the running one has ended. Never waits for a step."""
         request.cancelled = True
-        self._with_turn(lambda: True, self._scheduler.sweep, wait=False)
+        worker = self._worker
+        if worker.ended or worker.elsewhere:
+            return
+        call = _Call(self._scheduler.sweep)
+        worker.inbox.put(call)
+        if worker.busy:  # a step that begins later begins with this call
+            self._scheduler.interrupt_if_unwanted()
+        elif not worker.ended:
+            call.answer.get()
 
     def advance(self, request: Request) -> None:
-        """Return when a request has news. Raises DeviceError when a step that this thread makes fails."""
+        """Return when a request has news. Raises DeviceError in a forked process."""
+        worker = self._worker
         while not request.has_news:
-            self._with_turn(lambda: request.has_news, self._step)
+            if worker.elsewhere:
+                self.check_open()
+            news = _News(request)
+            worker.inbox.put(news)
+            if worker.ended:  # else it will see what was put before, and answer
+                request.cancelled = True
+                return
+            news.answer.get()
 
     def close(self, release: Callable[[], None]) -> bool:
         """End every request and call a function; what it raises is raised here. False where that has been done."""
+        self._closed = True
+        worker = self._worker
+        if worker.ended or worker.elsewhere:
+            return False
 
         def end() -> None:
             self._scheduler.cancel_all()
             release()
 
-        with self._changed:
-            if self._closed:
-                return False
-            self._closed = True
-        self._call(end)
+        call = _Call(end)
+        worker.inbox.put(call)
+        worker.inbox.put(None)
+        self._scheduler.interrupt()
+        try:
+            if not worker.ended:
+                _result(call)
+        except ClosedError:  # another thread was faster
+            return False
+        worker.thread.join()
         return True
 
     def between_steps(self, function: Callable[[], T]) -> T:
-        """Call a function while no step runs; what it raises is raised here. Raises ClosedError."""
+        """Call a function while no step runs; what it raises is raised here. Raises as `check_open`."""
         self.check_open()
-        return self._call(function)
-
-    def _call(self, function: Callable[[], T]) -> T:
         call = _Call(function)
-        self._calls.append(call)  # type: ignore[arg-type]  # a list of calls of any result
-        while not call.done:
-            self._with_turn(lambda: call.done, lambda: None)
-        return call.result()
-
-    def _step(self) -> None:
-        if self._closed:  # a request that was submitted just before
-            self._scheduler.cancel_all()
-        else:
-            self._scheduler.step()
-
-    def _with_turn(self, is_ready: Callable[[], bool], work: Callable[[], None], *, wait: bool = True) -> None:
-        """Work with the turn, calls of other threads first and last; or wait until another's turn makes it ready."""
-        mine = False
+        self._worker.inbox.put(call)
+        if self._worker.ended:
+            raise _closed()
         try:
-            with self._changed:
-                while self._stepping and wait and not is_ready():
-                    self._changed.wait()
-                if self._stepping or (wait and is_ready()):
-                    return
-                mine = self._stepping = True
-            self._make_calls()
-            work()
-            self._make_calls()
-        finally:
-            if mine:
-                with self._changed:
-                    self._stepping = False
-                    self._changed.notify_all()
+            return _result(call)  # type: ignore[return-value]  # what the function returns
+        except BaseException:
+            call.abandoned = True  # Ctrl-C; it need not be done unless it has begun
+            raise
 
-    def _make_calls(self) -> None:
-        while self._calls:
-            self._calls.popleft().run()
+
+def _result(call: _Call) -> object:
+    value, error = call.answer.get()
+    if error is not None:
+        raise error
+    return value
+
+
+def _closed() -> ClosedError:
+    return ClosedError("this model has been closed; load it again")
+
+
+def _let_go(worker: _Worker) -> None:
+    """Nobody has the runner any more. Does not wait: this may run in any thread, at any moment."""
+    atexit.unregister(worker.finish)
+    worker.inbox.put(None)

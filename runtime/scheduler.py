@@ -7,22 +7,30 @@ steps; what a new one shares with earlier ones is not computed again. Knows noth
 A step is one decode of all running answers together, then some of one prompt: a long prompt never holds up the answers
 of others for longer than a short chunk takes. Prompts take turns. A new one is read before those begun earlier, so that
 a short one need not wait for long ones; a prompt that was passed over a few times in a row is read first all the same.
+
+What is wrong with one request ends that one alone. After a failure that nobody foresaw, at whatever line, nothing is
+trusted that a step changes: the pool starts over, and all requests are computed again from the ids they have. They run
+one at a time for a while, so that one that fails again is found. Ids that were chosen are the one truth here; what the
+cache holds follows from them.
 """
 
 from __future__ import annotations
 
+import logging
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from edge.runtime.admission import MAX_OVERTAKEN, Admission
+from edge.runtime.admission import MAX_OVERTAKEN, MAX_RUNNING, Admission
 from edge.runtime.arrays import Ids, Logits
-from edge.runtime.chunk import Chunk, Prefill
-from edge.runtime.engines.engine import Engine, Step
-from edge.runtime.errors import CacheFullError, EdgeError
+from edge.runtime.chunk import Chunk, FinishReason, Prefill
+from edge.runtime.engines.engine import Engine, Step, StepInterrupted
+from edge.runtime.errors import CacheFullError, EdgeError, own_error
+from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.kv.prefix import PrefixCache, PrefixStats
 from edge.runtime.kv.snapshot import Snapshot
 from edge.runtime.request import Request
@@ -31,6 +39,9 @@ from edge.runtime.speculation import StepCost
 SHARED_CHUNK = 64  # prompt tokens a step, while others decode
 REPLAY_ROWS = 32  # tokens of a preempted answer that are computed again in one step
 LEAST_MS = 1e-3  # of a step that a clock does not see
+CAREFUL_STEPS = 64  # in which requests run one at a time, after a failure that may be one's own
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +56,20 @@ class SchedulerStats:
     prefixes: PrefixStats
 
 
+class Held:
+    """A sequence that somebody reads while steps go on. It is given back by `release`, or when nobody has this."""
+
+    __slots__ = ("__weakref__", "sequence")
+
+    def __init__(self, sequence: CacheSequence) -> None:
+        self.sequence = sequence
+
+
 class Scheduler:
-    """Runs requests on an engine. `submit` and `stats` may be called from any thread, the rest from one at a time."""
+    """Runs requests on an engine.
+
+    `submit`, `stats` and the interrupts may be called from any thread, the rest from one at a time.
+    """
 
     def __init__(
         self, engine: Engine, cost: StepCost, on_finish: Callable[[Request], None] = lambda _request: None
@@ -57,6 +80,9 @@ class Scheduler:
         self._admission = Admission(engine)
         self._prefilling: deque[Request] = deque()
         self._decoding: list[Request] = []
+        self._live: dict[int, Request] = {}  # by identity: all that are not over, wherever a step has them
+        self._held: list[tuple[weakref.ref[Held], CacheSequence]] = []
+        self._careful = 0  # steps left in which requests run one at a time
 
     @property
     def prefixes(self) -> PrefixCache:
@@ -87,7 +113,28 @@ class Scheduler:
 
     def submit(self, request: Request) -> None:
         """Let a request wait for its turn."""
+        self._live[id(request)] = request
         self._admission.submit(request)
+
+    def hold(self, sequence: CacheSequence) -> Held:
+        """Keep a sequence for somebody who reads it between steps or beside them."""
+        held = Held(sequence)
+        self._held.append((weakref.ref(held), sequence))
+        return held
+
+    def release(self, held: Held) -> None:
+        """Give a held sequence back."""
+        self._held = [entry for entry in self._held if entry[1] is not held.sequence]
+        held.sequence.free()
+
+    def interrupt(self) -> None:
+        """Let a step that runs right now end soon, as if it had not begun."""
+        self._engine.interrupt()
+
+    def interrupt_if_unwanted(self) -> None:
+        """The same where nobody waits for what it computes."""
+        if all(request.unwanted or request.finished for request in list(self._live.values())):
+            self._engine.interrupt()
 
     def add_snapshot(self, snapshot: Snapshot) -> None:
         """Start requests that begin like a file from it, instead of from an earlier one of its name."""
@@ -95,35 +142,85 @@ class Scheduler:
         self._admission.snapshots = [*others, snapshot]
 
     def step(self) -> None:
-        """Go one step further. Raises DeviceError when the engine fails; requests stay as they were."""
+        """Go one step further. An error of one request, or of the engine computing it, ends that request.
+
+        Raises what nobody foresaw; `recover` then has to be called.
+        """
+        try:
+            self.sweep()
+            most = 1 if self._careful else MAX_RUNNING
+            self._prefilling.extendleft(reversed(self._admission.admit(self._prefilling, self._decoding, most)))
+            self._decode()
+            self._prefill()
+            self._careful = max(self._careful - 1, 0)
+        except StepInterrupted:  # nothing was committed
+            logger.debug("a step was interrupted")
         self.sweep()
-        self._prefilling.extendleft(reversed(self._admission.admit(self._prefilling, self._decoding)))
-        self._decode()
-        self._prefill()
-        self.sweep()
+
+    def recover(self, error: BaseException) -> None:
+        """Go on after a step that failed at any line: compute again what was chosen, without the one that failed."""
+        logger.error("a step failed; its requests are computed again", exc_info=error)
+        live = sorted((r for r in self._live.values() if not r.finished), key=lambda request: request.arrival)
+        running = [request for request in live if request.sequence is not None]
+        if len(running) == 1 or (self._careful and live):
+            (running or live)[0].fail(own_error(error))
+        self._careful = CAREFUL_STEPS
+        self._start_over([request for request in live if not request.finished])
+
+    def fail_all(self, error: BaseException) -> None:
+        """End every request with an error."""
+        for request in list(self._live.values()):
+            request.fail(own_error(error))
+        self._start_over([])
+
+    def _start_over(self, live: list[Request]) -> None:
+        """Forget everything but these requests."""
+        self._prefilling.clear()
+        self._decoding.clear()
+        self._held.clear()
+        self._admission.start_over(live)
+        self._live = {id(request): request for request in self._live.values() if not request.finished}
 
     def sweep(self) -> None:
         """Let go of requests that are finished, cancelled or late; what they computed is kept for others."""
         self._admission.take_in()
-        for request in [*self._admission.waiting, *self._prefilling, *self._decoding]:
-            if not request.finished and (request.cancelled or request.late):
-                request.finish("cancelled" if request.cancelled else "deadline")
+        for held in [sequence for reference, sequence in self._held if reference() is None]:
+            self._held = [entry for entry in self._held if entry[1] is not held]
+            held.free()
+        for request in list(self._live.values()):
+            if not request.finished and (request.unwanted or request.late):
+                self._finish(request, "cancelled" if request.unwanted else "deadline")
             if request.finished:
-                self._stop(request)
-                self._admission.forget(request)
-                self._on_finish(request)
+                self._drop(request)
 
     def cancel_all(self) -> None:
         """End every request."""
-        self._admission.take_in()
-        for request in [*self._admission.waiting, *self._prefilling, *self._decoding]:
+        for request in list(self._live.values()):
             request.cancelled = True
         self.sweep()
 
     def held_blocks(self) -> list[int]:
         """Every block that a request or the prefix cache holds, once for each, for the pool's integrity check."""
         running = [r.sequence for r in (*self._prefilling, *self._decoding) if r.sequence is not None]
+        running += [sequence for _, sequence in self._held]
         return self.prefixes.held_blocks() + [block for sequence in running for block in sequence.block_table]
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        """End a request before its end."""
+        try:
+            request.finish(reason)
+        except BaseException as error:  # of its text; it is over all the same
+            request.fail(own_error(error))
+
+    def _drop(self, request: Request) -> None:
+        """A request is over, whether it ran or not."""
+        self._stop(request)
+        self._admission.forget(request)
+        self._live.pop(id(request), None)
+        try:
+            self._on_finish(request)
+        except Exception:  # what others make of an answer does not change it
+            logger.exception("what was to be done with a finished answer failed")
 
     def _stop(self, request: Request) -> None:
         """Compute no more for a request."""
@@ -138,8 +235,7 @@ class Scheduler:
             leaving = self._admission.who_leaves(request, [*self._prefilling, *self._decoding])
             self._stop(leaving)
             if leaving.finished:
-                self._admission.forget(leaving)
-                self._on_finish(leaving)
+                self._drop(leaving)
             else:
                 self._admission.preempt(leaving)
             if leaving is request:
@@ -174,7 +270,12 @@ class Scheduler:
                 return
             if not self._has_room(request, min(left, budget)):
                 continue
-            rows = self._compute(request, budget)
+            try:
+                rows = self._compute(request, budget)
+            except EdgeError as error:  # the engine cannot compute this one
+                request.fail(error)
+                self._stop(request)
+                continue
             done = left - (len(request.ids) - request.sequence.num_tokens)
             budget -= done
             request.skipped = 0
@@ -209,10 +310,7 @@ class Scheduler:
     def _decode(self) -> None:
         """One token or more of every running answer, in one run of the engine."""
         started = time.perf_counter()
-        # Rows of other answers fill a step as well as drafts do, and surely.
-        draft = self._decoding[0].draft() if len(self._decoding) == 1 else []
-        if draft and not self._reserves(self._decoding[0], 1 + len(draft)):
-            draft = []
+        draft = self._draft()
         for request in sorted(
             self._decoding, key=lambda running: running.arrival
         ):  # the oldest takes what room is left
@@ -226,18 +324,50 @@ class Scheduler:
             assert request.sequence is not None
             ids = _array([request.ids[-1], *draft])
             steps.append(Step(request.sequence, ids, request.positions(len(request.ids) - 1, ids.size)))
-        rows = self._engine.decode(steps)
+        try:
+            rows = self._engine.decode(steps)
+        except EdgeError as error:
+            self._decode_singly(running, steps, draft, error)
+            return
         for request, found in zip(running, rows, strict=True):
             self._accept(request, found, draft)
         if len(running) == 1:
             self._cost.record(steps[0].ids.size, max((time.perf_counter() - started) * 1000, LEAST_MS))
 
+    def _decode_singly(self, running: list[Request], steps: list[Step], draft: list[int], error: EdgeError) -> None:
+        """After an engine failed at several requests: each by itself, so that one which cannot be computed is found."""
+        for request, step in zip(running, steps, strict=True):
+            step.sequence.trim(min(len(request.ids) - 1, step.sequence.num_tokens))
+        for request, step in zip(running, steps, strict=True):
+            if len(running) == 1:
+                request.fail(error)
+                continue
+            try:
+                (found,) = self._engine.decode([step])
+            except EdgeError as own:
+                request.fail(own)
+            else:
+                self._accept(request, found, draft)
+
+    def _draft(self) -> list[int]:
+        """Ids to verify in the next step. Rows of other answers fill a step as well as drafts do, and surely."""
+        if len(self._decoding) != 1:
+            return []
+        (request,) = self._decoding
+        try:
+            draft = request.draft()
+        except BaseException as error:  # of its constraint
+            request.fail(own_error(error))
+            self._stop(request)
+            return []
+        return draft if draft and self._reserves(request, 1 + len(draft)) else []
+
     def _accept(self, request: Request, rows: Logits, draft: list[int]) -> None:
-        """Let a request choose; what is wrong with one request ends that one alone."""
+        """Let a request choose."""
         try:
             request.accept(rows, draft)
-        except EdgeError as error:
-            request.fail(error)
+        except BaseException as error:  # of sampling, a constraint, the tokenizer: those in Rust raise no Exception
+            request.fail(own_error(error))
         assert request.sequence is not None
         request.sequence.trim(min(len(request.ids) - 1, request.sequence.num_tokens))
 

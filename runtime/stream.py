@@ -5,7 +5,9 @@ In: a request and the runner that advances it. Out: chunks, or an `Answer`. Know
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 
 from edge.runtime.chunk import Answer, Chunk
@@ -20,6 +22,7 @@ class Stream:
     def __init__(self, request: Request, runner: Runner) -> None:
         self._request = request
         self._runner = runner
+        request.reader = weakref.ref(self)  # the next step lets go of what nobody can read any more
 
     def __iter__(self) -> Stream:
         return self
@@ -31,16 +34,13 @@ class Stream:
             raise StopIteration
         try:
             self._runner.advance(request)
-        except BaseException:
+            if request.chunks and not request.cancelled:
+                return request.chunks.popleft()
+            if request.error is not None and not request.cancelled:
+                raise request.error
+        except BaseException:  # also Ctrl-C behind popleft: a chunk that is lost has to be the last
             self.close()
             raise
-        if request.cancelled:
-            raise StopIteration
-        if request.chunks:
-            return request.chunks.popleft()
-        if request.error is not None:
-            error, request.error = request.error, None
-            raise error
         raise StopIteration
 
     def __enter__(self) -> Stream:
@@ -51,17 +51,14 @@ class Stream:
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self._request.cancelled = True  # the next step lets go of it
-
     def __repr__(self) -> str:
         state = "cancelled" if self._request.cancelled else "finished" if self._request.finished else "running"
         return f"<Stream {state}: {self._request.num_prompt_tokens} + {len(self._request.answer_ids)} tokens>"
 
     def close(self) -> None:
-        """Stop generating; what was computed so far stays in the cache. Never waits for a step of another thread."""
+        """Stop generating and deliver nothing more; what was computed so far stays in the cache. May be called from any
+        thread, and never waits for a step."""
         self._runner.cancel(self._request)
-        self._request.chunks.clear()
 
     def text(self) -> str:
         """Run to the end and return the remaining text as one string."""
@@ -69,26 +66,31 @@ class Stream:
 
     def answer(self) -> Answer:
         """Run to the end and return what remains as a whole."""
-        chunks = list(self)
-        last = chunks[-1] if chunks else Chunk("", finish_reason="cancelled")
-        return Answer(
-            "".join(chunk.text for chunk in chunks),
-            tuple(i for chunk in chunks for i in chunk.token_ids),
-            last.finish_reason or "cancelled",
-            last.stats,
-            tuple(entry for chunk in chunks for entry in chunk.logprobs),
-            last.stopped_by,
-        )
+        return _answer_of(list(self))
 
 
 def read_all(streams: Sequence[Stream | EdgeError]) -> list[Answer]:
-    """Read all streams to their ends; an error becomes an answer of its own."""
+    """Read all streams to their ends; an error becomes an answer of its own, with what was written before it."""
     found: list[Answer] = []
     for stream in streams:
+        chunks: list[Chunk] = []
         try:
             if isinstance(stream, EdgeError):
                 raise stream
-            found.append(stream.answer())
+            chunks += stream  # what comes before an error is added
+            found.append(_answer_of(chunks))
         except EdgeError as error:
-            found.append(Answer("", (), "error", error=error))
+            found.append(replace(_answer_of(chunks), finish_reason="error", error=error))
     return found
+
+
+def _answer_of(chunks: Sequence[Chunk]) -> Answer:
+    last = chunks[-1] if chunks else Chunk("", finish_reason="cancelled")
+    return Answer(
+        "".join(chunk.text for chunk in chunks),
+        tuple(i for chunk in chunks for i in chunk.token_ids),
+        last.finish_reason or "cancelled",
+        last.stats,
+        tuple(entry for chunk in chunks for entry in chunk.logprobs),
+        last.stopped_by,
+    )

@@ -33,6 +33,7 @@ class EngineInfo:
     can_trim: bool = True  # a sequence can go on from fewer tokens than were computed into it
     can_fork: bool = True  # tokens of one sequence can be copied or shared to start another
     can_snapshot: bool = True  # what blocks hold can be written to a file and read back
+    decodes_as_it_reads: bool = False  # an answer's tokens leave the same bits in the cache as if they were read again
     takes_positions: bool = False  # of tokens, other than their places in the sequence
     embedding_size: int | None = None  # width of embeddings taken in the place of ids; None: takes ids alone
 
@@ -67,8 +68,15 @@ class Step(NamedTuple):
     positions: Ids | None = None  # (n,); None: their places in the sequence
 
 
+class StepInterrupted(Exception):
+    """A run was ended by `Engine.interrupt`, and nothing was committed. Never leaves the scheduler."""
+
+
 class Engine(Protocol):
-    """A decoder with a KV pool. Not for several threads at once."""
+    """A decoder with a KV pool. `interrupt` may be called from any thread, the rest from one at a time.
+
+    An exception out of `forward` or `decode`, at any line, leaves the engine fit for the next call.
+    """
 
     @property
     def info(self) -> EngineInfo:
@@ -96,6 +104,9 @@ class Engine(Protocol):
         Returns (n, vocab) float32 for each step, a row for every new token, valid until the next call. Raises
         CacheFullError, committing nothing, when the pool is full, and DeviceError.
         """
+
+    def interrupt(self) -> None:
+        """Let a `forward` or `decode` that runs now end soon, with StepInterrupted; it may also end as it would."""
 
     def close(self) -> None:
         """Give back the model's memory and the KV pool; nothing may be called afterwards. A second time is fine."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import onnxruntime as ort
 
 from edge.runtime.arrays import Ids, Logits
 from edge.runtime.bundle import Bundle, OnnxKernels
-from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step
+from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
 from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.errors import ContextLengthError, DeviceError, SettingsError, telling_line
 from edge.runtime.graph_names import (
@@ -84,7 +84,7 @@ class OnnxRuntimeEngine:
         for part in self._parts:
             part.bind(dict(zip(ROTARY_TABLES, self._tables, strict=True)))
         self._bound_rows: tuple[int, int] | None = None  # of the KV buffers: the first, and how many
-        self._worker = ThreadPoolExecutor(1, "onnxruntime")
+        self._options = ort.RunOptions()  # of the latest run
         self.info = EngineInfo(
             name="onnx",
             device="CPU",
@@ -94,6 +94,7 @@ class OnnxRuntimeEngine:
             kv_precision=kv_precision,
             reproducible=self._reproducible,
             max_sequences=1 if self._reproducible else slots,
+            decodes_as_it_reads=self._reproducible,
         )
         self.identity = {
             "engine": self.info.name,
@@ -138,9 +139,11 @@ class OnnxRuntimeEngine:
             found.update(zip(run, logits if len(runs) == 1 else [rows.copy() for rows in logits], strict=True))
         return [found[index] for index in range(len(steps))]
 
+    def interrupt(self) -> None:
+        self._options.terminate = True
+
     def close(self) -> None:
         """Let go of the sessions and of the pool's memory."""
-        self._worker.shutdown()
         self._parts, self._tables = [], ()
         self._memory.close()
         self.pool.memory = NoMemory()
@@ -156,6 +159,13 @@ class OnnxRuntimeEngine:
 
         B or T is 1: attention takes no others.
         """
+        try:
+            return self._bind_and_run(ids, sequences, rows)
+        except BaseException:
+            self._forget_bindings()
+            raise
+
+    def _bind_and_run(self, ids: Ids, sequences: list[CacheSequence], rows: Ids) -> list[Logits]:
         count = rows.size
         if self._reproducible:  # pairs of rows have a kernel of their own; a token behind the others changes none
             ids, rows = np.pad(ids, ((0, 0), (0, ids.size % 2))), np.pad(rows, (0, count % 2), mode="edge")
@@ -187,11 +197,7 @@ class OnnxRuntimeEngine:
         """
         rows, size = self._memory.rows(totals), len(totals)
         if max(rows) - min(rows) >= size:
-            moved = self._worker.submit(self._memory.gather, totals.keys())
-            try:
-                moved.result()
-            finally:
-                wait([moved])  # for its end, even after Ctrl-C: a block must not stay half-way
+            self._memory.gather(totals.keys())
             rows = self._memory.rows(totals)
         first = min(rows)
         if (first, size) != self._bound_rows:
@@ -204,21 +210,21 @@ class OnnxRuntimeEngine:
         return [row - first for row in rows]
 
     def _run(self) -> None:
-        """One inference that Ctrl-C can end: in a second thread, since the call itself would keep the signal."""
-        options = ort.RunOptions()
-        future = self._worker.submit(self._run_parts, options)
+        """One inference, which `interrupt` can end."""
+        options = self._options = ort.RunOptions()
         try:
-            future.result()
-        except BaseException as error:
-            options.terminate = True
-            failure = future.exception()  # waits until it has ended
-            if isinstance(error, KeyboardInterrupt | SystemExit):
-                raise
-            raise DeviceError(f"the engine failed: {telling_line(failure or error)}; try a shorter context") from error
+            for part in self._parts:
+                part.run(options)
+        except Exception as error:  # pybind's exceptions have no common base of their own
+            if options.terminate:
+                raise StepInterrupted from error
+            raise DeviceError(f"the engine failed: {telling_line(error)}; try a shorter context") from error
 
-    def _run_parts(self, options: Any) -> None:
+    def _forget_bindings(self) -> None:
+        """Bind everything again in the next step: after a failure nobody knows what is bound."""
+        self._bound_rows = None
         for part in self._parts:
-            part.run(options)
+            part.forget()
 
 
 class _Part:
@@ -251,6 +257,10 @@ class _Part:
 
     def run(self, options: Any) -> None:
         self.session.run_with_iobinding(self._binding, options)
+
+    def forget(self) -> None:
+        """Bind inputs and outputs again when they are needed next."""
+        self._own.clear()
 
     def _keep(self, name: str, shape: tuple[int, ...], kind: type[np.generic]) -> Array:
         """Memory that only grows: steps of one and of several sequences, and prompts, may take turns."""

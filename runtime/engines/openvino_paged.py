@@ -20,7 +20,7 @@ import openvino.opset13 as op
 from openvino._offline_transformations import paged_attention_transformation
 
 from edge.runtime.arrays import Ids, Logits
-from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step
+from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
 from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.errors import DeviceError, SettingsError, telling_line
@@ -82,6 +82,7 @@ class OpenVINOPagedEngine:
         self._model: Any = compiled
         self._request: Any = compiled.create_infer_request()
         self._inputs: dict[str, npt.NDArray[np.integer]] = {}  # the memory behind the request's small inputs
+        self._interrupted = False  # the latest run
         self._block_size = BLOCK_SIZES[family]
         self._reproducible = bool(settings.reproducible)
 
@@ -157,6 +158,12 @@ class OpenVINOPagedEngine:
             step.sequence.commit(step.ids.size)
         return [logits[end - step.ids.size : end] for step, end in zip(steps, ends, strict=True)]
 
+    def interrupt(self) -> None:
+        self._interrupted = True
+        request = self._request
+        if request is not None:
+            request.cancel()
+
     def close(self) -> None:
         """Let go of the compiled model and of the pool's memory."""
         self._request = self._model = None
@@ -178,25 +185,33 @@ class OpenVINOPagedEngine:
 
     def _infer(self, runs: list[_Run], rows: Ids) -> Logits:
         """Logits (R, vocab) of the wanted rows, counted over the tokens of all runs."""
-        self._set("input_ids", np.concatenate([run.ids for run in runs]))
-        self._set("position_ids", np.concatenate([run.positions for run in runs]))
-        self._set("past_lens", np.array([run.past for run in runs], np.int32))
-        self._set("subsequence_begins", np.array([0, *accumulate(run.ids.size for run in runs)], np.int32))
-        self._set("block_indices", np.array([block for run in runs for block in run.blocks], np.int32))
-        self._set("block_indices_begins", np.array([0, *accumulate(len(run.blocks) for run in runs)], np.int32))
-        self._set("max_context_len", np.array(max(run.past + run.ids.size for run in runs), np.int32))
-        self._set(WANTED_ROWS, rows)
-        self._run()
+        try:
+            self._set("input_ids", np.concatenate([run.ids for run in runs]))
+            self._set("position_ids", np.concatenate([run.positions for run in runs]))
+            self._set("past_lens", np.array([run.past for run in runs], np.int32))
+            self._set("subsequence_begins", np.array([0, *accumulate(run.ids.size for run in runs)], np.int32))
+            self._set("block_indices", np.array([block for run in runs for block in run.blocks], np.int32))
+            self._set("block_indices_begins", np.array([0, *accumulate(len(run.blocks) for run in runs)], np.int32))
+            self._set("max_context_len", np.array(max(run.past + run.ids.size for run in runs), np.int32))
+            self._set(WANTED_ROWS, rows)
+            self._run()
+        except BaseException:
+            self._inputs.clear()  # set all of them again: nobody knows which are
+            raise
         logits: Logits = self._request.get_output_tensor(0).data
         return logits.reshape(rows.size, -1)
 
     def _run(self) -> None:
-        """One inference that Ctrl-C can end: a blocking call would keep the signal until it returns."""
+        """One inference, which `interrupt` can end, and Ctrl-C where this is the main thread: a call that blocks would
+        keep the signal until it returns."""
+        self._interrupted = False
         try:
             self._request.start_async()
             while not self._request.wait_for(INTERRUPT_MS):
                 pass
         except RuntimeError as error:
+            if self._interrupted:
+                raise StepInterrupted from error
             raise DeviceError(f"the engine failed: {telling_line(error, last=True)}; try a shorter context") from error
         except BaseException:
             self._request.cancel()
@@ -210,8 +225,9 @@ class OpenVINOPagedEngine:
         if current is not None and current.shape == value.shape:
             current[...] = value
         else:
-            self._inputs[name] = value = value.copy()
+            value = value.copy()
             self._request.set_tensor(name, ov.Tensor(value, shared_memory=True))
+            self._inputs[name] = value
 
 
 def _keep_wanted_rows(model: ov.Model) -> None:

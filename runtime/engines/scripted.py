@@ -88,6 +88,7 @@ class ScriptedEngine:
             reproducible=True,
             max_sequences=64,
             ragged=True,
+            decodes_as_it_reads=True,
             takes_positions=True,
         )
         self.info = replace(info, **changes)
@@ -116,6 +117,9 @@ class ScriptedEngine:
         for sequence, ids, _ in steps:  # last: a script that raises has changed nothing
             sequence.commit(ids.size)
         return found
+
+    def interrupt(self) -> None:
+        """A script is over soon."""
 
     def close(self) -> None:
         self._memory.cells = np.zeros((0, 0), np.int64)

@@ -91,7 +91,6 @@ class SlotMemory:
         self._mappings = [_mapping(num_slots * self.block_bytes // num_buffers) for _ in range(num_buffers)]
         self.buffers: list[Array] = [np.frombuffer(m, kind).reshape(num_slots, *shape) for m in self._mappings]
         self._row_of = list(range(num_slots))  # block -> row
-        self._block_in = list(range(num_slots))  # row -> block
         self._written = [0] * num_slots  # block -> its first tokens that may have been written since it was blank
 
     def close(self) -> None:
@@ -120,11 +119,12 @@ class SlotMemory:
         return [self._row_of[block] for block in num_tokens]
 
     def gather(self, blocks: Collection[int]) -> None:
-        """Let blocks have consecutive rows, in any order. Interrupted, it loses what is in them.
+        """Let blocks have consecutive rows, in any order. A failure on the way loses what is in them.
 
         Of all places for them, that one is taken where the fewest tokens have to move.
         """
-        places = (self._block_in[first : first + len(blocks)] for first in range(len(self._block_in) - len(blocks) + 1))
+        block_in = sorted(range(len(self._row_of)), key=self._row_of.__getitem__)  # row -> block
+        places = (block_in[first : first + len(blocks)] for first in range(len(block_in) - len(blocks) + 1))
         place = min(places, key=lambda place: sum(self._written[block] for block in set(blocks) ^ set(place)))
         arriving = [block for block in blocks if block not in place]
         leaving = [block for block in place if block not in blocks]
@@ -142,7 +142,6 @@ class SlotMemory:
             buffer[b, :, :in_a] = kept
             _give_back_tokens(mapping, buffer, row, shorter, longer)
         self._row_of[one], self._row_of[other] = b, a
-        self._block_in[a], self._block_in[b] = other, one
 
 
 def untouched(shape: tuple[int, ...], kind: type[np.generic]) -> Array:

@@ -29,10 +29,21 @@ class BlockPool:
         self.counts_tokens = max_tokens is not None
         # Gives back what is kept for later: so many blocks and tokens of them, or nothing where it has not as many.
         self.reclaim: Callable[[int, int], None] = lambda _blocks, _tokens: None
-        self._filled = [0] * num_blocks  # tokens of each block that memory may be taken for
+        self.generation = 0  # sequences of an earlier one hold nothing any more
+        self._start()
+
+    def _start(self) -> None:
+        self._filled = [0] * self.num_blocks  # tokens of each block that memory may be taken for
         self._num_filled = 0
-        self._free = list(range(num_blocks - 1, -1, -1))  # the lowest number is handed out first
-        self._holders = [0] * num_blocks
+        self._free = list(range(self.num_blocks - 1, -1, -1))  # the lowest number is handed out first
+        self._holders = [0] * self.num_blocks
+
+    def start_over(self) -> None:
+        """Take every block back, whoever holds it and whatever a failure left half done."""
+        self.generation += 1
+        self._start()
+        for block in range(self.num_blocks):
+            self.memory.give_back(block)
 
     @property
     def num_free(self) -> int:
@@ -138,9 +149,15 @@ class CacheSequence:
     def __init__(self, pool: BlockPool, blocks: Iterable[int] = (), num_tokens: int = 0) -> None:
         """Takes over `blocks` that were allocated or retained for it."""
         self._pool = pool
+        self._generation = pool.generation
         self.block_table = list(blocks)
         self.num_tokens = num_tokens
-        self.freed = False
+        self._freed = False
+
+    @property
+    def freed(self) -> bool:
+        """Whether it holds nothing for good: it was freed, or the pool has started over."""
+        return self._freed or self._generation != self._pool.generation
 
     def reserve(self, count: int) -> None:
         """Make room for `count` more tokens; they count only after `commit`, so an interrupted step changes nothing.
@@ -195,7 +212,7 @@ class CacheSequence:
         """Give everything back, for good. A second time changes nothing."""
         if not self.freed:
             self.trim(0)
-            self.freed = True
+        self._freed = True
 
     def _check(self) -> None:
         if self.freed:

@@ -196,6 +196,11 @@ class PrefixCache:
         """Give back all blocks that are not pinned."""
         self._evict(self._pool.num_blocks)
 
+    def start_over(self) -> None:
+        """Keep nothing, pinned or not: the pool has taken all blocks back."""
+        self._root = _Node((), -1, None)
+        self._num_blocks = self._num_tokens = self._num_pinned = 0
+
     def held_blocks(self) -> list[int]:
         """Blocks in the tree, for the pool's integrity check."""
         return [node.block for node in self._nodes()]

@@ -214,6 +214,8 @@ def _payload(sequence: CacheSequence, pool: BlockPool) -> Iterator[memoryview]:
         tokens = min(sequence.num_tokens - index * pool.block_size, pool.block_size)
         for view in pool.memory.views(sequence.block_table[index], tokens):
             yield np.ascontiguousarray(view).reshape(-1).view(np.uint8).data
+        if sequence.freed:  # the pool has started over, and these blocks may be another's
+            raise CacheError("the KV cache was emptied while a prefix of it was being saved; save it again")
 
 
 def _forms_of(memory: BlockMemory, block: int, num_tokens: int) -> list[Form]:

@@ -22,7 +22,7 @@ from edge.runtime.arrays import Logits
 from edge.runtime.bundle import open_bundle
 from edge.runtime.chunk import Chunk, FinishReason, StoppedBy
 from edge.runtime.engines.scripted import END, Script, ScriptedEngine, noise, replies, tokenizer_json
-from edge.runtime.errors import ContextLengthError, DeviceError, PromptError, SettingsError
+from edge.runtime.errors import ContextLengthError, DeviceError, GenerationError, PromptError, SettingsError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.settings import EngineSettings, GenerationOptions, generation_settings
@@ -270,12 +270,12 @@ def test_an_error_between_reserve_and_commit_keeps_the_cache_consistent(
     stream = tiny_llm.generate(PROMPT, max_new_tokens=10, ignore_stop_ids=True)
     begun = ids_of([next(stream) for _ in range(4)])
 
-    def interrupt() -> None:
-        raise KeyboardInterrupt
+    def fail() -> None:
+        raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(tiny_llm.engine, "_run", interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(tiny_llm.engine, "_run", fail)
+        with pytest.raises(GenerationError, match="this answer failed: MemoryError"):
             next(stream)
     again = list(tiny_llm.generate(PROMPT, max_new_tokens=10, ignore_stop_ids=True))
     assert begun == expected[:4]

@@ -236,33 +236,55 @@ def test_a_pinned_prefix_stays_and_may_leave_no_room(shape: str) -> None:
 
 
 class Unplugged:
-    """Noise, until it is unplugged: from then on it fails at the second row of a step."""
+    """Noise, until it is unplugged: from then on it fails, `times` times, after so many rows."""
 
     def __init__(self) -> None:
-        self.script, self.rows_left = noise(), -1
+        self.script, self.rows_left, self.times = noise(), -1, 0
 
     def __call__(self, held: Sequence[int]) -> int | Logits:
-        if self.rows_left == 0:
+        if self.rows_left == 0 and self.times:
+            self.times -= 1
             raise DeviceError("the engine failed: unplugged")
-        self.rows_left -= 1
+        self.rows_left -= self.rows_left > 0
         return self.script(held)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
-def test_a_failing_engine_ends_one_stream(shape: str, rows: int) -> None:
-    """The stream whose reader made the step sees the error; the others go on from where they were."""
+def test_an_engine_that_fails_once_ends_no_answer_among_several(shape: str, rows: int) -> None:
+    """Each is computed by itself then, from where it was."""
     script = Unplugged()
     llm = scripted_llm(script, **SHAPES[shape])
     expected = [alone(llm, prompt) for prompt in PROMPTS[:3]]
     llm.clear_cache()
     streams = [llm.generate(prompt, **SETTINGS) for prompt in PROMPTS[:3]]
     begun = [list(next(stream).token_ids) for stream in streams]
-    script.rows_left = rows
-    with pytest.raises(DeviceError, match="unplugged"):
-        list(streams[1])
-    script.rows_left = -1
-    for i in (0, 2):
+    script.rows_left, script.times = rows, 1
+    for i in (1, 0, 2):
         assert tuple(begun[i] + ids_of(list(streams[i]))) == expected[i]
+    assert script.times == 0
+    check(llm)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_an_engine_that_goes_on_failing_ends_what_it_computes(shape: str, rows: int) -> None:
+    """Every reader sees the error, and what was submitted afterwards is answered."""
+    script = Unplugged()
+    llm = scripted_llm(script, **SHAPES[shape])
+    expected = [alone(llm, prompt) for prompt in PROMPTS[:3]]
+    llm.clear_cache()
+    streams = [llm.generate(prompt, **SETTINGS) for prompt in PROMPTS[:3]]
+    begun = [next(stream).token_ids for stream in streams]
+    script.rows_left, script.times = rows, 1000
+    for stream, prompt in zip(streams, expected, strict=True):
+        found = list(begun[streams.index(stream)])
+        with pytest.raises(DeviceError, match="unplugged"):
+            for chunk in stream:
+                found += chunk.token_ids
+        assert tuple(found) == prompt[: len(found)], "what was delivered before is right"
+        assert list(stream) == []
+    assert llm.stats.running == 0
+    script.times = 0
+    assert [alone(llm, prompt) for prompt in PROMPTS[:3]] == expected
     check(llm)
 
 
