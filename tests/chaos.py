@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import os
 import signal
 import sys
 import threading
@@ -210,7 +209,7 @@ def interrupt_reader_at(model: Model, n: int) -> tuple[Found, Injector]:
         with injector:
             stream = model.ask(0)
             for chunk in stream:
-                ids += chunk.token_ids  # noqa: PERF401
+                ids += chunk.token_ids
     except KeyboardInterrupt:
         found.counts["interrupts"] += 1
     if stream is not None:
@@ -238,7 +237,7 @@ def fail_step_at(model: Model, n: int, error: type[BaseException]) -> tuple[Foun
     failed = 0
     try:
         for chunk in first:
-            ids += chunk.token_ids  # noqa: PERF401
+            ids += chunk.token_ids
     except GenerationError:
         failed = 1
     scheduler.step = step  # type: ignore[method-assign]
@@ -248,7 +247,12 @@ def fail_step_at(model: Model, n: int, error: type[BaseException]) -> tuple[Foun
 
 
 def _check_after(
-    model: Model, found: Found, injector: Injector, ids: list[int], others: list[tuple[int, list[int], Stream]], failed: int
+    model: Model,
+    found: Found,
+    injector: Injector,
+    ids: list[int],
+    others: list[tuple[int, list[int], Stream]],
+    failed: int,
 ) -> None:
     at = f"line {injector.n} ({injector.where})"
     if not model.is_right(0, ids, whole=False):
@@ -287,7 +291,7 @@ def closes(model: Model, count: int, seed: int = 0) -> Found:
 
         def reading(stream: Stream = stream, read: list[int] = read) -> None:
             for chunk in stream:
-                read += chunk.token_ids  # noqa: PERF401
+                read += chunk.token_ids
 
         threads = [threading.Thread(target=reading), threading.Thread(target=other.answer)]
         for thread in threads:
@@ -317,12 +321,12 @@ def threads(model: Model, seconds: float, number: int = 20, seed: int = 0) -> Fo
     def work(index: int) -> None:
         random = Random(seed * 1000 + index)
         while time.monotonic() < end:
-            case, kind = random.randrange(len(model.cases)), random.randrange(7)
-            said = _one_of_many(model, random, case, kind)
+            case, deed = random.randrange(len(model.cases)), random.choice([*DEEDS, "answered"])
+            right = DEEDS[deed](model, case, random)
             with lock:
-                found.counts[said or "wrong"] += 1
-                if said is None:
-                    found.wrong(f"kind {kind}, case {case}")
+                found.counts[deed] += 1
+                if not right:
+                    found.wrong(f"{deed}, case {case}")
 
     workers = [threading.Thread(target=work, args=(index,)) for index in range(number)]
     before = _resources()
@@ -349,47 +353,68 @@ def threads(model: Model, seconds: float, number: int = 20, seed: int = 0) -> Fo
     return found
 
 
-def _one_of_many(model: Model, random: Random, case: int, kind: int) -> str | None:
-    """One thing that a thread does: what it was, or None for a wrong answer."""
-    llm = model.llm
+def _answers(model: Model, case: int, _random: Random) -> bool:
+    return model.is_right(case, model.ask(case).answer().token_ids)
+
+
+def _closes(model: Model, case: int, random: Random) -> bool:
+    stream = model.ask(case)
+    read = [i for _ in range(random.randint(1, 5)) for i in next(stream).token_ids]
+    stream.close()
+    return model.is_right(case, read, whole=False)
+
+
+def _abandons(model: Model, case: int, _random: Random) -> bool:
+    return bool(next(model.ask(case)).token_ids)
+
+
+def _is_late(model: Model, case: int, random: Random) -> bool:
     question, options = model.cases[case]
-    if kind == 0:
-        stream = model.ask(case)
-        read = [next(stream).token_ids for _ in range(random.randint(1, 5))]
-        stream.close()
-        return "closed" if model.is_right(case, [i for ids in read for i in ids], whole=False) else None
-    if kind == 1:
-        next(model.ask(case))  # and nobody reads on
-        return "abandoned"
-    if kind == 2:
-        answer = llm.generate(question, **{**options, "deadline_s": 0.001 + random.random() * 0.05}).answer()
-        return "late" if model.is_right(case, answer.token_ids, whole=answer.finish_reason == "length") else None
-    if kind == 3:
-        bad = random.choice(([10**9], [], "\udcff", [0] * 100_000, None))
-        answers = llm.generate_batch([question, bad, question], **options)  # type: ignore[list-item]
-        right = all(model.is_right(case, answers[i].token_ids) for i in (0, 2))
-        return "batches with a bad prompt" if right and answers[1].error is not None else None
-    if kind == 4:
-        stream = model.ask(case)
+    hurried: GenerationOptions = {**options, "deadline_s": 0.001 + random.random() * 0.05}
+    answer = model.llm.generate(question, **hurried).answer()
+    return model.is_right(case, answer.token_ids, whole=answer.finish_reason == "length")
 
-        def fail(*_: object) -> int:
-            raise ZeroDivisionError
 
-        stream._request._choose = fail  # type: ignore[method-assign]
-        try:
-            stream.answer()
-        except GenerationError:
-            return "failed"
-        return None
-    answer = model.ask(case).answer()
-    return "answered" if model.is_right(case, answer.token_ids) else None
+def _has_a_bad_neighbour(model: Model, case: int, random: Random) -> bool:
+    question, options = model.cases[case]
+    bad: Any = random.choice(([10**9], [], "\udcff", [0] * 100_000, None))
+    first, error, last = model.llm.generate_batch([question, bad, question], **options)
+    return error.error is not None and all(model.is_right(case, answer.token_ids) for answer in (first, last))
+
+
+def _fails(model: Model, case: int, _random: Random) -> bool:
+    def fail(*_: object) -> int:
+        raise ZeroDivisionError
+
+    stream = model.ask(case)
+    setattr(stream._request, "_choose", fail)  # noqa: B010
+    try:
+        stream.answer()
+    except GenerationError:
+        return True
+    return False
+
+
+# What a thread does, by what is counted.
+DEEDS: dict[str, Callable[[Model, int, Random], bool]] = {
+    "answered": _answers,
+    "closed": _closes,
+    "abandoned": _abandons,
+    "late": _is_late,
+    "batches with a bad prompt": _has_a_bad_neighbour,
+    "failed": _fails,
+}
 
 
 def _resources() -> tuple[int, int, int]:
     """Megabytes of memory, threads, open files."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
-    return pages * 4096 // 10**6, len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+    return pages * 4096 // 10**6, _entries("/proc/self/task"), _entries("/proc/self/fd")
+
+
+def _entries(folder: str) -> int:
+    return len(list(Path(folder).iterdir()))
 
 
 def main() -> int:
