@@ -65,7 +65,7 @@ class _Worker:
         """End the thread; wait for a step that runs, which is told to end."""
         if not self.elsewhere:
             self.inbox.put(None)
-            self._scheduler.interrupt()
+            self._scheduler.interrupt_last()
             if threading.current_thread() is not self.thread:
                 self.thread.join()
 
@@ -204,7 +204,7 @@ class Runner:
         call = _Call(end)
         worker.inbox.put(call)
         worker.inbox.put(None)
-        self._scheduler.interrupt()
+        self._scheduler.interrupt_last()
         try:
             if not worker.ended:
                 _result(call)

@@ -127,14 +127,14 @@ class Scheduler:
         self._held = [entry for entry in self._held if entry[1] is not held.sequence]
         held.sequence.free()
 
-    def interrupt(self) -> None:
-        """Let a step that runs right now end soon, as if it had not begun."""
-        self._engine.interrupt()
+    def interrupt_last(self) -> None:
+        """Let a step that runs right now end soon, as if it had not begun. It is the last one."""
+        self._engine.interrupt(final=True)
 
     def interrupt_if_unwanted(self) -> None:
-        """The same where nobody waits for what it computes."""
+        """Let a step end soon where nobody waits for what it computes. Others follow."""
         if all(request.unwanted or request.finished for request in list(self._live.values())):
-            self._engine.interrupt()
+            self._engine.interrupt(final=False)
 
     def add_snapshot(self, snapshot: Snapshot) -> None:
         """Start requests that begin like a file from it, instead of from an earlier one of its name."""

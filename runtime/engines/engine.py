@@ -105,8 +105,11 @@ class Engine(Protocol):
         CacheFullError, committing nothing, when the pool is full, and DeviceError.
         """
 
-    def interrupt(self) -> None:
-        """Let a `forward` or `decode` that runs now end soon, with StepInterrupted; it may also end as it would."""
+    def interrupt(self, *, final: bool) -> None:
+        """Let a `forward` or `decode` that runs now end soon, with StepInterrupted; it may also end as it would.
+
+        final: nothing is computed any more afterwards.
+        """
 
     def close(self) -> None:
         """Give back the model's memory and the KV pool; nothing may be called afterwards. A second time is fine."""

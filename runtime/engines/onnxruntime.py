@@ -139,7 +139,7 @@ class OnnxRuntimeEngine:
             found.update(zip(run, logits if len(runs) == 1 else [rows.copy() for rows in logits], strict=True))
         return [found[index] for index in range(len(steps))]
 
-    def interrupt(self) -> None:
+    def interrupt(self, *, final: bool) -> None:
         self._options.terminate = True
 
     def close(self) -> None:

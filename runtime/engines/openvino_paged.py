@@ -7,7 +7,6 @@ model and never assumed.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from itertools import accumulate
 from pathlib import Path
@@ -35,7 +34,6 @@ from edge.runtime.spec import ModelSpec
 BLOCK_SIZES = {"CPU": 32, "GPU": 16}
 ACTIVATION_GROUP = 32  # activations that are rounded to int8 together
 PREFILL_CHUNK = 512  # tokens; of 256 a prefill takes 2 % longer, of 128 5 %
-INTERRUPT_MS = 50  # how long an interrupt may wait
 MAX_SEQUENCES = 256  # in one step; their logits are in memory at once
 
 
@@ -71,18 +69,25 @@ class OpenVINOPagedEngine:
         if not any(name.split(".")[0] == family for name in devices):
             raise DeviceError(f"device {settings.device!r} does not exist on this machine; {here}")
         budget = cache_budget(settings)
-        try:
-            properties = _properties(core, settings, family, spec, weight_bits, budget, limit)
-            model = core.read_model(model_xml)
-            paged_attention_transformation(model)
-            _keep_wanted_rows(model)
-            compiled = core.compile_model(model, settings.device, properties)
-        except RuntimeError as error:
-            raise DeviceError(f"{settings.device} cannot run {model_xml}: {telling_line(error, last=True)}") from error
-        self._model: Any = compiled
-        self._request: Any = compiled.create_infer_request()
+
+        def compile_model() -> Any:
+            try:
+                properties = _properties(core, settings, family, spec, weight_bits, budget, limit)
+                model = core.read_model(model_xml)
+                paged_attention_transformation(model)
+                _keep_wanted_rows(model)
+                return core.compile_model(model, settings.device, properties)
+            except RuntimeError as error:
+                raise DeviceError(
+                    f"{settings.device} cannot run {model_xml}: {telling_line(error, last=True)}"
+                ) from error
+
+        self._compile = compile_model
+        self._model: Any = compile_model()
+        compiled = self._model
+        self._request: Any = None  # also after a failure
         self._inputs: dict[str, npt.NDArray[np.integer]] = {}  # the memory behind the request's small inputs
-        self._interrupted = False  # the latest run
+        self._ending = False  # the latest run was told to end
         self._block_size = BLOCK_SIZES[family]
         self._reproducible = bool(settings.reproducible)
 
@@ -100,9 +105,11 @@ class OpenVINOPagedEngine:
         memory = PagedMemory(allowed + spare, sizes)
         self._spare = allowed  # the block of rows that nobody asked for
         self.pool = BlockPool(allowed, self._block_size, memory)
-        for port, shape, buffer in zip(caches, shapes, memory.buffers, strict=True):
-            tensor = ov.Tensor(buffer, ov.Shape([len(buffer), *shape]), port.element_type)
-            self._request.set_tensor(port.any_name, tensor)
+        self._caches = {
+            port.any_name: ov.Tensor(buffer, ov.Shape([len(buffer), *shape]), port.element_type)
+            for port, shape, buffer in zip(caches, shapes, memory.buffers, strict=True)
+        }
+        self._request = self._new_request()
         types = dict.fromkeys(port.element_type.to_string() for port in caches)
         self.info = EngineInfo(
             name="openvino",
@@ -158,16 +165,18 @@ class OpenVINOPagedEngine:
             step.sequence.commit(step.ids.size)
         return [logits[end - step.ids.size : end] for step, end in zip(steps, ends, strict=True)]
 
-    def interrupt(self) -> None:
-        self._interrupted = True
+    def interrupt(self, *, final: bool) -> None:
+        """Only for good: the CPU plugin does not forget the shapes that a cancelled run had got to, and fails later."""
         request = self._request
-        if request is not None:
+        if final and request is not None:
+            self._ending = True
             request.cancel()
 
     def close(self) -> None:
         """Let go of the compiled model and of the pool's memory."""
         self._request = self._model = None
         self._inputs.clear()
+        self._caches.clear()
         self.pool.memory = NoMemory()
 
     def _run_of(self, sequence: CacheSequence, ids: Ids, positions: Ids | None) -> _Run:
@@ -185,6 +194,8 @@ class OpenVINOPagedEngine:
 
     def _infer(self, runs: list[_Run], rows: Ids) -> Logits:
         """Logits (R, vocab) of the wanted rows, counted over the tokens of all runs."""
+        if self._request is None:
+            self._request = self._new_request()
         try:
             self._set("input_ids", np.concatenate([run.ids for run in runs]))
             self._set("position_ids", np.concatenate([run.positions for run in runs]))
@@ -201,23 +212,26 @@ class OpenVINOPagedEngine:
         logits: Logits = self._request.get_output_tensor(0).data
         return logits.reshape(rows.size, -1)
 
+    def _new_request(self) -> Any:
+        """A request with the caches set, of a model that is compiled anew after a failure."""
+        if self._model is None:
+            self._model = self._compile()
+        request = self._model.create_infer_request()
+        for name, tensor in self._caches.items():
+            request.set_tensor(name, tensor)
+        return request
+
     def _run(self) -> None:
-        """One inference, which `interrupt` can end, and Ctrl-C where this is the main thread: a call that blocks would
-        keep the signal until it returns."""
-        self._interrupted = False
+        """One inference. Where this is the main thread, Ctrl-C takes effect when it has ended."""
+        self._ending = False
         try:
             self._request.start_async()
-            while not self._request.wait_for(INTERRUPT_MS):
-                pass
+            self._request.wait()
         except RuntimeError as error:
-            if self._interrupted:
+            self._request = self._model = None  # what the plugin remembers of this run may not be trusted
+            if self._ending:
                 raise StepInterrupted from error
             raise DeviceError(f"the engine failed: {telling_line(error, last=True)}; try a shorter context") from error
-        except BaseException:
-            self._request.cancel()
-            with contextlib.suppress(RuntimeError):  # it says that it was cancelled
-                self._request.wait()
-            raise
 
     def _set(self, name: str, value: npt.NDArray[np.integer]) -> None:
         """Give an input its value: in place where its shape is that of the last call, which setting a tensor is not."""

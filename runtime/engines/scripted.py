@@ -118,7 +118,7 @@ class ScriptedEngine:
             sequence.commit(ids.size)
         return found
 
-    def interrupt(self) -> None:
+    def interrupt(self, *, final: bool) -> None:
         """A script is over soon."""
 
     def close(self) -> None:

@@ -152,7 +152,7 @@ def test_twenty_threads_for_a_minute(int4_bundle: Path, engine: str) -> None:
 # --- What ends a step -------------------------------------------------------------------------------------------------
 
 
-def test_a_closed_stream_ends_the_step_that_only_it_waits_for(
+def test_a_closed_stream_ends_the_step_that_only_it_waits_for_where_that_is_safe(
     demo_bundle: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others' next answer does not wait for thousands of tokens that nobody wants."""
@@ -179,7 +179,8 @@ def test_a_closed_stream_ends_the_step_that_only_it_waits_for(
         stream.close()
         assert llm.generate("hello", max_new_tokens=2).answer().token_ids == expected
         reader.join(20)
-        assert interrupted == [6000]
+        # OpenVINO would fail in a later step, or worse; it computes the chunk to its end.
+        assert interrupted == ([6000] if engine == "onnx" else [])
 
 
 def test_an_interrupted_step_is_made_again_for_others(scripted: Model) -> None:
@@ -197,6 +198,23 @@ def test_an_interrupted_step_is_made_again_for_others(scripted: Model) -> None:
     for case in range(4):
         assert scripted.is_right(case, scripted.ask(case).answer().token_ids)
     assert calls[0] > 20
+
+
+def test_openvino_is_compiled_anew_after_a_failed_run(int4_bundle: Path) -> None:
+    """What its plugin remembers of a run that failed half-way makes later ones fail."""
+    model = real(int4_bundle, "openvino")
+    engine: Any = model.llm.engine
+    compiled = engine._model
+    stream = model.ask(0)
+    next(stream)
+    set_input = engine._set
+    engine._set = lambda name, value: set_input(name, value[:0] if name == "past_lens" else value)
+    with pytest.raises(DeviceError, match="the engine failed"):
+        stream.answer()
+    engine._set = set_input
+    for case in range(3):
+        assert model.is_right(case, model.ask(case).answer().token_ids)
+    assert engine._model is not compiled
 
 
 def test_the_process_ends_under_a_running_step(demo_bundle: Path, engine: str) -> None:
