@@ -42,7 +42,7 @@ def load(
         kv_precision                "f32", "f16", "bf16", "u8" or "u4"; default: the engine's choice
         inference_precision         "f32", "f16" or "bf16"; default: the device's choice
         dynamic_quantization_group  activations that are rounded together; 0: none; default: the engine's rule
-        reproducible                the same bits whatever else is computed at once; default: where drafts are verified
+        reproducible                the same bits whatever else is or was computed; default: where drafts are verified
         threads                     default: the engine's choice
         expected_prompt_tokens      helps "auto"
 

@@ -1,8 +1,8 @@
 """A loaded model: tokenizer, template, engine and scheduler together, ready to answer.
 
 In: a bundle folder, or an engine with a tokenizer. Out: an `LLM` with `generate` (text, token ids or a `Prompt`),
-`chat` (messages) and `generate_batch`. Any number of answers at once, from any number of threads: whoever reads one
-drives all of them a step further. Knows nothing about how a bundle is made.
+`chat` (messages) and `generate_batch`. Any number of answers at once, from any number of threads: as long as somebody
+waits for one, all of them go on. Knows nothing about how a bundle is made.
 """
 
 from __future__ import annotations

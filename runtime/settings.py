@@ -128,7 +128,7 @@ class EngineSettings(Settings):
         None, Whole(0, 1 << 20), "activations rounded to int8 together; 0: they stay float; none: the engine's rule"
     )
     reproducible: bool | None = setting(
-        None, Flag(), "the same bits whatever else is computed at once; none: where drafts are verified"
+        None, Flag(), "the same bits whatever else is or was computed; none: where drafts are verified"
     )
     threads: int | None = setting(None, Whole(1, MAX_THREADS), "none: the engine's choice")
 

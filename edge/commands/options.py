@@ -49,7 +49,7 @@ def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
         "--reproducible",
         action="store_true",
         default=None,
-        help="the same bits whatever else is computed at once, for slower single tokens; --speculate implies it",
+        help="the same bits whatever else is or was computed, for slower single tokens; --speculate implies it",
     )
     group.add_argument("--threads", type=int, metavar="N", help="default: the device's choice")
 

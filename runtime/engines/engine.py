@@ -25,7 +25,7 @@ class EngineInfo:
     prefill_chunk: int  # new tokens that one forward takes well: more take more memory, and an interrupt longer
     kv_bytes_per_token: int  # all layers
     kv_precision: CachePrecision
-    reproducible: bool  # the same bits whatever else is computed at once
+    reproducible: bool  # the same bits whatever else is or was computed
     max_sequences: int = 1  # whose new tokens one `decode` computes in one pass; more of them take turns
     max_step_rows: int | None = None  # new tokens of one sequence in a decode: 1 cannot verify drafts; None: any number
     ragged: bool = False  # whether sequences with several new tokens each share a pass too

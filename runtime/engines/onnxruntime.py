@@ -139,7 +139,7 @@ class OnnxRuntimeEngine:
             found.update(zip(run, logits if len(runs) == 1 else [rows.copy() for rows in logits], strict=True))
         return [found[index] for index in range(len(steps))]
 
-    def interrupt(self, *, final: bool) -> None:
+    def interrupt(self, *, final: bool) -> None:  # noqa: ARG002  # a run that was ended leaves nothing behind
         self._options.terminate = True
 
     def close(self) -> None:
