@@ -25,6 +25,7 @@ from edge.runtime.errors import CacheFullError, ContextLengthError, PromptError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.kv.prefix import common_prefix
 from edge.runtime.logprobs import token_logprob
+from edge.runtime.sampling import check_finite
 
 ROWS = 128  # of logits at once: 78 MB with a vocabulary of 151,552
 BATCH = 16  # continuations in one run of the engine, where it can
@@ -101,17 +102,26 @@ class Trunk:
             for fork in forks:
                 fork.free()
         self.num_computed += sum(len(ids) for ids in branches)
+        _check_finite(rows)
         return rows
 
     def _forward(self, ids: list[int], rows: Ids) -> Logits:
         logits = self._engine.forward(np.array(ids, np.int64), self._sequence, rows)
         self.ids += ids
         self.num_computed += len(ids)
+        _check_finite([logits])
         return logits
 
     def _trim(self, count: int) -> None:
         self._sequence.trim(count)
         del self.ids[count:]
+
+
+def _check_finite(found: Sequence[Logits]) -> None:
+    """Raises DeviceError: a likelihood of NaN would be a figure like any other."""
+    for rows in found:
+        for row in rows:
+            check_finite(row)
 
 
 def score(

@@ -5,7 +5,6 @@ In: a prompt and settings; then logits, step by step. Out: chunks. Knows nothing
 
 from __future__ import annotations
 
-import math
 import time
 import weakref
 from collections import deque
@@ -18,11 +17,11 @@ from edge.runtime.chunk import Chunk, FinishReason, Stats, StoppedBy
 from edge.runtime.constraints import ConstraintState
 from edge.runtime.detokenizer import Detokenizer
 from edge.runtime.engines.engine import Inputs
-from edge.runtime.errors import ContextLengthError, DeviceError, EdgeError, PromptError, SettingsError
+from edge.runtime.errors import ContextLengthError, EdgeError, PromptError, SettingsError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.logprobs import TokenLogprob, token_logprob
 from edge.runtime.prompt import Prompt
-from edge.runtime.sampling import Sampler
+from edge.runtime.sampling import Sampler, check_finite
 from edge.runtime.settings import GenerationSettings
 from edge.runtime.speculation import Drafter
 from edge.runtime.stops import StopStrings
@@ -228,18 +227,6 @@ class Request:
             drafted_tokens=0 if self.drafter is None else self.drafter.drafted,
             accepted_tokens=0 if self.drafter is None else self.drafter.accepted,
             preemptions=self.preemptions,
-        )
-
-
-def check_finite(row: Logits) -> None:
-    """Raises DeviceError when no token can be chosen by these logits (vocab,): one is NaN or infinite, or none is left.
-
-    A mask of -inf on some of them is none of these.
-    """
-    if not math.isfinite(highest := float(row.max())):  # a NaN anywhere is the maximum
-        raise DeviceError(
-            f"the engine computed logits of {highest}: a number was too large for the precision it computes with, or "
-            "the weights are damaged; run edge verify, or load with inference_precision f32"
         )
 
 

@@ -10,6 +10,7 @@ has not, follow the repetition penalty. Temperature 0 is greedy: bias and penalt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.runtime.arrays import Ids, Logits
-from edge.runtime.errors import SettingsError
+from edge.runtime.errors import DeviceError, SettingsError
 from edge.runtime.settings import Sampling
 
 Doubles = npt.NDArray[np.float64]
@@ -193,3 +194,15 @@ def _from_the_top(weights: Doubles) -> Iterator[Ids]:
     for floor in (1e-2, 1e-3, 1e-4, 1e-5):
         yield np.flatnonzero(weights >= floor)
     yield np.arange(weights.size)
+
+
+def check_finite(row: Logits) -> None:
+    """Raises DeviceError when no token can be chosen by an engine's logits (vocab,), or likelihoods told by them.
+
+    That is, when one is NaN or infinite, or all are -inf; -inf on some of them is a mask.
+    """
+    if not math.isfinite(highest := float(row.max())):  # a NaN anywhere is the maximum
+        raise DeviceError(
+            f"the engine computed logits of {highest}: a number was too large for the precision it computes with, or "
+            "the weights are damaged; run edge verify, or load with inference_precision f32"
+        )

@@ -12,8 +12,10 @@ import torch
 
 from edge.profiles import likelihood
 from edge.profiles.likelihood import Likelihood, Query, Trunk, score
+from edge.runtime.arrays import Logits
 from edge.runtime.engines.engine import Engine
-from edge.runtime.errors import ContextLengthError, PromptError
+from edge.runtime.engines.scripted import ScriptedEngine
+from edge.runtime.errors import ContextLengthError, DeviceError, PromptError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.settings import EngineSettings
@@ -165,3 +167,14 @@ def test_pieces(limit: int) -> None:
         assert sum(pieces) == count
         assert all(0 < piece <= limit for piece in pieces)
         assert 1 not in pieces or count == 1 or limit == 2
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_no_likelihood(wrong: float) -> None:
+    def script(held: object) -> Logits:
+        row = np.zeros(256, np.float32)
+        row[7] = wrong
+        return row
+
+    with pytest.raises(DeviceError, match="logits of"):
+        score(ScriptedEngine(script), NUM_TOKENS, [Query((1, 2), (3,))])
