@@ -97,8 +97,8 @@ def _fail(message: str) -> int:
 
 
 def _one_line(message: str) -> str:
-    """A message without line ends; of one that quotes too much, both ends."""
-    line = " ".join(message.split())
+    """A message without line ends and control characters; of one that quotes too much, both ends."""
+    line = streams.visible(" ".join(message.split()))
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 2]} … {line[-MAX_LINE // 2 :]}"
 
 

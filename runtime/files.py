@@ -1,8 +1,8 @@
 """Reading a whole small file that somebody else wrote.
 
 In: a path, the most bytes it may have, and the error that its reader raises. Out: its bytes. What is no ordinary file
-(a named pipe that blocks for ever, a device without an end) is refused before it is read; texts of the command line may
-come through a pipe, as shells give them for `<(command)`. Knows nothing about what is in it.
+(a named pipe that blocks for ever, a device without an end) is refused before it is read. Knows nothing about what is
+in it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from edge.runtime.errors import EdgeError
 SMALL_BYTES = 100_000_000  # a tokenizer for 151,552 tokens has 20 MB; safetensors allows its headers as much as this
 
 
-def read_file(
-    path: Path, error: type[EdgeError], advice: str, *, max_bytes: int = SMALL_BYTES, pipes: bool = False
-) -> bytes:
-    """The bytes of an ordinary file; with `pipes`, also of a pipe, which is empty where nobody writes into it.
+def read_file(path: Path, error: type[EdgeError], advice: str, *, max_bytes: int = SMALL_BYTES) -> bytes:
+    """The bytes of an ordinary file.
 
     Raises `error`, its message ended by `advice`, for what is not there, no ordinary file, larger than `max_bytes`, or
     cannot be read.
@@ -29,9 +27,7 @@ def read_file(
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
-            if pipes and stat.S_ISFIFO(status.st_mode):
-                os.set_blocking(descriptor, True)  # whoever writes may take his time
-            elif not stat.S_ISREG(status.st_mode):
+            if not stat.S_ISREG(status.st_mode):
                 raise error(f"{path} is no ordinary file; {advice}")
             content = file.read(max_bytes + 1) if status.st_size <= max_bytes else b""
     except (OSError, ValueError) as problem:  # ValueError: a zero byte in the path

@@ -126,12 +126,12 @@ class Text:
     """A text that is not empty: a name, or a few words."""
 
     expected: str = "a text that is not empty"
-    longest: int = 1000  # characters
+    longest: int | None = None  # characters
 
     def take(self, value: object) -> str:
         if not isinstance(value, str) or not value.strip():
             raise Refusal
-        if len(value) > self.longest:
+        if self.longest is not None and len(value) > self.longest:
             raise Refusal(f"is too long ({len(value):,} characters; at most {self.longest:,})")
         return value
 
@@ -140,17 +140,15 @@ class Text:
 class FilePath:
     """The name of a file or folder, there or not."""
 
-    expected: str = "a path of a file or folder"
+    expected: str = "a path"
 
     def take(self, value: object) -> Path:
         try:
             name = os.fsencode(value)  # type: ignore[arg-type]  # it refuses what is no path
         except (TypeError, UnicodeEncodeError):
             raise Refusal from None
-        if b"\0" in name or isinstance(value, bytes):
+        if not name or b"\0" in name or isinstance(value, bytes):  # Path makes "." of nothing
             raise Refusal
-        if not name:  # Path makes "." of it
-            raise Refusal("is empty")
         path = Path(os.fsdecode(name))
         whole, longest = _path_length(os.fsdecode(name)), max(map(_path_length, (*path.parts, "")))
         if whole > _MAX_PATH or longest > _MAX_NAME:

@@ -124,6 +124,8 @@ def token_counts(text: str) -> list[int]:
 
 def path(text: str) -> str:
     """The path of a file or folder, there or not, for argparse."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; give the name of a file or folder")
     return str(_taken("it", FilePath(), text))
 
 
@@ -259,15 +261,17 @@ def argument_or_stdin(value: str, what: str) -> str:
     return io.StringIO(text.removeprefix("\ufeff"), newline=None).read()
 
 
-def read_text(path: str) -> str:
+def read_text(name: str) -> str:
     """The UTF-8 text of a file or pipe that was named, with line ends of every system. Raises SettingsError."""
     import io
     from pathlib import Path
 
+    from edge.commands.streams import read_pipe
     from edge.runtime.files import read_file
 
-    data = read_file(Path(path), SettingsError, "give a file of UTF-8 text", pipes=True)
+    file = Path(name)
+    data = read_pipe(file) if file.is_fifo() else read_file(file, SettingsError, "give a file of UTF-8 text")
     try:
         return io.StringIO(data.decode("utf-8-sig"), newline=None).read()
     except UnicodeDecodeError as error:
-        raise SettingsError(f"{path} cannot be read as text ({error}); convert it to UTF-8") from error
+        raise SettingsError(f"{name} cannot be read as text ({error}); convert it to UTF-8") from error

@@ -1,7 +1,7 @@
 """The standard streams as verbs find them: any text can be printed, and what does not arrive is one error.
 
 In: what the process was given as stdin, stdout and stderr. Out: `guarded`, under which print and argparse write through
-the guards of this file, and bytes read from stdin. Knows nothing about what is printed.
+the guards of this file, and bytes read from stdin and other pipes. Knows nothing about what is printed.
 
     closed when the process starts   /dev/null in its place, or the next file that is opened would get its number;
                                      stdout and whoever wants stdin raise an error, stderr is done without
@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from edge.runtime.errors import OutputError, PromptError
+from edge.runtime.errors import OutputError, PromptError, SettingsError
 from edge.runtime.files import SMALL_BYTES
 
 # All of C0 but tab and line feed, DEL, C1, and what turns the direction of the text around it.
@@ -135,6 +135,20 @@ def read_stdin() -> bytes:
         raise PromptError(f"{_STDIN} cannot be read ({error.strerror or error}); send a text to it") from error
     if len(data) > SMALL_BYTES:
         raise PromptError(f"{_STDIN} has more than {SMALL_BYTES:,} bytes; send a shorter text")
+    return data
+
+
+def read_pipe(path: Path) -> bytes:
+    """What comes out of a pipe with a name, as shells give one for `<(command)`; nothing where nobody writes into it.
+
+    Raises OSError, and SettingsError for too much of it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # opening waits for nobody
+    with os.fdopen(descriptor, "rb") as file:
+        os.set_blocking(descriptor, True)  # whoever writes may take his time
+        data = file.read(SMALL_BYTES + 1)
+    if len(data) > SMALL_BYTES:
+        raise SettingsError(f"{path} gives more than {SMALL_BYTES:,} bytes; give a shorter text")
     return data
 
 
