@@ -16,12 +16,13 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from edge.commands import streams
+from edge.commands import options, streams
 from edge.runtime.errors import EdgeError
 from edge.runtime.extras import missing_packages_named
 
 VERBS = ("demo", "export", "run", "chat", "prefix", "bench", "profile", "needle", "inspect", "verify", "devices")
 NEEDED = {"demo": "export", "export": "export", "profile": "profile"}  # verb -> the extra that it needs as a whole
+PATHS = ("BUNDLE", "DIR", "FILE", "OUT", "PATH", "SOURCE")  # metavars of what names a file or folder
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_LINE = 2000  # characters of an error, which may quote what somebody gave
 INTERRUPTED, READER_LEFT = 128 + 2, 128 + 13  # with the numbers of SIGINT and SIGPIPE, as shells count
@@ -105,27 +106,29 @@ def _one_line(message: str) -> str:
 def _with_options(message: str, options: Mapping[str, str]) -> str:
     """A message with options in the place of the settings that they set: "--max-context is 0; lower --kv-cache-gb".
 
-    Behind its first word, names of one word are words like others.
+    A name that is one word is a setting in the first place alone.
     """
 
     def option(found: re.Match[str]) -> str:
-        name = found[0]
-        return options.get(name, name) if "_" in name or found.start() == 0 else name
+        return options.get(found[0], found[0])
 
-    return re.sub(r"(?<!\S)[a-z_]+(?= is |[ ,;=]|$)", option, message)
+    return re.sub(r"^[a-z]+(?= is )|(?<!\S)[a-z]+_[a-z_]+(?=[ ,;=]|$)", option, message)
 
 
-def _options(parser: argparse.ArgumentParser, verb: str = "") -> dict[str, str]:
+def _options(parser: argparse.ArgumentParser, verb: str) -> dict[str, str]:
     """Name of a setting -> option, of one verb."""
-    found: dict[str, str] = {}
+    return {action.dest: action.option_strings[0] for action in _actions(parser, verb) if action.option_strings}
+
+
+def _actions(parser: argparse.ArgumentParser, verb: str = "") -> Iterator[argparse.Action]:
+    """Arguments and options of a parser and of those below it, of all verbs or of one."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, sub in action.choices.items():
                 if verb in ("", name):
-                    found |= _options(sub)
-        elif action.option_strings:
-            found[action.dest] = action.option_strings[0]
-    return found
+                    yield from _actions(sub)
+        else:
+            yield action
 
 
 @contextmanager
@@ -161,4 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
         module.add_arguments(sub)
         sub.set_defaults(run=module.run, verb=verb)
+    for action in _actions(parser):
+        if action.metavar in PATHS and action.type is None:
+            action.type = options.path
     return parser

@@ -21,7 +21,7 @@ COLUMNS = ["prompt", "new", "cold TTFT ms", "TTFT ms", "prefill tok/s", "decode 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=options.path, metavar="BUNDLE")
+    parser.add_argument("bundle", metavar="BUNDLE")
     options.add_engine(parser, "all")
     parser.add_argument(
         "--prompt-tokens", type=options.token_counts, default="32,512", metavar="N,N", help="default: 32,512"

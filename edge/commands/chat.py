@@ -28,7 +28,7 @@ MAX_LINE_BYTES = 10_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=options.path, metavar="BUNDLE")
+    parser.add_argument("bundle", metavar="BUNDLE")
     options.add_engine(parser)
     options.add_generation(parser)
     options.add_reuse(parser)

@@ -68,7 +68,6 @@ def add_reuse(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reuse of earlier work")
     group.add_argument(
         "--prefix",
-        type=path,
         action="append",
         default=[],
         metavar="FILE",
@@ -79,13 +78,11 @@ def add_reuse(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--draft-store",
-        type=path,
         metavar="FILE",
         help="a file of earlier answers to draft from, made if missing; with --speculate",
     )
     group.add_argument(
         "--draft-from",
-        type=path,
         action="append",
         default=[],
         metavar="FILE",
@@ -104,9 +101,9 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--deadline", type=float, dest="deadline_s", metavar="SECONDS", help="end the answer in time")
     group.add_argument("--system", metavar="TEXT", help="a system message")
     shape = group.add_mutually_exclusive_group()
-    shape.add_argument("--json-schema", type=path, metavar="FILE", help="the answer is JSON that follows this schema")
+    shape.add_argument("--json-schema", metavar="FILE", help="the answer is JSON that follows this schema")
     shape.add_argument("--regex", metavar="PATTERN", help="the answer matches this regular expression")
-    shape.add_argument("--grammar", type=path, metavar="FILE", help="the answer follows this Lark grammar")
+    shape.add_argument("--grammar", metavar="FILE", help="the answer follows this Lark grammar")
 
 
 def token_counts(text: str) -> list[int]:
@@ -122,11 +119,20 @@ def token_counts(text: str) -> list[int]:
     return counts
 
 
+def whole_number(text: str) -> int:
+    """0 or more, for argparse."""
+    try:
+        return Whole().take(int(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number, 0 or more") from None
+
+
 def path(text: str) -> str:
-    """The path of a file or folder, there or not, for argparse."""
+    """The path of a file or folder, there or not, as it was given, for argparse."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty; give the name of a file or folder")
-    return str(_taken("it", FilePath(), text))
+    _taken("it", FilePath(), text)
+    return text
 
 
 def device_name(text: str) -> str:

@@ -20,16 +20,16 @@ from edge.commands import options
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
     build = actions.add_parser("build", help="compute a prefix", description="Compute a prefix and write it to OUT.")
-    build.add_argument("bundle", type=options.path, metavar="BUNDLE")
-    build.add_argument("out", type=options.path, metavar="OUT", help="the file to write; one that is there is replaced")
+    build.add_argument("bundle", metavar="BUNDLE")
+    build.add_argument("out", metavar="OUT", help="the file to write; one that is there is replaced")
     text = build.add_mutually_exclusive_group(required=True)
     text.add_argument("--system", metavar="TEXT", help="a system message; - reads it from stdin")
-    text.add_argument("--system-file", type=options.path, metavar="FILE", help="a file that holds it")
+    text.add_argument("--system-file", metavar="FILE", help="a file that holds it")
     text.add_argument("--raw", metavar="TEXT", help="the beginning of a prompt without the chat template")
     options.add_engine(build)
     build.add_argument("--json", action="store_true", help="print one JSON object")
     show = actions.add_parser("show", help="what a prefix was made for", description="Show what a prefix was made for.")
-    show.add_argument("file", type=options.path, metavar="FILE")
+    show.add_argument("file", metavar="FILE")
     show.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -19,7 +19,7 @@ from edge.commands import options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=options.path, metavar="BUNDLE")
+    parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument("prompt", metavar="PROMPT", help="the user message; - reads it from stdin")
     options.add_engine(parser)
     options.add_generation(parser)

@@ -74,6 +74,24 @@ def test_messages_name_options_of_the_verb(tiny_bundle: Path) -> None:
     assert "--threads is 65, expected a whole number from 1 to 64" in fails("run", tiny_bundle, "hi", "--threads", "65")
 
 
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("max_context is 5, expected 1 to 4", "--max-context is 5, expected 1 to 4"),
+        ("top_k is 5", "--top-k is 5"),
+        ("engine is 5", "--engine is 5"),
+        ("the engine is gone; lower max_context or top_k", "the engine is gone; lower --max-context or --top-k"),
+        ("engine of max_contexts at /x/max_context/y", "engine of max_contexts at /x/max_context/y"),
+        ("load with draft_store=FILE", "load with --draft-store=FILE"),
+        ("logit_bias is 5", "logit_bias is 5"),
+    ],
+)
+def test_settings_are_told_as_options(message: str, shown: str) -> None:
+    from edge.cli import _options, _with_options, build_parser
+
+    assert _with_options(message, _options(build_parser(), "run")) == shown
+
+
 def test_export_then_run_verify_inspect(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     done = edge("export", tiny_checkpoint, out, "--recipe", "int4-asym-g128")
