@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from edge.commands import options, streams
-from edge.runtime.errors import EdgeError
+from edge.runtime.errors import EdgeError, telling_line
 from edge.runtime.extras import missing_packages_named
 
 VERBS = ("demo", "export", "run", "chat", "prefix", "bench", "profile", "needle", "inspect", "verify", "devices")
@@ -68,10 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return INTERRUPTED
         except streams.ReaderLeft:
             return READER_LEFT
-        except OSError as error:  # the system's word on a path, a disk or a device that nobody had a better one for
-            return _fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None))
-        except MemoryError:
-            return _fail("there is not enough memory; end other programs, or use a smaller model or --max-context")
+        except (OSError, ImportError, MemoryError) as error:
+            if isinstance(error, ModuleNotFoundError):
+                raise  # of a package that no extra has: a mistake of ours
+            return _fail(_reason(error))
 
 
 def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
@@ -95,6 +95,15 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> in
 def _fail(message: str) -> int:
     print(f"edge: {_one_line(message)}", file=sys.stderr)
     return 1
+
+
+def _reason(error: OSError | ImportError | MemoryError) -> str:
+    """What the system says of a path, a disk, a library or memory, where nobody had better words for it."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; end other programs, or use a smaller model or --max-context"
+    if isinstance(error, ImportError):
+        return f"a package cannot be loaded: {telling_line(error, last=True)}; install it again"
+    return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None)
 
 
 def _one_line(message: str) -> str:

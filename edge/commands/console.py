@@ -22,12 +22,16 @@ NUMBER = re.compile(r"[\d.,]+( [kMG]?B)?")  # with or without a unit of bytes
 
 
 def print_json(value: object) -> None:
-    """One JSON object on one line of stdout, in ASCII where its encoding lacks a letter."""
-    text = json.dumps(value, ensure_ascii=False)
+    """One JSON object on one line of stdout, in ASCII where its encoding lacks a letter.
+
+    What JSON has no number for, as Python has NaN and infinity, is null.
+    """
+    finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    text = json.dumps(finite, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
-        text = json.dumps(value)
+        text = json.dumps(finite)
     print(text)
 
 

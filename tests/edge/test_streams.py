@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pty
 import subprocess
@@ -33,6 +34,14 @@ HOSTILE = {HOSTILE!a}
 def run(args):
     if "fail" in sys.argv:
         raise DeviceError(HOSTILE)
+    if "system" in sys.argv:
+        open("no" + chr(27) + "thing")
+    if "library" in sys.argv:
+        raise ImportError("libx.so.1: cannot open shared object file")
+    if "memory" in sys.argv:
+        raise MemoryError
+    if "mistake" in sys.argv:
+        import edge.nothing
     if "json" in sys.argv:
         return print_json({{"text": HOSTILE}})
     if "bar" in sys.argv:
@@ -54,7 +63,7 @@ sys.exit(cli.main())
 """
 
 
-def says(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+def says(*arguments: str, **options: Any) -> subprocess.CompletedProcess[Any]:  # of bytes, or of text
     command = [sys.executable, "-c", SAYS, "x", *arguments]
     return subprocess.run(command, capture_output=True, timeout=60, check=False, **options)
 
@@ -74,8 +83,8 @@ def test_any_text_can_be_printed(encoding: str) -> None:
 
 
 def test_json_has_letters_where_they_can_be_written(capsys: pytest.CaptureFixture[str]) -> None:
-    print_json({"猫": "😀"})
-    assert capsys.readouterr().out == '{"猫": "😀"}\n'
+    print_json({"猫": "😀", "ratio": math.nan, "most": [math.inf, -math.inf, 0.5]})
+    assert capsys.readouterr().out == '{"猫": "😀", "ratio": null, "most": [null, null, 0.5]}\n'
 
 
 def test_a_c_locale(tmp_path: Path) -> None:
@@ -112,6 +121,27 @@ def test_a_bar_may_draw_and_what_is_printed_beside_it_may_not() -> None:
     assert "\x1b[" in shown
     assert SHOWN in shown
     assert "\x1b[31m" not in shown
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("system", "no\\x1bthing: No such file or directory"),
+        ("library", "a package cannot be loaded: libx.so.1: cannot open shared object file; install it again"),
+        ("memory", "there is not enough memory; end other programs, or use a smaller model or --max-context"),
+    ],
+)
+def test_what_the_system_says_is_one_line(kind: str, said: str) -> None:
+    """And --log-level debug tells where it was said."""
+    done = says(kind, text=True)
+    assert (done.returncode, done.stderr) == (1, f"edge: {said}\n")
+    told = says(kind, "--log-level", "debug", text=True)
+    assert "Traceback" in told.stderr
+    assert told.stderr.endswith(f"edge: {said}\n")
+
+
+def test_a_mistake_of_ours_is_a_traceback() -> None:
+    assert "Traceback" in says("mistake", text=True).stderr
 
 
 def test_errors_have_no_control_characters_anywhere() -> None:
