@@ -31,7 +31,7 @@ VALUES = (
     "x" * 300, "x/" * 3000, "a\nb", "a\x1b[2Jb\x9b1m", "\u202eabc", "\ud800", "😀" * 100, "%s%n{0}", "(((", "{",
     "[" * 3000, ".", "/dev/null", "/dev/zero", "/dev/full", "fifo", "loop", "dangling", "folder", "empty", "latin",
 )  # fmt: skip
-FEW = 5  # of them in a fast run
+FEW = 3  # of them in a fast run
 SECONDS = 10
 
 
