@@ -73,7 +73,7 @@ def _group_rooms(root: Path) -> Iterator[int]:
     except OSError:
         return
     for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") > 1):
-        if controllers in ("", "memory") or "memory" in controllers.split(","):
+        if controllers == "" or "memory" in controllers.split(","):
             for kind in _GROUP_KINDS:
                 if kind.unified == (controllers == ""):
                     yield from _rooms_along(root / kind.mount, path, kind)
