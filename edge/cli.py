@@ -1,29 +1,37 @@
 """The `edge` command: finds the verb, runs it, turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed (one line on stderr), 2 usage, 130 interrupted. Verbs live in `commands/`, one file each.
+Exit codes: 0 done, 1 failed, 2 usage (each with one line on stderr), 130 interrupted, 141 nobody reads stdout any more,
+as of programs that the system ends for it. Verbs live in `commands/`, one file each.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NoReturn
 
-from edge.runtime.errors import EdgeError
-from edge.runtime.extras import missing_package
+from edge.commands import options, streams
+from edge.runtime.errors import EdgeError, telling_line
+from edge.runtime.extras import missing_packages_named
 
 VERBS = ("demo", "export", "run", "chat", "prefix", "bench", "profile", "needle", "inspect", "verify", "devices")
 NEEDED = {"demo": "export", "export": "export", "profile": "profile"}  # verb -> the extra that it needs as a whole
+PATHS = ("BUNDLE", "DIR", "FILE", "OUT", "PATH", "SOURCE")  # metavars of what names a file or folder
 LOG_LEVELS = ("debug", "info", "warning", "error")
+MAX_LINE = 2000  # characters of an error, which may quote what somebody gave
+INTERRUPTED, READER_LEFT = 128 + 2, 128 + 13  # with the numbers of SIGINT and SIGPIPE, as shells count
+
+logger = logging.getLogger(__name__)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Of the command and of each verb: no abbreviated options, and --log-level before the verb or behind it.
+    """Of the command and of each verb: no abbreviated options, errors in one line, --log-level before or behind a verb.
 
     A prefix that names one option today would be ambiguous, or name another one, when an option is added.
     """
@@ -38,61 +46,115 @@ class _Parser(argparse.ArgumentParser):
             help=f"tell on stderr what is done: {', '.join(LOG_LEVELS)}. default: nothing",
         )
 
+    def error(self, message: str) -> NoReturn:
+        """End with what is wrong; the usage, of twenty lines for some verbs, would hide it."""
+        short = re.sub(r"\S{80,}", lambda found: found[0][:79] + "…", message)  # argparse quotes values whole
+        self.exit(2, f"{self.prog}: {_one_line(short)}; see {self.prog} --help\n")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code."""
+    """Run one command line; returns the exit code. Raises SystemExit for usage errors, --help and --version."""
     parser = build_parser()
-    args = parser.parse_args(arguments)
-    if (level := getattr(args, "log_level", None)) is not None:
-        _log_to_stderr(level)
+    with streams.guarded():
+        try:
+            streams.check_stdout()
+            code = _run(parser, arguments)
+            sys.stdout.flush()  # what is left in memory may be what a full disk does not take
+            return code
+        except EdgeError as error:
+            return _fail(str(error))
+        except KeyboardInterrupt:
+            print("edge: interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except streams.ReaderLeft:
+            return READER_LEFT
+        except (OSError, ImportError, MemoryError) as error:
+            if isinstance(error, ModuleNotFoundError):
+                raise  # of a package that no extra has: a mistake of ours
+            return _fail(_reason(error))
+
+
+def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     try:
-        code: int = args.run(args)
-        return code
-    except EdgeError as error:
-        return _fail(_with_option(str(error), parser))
-    except KeyboardInterrupt:
-        print("edge: interrupted", file=sys.stderr)
-        return 130
-    except ModuleNotFoundError as error:
-        if (missing := missing_package(error, NEEDED.get(args.verb))) is None:
+        args = parser.parse_args(arguments)
+    except SystemExit:  # --help and --version have printed
+        sys.stdout.flush()
+        raise
+    with _logging_to_stderr(getattr(args, "log_level", None)), missing_packages_named(NEEDED.get(args.verb)):
+        try:
+            code: int = args.run(args)
+            return code
+        except EdgeError as error:
+            logger.debug("%s failed", args.verb, exc_info=True)
+            return _fail(_with_options(str(error), _options(parser, args.verb)))
+        except Exception:
+            logger.debug("%s failed", args.verb, exc_info=True)
             raise
-        return _fail(str(missing))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
-        return 1
 
 
 def _fail(message: str) -> int:
-    print(f"edge: {' '.join(message.split())}", file=sys.stderr)
+    print(f"edge: {_one_line(message)}", file=sys.stderr)
     return 1
 
 
-def _with_option(message: str, parser: argparse.ArgumentParser) -> str:
-    """A message that begins with a setting, "max_context is ...", with the option that sets it: "--max-context is"."""
-    name, verb, rest = message.partition(" is ")
-    option = _options(parser).get(name)
-    return message if option is None else f"{option}{verb}{rest}"
+def _reason(error: OSError | ImportError | MemoryError) -> str:
+    """What the system says of a path, a disk, a library or memory, where nobody had better words for it."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; end other programs, or use a smaller model or --max-context"
+    if isinstance(error, ImportError):
+        return f"a package cannot be loaded: {telling_line(error, last=True)}; install it again"
+    return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None)
 
 
-def _options(parser: argparse.ArgumentParser) -> dict[str, str]:
-    """Name of a setting -> option, of all verbs."""
-    found: dict[str, str] = {}
+def _one_line(message: str) -> str:
+    """A message without line ends and control characters; of one that quotes too much, both ends."""
+    line = streams.visible(" ".join(message.split()))
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 2]} … {line[-MAX_LINE // 2 :]}"
+
+
+def _with_options(message: str, options: Mapping[str, str]) -> str:
+    """A message with options in the place of the settings that they set: "--max-context is 0; lower --kv-cache-gb".
+
+    A name that is one word is a setting in the first place alone.
+    """
+
+    def option(found: re.Match[str]) -> str:
+        return options.get(found[0], found[0])
+
+    return re.sub(r"^[a-z]+(?= is )|(?<!\S)[a-z]+_[a-z_]+(?=[ ,;=]|$)", option, message)
+
+
+def _options(parser: argparse.ArgumentParser, verb: str) -> dict[str, str]:
+    """Name of a setting -> option, of one verb."""
+    return {action.dest: action.option_strings[0] for action in _actions(parser, verb) if action.option_strings}
+
+
+def _actions(parser: argparse.ArgumentParser, verb: str = "") -> Iterator[argparse.Action]:
+    """Arguments and options of a parser and of those below it, of all verbs or of one."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for sub in action.choices.values():
-                found |= _options(sub)
-        elif action.option_strings:
-            found[action.dest] = action.option_strings[0]
-    return found
+            for name, sub in action.choices.items():
+                if verb in ("", name):
+                    yield from _actions(sub)
+        else:
+            yield action
 
 
-def _log_to_stderr(level: str) -> None:
-    """Show what the library logs from this level up."""
+@contextmanager
+def _logging_to_stderr(level: str | None) -> Iterator[None]:
+    """Show what the library logs from a level up; None shows nothing."""
+    if level is None:
+        yield
+        return
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("edge")
-    logger.addHandler(handler)
-    logger.setLevel(level.upper())
+    package = logging.getLogger("edge")
+    package.addHandler(handler)
+    package.setLevel(level.upper())
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)  # its stream ends with the command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -111,4 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
         module.add_arguments(sub)
         sub.set_defaults(run=module.run, verb=verb)
+    for action in _actions(parser):
+        if action.metavar in PATHS and action.type is None:
+            action.type = options.path
     return parser

@@ -48,7 +48,8 @@ FILES = tuple(f"openvino_{name}.{suffix}" for name in ("tokenizer", "detokenizer
 # does, however that ends, and it ends with it. It leaves without the interpreter's clean-up, which unloads
 # openvino_tokenizers before the last of its nodes is gone, and crashes.
 _SCRIPT = r"""
-import os, sys, threading
+import os, socket, sys, threading
+socket.has_ipv6 = False  # urllib3 finds out by a socket of its own when it is imported
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
 sys.path.append(sys.argv[1])
 import edge.export.openvino_tokenizer as ours

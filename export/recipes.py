@@ -22,7 +22,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal, get_args
 
-from edge.runtime.errors import RecipeError
+from edge.runtime.errors import RecipeError, shown
 
 DEFAULT = "int4-asym-g128"
 MIN_GROUP_SIZE = 32  # smaller groups fall off the fast kernels (as nncf's AdvancedCompressionParameters)
@@ -54,17 +54,17 @@ class Precision:
         match = re.fullmatch(r"int(4|8)-(a?sym)(?:-(channel)|-g(\d{1,9}))?|fp(16|32)", text)
         if match is None:
             raise RecipeError(
-                f"precision {text!r} is unknown, expected int8-asym, int4-asym-g128, int4-sym-channel, ..."
+                f"precision {shown(text)} is unknown, expected int8-asym, int4-asym-g128, int4-sym-channel, ..."
             )
         bits, sign, channel, group, width = match.groups()
         if width:
             return cls(int(width))
         if bits == "8" and group:
-            raise RecipeError(f"precision {text!r}: nncf has 8 bits with one scale a row only; use int8-{sign}")
+            raise RecipeError(f"precision {shown(text)}: nncf has 8 bits with one scale a row only; use int8-{sign}")
         if bits == "4" and not (group or channel):
-            raise RecipeError(f"precision {text!r}: expected a group size, as in {text}-g128, or {text}-channel")
+            raise RecipeError(f"precision {shown(text)}: expected a group size, as in {text}-g128, or {text}-channel")
         if group and int(group) < MIN_GROUP_SIZE:
-            raise RecipeError(f"precision {text!r}: groups have {MIN_GROUP_SIZE} weights or more")
+            raise RecipeError(f"precision {shown(text)}: groups have {MIN_GROUP_SIZE} weights or more")
         return cls(int(bits), sign == "sym", int(group or 0))
 
     @property
@@ -221,5 +221,5 @@ def _recipe(
 def find_recipe(name: str) -> Recipe:
     """Raises RecipeError, listing the known recipes."""
     if name not in recipes():
-        raise RecipeError(f"recipe {name!r} is unknown, known are {', '.join(recipes())}")
+        raise RecipeError(f"recipe {shown(name)} is unknown, known are {', '.join(recipes())}")
     return recipes()[name]

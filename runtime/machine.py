@@ -8,8 +8,32 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+PLENTY = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupKind:
+    """One version of Linux's control groups: where it is mounted, and its files."""
+
+    unified: bool  # version 2, whose line in /proc/self/cgroup names no controllers
+    mount: str
+    limits: tuple[str, ...]  # beyond memory.high, a group is slowed down to a crawl
+    used: str
+    cached: str  # the line of memory.stat
+
+
+_V2 = (("memory.max", "memory.high"), "memory.current", "inactive_file ")
+_GROUP_KINDS = (
+    _GroupKind(True, "sys/fs/cgroup", *_V2),
+    _GroupKind(True, "sys/fs/cgroup/unified", *_V2),  # beside version 1
+    _GroupKind(
+        False, "sys/fs/cgroup/memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file "
+    ),
+)
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
@@ -27,14 +51,54 @@ def physical_cores() -> int:
     return max(len(cores), 1)
 
 
-def available_bytes() -> int:
-    """Memory that can be had without swapping; what cannot be told counts as plenty."""
+def logical_processors() -> int:
+    """What the system schedules threads on, all of the machine; at least 1."""
+    return os.cpu_count() or 1
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """Memory that can be had without swapping or being killed for it; what cannot be told counts as plenty.
+
+    That of the machine, or what the control groups of this process leave, where a container or a service has less.
+    root: where /proc and /sys are.
+    """
+    free = _number(root / "proc/meminfo", "MemAvailable:")
+    return min([PLENTY if free is None else free * 1024, *_group_rooms(root)])
+
+
+def _group_rooms(root: Path) -> Iterator[int]:
+    """Bytes that are left of each memory limit of this process's control group and of those around it."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return 1 << 62
-    fields = dict(line.split(":", 1) for line in lines)
-    return int(fields["MemAvailable"].split()[0]) * 1024
+        return
+    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") > 1):
+        if controllers == "" or "memory" in controllers.split(","):
+            for kind in _GROUP_KINDS:
+                if kind.unified == (controllers == ""):
+                    yield from _rooms_along(root / kind.mount, path, kind)
+
+
+def _rooms_along(mount: Path, path: str, kind: _GroupKind) -> Iterator[int]:
+    """From the process's group up to the one that is mounted; a container sees that one alone, and paths outside."""
+    names = [name for name in path.split("/") if name not in ("", "..")]
+    for depth in range(len(names), -1, -1):
+        folder = mount.joinpath(*names[:depth])
+        limits = [limit for name in kind.limits if (limit := _number(folder / name)) is not None]
+        used = _number(folder / kind.used)
+        if limits and used is not None:
+            cached = _number(folder / "memory.stat", kind.cached) or 0  # file pages, which the system drops first
+            yield max(min(limits) - max(used - cached, 0), 0)
+
+
+def _number(path: Path, field: str = "") -> int | None:
+    """The number behind a field's name, or at the beginning of a file; None where there is none ("max")."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    words = next((line[len(field) :].split() for line in lines if line.startswith(field)), [])
+    return int(words[0]) if words and words[0].isdigit() else None
 
 
 def family_of(device: str) -> str:

@@ -28,6 +28,8 @@ from typing import Any, Protocol
 from edge.runtime.errors import SettingsError, shown
 
 _LARGEST = 2**63 - 1  # of whole numbers: what libraries and files can hold
+_MAX_PATH = 32_766 if sys.platform == "win32" else 4095  # of a path, in what `_path_length` counts
+_MAX_NAME = 255  # of each name in it
 _RULE, _HELP = "rule", "help"  # keys of a field's metadata
 
 
@@ -121,13 +123,16 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text that is not empty."""
+    """A text that is not empty: a name, or a few words."""
 
     expected: str = "a text that is not empty"
+    longest: int | None = None  # characters
 
     def take(self, value: object) -> str:
         if not isinstance(value, str) or not value.strip():
             raise Refusal
+        if self.longest is not None and len(value) > self.longest:
+            raise Refusal(f"is too long ({len(value):,} characters; at most {self.longest:,})")
         return value
 
 
@@ -142,9 +147,15 @@ class FilePath:
             name = os.fsencode(value)  # type: ignore[arg-type]  # it refuses what is no path
         except (TypeError, UnicodeEncodeError):
             raise Refusal from None
-        if not name or b"\0" in name or isinstance(value, bytes):
+        if not name or b"\0" in name or isinstance(value, bytes):  # Path makes "." of nothing
             raise Refusal
-        return Path(os.fsdecode(name))
+        path = Path(os.fsdecode(name))
+        whole, longest = _path_length(os.fsdecode(name)), max(map(_path_length, (*path.parts, "")))
+        if whole > _MAX_PATH or longest > _MAX_NAME:
+            raise Refusal(
+                f"is too long ({whole:,} bytes, {longest:,} in one name; at most {_MAX_PATH:,} and {_MAX_NAME})"
+            )
+        return path
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +293,12 @@ def refuse_unknown(names: Iterable[str], known: Set[str]) -> None:
     for name in sorted(set(names) - known):
         close = get_close_matches(name, known, 1)
         hint = f", did you mean {close[0]!r}? Known are" if close else ", known are"
-        raise SettingsError(f"unknown setting {name!r}{hint} {', '.join(sorted(known))}", param=name)
+        raise SettingsError(f"unknown setting {shown(name)}{hint} {', '.join(sorted(known))}", param=name)
+
+
+def _path_length(text: str) -> int:
+    """Bytes on Linux; elsewhere systems count characters."""
+    return len(os.fsencode(text)) if sys.platform == "linux" else len(text)
 
 
 def _python(value: object) -> object:

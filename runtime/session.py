@@ -3,26 +3,38 @@
 In: an `LLM` and one user message after another. Out: chunks of the answers. A rendered and re-encoded history may give
 other ids than the model produced; here the produced ids stay, and only the text that is new is encoded. What a user
 types is text, whatever it looks like. Knows nothing about terminals.
+
+A conversation that has filled the context is refused, or goes on without its oldest turns. What is kept is then encoded
+and computed anew, but for the system message: half of the context is made free at once, so that this is rare.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Generator
 from typing import Unpack
 
 from edge.runtime.chunk import Chunk
 from edge.runtime.llm import LLM
 from edge.runtime.markup import MarkedText, mark_text, mark_token
-from edge.runtime.settings import GenerationOptions
+from edge.runtime.rules import OneOf, check_value
+from edge.runtime.settings import WHEN_FULL, GenerationOptions, WhenFull, generation_settings
 from edge.runtime.stream import Stream
+
+ANSWER_SHARE = 4  # a quarter of the context is left for an answer, unless it may only have fewer tokens
 
 
 class ChatSession:
     """Messages of one conversation with the ids they stand for."""
 
-    def __init__(self, llm: LLM, system: str | None = None) -> None:
+    def __init__(self, llm: LLM, system: str | None = None, *, when_full: WhenFull = "error") -> None:
+        """when_full: "error" has `send` raise ContextLengthError, "drop" has it forget the oldest turns.
+
+        The system message stays, and `dropped_turns` counts. Raises SettingsError.
+        """
         self._llm = llm
         self._system = system
+        self.drops = check_value("when_full", OneOf(WHEN_FULL), when_full) == "drop"
         self.reset()
 
     def reset(self) -> None:
@@ -30,6 +42,7 @@ class ChatSession:
         self.messages: list[dict[str, str]] = []
         if self._system is not None:
             self.messages.append({"role": "system", "content": self._system})
+        self.dropped_turns = 0  # since the conversation began
         self._ids: list[int] = []
         self._rendered = MarkedText("")  # the text that _ids stand for, a closing stop id left out
 
@@ -38,16 +51,39 @@ class ChatSession:
         """Tokens of the conversation so far."""
         return len(self._ids)
 
+    @property
+    def num_turns(self) -> int:
+        """Messages of the user that were answered and are remembered."""
+        return len(self.messages) // 2  # with or without a system message
+
     def send(self, content: str, **options: Unpack[GenerationOptions]) -> Generator[Chunk, None, None]:
         """Answer one more user message; keywords and errors as in `LLM.generate`.
 
         Closing the iterator early keeps what was answered so far. A message that is refused leaves no trace.
         """
+        limit = generation_settings(**options).max_new_tokens
         messages = [*self.messages, {"role": "user", "content": content}]
         prompt = self._llm.chat_template.render_marked(messages)
         prompt_ids = self._continue(prompt)
+        context = self._llm.engine.info.max_context
+        if self.drops and len(prompt_ids) + min(limit or context, context // ANSWER_SHARE) > context:
+            messages = self._shortened(messages, context // 2)
+            prompt = self._llm.chat_template.render_marked(messages)
+            prompt_ids = self._llm.tokenizer.encode_marked(prompt)
         stream = self._llm.generate(prompt_ids, **options)
         return self._answer(stream, messages, prompt, prompt_ids)
+
+    def _shortened(self, messages: list[dict[str, str]], most: int) -> list[dict[str, str]]:
+        """Without as many of the oldest turns as leave at most so many tokens; at least the last message stays."""
+        first = int(self._system is not None)
+
+        def without(turns: int) -> list[dict[str, str]]:
+            return [*messages[:first], *messages[first + 2 * turns :]]
+
+        def fits(turns: int) -> bool:
+            return len(self._llm.encode_chat(without(turns))) <= most
+
+        return without(bisect_left(range(self.num_turns), True, key=fits))
 
     def _continue(self, prompt: MarkedText) -> list[int]:
         """Ids of the prompt: those of the conversation so far, and the new text encoded."""
@@ -81,6 +117,7 @@ class ChatSession:
     ) -> None:
         if not ids:
             return
+        self.dropped_turns += (len(self.messages) + 1 - len(messages)) // 2
         rendered = MarkedText(prompt + mark_text(shown))
         # GLM's template writes the newline that its model generates first, so content may need to go without it.
         for content in (shown, shown.removeprefix("\n"), shown.strip()):

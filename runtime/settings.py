@@ -13,6 +13,7 @@ from typing import Literal, TypedDict, Unpack
 
 from edge.runtime.constraint import Constraint
 from edge.runtime.errors import SettingsError
+from edge.runtime.machine import logical_processors
 from edge.runtime.rules import (
     Biases,
     Flag,
@@ -30,14 +31,19 @@ from edge.runtime.rules import (
 
 Precision = Literal["f32", "f16", "bf16"]
 CachePrecision = Literal["f32", "f16", "bf16", "u8", "u4"]
+WhenFull = Literal["error", "drop"]
 LogitBias = Mapping[int, float] | Sequence[tuple[int, float]]
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16", "bf16")
 KV_PRECISIONS: tuple[CachePrecision, ...] = ("f32", "f16", "bf16", "u8", "u4")
+WHEN_FULL: tuple[WhenFull, ...] = ("error", "drop")  # what a conversation does that has filled the context
 MAX_LOGPROBS = 20  # alternatives a token, as in OpenAI's protocol
 MAX_DRAFT = 32  # tokens
 MAX_MATCH = 32  # token ids
 MAX_THREADS = 1024
+FEW_THREADS = 64  # which no machine minds
+THREADS_PER_PROCESSOR = 4  # beyond, they wait for each other: 1,024 on two processors take 25 s to load 86 MB
+MAX_NAME = 100  # characters, of engines and devices
 SHARE = Number(0, 1, above=True)
 
 
@@ -106,8 +112,10 @@ class GenerationSettings(Settings):
 class EngineSettings(Settings):
     """How an engine is set up. None leaves the choice to the engine, which documents it. Raises SettingsError."""
 
-    engine: str = setting("auto", Text(), "a name in runtime/engines/registry.py; auto: as engines/choice.py says")
-    device: str = setting("CPU", Text(), "CPU, GPU or another device of `edge devices`")
+    engine: str = setting(
+        "auto", Text(longest=MAX_NAME), "a name in runtime/engines/registry.py; auto: as engines/choice.py says"
+    )
+    device: str = setting("CPU", Text(longest=MAX_NAME), "CPU, GPU or another device of `edge devices`")
     expected_prompt_tokens: int | None = setting(
         None, Whole(), "length of the prompts to come, as far as it is known; helps engine=auto"
     )
@@ -131,6 +139,16 @@ class EngineSettings(Settings):
         None, Flag(), "the same bits whatever else is or was computed; none: where drafts are verified"
     )
     threads: int | None = setting(None, Whole(1, MAX_THREADS), "none: the engine's choice")
+
+    def check_together(self) -> None:
+        processors = logical_processors()
+        most = max(FEW_THREADS, THREADS_PER_PROCESSOR * processors)
+        if self.threads is not None and self.threads > most:
+            raise SettingsError(
+                f"threads is {self.threads}, expected a whole number from 1 to {most} on this machine, which has "
+                f"{processors} processors",
+                param="threads",
+            )
 
 
 @dataclass(frozen=True, slots=True)

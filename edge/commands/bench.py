@@ -9,9 +9,13 @@ examples:
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge.commands import options
+
+if TYPE_CHECKING:
+    from edge.runtime.bundle import Bundle
+    from edge.runtime.settings import EngineSettings
 
 COLUMNS = ["prompt", "new", "cold TTFT ms", "TTFT ms", "prefill tok/s", "decode tok/s"]
 
@@ -29,11 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from edge.commands.console import print_json
     from edge.profiles.speed import bench
+    from edge.runtime.bundle import open_bundle
+    from edge.runtime.rules import Whole, check_value
     from edge.runtime.settings import EngineSettings
 
+    check_value("new_tokens", Whole(1), args.new_tokens)
+    keywords = options.engine_settings(args)
     if args.engine == "all":
-        return _compare(args)
-    report = bench(args.bundle, EngineSettings(**options.engine_settings(args)), args.prompt_tokens, args.new_tokens)
+        del keywords["engine"]
+    settings, bundle = EngineSettings(**keywords), open_bundle(args.bundle)
+    _check_prompts(args.prompt_tokens, settings, bundle)
+    if args.engine == "all":
+        return _compare(args, bundle, keywords)
+    report = bench(args.bundle, settings, args.prompt_tokens, args.new_tokens)
     if args.json:
         print_json(report)
         return 0
@@ -42,17 +54,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(args: argparse.Namespace) -> int:
+def _check_prompts(counts: list[int], settings: EngineSettings, bundle: Bundle) -> None:
+    """Before a model is loaded, and ids of prompts are drawn. Raises SettingsError and ContextLengthError."""
+    from edge.runtime.engines.limits import context_limit
+    from edge.runtime.errors import ContextLengthError
+
+    context, most = context_limit(settings, bundle.manifest.spec), max(counts)
+    if most >= context:
+        raise ContextLengthError(
+            f"a prompt of {most:,} tokens: the context holds {context:,}, the answer included; measure shorter ones"
+        )
+
+
+def _compare(args: argparse.Namespace, bundle: Bundle, settings: options.Keywords) -> int:
     """Every engine that can run, each in a fresh process: load, memory and first runs are then its own."""
     from edge.commands.console import print_json
     from edge.profiles.processes import run_step
-    from edge.runtime.bundle import open_bundle
     from edge.runtime.engines.choice import choose, engines_for
     from edge.runtime.settings import EngineSettings
 
-    bundle = open_bundle(args.bundle)
     task = {"task": "bench", "bundle": args.bundle, "prompt_tokens": args.prompt_tokens, "new_tokens": args.new_tokens}
-    settings = options.engine_settings(args)
     reports = [
         run_step({**task, "settings": {**settings, "engine": engine}}).result
         for engine in engines_for(bundle, args.device)

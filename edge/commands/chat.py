@@ -3,21 +3,28 @@
 in the chat:
   /reset  forget the conversation     /stats  figures of the last answer     /exit  leave (or Ctrl-D)
   Ctrl-C  end the answer that is being written
+Each alone on its line; any other line is a message, whatever it begins with. When the conversation has filled the
+context, its oldest turns are dropped: the next answer then starts later, as what is kept is computed anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from edge.commands import options
+from edge.runtime.settings import WHEN_FULL
 
 if TYPE_CHECKING:
     from edge.runtime.chunk import Stats
     from edge.runtime.llm import LLM
     from edge.runtime.session import ChatSession
+
+COMMANDS = "/reset, /stats, /exit"
+MAX_LINE_BYTES = 10_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,12 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_engine(parser)
     options.add_generation(parser)
     options.add_reuse(parser)
+    parser.add_argument(
+        "--when-full",
+        choices=WHEN_FULL,
+        default="drop",
+        help="when the context is full, drop the oldest turns, or refuse messages until /reset. default: drop",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from edge.api import load
+    from edge.commands.streams import check_stdin
     from edge.runtime.settings import generation_settings
 
+    check_stdin()
     system = options.system_message(args)
     settings = options.generation_settings(args)
     generation_settings(**settings)
@@ -46,21 +61,22 @@ def _talk(args: argparse.Namespace, llm: LLM, system: str | None, settings: opti
     from edge.runtime.errors import PromptError
     from edge.runtime.session import ChatSession
 
-    session = ChatSession(llm, system)
+    session = ChatSession(llm, system, when_full=args.when_full)
     if sys.stdin.isatty():
-        import readline  # noqa: F401  (line editing and history for input())
+        with suppress(ImportError):  # line editing and history for input(); not on Windows
+            import readline  # noqa: F401
 
-        print(f"{args.bundle}: {llm.engine.info.max_context} tokens of context; /reset, /stats, /exit", file=sys.stderr)
+        print(f"{args.bundle}: {llm.engine.info.max_context} tokens of context; {COMMANDS}", file=sys.stderr)
     stats: Stats | None = None
     while True:
         try:
-            line = _read_line().strip()
+            line = _read_line()
         except EOFError:
             return
         except PromptError as error:
             print(f"edge: {error}", file=sys.stderr)
             continue
-        match line:
+        match line.strip():
             case "":
                 pass
             case "/exit":
@@ -70,19 +86,23 @@ def _talk(args: argparse.Namespace, llm: LLM, system: str | None, settings: opti
                 stats = None
             case "/stats":
                 print("no answer yet" if stats is None else _figures(stats, session))
-            case _ if line.startswith("/"):
-                print(f"{line.split()[0]} is unknown; /reset, /stats, /exit", file=sys.stderr)
-            case _:
-                stats = _answer(session, line, settings) or stats
+            case word if re.fullmatch("/[a-z]{1,20}", line.rstrip()):  # mistyped, most likely
+                print(f"{word} is no command of {COMMANDS}; put a blank before it to send it", file=sys.stderr)
+            case message:
+                stats = _answer(session, message, settings) or stats
 
 
 def _read_line() -> str:
-    """The next line. Raises EOFError behind the last, and PromptError for one that is not UTF-8."""
+    """The next line. Raises EOFError behind the last, PromptError for what is not UTF-8, SettingsError without end."""
+    from edge.runtime.errors import SettingsError
     from edge.runtime.unicode import check_text, decode_text
 
     what = "the line"
     if not sys.stdin.isatty():
-        if line := sys.stdin.buffer.readline():
+        line = sys.stdin.buffer.readline(MAX_LINE_BYTES)
+        if len(line) == MAX_LINE_BYTES:
+            raise SettingsError(f"a line of {MAX_LINE_BYTES:,} bytes and more is no message; send shorter ones")
+        if line:
             return decode_text(line, what)
         raise EOFError
     try:
@@ -94,8 +114,9 @@ def _read_line() -> str:
 def _answer(session: ChatSession, line: str, settings: options.Keywords) -> Stats | None:
     """Stream one answer; Ctrl-C and a refused message end it and not the chat."""
     from edge.commands.console import show_answer
-    from edge.runtime.errors import GenerationError
+    from edge.runtime.errors import ContextLengthError, GenerationError
 
+    dropped = session.dropped_turns
     try:
         with closing(session.send(line, **settings)) as chunks:
             last = show_answer(chunks)
@@ -103,8 +124,12 @@ def _answer(session: ChatSession, line: str, settings: options.Keywords) -> Stat
         print("\n(stopped)", file=sys.stderr)
         return None
     except GenerationError as error:
-        print(f"edge: {error}", file=sys.stderr)
+        full = isinstance(error, ContextLengthError) and session.num_turns > 0 and not session.drops
+        advice = "; or /reset, which forgets the conversation, or --when-full drop" if full else ""
+        print(f"edge: {error}{advice}", file=sys.stderr)
         return None
+    if dropped := session.dropped_turns - dropped:
+        print(f"edge: the context was full: the oldest {dropped} turn{'s' * (dropped > 1)} dropped", file=sys.stderr)
     return None if last is None else last.stats
 
 

@@ -22,8 +22,17 @@ NUMBER = re.compile(r"[\d.,]+( [kMG]?B)?")  # with or without a unit of bytes
 
 
 def print_json(value: object) -> None:
-    """One JSON object on one line of stdout."""
-    print(json.dumps(value, ensure_ascii=False))
+    """One JSON object on one line of stdout, in ASCII where its encoding lacks a letter.
+
+    What JSON has no number for, as Python has NaN and infinity, is null.
+    """
+    finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    text = json.dumps(finite, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(finite)
+    print(text)
 
 
 def human_bytes(count: float) -> str:
@@ -79,6 +88,8 @@ def terminal_bar(description: str = "reading") -> Iterator[Bar | None]:
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
+    from edge.commands.streams import unguarded
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -86,7 +97,9 @@ def terminal_bar(description: str = "reading") -> Iterator[Bar | None]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    # What is printed meanwhile goes through the guards, and not through the bar.
+    console = Console(file=unguarded(sys.stderr))
+    with Bar(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
         bar.add_task(description, total=None, left="")
         yield bar
 

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--depths", type=_numbers, default="0,25,50,75,100", metavar="P,P", help="percent; default: 0,25,50,75,100"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another needle; default: 0")
+    parser.add_argument("--seed", type=options.whole_number, default=0, metavar="N", help="another needle; default: 0")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -8,14 +8,17 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from edge.runtime.engines.registry import ENGINES, find
-from edge.runtime.rules import Whole, help_of, rule_of
-from edge.runtime.settings import KV_PRECISIONS, Sampling
+from edge.runtime.errors import SettingsError, shown
+from edge.runtime.rules import FilePath, Rule, Text, Whole, check_value, help_of, rule_of
+from edge.runtime.settings import KV_PRECISIONS, MAX_NAME, Sampling
 
 if TYPE_CHECKING:
     from edge.runtime.constraint import Constraint
     from edge.runtime.llm import LLM
 
 SAMPLING = tuple(spec for spec in fields(Sampling) if spec.name != "logit_bias")  # no command line has room for that
+MAX_BYTES = 2**63  # of a cache
+MAX_COUNTS = 100  # of prompts to measure
 BYTES_PER_TOKEN = 4  # of English and Chinese alike, roughly
 Keywords = dict[str, Any]  # as the command line gives them; the settings classes check each value
 
@@ -31,7 +34,13 @@ def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
         metavar=f"{{{','.join(['auto', *ENGINES, *more])}}}",
         help="default: auto",
     )
-    group.add_argument("--device", default="CPU", metavar="CPU|GPU|NPU", help="default: CPU; `edge devices` lists them")
+    group.add_argument(
+        "--device",
+        type=device_name,
+        default="CPU",
+        metavar="CPU|GPU|NPU",
+        help="default: CPU; `edge devices` lists them",
+    )
     group.add_argument("--max-context", type=int, metavar="TOKENS", help="default: the model's limit")
     budget = group.add_mutually_exclusive_group()
     budget.add_argument(
@@ -73,7 +82,11 @@ def add_reuse(parser: argparse.ArgumentParser) -> None:
         help="a file of earlier answers to draft from, made if missing; with --speculate",
     )
     group.add_argument(
-        "--draft-from", action="append", default=[], metavar="FILE", help="add a text to the draft store; repeatable"
+        "--draft-from",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="add a text to the draft store; repeatable",
     )
 
 
@@ -99,17 +112,39 @@ def token_counts(text: str) -> list[int]:
         counts = [int(part) for part in text.split(",")]
     except ValueError:
         counts = []
-    if not counts or min(counts) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of token counts; give numbers above 0 like 32,512")
+    if not 1 <= len(counts) <= MAX_COUNTS or min(counts) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is not a list of token counts; give up to {MAX_COUNTS} numbers above 0 like 32,512"
+        )
     return counts
+
+
+def whole_number(text: str) -> int:
+    """0 or more, for argparse."""
+    try:
+        return Whole().take(int(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number, 0 or more") from None
+
+
+def path(text: str) -> str:
+    """The path of a file or folder, there or not, as it was given, for argparse."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; give the name of a file or folder")
+    _taken("it", FilePath(), text)
+    return text
+
+
+def device_name(text: str) -> str:
+    """What could be one, for argparse."""
+    return str(_taken("it", Text(longest=MAX_NAME), text))
 
 
 def engine_name(text: str) -> str:
     """The name of an engine, for argparse: a wrong one is told with those that are known and what installs them."""
-    from edge.runtime.errors import SettingsError
-
+    name = _taken("it", Text(longest=MAX_NAME), text)
     try:
-        return find(text).name
+        return find(name).name
     except SettingsError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -117,12 +152,19 @@ def engine_name(text: str) -> str:
 def gigabytes(text: str) -> int:
     """2.1 in bytes, for argparse."""
     try:
-        count = float(text)
+        count = float(text) * 1e9
     except ValueError:
         count = math.nan
-    if not 0 < count < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes; give one above 0 like 2.1")
-    return max(int(count * 1e9), 1)
+    if not 0 < count < MAX_BYTES:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number of gigabytes; give one above 0 like 2.1")
+    return max(int(count), 1)
+
+
+def _taken(name: str, rule: Rule, text: str) -> Any:  # Any: what the rule makes of it
+    try:
+        return check_value(name, rule, text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> Keywords:
@@ -185,7 +227,6 @@ def _following(chosen: Keywords, path: str, *, speculate: bool) -> Keywords:
     """Where nothing else is said, the engine as it was when a prefix was computed. Raises SettingsError."""
     from pathlib import Path
 
-    from edge.runtime.errors import SettingsError
     from edge.runtime.kv.snapshot_format import read_header
 
     layout = read_header(Path(path)).identity.layout
@@ -213,25 +254,30 @@ def _constraint(args: argparse.Namespace) -> Constraint | None:
 
 
 def argument_or_stdin(value: str, what: str) -> str:
-    """A text of the command line; "-" reads it from stdin. Raises PromptError where it is not UTF-8."""
+    """A text of the command line; "-" reads it from stdin. Raises PromptError where it is not UTF-8, or none comes."""
     import io
-    import sys
 
+    from edge.commands.streams import read_stdin
     from edge.runtime.unicode import check_text, decode_text
 
     if value != "-":
         return check_text(value, what)
-    text = decode_text(sys.stdin.buffer.read(), "standard input")  # whatever encoding the terminal has
-    return io.StringIO(text, newline=None).read()  # with line ends of every system, as a text file is read
+    text = decode_text(read_stdin(), "standard input")  # whatever encoding the terminal has
+    # With line ends of every system, as a text file is read, and without the mark that PowerShell begins with.
+    return io.StringIO(text.removeprefix("\ufeff"), newline=None).read()
 
 
-def read_text(path: str) -> str:
-    """The UTF-8 text of a file that was named. Raises SettingsError."""
+def read_text(name: str) -> str:
+    """The UTF-8 text of a file or pipe that was named, with line ends of every system. Raises SettingsError."""
+    import io
     from pathlib import Path
 
-    from edge.runtime.errors import SettingsError
+    from edge.commands.streams import read_pipe
+    from edge.runtime.files import read_file
 
+    file = Path(name)
+    data = read_pipe(file) if file.is_fifo() else read_file(file, SettingsError, "give a file of UTF-8 text")
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read as text: {error}") from error
+        return io.StringIO(data.decode("utf-8-sig"), newline=None).read()
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{name} cannot be read as text ({error}); convert it to UTF-8") from error

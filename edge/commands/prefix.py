@@ -10,6 +10,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -39,13 +40,9 @@ def run(args: argparse.Namespace) -> int:
 def _build(args: argparse.Namespace) -> int:
     from edge.api import load
     from edge.commands.console import human_bytes, print_json
-    from edge.runtime.errors import OutputError
 
     text, out = _text(args), Path(args.out)
-    if not out.parent.is_dir():  # before the model is loaded and the prefix computed
-        raise OutputError(f"{out.parent}: no such folder to write {out.name} in; make it or name another file")
-    if out.exists() and not out.is_file():
-        raise OutputError(f"{out} is there and is no file; name another one")
+    _check_out(out)
     llm = load(args.bundle, **options.engine_settings(args, text))
     started = time.perf_counter()
     if args.raw is not None:
@@ -67,6 +64,21 @@ def _build(args: argparse.Namespace) -> int:
         return 0
     print(f"{out}: {tokens} tokens, {human_bytes(size)}, computed with {llm.engine.info.name} in {seconds:.1f} s")
     return 0
+
+
+def _check_out(out: Path) -> None:
+    """Before the model is loaded and the prefix computed. Raises OutputError."""
+    from edge.runtime.errors import OutputError
+
+    target = Path(os.path.realpath(out))  # a link is followed
+    if target.is_symlink():
+        raise OutputError(f"{out} is a link that leads to itself; name another file")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target.parent}: no such folder to write {target.name} in; make it or name another file")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{out} is there and is no file; name another one")
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(f"{target.parent} may not be written by you; name a file elsewhere")
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -122,12 +122,12 @@ def _sweep(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace) -> SweepSettings:
     """What was given; the rest is left to the class. Raises SettingsError."""
     from edge.profiles.sweep_plan import SweepSettings
-    from edge.runtime.errors import SettingsError
+    from edge.runtime.errors import SettingsError, shown
     from edge.runtime.settings import KV_PRECISIONS
 
     caches = _names(args.kv_precision)
     if caches and (unknown := [name for name in caches if name not in KV_PRECISIONS]):
-        raise SettingsError(f"kv precision {unknown[0]!r} is unknown, known are {', '.join(KV_PRECISIONS)}")
+        raise SettingsError(f"kv precision {shown(unknown[0])} is unknown, known are {', '.join(KV_PRECISIONS)}")
     given: dict[str, Any] = {
         "recipes": _names(args.recipes),
         "engines": _names(args.engines),
@@ -146,7 +146,14 @@ def _settings(args: argparse.Namespace) -> SweepSettings:
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+    """Raises SettingsError for a list of nothing."""
+    from edge.runtime.errors import SettingsError, shown
+
+    if text is None:
+        return None
+    if not (found := tuple(part.strip() for part in text.split(",") if part.strip())):
+        raise SettingsError(f"{shown(text)} names nothing; give names with commas between them, or leave it out")
+    return found
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -218,6 +225,7 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
 def _progress() -> Iterator[Callable[[Progress], None]]:
     """A line on stderr for each cell; where stderr is a terminal, below them a bar with the step and the time left."""
     from edge.commands.console import terminal_bar
+    from edge.commands.streams import visible
 
     with terminal_bar() as bar:
         if bar is None:
@@ -227,7 +235,7 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
 
         def show(progress: Progress) -> None:
             if line := _line(progress):
-                bar.console.print(line, markup=False, highlight=False)
+                bar.console.print(visible(line), markup=False, highlight=False)
             left = "" if progress.seconds_left is None else f"{progress.seconds_left:.0f} s left"
             bar.update(
                 task,

@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from edge.commands import options
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument("--device", default="CPU", metavar="CPU|GPU|NPU", help="default: CPU")
+    parser.add_argument("--device", type=options.device_name, default="CPU", metavar="CPU|GPU|NPU", help="default: CPU")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

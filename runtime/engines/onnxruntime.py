@@ -77,7 +77,7 @@ class OnnxRuntimeEngine:
         shape = (spec.num_kv_heads, length, spec.head_dim)
         try:
             self._memory = SlotMemory(slots, len(self._cached), shape, kind)
-        except OSError:  # a system that promises no more memory than it has: no more slots than the budget fills
+        except SettingsError:  # a system that promises no more memory than it has: no more slots than the budget fills
             slots = min(max(max_tokens // self._max_context, 1), MAX_SLOTS)
             self._memory = SlotMemory(slots, len(self._cached), shape, kind)
         self.pool = BlockPool(slots, self._max_context, self._memory, max_tokens)

@@ -14,17 +14,24 @@ from typing import ParamSpec, TypeVar
 
 import openvino as ov
 
+from edge.runtime.errors import DeviceError, telling_line
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def make_core() -> ov.Core:
-    """A core that has its CPU plugin already."""
-    return in_own_thread(_make_core)
+    """A core that has its CPU plugin already. Raises DeviceError."""
+    try:
+        return in_own_thread(_make_core)
+    except RuntimeError as error:  # of OpenVINO, or of a thread that the system refuses
+        raise DeviceError(
+            f"OpenVINO does not start: {telling_line(error)}; free some memory, or install openvino again"
+        ) from error
 
 
 def find_devices() -> list[tuple[str, str]]:
-    """All devices that OpenVINO finds on this machine: name and full name."""
+    """All devices that OpenVINO finds on this machine: name and full name. Raises DeviceError."""
     core = make_core()
     return [(name, str(core.get_property(name, "FULL_DEVICE_NAME")).strip()) for name in core.available_devices]
 

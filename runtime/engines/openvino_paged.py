@@ -317,9 +317,16 @@ def _properties(
             group = ACTIVATION_GROUP if weight_bits == 4 else 0
         if precision is None and weight_bits > 4:
             precision = "f32"
+        if precision is None and kv_precision == "f32":
+            precision = "f32"  # the kernel for bf16 queries takes no f32 keys
+        inference = precision or core.get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
         if kv_precision is None:
-            inference = precision or core.get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
             kv_precision = _kv_precision(inference, spec, budget, limit, bool(settings.reproducible))
+        elif {kv_precision, inference} == {"f32", "bf16"}:
+            raise SettingsError(
+                f"kv_precision is {kv_precision}, expected f16, u8 or u4 where the inference precision is {inference}",
+                param="kv_precision",
+            )
     chosen = {
         "INFERENCE_PRECISION_HINT": precision,
         "KV_CACHE_PRECISION": kv_precision,

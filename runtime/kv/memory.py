@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge.runtime.errors import CacheError
+from edge.runtime.errors import CacheError, SettingsError
 
 Array = npt.NDArray[Any]  # of any dtype
 CAN_ADVISE = hasattr(mmap, "MADV_NOHUGEPAGE")  # on Linux
@@ -46,12 +46,13 @@ def copy_block(memory: BlockMemory, source: int, target: int, num_tokens: int) -
 
 
 class PagedMemory:
-    """Blocks whose inside is the engine's own affair: they are copied whole."""
+    """Blocks whose inside is the engine's own affair: they are copied whole. Raises SettingsError."""
 
     def __init__(self, num_blocks: int, buffer_bytes: Sequence[int]) -> None:
         """`buffer_bytes`: what one block takes in each buffer."""
-        self.buffers = [untouched((num_blocks, size), np.uint8) for size in buffer_bytes]
         self.block_bytes = sum(buffer_bytes)
+        mappings = _mappings([num_blocks * size for size in buffer_bytes])
+        self.buffers: list[Array] = [np.frombuffer(m, np.uint8).reshape(num_blocks, -1) for m in mappings]
 
     def views(self, block: int, num_tokens: int) -> list[Array]:  # noqa: ARG002  (a block cannot be cut)
         return [buffer[block] for buffer in self.buffers]
@@ -84,11 +85,12 @@ class SlotMemory:
 
     A batch is computed in neighbouring rows, so blocks change rows when a batch needs it: what is written of them is
     copied. At 9B shapes that takes up to 0.2 ms a token, most of it for fresh pages, where computing one takes 40.
+    Raises SettingsError.
     """
 
     def __init__(self, num_slots: int, num_buffers: int, shape: tuple[int, int, int], kind: type[np.generic]) -> None:
         self.block_bytes = num_buffers * math.prod(shape) * np.dtype(kind).itemsize
-        self._mappings = [_mapping(num_slots * self.block_bytes // num_buffers) for _ in range(num_buffers)]
+        self._mappings = _mappings([num_slots * self.block_bytes // num_buffers] * num_buffers)
         self.buffers: list[Array] = [np.frombuffer(m, kind).reshape(num_slots, *shape) for m in self._mappings]
         self._row_of = list(range(num_slots))  # block -> row
         self._written = [0] * num_slots  # block -> its first tokens that may have been written since it was blank
@@ -145,12 +147,26 @@ class SlotMemory:
 
 
 def untouched(shape: tuple[int, ...], kind: type[np.generic]) -> Array:
-    """An array whose memory comes page by page as it is written."""
-    return np.frombuffer(_mapping(math.prod(shape) * np.dtype(kind).itemsize), kind).reshape(shape)
+    """An array whose memory comes page by page as it is written. Raises SettingsError."""
+    (memory,) = _mappings([math.prod(shape) * np.dtype(kind).itemsize])
+    return np.frombuffer(memory, kind).reshape(shape)
+
+
+def _mappings(sizes: list[int]) -> list[mmap.mmap]:
+    """Memory of our own, none of it taken yet. Raises SettingsError where the system refuses so many bytes."""
+    try:
+        return [_mapping(size) for size in sizes]
+    except (OSError, OverflowError, MemoryError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise SettingsError(
+            f"the system refuses the {sum(sizes):,} bytes that the KV cache may fill ({reason or error}); lower "
+            "kv_cache_bytes or max_context, or raise the limit of this process (ulimit -v)",
+            param="kv_cache_bytes",
+        ) from error
 
 
 def _mapping(size: int) -> mmap.mmap:
-    """So many bytes of memory of our own, none of it taken yet.
+    """So many bytes.
 
     numpy asks for huge pages, of which the first token alone would take one a head and layer: 0.3 GB at 9B shapes.
     What mmap maps by default is shared, which is taken when it is read as well.

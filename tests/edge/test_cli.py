@@ -57,7 +57,39 @@ def test_help_states_the_real_defaults() -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["run"], ["run", "x", "y", "--temperature", "warm"]], ids=str)
 def test_usage_errors(arguments: list[str]) -> None:
-    assert edge(*arguments).returncode == 2
+    done = edge(*arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_an_empty_path_is_no_folder() -> None:
+    """Path makes "." of it, and messages spoke of that."""
+    done = edge("run", "", "hi")
+    assert done.returncode == 2
+    assert done.stderr.startswith("edge run: argument BUNDLE: it is empty; ")
+
+
+def test_messages_name_options_of_the_verb(tiny_bundle: Path) -> None:
+    small = ("--max-context", "200", "--kv-cache-gb", "0.00001")
+    assert "lower --max-context, raise --kv-cache-gb, or set --kv-precision" in fails("run", tiny_bundle, "hi", *small)
+    assert "--threads is 65, expected a whole number from 1 to 64" in fails("run", tiny_bundle, "hi", "--threads", "65")
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("max_context is 5, expected 1 to 4", "--max-context is 5, expected 1 to 4"),
+        ("top_k is 5", "--top-k is 5"),
+        ("engine is 5", "--engine is 5"),
+        ("the engine is gone; lower max_context or top_k", "the engine is gone; lower --max-context or --top-k"),
+        ("engine of max_contexts at /x/max_context/y", "engine of max_contexts at /x/max_context/y"),
+        ("load with draft_store=FILE", "load with --draft-store=FILE"),
+        ("logit_bias is 5", "logit_bias is 5"),
+    ],
+)
+def test_settings_are_told_as_options(message: str, shown: str) -> None:
+    from edge.cli import _options, _with_options, build_parser
+
+    assert _with_options(message, _options(build_parser(), "run")) == shown
 
 
 def test_export_then_run_verify_inspect(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -235,7 +267,7 @@ def test_speculation_and_its_store(demo_bundle: Path, tmp_path: Path) -> None:
     third = json.loads(edge("run", demo_bundle, "Name five animals.", *drafted).stdout)
     assert third["token_ids"] == first["token_ids"]
     assert third["accepted_tokens"] > first["accepted_tokens"]
-    assert "load with draft_store" in fails("run", demo_bundle, "hi", "--speculate", "--draft-from", document)
+    assert "load with --draft-store" in fails("run", demo_bundle, "hi", "--speculate", "--draft-from", document)
     assert "speculation=True" in fails("run", demo_bundle, "hi", "--draft-store", tmp_path / "drafts")
 
 
@@ -248,7 +280,7 @@ def test_answers_in_a_shape(demo_bundle: Path, tmp_path: Path) -> None:
     assert isinstance(json.loads(edge("run", demo_bundle, "A number?", *shape).stdout)["n"], int)
     schema.write_text('{"type": "objekt"}')
     assert "constraint is refused" in fails("run", demo_bundle, "A number?", *shape)
-    assert "cannot be read as text" in fails("run", demo_bundle, "hi", "--grammar", tmp_path / "none")
+    assert "cannot be read (No such file" in fails("run", demo_bundle, "hi", "--grammar", tmp_path / "none")
     done = edge("run", demo_bundle, "Yes or no?", "--regex", "(yes|no)")
     assert done.stdout.strip() in ("yes", "no")
 
@@ -261,6 +293,9 @@ def test_bench(tiny_bundle: Path) -> None:
     assert "prefill tok/s" in edge("bench", tiny_bundle, "--prompt-tokens", "8", "--new-tokens", "2").stdout
     assert edge("bench", tiny_bundle, "--prompt-tokens", "0").returncode == 2
     assert "context holds 256" in fails("bench", tiny_bundle, "--prompt-tokens", "300")
+    assert "context holds 100" in fails("bench", tiny_bundle, "--prompt-tokens", "9,100", "--max-context", "100")
+    assert "context holds 256" in fails("bench", tiny_bundle, "--prompt-tokens", "999999999")
+    assert "--new-tokens is 0, expected" in fails("bench", tiny_bundle, "--new-tokens", "0")
 
 
 def test_bench_of_all_engines(tiny_bundle: Path) -> None:
@@ -327,7 +362,7 @@ def test_chat_over_a_pipe(demo_bundle: Path) -> None:
     assert cached >= conversation - 1, "the first turn was prefilled again"
     assert prompt - cached < 25
     assert done.stdout.count("no answer yet") == 2
-    assert "/dance is unknown" in done.stderr
+    assert "/dance is no command" in done.stderr
 
 
 def test_chat_goes_on_after_a_refused_message(tiny_bundle: Path) -> None:
@@ -335,6 +370,64 @@ def test_chat_goes_on_after_a_refused_message(tiny_bundle: Path) -> None:
     assert done.returncode == 0
     assert "the context holds 256" in done.stderr
     assert "from the cache" in done.stdout
+
+
+def test_a_line_that_begins_with_a_slash_is_a_message(tiny_bundle: Path) -> None:
+    """Commands stand alone; a word that looks like one is not sent, and what sends it is said."""
+    few = ("--max-new-tokens", "3")
+    lines = ["/etc/hosts has which format?", "/stats of my team", "/RESET", "/^a+$/", "/", " /resett"]
+    done = edge("chat", tiny_bundle, *few, "--max-context", "256", stdin="\n".join(lines))
+    assert (done.returncode, done.stderr) == (0, "")
+    as_messages = edge("chat", tiny_bundle, *few, stdin="\n".join(f"  {line}  " for line in lines))
+    assert done.stdout == as_messages.stdout != ""
+    done = edge("chat", tiny_bundle, *few, stdin="/resett\n/help\n")
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        f"{word} is no command of /reset, /stats, /exit; put a blank before it to send it"
+        for word in ("/resett", "/help")
+    ]
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_a_chat_goes_on_when_the_context_is_full(tiny_bundle: Path, engine: str) -> None:
+    options = ("--max-new-tokens", "6", "--max-context", "96", "--engine", engine)
+    message = "word word word\n"
+    done = edge("chat", tiny_bundle, *options, stdin=message * 9 + "/stats\n")
+    assert done.returncode == 0
+    assert {line.partition(" the oldest ")[0] for line in done.stderr.splitlines()} == {"edge: the context was full:"}
+    tokens = int(done.stdout.splitlines()[-1].rsplit(",", 1)[1].split()[0])
+    assert 0 < tokens <= 96
+    strict = edge("chat", tiny_bundle, *options, "--when-full", "error", stdin=message * 5 + "/reset\n" + message)
+    assert strict.returncode == 0
+    refused = strict.stderr.splitlines()
+    assert refused
+    assert all(line.endswith("or /reset, which forgets the conversation, or --when-full drop") for line in refused)
+    assert strict.stdout.count("\n") >= 6 - len(refused)
+
+
+def test_a_line_without_an_end_ends_a_chat(tiny_bundle: Path) -> None:
+    with Path("/dev/zero").open("rb") as zeros:
+        done = subprocess.run(
+            [*EDGE, "chat", tiny_bundle], stdin=zeros, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "edge: a line of 10,000,000 bytes and more is no message; send shorter ones\n"
+
+
+def test_chat_without_readline(tiny_bundle: Path) -> None:
+    """On a terminal where Python has no line editing, as on Windows."""
+    script = (
+        "import sys; sys.modules['readline'] = None; from edge.cli import main; "
+        f"sys.exit(main(['chat', {str(tiny_bundle)!r}, '--max-new-tokens', '2']))"
+    )
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", script])
+    read_until(fd, "> ", 60)
+    os.write(fd, b"hi\n/exit\n")
+    read_until(fd, "/exit", 20)
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(fd)
 
 
 LATIN = b"caf\xe9"
@@ -360,6 +453,7 @@ def test_text_that_is_not_utf8_is_one_line(tiny_bundle: Path, tmp_path: Path) ->
         (("prefix", "build", tiny_bundle, out, "--system", LATIN), b"", "--system is not UTF-8"),
         (("prefix", "build", tiny_bundle, out, "--system", "-"), LATIN, "standard input is not UTF-8"),
         (("prefix", "build", tiny_bundle, out, "--system-file", tmp_path / "latin.txt"), b"", "cannot be read as text"),
+        (("prefix", "build", tiny_bundle, "/no/such/folder/x", "--raw", "hi"), b"", "no such folder"),
     ):
         code, shown, error = edge_of_bytes(*arguments, stdin=stdin)
         assert (code, shown) == (1, ""), arguments
@@ -436,7 +530,7 @@ def test_reader_that_leaves(demo_bundle: Path) -> None:
         process.stdout.read(1)
         process.stdout.close()
         assert process.stderr.read() == ""
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=60) == 141, "as a program that SIGPIPE ends"
 
 
 def test_progress_bar_on_a_terminal(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -510,7 +604,7 @@ def test_options_are_not_abbreviated(arguments: list[str], capsys: pytest.Captur
     with pytest.raises(SystemExit) as stopped:
         build_parser().parse_args(arguments)
     assert stopped.value.code == 2
-    assert "usage: edge" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(" --help\n")
 
 
 def test_long_helps_are_in_groups() -> None:

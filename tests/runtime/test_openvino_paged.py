@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge.export.pipeline import export
+from edge.runtime.bundle import open_bundle
+from edge.runtime.engines.openvino_paged import _properties
+from edge.runtime.errors import SettingsError
 from edge.runtime.llm import LLM
-from edge.runtime.settings import EngineSettings
+from edge.runtime.settings import CachePrecision, EngineSettings
 from tests.tiny import TINIES, Tiny, make
 
 
@@ -30,3 +34,49 @@ def test_every_block_is_fused(tiny: Tiny, tmp_path: Path) -> None:
 def test_threads_are_taken(tiny_bundle: Path) -> None:
     request = LLM(tiny_bundle, EngineSettings(threads=1)).engine._request  # type: ignore[attr-defined]
     assert request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
+
+
+class _Core:
+    """A processor that computes in one precision unless it is told another."""
+
+    def __init__(self, precision: str) -> None:
+        self._precision = precision
+
+    def get_property(self, device: str, name: str) -> _Core:
+        assert (device, name) == ("CPU", "INFERENCE_PRECISION_HINT")
+        return self
+
+    def get_type_name(self) -> str:
+        return self._precision
+
+
+def chosen(core: str, bundle: Path, **options: Any) -> tuple[str | None, str | None]:
+    """Inference precision, where one is set, and that of the cache."""
+    manifest = open_bundle(bundle).manifest
+    settings = EngineSettings("openvino", **options)
+    found = _properties(_Core(core), settings, "CPU", manifest.spec, manifest.fewest_bits, 1 << 30, 256)
+    return found.get("INFERENCE_PRECISION_HINT"), found.get("KV_CACHE_PRECISION")
+
+
+def test_cache_and_queries_have_precisions_that_go_together(int4_bundle: Path, tiny_bundle: Path) -> None:
+    """The kernel for bf16 queries takes no f32 keys, and the other way about."""
+    assert chosen("bf16", int4_bundle) == (None, "bf16")
+    assert chosen("bf16", int4_bundle, kv_precision="f32") == ("f32", "f32")
+    assert chosen("f32", int4_bundle, kv_precision="f32") == ("f32", "f32")
+    for bundle, core, options in (
+        (tiny_bundle, "bf16", {}),  # 8 bits are computed in f32
+        (int4_bundle, "f32", {}),
+        (int4_bundle, "bf16", {"inference_precision": "f32"}),
+    ):
+        with pytest.raises(SettingsError, match=r"kv_precision is bf16, expected f16, u8 or u4 where .* is f32"):
+            chosen(core, bundle, kv_precision="bf16", **options)
+    with pytest.raises(SettingsError, match=r"kv_precision is f32, expected f16, u8 or u4 where .* is bf16"):
+        chosen("f32", int4_bundle, kv_precision="f32", inference_precision="bf16")
+
+
+@pytest.mark.parametrize("kv_precision", ["f32", "f16", "u8", "u4"])
+def test_every_cache_runs_with_four_bits(int4_bundle: Path, kv_precision: CachePrecision) -> None:
+    """On whatever precision this processor computes in."""
+    with LLM(int4_bundle, EngineSettings("openvino", kv_precision=kv_precision)) as llm:
+        assert llm.generate([1, 2, 3], max_new_tokens=2, ignore_stop_ids=True).answer().finish_reason == "length"
+        assert llm.engine.info.kv_precision in (kv_precision, "bf16" if kv_precision == "f16" else None)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -202,3 +204,98 @@ def test_text_that_is_no_unicode_leaves_no_trace(llm: LLM) -> None:
         session.send("a\ud83d b")
     assert session.messages == []
     assert list(session.send("hi", max_new_tokens=2))
+
+
+FILLING = {f"{i}2345678": f"{i}bcdefgh" for i in range(9)}
+
+
+def filled(context: int, *, system: str | None = None, **options: Any) -> tuple[ChatSession, list[list[int]]]:
+    """A conversation in a small context, and what the model was given at each step."""
+    seen: list[list[int]] = []
+    answers = replies(FILLING)
+
+    def next_id(held: Sequence[int]) -> int | Logits:
+        seen.append(list(held))
+        return answers(held)
+
+    llm = scripted_llm(next_id, max_context=context, block_size=4, num_blocks=256)
+    return ChatSession(llm, system, **options), seen
+
+
+def said(session: ChatSession, message: str, **options: Any) -> str:
+    return "".join(chunk.text for chunk in session.send(message, **options))
+
+
+def test_a_full_context_is_an_error_that_leaves_no_trace() -> None:
+    session, _ = filled(64)
+    for turn, (message, answer) in enumerate(FILLING.items()):
+        if turn == 3:
+            break
+        assert said(session, message) == answer
+    before = session.messages
+    with pytest.raises(ContextLengthError):
+        session.send("32345678")
+    assert (session.messages, session.num_turns, session.dropped_turns) == (before, 3, 0)
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_a_full_context_drops_the_oldest_turns(system: str | None) -> None:
+    """Every message is answered; the model is given the system message and the latest turns, whole."""
+    session, seen = filled(96, system=system, when_full="drop")
+    first = [] if system is None else [{"role": "system", "content": system}]
+    turns: list[dict[str, str]] = []
+    for message, answer in FILLING.items():
+        seen.clear()
+        assert said(session, message) == answer
+        turns += [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]
+        kept = turns[2 * session.dropped_turns :]
+        assert session.messages == [*first, *kept]
+        assert seen[0] == session._llm.encode_chat([*first, *kept[:-1]])
+        assert session.num_tokens < 96
+    assert session.dropped_turns > 4
+    assert session.num_turns + session.dropped_turns == len(FILLING)
+    session.reset()
+    assert (session.messages, session.dropped_turns) == (first, 0)
+
+
+def test_turns_are_dropped_seldom_and_many_at_once() -> None:
+    """What is kept is computed anew, so half of the context is made free; in between, nothing is."""
+    session, _ = filled(256, when_full="drop")
+    computed, dropped = [], []
+    for _ in range(5):
+        for message in FILLING:
+            *_, last = session.send(message)
+            assert last.stats is not None
+            computed.append(last.stats.prompt_tokens - last.stats.cached_tokens)
+            dropped.append(session.dropped_turns)
+    changes = sum(b > a for a, b in pairwise(dropped))
+    assert 1 < changes <= dropped[-1] // 3
+    assert sum(new > 24 for new in computed) <= changes
+
+
+def test_an_answer_has_room_before_it_begins() -> None:
+    """A prompt that just fits would get an answer of one token."""
+    session, _ = filled(64, when_full="drop")
+    assert all(said(session, message) == answer for message, answer in FILLING.items())
+    strict, _ = filled(64, when_full="drop")
+    for message in FILLING:
+        said(strict, message, max_new_tokens=1)
+    assert strict.num_turns >= 2, "for an answer of one token, one is enough"
+
+
+def test_a_message_that_alone_does_not_fit_is_an_error() -> None:
+    session, _ = filled(64, system="Be brief.", when_full="drop")
+    said(session, "02345678")
+    before = session.messages
+    with pytest.raises(ContextLengthError):
+        session.send("x" * 80)
+    with pytest.raises(SettingsError):
+        session.send("12345678", max_new_tokens=0)
+    assert (session.messages, session.dropped_turns) == (before, 0)
+    assert said(session, "12345678") == "1bcdefgh"
+
+
+@pytest.mark.parametrize("value", ["", "never", None, 5, True, ["drop"]])
+def test_when_full_is_checked(llm: LLM, value: Any) -> None:
+    with pytest.raises(SettingsError, match=r"when_full is .*, expected error or drop"):
+        ChatSession(llm, when_full=value)

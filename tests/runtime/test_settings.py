@@ -32,6 +32,7 @@ from edge.runtime.settings import (
     GenerationSettings,
     Sampling,
     SpeculationSettings,
+    engine_settings,
     generation_settings,
 )
 
@@ -126,6 +127,42 @@ def test_engine_settings_that_are_refused(given: dict[str, Any], message: str) -
     with pytest.raises(SettingsError) as raised:
         EngineSettings(**given)
     assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["engine", "device"])
+def test_a_name_is_short_and_so_is_what_is_said_of_another(name: str) -> None:
+    with pytest.raises(
+        SettingsError, match=rf"{name} is too long \(1,000,000 characters; at most 100\), expected"
+    ) as said:
+        engine_settings(**{name: "x" * 1_000_000})  # type: ignore[arg-type]
+    assert len(str(said.value)) < 200
+
+
+def test_threads_are_bounded_by_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,024 of them on two processors take half a minute to load what else takes a second; 5,000 never ended."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert EngineSettings(threads=64).threads == 64
+    with pytest.raises(SettingsError, match=r"threads is 65, expected .* 1 to 64 on this machine, which has 2 proc"):
+        EngineSettings(threads=65)
+    monkeypatch.setattr("os.cpu_count", lambda: 128)
+    assert EngineSettings(threads=512).threads == 512
+    with pytest.raises(SettingsError, match="threads is 513"):
+        EngineSettings(threads=513)
+
+
+@pytest.mark.parametrize("path", ["x" * 256, "a/" * 3000 + "b", "a/" + "ü" * 128])
+def test_a_path_that_no_system_takes_is_refused(path: str) -> None:
+    """The system's own error came from wherever it was first used, and quoted the whole of it."""
+    for options in ({"bundle": path}, {"bundle": "x", "draft_store": path}):
+        with pytest.raises(SettingsError, match=r"is too long \([0-9,]+ bytes, ") as said:
+            edge.load(**options)  # type: ignore[arg-type]
+        assert len(str(said.value)) < 200
+
+
+def test_paths_up_to_what_systems_take() -> None:
+    for path in ("x" * 255, "ü" * 127, ".", "..", "/", "a b", "-"):
+        with pytest.raises(EdgeError, match=r"no such path|so it is no bundle"):
+            edge.load(path)
 
 
 def test_no_device_is_the_default_one() -> None:

@@ -1,0 +1,163 @@
+"""Whatever stands on a command line: a command starts, or ends at once with one line that says what is wrong.
+
+Every option and argument of every verb is found in the parser and gets hostile values, one at a time. Models are not
+loaded: what can be known before has to be said before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import random
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from edge import cli
+from edge.runtime import llm as llms
+from edge.runtime import verify as verification
+from edge.runtime.errors import DeviceError
+
+STARTED = "this is where the model would be loaded"
+LONG = "x" * 5000
+NO_NUMBERS = ("", " ", "nan", "inf", "-inf", "1e309", "abc", "0x10", "½", "None", "9" * 5000, "1,x", "\udce9", LONG)
+VALUES = (
+    *NO_NUMBERS, "-1", "0", "-0", "1e20", "1e308", "9" * 30, "-" + "9" * 30, "1_000", "true", ",", "1," * 2000 + "1",
+    "x" * 300, "x/" * 3000, "a\nb", "a\x1b[2Jb\x9b1m", "\u202eabc", "\ud800", "😀" * 100, "%s%n{0}", "(((", "{",
+    "[" * 3000, ".", "/dev/null", "/dev/zero", "/dev/full", "fifo", "loop", "dangling", "folder", "empty", "latin",
+)  # fmt: skip
+FEW = 3  # of them in a fast run
+SECONDS = 10
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """Verb, or verb and action -> its parser."""
+
+    def below(name: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+        subs = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        if not subs:
+            yield name, parser
+        for sub in subs:
+            for verb, inner in sub.choices.items():
+                yield from below(f"{name} {verb}".strip(), inner)
+
+    return dict(below("", cli.build_parser()))
+
+
+def line(parser: argparse.ArgumentParser, changed: argparse.Action, value: str, given: dict[str, str]) -> list[str]:
+    """Arguments of a verb: what it cannot do without, and one that is changed."""
+    found: list[str] = []
+    alone = any(changed in group._group_actions for group in parser._mutually_exclusive_groups if group.required)
+    for action in parser._actions:
+        if action is changed:
+            found += [f"{action.option_strings[-1]}={value}"] if action.option_strings else [value]
+        elif not action.option_strings and action.nargs is None:
+            found.append(given.get(action.dest, "nothing"))
+        elif action.option_strings == ["--raw"] and action.nargs is None and not alone:
+            found += ["--raw", "text"]
+    return found
+
+
+PARSERS = parsers()
+CASES = [
+    (verb, action.dest)
+    for verb, parser in PARSERS.items()
+    for action in parser._actions
+    if action.nargs != 0 and action.dest != "help"
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with what is no file to read, no model to load, and no memory to lose."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nothing/at/all")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").touch()
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    monkeypatch.chdir(tmp_path)
+
+    def start(*_: Any, **__: Any) -> NoReturn:
+        raise DeviceError(STARTED)
+
+    monkeypatch.setattr(llms.LLM, "__init__", start)
+    monkeypatch.setattr(verification, "verify", start)
+    monkeypatch.setattr("edge.export.checkpoint.default.find_checkpoint", start)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, hard))
+
+    def too_slow(*_: Any) -> NoReturn:
+        raise AssertionError(f"nothing was said for {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, too_slow)
+    yield tmp_path
+    signal.signal(signal.SIGALRM, before)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def say(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command, within seconds."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    signal.alarm(SECONDS)
+    try:
+        code: Any = cli.main(arguments)
+    except SystemExit as stopped:
+        code = stopped.code
+    finally:
+        signal.alarm(0)
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def check(
+    verb: str, dest: str, value: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = PARSERS[verb]
+    action = next(action for action in parser._actions if action.dest == dest)
+    arguments = [*verb.split(), *line(parser, action, value, {"bundle": str(bundle), "prompt": "hi"})]
+    code, _, error = say(arguments, monkeypatch, capsys)
+    assert code in (0, 1, 2), arguments
+    if code:
+        assert error.startswith("edge"), arguments
+        assert error.count("\n") == 1 < len(error) < 2200, (arguments, error)
+        assert error.rstrip("\n").isprintable(), (arguments, error)
+    if action.type in (int, float) and value in NO_NUMBERS:
+        assert code, arguments
+        assert STARTED not in error, arguments
+
+
+@pytest.mark.parametrize(("verb", "dest"), CASES, ids=[f"{verb} {dest}" for verb, dest in CASES])
+def test_hostile_values(
+    verb: str,
+    dest: str,
+    tiny_bundle: Path,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for value in random.Random(f"{verb} {dest}").sample(VALUES, FEW):
+        check(verb, dest, value, tiny_bundle, monkeypatch, capsys)
+    assert sorted(p.name for p in place.iterdir()) == ["dangling", "empty", "fifo", "folder", "latin", "loop"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("verb", "dest"), CASES, ids=[f"{verb} {dest}" for verb, dest in CASES])
+def test_all_hostile_values(
+    verb: str,
+    dest: str,
+    tiny_bundle: Path,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for value in VALUES:
+        check(verb, dest, value, tiny_bundle, monkeypatch, capsys)
+    assert sorted(p.name for p in place.iterdir()) == ["dangling", "empty", "fifo", "folder", "latin", "loop"]

@@ -1,0 +1,100 @@
+"""Memory that may be taken is what the machine has free, and what every control group around this process leaves.
+
+The system's files are made, as Linux writes them: version 2 of control groups, version 1, both at once, containers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from edge.runtime import machine
+from edge.runtime.engines.limits import cache_budget
+from edge.runtime.machine import PLENTY, available_bytes
+from edge.runtime.settings import EngineSettings
+
+MEMINFO = "MemTotal:       32000000 kB\nMemFree:         1000000 kB\nMemAvailable:   16000000 kB\n"
+FREE = 16_000_000 * 1024
+GB = 1 << 30
+NO_LIMIT_V1 = 9223372036854771712
+V2, V1 = "sys/fs/cgroup", "sys/fs/cgroup/memory"
+
+
+def system(root: Path, cgroup: str, files: Mapping[str, int | str], meminfo: str | None = MEMINFO) -> Path:
+    """A root folder with /proc and /sys."""
+    (root / "proc/self").mkdir(parents=True)
+    if meminfo is not None:
+        (root / "proc/meminfo").write_text(meminfo)
+    (root / "proc/self/cgroup").write_text(cgroup)
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+    return root
+
+
+def test_without_groups_it_is_what_the_machine_has(tmp_path: Path) -> None:
+    assert available_bytes(system(tmp_path, "", {})) == FREE
+
+
+@pytest.mark.parametrize("meminfo", [None, "", "MemTotal: 5 kB\n", "MemAvailable:\n", "MemAvailable: many kB\n"])
+def test_what_is_not_told_is_plenty(tmp_path: Path, meminfo: str | None) -> None:
+    assert available_bytes(system(tmp_path, "", {}, meminfo)) == PLENTY
+    assert available_bytes(tmp_path / "elsewhere") == PLENTY
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "expected"),
+    [
+        # A service of systemd with a limit of its own.
+        ("0::/system.slice/edge.service\n",
+         {f"{V2}/system.slice/edge.service/memory.max": 4 * GB,
+          f"{V2}/system.slice/edge.service/memory.current": 1 * GB}, 3 * GB),
+        # What is cached of files goes first when memory is wanted.
+        ("0::/a\n",
+         {f"{V2}/a/memory.max": 4 * GB, f"{V2}/a/memory.current": 3 * GB,
+          f"{V2}/a/memory.stat": f"anon {GB}\nfile {2 * GB}\ninactive_file {2 * GB}\nactive_file 5"}, 3 * GB),
+        # memory.high slows a group down where memory.max would kill.
+        ("0::/a\n",
+         {f"{V2}/a/memory.max": "max", f"{V2}/a/memory.high": 2 * GB, f"{V2}/a/memory.current": GB}, GB),
+        # The group around it has less left.
+        ("0::/a/b/c\n",
+         {f"{V2}/a/b/c/memory.max": "max", f"{V2}/a/b/c/memory.current": 5,
+          f"{V2}/a/memory.max": 2 * GB, f"{V2}/a/memory.current": GB}, GB),
+        # A container sees its own group as the root.
+        ("0::/\n", {f"{V2}/memory.max": 1 * GB, f"{V2}/memory.current": GB // 4}, GB - GB // 4),
+        ("0::/../../b\n", {f"{V2}/memory.max": 1 * GB, f"{V2}/memory.current": 0}, GB),
+        # More is used than allowed: nothing is left.
+        ("0::/a\n", {f"{V2}/a/memory.max": GB, f"{V2}/a/memory.current": 2 * GB}, 0),
+        ("0::/a\n", {f"{V2}/a/memory.max": 64 * GB, f"{V2}/a/memory.current": 5}, FREE),
+        # Version 1, whose paths a container may not see.
+        ("5:memory:/docker/abc\n1:cpu:/x\n0::/\n",
+         {f"{V1}/memory.limit_in_bytes": GB, f"{V1}/memory.usage_in_bytes": GB // 2,
+          f"{V1}/memory.stat": f"inactive_file 7\ntotal_inactive_file {GB // 4}"}, GB - GB // 4),
+        ("5:cpu,memory:/a\n",
+         {f"{V1}/a/memory.limit_in_bytes": 2 * GB, f"{V1}/a/memory.usage_in_bytes": GB,
+          f"{V1}/memory.limit_in_bytes": NO_LIMIT_V1, f"{V1}/memory.usage_in_bytes": 9 * GB}, GB),
+        # Version 2 beside version 1.
+        ("1:name=systemd:/\n0::/a\n",
+         {f"{V2}/unified/a/memory.max": GB, f"{V2}/unified/a/memory.current": 1}, GB - 1),
+        # What is no line and no number says nothing.
+        ("nonsense\n0::/a\n", {f"{V2}/a/memory.max": "-5", f"{V2}/a/memory.current": "1e9"}, FREE),
+    ],
+)  # fmt: skip
+def test_a_group_leaves_less(tmp_path: Path, cgroup: str, files: dict[str, int | str], expected: int) -> None:
+    assert available_bytes(system(tmp_path, cgroup, files)) == expected
+
+
+def test_the_cache_gets_a_share_of_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container of 1 GB on a large machine, it was half of the machine's."""
+    root = system(tmp_path, "0::/\n", {f"{V2}/memory.max": GB, f"{V2}/memory.current": 0})
+    monkeypatch.setattr("edge.runtime.engines.limits.available_bytes", lambda: available_bytes(root))
+    assert cache_budget(EngineSettings(kv_cache_share=0.5)) == GB // 2
+    assert cache_budget(EngineSettings()) == GB
+
+
+def test_this_machine_has_memory_and_processors() -> None:
+    assert available_bytes() > 0
+    assert machine.logical_processors() >= 1
