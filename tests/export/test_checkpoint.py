@@ -47,6 +47,13 @@ def edit_header(folder: Path, change: Callable[[dict[str, dict[str, object]]], o
     path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + size :])
 
 
+def edit_tensors(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Write the weights anew."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
 def test_no_such_path(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such path"):
         open_checkpoint(tmp_path / "nothing")
@@ -58,7 +65,7 @@ def test_folder_without_checkpoint(tmp_path: Path) -> None:
 
 
 def test_file_of_another_kind(tmp_path: Path) -> None:
-    (tmp_path / "x.gguf").write_bytes(b"PK\3\4 something else")
+    (tmp_path / "x.gguf").write_bytes(b"something else")
     with pytest.raises(CheckpointError, match="no GGUF file"):
         open_checkpoint(tmp_path / "x.gguf")
 
@@ -99,14 +106,15 @@ def test_offsets_that_do_not_fit_the_shape(checkpoint: Path) -> None:
 def test_header_that_is_no_json(checkpoint: Path) -> None:
     path = checkpoint / "model.safetensors"
     path.write_bytes((16).to_bytes(8, "little") + b"not json at all!" + b"\0" * 64)
-    with pytest.raises(TensorError, match="no safetensors header"):
+    with pytest.raises(TensorError, match="the header of .* is not valid JSON"):
         open_checkpoint(checkpoint)
 
 
 def test_unsupported_dtype(checkpoint: Path) -> None:
-    edit_header(checkpoint, lambda h: h["model.norm.weight"].update(dtype="F8_E4M3"))
-    with pytest.raises(TensorError, match=r"model\.norm\.weight is F8_E4M3, supported: F32, F16, BF16"):
-        open_checkpoint(checkpoint)
+    edit_header(checkpoint, lambda h: h["model.norm.weight"].update(dtype="I32"))
+    opened = open_checkpoint(checkpoint)  # another frontend may know what to do with it
+    with pytest.raises(TensorError, match=r"model\.norm\.weight is I32, supported: F32, F16, BF16; give the .* float"):
+        describe(opened)
 
 
 def shards(checkpoint: Path) -> dict[str, str]:
@@ -175,9 +183,7 @@ def test_image_tower_without_its_text_model(remote_code: Path) -> None:
     path = remote_code / "model.safetensors"
     save_file({k: v for k, v in load_file(path).items() if k.startswith("transformer.vision.")}, path)
     opened = open_checkpoint(remote_code)
-    with pytest.raises(
-        TensorError, match=r"tensors \(transformer\.embedding.*\) are missing; the checkpoint is incompl"
-    ):
+    with pytest.raises(ConfigError, match=r"3 layers, and the checkpoint has 2 tensors; it is incomplete"):
         describe(opened)
 
 
@@ -197,7 +203,7 @@ def test_pickles_are_refused_with_advice(checkpoint: Path) -> None:
 
 def test_config_that_is_no_json(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="does not read as JSON"):
+    with pytest.raises(ConfigError, match="is not valid JSON"):
         open_checkpoint(checkpoint)
 
 
@@ -212,9 +218,9 @@ def test_missing_key(checkpoint: Path, key: str) -> None:
     ("key", "value", "message"),
     [
         ("hidden_act", "gelu", "hidden_act is 'gelu', supported: 'silu'"),
-        ("hidden_size", "64", "hidden_size is '64', expected int"),
+        ("hidden_size", "64", "hidden_size is '64', expected a whole number"),
         ("hidden_size", 0, "hidden_size is 0, expected 1 or more"),
-        ("hidden_size", True, "hidden_size is True, expected int"),
+        ("hidden_size", True, "hidden_size is True, expected a whole number"),
         ("num_key_value_heads", 3, "8 heads cannot share 3 KV heads"),
         ("rope_scaling", {"type": "yarn"}, "rope_scaling is"),
     ],
@@ -240,13 +246,13 @@ def test_unknown_architecture_lists_the_known(checkpoint: Path) -> None:
 
 
 def test_missing_tensor(checkpoint: Path) -> None:
-    edit_header(checkpoint, lambda h: h.pop("model.layers.1.mlp.down_proj.weight"))
+    edit_tensors(checkpoint, lambda tensors: tensors.pop("model.layers.1.mlp.down_proj.weight"))
     with pytest.raises(TensorError, match=r"model\.layers\.1\.mlp\.down_proj\.weight is missing"):
         describe(open_checkpoint(checkpoint))
 
 
 def test_unexpected_tensor(checkpoint: Path) -> None:
-    edit_header(checkpoint, lambda h: h.update({"model.layers.1.extra": h["model.norm.weight"]}))
+    edit_tensors(checkpoint, lambda tensors: tensors.update({"model.layers.1.extra": np.ones(4, np.float32)}))
     with pytest.raises(TensorError, match=r"model\.layers\.1\.extra is unexpected"):
         describe(open_checkpoint(checkpoint))
 

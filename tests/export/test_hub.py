@@ -22,7 +22,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import constants, utils
 
-from edge.export.checkpoint.hub import download, is_hub_id
+from edge.export.checkpoint.hub import download
+from edge.export.checkpoint.sources import is_hub_id
 from edge.runtime.errors import CheckpointError
 
 COMMIT, OLD_COMMIT = "c" * 40, "d" * 40
