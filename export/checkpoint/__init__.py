@@ -13,15 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.export.checkpoint.fields import Fields
-from edge.export.checkpoint.weight_files import (
-    exists,
-    is_unfinished,
-    other_kind,
-    read_head,
-    unfinished_download_of,
-    unfinished_downloads,
-)
+from edge.export.checkpoint.refusals import why_no_checkpoint
+from edge.export.checkpoint.weight_files import exists, is_unfinished, read_head, unfinished_download_of
 from edge.export.tensors import FloatArray
+from edge.runtime.bundle import is_bundle
 from edge.runtime.errors import CheckpointError
 
 Format = Literal["safetensors", "gguf"]
@@ -99,20 +94,17 @@ def open_checkpoint(source: str | Path, *, download: bool = True) -> Checkpoint:
                 f"{path}: no such path, and {begun.name} is a download that is not finished; finish it"
             )
         raise CheckpointError(f"{path}: no such path; {expected}")
-    if path.is_file() and is_unfinished(path):
-        raise CheckpointError(f"{path}: a download that is not finished; finish it, or give the finished file")
-    if path.is_file() and path.suffix == ".gguf":
+    if path.is_file() and (path.suffix == ".gguf" or _begins_like_gguf(path)):
         from edge.export.checkpoint.gguf import GGUFCheckpoint
 
         return GGUFCheckpoint(path)
-    if path.is_dir() and (path / "config.json").is_file():
+    if path.is_dir() and (path / "config.json").is_file() and not is_bundle(path):
         from edge.export.checkpoint.safetensors import SafetensorsCheckpoint
 
         return SafetensorsCheckpoint(path)
-    if path.is_file() and (kind := other_kind(read_head(path, CheckpointError))):
-        raise CheckpointError(f"{path} is {kind}")
-    if path.is_dir() and (files := sorted(path.glob("*.gguf"))):
-        raise CheckpointError(f"{path}: a folder with GGUF files; give one of them, like {files[0]}")
-    if path.is_dir() and (files := unfinished_downloads(path)):
-        raise CheckpointError(f"{path}: {files[0].name} is a download that is not finished; finish it")
-    raise CheckpointError(f"{path}: not a checkpoint; {expected}")
+    raise CheckpointError(f"{path}: {why_no_checkpoint(path) or f'not a checkpoint; {expected}'}")
+
+
+def _begins_like_gguf(path: Path) -> bool:
+    """Files are kept under other names than those that end in .gguf, too: by their hash, as Ollama does."""
+    return not is_unfinished(path) and read_head(path, CheckpointError).startswith(b"GGUF")

@@ -49,11 +49,17 @@ def find_downloaded(source: str, *, cache: Path | None = None) -> Path:
 
 def _find(source: str, endpoint: str | None, cache: Path | None, *, ask: bool) -> Path:
     from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined,unused-ignore]  # not in its __all__
 
     constants.HF_HUB_DISABLE_TELEMETRY = True  # else every request tells which other packages are installed
     match = HUB_ID.fullmatch(source)
     if match is None:
         raise CheckpointError(f"{source}: not a hub id; expected org/name or org/name/file.gguf, optionally @revision")
+    try:
+        validate_repo_id(match["repo"])
+    except HFValidationError as error:
+        raise CheckpointError(f"{source}: not a hub id ({_reason(error)}); expected org/name") from error
     repository = _Repository(
         source,
         match["repo"],
@@ -137,7 +143,7 @@ class _Repository:
         self, source: str, name: str, revision: str, endpoint: str, cache: Path, anchor: str, *, ask: bool
     ) -> None:
         from huggingface_hub import HfApi, constants
-        from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+        from huggingface_hub.errors import OfflineModeIsEnabled
 
         self.name = name
         self._source = source
@@ -155,8 +161,6 @@ class _Repository:
             info = HfApi(endpoint=endpoint).model_info(
                 name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT, files_metadata=True
             )
-        except HFValidationError as error:
-            raise CheckpointError(f"{source}: not a hub id ({_reason(error)}); expected org/name") from error
         except Exception as error:  # two HTTP libraries, as the client is before 1.0 or after
             if not _is_outage(error):
                 raise self._explain(error) from error

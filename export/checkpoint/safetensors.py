@@ -23,6 +23,7 @@ from edge.export import tokenizer
 from edge.export.checkpoint import Format
 from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.mapped import MappedFiles
+from edge.export.checkpoint.refusals import why_no_checkpoint
 from edge.export.checkpoint.safetensors_header import Entry, read_header
 from edge.export.checkpoint.weight_files import AGAIN, exists, plain, refuse_lfs_pointer, unfinished_downloads
 from edge.export.tensors import FloatArray
@@ -36,7 +37,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _SHARD_NAME = re.compile(r"[^/\\:\0]{1,200}\.safetensors")
 # What tensors of quantized checkpoints are called: GPTQ, AWQ, bitsandbytes, fp8, compressed-tensors, HQQ, AQLM.
 _QUANTIZED_NAME = re.compile(r"qweight|qzeros|scale|absmax|quant|SCB|codebook|packed|W_q")
@@ -193,23 +193,17 @@ def _weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
     if (path / INDEX).is_file():
         index = read_index(path / INDEX)
         names = sorted(set(index.values()))
+        begun = unfinished_downloads(path)
+        advice = f"{begun[0].relative_to(path)} is a download that is not finished; finish it" if begun else AGAIN
         if missing := [name for name in names if not exists(path / name)]:
             raise CheckpointError(
-                f"{path}: {len(missing)} of {len(names)} shards are missing, first {missing[0]}; "
-                f"{_finish(path) or AGAIN}"
+                f"{path}: {len(missing)} of {len(names)} shards are missing, first {missing[0]}; {advice}"
             )
         return [path / name for name in names], index
     files = sorted(path.glob("*.safetensors"))
     if files:
         return files, None
-    if advice := _finish(path):
-        raise CheckpointError(f"{path}: config.json but no *.safetensors; {advice}")
-    if pickles := sorted(file for pattern in _PICKLES for file in path.glob(pattern)):
-        raise CheckpointError(
-            f"{path}: weights are pickled ({pickles[0].name}), and unpickling can run code; use the model's "
-            "safetensors files, or convert them once where you trust the source"
-        )
-    raise CheckpointError(f"{path}: config.json but no *.safetensors; download the weights into the folder")
+    raise CheckpointError(f"{path}: {why_no_checkpoint(path)}")
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -224,12 +218,6 @@ def read_index(path: Path) -> dict[str, str]:
                 f"the same folder; {AGAIN}"
             )
     return index
-
-
-def _finish(path: Path) -> str | None:
-    """What to do about a download that goes on."""
-    found = unfinished_downloads(path)
-    return f"{found[0].relative_to(path)} is a download that is not finished; finish it" if found else None
 
 
 def _refuse_quantized(config: Fields, dtypes: Mapping[str, str]) -> None:

@@ -106,7 +106,7 @@ def test_offsets_that_do_not_fit_the_shape(checkpoint: Path) -> None:
 def test_header_that_is_no_json(checkpoint: Path) -> None:
     path = checkpoint / "model.safetensors"
     path.write_bytes((16).to_bytes(8, "little") + b"not json at all!" + b"\0" * 64)
-    with pytest.raises(TensorError, match="the header of .* is not valid JSON"):
+    with pytest.raises(TensorError, match=r"the header of .* is not valid JSON"):
         open_checkpoint(checkpoint)
 
 
@@ -148,6 +148,39 @@ def test_two_sources_for_one_tensor(checkpoint: Path) -> None:
     norm = load_file(checkpoint / "model.safetensors")["model.norm.weight"]
     save_file({"model.norm.weight": norm}, checkpoint / "other.safetensors")
     with pytest.raises(TensorError, match=r"model\.norm\.weight stands in both model\.safetensors and other"):
+        open_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../model.safetensors", "/model.safetensors", "a/model.safetensors", "a\\model.safetensors", "", ".", "..",
+        "C:model.safetensors", "model.bin", "\0.safetensors", "\x1b[2J.safetensors", 1, None, ["model.safetensors"],
+        {"a": "b"}, "x" * 5000 + ".safetensors",
+    ],
+)  # fmt: skip
+def test_index_that_names_no_file_of_the_folder(checkpoint: Path, name: object) -> None:
+    index = shards(checkpoint) | {"lm_head.weight": name}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(ConfigError, match=r"puts tensor lm_head\.weight into .*, expected the name of") as error:
+        open_checkpoint(checkpoint)
+    assert len(str(error.value)) < 600
+    assert str(error.value).isprintable()
+
+
+def test_index_that_names_what_no_folder_can_have(checkpoint: Path) -> None:
+    index = shards(checkpoint) | {"lm_head.weight": "é" * 200 + ".safetensors"}  # 412 bytes
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(CheckpointError, match="no path that can be read"):
+        open_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "raw", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": 1}', "[" * 9999]
+)
+def test_index_that_is_none(checkpoint: Path, raw: str) -> None:
+    (checkpoint / "model.safetensors.index.json").write_text(raw)
+    with pytest.raises(ConfigError, match=r"index\.json"):
         open_checkpoint(checkpoint)
 
 
@@ -239,6 +272,60 @@ def test_stop_ids_that_are_no_ids(checkpoint: Path) -> None:
         config.ids("eos_token_id")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_hidden_layers", 4294967296, "num_hidden_layers is 4294967296, expected a whole number of at most"),
+        ("num_hidden_layers", 2**31 - 1, "2147483647 layers, and the checkpoint has 36 tensors"),
+        ("num_hidden_layers", [3], r"num_hidden_layers is \[3\], expected a whole number"),
+        ("head_dim", 2**31 - 1, "config and weights disagree|head dims rotate"),
+        ("rms_norm_eps", 1e400, "rms_norm_eps is inf, expected a finite number"),
+        ("rms_norm_eps", 10**39, "rms_norm_eps is 10+, expected a finite number"),
+        ("model_type", ["glm"], r"model_type is \['glm'\], expected text"),
+        ("model_type", "x" * 10_000, "architecture 'xxx.* is not supported"),
+        ("rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 1e308}, "-1 of 16 head dims rotate"),
+        ("rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": -0.5}, "-1 of 16 head dims rotate"),
+        ("rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 0.2}, "3 of 16 head dims rotate"),
+        ("rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 0}, "0 of 16 head dims rotate"),
+        ("rope_parameters", {"rope_theta": float("nan")}, "rope_theta is nan, expected a finite number"),
+    ],
+)
+def test_values_that_cannot_be(checkpoint: Path, key: str, value: object, message: str) -> None:
+    edit_config(checkpoint, lambda c: c.update({key: value}))
+    with pytest.raises(CheckpointError, match=message) as error:
+        describe(open_checkpoint(checkpoint))
+    assert len(str(error.value)) < 600
+
+
+def test_configs_as_python_writes_them(checkpoint: Path) -> None:
+    """A byte-order mark, and NaN and Infinity under keys that nobody reads here."""
+    before = describe(open_checkpoint(checkpoint))[0]
+    edit_config(checkpoint, lambda c: c.update(time_step_limit=[0.0, float("inf")], other=float("nan")))
+    for name in ("config.json", "generation_config.json"):
+        text = (checkpoint / name).read_text()
+        (checkpoint / name).write_text(text, encoding="utf-8-sig")
+    assert describe(open_checkpoint(checkpoint))[0] == before
+    (checkpoint / "generation_config.json").write_text('{"eos_token_id": 7, "top_p": NaN, "x": -Infinity, "top_k": 5}')
+    assert open_checkpoint(checkpoint).generation_config().values == {"eos_token_id": 7, "top_k": 5}
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "raw", [b"[" * 100_000, b"[]", b'{"a": ' + b"9" * 5000 + b"}", b"\xff\xfe{}", b'{"a": "\\ud83d"}']
+)
+def test_small_files_that_are_no_json(checkpoint: Path, name: str, raw: bytes) -> None:
+    (checkpoint / "chat_template.jinja").unlink()
+    (checkpoint / name).write_bytes(raw)
+
+    def read_all() -> None:
+        opened = open_checkpoint(checkpoint)
+        opened.generation_config()
+        opened.named_tokens()
+
+    with pytest.raises(ConfigError, match=name):
+        read_all()
+
+
 def test_unknown_architecture_lists_the_known(checkpoint: Path) -> None:
     edit_config(checkpoint, lambda c: c.update(model_type="mamba"))
     with pytest.raises(CheckpointError, match=r"'mamba' in safetensors is not .* glm \(safetensors\)"):
@@ -311,6 +398,8 @@ def test_published_configs_are_understood(shared: Path) -> None:
     assert "--rope-theta 100000000" in doubts(stub, replace(chat, max_position_embeddings=1048576))[0]
     stub, edge = read("glm-edge-1.5b-chat.json")
     assert doubts(stub, edge) == ()
+    assert "--rotary-dim 64" in doubts(stub, replace(edge, rotary_dim=32))[0]
+    assert "--rotary-dim 64" in doubts(stub, replace(chat, rope_theta=5e6, rotary_dim=128))[0]
     assert (edge.rotary_dim, edge.head_dim, edge.tied_embeddings, edge.qkv_bias) == (128, 128, True, False)
 
     # The remote-code layout says the same model in other words, and its rotary base rightly.

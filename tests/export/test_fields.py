@@ -24,7 +24,7 @@ def fields(**values: object) -> Fields:
     ],
 )  # fmt: skip
 def test_values_that_are_something_else(kind: type[Any], value: object) -> None:
-    with pytest.raises(ConfigError, match="it: a is .*, expected (a|text|true)") as error:
+    with pytest.raises(ConfigError, match=r"it: a is .*, expected (a|text|true)") as error:
         fields(a=value).read(kind, "a")
     assert len(str(error.value)) < 250
 
@@ -59,5 +59,5 @@ def test_ids() -> None:
 
 @pytest.mark.parametrize("value", [True, "5", [5, "6"], [[5]], -2, 5.0, {}, 10**39, [LARGEST + 1], math.nan])
 def test_what_is_no_id(value: object) -> None:
-    with pytest.raises(ConfigError, match="it: a is .*, expected token ids, or -1 for none"):
+    with pytest.raises(ConfigError, match=r"it: a is .*, expected token ids, or -1 for none"):
         fields(a=value).ids("a")

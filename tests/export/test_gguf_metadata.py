@@ -254,7 +254,7 @@ def test_every_bit_of_an_offset(small: Path, tmp_path: Path) -> None:
             altered = bytearray(raw)
             altered[at + bit // 8] ^= 1 << bit % 8
             (tmp_path / "x.gguf").write_bytes(altered)
-            with pytest.raises(CheckpointError, match="is said to begin at byte|at bytes"):
+            with pytest.raises(CheckpointError, match=r"is said to begin at byte|at bytes"):
                 read_header(tmp_path / "x.gguf")
     swapped = [tensor(b"b", [8], 0, 32), tensor(b"a", [8], 0, 0)]
     assert list(read_header(make(tmp_path / "y.gguf", [], swapped)).tensors) == ["b", "a"]

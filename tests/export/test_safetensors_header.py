@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save, save_file
@@ -36,7 +37,7 @@ def refused_by_both(path: Path) -> str:
 
 def test_what_the_package_writes(tmp_path: Path) -> None:
     """Of every size of item, empty tensors and scalars; metadata beside them."""
-    tensors = {
+    tensors: dict[str, npt.NDArray[Any]] = {
         "a": np.arange(6, dtype=np.float64).reshape(2, 3),
         "b": np.ones((3, 0, 2), np.float16),
         "c": np.array(1, np.int8),

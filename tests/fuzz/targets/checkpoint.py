@@ -181,10 +181,11 @@ def _read_header(header: bytes, folder: Path) -> None:
 
 def _gguf_seeds(folder: Path) -> list[bytes]:
     (folder / "out").mkdir(exist_ok=True)
-    return [_gguf(folder / "seed.gguf", architecture) for architecture in ("llama", "glm4")]
+    return [make_gguf(folder / "seed.gguf", architecture) for architecture in ("llama", "glm4")]
 
 
-def _gguf(path: Path, architecture: str) -> bytes:
+def make_gguf(path: Path, architecture: str, change: Callable[[gguf.GGUFWriter], object] | None = None) -> bytes:
+    """A file of one block, with all metadata that a tokenizer needs. change: what the writer is told last."""
     tokens = [chr(ord("a") + i) for i in range(VOCABULARY - 4)] + ["ab", "<|user|>", "<|end|>", "<|observation|>"]
     control = [TokenType.NORMAL] * (VOCABULARY - 3) + [TokenType.CONTROL] * 3
     writer = gguf.GGUFWriter(path, architecture)
@@ -231,6 +232,8 @@ def _gguf(path: Path, architecture: str) -> bytes:
             writer.add_tensor(name, gguf.quantize(whole, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, whole)
+    if change is not None:
+        change(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
