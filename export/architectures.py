@@ -111,7 +111,7 @@ def _glm_spec(checkpoint: Checkpoint) -> ModelSpec:
     num_heads = config.positive("num_attention_heads")
     hidden_size = config.positive("hidden_size")
     head_dim = config.positive("head_dim", default=hidden_size // num_heads)
-    rotary_part = config.read(float, "rope_parameters.partial_rotary_factor", "partial_rotary_factor", default=0.5)
+    rotary_part = config.part("rope_parameters.partial_rotary_factor", "partial_rotary_factor", default=0.5)
     return ModelSpec(
         architecture=checkpoint.architecture,
         num_layers=config.positive("num_hidden_layers"),
@@ -120,7 +120,7 @@ def _glm_spec(checkpoint: Checkpoint) -> ModelSpec:
         num_heads=num_heads,
         num_kv_heads=config.positive("num_key_value_heads", default=num_heads),
         head_dim=head_dim,
-        rotary_dim=int(head_dim * rotary_part) if 0 <= rotary_part <= 1 else -1,
+        rotary_dim=int(head_dim * rotary_part),
         rope_theta=config.read(float, "rope_parameters.rope_theta", "rope_theta"),
         rms_norm_eps=config.read(float, "rms_norm_eps"),
         vocab_size=config.positive("vocab_size"),

@@ -47,6 +47,13 @@ class Fields:
             raise ConfigError(f"{self.origin}: {keys[0]} is {value}, expected 1 or more")
         return value
 
+    def part(self, *keys: str, default: float) -> float:
+        """Like `read(float, ...)`; raises ConfigError outside of 0 to 1."""
+        value = self.read(float, *keys, default=default)
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{self.origin}: {' or '.join(keys)} is {value}, expected a part, from 0 to 1")
+        return value
+
     def require(self, key: str, *allowed: object) -> None:
         """Raises ConfigError when a key is there with another value than those we implement."""
         value = self.find(key)

@@ -283,8 +283,16 @@ def test_stop_ids_that_are_no_ids(checkpoint: Path) -> None:
         ("rms_norm_eps", 10**39, "rms_norm_eps is 10+, expected a finite number"),
         ("model_type", ["glm"], r"model_type is \['glm'\], expected text"),
         ("model_type", "x" * 10_000, "architecture 'xxx.* is not supported"),
-        ("rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 1e308}, "-1 of 16 head dims rotate"),
-        ("rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": -0.5}, "-1 of 16 head dims rotate"),
+        (
+            "rope_parameters",
+            {"rope_theta": 1e4, "partial_rotary_factor": 1e308},
+            "partial_rotary_factor is .*, expected a part, from 0 to 1",
+        ),
+        (
+            "rope_parameters",
+            {"rope_theta": 1e4, "partial_rotary_factor": -0.5},
+            "partial_rotary_factor is .*, expected a part, from 0 to 1",
+        ),
         ("rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 0.2}, "3 of 16 head dims rotate"),
         ("rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 0}, "0 of 16 head dims rotate"),
         ("rope_parameters", {"rope_theta": float("nan")}, "rope_theta is nan, expected a finite number"),

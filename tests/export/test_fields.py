@@ -61,3 +61,11 @@ def test_ids() -> None:
 def test_what_is_no_id(value: object) -> None:
     with pytest.raises(ConfigError, match=r"it: a is .*, expected token ids, or -1 for none"):
         fields(a=value).ids("a")
+
+
+def test_parts() -> None:
+    assert fields(a=0.5).part("a", default=1.0) == 0.5
+    assert fields().part("a", default=1.0) == 1.0
+    for value in (-0.1, 1.1, 1e308, math.inf, math.nan, "0.5"):
+        with pytest.raises(ConfigError, match=r"it: a is .*, expected"):
+            fields(a=value).part("a", default=1.0)
