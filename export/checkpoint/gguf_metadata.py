@@ -11,7 +11,7 @@ makes two arrays of every string: 11 s and 0.8 GB for GLM-4's vocabulary, where 
 from __future__ import annotations
 
 import math
-import mmap
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ _NAMES = ("<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<u1", None, None, "<
 _NUMBERS = {code: np.dtype(name) for code, name in enumerate(_NAMES) if name}
 # Far beyond what files hold (GLM-4's: 10 MB, 0.6 million, 40, 523), yet a damaged length cannot fill the memory.
 _MAX_HEADER = 1 << 27  # bytes
+_FIRST_READ = 1 << 24  # bytes, of which most files need no more
 _MAX_ITEMS = 1 << 22  # in all arrays together
 _MAX_FIELDS = 1 << 14
 _MAX_TENSORS = 1 << 18
@@ -73,25 +74,32 @@ class Header:
 def read_header(path: Path) -> Header:
     """Raises CheckpointError where the file is truncated, damaged or of another version, or overlaps with itself."""
     with open_weights(path) as file:
-        size = file.seek(0, 2)
-        if size == 0:  # nothing to map
-            _Cursor(b"", path).fail("nothing")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _header(_Cursor(data, path))
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(min(size, _FIRST_READ))  # and no map: a file that shrinks meanwhile would end the process
+        try:
+            return _header(_Cursor(data, size, path))
+        except _LongHeader:
+            return _header(_Cursor(data + file.read(min(size, _MAX_HEADER) - len(data)), size, path))
+
+
+class _LongHeader(Exception):
+    """The header goes on behind what was read."""
 
 
 class _Cursor:
-    """A place in the file that moves on with every read, and never beyond the end."""
+    """A place in the beginning of a file that moves on with every read, and never beyond the end."""
 
-    def __init__(self, data: mmap.mmap | bytes, path: Path) -> None:
+    def __init__(self, data: bytes, size: int, path: Path) -> None:
         self.data = data
-        self.size = len(data)
-        self.end = min(self.size, _MAX_HEADER)
+        self.size = size  # of the whole file
+        self.end = len(data)
         self.items_left = _MAX_ITEMS
         self.path = path
         self.at = 0
 
     def fail(self, what: str) -> NoReturn:
+        if self.end == _FIRST_READ < self.size:  # whatever it is, it may be no more than where the reading ended
+            raise _LongHeader
         raise CheckpointError(f"{self.path}: truncated or damaged GGUF, {what} at byte {self.at}; {AGAIN}")
 
     def take(self, nbytes: int) -> bytes:
