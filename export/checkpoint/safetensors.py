@@ -37,6 +37,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+_JSON_BYTES = 1 << 25  # the index of a model of 163 shards has 9 MB
 _SHARD_NAME = re.compile(r"[^/\\:\0]{1,200}\.safetensors")
 # What tensors of quantized checkpoints are called: GPTQ, AWQ, bitsandbytes, fp8, compressed-tensors, HQQ, AQLM.
 _QUANTIZED_NAME = re.compile(r"qweight|qzeros|scale|absmax|quant|SCB|codebook|packed|W_q")
@@ -47,10 +48,11 @@ class SafetensorsFiles:
     """The tensors of one or several files; none is read before it is asked for.
 
     `index` maps tensor names to file names, as model.safetensors.index.json does, and must agree with the files.
+    any_dtype: let tensors pass that `read` does not know; whoever reads asks `check_readable` before.
     Raises TensorError for damaged files and for a tensor that stands in two of them.
     """
 
-    def __init__(self, files: list[Path], index: dict[str, str] | None = None) -> None:
+    def __init__(self, files: list[Path], index: dict[str, str] | None = None, *, any_dtype: bool = False) -> None:
         self.files = files
         self._entries: dict[str, Entry] = {}
         for file in files:
@@ -67,6 +69,8 @@ class SafetensorsFiles:
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
         self.dtypes = {name: entry.dtype for name, entry in self._entries.items()}
         self._mapped = MappedFiles()
+        if not any_dtype:
+            self.check_readable(self._entries)
 
     def check_readable(self, names: Iterable[str]) -> None:
         """Raises TensorError where one of these tensors has another dtype than `read` knows."""
@@ -78,7 +82,7 @@ class SafetensorsFiles:
                 )
 
     def read(self, name: str) -> FloatArray:
-        """One tensor, as a view into the mapped file. `check_readable` has passed."""
+        """One tensor, as a view into the mapped file."""
         entry = self._entries[name]
         return self.raw(name).view(_DTYPES[entry.dtype]).reshape(entry.shape)
 
@@ -115,7 +119,7 @@ class SafetensorsCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = Fields(_read_json(path / "config.json"), f"{path.name}/config.json")
-        self._tensors = SafetensorsFiles(*_weight_files(path))
+        self._tensors = SafetensorsFiles(*_weight_files(path), any_dtype=True)
         self.shapes = self._tensors.shapes
         _refuse_quantized(self.config, self._tensors.dtypes)
 
@@ -235,4 +239,4 @@ def _refuse_quantized(config: Fields, dtypes: Mapping[str, str]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     refuse_lfs_pointer(path, ConfigError)
-    return read_json_object(path, ConfigError, AGAIN, infinite=True)
+    return read_json_object(path, ConfigError, AGAIN, infinite=True, max_bytes=_JSON_BYTES)

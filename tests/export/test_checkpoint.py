@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from edge.export.architectures import describe, doubts
 from edge.export.checkpoint import open_checkpoint
+from edge.export.checkpoint.safetensors import SafetensorsFiles
 from edge.export.names import ReadWhenNeeded, rotary_halves
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
@@ -115,6 +116,13 @@ def test_unsupported_dtype(checkpoint: Path) -> None:
     opened = open_checkpoint(checkpoint)  # another frontend may know what to do with it
     with pytest.raises(TensorError, match=r"model\.norm\.weight is I32, supported: F32, F16, BF16; give the .* float"):
         describe(opened)
+
+
+def test_unsupported_dtype_of_other_files(tmp_path: Path) -> None:
+    """What an adapter is read with."""
+    save_file({"a": np.ones(2, np.int32)}, tmp_path / "x.safetensors")
+    with pytest.raises(TensorError, match=r"x\.safetensors: tensor a is I32, supported"):
+        SafetensorsFiles([tmp_path / "x.safetensors"])
 
 
 def shards(checkpoint: Path) -> dict[str, str]:
