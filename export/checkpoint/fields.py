@@ -66,8 +66,8 @@ class Fields:
     def ids(self, key: str) -> tuple[int, ...]:
         """Token ids given as one number or a list; empty where the key is missing or says that there is none."""
         value = self.find(key)
-        given = value if isinstance(value, list) else [value]
-        found = [i for i in given if i is not None and not (type(i) is int and i in _NO_ID)]
+        given = [] if value is None else value if isinstance(value, list) else [value]
+        found = [i for i in given if not (type(i) is int and i in _NO_ID)]
         ids = tuple(i for i in found if type(i) is int and 0 <= i <= LARGEST)
         if len(ids) < len(found):
             raise ConfigError(f"{self.origin}: {key} is {shown(value)}, expected token ids, or -1 for none")

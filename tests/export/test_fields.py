@@ -45,7 +45,7 @@ def test_whole_numbers_are_floats_too() -> None:
     assert fields(a=LARGEST).read(int, "a") == LARGEST
 
 
-@pytest.mark.parametrize("value", [None, -1, [-1], [], [None], 2**32 - 1, [2**32 - 1, -1]])
+@pytest.mark.parametrize("value", [None, -1, [-1], [], 2**32 - 1, [2**32 - 1, -1]])
 def test_no_id(value: object) -> None:
     """-1 says that there is none, and GGUF makes 2**32 - 1 of it."""
     assert fields(a=value).ids("a") == ()
@@ -53,11 +53,11 @@ def test_no_id(value: object) -> None:
 
 def test_ids() -> None:
     assert fields(a=5).ids("a") == (5,)
-    assert fields(a=[5, -1, 0, None, 7]).ids("a") == (5, 0, 7)
+    assert fields(a=[5, -1, 0, 7]).ids("a") == (5, 0, 7)
     assert fields().ids("a") == ()
 
 
-@pytest.mark.parametrize("value", [True, "5", [5, "6"], [[5]], -2, 5.0, {}, 10**39, [LARGEST + 1], math.nan])
+@pytest.mark.parametrize("value", [True, "5", [5, "6"], [5, None], [[5]], -2, 5.0, {}, 10**39, [LARGEST + 1], math.nan])
 def test_what_is_no_id(value: object) -> None:
     with pytest.raises(ConfigError, match=r"it: a is .*, expected token ids, or -1 for none"):
         fields(a=value).ids("a")
