@@ -204,6 +204,7 @@ def test_bad_exports(tiny_checkpoint: Path, tmp_path: Path) -> None:
         "export", tiny_checkpoint, out, "--max-kld", "-1"
     )
     assert "edge: --rope-theta is nan, expected" in fails("export", tiny_checkpoint, out, "--rope-theta", "nan")
+    assert "edge: --rotary-dim is 7, expected" in fails("export", tiny_checkpoint, out, "--rotary-dim", "7")
     assert "cannot be written" in fails("export", tiny_checkpoint, out / "file" / "below")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 

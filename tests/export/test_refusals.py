@@ -146,3 +146,11 @@ def test_quantized_checkpoints(checkpoint: Path, settings: dict[str, object], pa
         open_checkpoint(checkpoint)
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 300
+
+
+def test_what_is_neither_file_nor_folder(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    (tmp_path / "loop").symlink_to("loop")
+    refused(tmp_path / "pipe.gguf", "not a checkpoint; expected a folder")
+    refused(Path("/dev/zero"), "not a checkpoint; expected a folder")
+    refused(tmp_path / "loop", "no path that can be read")
