@@ -20,6 +20,7 @@ from edge.runtime.errors import EdgeError, shown
 from edge.runtime.files import SMALL_BYTES, read_file
 
 MAX_DEPTH = 64  # of lists and objects within each other; tokenizer.json and JSON schemas have ten or so
+MAX_BRACKETS = 1 << 22  # that open: each list takes 64 bytes or more, and a tokenizer's merges are 0.3 million
 MAX_DIGITS = 40  # of an integer; 2**64 has 20
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -73,6 +74,8 @@ def parse_json(
 
     try:
         text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw.removeprefix("\ufeff")
+        if text.count("[") + text.count("{") > MAX_BRACKETS:
+            raise _Refused(f"it has more than {MAX_BRACKETS:,} lists and objects")
         value = json.loads(
             text,
             parse_int=whole,

@@ -37,7 +37,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_JSON_BYTES = 1 << 25  # the index of a model of 163 shards has 9 MB
+_CONFIG_BYTES = 1 << 22  # a thousand times what there is
+_LISTING_BYTES = 1 << 24  # of files that list tensors or tokens: the index of a model of 163 shards has 9 MB
 _SHARD_NAME = re.compile(r"[^/\\:\0]{1,200}\.safetensors")
 # What tensors of quantized checkpoints are called: GPTQ, AWQ, bitsandbytes, fp8, compressed-tensors, HQQ, AQLM.
 _QUANTIZED_NAME = re.compile(r"qweight|qzeros|scale|absmax|quant|SCB|codebook|packed|W_q")
@@ -189,7 +190,7 @@ class SafetensorsCheckpoint:
 
     def _tokenizer_config(self) -> dict[str, Any]:
         file = self.path / "tokenizer_config.json"
-        return _read_json(file) if file.is_file() else {}
+        return _read_json(file, _LISTING_BYTES) if file.is_file() else {}
 
 
 def _weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
@@ -212,7 +213,7 @@ def _weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
 
 def read_index(path: Path) -> dict[str, str]:
     """Tensor name -> name of a file in the same folder, of an index of shards. Raises ConfigError."""
-    index = _read_json(path).get("weight_map")
+    index = _read_json(path, _LISTING_BYTES).get("weight_map")
     if not isinstance(index, dict) or not index:
         raise ConfigError(f"{path}: weight_map is {shown(index)}, expected an object of tensors and files; {AGAIN}")
     for tensor, name in index.items():
@@ -237,6 +238,6 @@ def _refuse_quantized(config: Fields, dtypes: Mapping[str, str]) -> None:
     raise CheckpointError(f"{config.origin}: {by}; give the model's float checkpoint, which an export quantizes itself")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, max_bytes: int = _CONFIG_BYTES) -> dict[str, Any]:
     refuse_lfs_pointer(path, ConfigError)
-    return read_json_object(path, ConfigError, AGAIN, infinite=True, max_bytes=_JSON_BYTES)
+    return read_json_object(path, ConfigError, AGAIN, infinite=True, max_bytes=max_bytes)

@@ -325,6 +325,13 @@ def test_configs_as_python_writes_them(checkpoint: Path) -> None:
     assert open_checkpoint(checkpoint).generation_config().values == {"eos_token_id": 7, "top_k": 5}
 
 
+def test_small_files_that_are_large(checkpoint: Path) -> None:
+    """A file of nothing but brackets takes thirty times its size in memory."""
+    (checkpoint / "config.json").write_bytes(b'{"a":[' + b"[]," * (2 << 20) + b"1]}")
+    with pytest.raises(ConfigError, match=r"config\.json has 6,291,465 bytes, expected at most 4,194,304"):
+        open_checkpoint(checkpoint)
+
+
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
 @pytest.mark.parametrize(
     "raw", [b"[" * 100_000, b"[]", b'{"a": ' + b"9" * 5000 + b"}", b"\xff\xfe{}", b'{"a": "\\ud83d"}']

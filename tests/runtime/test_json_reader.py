@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edge.runtime.errors import BundleError, EdgeError
 from edge.runtime.files import open_file, read_file
-from edge.runtime.json_reader import MAX_DEPTH, MAX_DIGITS, parse_json, read_json, read_json_object
+from edge.runtime.json_reader import MAX_BRACKETS, MAX_DEPTH, MAX_DIGITS, parse_json, read_json, read_json_object
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**64), 2**64) | st.floats(allow_nan=False, allow_infinity=False)
@@ -134,3 +134,10 @@ def test_one_key_twice_among_many() -> None:
     text = "{" + ",".join(f'"{i}":1' for i in range(200_000)) + ',"199999":1}'
     with pytest.raises(BundleError, match="the key '199999' twice"):
         parse_json(text, "it", BundleError, "go", unique_keys=True)
+
+
+def test_more_lists_than_memory_is_for() -> None:
+    """A hundred megabytes of brackets would be three gigabytes of lists."""
+    text = "[" + "[]," * MAX_BRACKETS + "1]"
+    with pytest.raises(BundleError, match="it is not valid JSON: it has more than 4,194,304 lists and objects; go"):
+        parse_json(text, "it", BundleError, "go")
