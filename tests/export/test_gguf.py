@@ -98,6 +98,14 @@ def test_tokenizers_of_other_types(
     assert len(str(error.value)) < 500
 
 
+def test_merges_of_other_tokens(file: Callable[..., Path], tmp_path: Path) -> None:
+    for merge in ("\x1b[2J b", f"{'x' * 5000} b"):
+        with pytest.raises(TokenizerError, match="merges do not fit the vocabulary") as error:
+            open_checkpoint(file(put("tokenizer.ggml.merges", [merge]))).write_tokenizer(tmp_path / "out.json")
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 300
+
+
 @pytest.mark.parametrize(
     ("key", "value", "kind", "what"),
     [
