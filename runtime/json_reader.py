@@ -38,7 +38,7 @@ def parse_json(
     unique_keys: bool = False,
     infinite: bool = False,
     max_depth: int = MAX_DEPTH,
-) -> Any:
+) -> Any:  # Any: JSON
     """The value of JSON text; bytes are UTF-8, with or without a byte-order mark.
 
     unique_keys: refuse an object that has a key twice, as for what we write ourselves. infinite: let NaN and Infinity
@@ -108,7 +108,7 @@ def read_json(
     unique_keys: bool = False,
     infinite: bool = False,
     max_depth: int = MAX_DEPTH,
-) -> Any:
+) -> Any:  # Any: JSON
     """`parse_json` of a file; raises `error` for one that cannot be read or is too large, too."""
     raw = read_file(path, error, advice, max_bytes=max_bytes)
     return parse_json(raw, str(path), error, advice, unique_keys=unique_keys, infinite=infinite, max_depth=max_depth)
@@ -122,7 +122,7 @@ def read_json_object(
     max_bytes: int = SMALL_BYTES,
     unique_keys: bool = False,
     infinite: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # Any: JSON
     """`read_json` of a file that has to hold an object."""
     value = read_json(path, error, advice, max_bytes=max_bytes, unique_keys=unique_keys, infinite=infinite)
     if not isinstance(value, dict):
