@@ -10,14 +10,16 @@ gguf-py/gguf/constants.py and conversion/{chatglm,glm}.py of ggml-org/llama.cpp.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from edge.export.checkpoint import Checkpoint, Format
 from edge.export.names import Sources, Weights, map_names
-from edge.runtime.errors import CheckpointError, ConfigError
+from edge.runtime.errors import CheckpointError, ConfigError, shown
 from edge.runtime.spec import ModelSpec
 
+GLM4_VOCABULARY = 151_552  # rows of GLM-4's embedding; GLM-Edge has another vocabulary
 VISION = "transformer.vision."  # GLM-4V's image tower, which a text bundle leaves out
 
 
@@ -36,8 +38,8 @@ def describe(checkpoint: Checkpoint) -> tuple[ModelSpec, Weights]:
     if key not in ARCHITECTURES:
         known = ", ".join(f"{name} ({form})" for form, name in ARCHITECTURES)
         raise CheckpointError(
-            f"{checkpoint.path}: architecture {checkpoint.architecture!r} in {checkpoint.format} is not supported; "
-            f"supported: {known}; others may go through optimum-intel, with --frontend optimum"
+            f"{checkpoint.path}: architecture {shown(checkpoint.architecture)} in {checkpoint.format} is not "
+            f"supported; supported: {known}; others may go through optimum-intel, with --frontend optimum"
         )
     architecture = ARCHITECTURES[key]
     spec = architecture.read_spec(checkpoint)
@@ -51,6 +53,7 @@ def doubts(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
     if tower := sum(name.startswith(VISION) for name in checkpoint.shapes):
         found.append(f"the image tower ({tower} tensors) is left out; the bundle answers to text alone")
     found += _lost_rope_base(checkpoint, spec)
+    found += _strange_rotary_dim(spec)
     return tuple(found)
 
 
@@ -61,7 +64,7 @@ def _lost_rope_base(checkpoint: Checkpoint, spec: ModelSpec) -> list[str]:
     10000 and the hidden size in their place (ggml-org/llama.cpp, conversion/chatglm.py).
     """
     original = {131072: ("glm-4-9b-chat", 5_000_000), 1048576: ("glm-4-9b-chat-1m", 100_000_000)}
-    if spec.vocab_size != 151552 or spec.rope_theta != 10_000:
+    if spec.vocab_size != GLM4_VOCABULARY or spec.rope_theta != 10_000:
         return []
     if spec.architecture == "glm" and spec.max_position_embeddings in original:
         name, theta = original[spec.max_position_embeddings]
@@ -77,6 +80,28 @@ def _lost_rope_base(checkpoint: Checkpoint, spec: ModelSpec) -> list[str]:
     return []
 
 
+def _strange_rotary_dim(spec: ModelSpec) -> list[str]:
+    """llama.cpp's conversion of GLM-4-0414 once wrote the whole head as rope.dimension_count, of which half rotates
+    (ggml-org/llama.cpp, pull request 12957).
+    """
+    half, whole = spec.head_dim // 2, spec.head_dim
+    known: tuple[int, ...]
+    if spec.architecture == "llama":
+        known, models = (whole,), "llama"
+    elif spec.architecture == "glm4":
+        known, models = (half,), "GLM-4-0414"
+    elif spec.vocab_size == GLM4_VOCABULARY:
+        known, models = (half,), "GLM-4"
+    else:  # GLM-Edge rotates the whole head
+        known, models = (half, whole), "GLM-4 and GLM-Edge"
+    if spec.rotary_dim in known:
+        return []
+    return [
+        f"{spec.rotary_dim} of {whole} head dims rotate, where every published {models} model rotates "
+        f"{' or '.join(map(str, known))}; if this is one of them, export it with --rotary-dim {known[0]}"
+    ]
+
+
 def _glm_spec(checkpoint: Checkpoint) -> ModelSpec:
     """GlmForCausalLM and Glm4ForCausalLM. transformers 5 moved rope settings; old and new places are read."""
     config = checkpoint.config
@@ -86,7 +111,7 @@ def _glm_spec(checkpoint: Checkpoint) -> ModelSpec:
     num_heads = config.positive("num_attention_heads")
     hidden_size = config.positive("hidden_size")
     head_dim = config.positive("head_dim", default=hidden_size // num_heads)
-    rotary_part = config.read(float, "rope_parameters.partial_rotary_factor", "partial_rotary_factor", default=0.5)
+    rotary_part = config.part("rope_parameters.partial_rotary_factor", "partial_rotary_factor", default=0.5)
     return ModelSpec(
         architecture=checkpoint.architecture,
         num_layers=config.positive("num_hidden_layers"),
@@ -201,12 +226,18 @@ def _gguf_spec(checkpoint: Checkpoint) -> ModelSpec:
         rotary_dim=config.positive(f"{name}.rope.dimension_count", default=rotary_dim),
         rope_theta=config.read(float, f"{name}.rope.freq_base", default=10000.0),
         rms_norm_eps=config.read(float, f"{name}.attention.layer_norm_rms_epsilon"),
-        vocab_size=checkpoint.shapes.get("token_embd.weight", (0,))[0] or config.positive(f"{name}.vocab_size"),
+        vocab_size=_rows(checkpoint, "token_embd.weight") or config.positive(f"{name}.vocab_size"),
         max_position_embeddings=config.positive(f"{name}.context_length"),
         qkv_bias=bool({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"} & checkpoint.shapes.keys()),
         tied_embeddings="output.weight" not in checkpoint.shapes,
         output_norms=name == "glm4",
     )
+
+
+def _rows(checkpoint: Checkpoint, name: str) -> int:
+    """Of a matrix; 0 where the tensor is not there or has none."""
+    shape = checkpoint.shapes.get(name, ())
+    return shape[0] if shape else 0
 
 
 def _gguf_sources(spec: ModelSpec, names: Collection[str]) -> Sources:
@@ -253,14 +284,27 @@ def _sources(
 
 def _check(spec: ModelSpec, checkpoint: Checkpoint) -> None:
     origin = checkpoint.config.origin
+    if spec.num_layers > len(checkpoint.shapes):  # before names are made for them all
+        raise ConfigError(
+            f"{origin}: {spec.num_layers} layers, and the checkpoint has {len(checkpoint.shapes)} tensors; it is "
+            "incomplete, or its config is another model's; download it again"
+        )
     if spec.num_heads % spec.num_kv_heads:
         raise ConfigError(f"{origin}: {spec.num_heads} heads cannot share {spec.num_kv_heads} KV heads evenly")
-    if spec.rotary_dim < 2 or spec.rotary_dim % 2 or spec.rotary_dim > spec.head_dim:
+    if not can_rotate(spec.rotary_dim, spec.head_dim):
         raise ConfigError(
             f"{origin}: {spec.rotary_dim} of {spec.head_dim} head dims rotate, expected an even part of them"
         )
-    if not spec.rope_theta > 0 or not spec.rms_norm_eps > 0:
-        raise ConfigError(f"{origin}: rope theta {spec.rope_theta} and norm eps {spec.rms_norm_eps} must be above 0")
+    if not 0 < spec.rope_theta < math.inf or not 0 < spec.rms_norm_eps < 1:
+        raise ConfigError(
+            f"{origin}: rope theta {spec.rope_theta} and norm eps {spec.rms_norm_eps}, expected a base above 0 and an "
+            "eps between 0 and 1"
+        )
+
+
+def can_rotate(rotary_dim: int, head_dim: int) -> bool:
+    """Whether so many leading dims of a head can rotate: in pairs, and no more than there are."""
+    return 2 <= rotary_dim <= head_dim and rotary_dim % 2 == 0
 
 
 _TIED_COPY = ("lm_head.weight",)  # some files store a tied head a second time

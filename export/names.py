@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.export.checkpoint import Checkpoint
+from edge.export.checkpoint.weight_files import plain
 from edge.export.tensors import Float32Array, FloatArray, to_float32
 from edge.runtime.errors import TensorError
 from edge.runtime.spec import ModelSpec
@@ -137,13 +138,16 @@ class Weights:
             stored = self.checkpoint.read(part)
             for start in range(0, len(stored), CHECKED_ROWS):
                 if not np.isfinite(to_float32(stored[start : start + CHECKED_ROWS])).all():
-                    raise TensorError(f"{part} holds NaN or infinity; the checkpoint is damaged, download it again")
+                    raise TensorError(
+                        f"{plain(part)} holds NaN or infinity; the checkpoint is damaged, download it again"
+                    )
 
 
 def map_names(checkpoint: Checkpoint, spec: ModelSpec, sources: Sources, ignored: tuple[str, ...] = ()) -> Weights:
     """Check a checkpoint against the canonical set. Raises TensorError that names every offending tensor's first few.
 
-    Tensors whose names begin with one of `ignored` may be there and are not read.
+    Tensors whose names begin with one of `ignored` may be there and are not read. The spec's layers are no more than
+    the checkpoint has tensors.
     """
     wanted = {part for parts in sources.values() for part in parts}
     if missing := sorted(wanted - checkpoint.shapes.keys()):
@@ -159,8 +163,9 @@ def map_names(checkpoint: Checkpoint, spec: ModelSpec, sources: Sources, ignored
         parts = [checkpoint.shapes[part] for part in sources[name]]
         rows = sum(part[0] for part in parts if part)
         if any(len(part) != len(shape) or part[1:] != shape[1:] for part in parts) or rows != shape[0]:
-            found = " + ".join(f"{part} {list(checkpoint.shapes[part])}" for part in sources[name])
+            found = " + ".join(f"{plain(part)} {list(checkpoint.shapes[part])}" for part in sources[name])
             raise TensorError(f"{checkpoint.path}: {found}, expected {list(shape)} in all; config and weights disagree")
+    checkpoint.check_readable(wanted)
     return Weights(checkpoint, spec, sources)
 
 
@@ -175,5 +180,5 @@ def rotary_halves(spec: ModelSpec) -> npt.NDArray[np.int64]:
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    shown = ", ".join(map(plain, names[:3])) + (", ..." if len(names) > 3 else "")
     return f"tensor {shown} is" if len(names) == 1 else f"{len(names)} tensors ({shown}) are"

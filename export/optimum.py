@@ -156,8 +156,8 @@ def read_spec(checkpoint: Checkpoint) -> ModelSpec:
     num_heads = config.positive("num_attention_heads", "n_head", "n_heads")
     head_dim = config.positive("head_dim", default=max(hidden_size // num_heads, 1))
     rope_theta = config.read(float, "rope_parameters.rope_theta", "rope_theta", "rotary_emb_base", default=0.0)
-    rotary_part = config.read(
-        float, "rope_parameters.partial_rotary_factor", "partial_rotary_factor", "rotary_pct", default=1.0
+    rotary_part = config.part(
+        "rope_parameters.partial_rotary_factor", "partial_rotary_factor", "rotary_pct", default=1.0
     )
     return ModelSpec(
         architecture=checkpoint.architecture,

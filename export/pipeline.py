@@ -54,6 +54,7 @@ def export(
     head: str | None = None,
     adapter: str | Path | None = None,
     rope_theta: float | None = None,
+    rotary_dim: int | None = None,
     calibration: str | Path | None = None,
     max_bytes: float | None = None,
     max_kld: float | None = None,
@@ -73,6 +74,7 @@ def export(
       format       the graphs in the bundle: "openvino", "onnx" or "both", which share the bytes of the weights
       adapter      the folder of a PEFT LoRA to merge into the weights
       rope_theta   the rotary base to use instead of the checkpoint's
+      rotary_dim   how many dims of each head rotate, instead of what the checkpoint says
 
     How to compress, by a recipe:
       recipe       one of the names in recipes.toml, such as "int8-asym"; the default is "int4-asym-g128"
@@ -100,6 +102,7 @@ def export(
         head=head,
         adapter=adapter,
         rope_theta=rope_theta,
+        rotary_dim=rotary_dim,
         calibration=calibration,
         max_bytes=max_bytes,
         max_kld=max_kld,

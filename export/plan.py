@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edge.export import mixed, recipes
 from edge.export.adapter import Adapter
-from edge.export.architectures import describe, doubts
+from edge.export.architectures import can_rotate, describe, doubts
 from edge.export.checkpoint import Checkpoint, open_checkpoint
 from edge.export.names import WeightSource, canonical_shapes
 from edge.export.recipes import EMBEDDING, HEAD, Recipe, Rounding, block_size
@@ -23,6 +23,7 @@ from edge.export.rotation import RotatedWeights
 from edge.export.settings import ExportSettings, Format, Limits
 from edge.export.text import Corpus, calibration_corpus
 from edge.runtime import bundle
+from edge.runtime.errors import SettingsError
 from edge.runtime.spec import ModelSpec
 
 VERSIONED = ("edgeglm", "openvino", "nncf", "numpy")
@@ -92,7 +93,9 @@ class Plan:
 
 
 def make_plan(source: str | Path, settings: ExportSettings) -> Plan:
-    """Open and check everything that export reads. Raises CheckpointError, RecipeError and CalibrationError.
+    """Open and check everything that export reads.
+
+    Raises CheckpointError, SettingsError, RecipeError and CalibrationError.
 
     Where the settings have limits instead of a recipe, the plan's recipe makes no choices yet; `Plan.choose` does.
     """
@@ -102,8 +105,16 @@ def make_plan(source: str | Path, settings: ExportSettings) -> Plan:
     decisions: tuple[str, ...] = ()
     if settings.rope_theta is not None:
         rope_theta = float(settings.rope_theta)
-        decisions = (f"rope_theta {rope_theta:,.0f}; the checkpoint says {spec.rope_theta:,.0f}",)
+        decisions += (f"rope_theta {rope_theta:,.0f}; the checkpoint says {spec.rope_theta:,.0f}",)
         spec = replace(spec, rope_theta=rope_theta)
+    if settings.rotary_dim is not None:
+        if not can_rotate(settings.rotary_dim, spec.head_dim):
+            raise SettingsError(
+                f"rotary_dim is {settings.rotary_dim}, expected an even number of dims from 2 to {spec.head_dim}",
+                param="rotary_dim",
+            )
+        decisions += (f"rotary_dim {settings.rotary_dim}; the checkpoint says {spec.rotary_dim}",)
+        spec = replace(spec, rotary_dim=settings.rotary_dim)
     change = None if settings.adapter is None else Adapter(Path(settings.adapter), spec)
     own = replace(stored, spec=spec, change=change)
     named = recipes.find_recipe(settings.recipe or recipes.DEFAULT)

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from edge.export import recipes
 from edge.export.recipes import Precision
 from edge.runtime.errors import RecipeError
-from edge.runtime.rules import FilePath, Flag, Number, OneOf, Settings, Text, setting
+from edge.runtime.rules import FilePath, Flag, Number, OneOf, Settings, Text, Whole, setting
 
 Format = Literal["openvino", "onnx", "both"]  # of the graphs in a bundle
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -46,6 +46,9 @@ class ExportSettings(Settings):
     adapter: str | Path | None = setting(None, FilePath(), "the folder of a PEFT LoRA to merge into the weights")
     rope_theta: float | None = setting(
         None, Number(0, above=True, words="a number above 0, like 10000"), "rotary base, instead of the checkpoint's"
+    )
+    rotary_dim: int | None = setting(
+        None, Whole(2, 1 << 16), "how many dims of each head rotate, instead of what the checkpoint says"
     )
     calibration: str | Path | None = setting(
         None, FilePath(), "a text or .jsonl for recipes that need some; none: text that comes with Python"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from edge.runtime.errors import TokenizerError
+from edge.runtime.errors import TokenizerError, shown
 from edge.runtime.tokenizer import byte_of_character
 
 
@@ -83,7 +83,9 @@ def from_gguf(
     try:
         bpe = models.BPE(vocab, pairs, ignore_merges=pre in _WHOLE_WORDS_FIRST)
     except Exception as error:  # tokenizers raises plain Exception
-        raise TokenizerError(f"tokenizer.ggml.merges do not fit the vocabulary ({error}); {advice}") from error
+        raise TokenizerError(
+            f"tokenizer.ggml.merges do not fit the vocabulary ({shown(str(error))}); {advice}"
+        ) from error
     tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]()
     tokenizer.decoder = decoders.ByteLevel()

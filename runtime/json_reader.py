@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from edge.runtime.errors import EdgeError, shown
 from edge.runtime.files import SMALL_BYTES, read_file
 
 MAX_DEPTH = 64  # of lists and objects within each other; tokenizer.json and JSON schemas have ten or so
+MAX_BRACKETS = 1 << 22  # that open: each list takes 64 bytes or more, and a tokenizer's merges are 0.3 million
 MAX_DIGITS = 40  # of an integer; 2**64 has 20
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -36,7 +38,7 @@ def parse_json(
     unique_keys: bool = False,
     infinite: bool = False,
     max_depth: int = MAX_DEPTH,
-) -> Any:
+) -> Any:  # Any: JSON
     """The value of JSON text; bytes are UTF-8, with or without a byte-order mark.
 
     unique_keys: refuse an object that has a key twice, as for what we write ourselves. infinite: let NaN and Infinity
@@ -63,8 +65,7 @@ def parse_json(
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
             raise _Refused(f"an object has the key {shown(twice)} twice")
         return found
 
@@ -73,6 +74,8 @@ def parse_json(
 
     try:
         text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw.removeprefix("\ufeff")
+        if text.count("[") + text.count("{") > MAX_BRACKETS:
+            raise _Refused(f"it has more than {MAX_BRACKETS:,} lists and objects")
         value = json.loads(
             text,
             parse_int=whole,
@@ -105,7 +108,7 @@ def read_json(
     unique_keys: bool = False,
     infinite: bool = False,
     max_depth: int = MAX_DEPTH,
-) -> Any:
+) -> Any:  # Any: JSON
     """`parse_json` of a file; raises `error` for one that cannot be read or is too large, too."""
     raw = read_file(path, error, advice, max_bytes=max_bytes)
     return parse_json(raw, str(path), error, advice, unique_keys=unique_keys, infinite=infinite, max_depth=max_depth)
@@ -119,7 +122,7 @@ def read_json_object(
     max_bytes: int = SMALL_BYTES,
     unique_keys: bool = False,
     infinite: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # Any: JSON
     """`read_json` of a file that has to hold an object."""
     value = read_json(path, error, advice, max_bytes=max_bytes, unique_keys=unique_keys, infinite=infinite)
     if not isinstance(value, dict):

@@ -29,7 +29,10 @@ UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", metavar="SOURCE", help="a folder with config.json and *.safetensors, a .gguf file, or a hub id"
+        "source",
+        metavar="SOURCE",
+        help="a folder with config.json and *.safetensors, a .gguf file, or a hub id (org/name where no folder org is "
+        "here, hf:org/name always), which is downloaded",
     )
     parser.add_argument("out", metavar="OUT", help="the bundle folder to make")
     parser.add_argument("--force", action="store_true", help="replace OUT if it is a bundle")
@@ -46,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT LoRA to merge into the weights")
     parser.add_argument("--rope-theta", type=float, metavar="X", help="replace the checkpoint's rotary base")
+    parser.add_argument(
+        "--rotary-dim",
+        type=int,
+        metavar="N",
+        help="how many dims of each head rotate, instead of the checkpoint's word",
+    )
     precision = parser.add_argument_group("precision")
     precision.add_argument("--recipe", metavar="NAME", help="default: int4-asym-g128")
     precision.add_argument("--embedding", metavar="PRECISION", help="of the embedding, like int4-asym-g128")

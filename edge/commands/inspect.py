@@ -15,7 +15,11 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", help="a bundle, a checkpoint folder, or a .gguf file")
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        help="a bundle, a checkpoint folder, a .gguf file, or the hub id of a model downloaded before; no hub is asked",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -23,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from edge.runtime.bundle import is_bundle
 
     path = Path(args.path)
-    return _bundle(path, args.json) if is_bundle(path) else _checkpoint(path, args.json)
+    return _bundle(path, args.json) if is_bundle(path) else _checkpoint(args.path, args.json)
 
 
 def _bundle(path: Path, as_json: bool) -> int:
@@ -65,35 +69,34 @@ def _bundle(path: Path, as_json: bool) -> int:
     return 0
 
 
-def _checkpoint(path: Path, as_json: bool) -> int:
+def _checkpoint(source: str, as_json: bool) -> int:
     from edge.commands.console import human_bytes, print_json, print_table
     from edge.export.architectures import describe, doubts
     from edge.export.checkpoint import open_checkpoint
     from edge.export.names import canonical_shapes
     from edge.export.recipes import recipes
 
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(source, download=False)
     spec, _ = describe(checkpoint)
     warnings = doubts(checkpoint, spec)
     sizes = {
         name: sum(recipe.bytes_of(weight, shape) for weight, shape in canonical_shapes(spec).items())
         for name, recipe in recipes().items()
     }
+    tensors = len(checkpoint.shapes)
     if as_json:
         print_json(
             {
                 "kind": "checkpoint",
                 "format": checkpoint.format,
-                "tensors": len(checkpoint.shapes),
+                "tensors": tensors,
                 "spec": spec.to_json(),
                 "warnings": warnings,
                 "weight_bytes": sizes,
             }
         )
         return 0
-    print(
-        f"{path}: {checkpoint.format} checkpoint, {len(checkpoint.shapes)} tensors, {spec.num_parameters:,} parameters"
-    )
+    print(f"{source}: {checkpoint.format} checkpoint, {tensors} tensors, {spec.num_parameters:,} parameters")
     _print_spec(spec.to_json())
     for warning in warnings:
         print(f"warning: {warning}")

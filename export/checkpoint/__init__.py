@@ -13,7 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.export.checkpoint.fields import Fields
+from edge.export.checkpoint.refusals import why_no_checkpoint
+from edge.export.checkpoint.weight_files import exists, is_unfinished, read_head, unfinished_download_of
 from edge.export.tensors import FloatArray
+from edge.runtime.bundle import is_bundle
 from edge.runtime.errors import CheckpointError
 
 Format = Literal["safetensors", "gguf"]
@@ -33,6 +36,9 @@ class Checkpoint(Protocol):
     @property
     def architecture(self) -> str:
         """The checkpoint's own word for what it is: model_type or general.architecture."""
+
+    def check_readable(self, names: Iterable[str]) -> None:
+        """Raises TensorError where one of these tensors is of a type that `read` does not know."""
 
     def read(self, name: str) -> FloatArray:
         """One tensor as it is stored where numpy can hold that, else in float32; not to be written to."""
@@ -65,29 +71,40 @@ class Checkpoint(Protocol):
         """Generation defaults; empty where there are none."""
 
 
-def open_checkpoint(source: str | Path) -> Checkpoint:
+def open_checkpoint(source: str | Path, *, download: bool = True) -> Checkpoint:
     """Open a folder with config.json and *.safetensors, a .gguf file, or a hub id. Raises CheckpointError.
 
-    Only a hub id (`org/name`, where no such path exists) touches the network.
+    Only a hub id touches the network: `hf:org/name`, or `org/name` where nothing that is here can be meant. download:
+    whether it may; without, what an earlier download left in the hub's cache is opened.
     """
+    from edge.export.checkpoint import sources
+
     path = Path(source)
     expected = (
-        "expected a folder with config.json and *.safetensors, a .gguf file, or a hub id like THUDM/glm-4-9b-chat"
+        "expected a folder with config.json and *.safetensors, a .gguf file, or a hub id like "
+        f"{sources.PREFIX}{sources.EXAMPLE}"
     )
-    if not path.exists():
-        from edge.export.checkpoint import hub
+    if not exists(path):
+        if (hub_id := sources.meant_hub_id(str(source))) is not None:
+            from edge.export.checkpoint import hub
 
-        if hub.is_hub_id(str(source)):
-            return open_checkpoint(hub.download(str(source)))
+            return open_checkpoint(hub.download(hub_id) if download else hub.find_downloaded(hub_id))
+        if (begun := unfinished_download_of(path)) is not None:
+            raise CheckpointError(
+                f"{path}: no such path, and {begun.name} is a download that is not finished; finish it"
+            )
         raise CheckpointError(f"{path}: no such path; {expected}")
-    if path.is_file() and path.suffix == ".gguf":
+    if path.is_file() and (path.suffix == ".gguf" or _begins_like_gguf(path)):
         from edge.export.checkpoint.gguf import GGUFCheckpoint
 
         return GGUFCheckpoint(path)
-    if path.is_dir() and (path / "config.json").is_file():
+    if path.is_dir() and (path / "config.json").is_file() and not is_bundle(path):
         from edge.export.checkpoint.safetensors import SafetensorsCheckpoint
 
         return SafetensorsCheckpoint(path)
-    if path.is_dir() and (files := sorted(path.glob("*.gguf"))):
-        raise CheckpointError(f"{path}: a folder with GGUF files; give one of them, like {files[0]}")
-    raise CheckpointError(f"{path}: not a checkpoint; {expected}")
+    raise CheckpointError(f"{path}: {why_no_checkpoint(path) or f'not a checkpoint; {expected}'}")
+
+
+def _begins_like_gguf(path: Path) -> bool:
+    """Files are kept under other names than those that end in .gguf, too: by their hash, as Ollama does."""
+    return not is_unfinished(path) and read_head(path, CheckpointError).startswith(b"GGUF")

@@ -1,15 +1,21 @@
 """Typed reads of a checkpoint's configuration.
 
-In: a JSON object or GGUF metadata. Out: values of the expected type, or a ConfigError that names the key. Knows nothing
-about what the keys mean.
+In: a JSON object or GGUF metadata. Out: values of the expected type, and of a size that later stages can compute with;
+or a ConfigError that names the key. Knows nothing about what the keys mean.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TypeVar
 
-from edge.runtime.errors import ConfigError
+from edge.runtime.errors import ConfigError, shown
+
+LARGEST = 2**31 - 1  # of counts, widths and ids: graphs and engines have 32-bit integers for them
+# What files say where there is no token: -1, also as the unsigned integer that GGUF makes of it.
+_NO_ID = (-1, 2**32 - 1)
+_WORDS = {int: f"a whole number of at most {LARGEST}", float: "a finite number", str: "text", bool: "true or false"}
 
 T = TypeVar("T", int, float, str, bool)
 
@@ -24,16 +30,14 @@ class Fields:
     def read(self, kind: type[T], *keys: str, default: T | None = None) -> T:
         """The first of `keys` that is there, as `kind`. Raises ConfigError when none is and there is no default."""
         for key in keys:
-            value = self.find(key)
-            if value is None:
+            if (found := self.find(key)) is None:
                 continue
-            if kind is float and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
-            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-                raise ConfigError(f"{self.origin}: {key} is {value!r}, expected {kind.__name__}")
+            value = float(found) if kind is float and type(found) is int and abs(found) < 2**63 else found
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)) or not _is_sane(value):
+                raise ConfigError(f"{self.origin}: {key} is {shown(found)}, expected {_WORDS[kind]}")
             return value
         if default is None:
-            raise ConfigError(f"{self.origin}: {' or '.join(keys)} is missing; expected {kind.__name__}")
+            raise ConfigError(f"{self.origin}: {' or '.join(keys)} is missing; expected {_WORDS[kind]}")
         return default
 
     def positive(self, *keys: str, default: int | None = None) -> int:
@@ -43,22 +47,30 @@ class Fields:
             raise ConfigError(f"{self.origin}: {keys[0]} is {value}, expected 1 or more")
         return value
 
+    def part(self, *keys: str, default: float) -> float:
+        """Like `read(float, ...)`; raises ConfigError outside of 0 to 1."""
+        value = self.read(float, *keys, default=default)
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{self.origin}: {' or '.join(keys)} is {value}, expected a part, from 0 to 1")
+        return value
+
     def require(self, key: str, *allowed: object) -> None:
         """Raises ConfigError when a key is there with another value than those we implement."""
         value = self.find(key)
         if value is not None and value not in allowed:
             raise ConfigError(
-                f"{self.origin}: {key} is {value!r}, supported: {', '.join(map(repr, allowed)) or 'none'}; "
+                f"{self.origin}: {key} is {shown(value)}, supported: {', '.join(map(repr, allowed)) or 'none'}; "
                 "this checkpoint computes something that edgeglm does not implement"
             )
 
     def ids(self, key: str) -> tuple[int, ...]:
-        """Token ids given as one number or a list; empty where the key is missing."""
+        """Token ids given as one number or a list; empty where the key is missing or says that there is none."""
         value = self.find(key)
         given = [] if value is None else value if isinstance(value, list) else [value]
-        ids = tuple(i for i in given if isinstance(i, int) and not isinstance(i, bool) and i >= 0)
-        if len(ids) < len(given):
-            raise ConfigError(f"{self.origin}: {key} is {value!r}, expected token ids")
+        found = [i for i in given if not (type(i) is int and i in _NO_ID)]
+        ids = tuple(i for i in found if type(i) is int and 0 <= i <= LARGEST)
+        if len(ids) < len(found):
+            raise ConfigError(f"{self.origin}: {key} is {shown(value)}, expected token ids, or -1 for none")
         return ids
 
     def find(self, key: str) -> object:
@@ -69,3 +81,9 @@ class Fields:
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         return value
+
+
+def _is_sane(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or abs(value) <= LARGEST

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,23 @@ from edge.export.checkpoint import Format
 from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.gguf_metadata import Header, TensorInfo, read_header
 from edge.export.checkpoint.mapped import MappedFiles
+from edge.export.checkpoint.weight_files import AGAIN, other_kind, plain, read_head, refuse_lfs_pointer
 from edge.export.tensors import FloatArray
-from edge.runtime.errors import CheckpointError, TensorError, TokenizerError
+from edge.runtime.errors import CheckpointError, TensorError, TokenizerError, shown
 
 # Ids that end an answer, as llama.cpp reads them (src/llama-vocab.cpp).
 _STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _NAMED_KEYS = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "pad_token": "padding_token_id"}
 # How gguf-split names parts (ggml-org/llama.cpp, tools/gguf-split).
-_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.ASCII)
+_BESIDE = "put the model's tokenizer.json into the same folder as the GGUF file"
+# What general.type says of files that are no model (gguf.GGUFType), and names by which older ones show it.
+_NO_MODELS = {
+    "adapter": "a LoRA, not a model; give the model's own file, and the LoRA as a PEFT folder with --adapter",
+    "mmproj": "the image tower of a model; give the file with the language model",
+    "imatrix": "an importance matrix, which quantization is helped by, not a model",
+    "vocab": "a vocabulary without a model; give the model's own file",
+}
 
 
 class GGUFCheckpoint:
@@ -39,9 +48,10 @@ class GGUFCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise CheckpointError(f"{path}: does not begin with 'GGUF', so it is no GGUF file; download it again")
+        if not (head := read_head(path, CheckpointError)).startswith(b"GGUF"):
+            if kind := other_kind(head):
+                raise CheckpointError(f"{path} is {kind}")
+            raise CheckpointError(f"{path}: does not begin with 'GGUF', so it is no GGUF file; {AGAIN}")
         self._parts = _parts(path)
         headers = {part: read_header(part) for part in self._parts}
         self._metadata = headers[self._parts[0]].fields
@@ -50,8 +60,12 @@ class GGUFCheckpoint:
         for part, header in headers.items():
             for name, info in header.tensors.items():
                 if name in self._tensors:
-                    raise TensorError(f"tensor {name} stands in both {self._tensors[name][0].name} and {part.name}")
+                    raise TensorError(
+                        f"tensor {plain(name)} stands in both {self._tensors[name][0].name} and {part.name}"
+                    )
                 self._tensors[name] = part, info
+        if (kind := self._other_than_a_model()) is not None:
+            raise CheckpointError(f"{path} is {kind}")
         self._check_parts(headers)
         self.shapes = {name: info.shape for name, (_, info) in self._tensors.items()}
         self._mapped = MappedFiles()
@@ -60,6 +74,14 @@ class GGUFCheckpoint:
     def architecture(self) -> str:
         return self.config.read(str, "general.architecture")
 
+    def check_readable(self, names: Iterable[str]) -> None:
+        for part, info, name in ((*self._tensors[name], name) for name in names):
+            if not _is_readable(info.type):
+                raise TensorError(
+                    f"{part}: tensor {plain(name)} is {info.type.name}, which gguf cannot read; use another "
+                    "quantization"
+                )
+
     def read(self, name: str) -> FloatArray:
         info = self._tensors[name][1]
         data = self.raw(name)
@@ -67,12 +89,7 @@ class GGUFCheckpoint:
             return data.view(np.float32).reshape(info.shape)
         if info.type == gguf.GGMLQuantizationType.F16:
             return data.view(np.float16).reshape(info.shape)
-        try:
-            values = gguf.dequantize(data.reshape(info.byte_shape), info.type)
-        except NotImplementedError as error:
-            raise TensorError(
-                f"{self.path}: tensor {name} is {info.type.name}, which gguf cannot read; use another quantization"
-            ) from error
+        values = gguf.dequantize(data.reshape(info.byte_shape), info.type)
         return np.asarray(values, np.float32).reshape(info.shape)
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
@@ -96,14 +113,15 @@ class GGUFCheckpoint:
     def write_tokenizer(self, path: Path) -> None:
         beside = self.path.with_name("tokenizer.json")
         if beside.is_file():
+            refuse_lfs_pointer(beside, TokenizerError)
             shutil.copyfile(beside, path)
             return
-        built = tokenizer.from_gguf(
-            self.config.read(str, "tokenizer.ggml.model"),
-            self.config.read(str, "tokenizer.ggml.pre"),
-            *(self._list(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type", "merges")),
+        model, pre = (self._text(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+        tokens, types, merges = (
+            self._list(f"tokenizer.ggml.{key}", kind)
+            for key, kind in (("tokens", str), ("token_type", int), ("merges", str))
         )
-        built.save(str(path))
+        tokenizer.from_gguf(model, pre, tokens, types, merges).save(str(path))
 
     def chat_template(self) -> str | None:
         template = self.config.find("tokenizer.chat_template")
@@ -114,7 +132,7 @@ class GGUFCheckpoint:
         found = {name: self.config.find(f"tokenizer.ggml.{key}") for name, key in _NAMED_KEYS.items()}
         if not isinstance(tokens, list):
             return {}
-        return {name: str(tokens[i]) for name, i in found.items() if isinstance(i, int) and 0 <= i < len(tokens)}
+        return {name: str(tokens[i]) for name, i in found.items() if type(i) is int and 0 <= i < len(tokens)}
 
     def generation_config(self) -> Fields:
         return Fields({"eos_token_id": list(self._stop_ids)}, self.path.name)
@@ -124,18 +142,39 @@ class GGUFCheckpoint:
         found = [i for key in _STOP_KEYS for i in self.config.ids(f"tokenizer.ggml.{key}")]
         return tuple(dict.fromkeys(found))
 
-    def _list(self, key: str) -> list[Any]:
+    def _text(self, key: str) -> str:
+        value = self._metadata.get(key)
+        if not isinstance(value, str) or len(value) > 100:
+            raise TokenizerError(f"{self.path}: {key} is {_or_missing(value)}, expected a short name; {_BESIDE}")
+        return value
+
+    def _list(self, key: str, kind: type) -> list[Any]:
         values = self._metadata.get(key)
-        if not isinstance(values, list):
+        if not isinstance(values, list) or not all(type(value) is kind for value in values):
             raise TokenizerError(
-                f"{self.path}: {key} is missing; put the model's tokenizer.json into the same folder as the GGUF file"
+                f"{self.path}: {key} is {_or_missing(values)}, expected a list of {kind.__name__}; {_BESIDE}"
             )
         return values
+
+    def _other_than_a_model(self) -> str | None:
+        kind = self._metadata.get("general.type")
+        if "adapter.type" in self._metadata or any(name.endswith(".lora_a") for name in self._tensors):
+            kind = "adapter"
+        elif self._metadata.get("general.architecture") == "clip":
+            kind = "mmproj"
+        elif not self._tensors:
+            kind = "vocab"
+        return _NO_MODELS.get(kind) if isinstance(kind, str) else None
 
     def _check_parts(self, headers: dict[Path, Header]) -> None:
         """A split file says how many parts and tensors it has."""
         count = self.config.read(int, "split.count", default=1) or 1
         total = self.config.read(int, "split.tensors.count", default=len(self._tensors))
+        if (count, total) != (len(headers), len(self._tensors)) and count > 1 and len(headers) == 1:
+            raise CheckpointError(
+                f"{self.path}: one of the {count} parts of a split file, and not named like one; give each part its "
+                "name back, like NAME-00001-of-00003.gguf, put all into one folder and give the first"
+            )
         if count != len(headers) or total != len(self._tensors):
             raise CheckpointError(
                 f"{self.path}: {len(headers)} parts with {len(self._tensors)} tensors, its metadata say {count} parts "
@@ -143,12 +182,27 @@ class GGUFCheckpoint:
             )
 
 
+@cache
+def _is_readable(kind: gguf.GGMLQuantizationType) -> bool:
+    """Known before a weight is read, or it would end an export that has run for hours."""
+    block_bytes = gguf.GGML_QUANT_SIZES[kind][1]
+    try:
+        gguf.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _or_missing(value: object) -> str:
+    return "missing" if value is None else shown(value)
+
+
 def part_names(name: str) -> list[str]:
     """The file names of all parts of a split file, in order, whichever is given; else the name itself."""
     match = _PART.fullmatch(name)
-    if match is None:
+    count = 0 if match is None else int(match["count"])
+    if match is None or not 1 <= int(match["number"]) <= count:
         return [name]
-    count = int(match["count"])
     return [f"{match['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
 
 

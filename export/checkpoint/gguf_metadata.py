@@ -11,7 +11,7 @@ makes two arrays of every string: 11 s and 0.8 GB for GLM-4's vocabulary, where 
 from __future__ import annotations
 
 import math
-import mmap
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,18 +21,29 @@ from typing import Any, NoReturn
 import gguf
 import numpy as np
 
-from edge.runtime.errors import CheckpointError
+from edge.export.checkpoint.weight_files import AGAIN, open_weights, plain
+from edge.runtime.errors import CheckpointError, TensorError, shown
 
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # of the weights, where general.alignment does not say
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _NAMES = ("<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<u1", None, None, "<u8", "<i8", "<f8")
 _NUMBERS = {code: np.dtype(name) for code, name in enumerate(_NAMES) if name}
-# Far beyond what files hold (GLM-4's: 10 MB, 0.6 million), yet a damaged length cannot fill the memory.
-_MAX_HEADER = 1 << 28  # bytes
-_MAX_ITEMS = 1 << 23  # in all arrays together
+# Far beyond what files hold (GLM-4's: 10 MB, 0.6 million, 40, 523), yet a damaged length cannot fill the memory.
+_MAX_HEADER = 1 << 27  # bytes
+_FIRST_READ = 1 << 24  # bytes, of which most files need no more
+_MAX_ITEMS = 1 << 22  # in all arrays together
+_MAX_FIELDS = 1 << 14
+_MAX_TENSORS = 1 << 18
+_FIELD_BYTES, _TENSOR_BYTES = 13, 24  # of a field and of a tensor's entry, at least
 _MAX_DEPTH = 4  # arrays in arrays
 _MAX_DIMENSIONS = 4
+_ALIGNMENTS = tuple(1 << bits for bits in range(21))
+# Types that llama.cpp had and has no more (ggml-org/llama.cpp, ggml/include/ggml.h).
+_REMOVED = {
+    4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
+    36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8",
+}  # fmt: skip
 _U64 = struct.Struct("<Q")
 
 
@@ -61,34 +72,46 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Raises CheckpointError where the file is truncated, damaged or of another version."""
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        if size == 0:  # nothing to map
-            _Cursor(b"", path).fail("nothing")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _header(_Cursor(data, path))
+    """Raises CheckpointError where the file is truncated, damaged or of another version, or overlaps with itself."""
+    with open_weights(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(min(size, _FIRST_READ))  # and no map: a file that shrinks meanwhile would end the process
+        try:
+            return _header(_Cursor(data, size, path))
+        except _LongHeader:
+            return _header(_Cursor(data + file.read(min(size, _MAX_HEADER) - len(data)), size, path))
+
+
+class _LongHeader(Exception):
+    """The header goes on behind what was read."""
 
 
 class _Cursor:
-    """A place in the file that moves on with every read, and never beyond the end."""
+    """A place in the beginning of a file that moves on with every read, and never beyond the end."""
 
-    def __init__(self, data: mmap.mmap | bytes, path: Path) -> None:
+    def __init__(self, data: bytes, size: int, path: Path) -> None:
         self.data = data
-        self.size = len(data)
-        self.end = min(self.size, _MAX_HEADER)
+        self.size = size  # of the whole file
+        self.end = len(data)
         self.items_left = _MAX_ITEMS
         self.path = path
         self.at = 0
 
     def fail(self, what: str) -> NoReturn:
-        raise CheckpointError(f"{self.path}: truncated or damaged GGUF, {what} at byte {self.at}; download it again")
+        if self.end == _FIRST_READ < self.size:  # whatever it is, it may be no more than where the reading ended
+            raise _LongHeader
+        raise CheckpointError(f"{self.path}: truncated or damaged GGUF, {what} at byte {self.at}; {AGAIN}")
 
     def take(self, nbytes: int) -> bytes:
         if nbytes > self.end - self.at:
             self.fail(f"{nbytes} bytes expected and {self.end - self.at} left")
         start, self.at = self.at, self.at + nbytes
         return self.data[start : self.at]
+
+    def check_count(self, what: str, count: int, nbytes: int, most: int) -> None:
+        """Before anything is counted: each of these takes so many bytes at least."""
+        if count > most or count * nbytes > self.end - self.at:
+            self.fail(f"{count} {what} in {self.end - self.at} bytes")
 
     def numbers(self, code: int, count: int) -> list[Any]:
         dtype = _NUMBERS[code]
@@ -127,7 +150,7 @@ class _Cursor:
     def value(self, code: int, depth: int = 0) -> Any:
         if code == _ARRAY:
             code, count = self.u32(), self.u64()
-            self.items_left -= count
+            self.items_left -= count + 1  # an empty array is a list all the same
             if self.items_left < 0 or depth == _MAX_DEPTH:
                 self.fail(f"an array of {count} values in {depth} others")
             if code == _ARRAY:
@@ -148,31 +171,37 @@ def _header(cursor: _Cursor) -> Header:
         cursor.fail("no 'GGUF'")
     version = cursor.u32()
     if version not in _VERSIONS:
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+        what = f"{swapped}, big-endian" if swapped in _VERSIONS else f"{version:#x}"
         raise CheckpointError(
-            f"{cursor.path}: GGUF version {version:#x}, expected 2 or 3, little-endian; get a file of these"
+            f"{cursor.path}: GGUF version {what}, expected 2 or 3, little-endian; get a file of these, or convert the "
+            "model again"
         )
     num_tensors, num_fields = cursor.u64(), cursor.u64()
+    cursor.check_count("tensors", num_tensors, _TENSOR_BYTES, _MAX_TENSORS)
+    cursor.check_count("fields", num_fields, _FIELD_BYTES, _MAX_FIELDS)
     fields: dict[str, Any] = {}
     for _ in range(num_fields):
         (key,) = cursor.strings(1)
         if key in fields:
-            cursor.fail(f"key {key!r} a second time")
+            cursor.fail(f"key {shown(key)} a second time")
         fields[key] = cursor.value(cursor.u32())
     infos: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(num_tensors):
         (name,) = cursor.strings(1)
         if name in infos:
-            cursor.fail(f"tensor {name!r} a second time")
+            cursor.fail(f"tensor {plain(name)} a second time")
         num_dimensions = cursor.u32()
         if num_dimensions > _MAX_DIMENSIONS:
-            cursor.fail(f"tensor {name!r} of {num_dimensions} dimensions")
+            cursor.fail(f"tensor {plain(name)} of {num_dimensions} dimensions")
         dimensions = [cursor.u64() for _ in range(num_dimensions)]
         infos[name] = tuple(reversed(dimensions)), cursor.u32(), cursor.u64()
     alignment = fields.get("general.alignment", _ALIGNMENT)
-    if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
-        cursor.fail(f"general.alignment {alignment!r}, which is no power of two,")
+    if type(alignment) is not int or alignment not in _ALIGNMENTS:
+        cursor.fail(f"general.alignment {shown(alignment)}, which is no power of two up to {_ALIGNMENTS[-1]},")
     start = -(-cursor.at // alignment) * alignment
     tensors = {name: _tensor(cursor, name, *info, start, alignment) for name, info in infos.items()}
+    _check_neighbours(cursor, tensors, start, alignment)
     return Header(fields, tensors)
 
 
@@ -183,10 +212,27 @@ def _tensor(
         kind = gguf.GGMLQuantizationType(code)
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     except (ValueError, KeyError):
-        cursor.fail(f"tensor {name!r} of type {code}, which gguf does not know,")
+        known = f"type {_REMOVED[code]}, which was removed" if code in _REMOVED else f"type {code}, which is not known"
+        raise TensorError(
+            f"{cursor.path}: tensor {plain(name)} is of {known}; get another quantization of the model, like Q8_0 or "
+            "Q4_K_M"
+        ) from None
     if shape and shape[-1] % block:
-        cursor.fail(f"tensor {name!r} with rows of {shape[-1]}, and {kind.name} has blocks of {block},")
+        cursor.fail(f"tensor {plain(name)} with rows of {shape[-1]}, and {kind.name} has blocks of {block},")
     nbytes = math.prod(shape) // block * block_bytes
     if offset % alignment or start + offset + nbytes > cursor.size:
-        cursor.fail(f"tensor {name!r} at bytes {start + offset} to {start + offset + nbytes} of {cursor.size},")
+        cursor.fail(f"tensor {plain(name)} at bytes {start + offset} to {start + offset + nbytes} of {cursor.size},")
     return TensorInfo(shape, kind, start + offset, nbytes)
+
+
+def _check_neighbours(cursor: _Cursor, tensors: Mapping[str, TensorInfo], start: int, alignment: int) -> None:
+    """Tensors follow each other, each on the next multiple of the alignment; llama.cpp reads no other files."""
+    expected, before = start, "the header"
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if info.offset != expected:
+            raise TensorError(
+                f"{cursor.path}: tensor {plain(name)} is said to begin at byte {info.offset}, and {before} before it "
+                f"ends at {expected}; the file is damaged, {AGAIN}"
+            )
+        expected = info.offset + -(-info.nbytes // alignment) * alignment
+        before = f"tensor {plain(name)}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import json
 import re
 import shutil
 import warnings
@@ -18,15 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge.export.checkpoint.safetensors import INDEX
+from edge.export.checkpoint.safetensors import INDEX, read_index
+from edge.export.checkpoint.sources import HUB_ID
 from edge.runtime.errors import CheckpointError, telling_line
 
-_NAME = r"\w+(?:[-.]\w+)*"  # the hub allows no "--", no ".." and no punctuation at either end
-_PART = r"\w[\w.-]*"
-_ID = re.compile(
-    rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<file>(?:{_PART}/)*{_PART}\.gguf))?(?:@(?P<revision>{_PART}(?:/{_PART})*))?",
-    re.ASCII,
-)
 _BESIDE_WEIGHTS = (
     "config.json",
     "generation_config.json",
@@ -40,26 +34,32 @@ _SINGLE = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def is_hub_id(source: str) -> bool:
-    """Whether `source` reads as a hub id. Many relative paths do as well: ask this only where no such path exists."""
-    match = _ID.fullmatch(source)
-    if match is None or match["repo"].endswith(".git"):  # the hub has none of that name
-        return False
-    # `models/x.gguf` is a mistyped path; a repository of that name would not be meant.
-    return match["file"] is not None or not match["repo"].endswith(".gguf")
-
-
 def download(source: str, *, endpoint: str | None = None, cache: Path | None = None) -> Path:
     """The local folder of a repository, or its .gguf file (the first one of a split file). Raises CheckpointError.
 
     endpoint, cache: the address of the hub and its cache folder; by default what the hub's client is set to.
     """
+    return _find(source, endpoint, cache, ask=True)
+
+
+def find_downloaded(source: str, *, cache: Path | None = None) -> Path:
+    """Like `download`, of what is in the cache already, without the network. Raises CheckpointError."""
+    return _find(source, None, cache, ask=False)
+
+
+def _find(source: str, endpoint: str | None, cache: Path | None, *, ask: bool) -> Path:
     from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined,unused-ignore]  # not in its __all__
 
     constants.HF_HUB_DISABLE_TELEMETRY = True  # else every request tells which other packages are installed
-    match = _ID.fullmatch(source)
+    match = HUB_ID.fullmatch(source)
     if match is None:
         raise CheckpointError(f"{source}: not a hub id; expected org/name or org/name/file.gguf, optionally @revision")
+    try:
+        validate_repo_id(match["repo"])
+    except HFValidationError as error:
+        raise CheckpointError(f"{source}: not a hub id ({_reason(error)}); expected org/name") from error
     repository = _Repository(
         source,
         match["repo"],
@@ -67,6 +67,7 @@ def download(source: str, *, endpoint: str | None = None, cache: Path | None = N
         endpoint or constants.ENDPOINT,
         cache or Path(constants.HF_HUB_CACHE),
         anchor=match["file"] or "config.json",
+        ask=ask,
     )
     return _gguf_file(repository, match["file"]) if match["file"] else _folder(repository)
 
@@ -117,9 +118,9 @@ def _without_weights(repository: _Repository) -> str:
 
 def _shards(index: Path) -> list[str]:
     try:
-        return sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: no index of shards ({error!r}); delete {index.resolve()} and retry") from error
+        return sorted(set(read_index(index).values()))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; delete {index.resolve()} and retry") from error
 
 
 def _some(names: list[str]) -> str:
@@ -135,12 +136,14 @@ class _File:
 class _Repository:
     """The files of one revision: as the hub lists them, or as the cache has them where the hub cannot be reached.
 
-    `anchor` is the file that the cache must have to serve without the hub.
+    `anchor` is the file that the cache must have to serve without the hub. ask: whether the hub may be asked at all.
     """
 
-    def __init__(self, source: str, name: str, revision: str, endpoint: str, cache: Path, anchor: str) -> None:
+    def __init__(
+        self, source: str, name: str, revision: str, endpoint: str, cache: Path, anchor: str, *, ask: bool
+    ) -> None:
         from huggingface_hub import HfApi, constants
-        from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+        from huggingface_hub.errors import OfflineModeIsEnabled
 
         self.name = name
         self._source = source
@@ -149,12 +152,15 @@ class _Repository:
         self._cache = cache
         self._cached: Path | None = None  # the folder that serves without the hub
         self._unreachable = ""
+        if not ask:
+            self._unreachable = "nothing is downloaded to look at it"
+            self._advice = "`edge export` downloads it"
+            self._use_cached(anchor, None)
+            return
         try:
             info = HfApi(endpoint=endpoint).model_info(
                 name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT, files_metadata=True
             )
-        except HFValidationError as error:
-            raise CheckpointError(f"{source}: not a hub id ({_reason(error)}); expected org/name") from error
         except Exception as error:  # two HTTP libraries, as the client is before 1.0 or after
             if not _is_outage(error):
                 raise self._explain(error) from error
@@ -163,9 +169,7 @@ class _Repository:
                 "HF_HUB_OFFLINE is set" if offline else f"{endpoint} cannot be reached ({_reason(error)})"
             )
             self._advice = "unset it and retry" if offline else "check the connection and retry"
-            self._cached = self._find_cached(anchor, error)
-            found = [path for path in self._cached.rglob("*") if path.is_file()]
-            self.files = {path.relative_to(self._cached).as_posix(): _File(None, None) for path in found}
+            self._use_cached(anchor, error)
         else:
             self._commit = info.sha or revision
             self.files = {
@@ -206,7 +210,8 @@ class _Repository:
             self._check_size(of_commit / name, self.files[name].size)
         return of_commit
 
-    def _find_cached(self, anchor: str, error: Exception) -> Path:
+    def _use_cached(self, anchor: str, error: Exception | None) -> None:
+        """Have the cache serve, where it has the anchor. error: why the hub does not."""
         from huggingface_hub import try_to_load_from_cache
 
         path = try_to_load_from_cache(self.name, anchor, cache_dir=self._cache, revision=self._revision)
@@ -215,7 +220,9 @@ class _Repository:
                 f"{self._source}: no such path here, {self._unreachable}, and {self._cache} holds no copy of "
                 f"revision {self._revision}; {self._advice}, or give a local checkpoint"
             ) from error
-        return Path(path).parents[anchor.count("/")]
+        self._cached = Path(path).parents[anchor.count("/")]
+        found = [file for file in self._cached.rglob("*") if file.is_file()]
+        self.files = {file.relative_to(self._cached).as_posix(): _File(None, None) for file in found}
 
     def _check_space(self, names: list[str]) -> None:
         """Before anything is written: the client would fill the disk first."""

@@ -2,17 +2,16 @@
 
 In: the folder. Out: a `Checkpoint`. Files are memory-mapped and checked before anything is read: a truncated file or an
 offset outside it is an error here, not garbage later. Tensors are views into the mapped files, in the dtype they are
-stored in: the safetensors package would copy them, and refuses bfloat16 for numpy (format: huggingface/safetensors
-README, "Format"). Pickle files are refused.
+stored in: the safetensors package would copy them, and refuses bfloat16 for numpy. Pickle files are refused, and so are
+quantized checkpoints, which hold other integers and scales than ours.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import re
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,13 @@ from edge.export import tokenizer
 from edge.export.checkpoint import Format
 from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.mapped import MappedFiles
+from edge.export.checkpoint.refusals import why_no_checkpoint
+from edge.export.checkpoint.safetensors_header import Entry, read_header
+from edge.export.checkpoint.weight_files import AGAIN, exists, plain, refuse_lfs_pointer, unfinished_downloads
 from edge.export.tensors import FloatArray
 from edge.runtime.chat import named_tokens
-from edge.runtime.errors import CheckpointError, ConfigError, TensorError, TokenizerError
+from edge.runtime.errors import CheckpointError, ConfigError, TensorError, TokenizerError, shown
+from edge.runtime.json_reader import read_json_object
 
 INDEX = "model.safetensors.index.json"
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -34,40 +37,50 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int  # bytes from the beginning of the file
-    stop: int
+_CONFIG_BYTES = 1 << 22  # a thousand times what there is
+_LISTING_BYTES = 1 << 24  # of files that list tensors or tokens: the index of a model of 163 shards has 9 MB
+_SHARD_NAME = re.compile(r"[^/\\:\0]{1,200}\.safetensors")
+# What tensors of quantized checkpoints are called: GPTQ, AWQ, bitsandbytes, fp8, compressed-tensors, HQQ, AQLM.
+_QUANTIZED_NAME = re.compile(r"qweight|qzeros|scale|absmax|quant|SCB|codebook|packed|W_q")
+_QUANTIZED_KEYS = ("quantization_config", "quantization", "compression_config")
 
 
 class SafetensorsFiles:
     """The tensors of one or several files; none is read before it is asked for.
 
     `index` maps tensor names to file names, as model.safetensors.index.json does, and must agree with the files.
+    any_dtype: let tensors pass that `read` does not know; whoever reads asks `check_readable` before.
     Raises TensorError for damaged files and for a tensor that stands in two of them.
     """
 
-    def __init__(self, files: list[Path], index: dict[str, str] | None = None) -> None:
+    def __init__(self, files: list[Path], index: dict[str, str] | None = None, *, any_dtype: bool = False) -> None:
         self.files = files
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         for file in files:
-            for name, entry in _read_header(file).items():
+            for name, entry in read_header(file).items():
                 if name in self._entries:
+                    first = self._entries[name].file.name
                     raise TensorError(
-                        f"{file.parent}: tensor {name} stands in both {self._entries[name].file.name} and {file.name}; "
+                        f"{file.parent}: tensor {plain(name)} stands in both {first} and {file.name}; "
                         "remove the one that does not belong to this model"
                     )
                 self._entries[name] = entry
         if index is not None:
             self._check_index(index)
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
+        self.dtypes = {name: entry.dtype for name, entry in self._entries.items()}
         self._mapped = MappedFiles()
+        if not any_dtype:
+            self.check_readable(self._entries)
+
+    def check_readable(self, names: Iterable[str]) -> None:
+        """Raises TensorError where one of these tensors has another dtype than `read` knows."""
+        for entry, name in ((self._entries[name], name) for name in names):
+            if entry.dtype not in _DTYPES:
+                raise TensorError(
+                    f"{entry.file}: tensor {plain(name)} is {entry.dtype}, supported: {', '.join(_DTYPES)}; give the "
+                    "model's float checkpoint"
+                )
 
     def read(self, name: str) -> FloatArray:
         """One tensor, as a view into the mapped file."""
@@ -94,8 +107,8 @@ class SafetensorsFiles:
         for name in sorted(index.keys() | found.keys()):
             if index.get(name) != found.get(name):
                 raise TensorError(
-                    f"{self.files[0].parent}: {INDEX} puts tensor {name} into {index.get(name, 'no file')}, it stands "
-                    f"in {found.get(name, 'none')}; the shards are of different downloads, download them again"
+                    f"{self.files[0].parent}: {INDEX} puts tensor {plain(name)} into {index.get(name, 'no file')}, it "
+                    f"stands in {found.get(name, 'none')}; the shards are of different downloads, download them again"
                 )
 
 
@@ -107,12 +120,16 @@ class SafetensorsCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = Fields(_read_json(path / "config.json"), f"{path.name}/config.json")
-        self._tensors = SafetensorsFiles(*_weight_files(path))
+        self._tensors = SafetensorsFiles(*_weight_files(path), any_dtype=True)
         self.shapes = self._tensors.shapes
+        _refuse_quantized(self.config, self._tensors.dtypes)
 
     @property
     def architecture(self) -> str:
         return self.config.read(str, "model_type")
+
+    def check_readable(self, names: Iterable[str]) -> None:
+        self._tensors.check_readable(names)
 
     def read(self, name: str) -> FloatArray:
         return self._tensors.read(name)
@@ -141,6 +158,7 @@ class SafetensorsCheckpoint:
 
     def write_tokenizer(self, path: Path) -> None:
         if (source := self.path / "tokenizer.json").is_file():
+            refuse_lfs_pointer(source, TokenizerError)
             shutil.copyfile(source, path)
             return
         if not (ranks := self.path / "tokenizer.model").is_file():
@@ -148,6 +166,7 @@ class SafetensorsCheckpoint:
                 f"{self.path}: tokenizer.json is missing, and so is tokenizer.model; copy either there from the "
                 "model's repository"
             )
+        refuse_lfs_pointer(ranks, TokenizerError)
         special = tokenizer.special_tokens(self._tokenizer_config())
         tokenizer.from_tiktoken(ranks, special).save(str(path), pretty=False)  # half the size for GLM-4
 
@@ -164,81 +183,61 @@ class SafetensorsCheckpoint:
 
     def generation_config(self) -> Fields:
         file = self.path / "generation_config.json"
-        return Fields(_read_json(file) if file.is_file() else {}, f"{self.path.name}/generation_config.json")
+        found = _read_json(file) if file.is_file() else {}
+        # A bundle gets them all, and not every reader of JSON there takes the NaN and Infinity that Python writes.
+        finite = {key: value for key, value in found.items() if not isinstance(value, float) or math.isfinite(value)}
+        return Fields(finite, f"{self.path.name}/generation_config.json")
 
     def _tokenizer_config(self) -> dict[str, Any]:
         file = self.path / "tokenizer_config.json"
-        return _read_json(file) if file.is_file() else {}
+        return _read_json(file, _LISTING_BYTES) if file.is_file() else {}
 
 
 def _weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
     """The files that an index names, with the index, or all *.safetensors of the folder."""
     if (path / INDEX).is_file():
-        index = _read_json(path / INDEX).get("weight_map")
-        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-            raise CheckpointError(f"{path}/{INDEX}: weight_map is missing; download it again")
+        index = read_index(path / INDEX)
         names = sorted(set(index.values()))
-        if outside := [name for name in names if Path(name).name != name]:
-            raise CheckpointError(f"{path}/{INDEX} names {outside[0]!r}, a file outside the folder")
-        if missing := [name for name in names if not (path / name).is_file()]:
+        begun = unfinished_downloads(path)
+        advice = f"{begun[0].relative_to(path)} is a download that is not finished; finish it" if begun else AGAIN
+        if missing := [name for name in names if not exists(path / name)]:
             raise CheckpointError(
-                f"{path}: {len(missing)} of {len(names)} shards are missing, first {missing[0]}; download it again"
+                f"{path}: {len(missing)} of {len(names)} shards are missing, first {missing[0]}; {advice}"
             )
         return [path / name for name in names], index
     files = sorted(path.glob("*.safetensors"))
     if files:
         return files, None
-    if pickles := sorted(file for pattern in _PICKLES for file in path.glob(pattern)):
-        raise CheckpointError(
-            f"{path}: weights are pickled ({pickles[0].name}), and unpickling can run code; use the model's "
-            "safetensors files, or convert them once where you trust the source"
-        )
-    raise CheckpointError(f"{path}: config.json but no *.safetensors; download the weights into the folder")
+    raise CheckpointError(f"{path}: {why_no_checkpoint(path)}")
 
 
-def _read_header(file: Path) -> dict[str, _Entry]:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        header_size = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or header_size > size - 8:
-            raise TensorError(f"{file}: {size} bytes, too few for its header; it is truncated, download it again")
-        raw = stream.read(header_size)
-    try:
-        header: Any = json.loads(raw)
-        items = [(name, info) for name, info in header.items() if name != "__metadata__"]
-        entries = {}
-        for name, info in items:
-            start, stop = info["data_offsets"]
-            entries[name] = _Entry(
-                file, info["dtype"], tuple(info["shape"]), 8 + header_size + start, 8 + header_size + stop
+def read_index(path: Path) -> dict[str, str]:
+    """Tensor name -> name of a file in the same folder, of an index of shards. Raises ConfigError."""
+    index = _read_json(path, _LISTING_BYTES).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise ConfigError(f"{path}: weight_map is {shown(index)}, expected an object of tensors and files; {AGAIN}")
+    for tensor, name in index.items():
+        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name) or not name.isprintable():
+            raise ConfigError(
+                f"{path} puts tensor {plain(tensor)} into {shown(name)}, expected the name of a *.safetensors file in "
+                f"the same folder; {AGAIN}"
             )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TensorError(f"{file}: the header is no safetensors header ({error}); download the file again") from error
-    for name, entry in entries.items():
-        if entry.dtype not in _DTYPES:
-            raise TensorError(f"{file}: tensor {name} is {entry.dtype}, supported: {', '.join(_DTYPES)}")
-        if entry.start < 8 + header_size or entry.stop < entry.start or entry.stop > size:
-            raise TensorError(
-                f"{file}: tensor {name} lies at bytes {entry.start} to {entry.stop} of a file of {size}; "
-                "the file is truncated or altered, download it again"
-            )
-        if any(not isinstance(n, int) or n < 0 for n in entry.shape):
-            raise TensorError(f"{file}: tensor {name} has shape {list(entry.shape)}; the header is damaged")
-        needed = math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize
-        if entry.stop - entry.start != needed:
-            raise TensorError(
-                f"{file}: tensor {name} of shape {list(entry.shape)} needs {needed} bytes and has "
-                f"{entry.stop - entry.start}; the header is damaged, download the file again"
-            )
-    return entries
+    return index
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} does not read as JSON ({error}); download it again") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds {type(data).__name__}, expected a JSON object")
-    return data
+def _refuse_quantized(config: Fields, dtypes: Mapping[str, str]) -> None:
+    """Raises CheckpointError for weights that are integers and scales. Where they are floats, the config is old."""
+    telling = (name for name, dtype in dtypes.items() if dtype not in _DTYPES or _QUANTIZED_NAME.search(name))
+    settings = next((value for key in _QUANTIZED_KEYS if (value := config.find(key))), None)
+    if settings is None or next(telling, None) is None:
+        return
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    if method is None and isinstance(settings, dict) and {"group_size", "bits"} <= settings.keys():
+        method = "MLX"  # the only one that gives no name
+    by = f"quantized with {plain(method)}" if isinstance(method, str) else "a quantized checkpoint"
+    raise CheckpointError(f"{config.origin}: {by}; give the model's float checkpoint, which an export quantizes itself")
+
+
+def _read_json(path: Path, max_bytes: int = _CONFIG_BYTES) -> dict[str, Any]:
+    refuse_lfs_pointer(path, ConfigError)
+    return read_json_object(path, ConfigError, AGAIN, infinite=True, max_bytes=max_bytes)

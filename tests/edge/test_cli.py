@@ -92,6 +92,29 @@ def test_settings_are_told_as_options(message: str, shown: str) -> None:
     assert _with_options(message, _options(build_parser(), "run")) == shown
 
 
+def test_inspect_asks_no_hub(tmp_path: Path) -> None:
+    """Neither for a mistyped path nor for the name of a model; and help says so."""
+    script = f"""
+import os, socket, sys
+def refuse(*args, **kwargs):
+    print("asked", args)
+    raise OSError("no network in this test")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+os.environ["HF_HOME"] = {str(tmp_path / "cache")!r}
+from edge.cli import main
+os.chdir({str(tmp_path)!r})
+os.mkdir("build")
+print([main(["inspect", source]) for source in ("build/demo-bundel", "no-org/no-model", "hf:no-org/no-model")])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "[1, 1, 1]\n", done
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3
+    assert "build/demo-bundel: no such path. build is here, so no hub was asked" in lines[0]
+    assert "nothing is downloaded to look at it" in lines[1]
+    assert "no hub is asked" in " ".join(edge("inspect", "--help").stdout.split())
+
+
 def test_export_then_run_verify_inspect(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     done = edge("export", tiny_checkpoint, out, "--recipe", "int4-asym-g128")
@@ -213,6 +236,7 @@ def test_bad_exports(tiny_checkpoint: Path, tmp_path: Path) -> None:
         "export", tiny_checkpoint, out, "--max-kld", "-1"
     )
     assert "edge: --rope-theta is nan, expected" in fails("export", tiny_checkpoint, out, "--rope-theta", "nan")
+    assert "edge: --rotary-dim is 7, expected" in fails("export", tiny_checkpoint, out, "--rotary-dim", "7")
     assert "cannot be written" in fails("export", tiny_checkpoint, out / "file" / "below")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 

@@ -22,7 +22,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import constants, utils
 
-from edge.export.checkpoint.hub import download, is_hub_id
+from edge.export.checkpoint.hub import download, find_downloaded
+from edge.export.checkpoint.sources import is_hub_id
 from edge.runtime.errors import CheckpointError
 
 COMMIT, OLD_COMMIT = "c" * 40, "d" * 40
@@ -534,3 +535,40 @@ def test_cache_cannot_be_written(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     message = refusal("org/name", endpoint=hub.url, cache=tmp_path / "file" / "cache")
     assert re.search(r"cache cannot be written \(Not a directory\); set HF_HOME", message)
+
+
+def test_what_was_downloaded_is_found_without_asking(hub: Hub, cache: Path) -> None:
+    hub.repositories["org/name"] = Repository({**BESIDE, **SHARDS})
+    hub.repositories["org/ggufs"] = Repository({"sub/Q4.gguf": b"GGUF"})
+    sources = ("org/name", f"org/name@{COMMIT}", "org/ggufs/sub/Q4.gguf")
+    online = [download(source, endpoint=hub.url, cache=cache) for source in sources]
+    hub.requests.clear()
+    assert [find_downloaded(source, cache=cache) for source in sources] == online
+    (online[0] / "model-00002-of-00002.safetensors").unlink()
+    for source, what in (("org/name", "holds only a part of it"), ("org/other", "holds no copy of revision main")):
+        with pytest.raises(
+            CheckpointError, match=f"{source}: .*nothing is downloaded .*{what}.*`edge export` downloads"
+        ):
+            find_downloaded(source, cache=cache)
+    with pytest.raises(CheckpointError, match=r"not a hub id \(.+\); expected org/name"):
+        find_downloaded(f"org/{'n' * 97}", cache=cache)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        b"[]",
+        b"{",
+        b"{}",
+        b'{"weight_map": []}',
+        b'{"weight_map": {"a": 1}}',
+        b'{"weight_map": {"a": "../x.safetensors"}}',
+    ],
+)
+def test_index_that_is_none(hub: Hub, cache: Path, index: bytes) -> None:
+    """Nothing that it names is asked for."""
+    hub.repositories["org/name"] = Repository({**BESIDE, **SHARDS, "model.safetensors.index.json": index})
+    with pytest.raises(CheckpointError, match=r"index\.json.*; delete .* and retry"):
+        download("org/name", endpoint=hub.url, cache=cache)
+    assert not [name for name in hub.files_asked() if name.endswith(".safetensors")]

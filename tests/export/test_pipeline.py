@@ -20,7 +20,7 @@ from edge.export.recipes import Precision, recipes
 from edge.export.stages import Progress
 from edge.runtime import bundle
 from edge.runtime.bundle import open_bundle
-from edge.runtime.errors import CheckpointError, OutputError, RecipeError, TokenizerError
+from edge.runtime.errors import CheckpointError, OutputError, RecipeError, SettingsError, TokenizerError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.verify import FLOAT32_BOUND, verify
@@ -188,6 +188,40 @@ def test_rope_theta_override_changes_the_function(tiny_checkpoint: Path, tmp_pat
     assert (plain.spec.rope_theta, other.spec.rope_theta) == (1e4, 5e6)
     a, b = (np.load(tmp_path / name / bundle.GOLDEN)["logits"] for name in "ab")
     assert np.abs(a - b).max() > 1e-3
+
+
+def test_rotary_dim_override(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The bundle computes what a checkpoint computes that says so itself, and records the decision."""
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "whole"))
+    config = json.loads((copy / "config.json").read_text())
+    config["rope_parameters"]["partial_rotary_factor"] = 1.0
+    (copy / "config.json").write_text(json.dumps(config))
+    half = export(copy, tmp_path / "a", "fp32", rotary_dim=8)
+    assert half.spec.rotary_dim == 8
+    assert half.decisions == ("rotary_dim 8; the checkpoint says 16",)
+    export(tiny_checkpoint, tmp_path / "b", "fp32")
+    export(copy, tmp_path / "c", "fp32")
+    a, b, c = (np.load(tmp_path / name / bundle.GOLDEN)["logits"] for name in "abc")
+    np.testing.assert_array_equal(a, b)
+    assert np.abs(a - c).max() > 1e-3
+    for wrong in (7, 18, 10_000):
+        with pytest.raises(SettingsError, match=f"rotary_dim is {wrong}, expected an even number of dims from 2 to 16"):
+            export(copy, tmp_path / "d", "fp32", rotary_dim=wrong)
+    for small in (0, -2, 1 << 20):
+        with pytest.raises(SettingsError, match=f"rotary_dim is {small}, expected a whole number from 2 to"):
+            export(copy, tmp_path / "d", "fp32", rotary_dim=small)
+    assert not (tmp_path / "d").exists()
+
+
+def test_ids_below_zero_are_none(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+    for name in ("config.json", "generation_config.json"):
+        config = json.loads((copy / name).read_text())
+        (copy / name).write_text(json.dumps({**config, "pad_token_id": -1, "bos_token_id": -1}))
+    manifest = export(copy, tmp_path / "out", "int8-asym", format="onnx")
+    model = json.loads((tmp_path / "out" / bundle.GENAI_CONFIG).read_text())["model"]
+    assert "bos_token_id" not in model
+    assert model["pad_token_id"] == manifest.stop_token_ids[0]
 
 
 def test_export_needs_neither_torch_nor_network(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_checkpoint_without_either(tmp_path: Path) -> None:
 def test_checkpoint_with_damaged_tokenizer_config(tmp_path: Path) -> None:
     checkpoint = SafetensorsCheckpoint(checkpoint_folder(tmp_path))
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"tokenizer_config\.json does not read as JSON"):
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json is not valid JSON"):
         checkpoint.write_tokenizer(tmp_path / "out.json")
 
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.runtime.errors import BundleError, EdgeError
-from edge.runtime.files import read_file
-from edge.runtime.json_reader import MAX_DEPTH, MAX_DIGITS, parse_json, read_json, read_json_object
+from edge.runtime.files import open_file, read_file
+from edge.runtime.json_reader import MAX_BRACKETS, MAX_DEPTH, MAX_DIGITS, parse_json, read_json, read_json_object
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**64), 2**64) | st.floats(allow_nan=False, allow_infinity=False)
@@ -111,3 +111,33 @@ def test_files_are_ordinary_and_bounded(tmp_path: Path) -> None:
     loop.symlink_to(loop)
     with pytest.raises(BundleError, match=r"cannot be read"):
         read_file(loop, BundleError, "go")
+
+
+def test_open_file_gives_ordinary_files_only(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    with open_file(tmp_path / "x", BundleError, "go") as file:
+        assert file.read() == b"abc"
+    os.mkfifo(tmp_path / "pipe")
+    for path, what in (
+        (tmp_path / "pipe", "no ordinary file"),
+        (tmp_path, "no ordinary file|cannot be read"),
+        (Path("/dev/zero"), "no ordinary file"),
+        (tmp_path / "absent", "cannot be read"),
+        (Path("a\0b"), "cannot be read"),
+    ):
+        with pytest.raises(BundleError, match=f"{what}.*; go"):
+            open_file(path, BundleError, "go")
+
+
+def test_one_key_twice_among_many() -> None:
+    """In time that grows with their number, and not with its square."""
+    text = "{" + ",".join(f'"{i}":1' for i in range(200_000)) + ',"199999":1}'
+    with pytest.raises(BundleError, match="the key '199999' twice"):
+        parse_json(text, "it", BundleError, "go", unique_keys=True)
+
+
+def test_more_lists_than_memory_is_for() -> None:
+    """A hundred megabytes of brackets would be three gigabytes of lists."""
+    text = "[" + "[]," * MAX_BRACKETS + "1]"
+    with pytest.raises(BundleError, match="it is not valid JSON: it has more than 4,194,304 lists and objects; go"):
+        parse_json(text, "it", BundleError, "go")
