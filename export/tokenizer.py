@@ -132,8 +132,13 @@ def special_tokens(tokenizer_config: Mapping[str, object]) -> dict[int, AddedTok
             raise TokenizerError(
                 f"tokenizer_config.json: {key!r} is {entry!r}, expected an id with its content; download it again"
             )
-        found[int(key)] = AddedToken(text, **{flag: known[flag] is True for flag in _FLAGS if flag in known})
+        found[int(key)] = added_token(known)
     return found
+
+
+def added_token(entry: Mapping[str, object]) -> AddedToken:
+    """Of a mapping with its text as `content`, and properties."""
+    return AddedToken(str(entry["content"]), **{flag: entry[flag] is True for flag in _FLAGS if flag in entry})
 
 
 def from_tiktoken(path: Path, special: Mapping[int, AddedToken]) -> Tokenizer:

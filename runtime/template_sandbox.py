@@ -82,7 +82,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self.filters.pop(name, None)
         self.filters = {name: _counted_filter(name, found) for name, found in {**self.filters, **filters}.items()}
         self.filters |= {_SPEND: _spend, _TOUCH: _touch, _WEIGH: _weigh}
-        tests: Mapping[str, Callable[..., Any]] = self.tests
+        tests: dict[str, Any] = {**self.tests}  # jinja2 gives them no types
         self.tests = {name: _counted_test(name, found) for name, found in tests.items()}
 
     def compile_text(self, source: str) -> tuple[nodes.Template, jinja2.Template]:

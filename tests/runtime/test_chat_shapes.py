@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # lines of templates are as long as they are
 """Twelve shapes of public chat templates render as transformers renders them, and long conversations are not too much.
 
 The templates are written here, after the structure of the published ones.
@@ -91,8 +92,13 @@ SHAPES = {
     "{{ messages | selectattr('role', 'equalto', 'user') | list | length }} {{ (documents or []) | length }}"
     "{{ messages | tojson(indent=2) }}{{ messages | map(attribute='role') | join(', ') | upper | indent(4) }}",
 }
-NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "additional_special_tokens": ["<a>", "<b>"]}
-CONVERSATIONS = {
+NAMED: dict[str, str | list[str]] = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "additional_special_tokens": ["<a>", "<b>"],
+}
+CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "one": [{"role": "user", "content": "Hi"}],
     "system": [{"role": "system", "content": "Be brief. "}, {"role": "user", "content": "<&>'\"\n\n x 你好 "}],
     "turns": [
@@ -102,7 +108,7 @@ CONVERSATIONS = {
     ],
 }
 TOOL = {"type": "function", "function": {"name": "f", "description": "é", "parameters": {"type": "object"}}}
-CALLED = [
+CALLED: list[dict[str, Any]] = [
     {"role": "user", "content": "Hi"},
     {
         "role": "assistant",
