@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from edge.runtime.errors import TokenizerError
+from edge.runtime.errors import TokenizerError, shown
 from edge.runtime.tokenizer import byte_of_character
 
 
@@ -130,7 +130,8 @@ def special_tokens(tokenizer_config: Mapping[str, object]) -> dict[int, AddedTok
         text = known.get("content")
         if not (isinstance(text, str) and text and key.isdecimal()):
             raise TokenizerError(
-                f"tokenizer_config.json: {key!r} is {entry!r}, expected an id with its content; download it again"
+                f"tokenizer_config.json: {shown(key)} is {shown(entry)}, expected an id with its content; download it "
+                "again"
             )
         found[int(key)] = added_token(known)
     return found

@@ -24,7 +24,7 @@ from edge.runtime.chat import MORE_TOKENS, NAMED_TOKENS, named_tokens, token_tex
 from edge.runtime.errors import ConfigError, TokenizerError, shown
 from edge.runtime.files import read_file
 from edge.runtime.json_reader import parse_json, read_json_object
-from edge.runtime.tokenizer import Tokenizer
+from edge.runtime.tokenizer import MOST_IDS, Tokenizer
 from edge.runtime.tokenizer_json import ADVICE
 
 CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
@@ -48,8 +48,7 @@ class Beside:
     def special(self) -> list[AddedToken]:
         """Tokens that have a name, in the order in which they would be added."""
         given = [self.config.get(name) for name in NAMED_TOKENS]
-        more = self.config.get(MORE_TOKENS)
-        tokens = [*given, *(more if isinstance(more, list) else [])]
+        tokens = [*given, *_listed(self.config.get(MORE_TOKENS))]
         return [_special(token) for token in tokens if token_text(token)]
 
 
@@ -64,7 +63,7 @@ def read_beside(folder: Path) -> Beside:
     if config.get(_DECODER) is not None:
         return Beside(config, special_tokens(config))
     names = _read(folder / SPECIAL_TOKENS_MAP)
-    more = [*(config.get(MORE_TOKENS) or []), *(names.get(MORE_TOKENS) or [])]
+    more = [token for given in (config, names) for token in _listed(given.get(MORE_TOKENS))]
     config = config | names | ({MORE_TOKENS: more} if more else {})
     special = {token.content for token in Beside(config, {}).special}
     added: dict[int, AddedToken] = {}
@@ -89,6 +88,8 @@ def usable_tokenizer(path: Path, beside: Beside | None = None) -> tuple[str, tup
         text = json.dumps(data, ensure_ascii=False)
     Tokenizer.from_text(text)  # refuses what cannot be used, before the library is given the file again
     library = tokenizers.Tokenizer.from_str(text)
+    if (largest := max(library.get_vocab(with_added_tokens=True).values(), default=0)) > MOST_IDS:
+        raise TokenizerError(f"{path} has the id {largest:,}, expected at most {MOST_IDS:,}; {ADVICE}")
     declared = {entry["id"]: entry["content"] for entry in data.get("added_tokens") or []}
     if beside is not None:
         if not beside.decides:
@@ -143,6 +144,10 @@ def _moved(library: Any, declared: Mapping[int, str]) -> tuple[str, ...]:
         f"{len(moved)} tokens get other ids than the tokenizer's files say, first {shown(text)}: "
         f"{library.token_to_id(text)} instead of {i}; the files may be of different models",
     )
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _special(given: object) -> AddedToken:

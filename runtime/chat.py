@@ -10,14 +10,14 @@ not given. Templates come with models, so they run in a sandbox and may take onl
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
 
 from edge.runtime.conventions import Convention
-from edge.runtime.errors import PromptError, TokenizerError, shown
+from edge.runtime.errors import PromptError, TokenizerError, in_words, shown
 from edge.runtime.json_reader import parse_json
 from edge.runtime.markup import GUARD, MarkedText, Markup, plain_text
 from edge.runtime.messages import MessageLike, messages_from
@@ -40,7 +40,6 @@ _RESERVED = (
     *NAMED_TOKENS,
     MORE_TOKENS,
 )
-_REASON = 200  # characters of a template's own words that an error quotes
 _MOST_INDENT = 64  # of JSON, and characters between its items
 _MOST_FORMAT = 200  # characters of a date's format
 
@@ -62,7 +61,9 @@ class ChatTemplate:
             tree, self._template = sandbox.compile_text(source.removeprefix("\ufeff"))
             self.convention = Convention.of(tree)
         except Exception as error:  # Python compiles what jinja2 makes of it, and refuses in its own ways
-            raise TokenizerError(f"the chat template does not compile: {_words(error)}") from error
+            raise TokenizerError(
+                f"the chat template does not compile: {in_words(error) or type(error).__name__}"
+            ) from error
 
     def render(
         self,
@@ -102,7 +103,7 @@ class ChatTemplate:
         try:
             rendered = self._markup.mark(render(self._template, values))
         except Exception as error:  # a template may do anything that a program may
-            reason = _words(error, self._markup.unguard)
+            reason = in_words(self._markup.unguard(str(error))) or type(error).__name__
             raise PromptError(f"the chat template refused the messages: {reason}", param="messages") from error
         check_text(rendered, "what the chat template made of the messages", param="messages")
         return rendered
@@ -186,12 +187,3 @@ def _now(pattern: object) -> str:
     if len(text := str(pattern)) > _MOST_FORMAT:
         raise ValueError(f"the format of a date has {len(text):,} characters, expected at most {_MOST_FORMAT}")
     return datetime.now().strftime(text)
-
-
-def _words(error: Exception, change: Callable[[str], str] = str) -> str:
-    """What an exception says, on one line and short: a template chooses these words."""
-    text = change(str(error)[: 10 * _REASON])
-    words = " ".join("".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text).split())
-    if len(words) > _REASON:
-        words = f"{words[: _REASON - 1]}…"
-    return words or type(error).__name__

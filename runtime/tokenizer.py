@@ -18,10 +18,10 @@ from typing import Any, Self, TypeVar
 
 import tokenizers
 
-from edge.runtime.errors import PromptError, TokenizerError, telling_line
+from edge.runtime.errors import PromptError, TokenizerError, in_words, telling_line
 from edge.runtime.files import read_file
 from edge.runtime.markup import MarkedText, Markup, split_marked
-from edge.runtime.tokenizer_json import ADVICE, MAX_TOKEN, check_tokenizer_json
+from edge.runtime.tokenizer_json import ADVICE, check_tokenizer_json
 from edge.runtime.unicode import check_text
 
 T = TypeVar("T")
@@ -31,6 +31,7 @@ MAX_TEXT = 50_000_000  # characters of a text; a context of a million tokens has
 # What Rust's \s matches, and so what tokens that take the white space beside them take; str.strip() takes more.
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _MOST_PADDING = 10_000  # rows of an embedding that no token has; the next multiple of some number is usual
+MOST_IDS = 10_000_000  # of tokens
 _PANICS = "pyo3_runtime"  # where the exceptions of Rust's panics say that they are from
 
 
@@ -70,9 +71,6 @@ class Tokenizer:
         self._tokenizer.encode_special_tokens = True  # what looks like one in a text is text
         self._name, self._num_rows = name, num_rows
         added = self._tokenizer.get_added_tokens_decoder()
-        if too_long := next((token for token in added.values() if len(token.content) > MAX_TOKEN), None):
-            length = len(too_long.content)
-            raise TokenizerError(f"{name}: a token of {length:,} characters, expected at most {MAX_TOKEN}; {ADVICE}")
         self._special: frozenset[int] = frozenset(i for i, token in added.items() if token.special)
         self._special_ids: dict[str, int] = {added[i].content: i for i in self._special}
         self._takes_left = {token.content for token in added.values() if token.special and token.lstrip}
@@ -95,8 +93,16 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """The content of a tokenizer.json of the same tokenizer."""
+        return self._text if self._num_rows is None else _below(self._text, self._num_rows)
+
+    @property
+    def _text(self) -> str:
+        """All of it as JSON. The library counts up to the largest id, so that has to be a sensible one."""
+        largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+        if largest > MOST_IDS:
+            raise TokenizerError(f"{self._name} has the id {largest:,}, expected at most {MOST_IDS:,}; {ADVICE}")
         text: str = self._tokenizer.to_str()
-        return text if self._num_rows is None else _below(text, self._num_rows)
+        return text
 
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
         """Ids of `text`; none is added. Raises PromptError for what is no text, or no valid Unicode.
@@ -150,7 +156,7 @@ class Tokenizer:
     @cached_property
     def _seeing_special(self) -> Any:
         """The library's own way to find special tokens, for tokenizers with other rules than the plain ones."""
-        return tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        return tokenizers.Tokenizer.from_str(self._text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without special tokens; bytes that are no UTF-8 become U+FFFD."""
@@ -199,7 +205,7 @@ def _trusted(call: Callable[[], T], failure: str) -> T:
     except BaseException as error:  # a PanicException is no Exception
         if not isinstance(error, Exception) and type(error).__module__ != _PANICS:
             raise
-        raise TokenizerError(f"{failure} ({telling_line(error)[:200]})") from error
+        raise TokenizerError(f"{failure} ({in_words(telling_line(error))})") from error
 
 
 def _encoded(tokenizer: Any, text: str, name: str) -> list[int]:
@@ -232,7 +238,10 @@ def _below(tokenizer_json: str, num_rows: int) -> str:
     if not gone and len(kept) == len(added):
         return tokenizer_json
     content["added_tokens"] = kept
+    # A token that is added is counted on from the vocabulary, which is smaller now; one that is in it keeps its id.
     model["vocab"] = {token: i for token, i in vocab.items() if token not in gone}
+    if gone:
+        model["vocab"] |= {token["content"]: token["id"] for token in kept}
     if "merges" in model:
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
         model["merges"] = [pair for pair in pairs if gone.isdisjoint((*pair, "".join(pair)))]

@@ -31,7 +31,8 @@ _GROWTH = {
     **{"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "BertNormalizer": 4, "ByteLevel": 4},
 }
 # Whether a file may hold more than the library can be trusted with is seen without reading 20 MB of JSON twice.
-_NORMALIZER = re.compile(r'"normalizer"\s*:\s*(?!null\b|\d)')
+_NORMALIZER = re.compile(r'"normalizer"\s*:\s*(?!\s|null\b|\d)')
+_LONG_TOKEN = re.compile(rf'"content"\s*:\s*"[^"]{{{MAX_TOKEN}}}')
 _HIDDEN_LETTER = re.compile(r"\\u00[4-7]")
 _EXPRESSION = re.compile(r'"Regex"\s*:\s*("(?:[^"\\]|\\.)*")')
 _REPEAT = re.compile(r"(?P<mark>[*+?]|\{\d*,?\d*\})[?+]?")
@@ -47,9 +48,10 @@ _PARTS = (
 def check_tokenizer_json(text: str, name: str) -> None:
     """Raises TokenizerError for what the library must not be given; whether it is a tokenizer, the library finds."""
     try:
-        if _HIDDEN_LETTER.search(text) or _NORMALIZER.search(text):
+        if any(sign.search(text) for sign in (_HIDDEN_LETTER, _NORMALIZER, _LONG_TOKEN)):
             data = parse_json(text, name, TokenizerError, ADVICE, unique_keys=True)
             _check_normalizer(data.get("normalizer") if isinstance(data, dict) else None)
+            _check_added(data.get("added_tokens") if isinstance(data, dict) else None)
             expressions = list(_expressions(data))
         else:
             expressions = [json.loads(found) for found in _EXPRESSION.findall(text)]
@@ -57,6 +59,14 @@ def check_tokenizer_json(text: str, name: str) -> None:
             _check_expression(expression)
     except ValueError as error:
         raise TokenizerError(f"{name}: {error}; {ADVICE}") from error
+
+
+def _check_added(value: object) -> None:
+    """Raises ValueError."""
+    for token in value if isinstance(value, list) else []:
+        content = token.get("content") if isinstance(token, dict) else None
+        if isinstance(content, str) and len(content) > MAX_TOKEN:
+            raise ValueError(f"an added token has {len(content):,} characters, expected at most {MAX_TOKEN:,}")
 
 
 def _check_normalizer(value: object) -> None:
@@ -68,7 +78,7 @@ def _check_normalizer(value: object) -> None:
         if part is None:
             continue
         kind = part.get("type") if isinstance(part, dict) else None
-        if not isinstance(part, dict) or (kind not in _GROWTH and kind != "Replace"):
+        if not isinstance(part, dict) or not isinstance(kind, str) or (kind not in _GROWTH and kind != "Replace"):
             raise ValueError(f"the normalizer {shown(part)} is not one of {', '.join([*_GROWTH, 'Replace'])}")
         if kind == "Replace":
             growth *= _replace_growth(part)
@@ -77,7 +87,7 @@ def _check_normalizer(value: object) -> None:
             waiting += inside if isinstance(inside, list) else []
         elif kind == "Prepend":
             added += len(str(part.get("prepend")))
-        growth *= _GROWTH.get(str(kind), 1)
+        growth *= _GROWTH.get(kind, 1)
         if growth > _MOST_GROWTH * _GROWTH["NFC"] or added > _MOST_ADDED:
             raise ValueError(f"its normalizers make a text {growth:,.0f} times as long, and longer by {added:,}")
 

@@ -14,7 +14,7 @@ from edge.export.pipeline import export
 from edge.export.prompt_check import PromptCheck, check_prompts, find_stop_ids, possible_ids
 from edge.export.sidecars import write_sidecars
 from edge.runtime.bundle import open_bundle
-from edge.runtime.constraints import Constraint
+from edge.runtime.constraint import Constraint
 from edge.runtime.errors import ConfigError, PromptError, TokenizerError
 from edge.runtime.llm import LLM
 from edge.runtime.spec import ModelSpec
