@@ -35,7 +35,7 @@ _DECODER = "added_tokens_decoder"
 class Beside:
     """What the files beside a tokenizer.json say of its tokens."""
 
-    config: Mapping[str, Any]  # tokenizer_config.json, with special_tokens_map.json where that counts
+    config: Mapping[str, object]  # tokenizer_config.json, with special_tokens_map.json where that counts
     added: Mapping[int, AddedToken]  # by the ids that the files give them
     decides: bool = True  # over tokens that tokenizer.json has an id for too
 
@@ -52,7 +52,7 @@ class Beside:
         return [_special(token) for token in tokens if token_text(token)]
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, object]:
     """tokenizer_config.json; empty where there is none. Raises ConfigError."""
     return _read(folder / CONFIG)
 
@@ -102,7 +102,7 @@ def usable_tokenizer(path: Path, beside: Beside | None = None) -> tuple[str, tup
     return text, _moved(library, declared)
 
 
-def _clean(data: dict[str, Any], config: Mapping[str, Any], has_config: bool) -> bool:
+def _clean(data: dict[str, Any], config: Mapping[str, object], has_config: bool) -> bool:
     """Take out what is for training, in place; whether anything was."""
     changed = False
     for key in ("truncation", "padding"):
@@ -146,7 +146,7 @@ def _moved(library: Any, declared: Mapping[int, str]) -> tuple[str, ...]:
     )
 
 
-def _listed(value: object) -> list[Any]:
+def _listed(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
@@ -158,5 +158,5 @@ def _special(given: object) -> AddedToken:
     return AddedToken(str(given), special=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, object]:
     return read_json_object(path, ConfigError, "download it again") if path.is_file() else {}

@@ -9,7 +9,7 @@ template that renders here renders anywhere. Memory is bounded by it too, since 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set, ValuesView
+from collections.abc import Iterator, Mapping, Sequence, Set, Sized, ValuesView
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -101,7 +101,7 @@ class Budget:
             self.touch(left)
             self.touch(right)
 
-    def check_method(self, owner: object, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def check_method(self, owner: object, name: str, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         """Before a method of a value is called."""
         if not isinstance(owner, _VALUES):
             return
@@ -115,7 +115,7 @@ class Budget:
         elif name in ("index", "count"):
             self.weigh(owner)
 
-    def check_growth(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def check_growth(self, name: str, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         """Before a method or filter is called whose result may be larger than what it is given together."""
         others = [*args[1:], *kwargs.values()]
         widest = max((abs(n) for n in others if isinstance(n, int)), default=0)
@@ -135,7 +135,7 @@ class Budget:
                 found = text.count(old) if isinstance(text, str) and isinstance(old, str) else len(text)
                 self.spend(found * len(new) // CHARS_PER_UNIT)
             case "join":
-                parts = [len(part) for part in (*args[:2], *texts) if hasattr(part, "__len__")]
+                parts = [len(part) for part in (*args[:2], *texts) if isinstance(part, Sized)]
                 self.spend(parts[0] * max(parts[1:], default=0) // CHARS_PER_UNIT if parts else 0)
             case "strip" | "lstrip" | "rstrip" | "trim":
                 self.spend(len(text) * longest // CHARS_PER_UNIT)

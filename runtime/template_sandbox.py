@@ -11,7 +11,7 @@ work on. The budget stands in the context of one rendering, under a name that no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jinja2
@@ -72,7 +72,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
-    def __init__(self, filters: Mapping[str, Callable[..., Any]], functions: Mapping[str, Callable[..., Any]]) -> None:
+    def __init__(
+        self, filters: Mapping[str, Callable[..., object]], functions: Mapping[str, Callable[..., object]]
+    ) -> None:
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=_finalize
         )
@@ -98,7 +100,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         source.set_environment(self)
         return super()._generate(source, name, filename, defer_init)
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         budget = _budget(context)
         budget.spend(1)
         budget.check_operator(operator, left, right)
@@ -106,7 +108,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         budget.touch(result)
         return result
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(__self, __context: Context, __obj: object, *args: object, **kwargs: object) -> object:
         budget = _budget(__context)
         budget.spend(1 + len(args) + len(kwargs))
         if not isinstance(__obj, _OUTER_CALLS) and __obj is not Namespace:
@@ -115,7 +117,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             method = getattr(__obj, "__wrapped__", __obj)  # the sandbox's own str.format wraps the other
             owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
             if name == "join":
-                args = tuple(list(budget.counted(iter(arg))) if _is_iterable(arg) else arg for arg in args)
+                args = tuple(_taken(arg, budget) for arg in args)
                 budget.weigh(list(args))
             budget.check_method(owner, str(name), args, given)
         result = super().call(__context, __obj, *args, **kwargs)
@@ -123,7 +125,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return budget.counted(result)
 
 
-def render(template: jinja2.Template, values: Mapping[str, Any]) -> str:
+def render(template: jinja2.Template, values: Mapping[str, object]) -> str:
     """The text of a template. Raises TooMuchError where it goes on for too long, and whatever else it runs into."""
     given = total_units(dict(values))
     budget = Budget(BASE_UNITS + UNITS_PER_INPUT * given)
@@ -194,8 +196,8 @@ def _counted_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
     @pass_context
     def counted(context: Context, *args: Any, **kwargs: Any) -> Any:
         budget = _budget(context)
-        if name in ("join", "sum", *_SORTING) and args and _is_iterable(args[0]):
-            args = (list(budget.counted(iter(args[0]))), *args[1:])
+        if name in ("join", "sum", *_SORTING) and args:
+            args = (_taken(args[0], budget), *args[1:])
         sizes = 0
         for value in (*args, *kwargs.values()):
             if name in _OUTER_FILTERS:
@@ -231,9 +233,9 @@ def _counted_test(name: str, function: Callable[..., Any]) -> Callable[..., Any]
     return counted
 
 
-def _is_iterable(value: object) -> bool:
-    """Whether it gives items that are not there yet, or not in a list."""
-    return hasattr(value, "__next__") or isinstance(value, range)
+def _taken(value: object, budget: Budget) -> object:
+    """The value; a list of its items where it gives them one by one."""
+    return list(budget.counted(iter(value))) if isinstance(value, Iterator | range) else value
 
 
 def _count_work(template: nodes.Template) -> None:

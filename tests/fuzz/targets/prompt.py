@@ -128,7 +128,7 @@ def _read_conversation(raw: bytes, _folder: Path) -> object:
     template = ChatTemplate(
         _TEMPLATE + "{{ messages[0].tool_calls }}tool", Tokenizer.from_text(_tokenizer(False)).markup
     )
-    return template.render(given.get("messages"), tools=given.get("tools"), variables=given.get("variables"))
+    return template.render(given.get("messages", []), tools=given.get("tools"), variables=given.get("variables"))
 
 
 _WORDS = (
