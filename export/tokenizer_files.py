@@ -19,7 +19,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from edge.export.tokenizer import added_token, special_tokens
+from edge.export.tokenizer import added_token, check_added, special_tokens
 from edge.runtime.chat import MORE_TOKENS, NAMED_TOKENS, named_tokens, token_text
 from edge.runtime.errors import ConfigError, TokenizerError, shown
 from edge.runtime.files import read_file
@@ -95,6 +95,7 @@ def usable_tokenizer(path: Path, beside: Beside | None = None) -> tuple[str, tup
         if not beside.decides:
             beside = replace(beside, added={i: token for i, token in beside.added.items() if i not in declared})
         if missing := _missing(library, beside):
+            check_added(missing)
             library.add_tokens(missing)
             text = library.to_str()
             Tokenizer.from_text(text)

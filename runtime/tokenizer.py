@@ -156,7 +156,8 @@ class Tokenizer:
     @cached_property
     def _seeing_special(self) -> Any:
         """The library's own way to find special tokens, for tokenizers with other rules than the plain ones."""
-        return tokenizers.Tokenizer.from_str(self._text)
+        text = self._text
+        return _trusted(lambda: tokenizers.Tokenizer.from_str(text), f"{self._name} has two tokens of one id, or worse")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without special tokens; bytes that are no UTF-8 become U+FFFD."""

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as Library
 
 from edge.export.chat_templates import BUILT_IN, choose
 from edge.export.checkpoint.safetensors import SafetensorsCheckpoint
+from edge.export.tokenizer import from_gguf
 from edge.export.tokenizer_files import usable_tokenizer
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.errors import ConfigError, EdgeError, TokenizerError
@@ -285,6 +286,43 @@ def test_merges_left_out_at_random_are_not(tmp_path: Path) -> None:
     for tokenizer in (Tokenizer.from_text(json.dumps(data)), ours(make_folder(tmp_path, {}, data), tmp_path)):
         assert {tuple(tokenizer.encode("hihi" * 10)) for _ in range(20)} == {(257,) * 10}
     assert json.loads((tmp_path / "written.json").read_text())["model"]["dropout"] is None
+
+
+def test_no_token_is_there_twice(tmp_path: Path) -> None:
+    """A post-processor adds a first token to raw text, and a template writes it: here the template alone does."""
+    first = {"SpecialToken": {"id": SPECIAL[0], "type_id": 0}}
+    sequence = {"Sequence": {"id": "A", "type_id": 0}}
+    processor = {
+        "type": "TemplateProcessing",
+        "single": [first, sequence],
+        "pair": [first, sequence, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {SPECIAL[0]: {"id": SPECIAL[0], "ids": [256], "tokens": [SPECIAL[0]]}},
+    }
+    config = {"bos_token": SPECIAL[0], "chat_template": "{{ bos_token }}" + DEFAULT}
+    files = {"tokenizer_config.json": config}
+    checkpoint = make_folder(tmp_path, files, tokenizer_json(post_processor=processor))
+    tokenizer, reference = ours(checkpoint, tmp_path), theirs(tmp_path)
+    template = ChatTemplate(str(checkpoint.chat_template()), tokenizer.markup, checkpoint.named_tokens())
+    ids = tokenizer.encode_marked(template.render_marked(MESSAGES))
+    assert ids == reference.apply_chat_template(MESSAGES)
+    assert ids.count(256) == 1
+    assert 256 not in tokenizer.encode("hi")
+    assert reference("hi").input_ids[0] == 256
+
+
+def test_tokens_too_long_to_look_for(tmp_path: Path) -> None:
+    for config in ({"pad_token": "x" * 5000}, {"added_tokens_decoder": {"300": {"content": "x" * 5000}}}):
+        with pytest.raises(TokenizerError, match="5,000 characters"):
+            make_folder(tmp_path, {"tokenizer_config.json": config}).write_tokenizer(tmp_path / "written.json")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "merges"),
+    [([*ALPHABET, 5], []), ([*ALPHABET, ["a"]], []), (ALPHABET, [5]), (ALPHABET, [["a", "b"]]), (ALPHABET, [None])],
+)
+def test_gguf_metadata_that_are_no_texts(tokens: list[Any], merges: list[Any]) -> None:
+    with pytest.raises(TokenizerError, match="expected texts"):
+        from_gguf("gpt2", "gpt-2", tokens, [1] * len(tokens), merges)
 
 
 def test_files_with_a_say_are_part_of_the_source(tmp_path: Path) -> None:

@@ -167,6 +167,23 @@ def test_files_that_are_none(raw: bytes, tmp_path: Path) -> None:
     assert is_message(str(caught.value))
 
 
+def test_two_tokens_of_one_id() -> None:
+    """A copy that the library makes of such a tokenizer has one of the two, left to chance, and then reads or not."""
+    vocab = {**tokenizer_json()["model"]["vocab"], "he": 5}
+    data = tokenizer_json(model__vocab=vocab, model__merges=[["h", "e"]])
+    data["added_tokens"][0]["lstrip"] = True  # looked for by the library itself, in a copy
+    said = set()
+    for _ in range(20):
+        tokenizer = Tokenizer.from_text(json.dumps(data))
+        assert tokenizer.encode("hello", parse_special=False)
+        try:
+            tokenizer.encode("hello")
+        except TokenizerError as error:
+            said.add(str(error))
+    assert said, "twenty copies, and all of them read"
+    assert all("two tokens of one id" in words for words in said)
+
+
 def test_the_real_ones_pass(shared: Path) -> None:
     started = time.perf_counter()
     text = (shared / "glm4-tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
