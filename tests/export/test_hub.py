@@ -35,9 +35,9 @@ BESIDE = {
     "tokenizer.model": b"sentencepiece",
     "tokenizer_config.json": b'{"a": 1}',
     "special_tokens_map.json": b'{"b": 2}',
-    "added_tokens.json": b"{}",
+    "added_tokens.json": b'{"c": 3}',
     "chat_template.jinja": b"{{ messages }}",
-    "chat_template.json": b"{}",
+    "chat_template.json": b'{"d": 4}',
 }
 UNWANTED = {
     "README.md": b"# Model",
