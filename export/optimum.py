@@ -97,7 +97,8 @@ def export_with_optimum(
     with work_folder(Path(out), settings.force, f"optimum {uuid4()}") as (folder, _):
         bits = 32 + max(chosen.linear.bits, chosen.embedding.bits, chosen.head.bits)  # of the float graph and ours
         check_space(folder, parameters * bits // 8 + SIDECAR_BYTES)
-        tokenizer, stop_ids = write_sidecars(checkpoint, spec, folder, own_config=True)
+        sidecars = write_sidecars(checkpoint, spec, folder, own_config=True)
+        tokenizer, stop_ids = sidecars.tokenizer, sidecars.stop_ids
         write_server_graph(folder)
         ids = np.array(tokenizer.encode(GOLDEN_TEXT)[:GOLDEN_TOKENS], np.int64)
         with (
@@ -132,7 +133,7 @@ def export_with_optimum(
             bits_per_weight=round(8 * weight_bytes / sum(math.prod(t.shape) for t in tensors.values()), 4),
             weight_bytes=weight_bytes,
             golden_kld=golden.kld,
-            warnings=(*_doubts(checkpoint), *said),
+            warnings=(*_doubts(checkpoint), *sidecars.warnings, *said),
             decisions=(),
             adapter="",
             calibration="",

@@ -121,7 +121,9 @@ def export_with(
     plan = make_plan(source, settings)
     limits = settings.limits
     with work_folder(Path(out), settings.force, plan.key) as (folder, journal), ExitStack() as stack:
-        tokenizer, stop_ids = write_sidecars(plan.checkpoint, plan.spec, folder)
+        sidecars = write_sidecars(plan.checkpoint, plan.spec, folder)
+        tokenizer, stop_ids = sidecars.tokenizer, sidecars.stop_ids
+        plan = replace(plan, warnings=(*plan.warnings, *sidecars.warnings))
         if limits is not None:
             kept = stack.enter_context(_kept(Path(out)))
             plan = _within(limits, plan, tokenizer, kept, progress)

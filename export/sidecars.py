@@ -1,17 +1,19 @@
 """The small files of a bundle: tokenizer, chat template, configurations for us and for others.
 
-In: an open checkpoint and its spec. Out: the files, the tokenizer and the ids that end an answer. Knows nothing about
-weights.
+In: an open checkpoint and its spec. Out: the files, the tokenizer, the ids that end an answer and what is doubtful
+about them. Knows nothing about weights.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge.export.checkpoint import Checkpoint
+from edge.export.prompt_check import check_prompts, possible_ids
 from edge.runtime import bundle, graph_names
 from edge.runtime.spec import ModelSpec
 from edge.runtime.tokenizer import Tokenizer
@@ -48,20 +50,30 @@ _GENAI_MAX_LENGTH = 4096
 _GENAI_IDS = ("bos_token_id", "pad_token_id")
 
 
-def write_sidecars(
-    checkpoint: Checkpoint, spec: ModelSpec, folder: Path, *, own_config: bool = False
-) -> tuple[Tokenizer, tuple[int, ...]]:
-    """Write them all; returns the tokenizer and the stop ids. Raises TokenizerError and ConfigError.
+@dataclass(frozen=True)
+class Sidecars:
+    """What the rest of an export needs of them."""
+
+    tokenizer: Tokenizer
+    stop_ids: tuple[int, ...]
+    warnings: tuple[str, ...]
+
+
+def write_sidecars(checkpoint: Checkpoint, spec: ModelSpec, folder: Path, *, own_config: bool = False) -> Sidecars:
+    """Write them all, and try a conversation. Raises TokenizerError and ConfigError.
 
     own_config: config.json stays the checkpoint's, for a graph that is not ours.
     """
-    checkpoint.write_tokenizer(folder / bundle.TOKENIZER)
-    if (template := checkpoint.chat_template()) is not None:
-        (folder / bundle.CHAT_TEMPLATE).write_text(template, encoding="utf-8")
-    stops = _stop_ids(checkpoint)
-    config = checkpoint.config.values if own_config else _config(spec, stops)
-    _write_configs(checkpoint, config, spec, stops, folder)
-    return Tokenizer(folder / bundle.TOKENIZER), stops
+    doubts = checkpoint.write_tokenizer(folder / bundle.TOKENIZER)
+    template = checkpoint.chat_template()
+    if template is not None:
+        (folder / bundle.CHAT_TEMPLATE).write_bytes(template.encode())
+    num_ids = Tokenizer(folder / bundle.TOKENIZER).num_tokens
+    tokenizer = Tokenizer(folder / bundle.TOKENIZER, spec.vocab_size)
+    checked = check_prompts(checkpoint, spec, tokenizer, num_ids, template)
+    config = checkpoint.config.values if own_config else _config(spec, checked.stop_ids)
+    _write_configs(checkpoint, config, spec, checked.stop_ids, folder)
+    return Sidecars(tokenizer, checked.stop_ids, (*doubts, *checked.warnings))
 
 
 def write_server_graph(folder: Path) -> None:
@@ -75,7 +87,8 @@ def write_genai_config(checkpoint: Checkpoint, spec: ModelSpec, stops: tuple[int
     For GLM-4 its tokenizer gives our ids, up to a NUL in the text; where tokenizer.json splits off digits before
     anything else, as SmolLM2's does, it gives others for spaces and line ends before a digit.
     """
-    found = {name: checkpoint.generation_config().ids(name) + checkpoint.config.ids(name) for name in _GENAI_IDS}
+    places = (checkpoint.generation_config(), checkpoint.config)
+    found = {name: [i for p in places for i in possible_ids(p, name, spec.vocab_size)] for name in _GENAI_IDS}
     stop_ids = list(stops) or [spec.vocab_size - 1]  # without any, it would take 0 for one
     model = {
         "type": "decoder",  # of no special architecture; it knows chatglm, which is GLM-3, and neither glm nor glm4
@@ -111,12 +124,6 @@ def write_genai_config(checkpoint: Checkpoint, spec: ModelSpec, stops: tuple[int
         "past_present_share_buffer": True,
     }
     _write_json(folder / bundle.GENAI_CONFIG, {"model": model, "search": search})
-
-
-def _stop_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """Every id that ends an answer: those of generation_config and of config, in this order."""
-    found = checkpoint.generation_config().ids("eos_token_id") + checkpoint.config.ids("eos_token_id")
-    return tuple(dict.fromkeys(found))
 
 
 def _write_configs(

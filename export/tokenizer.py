@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from edge.runtime.errors import TokenizerError, shown
 from edge.runtime.tokenizer import byte_of_character
+from edge.runtime.tokenizer_json import ADVICE, MAX_TOKEN
 
 
 class TokenType(IntEnum):
@@ -72,6 +73,9 @@ def from_gguf(
         raise TokenizerError(f"tokenizer.ggml.model is {model!r}, expected 'gpt2' (byte-level BPE); {advice}")
     if pre not in PRE_TOKENIZERS:
         raise TokenizerError(f"tokenizer.ggml.pre is {pre!r}, known are {', '.join(PRE_TOKENIZERS)}; {advice}")
+    for key, texts in (("tokens", tokens), ("merges", merges)):
+        if odd := [text for text in texts if not isinstance(text, str)]:
+            raise TokenizerError(f"tokenizer.ggml.{key} holds {shown(odd[0])}, expected texts; {advice}")
     vocab = {token: i for i, token in enumerate(tokens)}
     if len(vocab) != len(tokens) or len(token_types) != len(tokens):
         raise TokenizerError(
@@ -94,6 +98,7 @@ def from_gguf(
         if kind in (TokenType.CONTROL, TokenType.USER_DEFINED):
             special = kind == TokenType.CONTROL
             added[TokenType(kind)].append(AddedToken(token, special=special, normalized=False))
+    check_added([*added[TokenType.CONTROL], *added[TokenType.USER_DEFINED]])
     tokenizer.add_special_tokens(added[TokenType.CONTROL])
     tokenizer.add_tokens(added[TokenType.USER_DEFINED])
     return tokenizer
@@ -132,10 +137,25 @@ def special_tokens(tokenizer_config: Mapping[str, object]) -> dict[int, AddedTok
         text = known.get("content")
         if not (isinstance(text, str) and text and key.isdecimal()):
             raise TokenizerError(
-                f"tokenizer_config.json: {key!r} is {entry!r}, expected an id with its content; download it again"
+                f"tokenizer_config.json: {shown(key)} is {shown(entry)}, expected an id with its content; download it "
+                "again"
             )
-        found[int(key)] = AddedToken(text, **{flag: known[flag] is True for flag in _FLAGS if flag in known})
+        found[int(key)] = added_token(known)
     return found
+
+
+def check_added(tokens: Sequence[AddedToken]) -> None:
+    """Raises TokenizerError for a token so long that the library would take minutes to look for it."""
+    if longest := next((token.content for token in tokens if len(token.content) > MAX_TOKEN), None):
+        raise TokenizerError(
+            f"the special token {shown(longest)} has {len(longest):,} characters, expected at most {MAX_TOKEN:,}; "
+            f"{ADVICE}"
+        )
+
+
+def added_token(entry: Mapping[str, object]) -> AddedToken:
+    """Of a mapping with its text as `content`, and properties."""
+    return AddedToken(str(entry["content"]), **{flag: entry[flag] is True for flag in _FLAGS if flag in entry})
 
 
 def from_tiktoken(path: Path, special: Mapping[int, AddedToken]) -> Tokenizer:
@@ -171,6 +191,7 @@ def from_tiktoken(path: Path, special: Mapping[int, AddedToken]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab, [(names[a], names[b]) for a, b in _merges(tokens)], ignore_merges=True))
     tokenizer.pre_tokenizer = _cl100k()
     tokenizer.decoder = decoders.ByteLevel()
+    check_added(list(special.values()))
     tokenizer.add_tokens([special[i] for i in sorted(special)])
     return tokenizer
 

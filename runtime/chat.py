@@ -3,8 +3,8 @@
 In: a template with the special tokens it may write; messages, tools and variables. Out: text, or marked text, in which
 the special tokens that the template wrote are told from what messages only spell. Knows nothing about token ids.
 Rendering follows huggingface/transformers (utils/chat_template_utils.py, 4.57.6): trim_blocks, lstrip_blocks, loop
-controls, a tojson that leaves characters as they are, and None for the tools and documents that are not given.
-Templates come with models, so they run in a sandbox.
+controls, `generation` tags, a tojson that leaves characters as they are, and None for the tools and documents that are
+not given. Templates come with models, so they run in a sandbox and may take only so much: `template_sandbox.py`.
 """
 
 from __future__ import annotations
@@ -15,21 +15,33 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edge.runtime.conventions import Convention
-from edge.runtime.errors import PromptError, TokenizerError, shown
+from edge.runtime.errors import PromptError, TokenizerError, in_words, shown
+from edge.runtime.json_reader import parse_json
 from edge.runtime.markup import GUARD, MarkedText, Markup, plain_text
 from edge.runtime.messages import MessageLike, messages_from
+from edge.runtime.template_sandbox import Sandbox, render
 from edge.runtime.tools import JsonObject, check_json, checked_tools
 from edge.runtime.unicode import check_text
 
 if TYPE_CHECKING:
     from edge.runtime.tokenizer import Tokenizer
 
-NAMED_TOKENS = ("bos_token", "eos_token", "pad_token")  # what templates and tokenizer_config.json call them
-_RESERVED = ("messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now", *NAMED_TOKENS)
+# What templates and tokenizer_config.json call special tokens; the last is a list of further ones.
+MORE_TOKENS = "additional_special_tokens"
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_RESERVED = (
+    "messages",
+    "tools",
+    "add_generation_prompt",
+    "raise_exception",
+    "strftime_now",
+    *NAMED_TOKENS,
+    MORE_TOKENS,
+)
+_MOST_INDENT = 64  # of JSON, and characters between its items
+_MOST_FORMAT = 200  # characters of a date's format
 
 
 class ChatTemplate:
@@ -40,19 +52,18 @@ class ChatTemplate:
     """
 
     def __init__(
-        self, source: str, markup: Markup | None = None, named_tokens: Mapping[str, str] | None = None
+        self, source: str, markup: Markup | None = None, named_tokens: Mapping[str, str | list[str]] | None = None
     ) -> None:
         self._markup = markup or Markup()
         self._named_tokens = dict(named_tokens or {})
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = self._tojson
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+        sandbox = Sandbox({"tojson": self._tojson}, {"raise_exception": _refuse, "strftime_now": _now})
         try:
-            self.convention = Convention.of(environment.parse(source))
-            self._template = environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise TokenizerError(f"the chat template does not compile: {error}") from error
+            tree, self._template = sandbox.compile_text(source.removeprefix("\ufeff"))
+            self.convention = Convention.of(tree)
+        except Exception as error:  # Python compiles what jinja2 makes of it, and refuses in its own ways
+            raise TokenizerError(
+                f"the chat template does not compile: {in_words(error) or type(error).__name__}"
+            ) from error
 
     def render(
         self,
@@ -90,10 +101,12 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return self._markup.mark(self._template.render(values))
+            rendered = self._markup.mark(render(self._template, values))
         except Exception as error:  # a template may do anything that a program may
-            reason = self._markup.unguard(str(error)) or type(error).__name__
+            reason = in_words(self._markup.unguard(str(error))) or type(error).__name__
             raise PromptError(f"the chat template refused the messages: {reason}", param="messages") from error
+        check_text(rendered, "what the chat template made of the messages", param="messages")
+        return rendered
 
     def _guarded(self, message: JsonObject) -> dict[str, Any]:
         """A message whose text stays text. Its role is one of ours, and templates make tags of it."""
@@ -106,11 +119,15 @@ class ChatTemplate:
         self,
         value: Any,
         ensure_ascii: bool = False,
-        indent: int | None = None,
+        indent: int | str | None = None,
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
         """JSON of the value as it was given, guarded as a whole: escapes may come in between."""
+        if (indent if isinstance(indent, int) else len(indent or "")) > _MOST_INDENT:
+            raise ValueError(f"tojson is to indent by {shown(indent)}, expected at most {_MOST_INDENT}")
+        if separators is not None and sum(map(len, separators)) > _MOST_INDENT:
+            raise ValueError(f"tojson is to separate by {shown(separators)}, expected something shorter")
         plain = self._markup.unguard_value(value)
         text = json.dumps(plain, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
         return self._markup.guard(text)
@@ -120,20 +137,27 @@ def open_template(source: str | None, tokenizer: Tokenizer, tokenizer_config: st
     """The template of a bundle, of the contents of its files; None where it has none. Raises TokenizerError."""
     if source is None:
         return None
-    try:
-        config = json.loads(tokenizer_config or "{}")
-        return ChatTemplate(source, tokenizer.markup, named_tokens(config))
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise TokenizerError(
-            f"tokenizer_config.json does not read as a JSON object ({error}); export the bundle again"
-        ) from error
+    advice = "export the bundle again"
+    config = parse_json(tokenizer_config or "{}", "tokenizer_config.json", TokenizerError, advice)
+    if not isinstance(config, dict):
+        raise TokenizerError(f"tokenizer_config.json holds {shown(config)}, expected a JSON object; {advice}")
+    return ChatTemplate(source, tokenizer.markup, named_tokens(config))
 
 
-def named_tokens(tokenizer_config: JsonObject) -> dict[str, str]:
+def named_tokens(tokenizer_config: JsonObject) -> dict[str, str | list[str]]:
     """The special tokens that a tokenizer_config.json gives names to; older ones write a token with its properties."""
-    found = {name: tokenizer_config.get(name) for name in NAMED_TOKENS}
-    texts = {name: value.get("content") if isinstance(value, Mapping) else value for name, value in found.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
+    found = {name: token_text(tokenizer_config.get(name)) for name in NAMED_TOKENS}
+    named: dict[str, str | list[str]] = {name: text for name, text in found.items() if text is not None}
+    more = tokenizer_config.get(MORE_TOKENS)
+    if isinstance(more, list) and more:
+        named[MORE_TOKENS] = [text for text in map(token_text, more) if text is not None]
+    return named
+
+
+def token_text(value: object) -> str | None:
+    """Of a token as tokenizer_config.json writes one: its text, or a mapping with its properties."""
+    text = value.get("content") if isinstance(value, Mapping) else value
+    return text if isinstance(text, str) else None
 
 
 def _checked_variables(variables: JsonObject) -> JsonObject:
@@ -155,5 +179,11 @@ def _checked_variables(variables: JsonObject) -> JsonObject:
     return variables
 
 
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+def _refuse(message: object) -> NoReturn:
+    raise jinja2.TemplateError(str(message))
+
+
+def _now(pattern: object) -> str:
+    if len(text := str(pattern)) > _MOST_FORMAT:
+        raise ValueError(f"the format of a date has {len(text):,} characters, expected at most {_MOST_FORMAT}")
+    return datetime.now().strftime(text)

@@ -32,6 +32,7 @@ import copy
 import re
 
 _SHOWN = 80  # characters of a value that a message quotes
+_WORDS = 200  # characters of what another program or a template says
 # Lines of a library's message that say where it was raised and not what is wrong.
 _POSITIONS = ("Exception from", "Check ")
 _CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : ")
@@ -156,6 +157,13 @@ def telling_line(said: BaseException | str, *, last: bool = False) -> str:
     if not lines:
         return type(said).__name__ if isinstance(said, BaseException) else "no reason given"
     return _CODE.sub("", lines[-1 if last else 0])
+
+
+def in_words(said: object, most: int = _WORDS) -> str:
+    """What a stranger says, as a part of a message: on one line, short, and without what cannot be printed."""
+    text = str(said)[: 10 * most]
+    words = " ".join("".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text).split())
+    return words if len(words) <= most else f"{words[: most - 1]}…"
 
 
 def not_expected(path: str, value: object, expected: str) -> PromptError:

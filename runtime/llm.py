@@ -69,7 +69,7 @@ class LLM:
     ) -> None:
         bundle = bundles.open_bundle(path)
         manifest = bundle.manifest
-        tokenizer = Tokenizer(_required(bundle, bundles.TOKENIZER))
+        tokenizer = Tokenizer(_required(bundle, bundles.TOKENIZER), manifest.spec.vocab_size)
         template, config = (bundle.text(name) for name in (bundles.CHAT_TEMPLATE, bundles.TOKENIZER_CONFIG))
         settings = settings or EngineSettings()
         if settings.reproducible is None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from edge.runtime.errors import PromptError, not_expected, shown
+from edge.runtime.errors import PromptError, in_words, not_expected, shown
 from edge.runtime.tools import JsonObject, checked_tools
 from edge.runtime.unicode import check_text
 
@@ -26,6 +26,7 @@ _RESULTS = ("tool", "function")  # roles that answer a call
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # type -> its key
 _WITHOUT_EFFECT = ("annotations", "reasoning_content", "reasoning", "parsed", "id")
 _KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "metadata", "tools", "function_call", "refusal")
+_LISTED = 5  # known values that an error names
 _EXAMPLE = "{'role': 'user', 'content': 'Hello'}"
 
 
@@ -110,7 +111,7 @@ def _message(value: object, path: str) -> Message:
     role = _role(given, path)
     for key, item in given.items():
         if key not in _KEYS and key not in _WITHOUT_EFFECT and item is not None:
-            raise not_expected(f"{path}.{key}", item, f"none of this key; known are {', '.join(_KEYS)}")
+            raise not_expected(f"{path}.{in_words(key)}", item, f"none of this key; known are {', '.join(_KEYS)}")
     calls = _tool_calls(given, role, path)
     tool_call_id = _text(given, "tool_call_id", path)
     if tool_call_id is not None and role != "tool":
@@ -249,4 +250,4 @@ def _dict_of(value: object) -> object:
 
 
 def _listed(known: Sequence[str]) -> str:
-    return ", ".join(map(repr, known)) or "there is none"
+    return ", ".join(map(shown, known[-_LISTED:])) or "there is none"

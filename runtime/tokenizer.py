@@ -9,47 +9,67 @@ property of the whole tokenizer there, which threads would have to take turns wi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import tokenizers
 
-from edge.runtime.errors import PromptError, TokenizerError
+from edge.runtime.errors import PromptError, TokenizerError, in_words, telling_line
+from edge.runtime.files import read_file
 from edge.runtime.markup import MarkedText, Markup, split_marked
+from edge.runtime.tokenizer_json import ADVICE, check_tokenizer_json
 from edge.runtime.unicode import check_text
+
+T = TypeVar("T")
+
+MAX_TEXT = 50_000_000  # characters of a text; a context of a million tokens has about 4 million
 
 # What Rust's \s matches, and so what tokens that take the white space beside them take; str.strip() takes more.
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+_MOST_PADDING = 10_000  # rows of an embedding that no token has; the next multiple of some number is usual
+MOST_IDS = 10_000_000  # of tokens
+_PANICS = "pyo3_runtime"  # where the exceptions of Rust's panics say that they are from
 
 
 class Tokenizer:
     """A byte-level BPE tokenizer: every token is a fixed run of bytes.
 
-    Raises TokenizerError when the file cannot be read or decodes in another way.
+    num_rows: ids that the model's embedding has rows for; ids beyond them are not the model's, and `num_tokens` and
+    `to_json` leave them out. What the file says about cutting texts off, filling them up and leaving out merges at
+    random is for training, and is not done. Raises TokenizerError when the file cannot be read or decodes in another
+    way, and for what `check_tokenizer_json` refuses.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._open(lambda: tokenizers.Tokenizer.from_file(str(path)), str(path))
+    def __init__(self, path: Path, num_rows: int | None = None) -> None:
+        raw = read_file(path, TokenizerError, ADVICE)
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise TokenizerError(f"{path} is not UTF-8 at byte {error.start}; {ADVICE}") from error
+        self._open(text, str(path), num_rows)
 
     @classmethod
-    def from_text(cls, tokenizer_json: str) -> Self:
+    def from_text(cls, tokenizer_json: str, num_rows: int | None = None) -> Self:
         """Of the content of a tokenizer.json."""
         self = cls.__new__(cls)
-        self._open(lambda: tokenizers.Tokenizer.from_str(tokenizer_json), "the text")
+        self._open(tokenizer_json.removeprefix("\ufeff"), "the text", num_rows)
         return self
 
-    def _open(self, read: Callable[[], Any], name: str) -> None:
-        try:
-            self._tokenizer: Any = read()
-        except Exception as error:  # tokenizers raises plain Exception
-            raise TokenizerError(f"{name} does not read as a tokenizer.json ({error})") from error
+    def _open(self, text: str, name: str, num_rows: int | None) -> None:
+        check_tokenizer_json(text, name)
+        self._tokenizer: Any = _trusted(
+            lambda: tokenizers.Tokenizer.from_str(text), f"{name} does not read as a tokenizer.json"
+        )
         decoder = type(self._tokenizer.decoder).__name__
         if decoder != "ByteLevel":
             raise TokenizerError(f"{name} decodes with {decoder}, expected ByteLevel (GLM-4, GLM-Edge, GPT-2 style)")
+        _for_use(self._tokenizer)
         self._tokenizer.encode_special_tokens = True  # what looks like one in a text is text
+        self._name, self._num_rows = name, num_rows
         added = self._tokenizer.get_added_tokens_decoder()
         self._special: frozenset[int] = frozenset(i for i, token in added.items() if token.special)
         self._special_ids: dict[str, int] = {added[i].content: i for i in self._special}
@@ -60,10 +80,27 @@ class Tokenizer:
         self._plain = not odd and not any(token.special and token.normalized for token in added.values())
         self.markup = Markup(self._special_ids, [token.content for token in first if not token.special])
         self._bytes_of: dict[int, bytes] = {}  # of the tokens seen so far
-        self.num_tokens: int = max(self._tokenizer.get_vocab_size(with_added_tokens=True), max(added, default=-1) + 1)
+        self.num_tokens: int = self._last_id(num_rows) + 1  # ids that a model may be given, and may choose
+
+    def _last_id(self, num_rows: int | None) -> int:
+        """The largest id of a token; with `num_rows`, of those below."""
+        if num_rows is not None:  # looked for from above: a list of all tokens takes 0.1 s for GLM-4's
+            above = range(num_rows - 1, max(num_rows - _MOST_PADDING, 0) - 1, -1)
+            if (found := next((i for i in above if self._tokenizer.id_to_token(i) is not None), None)) is not None:
+                return found
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        return max((i for i in ids if num_rows is None or i < num_rows), default=-1)
 
     def to_json(self) -> str:
         """The content of a tokenizer.json of the same tokenizer."""
+        return self._text if self._num_rows is None else _below(self._text, self._num_rows)
+
+    @property
+    def _text(self) -> str:
+        """All of it as JSON. The library counts up to the largest id, so that has to be a sensible one."""
+        largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+        if largest > MOST_IDS:
+            raise TokenizerError(f"{self._name} has the id {largest:,}, expected at most {MOST_IDS:,}; {ADVICE}")
         text: str = self._tokenizer.to_str()
         return text
 
@@ -72,17 +109,16 @@ class Tokenizer:
 
         parse_special: special tokens are recognised where they stand in it. Else all of it is text.
         """
-        check_text(text, "the text")
+        _check_length(check_text(text, "the text"))
         if not parse_special:
             return self._encode_text(text)
         if not self._plain:
-            ids: list[int] = self._seeing_special.encode(text, add_special_tokens=False).ids
-            return ids
+            return _encoded(self._seeing_special, text, self._name)
         return self._join(self.markup.split(text))
 
     def encode_marked(self, text: MarkedText) -> list[int]:
-        """Ids of a rendered conversation: its marked special tokens, and everything else as text."""
-        check_text(text, "the text")
+        """Ids of a rendered conversation: its marked special tokens, and all else as text. Raises PromptError."""
+        _check_length(check_text(text, "the text"))
         return self._join(self._without_taken(list(split_marked(text))))
 
     def _without_taken(self, pieces: Sequence[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
@@ -105,13 +141,13 @@ class Tokenizer:
 
     def _encode_text(self, text: str) -> list[int]:
         """Ids of text, none of them special."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = _encoded(self._tokenizer, text, self._name)
         if self._special.isdisjoint(ids):
             return ids
         # Special tokens that are words of the vocabulary as well come about like any word.
         bounds = [0, *self.markup.seams(text), len(text)]
         parts = [text[a:b] for a, b in pairwise(bounds)]
-        ids = [i for part in parts for i in self._tokenizer.encode(part, add_special_tokens=False).ids]
+        ids = [i for part in parts for i in _encoded(self._tokenizer, part, self._name)]
         if found := self._special.intersection(ids):
             token = self.token_text(min(found))
             raise PromptError(f"the text holds {token!r}, which this tokenizer cannot write but as a special token")
@@ -120,7 +156,8 @@ class Tokenizer:
     @cached_property
     def _seeing_special(self) -> Any:
         """The library's own way to find special tokens, for tokenizers with other rules than the plain ones."""
-        return tokenizers.Tokenizer.from_str(self.to_json())
+        text = self._text
+        return _trusted(lambda: tokenizers.Tokenizer.from_str(text), f"{self._name} has two tokens of one id, or worse")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without special tokens; bytes that are no UTF-8 become U+FFFD."""
@@ -160,6 +197,56 @@ class Tokenizer:
     @cached_property
     def _byte_of_char(self) -> dict[str, int]:
         return byte_of_character()
+
+
+def _trusted(call: Callable[[], T], failure: str) -> T:
+    """What a call of the library gives. Raises TokenizerError for what it raises, a panic of Rust among it."""
+    try:
+        return call()
+    except BaseException as error:  # a PanicException is no Exception
+        if not isinstance(error, Exception) and type(error).__module__ != _PANICS:
+            raise
+        raise TokenizerError(f"{failure} ({in_words(telling_line(error))})") from error
+
+
+def _encoded(tokenizer: Any, text: str, name: str) -> list[int]:
+    failure = f"{name} is a tokenizer.json that fails at a text"
+    ids: list[int] = _trusted(lambda: tokenizer.encode(text, add_special_tokens=False).ids, failure)
+    return ids
+
+
+def _for_use(tokenizer: Any) -> None:
+    """Let it encode all of a text, with nothing added, and the same way each time."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None) is not None:
+        tokenizer.model.dropout = None
+
+
+def _check_length(text: str) -> None:
+    """Raises PromptError."""
+    if len(text) > MAX_TEXT:
+        raise PromptError(f"the text has {len(text):,} characters, expected at most {MAX_TEXT:,}; give it in parts")
+
+
+def _below(tokenizer_json: str, num_rows: int) -> str:
+    """A tokenizer.json without the tokens whose ids are `num_rows` or more."""
+    content = json.loads(tokenizer_json)
+    model, added = content["model"], content["added_tokens"]
+    vocab = model["vocab"] if isinstance(model["vocab"], dict) else {}
+    gone = {token for token, i in vocab.items() if i >= num_rows}
+    kept = [token for token in added if token["id"] < num_rows]
+    if not gone and len(kept) == len(added):
+        return tokenizer_json
+    content["added_tokens"] = kept
+    # A token that is added is counted on from the vocabulary, which is smaller now; one that is in it keeps its id.
+    model["vocab"] = {token: i for token, i in vocab.items() if token not in gone}
+    if gone:
+        model["vocab"] |= {token["content"]: token["id"] for token in kept}
+    if "merges" in model:
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        model["merges"] = [pair for pair in pairs if gone.isdisjoint((*pair, "".join(pair)))]
+    return json.dumps(content, ensure_ascii=False)
 
 
 def byte_of_character() -> dict[str, int]:

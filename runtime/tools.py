@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from edge.runtime.errors import PromptError, not_expected
+from edge.runtime.errors import PromptError, in_words, not_expected
 from edge.runtime.unicode import check_text
 
 GLM_TOOLS = ("python", "simple_browser", "cogview")  # GLM-4's "All Tools": described in its template, by type alone
@@ -43,7 +43,7 @@ def check_json(value: object, path: str, depth: int = 0) -> None:
     elif isinstance(value, Mapping):
         for key, item in value.items():
             check_text(key, f"a key of {path}", param=path)
-            check_json(item, f"{path}.{key}", depth + 1)
+            check_json(item, f"{path}.{in_words(key, 40)}", depth + 1)
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
             check_json(item, f"{path}[{i}]", depth + 1)

@@ -58,13 +58,16 @@ class Checkpoint(Protocol):
     def small_files(self) -> list[Path]:
         """The other files that decide the result of an export, in a stable order."""
 
-    def write_tokenizer(self, path: Path) -> None:
-        """Write the tokenizer.json. Raises TokenizerError when there is none and none can be made."""
+    def write_tokenizer(self, path: Path) -> tuple[str, ...]:
+        """Write the tokenizer.json, and say what is doubtful about it.
+
+        Raises TokenizerError when there is none and none can be made.
+        """
 
     def chat_template(self) -> str | None:
-        """The chat template, or None for a base model."""
+        """The chat template, or None for a base model. Raises TokenizerError."""
 
-    def named_tokens(self) -> dict[str, str]:
+    def named_tokens(self) -> dict[str, str | list[str]]:
         """Texts of the special tokens that templates ask for by name, as far as it has them: bos_token and its like."""
 
     def generation_config(self) -> Fields:

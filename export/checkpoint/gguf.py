@@ -7,7 +7,6 @@ time by the `gguf` package. A tokenizer.json beside the file wins over the one i
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterable
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from edge.export import tokenizer
+from edge.export import chat_templates, tokenizer, tokenizer_files
 from edge.export.checkpoint import Format
 from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.gguf_metadata import Header, TensorInfo, read_header
@@ -28,7 +27,10 @@ from edge.runtime.errors import CheckpointError, TensorError, TokenizerError, sh
 
 # Ids that end an answer, as llama.cpp reads them (src/llama-vocab.cpp).
 _STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
-_NAMED_KEYS = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "pad_token": "padding_token_id"}
+_NAMED_KEYS = {
+    **{f"{name}_token": f"{name}_token_id" for name in ("bos", "eos", "cls", "mask")},
+    **{"unk_token": "unknown_token_id", "sep_token": "seperator_token_id", "pad_token": "padding_token_id"},
+}
 # How gguf-split names parts (ggml-org/llama.cpp, tools/gguf-split).
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.ASCII)
 _BESIDE = "put the model's tokenizer.json into the same folder as the GGUF file"
@@ -107,27 +109,28 @@ class GGUFCheckpoint:
         return self._parts
 
     def small_files(self) -> list[Path]:
-        beside = self.path.with_name("tokenizer.json")
-        return [beside] if beside.is_file() else []
+        names = ("tokenizer.json", chat_templates.FILE)
+        return [beside for name in names if (beside := self.path.with_name(name)).is_file()]
 
-    def write_tokenizer(self, path: Path) -> None:
+    def write_tokenizer(self, path: Path) -> tuple[str, ...]:
         beside = self.path.with_name("tokenizer.json")
         if beside.is_file():
             refuse_lfs_pointer(beside, TokenizerError)
-            shutil.copyfile(beside, path)
-            return
+            text, doubts = tokenizer_files.usable_tokenizer(beside)
+            path.write_bytes(text.encode())
+            return doubts
         model, pre = (self._text(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
         tokens, types, merges = (
             self._list(f"tokenizer.ggml.{key}", kind)
             for key, kind in (("tokens", str), ("token_type", int), ("merges", str))
         )
         tokenizer.from_gguf(model, pre, tokens, types, merges).save(str(path))
+        return ()
 
     def chat_template(self) -> str | None:
-        template = self.config.find("tokenizer.chat_template")
-        return template if isinstance(template, str) else None
+        return chat_templates.gguf_template(self.path, self._metadata)
 
-    def named_tokens(self) -> dict[str, str]:
+    def named_tokens(self) -> dict[str, str | list[str]]:
         tokens = self._metadata.get("tokenizer.ggml.tokens")
         found = {name: self.config.find(f"tokenizer.ggml.{key}") for name, key in _NAMED_KEYS.items()}
         if not isinstance(tokens, list):
@@ -139,8 +142,8 @@ class GGUFCheckpoint:
 
     @cached_property
     def _stop_ids(self) -> tuple[int, ...]:
-        found = [i for key in _STOP_KEYS for i in self.config.ids(f"tokenizer.ggml.{key}")]
-        return tuple(dict.fromkeys(found))
+        found = [self.config.find(f"tokenizer.ggml.{key}") for key in _STOP_KEYS]
+        return tuple(dict.fromkeys(i for i in found if isinstance(i, int)))
 
     def _text(self, key: str) -> str:
         value = self._metadata.get(key)

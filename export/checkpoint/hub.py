@@ -27,7 +27,10 @@ _BESIDE_WEIGHTS = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     INDEX,
 )
 _SINGLE = "model.safetensors"
@@ -91,7 +94,8 @@ def _folder(repository: _Repository) -> Path:
     if "config.json" not in files:
         raise repository.error("the repository has *.safetensors but no config.json; give one that transformers loads")
     # Before the weights: the index says which ones, and a cache that has the weights has all the rest.
-    folder = repository.fetch([name for name in _BESIDE_WEIGHTS if name in files])
+    templates = [name for name in files if re.fullmatch(r"additional_chat_templates/[^/]+\.jinja", name)]
+    folder = repository.fetch([name for name in (*_BESIDE_WEIGHTS, *templates) if name in files])
     if INDEX in files:
         weights = _shards(folder / INDEX)
         if missing := [name for name in weights if name not in files]:

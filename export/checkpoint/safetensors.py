@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from edge.export import tokenizer
+from edge.export import chat_templates, tokenizer, tokenizer_files
 from edge.export.checkpoint import Format
 from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.mapped import MappedFiles
@@ -27,7 +26,6 @@ from edge.export.checkpoint.refusals import why_no_checkpoint
 from edge.export.checkpoint.safetensors_header import Entry, read_header
 from edge.export.checkpoint.weight_files import AGAIN, exists, plain, refuse_lfs_pointer, unfinished_downloads
 from edge.export.tensors import FloatArray
-from edge.runtime.chat import named_tokens
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError, TokenizerError, shown
 from edge.runtime.json_reader import read_json_object
 
@@ -151,35 +149,34 @@ class SafetensorsCheckpoint:
             "config.json",
             "generation_config.json",
             "tokenizer.json" if (self.path / "tokenizer.json").is_file() else "tokenizer.model",
-            "tokenizer_config.json",
-            "chat_template.jinja",
+            tokenizer_files.CONFIG,
+            tokenizer_files.SPECIAL_TOKENS_MAP,
+            tokenizer_files.ADDED_TOKENS,
         )
-        return [file for name in names if (file := self.path / name).is_file()]
+        files = [file for name in names if (file := self.path / name).is_file()]
+        return files + chat_templates.template_files(self.path)
 
-    def write_tokenizer(self, path: Path) -> None:
+    def write_tokenizer(self, path: Path) -> tuple[str, ...]:
         if (source := self.path / "tokenizer.json").is_file():
             refuse_lfs_pointer(source, TokenizerError)
-            shutil.copyfile(source, path)
-            return
+            text, doubts = tokenizer_files.usable_tokenizer(source, tokenizer_files.read_beside(self.path))
+            path.write_bytes(text.encode())
+            return doubts
         if not (ranks := self.path / "tokenizer.model").is_file():
             raise TokenizerError(
                 f"{self.path}: tokenizer.json is missing, and so is tokenizer.model; copy either there from the "
                 "model's repository"
             )
         refuse_lfs_pointer(ranks, TokenizerError)
-        special = tokenizer.special_tokens(self._tokenizer_config())
+        special = tokenizer.special_tokens(tokenizer_files.read_config(self.path))
         tokenizer.from_tiktoken(ranks, special).save(str(path), pretty=False)  # half the size for GLM-4
+        return ()
 
     def chat_template(self) -> str | None:
-        if (file := self.path / "chat_template.jinja").is_file():
-            return file.read_text(encoding="utf-8")
-        template = self._tokenizer_config().get("chat_template")
-        if isinstance(template, list):  # several named templates
-            template = next((t.get("template") for t in template if t.get("name") == "default"), None)
-        return template if isinstance(template, str) else None
+        return chat_templates.folder_template(self.path, tokenizer_files.read_config(self.path))
 
-    def named_tokens(self) -> dict[str, str]:
-        return named_tokens(self._tokenizer_config())
+    def named_tokens(self) -> dict[str, str | list[str]]:
+        return tokenizer_files.read_beside(self.path).names
 
     def generation_config(self) -> Fields:
         file = self.path / "generation_config.json"
@@ -187,10 +184,6 @@ class SafetensorsCheckpoint:
         # A bundle gets them all, and not every reader of JSON there takes the NaN and Infinity that Python writes.
         finite = {key: value for key, value in found.items() if not isinstance(value, float) or math.isfinite(value)}
         return Fields(finite, f"{self.path.name}/generation_config.json")
-
-    def _tokenizer_config(self) -> dict[str, Any]:
-        file = self.path / "tokenizer_config.json"
-        return _read_json(file, _LISTING_BYTES) if file.is_file() else {}
 
 
 def _weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:

@@ -73,7 +73,8 @@ def test_file_of_another_kind(tmp_path: Path) -> None:
 
 def test_named_tokens_of_gguf(demo_gguf: Path) -> None:
     """Its metadata have ids; templates want texts."""
-    tokens = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    tokens = dict.fromkeys(("eos_token", "pad_token"), "<|im_end|>")
+    tokens |= {"bos_token": "<|im_start|>", "unk_token": "<|endoftext|>"}
     assert open_checkpoint(demo_gguf).named_tokens() == tokens
 
 

@@ -35,12 +35,14 @@ BESIDE = {
     "tokenizer.json": b'{"version": "1.0"}',
     "tokenizer.model": b"sentencepiece",
     "tokenizer_config.json": b'{"a": 1}',
+    "special_tokens_map.json": b'{"b": 2}',
+    "added_tokens.json": b'{"c": 3}',
     "chat_template.jinja": b"{{ messages }}",
+    "chat_template.json": b'{"d": 4}',
 }
 UNWANTED = {
     "README.md": b"# Model",
     ".gitattributes": b"*.bin filter=lfs",
-    "special_tokens_map.json": b'{"b": 2}',
     "pytorch_model.bin": b"\x80\x04.",
     "adapter_model.safetensors": b"an adapter",
     "onnx/model.safetensors": b"in a folder",
@@ -279,6 +281,14 @@ def test_only_needed_files(hub: Hub, cache: Path) -> None:
     folder = download("org/name", endpoint=hub.url, cache=cache)
     assert contents(folder) == {**BESIDE, **SHARDS}
     assert hub.files_asked("GET") == hub.files_asked("HEAD") == sorted({**BESIDE, **SHARDS})
+
+
+def test_named_templates_are_needed(hub: Hub, cache: Path) -> None:
+    name = "additional_chat_templates/tool_use.jinja"
+    hub.repositories["org/name"] = Repository({**SINGLE, name: b"{{ tools }}", "templates/other.jinja": b""})
+    folder = download("org/name", endpoint=hub.url, cache=cache)
+    assert (folder / name).read_bytes() == b"{{ tools }}"
+    assert not (folder / "templates").exists()
 
 
 def test_weights_in_two_layouts(hub: Hub, cache: Path) -> None:

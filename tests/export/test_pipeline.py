@@ -48,7 +48,9 @@ def test_named_tokens_are_handed_on(tiny_checkpoint: Path, tmp_path: Path) -> No
     shutil.copytree(tiny_checkpoint, checkpoint)
     config = {"bos_token": {"content": "<|system|>", "special": True}, "eos_token": "<|endoftext|>", "pad_token": None}
     (checkpoint / "tokenizer_config.json").write_text(json.dumps(config))
-    (checkpoint / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}")
+    (checkpoint / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }}"
+    )
     for name in ("a", "b"):
         export(checkpoint, tmp_path / name, "int8-asym")
     written = (tmp_path / "a" / "tokenizer_config.json").read_bytes()

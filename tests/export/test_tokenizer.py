@@ -194,12 +194,13 @@ def test_checkpoint_writes_it(tmp_path: Path) -> None:
 
 def test_checkpoint_prefers_the_tokenizer_json(tmp_path: Path) -> None:
     checkpoint = SafetensorsCheckpoint(checkpoint_folder(tmp_path))
-    (tmp_path / "tokenizer.json").write_text("as it is")
+    tokens = from_tiktoken(tmp_path / "tokenizer.model", special_tokens(CONFIG)).to_str(pretty=True)
+    (tmp_path / "tokenizer.json").write_text(tokens)
     names = [file.name for file in checkpoint.small_files()]
     assert "tokenizer.json" in names
     assert "tokenizer.model" not in names
     checkpoint.write_tokenizer(tmp_path / "out.json")
-    assert (tmp_path / "out.json").read_text() == "as it is"
+    assert (tmp_path / "out.json").read_text() == tokens
 
 
 def test_checkpoint_without_either(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tests.fuzz.target import Target
 from tests.fuzz.targets import all_targets
 
 HANG_S = 20  # for one input; a machine that is busy with other things is slow
+DEAF_S = 2 * HANG_S  # until the process is ended from outside
 MORE_BYTES = 2_000_000_000  # of address space than at the start
 LONGEST_MESSAGE = 2000  # characters; a path of theirs may have 1,000
 MOST_FINDINGS = 20  # of one target, then it stops
@@ -58,6 +59,11 @@ def fuzz(target: Target, inputs: int, first: int, found: Path) -> int:
         failure: tuple[int, str] | None = None
         try:
             while True:
+                if not receiver.poll(DEAF_S):  # a library without Python hears no signal
+                    failure = at, f"more than {DEAF_S} s, and deaf to signals"
+                    process.kill()
+                    process.join()
+                    break
                 message = receiver.recv()
                 at = message[0]
                 if len(message) == 2:

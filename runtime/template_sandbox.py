@@ -1,0 +1,292 @@
+"""Where chat templates run: they reach nothing but what they are given, and end.
+
+In: the source of a template, and values. Out: text, or whatever exception the template ran into. Knows nothing about
+messages. What templates may cost is counted by `template_budget.py`.
+
+jinja2's sandbox keeps a template from what it is not given, but lets it compute for ever and fill the memory. So the
+syntax tree is changed before it is compiled: each round of a loop and each call of a macro takes units from a budget,
+and so do comparisons, joined texts, filters, tests, operators, methods and what is written, by the sizes of what they
+work on. The budget stands in the context of one rendering, under a name that no template can write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jinja2
+from jinja2 import nodes, pass_context
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import BlockReference, Context, LoopContext, Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Cycler, Joiner, Namespace
+
+from edge.runtime.template_budget import (
+    BASE_UNITS,
+    UNITS_PER_INPUT,
+    Budget,
+    TooMuchError,
+    outer_units,
+    total_units,
+)
+
+MAX_SOURCE = 200_000  # characters of a template; the longest published have 20,000
+TEXT_PER_INPUT = 16  # characters that may be written for each that is given,
+BASE_TEXT = 1_000_000  # and besides
+_BUDGET, _SPEND, _TOUCH, _WEIGH = " budget", " spend", " touch", " weigh"  # no names, for the space
+
+# For HTML, or slow on long texts by themselves; no chat template has them.
+_LEFT_OUT = ("lipsum", "urlize", "xmlattr", "striptags", "wordwrap", "pprint", "wordcount")
+# Filters that look at a list or text from outside; what others do may depend on all that is in it.
+_OUTER_FILTERS = frozenset(
+    (
+        *("length", "count", "first", "last", "list", "reverse", "select", "reject", "selectattr", "rejectattr", "map"),
+        *("batch", "slice", "items", "attr", "default", "d", "trim", "random"),
+    )
+)
+_SORTING = frozenset(("sort", "dictsort", "groupby", "unique", "min", "max"))
+_COMPARING_TESTS = frozenset(
+    ("eq", "==", "equalto", "ne", "!=", "in", "lt", "<", "lessthan", "le", "<=", "gt", ">", "greaterthan", "ge", ">=")
+)
+_OUTER_CALLS = (Macro, LoopContext, BlockReference, Cycler, Joiner)  # they do nothing that is not counted elsewhere
+_OF_JINJA = ("_loop_vars", "_block_vars", "caller")  # keywords that compiled templates add to calls
+
+
+class _Generation(Extension):
+    """`{% generation %} ... {% endgeneration %}`: by it trainers mark what the assistant says; it changes no text."""
+
+    tags = {"generation"}  # noqa: RUF012  # jinja2 has it so
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+    def _body(self, caller: Macro) -> str:
+        return str(caller())
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Compiles and renders templates as transformers does: with its extensions and its treatment of white space."""
+
+    intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
+
+    def __init__(
+        self, filters: Mapping[str, Callable[..., object]], functions: Mapping[str, Callable[..., object]]
+    ) -> None:
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=_finalize
+        )
+        self.globals |= functions
+        for name in _LEFT_OUT:
+            self.globals.pop(name, None)
+            self.filters.pop(name, None)
+        self.filters = {name: _counted_filter(name, found) for name, found in {**self.filters, **filters}.items()}
+        self.filters |= {_SPEND: _spend, _TOUCH: _touch, _WEIGH: _weigh}
+        tests: dict[str, Any] = {**self.tests}  # jinja2 gives them no types
+        self.tests = {name: _counted_test(name, found) for name, found in tests.items()}
+
+    def compile_text(self, source: str) -> tuple[nodes.Template, jinja2.Template]:
+        """The syntax tree as it was written, and the template. Raises anything that jinja2 and Python do."""
+        if len(source) > MAX_SOURCE:
+            raise TooMuchError(f"it has {len(source):,} characters, expected at most {MAX_SOURCE:,}")
+        return self.parse(source), self.from_string(source)
+
+    def _generate(
+        self, source: nodes.Template, name: str | None, filename: str | None, defer_init: bool = False
+    ) -> str:
+        _count_work(source)
+        source.set_environment(self)
+        return super()._generate(source, name, filename, defer_init)
+
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
+        budget = _budget(context)
+        budget.spend(1)
+        budget.check_operator(operator, left, right)
+        result = super().call_binop(context, operator, left, right)
+        budget.touch(result)
+        return result
+
+    def call(__self, __context: Context, __obj: object, *args: object, **kwargs: object) -> object:
+        budget = _budget(__context)
+        budget.spend(1 + len(args) + len(kwargs))
+        if not isinstance(__obj, _OUTER_CALLS) and __obj is not Namespace:
+            given = {key: value for key, value in kwargs.items() if key not in _OF_JINJA}
+            budget.weigh([*args, *given.values()])
+            method = getattr(__obj, "__wrapped__", __obj)  # the sandbox's own str.format wraps the other
+            owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+            if name == "join":
+                args = tuple(_taken(arg, budget) for arg in args)
+                budget.weigh(list(args))
+            budget.check_method(owner, str(name), args, given)
+        result = super().call(__context, __obj, *args, **kwargs)
+        budget.touch(result)
+        return budget.counted(result)
+
+
+def render(template: jinja2.Template, values: Mapping[str, object]) -> str:
+    """The text of a template. Raises TooMuchError where it goes on for too long, and whatever else it runs into."""
+    given = total_units(dict(values))
+    budget = Budget(BASE_UNITS + UNITS_PER_INPUT * given)
+    most = BASE_TEXT + TEXT_PER_INPUT * _length(values)
+    pieces, written = [], 0
+    for piece in template.generate({**values, _BUDGET: budget}):
+        written += len(piece)
+        if written > most:
+            raise TooMuchError(f"it writes more than {most:,} characters")
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def _length(value: object) -> int:
+    """Characters of all texts in a value of JSON, and of what its other values are written with."""
+    total, waiting = 0, [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple):
+            waiting += item
+        else:
+            total += len(item) if isinstance(item, str) else 8
+    return total
+
+
+def _budget(context: Context) -> Budget:
+    found = context.resolve_or_missing(_BUDGET)
+    assert isinstance(found, Budget), "templates are rendered by `render`"
+    return found
+
+
+@pass_context
+def _finalize(context: Context, value: object) -> object:
+    """Of every value that is about to be written."""
+    _budget(context).weigh(value)
+    return value
+
+
+@pass_context
+def _spend(context: Context, units: int) -> int:
+    _budget(context).spend(units)
+    return units
+
+
+@pass_context
+def _touch(context: Context, value: object) -> object:
+    _budget(context).touch(value)
+    return value
+
+
+@pass_context
+def _weigh(context: Context, value: object) -> object:
+    _budget(context).weigh(value)
+    return value
+
+
+def _first_argument(function: Callable[..., Any], context: Context) -> list[Any]:
+    """What a filter or test wants before its value."""
+    kind = getattr(getattr(function, "jinja_pass_arg", None), "name", None)
+    if kind is None:
+        return []
+    return [{"context": context, "eval_context": context.eval_ctx}.get(kind, context.environment)]
+
+
+def _counted_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @pass_context
+    def counted(context: Context, *args: Any, **kwargs: Any) -> Any:
+        budget = _budget(context)
+        if name in ("join", "sum", *_SORTING) and args:
+            args = (_taken(args[0], budget), *args[1:])
+        sizes = 0
+        for value in (*args, *kwargs.values()):
+            if name in _OUTER_FILTERS:
+                budget.touch(value)
+            else:
+                sizes += budget.weigh(value)
+        if name in _SORTING:
+            budget.spend(sizes * 16)  # about as many comparisons for each value
+        if name == "sum" and any(not isinstance(n, int | float | str) for n in (*args[1:], *kwargs.values())):
+            raise TooMuchError("it adds up what is no number")
+        if name == "format" and args:
+            budget.check_format(str(args[0]), "%", [*args[1:], *kwargs.values()])
+        if args:
+            budget.check_growth(name, args, kwargs)
+        result = function(*_first_argument(function, context), *args, **kwargs)
+        budget.touch(result)
+        return budget.counted(result)
+
+    return counted
+
+
+def _counted_test(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @pass_context
+    def counted(context: Context, *args: Any, **kwargs: Any) -> Any:
+        budget = _budget(context)
+        for value in (*args, *kwargs.values()):
+            if name in _COMPARING_TESTS:
+                budget.weigh(value)
+            else:
+                budget.touch(value)
+        return function(*_first_argument(function, context), *args, **kwargs)
+
+    return counted
+
+
+def _taken(value: object, budget: Budget) -> object:
+    """The value; a list of its items where it gives them one by one."""
+    return list(budget.counted(iter(value))) if isinstance(value, Iterator | range) else value
+
+
+def _count_work(template: nodes.Template) -> None:
+    """Change a syntax tree so that it takes units for what it does, besides what the environment takes."""
+    for node in list(template.find_all(nodes.Node)):
+        match node:
+            case nodes.For():
+                if node.test is not None:
+                    line = node.lineno
+                    node.test = nodes.And(_use(_SPEND, nodes.Const(_cost([node.test])), line), node.test, lineno=line)
+                node.body.insert(0, _spending(node.body, node.lineno))
+            case nodes.Macro() | nodes.CallBlock() | nodes.Block():
+                node.body.insert(0, _spending(node.body, node.lineno))
+            case nodes.Concat():
+                node.nodes = [_use(_WEIGH, part, node.lineno) for part in node.nodes]
+            case nodes.Compare():
+                _count_comparison(node)
+            case nodes.Getitem() if isinstance(node.arg, nodes.Slice):
+                node.node = _use(_TOUCH, node.node, node.lineno)
+            case nodes.Getitem() if not isinstance(node.arg, nodes.Const):
+                node.arg = _use(_WEIGH, node.arg, node.lineno)  # a tuple is hashed with all that is in it
+            case nodes.Pair() if not isinstance(node.key, nodes.Const):
+                node.key = _use(_WEIGH, node.key, node.lineno)
+
+
+def _count_comparison(node: nodes.Compare) -> None:
+    """What is compared with a constant is looked at no further than the constant goes."""
+    constant = isinstance(node.expr, nodes.Const)
+    for operand in node.ops:
+        if operand.op in ("in", "notin"):
+            operand.expr = _use(_TOUCH if constant else _WEIGH, operand.expr, node.lineno)
+        elif not constant and not isinstance(operand.expr, nodes.Const):
+            operand.expr = _use(_WEIGH, operand.expr, node.lineno)
+        constant = constant and isinstance(operand.expr, nodes.Const)
+
+
+def _use(name: str, value: nodes.Expr | nodes.Node, line: int) -> Any:  # of jinja2's nodes, which name no types
+    """One of our filters around a value."""
+    return nodes.Filter(value, name, [], [], None, None, lineno=line)
+
+
+def _spending(body: list[nodes.Node], line: int) -> nodes.Node:
+    """A statement that takes what running a body once costs."""
+    return nodes.ExprStmt(_use(_SPEND, nodes.Const(_cost(body)), line), lineno=line)
+
+
+def _cost(body: Iterable[nodes.Node]) -> int:
+    """Units that straight code takes: by its length, and by the text that it writes."""
+    count, texts = 0, 0
+    for node in body:
+        count += 1 + sum(1 for _ in node.find_all(nodes.Node))
+        found = [node] if isinstance(node, nodes.TemplateData) else node.find_all(nodes.TemplateData)
+        texts += sum(outer_units(text.data) for text in found)
+    return 1 + count // 8 + texts
