@@ -283,6 +283,7 @@ def _without_markup(tokenizer_json: str) -> str:
 def _reason(message: str) -> str:
     """What is wrong, by llguidance's message, without a list of our own names."""
     said = telling_line(message).partition("; following special tokens are available")[0]
+    said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)
     if said.startswith("Unimplemented keys"):
         return (
             f'{said}; leave them out of the schema, or put "x-guidance": {{"lenient": true}} into it to have them '

@@ -128,6 +128,8 @@ def _check_size(found: _Found) -> None:
         )
     multiple = 1
     for one in found.schemas:
+        if "prefixItems" in one and isinstance(one.get("items"), list):
+            raise SettingsError("the JSON schema has prefixItems beside a list of items, expected one of them")
         for key in ("properties", "required", "patternProperties"):
             names = one.get(key)
             if isinstance(names, list | dict) and len(names) > MAX_NAMES:

@@ -90,31 +90,41 @@ def keeps(schema: Any, value: Any, root: Any) -> bool:
     if not isinstance(schema, dict):
         return schema is not False
     kinds = schema.get("type")
-    if kinds is not None and not any(_is(value, kind) for kind in (kinds if isinstance(kinds, list) else [kinds])):
-        return False
-    if "const" in schema and not _equal(value, schema["const"]):
-        return False
-    if "enum" in schema and not any(_equal(value, one) for one in schema["enum"]):
-        return False
-    if any(not keeps(one, value, root) for one in schema.get("allOf", ())):
-        return False
-    for key in ("anyOf", "oneOf"):
-        if key in schema and not any(keeps(one, value, root) for one in schema[key]):
-            return False
+    kinds = kinds if isinstance(kinds, list) or kinds is None else [kinds]
     reference = schema.get("$ref")
-    if isinstance(reference, str) and reference in ("#", "#/$defs/n"):
-        return keeps(root if reference == "#" else root.get("$defs", {}).get("n", True), value, root)
-    if isinstance(value, str):
-        return _keeps_text(schema, value)
-    if isinstance(value, dict):
-        return _keeps_object(schema, value, root)
-    if isinstance(value, list):
-        first, rest = schema.get("prefixItems", []), schema.get("items", True)
-        rest = True if isinstance(rest, list) else rest
-        if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", math.inf):
-            return False
-        return all(keeps(first[i] if i < len(first) else rest, item, root) for i, item in enumerate(value))
-    return isinstance(value, bool) or value is None or _keeps_number(schema, value)
+    target = root if reference == "#" else root.get("$defs", {}).get("n", True) if reference == "#/$defs/n" else True
+    return (
+        (kinds is None or any(_is(value, kind) for kind in kinds))
+        and ("const" not in schema or _equal(value, schema["const"]))
+        and ("enum" not in schema or any(_equal(value, one) for one in schema["enum"]))
+        and all(keeps(one, value, root) for one in schema.get("allOf", ()))
+        and all(any(keeps(o, value, root) for o in schema[key]) for key in ("anyOf", "oneOf") if key in schema)
+        and keeps(target, value, root)
+        and _keeps_own(schema, value, root)
+    )
+
+
+def _keeps_own(schema: dict[str, Any], value: Any, root: Any) -> bool:
+    """The keywords of the value's own type."""
+    match value:
+        case str():
+            return _keeps_text(schema, value)
+        case dict():
+            return _keeps_object(schema, value, root)
+        case list():
+            return _keeps_list(schema, value, root)
+        case bool() | None:
+            return True
+        case _:
+            return _keeps_number(schema, value)
+
+
+def _keeps_list(schema: dict[str, Any], value: list[Any], root: Any) -> bool:
+    first, rest = schema.get("prefixItems", []), schema.get("items", True)
+    rest = True if isinstance(rest, list) else rest
+    if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", math.inf):
+        return False
+    return all(keeps(first[i] if i < len(first) else rest, item, root) for i, item in enumerate(value))
 
 
 def _keeps_text(schema: dict[str, Any], value: str) -> bool:
@@ -139,6 +149,8 @@ def _keeps_object(schema: dict[str, Any], value: dict[str, Any], root: Any) -> b
 
 
 def _keeps_number(schema: dict[str, Any], value: float) -> bool:
+    if math.isinf(value):  # 1e999, which is JSON, and no float
+        return True
     if not schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf):
         return False
     below, above = schema.get("exclusiveMaximum", math.inf), schema.get("exclusiveMinimum", -math.inf)
@@ -151,7 +163,7 @@ def _keeps_number(schema: dict[str, Any], value: float) -> bool:
 def _is(value: Any, kind: Any) -> bool:
     if kind in ("integer", "number"):
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and (kind == "number" or value == int(value))
+        return number and (kind == "number" or math.isinf(value) or value == int(value))
     kinds = {"string": str, "boolean": bool, "array": list, "object": dict, "null": type(None)}
     return isinstance(value, kinds[kind])
 
