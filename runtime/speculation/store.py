@@ -201,14 +201,15 @@ def _read(path: Path, tokenizer_sha256: str, num_tokens: int) -> SuffixArray | N
     Raises DraftStoreError for one that cannot be used.
     """
     advice = "move it away or name another file"
-    if not os.path.lexists(path):
-        return None
     try:
+        path.lstat()
         with open_file(path, DraftStoreError, advice) as file:
             size = os.fstat(file.fileno()).st_size
             # Windows does not replace a file that is mapped.
             whole = size < _BEGIN or (sys.platform == "win32" and size <= _MAX_BYTES)
             content = file.read(size) if whole else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError) as error:
         raise DraftStoreError(f"{shown_path(path)} cannot be read as a draft store ({error}); {advice}") from error
     path = Path(shown_path(path))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from edge.export.module_pattern import ModulePattern
 
 PIECES = [
-    "a", "b", ".", "q", "0", "_", "\\.", "\\d", "\\W", "[a-c]", "[^.]", "[]a]", "(", ")", "|", "*", "+", "?", "{1,2}", "{2}",
-    "{,2}", "{", "^", "$", "(?:", "(?P<n>", "q_proj", "layers", ".*", "\\w+", "\\Z",
+    "a", "b", ".", "q", "0", "_", "\\.", "\\d", "\\W", "[a-c]", "[^.]", "[]a]", "(", ")", "|", "*", "+", "?",
+    "{1,2}", "{2}", "{,2}", "{", "^", "$", "(?:", "(?P<n>", "q_proj", "layers", ".*", "\\w+", "\\Z",
     "??", "*?",
 ]  # fmt: skip
 NAMES = ["model.layers.0.self_attn.q_proj", "q_proj", "a.q_proj", "layers.12.mlp.down_proj", "", "lm_head", "a]b"]
