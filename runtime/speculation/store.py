@@ -211,7 +211,8 @@ def _read(path: Path, tokenizer_sha256: str, num_tokens: int) -> SuffixArray | N
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise DraftStoreError(f"{shown_path(path)} cannot be read as a draft store ({error}); {advice}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DraftStoreError(f"{shown_path(path)} cannot be read as a draft store ({reason}); {advice}") from error
     path = Path(shown_path(path))
     if size < _BEGIN or content[: len(_MAGIC)] != _MAGIC:
         raise DraftStoreError(f"{path} is no draft store; {advice}")
