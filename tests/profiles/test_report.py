@@ -70,6 +70,8 @@ def test_profile_reads_again() -> None:
         (lambda data: data["rows"][0]["accuracy"].update(quarters=[{}]), "quarters of a record of an accuracy has"),
         (lambda data: data["rows"][0]["accuracy"].update(quarters=5), "quarters of .* is 5, expected a list"),
         (lambda data: data["rows"][0].update(divergence={"lengths": 1}), "a record of a divergence has"),
+        (lambda data: data["rows"][0]["accuracy"].update(windows=7), "not a figure for each of its windows"),
+        (lambda data: data["rows"][0].update(recipe="\x1b[2J"), "expected text without control characters"),
         (lambda data: data["rows"][0].update(divergence=5), "a record of a divergence is 5"),
     ],
 )
