@@ -19,25 +19,27 @@ utils/other.py (get_pattern_key) for rank_pattern and alpha_pattern, utils/save_
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.safetensors import SafetensorsFiles
+from edge.export.module_pattern import ModulePattern
 from edge.export.tensors import Float32Array, to_float32
-from edge.runtime.errors import CheckpointError, ConfigError, TensorError
+from edge.runtime.errors import CheckpointError, ConfigError, TensorError, shown
+from edge.runtime.files import is_file, shown_path
+from edge.runtime.json_reader import read_json_object
 from edge.runtime.spec import ModelSpec
 
 HEAD = "lm_head.weight"
+_MAX_CONFIG_BYTES = 10_000_000
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 
 # Settings under which a module computes something else than base + scaling * B @ A, and what they stand for.
@@ -61,7 +63,10 @@ _OTHER_THAN_LORA = {
 _BASE_CHANGING = re.compile(r"pissa(_niter_\d+)?|olora|corda|loftq|lora_ga")
 
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_LAYER = re.compile(r"\.layers\.([0-9]{1,9})\.")
+_NAME = re.compile(r"[\w.-]{1,300}")  # a pattern that is a name; a dot in it stands for any character, as in PEFT
+_MAX_NAMES, _MAX_PATTERNS = 5000, 100  # of a rank_pattern
+_SHOWN = 200  # characters of a tensor's name in a message
 _ADVICE = "merge it into its model with PEFT (merge_and_unload) and export the result"
 
 
@@ -97,8 +102,9 @@ class Adapter:
         self.path = path
         config = _read_config(path)
         _check_config(config)
-        if not (path / TENSORS).is_file():
-            if (path / PICKLE).is_file():
+        ranks, alphas = _Patterns(config, "rank_pattern"), _Patterns(config, "alpha_pattern")
+        if not is_file(path / TENSORS):
+            if is_file(path / PICKLE):
                 raise CheckpointError(
                     f"{path}: the adapter is pickled ({PICKLE}), and unpickling can run code; expected {TENSORS}, "
                     "save it once with safe_serialization=True where you trust the source"
@@ -109,8 +115,8 @@ class Adapter:
         self._changes: dict[str, list[_Change]] = {}
         places = _places(spec)
         for module, (a, b) in self._factors(places, spec).items():
-            place, rank = places[module], _rank(config, module)
-            change = _Change(module, place, a, b, _scaling(config, module, rank))
+            place, rank = places[module], _rank(config, ranks, module)
+            change = _Change(module, place, a, b, _scaling(config, alphas, module, rank))
             self._check_shapes(change, rank)
             self._changes.setdefault(place.weight, []).append(change)
         self._check_overlaps()
@@ -238,14 +244,9 @@ def _halves_to_pairs(rows: int, heads: int) -> npt.NDArray[np.int64]:
 
 def _read_config(path: Path) -> Fields:
     file = path / CONFIG
-    if not file.is_file():
-        raise CheckpointError(f"{path}: not an adapter; expected a folder with {CONFIG} and {TENSORS}")
-    try:
-        values: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} does not read as JSON ({error}); download it again") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file} holds {type(values).__name__}, expected a JSON object; download it again")
+    if not is_file(file):
+        raise CheckpointError(f"{shown_path(path)}: not an adapter; expected a folder with {CONFIG} and {TENSORS}")
+    values = read_json_object(file, ConfigError, "download it again", max_bytes=_MAX_CONFIG_BYTES)
     return Fields(values, f"{path.name}/{CONFIG}")
 
 
@@ -253,61 +254,73 @@ def _check_config(config: Fields) -> None:
     """Raises ConfigError for everything that is not a plain LoRA."""
     kind = config.read(str, "peft_type")
     if kind != "LORA":
-        raise ConfigError(f"{config.origin}: peft_type is {kind!r}, expected 'LORA'; {_ADVICE}")
+        raise ConfigError(f"{config.origin}: peft_type is {shown(kind)}, expected 'LORA'; {_ADVICE}")
     bias = config.read(str, "bias", default="none")
     if bias != "none":
-        raise ConfigError(f"{config.origin}: bias is {bias!r}, expected 'none', as it changes biases too; {_ADVICE}")
+        raise ConfigError(f"{config.origin}: bias is {shown(bias)}, expected 'none': it changes biases too; {_ADVICE}")
     for key, meaning in _OTHER_THAN_LORA.items():
         if value := config.find(key):
             raise ConfigError(
-                f"{config.origin}: {key} is {value!r}, expected a plain LoRA, and here {meaning}; {_ADVICE}"
+                f"{config.origin}: {key} is {shown(value)}, expected a plain LoRA, and here {meaning}; {_ADVICE}"
             )
     start = config.find("init_lora_weights")
     if isinstance(start, str) and _BASE_CHANGING.fullmatch(start):
         raise ConfigError(
-            f"{config.origin}: init_lora_weights is {start!r}, which changes the base weights, expected a LoRA to the "
-            "checkpoint's own; save it with path_initial_model_for_weight_conversion, or merge it with PEFT"
+            f"{config.origin}: init_lora_weights is {shown(start)}, which changes the base weights, expected a LoRA to "
+            "the checkpoint's own; save it with path_initial_model_for_weight_conversion, or merge it with PEFT"
         )
 
 
-def _rank(config: Fields, module: str) -> int:
-    patterns = _patterns(config, "rank_pattern")
-    key = _matching(patterns, module)
-    return config.positive("r") if key is None else patterns.positive(key)
+def _rank(config: Fields, patterns: _Patterns, module: str) -> int:
+    key = patterns.find(module)
+    return config.positive("r") if key is None else patterns.fields.positive(key)
 
 
-def _scaling(config: Fields, module: str, rank: int) -> float:
-    patterns = _patterns(config, "alpha_pattern")
-    key = _matching(patterns, module)
-    alpha = config.read(float, "lora_alpha") if key is None else patterns.read(float, key)
+def _scaling(config: Fields, patterns: _Patterns, module: str, rank: int) -> float:
+    key = patterns.find(module)
+    alpha = config.read(float, "lora_alpha") if key is None else patterns.fields.read(float, key)
     if not math.isfinite(alpha):
         raise ConfigError(f"{config.origin}: the alpha of {module} is {alpha}, expected a finite number; correct it")
     return alpha / (math.sqrt(rank) if config.read(bool, "use_rslora", default=False) else rank)
 
 
-def _patterns(config: Fields, key: str) -> Fields:
-    patterns = config.find(key) or {}
-    if not isinstance(patterns, dict):
-        raise ConfigError(f"{config.origin}: {key} is {patterns!r}, expected an object of module names; correct it")
-    return Fields(patterns, f"{config.origin}: {key}")
+class _Patterns:
+    """Values by pattern of module names: rank_pattern or alpha_pattern. Raises ConfigError."""
 
-
-def _matching(patterns: Fields, module: str) -> str | None:
-    """The first pattern that matches a module's name to its end, from its beginning or from behind a dot."""
-    for pattern in patterns.values:
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return pattern
-        except re.error as error:
+    def __init__(self, config: Fields, key: str) -> None:
+        values = config.find(key) or {}
+        origin = f"{config.origin}: {key}"
+        if not isinstance(values, dict):
+            raise ConfigError(f"{origin} is {shown(values)}, expected an object of module names; correct it")
+        self.fields = Fields(values, origin)
+        self._matches: list[tuple[str, Callable[[str], object]]] = []
+        names = sum(_NAME.fullmatch(pattern) is not None for pattern in values)
+        if names > _MAX_NAMES or len(values) - names > _MAX_PATTERNS:
             raise ConfigError(
-                f"{patterns.origin}: {pattern!r} is no regular expression ({error}); correct it"
-            ) from error
-    return None
+                f"{origin} has {names:,} names and {len(values) - names:,} patterns of modules, expected at most "
+                f"{_MAX_NAMES:,} and {_MAX_PATTERNS}; write a pattern for what is alike"
+            )
+        for pattern in values:
+            if _NAME.fullmatch(pattern):
+                self._matches.append((pattern, re.compile(rf"(.*\.)?({pattern})$").match))
+                continue
+            try:
+                self._matches.append((pattern, ModulePattern(pattern).matches))
+            except ValueError as error:
+                raise ConfigError(
+                    f"{origin}: {shown(pattern)} is no regular expression that can be used: {error}; "
+                    "correct it, or write names"
+                ) from error
+
+    def find(self, module: str) -> str | None:
+        """The first pattern that matches a module's name to its end, from its beginning or from behind a dot."""
+        return next((pattern for pattern, matches in self._matches if matches(module)), None)
 
 
 def _why_strange(tensors: list[str], spec: ModelSpec) -> str:
     """What is wrong with tensors that have no place in the model."""
-    shown = ", ".join(tensors[:3]) + (", ..." if len(tensors) > 3 else "")
+    tensors = [tensor if tensor.isprintable() and len(tensor) < _SHOWN else shown(tensor) for tensor in tensors]
+    named = ", ".join(tensors[:3]) + (", ..." if len(tensors) > 3 else "")
     for tensor in tensors:
         layer = _LAYER.search(tensor)
         if layer and int(layer[1]) >= spec.num_layers:
@@ -319,7 +332,7 @@ def _why_strange(tensors: list[str], spec: ModelSpec) -> str:
             return f"{tensor} changes the embedding, expected linear layers only; {_ADVICE}"
         if spec.tied_embeddings and re.search(r"\.(lm_head|output_layer)\.", tensor):
             return f"{tensor} changes an output layer that this model shares with its embedding; {_ADVICE}"
-    count = f"tensor {shown} maps" if len(tensors) == 1 else f"{len(tensors)} tensors ({shown}) map"
+    count = f"tensor {named} maps" if len(tensors) == 1 else f"{len(tensors)} tensors ({named}) map"
     return (
         f"{count} to nothing in this model, expected lora_A and lora_B of its linear layers; "
         "this is an adapter for another model"

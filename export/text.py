@@ -8,6 +8,7 @@ functions of the standard library. Both are English and fixed for one version of
 from __future__ import annotations
 
 import ast
+import codecs
 import hashlib
 import json
 import re
@@ -24,7 +25,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.runtime.errors import CalibrationError, PromptError
+from edge.runtime.errors import CalibrationError, PromptError, shown
+from edge.runtime.files import read_file, shown_path
+from edge.runtime.json_reader import parse_json
 
 if TYPE_CHECKING:
     from edge.runtime.chat import ChatTemplate
@@ -35,6 +38,7 @@ UNKNOWN_LANGUAGE = "und"  # ISO 639-2, undetermined
 SHARED_WORDS = 40  # that calibration and evaluation text may not have in common, in a row
 SHARED_WORDS_BUILTIN = 12  # the same for the text that comes with Python, where leaving pieces out is easy
 SHOWN_WORDS = 30  # of a passage, in a message
+MAX_FILE_BYTES = 200_000_000  # of text: 50 million tokens; in memory up to five times as much
 FUNCTION_LINES = range(4, 21)  # of a function that is taken as a whole, if it has a docstring
 
 # Files of the standard library with much to read: prose and code of many kinds.
@@ -181,24 +185,27 @@ def read_documents(path: str | Path) -> list[Document]:
     optional "language". Raises CalibrationError, which names the line.
     """
     path = Path(path)
+    name, advice = shown_path(path), "name a text or .jsonl file"
+    raw = read_file(path, CalibrationError, advice, max_bytes=MAX_FILE_BYTES)
     try:
-        content = path.read_text(encoding="utf-8")
+        content = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
+        line = raw[: error.start].count(b"\n") + 1
+        looks = " (it looks like UTF-16)" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
         raise CalibrationError(
-            f"{path}, line {line}: byte {error.start} is no UTF-8; save the file as UTF-8"
+            f"{name}, line {line}: byte {error.start} is no UTF-8{looks}; save the file as UTF-8"
         ) from error
-    except OSError as error:
-        raise CalibrationError(
-            f"{path} cannot be read ({error.strerror or error}); name a text or .jsonl file"
-        ) from error
+    if (zero := content.find("\0")) >= 0:
+        line = content.count("\n", 0, zero) + 1
+        raise CalibrationError(f"{name}, line {line}: a zero byte, so this is no text; {advice}")
+    content = content.replace("\r\n", "\n").replace("\r", "\n")
     if path.suffix.lower() != ".jsonl":
-        documents = [Document(content, origin=str(path))] if content.strip() else []
+        documents = [Document(content, origin=name)] if content.strip() else []
     else:  # not splitlines(): JSON strings may hold U+2028
         lines = enumerate(content.split("\n"), start=1)
-        documents = [_from_json(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+        documents = [_from_json(line, f"{name}, line {number}") for number, line in lines if line.strip()]
     if not documents:
-        raise CalibrationError(f"{path} holds no text; give a file with some")
+        raise CalibrationError(f"{name} holds no text; give a file with some")
     return documents
 
 
@@ -211,10 +218,10 @@ def check_apart(calibration: Sequence[Document], evaluation: Sequence[Document],
     shingles = _Shingles([document.text for document in calibration], words)
     for document in evaluation:
         if (passage := shingles.find(document.text)) is not None:
-            shown = " ".join(passage[:SHOWN_WORDS]) + (" ..." if len(passage) > SHOWN_WORDS else "")
+            common = " ".join(passage[:SHOWN_WORDS]) + (" ..." if len(passage) > SHOWN_WORDS else "")
             where = f" ({document.origin})" if document.origin else ""
             raise CalibrationError(
-                f"calibration and evaluation text{where} share {words} words in a row: {shown!r}; figures measured "
+                f"calibration and evaluation text{where} share {words} words in a row: {common!r}; figures measured "
                 "with it would be too good, take the passage out of one of them"
             )
 
@@ -342,30 +349,23 @@ def _pieces(source: str) -> Iterator[str]:
 def _from_json(line: str, origin: str) -> Document:
     """One line of a .jsonl. Raises CalibrationError."""
     forms = '{"text": "..."} or {"messages": [{"role": "user", "content": "..."}]}'
-    try:
-        data = json.loads(line)
-    except ValueError as error:
-        raise CalibrationError(f"{origin} is no JSON ({error}); expected {forms}") from error
+    data = parse_json(line, origin, CalibrationError, f"expected {forms}")
     if not isinstance(data, dict) or ("text" in data) == ("messages" in data):
-        raise CalibrationError(f"{origin}: expected an object {forms}, found {_short(data)}")
+        raise CalibrationError(f"{origin}: expected an object {forms}, found {shown(data)}")
     language = data.get("language", UNKNOWN_LANGUAGE)
     if not isinstance(language, str) or not language:
-        raise CalibrationError(f'{origin}: language is {_short(language)}, expected a string like "en"')
+        raise CalibrationError(f'{origin}: language is {shown(language)}, expected a string like "en"')
     if "text" in data:
         if not isinstance(data["text"], str):
-            raise CalibrationError(f"{origin}: text is {_short(data['text'])}, expected a string")
+            raise CalibrationError(f"{origin}: text is {shown(data['text'])}, expected a string")
         return Document(data["text"], language, origin=origin)
     messages = data["messages"]
     if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
         raise CalibrationError(
-            f"{origin}: messages are {_short(messages)}, expected a list of objects with a role and a content in text"
+            f"{origin}: messages are {shown(messages)}, expected a list of objects with a role and a content in text"
         )
     return Document("\n".join(message["content"] for message in messages), language, tuple(messages), origin)
 
 
 def _is_message(message: Any) -> bool:
     return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
-
-
-def _short(value: Any) -> str:
-    return textwrap.shorten(repr(value), 80, placeholder=" ...")

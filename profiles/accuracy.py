@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.profiles.reference import Reference, Rows, log_sum_exp
+from edge.profiles.typed_json import read_fields
 from edge.runtime.engines.engine import Engine, Step
-from edge.runtime.errors import CalibrationError, ContextLengthError
+from edge.runtime.errors import CalibrationError, ContextLengthError, shown
 from edge.runtime.kv.pool import CacheSequence
 
 FloatArray = npt.NDArray[np.float64]
@@ -76,17 +77,22 @@ class Accuracy:
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
-    def from_json(cls, data: Any) -> Accuracy:  # JSON, checked here
+    def from_json(cls, data: object) -> Accuracy:
         """Raises CalibrationError for something else than `to_json` gave."""
-        try:
-            if data["format"] != FORMAT:
-                raise CalibrationError(f"accuracy of format {data['format']}, expected {FORMAT}; measure again")
-            values = {field.name: data[field.name] for field in fields(cls)}
-            parts = {name: tuple(Part(**part) for part in values[name]) for name in ("languages", "quarters")}
-            lists = {name: tuple(map(float, values[name])) for name in ("per_window_kld", "per_window_log_ratio")}
-            return cls(**(values | parts | lists))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CalibrationError(f"this is no record of an accuracy ({error!r}); measure again") from error
+        what, advice = "a record of an accuracy", "measure again"
+        if isinstance(data, dict):
+            data = dict(data)
+            if (found := data.pop("format", None)) != FORMAT:
+                raise CalibrationError(f"accuracy of format {shown(found)}, expected {FORMAT}; {advice}")
+        values = read_fields(cls, data, what, CalibrationError, advice, elsewhere=frozenset(("languages", "quarters")))
+        for name in ("languages", "quarters"):
+            if not isinstance(values[name], list | tuple):
+                raise CalibrationError(f"{name} of {what} is {shown(values[name])}, expected a list; {advice}")
+            parts = [read_fields(Part, part, f"{name} of {what}", CalibrationError, advice) for part in values[name]]
+            values[name] = tuple([Part(**part) for part in parts])
+        if not len(values["per_window_kld"]) == len(values["per_window_log_ratio"]) == values["windows"]:
+            raise CalibrationError(f"{what} has not a figure for each of its windows; {advice}")
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +150,12 @@ def evaluate(
 
 def compare(a: Accuracy, b: Accuracy) -> Comparison:
     """What b has more than a. Raises CalibrationError when they were not measured against the same reference."""
-    if a.reference_key != b.reference_key:
+    if a.reference_key != b.reference_key or (a.windows != b.windows and min(a.windows, b.windows) > 1):
         raise CalibrationError(
             "these were measured with other checkpoints, texts or windows, so their tokens cannot be paired; measure "
             "both with one reference"
         )
-    if a.windows < 2:
+    if min(a.windows, b.windows) < 2:
         raise CalibrationError("one window tells nothing about chance; measure with two or more")
     return Comparison(
         _difference(a.per_window_kld, b.per_window_kld), _difference(a.per_window_log_ratio, b.per_window_log_ratio)

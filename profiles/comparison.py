@@ -6,14 +6,15 @@ Knows nothing about printing.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge.profiles.accuracy import Comparison, Difference, compare
-from edge.profiles.record import Row, read_profile
-from edge.runtime.errors import CalibrationError, ProfileError
+from edge.profiles.record import Profile, Row, read_profile, read_record
+from edge.runtime.errors import CalibrationError, ProfileError, shown
+from edge.runtime.files import shown_path
 
 SIGNIFICANT = 0.05  # p below which a difference is taken for more than chance
 
@@ -53,17 +54,17 @@ def compare_named(a: str, b: str) -> list[Pair]:
 def named_rows(text: str) -> list[Row]:
     """The rows that FILE or FILE:NAME names. Raises ProfileError."""
     path, name = Path(text), ""
-    if not path.exists() and ":" in text:
+    if not os.path.lexists(path) and ":" in text:
         before, _, name = text.rpartition(":")
         path = Path(before)
     rows = _read_rows(path)
     if not rows:
-        raise ProfileError(f"{path} holds no rows; run `edge profile` again")
+        raise ProfileError(f"{shown_path(path)} holds no rows; run `edge profile` again")
     if not name:
         return rows
     chosen = [row for row in rows if row.name == name]
     if not chosen:
-        raise ProfileError(f"{path} has no row {name!r}, it has {_names(rows)}")
+        raise ProfileError(f"{shown_path(path)} has no row {shown(name)}, it has {_names(rows)}")
     return chosen
 
 
@@ -75,13 +76,15 @@ def better(difference: Difference) -> str:
 
 
 def _read_rows(path: Path) -> list[Row]:
+    if path.is_dir():
+        return list(read_profile(path).rows)
+    data = read_record(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (OSError, ValueError):
-        data = None  # read_profile says what is wrong
-    if isinstance(data, dict) and "row" in data:
-        return [Row.from_json(data["row"])]
-    return list(read_profile(path).rows)
+        if isinstance(data, dict) and "row" in data:
+            return [Row.from_json(data["row"])]
+        return list(Profile.from_data(data).rows)
+    except ProfileError as error:
+        raise ProfileError(f"{shown_path(path)}: {error}") from error
 
 
 def _names(rows: Sequence[Row]) -> str:

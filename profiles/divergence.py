@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from edge.export.text import Windows
 from edge.profiles.reference import FloatWeights, ReferenceSettings, build
+from edge.profiles.typed_json import read_fields
 from edge.runtime.errors import ProfileError
 
 if TYPE_CHECKING:
@@ -47,12 +48,9 @@ class Divergence:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Any) -> Divergence:  # JSON, checked here
+    def from_json(cls, data: object) -> Divergence:
         """Raises ProfileError for something else than `to_json` gave."""
-        try:
-            return cls(**{**data, "lengths": tuple(map(int, data["lengths"]))})
-        except (KeyError, TypeError, ValueError) as error:
-            raise ProfileError(f"this is no record of a divergence ({error!r}); run `edge profile` again") from error
+        return cls(**read_fields(cls, data, "a record of a divergence", ProfileError, "run `edge profile` again"))
 
 
 def write_greedily(llm: LLM, prompts: Ids, new_tokens: int) -> Ids:

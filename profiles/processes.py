@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from edge.runtime.errors import ProfileError, telling_line
+from edge.runtime.errors import ProfileError, shown, telling_line
+from edge.runtime.json_reader import parse_json
 
 SAMPLE_S = 0.02
 FIND_CHILDREN_EVERY = 10  # samples; the list of all processes is long
@@ -91,12 +92,15 @@ def _listen(lines: IO[str], watch: _Watch, tell: Tell) -> dict[str, Any]:
     """Pass on progress until the answer comes; {} where none does."""
     answer: dict[str, Any] = {}
     for line in lines:
-        message = json.loads(line)
-        if "phase" in message:
-            watch.enter(message["phase"])
-            tell(message["phase"], message["done"], message["total"])
-        else:
-            answer = message
+        message = parse_json(line, "what the process said", ProfileError, "run it again", infinite=True)
+        match message:
+            case {"phase": str(phase), "done": int(done), "total": int(total)}:
+                watch.enter(phase)
+                tell(phase, done, total)
+            case {"result": dict()} | {"error": str()}:
+                answer = message
+            case _:
+                raise ProfileError(f"the process said {shown(message)}, which is no message; run it again")
     return answer
 
 

@@ -10,24 +10,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import NoneType
 from typing import Any, Self
 
 from edge.profiles.accuracy import Accuracy
 from edge.profiles.divergence import Divergence
 from edge.profiles.machine_record import MachineRecord
-from edge.runtime.errors import CalibrationError, ProfileError
+from edge.profiles.typed_json import read_fields, read_texts
+from edge.runtime.errors import CalibrationError, ProfileError, shown
+from edge.runtime.files import shown_path
+from edge.runtime.json_reader import parse_json, read_json
 
 SCHEMA_VERSION = 1
 PROFILE = "profile.json"
 DEFAULT_SETTING = "default"  # nothing was asked of the engine
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "int | None": (int, NoneType),
-    "float | None": (int, float, NoneType),
-}
+_AGAIN, _MAKE = "run `edge profile` again", "make one with `edge profile`"
+_MAX_BYTES = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +61,15 @@ class Row:
     @classmethod
     def from_json(cls, data: object) -> Self:
         """Raises ProfileError for missing, unknown and mistyped fields."""
-        known = {field.name: str(field.type) for field in fields(cls)}
-        if not isinstance(data, dict) or (unknown := set(data) ^ set(known)):
-            what = f"a row has {min(unknown)!r} too many or too few" if isinstance(data, dict) else "a row is no object"
-            raise ProfileError(f"{what}; run `edge profile` again")
-        for name, value in data.items():
-            if name not in ("accuracy", "divergence") and not isinstance(value, _TYPES[known[name]]):
-                raise ProfileError(f"{name} of a row is {value!r}, expected {known[name]}; run `edge profile` again")
+        own = frozenset(("accuracy", "divergence"))
+        values = read_fields(cls, data, "a row", ProfileError, _AGAIN, elsewhere=own)
+        written = values["divergence"]
         try:
-            written = data["divergence"]
-            return cls(
-                **{
-                    **data,
-                    "accuracy": Accuracy.from_json(data["accuracy"]),
-                    "divergence": None if written is None else Divergence.from_json(written),
-                }
-            )
+            values["accuracy"] = Accuracy.from_json(values["accuracy"])
         except CalibrationError as error:
             raise ProfileError(str(error)) from error
+        values["divergence"] = None if written is None else Divergence.from_json(written)
+        return cls(**values)
 
 
 def cell_name(recipe: str, engine: str, setting: str) -> str:
@@ -122,30 +110,51 @@ class Profile:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Raises ProfileError for another schema version and for anything that does not read as a profile."""
-        try:
-            data: dict[str, Any] = json.loads(text)
-            version = data.pop("schema_version")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ProfileError(f"this is no {PROFILE} ({error!r}); make one with `edge profile`") from error
-        if version != SCHEMA_VERSION:
-            raise ProfileError(
-                f"schema version {version}, this edgeglm reads {SCHEMA_VERSION}; run `edge profile` again"
-            )
-        try:
-            rows = tuple(Row.from_json(row) for row in data.pop("rows"))
-            failures = tuple(Failure(**failure) for failure in data.pop("failures"))
-            notes = tuple(str(note) for note in data.pop("notes"))
-            return cls(rows=rows, failures=failures, notes=notes, **data)
-        except (KeyError, TypeError) as error:
-            raise ProfileError(f"a field is missing or unknown ({error}); run `edge profile` again") from error
+        return cls.from_data(parse_json(text, f"this {PROFILE}", ProfileError, _MAKE, infinite=True))
+
+    @classmethod
+    def from_data(cls, data: object) -> Self:
+        """`from_json` of JSON that is read. Raises ProfileError."""
+        if not isinstance(data, dict) or "schema_version" not in data:
+            raise ProfileError(f"this is no {PROFILE}; {_MAKE}")
+        data = dict(data)
+        if (version := data.pop("schema_version")) != SCHEMA_VERSION:
+            raise ProfileError(f"schema version {shown(version)}, this edgeglm reads {SCHEMA_VERSION}; {_AGAIN}")
+        own = frozenset(("machine", "versions", "rows", "failures"))
+        values = read_fields(cls, data, "the profile", ProfileError, _AGAIN, elsewhere=own)
+        values["machine"] = read_fields(_Machine, values["machine"], "the machine", ProfileError, _AGAIN)
+        values["versions"] = read_texts(values["versions"], "versions", ProfileError, _AGAIN)
+        for name in ("rows", "failures"):
+            if not isinstance(values[name], list | tuple):
+                raise ProfileError(f"{name} are {shown(values[name])}, expected a list; {_AGAIN}")
+        values["rows"] = tuple([Row.from_json(row) for row in values["rows"]])
+        failures = [read_fields(Failure, failure, "a failure", ProfileError, _AGAIN) for failure in values["failures"]]
+        values["failures"] = tuple([Failure(**failure) for failure in failures])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class _Machine:
+    """The fields of a MachineRecord."""
+
+    processor: str
+    cores: int
+    memory_bytes: int | None
+    system: str
 
 
 def read_profile(path: Path) -> Profile:
     """Of a `profile.json`, or the folder that holds one. Raises ProfileError."""
     file = path / PROFILE if path.is_dir() else path
+    data = read_record(file)
     try:
-        return Profile.from_json(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProfileError(f"{file} cannot be read ({error}); expected what `edge profile` writes") from error
+        return Profile.from_data(data)
     except ProfileError as error:
-        raise ProfileError(f"{file}: {error}") from error
+        raise ProfileError(f"{shown_path(file)}: {error}") from error
+
+
+def read_record(file: Path) -> Any:  # JSON
+    """What a file of a profile holds: NaN is a figure there. Raises ProfileError."""
+    return read_json(
+        file, ProfileError, "expected what `edge profile` writes", max_bytes=_MAX_BYTES, infinite=True, unique_keys=True
+    )

@@ -43,13 +43,16 @@ import numpy.typing as npt
 
 from edge.export.graph import reference as plain
 from edge.export.names import canonical_shapes
-from edge.export.npz import put_array
+from edge.export.npz import DAMAGE, get_array, put_array
 from edge.export.output import FULL, Journal
 from edge.export.recipes import EMBEDDING, HEAD
 from edge.export.tensors import Float32Array, FloatArray
 from edge.export.text import Windows
+from edge.profiles.typed_json import read_value
 from edge.runtime.atomic import write_durably
-from edge.runtime.errors import CalibrationError, OutputError, TensorError
+from edge.runtime.errors import CalibrationError, OutputError, TensorError, shown
+from edge.runtime.files import open_file, shown_path
+from edge.runtime.json_reader import parse_json
 from edge.runtime.spec import ModelSpec
 
 Int32Array = npt.NDArray[np.int32]
@@ -59,6 +62,7 @@ BATCH_TOKENS = 1024  # that pass a block at once: more take memory and are no fa
 ROWS = 64  # of logits in memory
 VERSIONED = ("edgeglm", "openvino", "numpy")  # packages that decide the figures
 HEADER = "header.json"
+_MAX_HEADER_BYTES = 10_000_000
 
 
 class FloatWeights(Protocol):
@@ -168,24 +172,57 @@ def build(
 
 def open_reference(path: str | Path) -> Reference:
     """Read a reference. Raises CalibrationError when the file is not there, damaged, or of another version."""
+    name, advice = shown_path(path), "delete it, and it is made anew"
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            header = json.loads(archive[HEADER])
+        with open_file(Path(path), CalibrationError, advice) as file, zipfile.ZipFile(file) as archive:
+            entry = archive.getinfo(HEADER)
+            if entry.file_size > _MAX_HEADER_BYTES:
+                raise ValueError(f"{HEADER} has {entry.file_size:,} bytes")
+            raw = archive.read(entry)
+            header = parse_json(raw, f"{HEADER} in {name}", CalibrationError, advice, unique_keys=True)
             if header["format"] != FORMAT:
                 raise CalibrationError(
-                    f"{path} is a reference of format {header['format']}, expected {FORMAT}; delete it"
+                    f"{name} is a reference of format {shown(header['format'])}, expected {FORMAT}; delete it"
                 )
-            rows = Rows(**{field.name: archive[field.name] for field in fields(Rows)})
-            windows = Windows(archive["ids"], tuple(header["languages"]))
+            rows = Rows(**{field.name: get_array(archive, field.name) for field in fields(Rows)})
+            languages = read_value(header["languages"], "tuple[str, ...]", "languages", CalibrationError, advice)
+            windows = Windows(get_array(archive, "ids"), languages)
         settings = ReferenceSettings(**header["settings"])
-        reference = Reference(windows, rows, settings, header["vocab_size"], header["key"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise CalibrationError(
-            f"{path} does not read as a reference ({error}); delete it, and it is made anew"
-        ) from error
-    if windows.sha256 != header["windows_sha256"] or rows.tail.shape != (windows.count, reference.scored):
-        raise CalibrationError(f"{path} does not hold what its header says; delete it, and it is made anew")
+        for field in fields(ReferenceSettings):
+            read_value(getattr(settings, field.name), "int", field.name, CalibrationError, advice)
+        vocab_size = read_value(header["vocab_size"], "int", "vocab_size", CalibrationError, advice)
+        key = read_value(header["key"], "str", "key", CalibrationError, advice)
+        reference = Reference(windows, rows, settings, vocab_size, key)
+        whole = _is_whole(reference) and windows.sha256 == header["windows_sha256"]
+    except DAMAGE as error:
+        raise CalibrationError(f"{name} does not read as a reference ({shown(str(error))}); {advice}") from error
+    if not whole:
+        raise CalibrationError(f"{name} does not hold what its header says; {advice}")
     return reference
+
+
+def _is_whole(reference: Reference) -> bool:
+    """Whether arrays have the types, shapes and ranges that go with each other."""
+    windows, rows, settings, vocab = reference.windows, reference.rows, reference.settings, reference.vocab_size
+    if windows.ids.ndim != 2 or windows.ids.dtype != np.int64 or len(windows.languages) != windows.count:
+        return False
+    if not windows.count or vocab < 1 or not 0 <= settings.first_scored < windows.length - 1:
+        return False
+    lead = (windows.count, reference.scored)
+    top, samples = rows.top_ids.shape[-1:], rows.sample_ids.shape[-1:]
+    ids = {"top_ids": (*lead, *top), "sample_ids": (*lead, *samples), "next_ranks": lead}
+    numbers = {"top_logprobs": (*lead, *top), "sample_logprobs": (*lead, *samples), "tail": lead, "next_logprobs": lead}
+    found = {field.name: getattr(rows, field.name) for field in fields(Rows)}
+    return (
+        all(found[name].dtype == np.int32 and found[name].shape == shape for name, shape in ids.items())
+        and all(found[name].dtype == np.float32 and found[name].shape == shape for name, shape in numbers.items())
+        and all(_within(array, vocab) for array in (windows.ids, *(found[name] for name in ids)))
+        and all(bool(np.isfinite(found[name]).all()) for name in numbers)
+    )
+
+
+def _within(ids: npt.NDArray[Any], vocab_size: int) -> bool:
+    return not ids.size or (int(ids.min()) >= 0 and int(ids.max()) < vocab_size)
 
 
 def keep(logits: Float32Array, next_ids: npt.NDArray[np.int64], top: int, samples: int, seed: list[int]) -> Rows:

@@ -26,7 +26,7 @@ from edge.profiles.accuracy import Accuracy
 from edge.profiles.divergence import Divergence
 from edge.profiles.machine_record import machine_record, versions_record
 from edge.profiles.processes import Outcome, run_step
-from edge.profiles.record import PROFILE, Failure, Profile, Row
+from edge.profiles.record import PROFILE, Failure, Profile, Row, read_record
 from edge.profiles.sweep_plan import (
     BUNDLES,
     CELLS,
@@ -39,6 +39,7 @@ from edge.profiles.sweep_plan import (
     SweepSettings,
     plan_sweep,
 )
+from edge.profiles.typed_json import read_value
 from edge.profiles.worker import write_windows
 from edge.runtime.atomic import write_atomically
 from edge.runtime.bundle import open_bundle
@@ -149,7 +150,7 @@ class _Run:
     def _exported(self, recipe: str) -> dict[str, Any] | None:
         """What the export took whose bundle is still there; None where one is needed."""
         known = _read_keyed(self._record(recipe), self.plan.export_keys[recipe])
-        return known if _opens(self._bundle(recipe)) else None
+        return known if known is not None and _is_cost(known) and _opens(self._bundle(recipe)) else None
 
     def _export(self, recipe: str) -> dict[str, Any]:
         """Make a bundle, and keep what it took. Raises ProfileError."""
@@ -284,10 +285,21 @@ def _finished(cell: Cell, out: Path, settings: SweepSettings) -> Row | None:
 def _read_keyed(path: Path, key: str) -> dict[str, Any] | None:
     """A JSON object of ours with this key, without it; None where there is none."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return data if data.pop("key") == key else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        data = read_record(path)
+    except ProfileError:
         return None
+    return data if isinstance(data, dict) and data.pop("key", None) == key else None
+
+
+def _is_cost(known: Mapping[str, Any]) -> bool:
+    """Whether a record says what an export took."""
+    kinds = {"bits_per_weight": "float", "weight_bytes": "int", "export_s": "float | None"}
+    try:
+        for name, kind in {**kinds, "export_peak_bytes": "int | None"}.items():
+            read_value(known.get(name, "missing"), kind, name, ProfileError, "export again")
+    except ProfileError:
+        return False
+    return True
 
 
 def _opens(bundle: Path) -> bool:

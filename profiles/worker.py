@@ -10,16 +10,21 @@ import json
 import os
 import sys
 import threading
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from edge.export.npz import DAMAGE, get_array
 from edge.export.settings import ExportSettings, Format
 from edge.export.text import Windows
 from edge.profiles.processes import Tell
-from edge.runtime.errors import EdgeError
+from edge.runtime.errors import CalibrationError, EdgeError, shown
+from edge.runtime.files import open_file
 from edge.runtime.settings import CachePrecision, EngineOptions, EngineSettings, engine_settings
 
 GREEDY_PROMPTS, GREEDY_PROMPT_TOKENS = 8, 64  # the beginnings of so many windows, behind which text is written
@@ -162,8 +167,24 @@ def write_windows(windows: Windows, path: Path) -> None:
 
 
 def read_windows(path: Path) -> Windows:
-    with np.load(path, allow_pickle=False) as archive:
-        return Windows(archive["ids"], tuple(archive["languages"].tolist()))
+    """What `write_windows` kept. Raises CalibrationError for anything else."""
+    advice = "run the profile again"
+    try:
+        with open_file(path, CalibrationError, advice) as file, zipfile.ZipFile(file) as archive:
+            ids, languages = get_array(archive, "ids"), get_array(archive, "languages")
+    except DAMAGE as error:
+        raise CalibrationError(f"{path} does not read as windows of text ({shown(str(error))}); {advice}") from error
+    if ids.ndim != 2 or ids.dtype != np.int64 or languages.shape != ids.shape[:1] or not _is_text(languages):
+        raise CalibrationError(f"{path} holds no windows of text; {advice}")
+    return Windows(ids, tuple(languages.tolist()))
+
+
+def _is_text(array: npt.NDArray[Any]) -> bool:
+    """Whether an array is of text, and of characters that there are."""
+    if not array.dtype.str.startswith("<U"):
+        return False
+    codes = array.view("<u4")
+    return not codes.size or int(codes.max()) <= sys.maxunicode
 
 
 TASKS: dict[str, Callable[..., dict[str, object]]] = {

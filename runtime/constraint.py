@@ -1,6 +1,13 @@
 """What the whole of an answer must match: JSON, a schema, a regular expression or a grammar, as a setting.
 
 In: what a caller asks for. Out: a frozen record. Knows nothing about how it is followed; `constraints` does.
+
+A schema may come in OpenAI's wrappers, as the setting response_format has them:
+
+    {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}, "strict": true}}
+    {"type": "json_schema", "name": ..., "schema": {...}}
+    {"name": ..., "schema": {...}}
+    {"type": "json_object"}
 """
 
 from __future__ import annotations
@@ -8,11 +15,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
-from edge.runtime.errors import SettingsError
+from edge.runtime.errors import SettingsError, shown
+from edge.runtime.json_reader import parse_json
 
 Kind = Literal["json_schema", "json", "regex", "lark"]
+_ADVICE = "expected a JSON object, the schema"
+_WRAPPER = {"type", "name", "description", "schema", "strict"}  # what stands beside a schema, or around it
+
+
+class SchemaMaker(Protocol):
+    """A class that knows its JSON schema, as pydantic's do."""
+
+    def model_json_schema(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +40,33 @@ class Constraint:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise SettingsError(f"the constraint is a {self.kind!r}, expected one of {', '.join(get_args(Kind))}")
+            raise SettingsError(f"the constraint is a {shown(self.kind)}, expected one of {', '.join(get_args(Kind))}")
         if not isinstance(self.text, str):
-            raise SettingsError(f"the {self.kind} constraint is {self.text!r}, expected text")
+            raise SettingsError(f"the {self.kind} constraint is {shown(self.text)}, expected text")
         if self.kind == "json_schema":
-            _check_schema(self.text)
+            given = parse_json(self.text, "the JSON schema", SettingsError, _ADVICE)
+            schema = _unwrapped(given)
+            if schema is None:
+                object.__setattr__(self, "kind", "json")
+                object.__setattr__(self, "text", "")
+            elif schema is not given:
+                object.__setattr__(self, "text", json.dumps(schema, ensure_ascii=False))
 
     @classmethod
-    def json_schema(cls, schema: Mapping[str, object] | str) -> Constraint:
-        """JSON that a JSON Schema (draft 2020-12) accepts."""
+    def json_schema(cls, schema: Mapping[str, object] | str | SchemaMaker | type[SchemaMaker]) -> Constraint:
+        """JSON that a JSON Schema (draft 2020-12) accepts: the schema, its text, or a pydantic model.
+
+        OpenAI's wrappers are taken off it; {"type": "json_object"} stands for any JSON object.
+        """
         if isinstance(schema, str):
             return cls("json_schema", schema)
+        if callable(make := getattr(schema, "model_json_schema", None)):
+            try:
+                schema = make()
+            except Exception as error:  # whatever a stranger's class raises
+                raise SettingsError(f"{shown(schema)} does not give its JSON schema ({shown(str(error))})") from error
         if not isinstance(schema, Mapping):
-            raise SettingsError(f"the JSON schema is {schema!r}, expected an object or its JSON text")
+            raise SettingsError(f"the JSON schema is {shown(schema)}, expected an object or its JSON text")
         try:
             return cls("json_schema", json.dumps(dict(schema), ensure_ascii=False, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
@@ -61,14 +91,27 @@ class Constraint:
     def choice(cls, options: Sequence[str]) -> Constraint:
         """Exactly one of several texts."""
         if isinstance(options, str) or not options or not all(isinstance(option, str) for option in options):
-            raise SettingsError(f"the choice is {options!r}, expected a list of one or more texts")
-        return cls("lark", "start: " + " | ".join(json.dumps(option, ensure_ascii=False) for option in options))
+            raise SettingsError(f"the choice is {shown(options)}, expected a list of one or more texts")
+        # As a terminal, which upper case makes of it: a rule may have 2,000 alternatives at most.
+        return cls("lark", "start: CHOICE\nCHOICE: " + " | ".join(json.dumps(o, ensure_ascii=False) for o in options))
 
 
-def _check_schema(text: str) -> None:
-    try:
-        schema = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(f"the JSON schema is no JSON ({error})") from error
-    if not isinstance(schema, dict):
-        raise SettingsError(f"the JSON schema is {text.strip()[:80]}, expected a JSON object")
+def _unwrapped(given: object) -> dict[str, Any] | None:
+    """The schema itself; None for any JSON object. Raises SettingsError where there is none."""
+    if not isinstance(given, dict):
+        raise SettingsError(f"the JSON schema is {shown(given)}, {_ADVICE}")
+    kind, inner = given.get("type"), given.get("schema")
+    if kind == "json_object":
+        return None
+    if kind == "json_schema":
+        around = given.get("json_schema", given)
+        inner = around.get("schema") if isinstance(around, dict) else None
+        if not isinstance(inner, dict):
+            raise SettingsError(
+                'a "json_schema" has no schema in it, expected {"type": "json_schema", "json_schema": {"name": "...", '
+                '"schema": {...}}}'
+            )
+        return inner
+    if isinstance(inner, dict) and isinstance(given.get("name"), str) and set(given) <= _WRAPPER - {"type"}:
+        return inner
+    return given

@@ -7,15 +7,23 @@ the first constraint starts.
 JSON is written as Python's json.dumps writes it by default: one space behind a comma or colon of the structure and no
 other white space, so that a model cannot fill the answer with it, and so that more of the text is forced. A schema may
 choose otherwise with llguidance's own "x-guidance" key. Nothing that a schema demands is dropped: a keyword that
-llguidance does not implement is refused, and so is a schema that it warns about. Keywords that JSON Schema does not
-know stay without effect, as its specification wants it. Properties come in the order of the schema.
+llguidance does not implement is refused, and so is a schema that it warns about, unless the schema itself asks for that
+with {"x-guidance": {"lenient": true}}. Keywords that JSON Schema does not know stay without effect, as its
+specification wants it, and so do formats that llguidance does not know (`json_schema`). Properties come in the order of
+the schema.
+
+What cannot be followed to an end is refused when it starts, before anything is written: what the library refuses, what
+would end the process (it has no limit of its own on how deep rules and $refs lead), and what a search finds to lead
+nowhere (`dead_ends`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterator
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -23,45 +31,113 @@ import numpy.typing as npt
 
 from edge.runtime.arrays import Ids, Logits
 from edge.runtime.constraint import Constraint
-from edge.runtime.errors import GenerationError, SettingsError, TokenizerError, telling_line
+from edge.runtime.dead_ends import dead_end
+from edge.runtime.errors import GenerationError, SettingsError, TokenizerError, shown, telling_line
 from edge.runtime.extras import install_command
+from edge.runtime.json_reader import parse_json
+from edge.runtime.json_schema import Schema, prepare_schema
 from edge.runtime.tokenizer import Tokenizer
+
+# What the library takes within about two seconds.
+MAX_CHARACTERS = {"json_schema": 1_000_000, "json": 0, "regex": 50_000, "lark": 500_000}
+MAX_RULES = 500  # of a grammar: 3,000 that lead to each other have overflown the library's stack
+_RULE = re.compile(r"[A-Za-z_]\w*\s*(?:\[[^]\n]*\]|\{[^}\n]*\}|\.-?\d+)?\s*:")
+_KEPT = 64  # constraints that are known to be good
+_WORDS = {  # for the library's names of what went wrong
+    "NoExtension": "nothing may follow",
+    "NoExtensionBias": "nothing may follow",
+    "ParserTooComplex": "it is too complex to follow",
+    "LexerTooComplex": "it is too complex to follow",
+}
 
 
 class Constraints:
     """Starts constraints over one tokenizer.
 
-    num_tokens: ids of a row of logits, at least as many as the tokenizer has. stop_ids: all ids that end an answer,
-    each of them allowed where the text may end. The library reads the tokenizer when the first constraint starts:
-    about 1.5 s and 130 MB for GLM-4's 151,343 tokens (two cores of an AMD EPYC, llguidance 1.9.1).
+    num_tokens: ids of a row of logits; ids of the tokenizer beyond them never come. stop_ids: all ids that end an
+    answer, each of them allowed where the text may end. The library reads the tokenizer when the first constraint
+    starts: about 1.5 s and 130 MB for GLM-4's 151,343 tokens (two cores of an AMD EPYC, llguidance 1.9.1).
     """
 
     def __init__(self, tokenizer: Tokenizer, num_tokens: int, stop_ids: Collection[int]) -> None:
         self._ours = tokenizer
         self._num_tokens = num_tokens
-        self._stop_ids = sorted(stop_ids)
+        self._stop_ids = sorted(i for i in stop_ids if 0 <= i < num_tokens)
+        self._good: set[Constraint] = set()  # been searched for dead ends
 
     def start(self, constraint: Constraint) -> ConstraintState:
         """The state before the first token of an answer.
 
-        Raises SettingsError when llguidance is not installed, when it refuses the constraint, and when nothing can
-        match it; TokenizerError when it does not read the tokenizer.
+        Raises SettingsError when llguidance is not installed, when it refuses the constraint, when the constraint is
+        too large, and when it leads nowhere; TokenizerError when it does not read the tokenizer.
         """
-        llguidance, tokenizer = self._library, self._tokenizer
+        llguidance, tokenizer, kind = self._library, self._tokenizer, constraint.kind
+        if len(constraint.text) > MAX_CHARACTERS[kind]:
+            raise SettingsError(
+                f"the {kind} constraint has {len(constraint.text):,} characters, expected at most "
+                f"{MAX_CHARACTERS[kind]:,}; make it smaller"
+            )
         try:
-            grammar = _grammar(llguidance.LLMatcher, constraint)
+            grammar, schema = self._grammar(constraint)
             matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
         except ValueError as error:  # text that is no Unicode
-            raise SettingsError(f"the {constraint.kind} constraint is refused: {_reason(str(error))}") from error
-        problems: list[str] = [matcher.get_error()] if matcher.is_error() else matcher.get_grammar_warnings()
-        if problems:
-            raise SettingsError(f"the {constraint.kind} constraint is refused: {_reason(problems[0])}")
+            raise SettingsError(f"the {kind} constraint is refused: {_reason(str(error))}") from error
+        if matcher.is_error():
+            raise SettingsError(f"the {kind} constraint is refused: {_reason(matcher.get_error())}")
+        if problems := [said for said in matcher.get_grammar_warnings() if not _asked_for(said, schema)]:
+            raise SettingsError(f"the {kind} constraint is refused: {_reason(problems[0])}")
         state = ConstraintState(matcher, self._special, np.array(self._stop_ids, np.int64), self._num_tokens)
         try:
             state.allowed()
         except GenerationError as error:
-            raise SettingsError(f"the {constraint.kind} constraint cannot be used: {error}") from error
+            raise SettingsError(f"the {kind} constraint cannot be used: {error}") from error
+        if constraint not in self._good:
+            self._check_leads_somewhere(kind, grammar, schema)
+            if len(self._good) >= _KEPT:
+                self._good.clear()
+            self._good.add(constraint)
         return state
+
+    def _check_leads_somewhere(self, kind: str, grammar: str, schema: Schema) -> None:
+        """Raises SettingsError."""
+        matcher = self._library.LLMatcher(self._bytes, grammar, log_level=0)
+        if matcher.is_error():  # a grammar that names tokens: there are none here
+            return
+        if (found := dead_end(matcher, _names(schema))) is not None:
+            text, reason = found
+            behind = f"behind {shown(text)} " if text else ""
+            said = _reason(reason) if reason else _WORDS["NoExtension"]
+            advice = "change the schema" if schema else "change it"
+            raise SettingsError(f"the {kind} constraint leads nowhere: {behind}{said}; {advice}")
+
+    def _grammar(self, constraint: Constraint) -> tuple[str, Schema]:
+        """The constraint in llguidance's own form, and the schema in it. Raises SettingsError for what is too large."""
+        matcher, text = self._library.LLMatcher, constraint.text
+        if constraint.kind == "regex":
+            return str(matcher.grammar_from_regex(text)), {}
+        if constraint.kind == "lark":
+            if (count := len(_RULE.findall(text))) > MAX_RULES:
+                raise SettingsError(f"the grammar has {count:,} rules, expected at most {MAX_RULES}; make it smaller")
+            for embedded in _embedded_schemas(text):
+                prepare_schema(embedded, self._knows_format, self._knows_dialect)
+            return str(matcher.grammar_from_lark(text)), {}
+        schema: Schema = {"type": "object"}
+        if constraint.kind == "json_schema":
+            schema = parse_json(text, "the JSON schema", SettingsError, "correct it")
+            schema = prepare_schema(schema, self._knows_format, self._knows_dialect)
+        layout = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+        return str(matcher.grammar_from_json_schema(json.dumps(schema), defaults=layout)), schema
+
+    def _knows_format(self, name: str) -> bool:
+        return self._accepts({"type": "string", "format": name})
+
+    def _knows_dialect(self, uri: str) -> bool:
+        return self._accepts({"$schema": uri, "type": "string"})
+
+    def _accepts(self, schema: Schema) -> bool:
+        """Whether the library reads a schema; versions of it know different formats."""
+        matcher = self._library.LLMatcher
+        return not matcher.validate_grammar(matcher.grammar_from_json_schema(json.dumps(schema)))
 
     @cached_property
     def _library(self) -> Any:
@@ -80,15 +156,21 @@ class Constraints:
             raise SettingsError("a constraint needs a stop id to end the answer with, and this model has none")
         try:
             text = _without_markup(self._ours.to_json())
-            return self._library.LLTokenizer(text, n_vocab=self._num_tokens, eos_token=self._stop_ids)
+            size = max(self._num_tokens, self._ours.num_tokens)
+            return self._library.LLTokenizer(text, n_vocab=size, eos_token=self._stop_ids)
         except (ValueError, KeyError, TypeError) as error:
             raise TokenizerError(f"llguidance does not read the tokenizer ({_reason(str(error))})") from error
 
     @cached_property
+    def _bytes(self) -> Any:
+        """A tokenizer of single bytes, over which a step takes a microsecond."""
+        return self._library.LLTokenizer("byte")
+
+    @cached_property
     def _special(self) -> Ids:
         """Ids of special tokens, and of the byte 255, which no UTF-8 has and which marks them in the library."""
-        is_special = self._tokenizer.is_special_token
-        return np.array([i for i in range(self._num_tokens) if is_special(i)], np.int64)
+        is_special, size = self._tokenizer.is_special_token, self._tokenizer.vocab_size
+        return np.array([i for i in range(size) if is_special(i)], np.int64)
 
 
 class ConstraintState:
@@ -114,15 +196,20 @@ class ConstraintState:
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()  # after an error the library allows the end
-        allowed = np.unpackbits(bits, count=self._num_tokens, bitorder="little").view(np.bool_)
+        allowed = np.unpackbits(bits, bitorder="little").view(np.bool_)
         allowed[self._special] = False
         allowed[self._stop_ids] = self._matcher.is_accepting()
+        allowed = allowed[: self._num_tokens]
         if not allowed.any():
             raise GenerationError("the constraint allows no token here; a grammar cannot ask for special tokens")
         return allowed
 
     def mask(self, logits: Logits) -> Logits:
-        """A copy of a row (num_tokens,) with -inf at every id that may not come next. Raises as `allowed` does."""
+        """A copy of a row with -inf at every id that may not come next. Raises as `allowed` does.
+
+        Of a model with fewer rows than its tokenizer has tokens the row is shorter: the others never come.
+        """
+        self._num_tokens = min(self._num_tokens, logits.size)
         return np.where(self.allowed(), logits, np.float32(-np.inf))
 
     def advance(self, token_id: int) -> None:
@@ -136,22 +223,44 @@ class ConstraintState:
         They are drafts: a model may spell the same text with other tokens, so they are verified as any draft is.
         """
         ids: list[int] = self._matcher.compute_ff_tokens()
-        return ids
+        return list(takewhile(lambda token_id: token_id < self._num_tokens, ids))
 
     def _check(self) -> None:
         if self._matcher.is_error():
             raise GenerationError(f"the constraint cannot be followed further: {_reason(self._matcher.get_error())}")
 
 
-def _grammar(matcher: Any, constraint: Constraint) -> str:
-    """The constraint in llguidance's own form."""
-    if constraint.kind == "regex":
-        return str(matcher.grammar_from_regex(constraint.text))
-    if constraint.kind == "lark":
-        return str(matcher.grammar_from_lark(constraint.text))
-    schema = constraint.text if constraint.kind == "json_schema" else '{"type": "object"}'
-    layout = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-    return str(matcher.grammar_from_json_schema(schema, defaults=layout))
+def _asked_for(warning: str, schema: Schema) -> bool:
+    """Whether a schema says itself that what the library warns about is to be left out."""
+    options = schema.get("x-guidance")
+    if not isinstance(options, dict):
+        return False
+    return options.get("lenient") is True or (options.get("coerce_one_of") is True and warning.startswith("oneOf"))
+
+
+def _embedded_schemas(grammar: str) -> Iterator[Schema]:
+    """JSON schemas within a Lark grammar, behind %json. What is no JSON is left to the library."""
+    for found in re.finditer(r"%json\s*(?=\{)", grammar):
+        try:
+            schema, _ = json.JSONDecoder().raw_decode(grammar, found.end())
+        except RecursionError:
+            raise SettingsError("%json in the grammar nests too deep; make it smaller") from None
+        except ValueError:
+            continue
+        yield schema
+
+
+def _names(value: object) -> Iterator[str]:
+    """Names of properties in a schema, as JSON writes them between quotes."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            if isinstance(named := item.get("properties"), dict):
+                yield from (json.dumps(name)[1:-1] for name in named)
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
 
 
 def _without_markup(tokenizer_json: str) -> str:
@@ -173,4 +282,13 @@ def _without_markup(tokenizer_json: str) -> str:
 
 def _reason(message: str) -> str:
     """What is wrong, by llguidance's message, without a list of our own names."""
-    return telling_line(message).partition("; following special tokens are available")[0]
+    said = telling_line(message).partition("; following special tokens are available")[0]
+    said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)
+    if said.startswith("Unimplemented keys"):
+        return (
+            f'{said}; leave them out of the schema, or put "x-guidance": {{"lenient": true}} into it to have them '
+            "ignored, and check the answer for them"
+        )
+    if said.startswith("panic"):
+        return f"it is too large, or not what llguidance can follow ({shown(said)})"
+    return _WORDS.get(said, said if len(said) < 300 else f"{said[:299]}…")

@@ -15,6 +15,7 @@ from typing import BinaryIO
 from edge.runtime.errors import EdgeError
 
 SMALL_BYTES = 100_000_000  # a tokenizer for 151,552 tokens has 20 MB; safetensors allows its headers as much as this
+_SHOWN = 300  # characters of a path in a message
 
 
 def open_file(path: Path, error: type[EdgeError], advice: str) -> BinaryIO:
@@ -26,7 +27,7 @@ def open_file(path: Path, error: type[EdgeError], advice: str) -> BinaryIO:
         raise _unreadable(path, problem, error, advice) from problem
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise error(f"{path} is no ordinary file; {advice}")
+        raise error(f"{shown_path(path)} is no ordinary file; {advice}")
     return os.fdopen(descriptor, "rb")
 
 
@@ -43,10 +44,25 @@ def read_file(path: Path, error: type[EdgeError], advice: str, *, max_bytes: int
         except OSError as problem:
             raise _unreadable(path, problem, error, advice) from problem
     if (size := max(size, len(content))) > max_bytes:
-        raise error(f"{path} has {size:,} bytes, expected at most {max_bytes:,}; {advice}")
+        raise error(f"{shown_path(path)} has {size:,} bytes, expected at most {max_bytes:,}; {advice}")
     return content
 
 
 def _unreadable(path: Path, problem: OSError | ValueError, error: type[EdgeError], advice: str) -> EdgeError:
     reason = problem.strerror if isinstance(problem, OSError) else None
-    return error(f"{path} cannot be read ({reason or problem}); {advice}")
+    return error(f"{shown_path(path)} cannot be read ({reason or problem}); {advice}")
+
+
+def is_file(path: Path) -> bool:
+    """Whether an ordinary file is there; False for a path that cannot be one, too."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):  # ValueError: a zero byte in the path
+        return False
+
+
+def shown_path(path: object) -> str:
+    """A path as a message names it: whole, unless it is very long, and without what cannot be printed."""
+    text = str(path)
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -117,7 +117,9 @@ class LLM:
         self.tokenizer, self.template, self.stop_ids = tokenizer, template, frozenset(stop_ids)
         self._speculation, self._cost, self._acceptance = speculation, StepCost(), Acceptance()
         sha256 = self._identity.tokenizer_sha256
-        self._store = None if draft_store is None else DraftStore.open(Path(draft_store), sha256)
+        self._store = (
+            None if draft_store is None else DraftStore.open(Path(draft_store), sha256, num_ids=tokenizer.num_tokens)
+        )
         self._constraints = Constraints(tokenizer, tokenizer.num_tokens, self.stop_ids)
         self.engine = open_engine()
         info = self.engine.info

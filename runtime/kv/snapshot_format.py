@@ -25,7 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from edge.runtime.errors import SnapshotError
+from edge.runtime.errors import SnapshotError, shown
+from edge.runtime.files import shown_path
+from edge.runtime.json_reader import parse_json
 
 _MAGIC = b"EDGEKVPX"
 _VERSION = 1
@@ -33,6 +35,8 @@ _LEAD = struct.Struct("<8sIQ32s")
 _SIGNED = _LEAD.size - 32  # bytes of the lead that the digest covers
 _PAGE = 4096
 _MAX_HEADER_BYTES = 1 << 28
+_MAX_DIMENSIONS, _MAX_ARRAYS = 8, 10_000  # of a block
+_MAX_NUMBER = 2**128  # keys of pictures are hashes
 REBUILD = "build it again with `edge prefix build`"
 
 Form = tuple[str, tuple[int, ...]]  # type, as numpy writes it, and shape of an array
@@ -126,8 +130,8 @@ class Header:
 
     @classmethod
     def from_json(cls, text: bytes) -> Header:
-        """Raises ValueError, KeyError, TypeError and RecursionError for what does not read as a header."""
-        data = json.loads(text)
+        """Raises SnapshotError, ValueError, KeyError, TypeError and AttributeError for what is no header."""
+        data = parse_json(text, "the header", SnapshotError, REBUILD, unique_keys=True)
         identity = data["identity"]
         header = cls(
             identity=SnapshotIdentity(
@@ -153,9 +157,9 @@ def open_checked(path: Path) -> tuple[BinaryIO, Header, int]:
     """The open file, its header, and where the payload begins. Raises SnapshotError."""
     try:
         if not path.exists():
-            raise SnapshotError(f"{path}: no such file; make one with `edge prefix build`")
+            raise SnapshotError(f"{shown_path(path)}: no such file; make one with `edge prefix build`")
         if not path.is_file():
-            raise SnapshotError(f"{path} is no file, expected one made by `edge prefix build`")
+            raise SnapshotError(f"{shown_path(path)} is no file, expected one made by `edge prefix build`")
         file = path.open("rb")
         try:
             return file, *_parse(path, file)
@@ -163,7 +167,7 @@ def open_checked(path: Path) -> tuple[BinaryIO, Header, int]:
             file.close()
             raise
     except OSError as error:
-        raise SnapshotError(f"{path} cannot be read ({error.strerror or error}); check the file") from error
+        raise SnapshotError(f"{shown_path(path)} cannot be read ({error.strerror or error}); check the file") from error
 
 
 def read_header(path: Path) -> SnapshotInfo:
@@ -198,21 +202,23 @@ def _parse(path: Path, file: BinaryIO) -> tuple[Header, int]:
         raise SnapshotError(damaged.format("its header differs from its sha256"))
     try:
         header = Header.from_json(text)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SnapshotError(damaged.format(f"its header does not read ({error})")) from error
+    except (ValueError, KeyError, TypeError, AttributeError, SnapshotError) as error:
+        raise SnapshotError(damaged.format(f"its header does not read ({shown(str(error))})")) from error
     if size != begin + header.payload_bytes:
         raise SnapshotError(damaged.format(f"it has {size:,} bytes, expected {begin + header.payload_bytes:,}"))
     return header, begin
 
 
 def _forms_from(data: Any) -> list[Form]:
-    forms = [(str(kind), tuple(_natural(size) for size in shape)) for kind, shape in data]
+    forms = [(str(kind), tuple(_natural(size) for size in shape[:_MAX_DIMENSIONS])) for kind, shape in data]
+    if any(len(shape) > _MAX_DIMENSIONS for _, shape in data) or len(forms) > _MAX_ARRAYS:
+        raise ValueError("more arrays, or dimensions of one, than a cache has")
     if not all(re.fullmatch("[<>|][fiu][1248]", kind) for kind, _ in forms):
         raise ValueError("a type that no cache has")
     return forms
 
 
 def _natural(value: Any, least: int = 1) -> int:
-    if type(value) is not int or value < least:
-        raise ValueError(f"{value!r} is no integer from {least} on")
+    if type(value) is not int or not least <= value < _MAX_NUMBER:
+        raise ValueError(f"{shown(value)} is no integer from {least} on")
     return value

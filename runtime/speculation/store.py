@@ -27,7 +27,8 @@ from typing import Self
 import numpy as np
 
 from edge.runtime.atomic import write_atomically
-from edge.runtime.errors import DraftStoreError, OutputError, SettingsError
+from edge.runtime.errors import DraftStoreError, OutputError, SettingsError, shown
+from edge.runtime.files import open_file, shown_path
 from edge.runtime.locks import hold
 from edge.runtime.settings import MAX_DRAFT, MAX_MATCH
 from edge.runtime.speculation.automaton import SuffixAutomaton
@@ -43,6 +44,7 @@ _VERSION = 1
 _HEADER = struct.Struct("<8sI32sQQ")
 _DIGEST = 32  # bytes of sha256
 _BEGIN = _HEADER.size + _DIGEST
+_MAX_BYTES = 2**34  # of 2**30 ids and their order, and more than that
 
 
 class DraftStore:
@@ -52,11 +54,14 @@ class DraftStore:
     others saved in between.
     """
 
-    def __init__(self, path: Path, tokenizer_sha256: str, max_tokens: int, saved: SuffixArray) -> None:
+    def __init__(
+        self, path: Path, tokenizer_sha256: str, max_tokens: int, saved: SuffixArray, num_ids: int = MAX_ID + 1
+    ) -> None:
         """Use `open`."""
         self._path = path
         self._tokenizer = tokenizer_sha256
         self._max_tokens = max_tokens
+        self._num_ids = num_ids
         self._saved = saved
         self._added: list[Ids] = []
         self._known: set[bytes] | None = None  # digests of all sequences; made when first needed
@@ -64,28 +69,29 @@ class DraftStore:
         self._indexed = 0  # sequences of `_added` that are in `_recent`
 
     @classmethod
-    def open(cls, path: Path, tokenizer_sha256: str, max_tokens: int = 1_000_000) -> Self:
+    def open(cls, path: Path, tokenizer_sha256: str, max_tokens: int = 1_000_000, *, num_ids: int = MAX_ID + 1) -> Self:
         """Open a store, or create an empty one.
 
-        `tokenizer_sha256` is 64 hexadecimal digits. `max_tokens` bounds the ids that are kept, 8 bytes each. Raises
-        DraftStoreError for a file that is no store, is damaged or truncated, or belongs to another tokenizer, and
-        leaves it as it is; OutputError when there is none and it cannot be created.
+        `tokenizer_sha256` is 64 hexadecimal digits. `max_tokens` bounds the ids that are kept, 8 bytes each. `num_ids`:
+        of the tokenizer; no higher one is drafted. Raises DraftStoreError for a file that is no store, is damaged or
+        truncated, or belongs to another tokenizer, and leaves it as it is; OutputError when there is none and it cannot
+        be created.
         """
         if len(tokenizer_sha256) != 2 * _DIGEST or not set(tokenizer_sha256) <= set("0123456789abcdef"):
-            raise SettingsError(f"tokenizer_sha256 is {tokenizer_sha256!r}, expected 64 digits from 0 to f")
+            raise SettingsError(f"tokenizer_sha256 is {shown(tokenizer_sha256)}, expected 64 digits from 0 to f")
         if not _MIN_SEQUENCE <= max_tokens < 2**30:
             raise SettingsError(f"max_tokens is {max_tokens}, expected {_MIN_SEQUENCE} to {2**30 - 1}")
-        path = path.resolve()
-        saved = _read(path, tokenizer_sha256)
+        path = _real(path)
+        saved = _read(path, tokenizer_sha256, num_ids)
         if saved is None:
             with hold(_lock_file(path), wait_s=_LOCK_WAIT_S):
-                saved = _read(path, tokenizer_sha256)  # another process may have been faster
+                saved = _read(path, tokenizer_sha256, num_ids)  # another process may have been faster
                 if saved is None:
                     write_atomically(path, _encode(tokenizer_sha256, []))
-                    saved = _read(path, tokenizer_sha256)
+                    saved = _read(path, tokenizer_sha256, num_ids)
         if saved is None:
             raise OutputError(f"{path} was deleted while it was created; try again")
-        return cls(path, tokenizer_sha256, max_tokens, saved)
+        return cls(path, tokenizer_sha256, max_tokens, saved, num_ids)
 
     @property
     def num_tokens(self) -> int:
@@ -146,7 +152,7 @@ class DraftStore:
         if not self._added and len(self._saved.order) <= self._max_tokens:
             return
         with hold(_lock_file(self._path), wait_s=_LOCK_WAIT_S):
-            current = _read(self._path, self._tokenizer)
+            current = _read(self._path, self._tokenizer, self._num_ids)
             sequences = [] if current is None else current.sequences()
             known = {_digest(sequence) for sequence in sequences}
             sequences += [sequence for sequence in self._added if _digest(sequence) not in known]
@@ -156,7 +162,7 @@ class DraftStore:
                 excess -= sequences[dropped].size
                 dropped += 1
             write_atomically(self._path, _encode(self._tokenizer, sequences[dropped:]))
-            saved = _read(self._path, self._tokenizer)
+            saved = _read(self._path, self._tokenizer, self._num_ids)
         if saved is None:
             raise OutputError(f"{self._path} was deleted while it was written; save again")
         self._saved, self._added, self._known = saved, [], None
@@ -181,22 +187,33 @@ class DraftStore:
         self._indexed = len(self._added)
 
 
-def _read(path: Path, tokenizer_sha256: str) -> SuffixArray | None:
+def _real(path: Path) -> Path:
+    """Where a path leads; a loop of links stays one, and cannot be opened. Raises DraftStoreError."""
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError) as error:  # a zero byte in it
+        raise DraftStoreError(f"{shown_path(path)} cannot be a draft store ({error}); name another file") from error
+
+
+def _read(path: Path, tokenizer_sha256: str, num_tokens: int) -> SuffixArray | None:
     """The content of a store, mapped and checked; None where there is no file.
 
     Raises DraftStoreError for one that cannot be used.
     """
     advice = "move it away or name another file"
     try:
-        with path.open("rb") as file:
+        path.lstat()
+        with open_file(path, DraftStoreError, advice) as file:
             size = os.fstat(file.fileno()).st_size
             # Windows does not replace a file that is mapped.
-            whole = sys.platform == "win32" or size < _BEGIN
-            content = file.read() if whole else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            whole = size < _BEGIN or (sys.platform == "win32" and size <= _MAX_BYTES)
+            content = file.read(size) if whole else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise DraftStoreError(f"{path} cannot be read as a draft store ({error}); {advice}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DraftStoreError(f"{shown_path(path)} cannot be read as a draft store ({reason}); {advice}") from error
+    path = Path(shown_path(path))
     if size < _BEGIN or content[: len(_MAGIC)] != _MAGIC:
         raise DraftStoreError(f"{path} is no draft store; {advice}")
     _, version, tokenizer, num_ids, num_suffixes = _HEADER.unpack(content[: _HEADER.size])
@@ -215,7 +232,10 @@ def _read(path: Path, tokenizer_sha256: str) -> SuffixArray | None:
             f"{path} belongs to the tokenizer with sha256 {tokenizer.hex()[:16]}…, this model's is "
             f"{tokenizer_sha256[:16]}…, so its ids mean other tokens; {advice}"
         )
-    return SuffixArray(content, _BEGIN, num_ids)
+    try:
+        return SuffixArray(content, _BEGIN, num_ids, num_tokens)
+    except ValueError as error:  # somebody computed a sha256 for it
+        raise DraftStoreError(f"{path} is damaged: {error}; {advice}") from error
 
 
 def _encode(tokenizer_sha256: str, sequences: list[Ids]) -> list[bytes]:

@@ -31,13 +31,30 @@ class SuffixArray:
     The buffer may be a mapped file: only what a search looks at is read.
     """
 
-    def __init__(self, content: mmap.mmap | bytes, begin: int, num_ids: int) -> None:
+    def __init__(self, content: mmap.mmap | bytes, begin: int, num_ids: int, num_tokens: int = MAX_ID + 1) -> None:
+        """Raises ValueError where the buffer holds something else, or an id of `num_tokens` or above."""
+        if num_ids < SORTED:
+            raise ValueError(f"it has {num_ids} ids, expected at least the {SORTED} separators at the end")
         self._content = content
         self._begin = begin
         self._ids: Ids = np.frombuffer(content, ">u4", num_ids, begin)
         suffixes = np.frombuffer(content, "<i4", -1, begin + 4 * num_ids)
         self.order = suffixes.astype(np.int32, copy=False)  # (n,) int32
+        self._check(num_tokens)
         self._order_view = self.order.data  # a list's speed and an array's size
+
+    def _check(self, num_tokens: int) -> None:
+        """Raise ValueError for what would lead a search out of the buffer, or to ids that no model has.
+
+        O(n), less than reading it. Whether the order is one is not looked at: else a search finds less, nothing else.
+        """
+        order, end = self.order, self._ids.size - SORTED
+        if self._ids[max(end - 1, 0) :].any():
+            raise ValueError("its last sequence has no separators behind it")
+        if (largest := int(self._ids.astype(np.uint32).max())) > num_tokens:
+            raise ValueError(f"it holds token id {largest - 1}, expected 0 to {num_tokens - 1}")
+        if order.size and not 0 <= int(order.min()) <= int(order.max()) < end:
+            raise ValueError("its order leads outside of its ids")
 
     def sequences(self) -> list[Ids]:
         """All sequences, in the order they were stored in, as they are stored."""
@@ -70,7 +87,7 @@ class SuffixArray:
             return 0, []
         # The end of the range is where the suffixes that begin with the last id + 1 in its place begin.
         beyond = pattern[-4 * length : -4] + struct.pack(">I", int(stored[-1]) + 1)
-        end = self._bisect(beyond, first)
+        end = max(self._bisect(beyond, first), first + 1)
         return length, self._most_frequent(first, end, length, count)
 
     def _bisect(self, key: bytes, low: int = 0) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -343,7 +345,15 @@ def refuse(folder: Path, spec: ModelSpec, error: type[Exception], message: str) 
         ({"r": 0}, "r is 0, expected 1 or more"),
         ({"r": "4"}, "r is '4', expected a whole number"),
         ({"lora_alpha": None}, "lora_alpha is missing"),
-        ({"lora_alpha": float("inf")}, "lora_alpha is inf, expected a finite number"),
+        ({"lora_alpha": float("inf")}, "not valid JSON: it holds Infinity"),
+        ({"lora_alpha": 10**300}, "not valid JSON: it holds an integer of 301 digits"),
+        ({"bias": "\x1b[2J" + "a" * 1000}, r"bias is '\\x1b\[2Ja*…, expected 'none'"),
+        ({"peft_type": "\ud83d"}, "half a character"),
+        ({"rank_pattern": [[]] * 10_000}, r"rank_pattern is \[\[\], .*…, expected an object"),
+        ({"rank_pattern": {f"q{i}": 1 for i in range(6000)}}, "6,000 names and 0 patterns of modules"),
+        ({"rank_pattern": {"q.*" + "?:"[i % 2] + str(i): 1 for i in range(200)}}, "0 names and 200 patterns"),
+        ({"rank_pattern": {"(?=a)b": 1}}, r"'\(\?=a\)b' is no regular expression that can be used: .* not supported"),
+        ({"alpha_pattern": {"((a{999}){999}){999}": 1}}, "repeats written out"),
         ({"rank_pattern": ["q_proj"]}, r"rank_pattern is \['q_proj'\], expected an object"),
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern: q_proj is 0, expected 1 or more"),
         ({"alpha_pattern": {"(": 1}}, r"alpha_pattern: '\(' is no regular expression"),
@@ -352,6 +362,49 @@ def refuse(folder: Path, spec: ModelSpec, error: type[Exception], message: str) 
 def test_settings_that_are_no_plain_lora(change: Config, message: str, adapter: Path, spec: ModelSpec) -> None:
     edit_config(adapter, lambda c: c.update(change))
     refuse(adapter, spec, ConfigError, message)
+
+
+@pytest.mark.parametrize("pattern", ["(.*)*x", "(a+)+$", "(a|a)*b", "(.*.*.*.*)*x", "(.*,){11}x", "([a-z_.]+)+[0-9]q"])
+def test_a_pattern_of_a_stranger_takes_no_time(pattern: str, adapter: Path, spec: ModelSpec) -> None:
+    edit_config(adapter, lambda c: c.update(rank_pattern={pattern: 3}, alpha_pattern={pattern: 3}))
+    began = time.monotonic()
+    assert Adapter(adapter, spec).touched  # none of them matches a module
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"r": ',
+        b"\xff",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"[]",
+        b"5",
+        b"null",
+        b"\0",
+        b"{}",
+        '"x"'.encode("utf-16"),
+    ],
+)
+def test_a_config_that_is_none(content: bytes, adapter: Path, spec: ModelSpec) -> None:
+    (adapter / "adapter_config.json").write_bytes(content)
+    refuse(adapter, spec, ConfigError, "not valid JSON|expected a JSON object|is missing")
+
+
+def test_what_is_no_adapter(adapter: Path, spec: ModelSpec) -> None:
+    for name in ("x" * 300, "d/" * 3000, "a\x1b[2J"):
+        refuse(Path(name), spec, CheckpointError, "not an adapter")
+    config = adapter / "adapter_config.json"
+    config.unlink()
+    makes: list[Callable[[], object]] = [lambda: os.mkfifo(config), lambda: config.symlink_to(config), config.mkdir]
+    for make in makes:
+        make()
+        refuse(adapter, spec, CheckpointError, "not an adapter")
+        config.rmdir() if config.is_dir() else config.unlink()
+    config.symlink_to("/dev/zero")
+    refuse(adapter, spec, CheckpointError, "not an adapter")
 
 
 @pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal", "eva"])
@@ -485,9 +538,3 @@ def test_truncated_file(keep: int, adapter: Path, spec: ModelSpec) -> None:
     file = adapter / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
     refuse(adapter, spec, TensorError, "truncated")
-
-
-@pytest.mark.parametrize(("text", "message"), [('{"r": ', "does not read as JSON"), ("[]", "holds list")])
-def test_config_that_is_no_object(text: str, message: str, adapter: Path, spec: ModelSpec) -> None:
-    (adapter / "adapter_config.json").write_text(text)
-    refuse(adapter, spec, ConfigError, message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_text_files_are_one_document_and_lines_of_jsonl_are_many(tmp_path: Path)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"text": "a"}\n{"text": \n', "line 2 is no JSON"),
+        (b'{"text": "a"}\n{"text": \n', "line 2 is not valid JSON"),
         (b'{"text": "a"}\n\n{"txt": "b"}', "line 3: expected an object"),
         (b'{"text": "a", "messages": []}', "line 1: expected an object"),
         (b'["a"]', "line 1: expected an object"),
@@ -96,13 +97,52 @@ def test_text_files_are_one_document_and_lines_of_jsonl_are_many(tmp_path: Path)
         (b'{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "line 1: messages are"),
         (b'{"text": "a"}\n{"text": "\xff"}', "line 2: byte 24 is no UTF-8"),
         (b"\n \n", "holds no text"),
+        (b"", "holds no text"),
+        (b"\xef\xbb\xbf", "holds no text"),
+        (b'{"text": "a"}\n' + b"[" * 100_000, "line 2 is not valid JSON: its lists and objects nest"),
+        (b'{"text": "a"}\n' + b'{"text":' * 100_000, "line 2 is not valid JSON"),
+        (b'{"text": "\\ud83d"}', "line 1 is not valid JSON: it holds half a character"),
+        (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "line 1 is not valid JSON: it holds an integer of 5000 digits"),
+        (b'{"text": "a", "n": 1e999}', "line 1 is not valid JSON: it holds '1e999'"),
+        (b'{"text": "a"}\n\x00\n', "line 2: a zero byte, so this is no text"),
+        ('{"text": "a"}'.encode("utf-16"), r"line 1: byte 0 is no UTF-8 \(it looks like UTF-16\)"),
+        ('{"text": "a"}'.encode("utf-16-le"), "line 1: a zero byte"),
+        (b"\x80\x04\x95\n\x00", "line 1: byte 0 is no UTF-8"),
+        (b'{"text": null}', "line 1: text is None"),
+        (b'{"messages": [{"role": "user", "content": null}]}', "line 1: messages are"),
+        (b'{"messages": [' + b'{"role": "user", "content": 5},' * 10_000 + b"1]}", "line 1: messages are"),
+        (b'{"text": ["' + b"\\u001b[2J" * 1000 + b'"]}', "line 1: text is"),
+        (b"true", "line 1: expected an object"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_with_its_line(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "chats.jsonl"
     path.write_bytes(content)
-    with pytest.raises(CalibrationError, match=message):
+    with pytest.raises(CalibrationError, match=message) as caught:
         read_documents(path)
+    assert len(str(caught.value)) < 700
+    assert str(caught.value).isprintable()
+
+
+def test_how_lines_end_and_a_file_begins_makes_no_difference(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a\\r\\u2028b"}\r\n\r\n \r\n{"text": "c"}')
+    assert [document.text for document in read_documents(path)] == ["a\r\u2028b", "c"]
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree")
+    assert [document.text for document in read_documents(path)] == ["one\ntwo\nthree"]
+
+
+def test_what_is_no_text_file_is_one_error(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
+    (tmp_path / "folder.jsonl").mkdir()
+    with (tmp_path / "sparse.jsonl").open("wb") as file:
+        file.truncate(3_000_000_000)
+    for name in (*map(str, tmp_path.iterdir()), "/dev/zero", "x" * 300, "d/" * 3000, "a\0b", ""):
+        with pytest.raises(CalibrationError, match=r"name a text or \.jsonl file") as caught:
+            read_documents(name)
+        assert len(str(caught.value)) < 700
 
 
 def test_a_file_that_is_not_there_and_a_chat_that_is_refused(tmp_path: Path) -> None:

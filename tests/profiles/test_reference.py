@@ -218,8 +218,8 @@ def test_files_that_are_something_else_stay(weights: WeightSource, tmp_path: Pat
     with pytest.raises(OutputError, match="no whole reference"):
         build(weights, WINDOWS, path, key="a", settings=SOME)
     assert path.read_text() == "mine"
-    for wrong in (path, tmp_path / "absent"):
-        with pytest.raises(CalibrationError, match="does not read as a reference"):
+    for wrong in (path, tmp_path / "absent", tmp_path, Path("/dev/zero"), Path("x" * 300), Path("a\0b")):
+        with pytest.raises(CalibrationError, match=r"not read as a reference|cannot be read|no ordinary file"):
             open_reference(wrong)
     with pytest.raises(OutputError, match="cannot be written"):
         build(weights, WINDOWS, path / "below", key="a", settings=SOME)

@@ -49,13 +49,30 @@ def test_profile_reads_again() -> None:
     ("change", "message"),
     [
         (lambda data: data.update(schema_version=99), "schema version 99"),
-        (lambda data: data.pop("text"), "missing or unknown"),
-        (lambda data: data.update(more=1), "missing or unknown"),
+        (lambda data: data.pop("text"), "the profile has 'text' too many or too few"),
+        (lambda data: data.update(more=1), "the profile has 'more' too many or too few"),
         (lambda data: data["rows"][0].update(weight_bytes="many"), "weight_bytes of a row is 'many'"),
         (lambda data: data["rows"][0].pop("load_s"), "'load_s' too many or too few"),
-        (lambda data: data["rows"][0].update(accuracy={}), "no record of an accuracy"),
-        (lambda data: data.update(rows=[1]), "a row is no object"),
-        (lambda data: data.update(rows=1), "missing or unknown"),
+        (lambda data: data["rows"][0].update(accuracy={}), "accuracy of format None"),
+        (lambda data: data.update(rows=[1]), "a row is 1, expected an object"),
+        (lambda data: data.update(rows=1), "rows are 1, expected a list"),
+        (lambda data: data.update(rows={}), "rows are {}, expected a list"),
+        (lambda data: data.update(versions=[1]), r"versions is \[1\], expected an object"),
+        (lambda data: data.update(versions={"a": 1}), "a of versions is 1, expected str"),
+        (lambda data: data.update(machine={}), "the machine has 'cores' too many or too few"),
+        (lambda data: data.update(notes=[5]), "notes of the profile is 5, expected str"),
+        (lambda data: data.update(failures=[{"name": "a", "error": None}]), "error of a failure is None, expected str"),
+        (lambda data: data.update(num_windows=True), "num_windows of the profile is True, expected int"),
+        (lambda data: data.update(num_windows=10**30), "num_windows of the profile is 1000.*, expected int"),
+        (lambda data: data.update(source="a" * 10**5) or data.update(text=5), "text of the profile is 5, expected str"),
+        (lambda data: data["rows"][0]["accuracy"].update(kld="0"), "kld of a record of an accuracy is '0'"),
+        (lambda data: data["rows"][0]["accuracy"].update(per_window_kld=5), "per_window_kld .* is 5, expected a list"),
+        (lambda data: data["rows"][0]["accuracy"].update(quarters=[{}]), "quarters of a record of an accuracy has"),
+        (lambda data: data["rows"][0]["accuracy"].update(quarters=5), "quarters of .* is 5, expected a list"),
+        (lambda data: data["rows"][0].update(divergence={"lengths": 1}), "a record of a divergence has"),
+        (lambda data: data["rows"][0]["accuracy"].update(windows=7), "not a figure for each of its windows"),
+        (lambda data: data["rows"][0].update(recipe="\x1b[2J"), "expected text without control characters"),
+        (lambda data: data["rows"][0].update(divergence=5), "a record of a divergence is 5"),
     ],
 )
 def test_what_is_no_profile(change: object, message: str, tmp_path: Path) -> None:
@@ -70,7 +87,7 @@ def test_what_is_no_profile(change: object, message: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("text", ["", "[]", "{}", "3", "\ufeff{"])
 def test_no_json_at_all(text: str, tmp_path: Path) -> None:
     (tmp_path / PROFILE).write_text(text)
-    with pytest.raises(ProfileError, match=r"no profile\.json"):
+    with pytest.raises(ProfileError, match=r"not valid JSON|is no profile"):
         read_profile(tmp_path)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -343,7 +346,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "drafts", b"a letter to someone, and a rather long one at that" * 20, "is no draft store")
     content = make(tmp_path / "other")
     refused(tmp_path / "drafts", content[:8] + b"\x09" + content[9:], "of version 9, expected 1")
-    with pytest.raises(DraftStoreError, match="cannot be read"):
+    with pytest.raises(DraftStoreError, match="is no ordinary file"):
         DraftStore.open(tmp_path, TOKENIZER)
 
 
@@ -452,3 +455,74 @@ def test_nothing_to_save_writes_nothing(tmp_path: Path) -> None:
     store.save()
     assert path.stat().st_ino == before.st_ino
     assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def forge(path: Path, change: Callable[[bytearray], object]) -> None:
+    """Alter what a store holds and compute its sha256 anew, as somebody would who means harm."""
+    raw = bytearray(path.read_bytes())
+    change(raw)
+    head, body = bytes(raw[:60]), bytes(raw[92:])
+    path.write_bytes(head + hashlib.sha256(head + body).digest() + body)
+
+
+def put(raw: bytearray, at: int, layout: str, number: int) -> int:
+    struct.pack_into(layout, raw, at, number)
+    return at
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda raw: put(raw, len(raw) - 4, "<i", 10**6), "its order leads outside of its ids"),
+        (lambda raw: put(raw, len(raw) - 4, "<i", -1), "its order leads outside of its ids"),
+        (lambda raw: put(raw, len(raw) - 4, "<i", 9), "its order leads outside of its ids"),
+        (lambda raw: put(raw, 92, ">I", 2**32 - 1), "it holds token id 4294967294, expected 0 to 99"),
+        (lambda raw: put(raw, 92, ">I", 101), "it holds token id 100, expected 0 to 99"),
+        (lambda raw: put(raw, 92 + 8 * 4, ">I", 5), "no separators behind it"),
+        (lambda raw: put(raw, 92 + 72 * 4, ">I", 5), "no separators behind it"),
+        (lambda raw: [put(raw, 44, "<Q", 40), put(raw, 52, "<Q", 41)], "it has 40 ids, expected at least the 64"),
+        (lambda raw: put(raw, 44, "<Q", 2**62), "it has [0-9]* bytes, expected"),
+    ],
+)
+def test_a_sha256_that_fits_does_not_make_it_a_store(
+    tmp_path: Path, change: Callable[[bytearray], object], said: str
+) -> None:
+    path = tmp_path / "drafts"
+    store = DraftStore.open(path, TOKENIZER)
+    store.add([1, 2, 3, 4, 5, 1, 2, 3])
+    store.save()
+    assert DraftStore.open(path, TOKENIZER, num_ids=100).draft([1, 2], 3)[1] == [3, 4, 5]
+    forge(path, change)
+    with pytest.raises(DraftStoreError, match=said):
+        DraftStore.open(path, TOKENIZER, num_ids=100)
+
+
+def test_an_order_that_is_none_finds_less_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "drafts"
+    store = DraftStore.open(path, TOKENIZER)
+    store.add(list(range(50)) * 3)
+    store.save()
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+
+        def shuffle(raw: bytearray) -> None:
+            order = np.frombuffer(raw, "<i4", 150, len(raw) - 600)
+            order[:] = rng.integers(0, 151, 150)
+
+        forge(path, shuffle)
+        opened = DraftStore.open(path, TOKENIZER, num_ids=50)
+        for tail in ([1, 2], [48, 49, 0], [49, 0]):
+            _, ids = opened.draft(tail, 32)
+            assert all(0 <= token_id < 50 for token_id in ids)
+
+
+def test_what_is_no_file_is_one_error(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "folder").mkdir()
+    names = [*map(str, tmp_path.iterdir()), "/dev/zero", "/dev/full", "/", "a\0b", "x" * 300, "d/" * 3000 + "x"]
+    for name in names:
+        with pytest.raises((DraftStoreError, OutputError)) as caught:
+            DraftStore.open(Path(name), TOKENIZER)
+        assert len(str(caught.value)) < 1000
+        assert str(caught.value).isprintable()
