@@ -95,9 +95,8 @@ def check_space(folder: Path, needed: int) -> None:
 def _open_work(place: Destination, key: str) -> Work:
     """The work folder, with what was done in it if that was for the same key."""
     if place.inside and not place.work.exists():
-        beside = name_beside(
-            place.path, place.work.suffix, hidden=True
-        )  # of an export from before the folder was there
+        # Of an export from before there was the folder.
+        beside = name_beside(place.path, PARTIAL, hidden=True)
         if beside.is_dir():
             check_ours(beside, PARTS)
             try:
