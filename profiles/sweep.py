@@ -102,7 +102,7 @@ class _Run:
         profile = self._profile()
         write_atomically(plan.out / PROFILE, [profile.to_json().encode()], private=False)
         if not settings.keep_bundles:
-            _remove_bundles(plan.out)
+            _remove_bundles(plan.out, unfinished=not self.failures)
         return profile
 
     def _run_recipe(self, recipe: str, cells: Sequence[Cell]) -> None:
@@ -290,12 +290,15 @@ def _read_keyed(path: Path, key: str) -> dict[str, Any] | None:
         return None
 
 
-def _remove_bundles(out: Path) -> None:
-    """Remove the bundles that sweeps made here, and the folder if it is empty then."""
+def _remove_bundles(out: Path, *, unfinished: bool) -> None:
+    """Remove the bundles that sweeps made here, and the folder if it is empty then.
+
+    unfinished: those that an export was ended in, too; else the next sweep goes on with them.
+    """
     for bundle in (out / BUNDLES).iterdir():
         if (out / EXPORTS / f"{bundle.name}.json").is_file():
             remove_bundle(bundle)
-        elif bundle.name.startswith(".") and bundle.suffix == PARTIAL:
+        elif unfinished and bundle.name.startswith(".") and bundle.suffix == PARTIAL:
             remove_work(bundle, PARTS)
     if not any((out / BUNDLES).iterdir()):
         (out / BUNDLES).rmdir()

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
     build = actions.add_parser("build", help="compute a prefix", description="Compute a prefix and write it to OUT.")
     build.add_argument("bundle", metavar="BUNDLE")
-    build.add_argument("out", metavar="OUT", help="the file to write; one that is there is replaced")
+    build.add_argument("out", metavar="OUT", help="the file to write; a prefix that is there is replaced")
     text = build.add_mutually_exclusive_group(required=True)
     text.add_argument("--system", metavar="TEXT", help="a system message; - reads it from stdin")
     text.add_argument("--system-file", metavar="FILE", help="a file that holds it")
@@ -40,12 +40,14 @@ def _build(args: argparse.Namespace) -> int:
     from edge.api import load
     from edge.commands.console import human_bytes, print_json
     from edge.runtime.errors import OutputError
+    from edge.runtime.kv.snapshot_format import check_replaceable
 
     text, out = _text(args), Path(args.out)
     if not out.parent.is_dir():  # before the model is loaded and the prefix computed
         raise OutputError(f"{out.parent}: no such folder to write {out.name} in; make it or name another file")
     if out.exists() and not out.is_file():
         raise OutputError(f"{out} is there and is no file; name another one")
+    check_replaceable(out)
     llm = load(args.bundle, **options.engine_settings(args, text))
     started = time.perf_counter()
     if args.raw is not None:
