@@ -63,8 +63,8 @@ except ImportError as error:
     sys.exit(f"{cause}; pip install openvino-tokenizers transformers")
 try:
     ours.convert(openvino_tokenizers, transformers, *sys.argv[2:])
-except OSError as error:
-    if error.errno is None:  # transformers' own kind
+except Exception as error:  # transformers has an OSError of its own, the tokenizers package none
+    if getattr(error, "errno", None) is None and "(os error " not in str(error):
         raise
     os.write(2, str(error).encode(errors="replace"))
     os._exit(ours.NOT_WRITTEN)

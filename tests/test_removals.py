@@ -94,7 +94,6 @@ PLACES = {
     "export/stages.py:_keep:write_durably": WORK,
     "export/stages.py:compress.keep_and_check:unlink": WORK,
     "export/store.py:WeightStore.__init__:open": WORK,
-    "export/store.py:WeightStore._mapped:memmap": WORK,  # to be read
     "export/verify.py:Golden.write:ZipFile": WORK,
     "profiles/reference.py:_Runner._finish:open": REFERENCE_WORK,
     "profiles/reference.py:_Runner._finish:unlink": REFERENCE_WORK,
