@@ -30,7 +30,7 @@ from edge.runtime.errors import OutputError, shown
 from edge.runtime.json_reader import read_json_object
 
 PARTIAL, LOCK = ".partial", ".edgeglm-lock"  # behind the name, or in a folder that is there already
-PARTS = ("bundle", "journal", "kept", "old")  # of a work folder
+PARTS = ("bundle", "journal", "kept", _OLD := "old")  # of a work folder
 # What file systems keep in their first folder.
 _SYSTEM = ("lost+found", "System Volume Information")
 # Names that a new bundle may need, which a file that is no bundle's must not have.
@@ -195,8 +195,10 @@ def check_ours(work: Path, parts: Collection[str]) -> None:
 
 
 def remove_work(work: Path, parts: Collection[str]) -> None:
-    """Remove these parts of a work folder, and the folder if it is empty then."""
-    for part in parts:
+    """Remove these parts of a work folder, and the folder if it is empty then. An old bundle in it is not removed."""
+    with contextlib.suppress(OSError):
+        (work / _OLD).rmdir()
+    for part in {*parts} - {_OLD}:
         if (work / part).is_file():
             (work / part).unlink(missing_ok=True)
         shutil.rmtree(work / part, ignore_errors=True)

@@ -118,7 +118,7 @@ def _open_work(place: Destination, key: str) -> Work:
 
 def _guarded(place: Destination, work: Work, force: bool) -> Iterator[Work]:
     """Hand out the work, then put the bundle in its place; on an error keep what is worth it."""
-    made = False
+    made = taken = False
     try:
         yield work
         made = True
@@ -136,13 +136,14 @@ def _guarded(place: Destination, work: Work, force: bool) -> Iterator[Work]:
             raise OutputError(
                 f"{place.given} cannot be put in place ({error.strerror or error}); {_finished(work)}"
             ) from error
+        taken = True
         remove_work(work.root, PARTS)
     except BaseException as error:
         told = _in_our_words(error, place, work)
-        worth = made or bool(work.journal.steps) or _has_files(work.kept)
+        worth = not taken and (made or bool(work.journal.steps) or _has_files(work.kept))
         if not work.root.is_dir() or not worth or not _may_pass(told):
             remove_work(work.root, PARTS)
-        elif not made:
+        elif not (made and isinstance(told, OutputError)):  # which says it already
             kept = f"what is done is kept in {work.root}: the same command goes on from there; to give it up, delete it"
             if isinstance(told, OutputError):
                 raise OutputError(f"{told}; {kept}") from error

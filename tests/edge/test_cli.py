@@ -472,7 +472,9 @@ def test_demo_replaces_no_bundle_but_its_own(demo_gguf: Path, tiny_bundle: Path,
     said = fails("demo", copy)
     assert "is a bundle of 'checkpoint' with recipe 'int8-asym', which the demo does not replace" in said
     assert f"edge run {copy}" in said
-    assert "is not a bundle" in fails("demo", tmp_path / "notes")
+    refused = edge("demo", tmp_path / "notes")
+    assert refused.returncode == 1
+    assert "is not a bundle" in refused.stderr.splitlines()[-1]
     assert sorted(path.name for path in copy.iterdir()) == sorted(
         ["kiosk.prefix", *(path.name for path in tiny_bundle.iterdir())]
     )

@@ -232,7 +232,7 @@ def test_another_folder_at_the_place_of_the_bundle_stays(tmp_path: Path) -> None
         out.rename(tmp_path / "moved")
         put_folder(out)
 
-    with pytest.raises(OutputError, match="changed while the export ran"):
+    with pytest.raises(OutputError, match="was removed while the export worked in it"):  # it went along
         export(out, meanwhile=change)
     assert own(out) == {"thesis.txt": "years of work"}
     assert whole(tmp_path / "moved", OLD)
@@ -404,6 +404,28 @@ def test_a_kill_at_any_move_is_repaired(
         export(out, force=True)
         assert own(out).keys() - {"kiosk.prefix"} == {*NEW, "manifest.json"}
     assert broken > 3  # moments between two moves were among them
+
+
+def test_an_interrupt_while_an_interrupt_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old bundle is found and brought back by the next export, whatever that one comes to."""
+    seen = 0
+    for end_at in range(12, 20):
+        out = tmp_path / f"out{end_at}"
+        make_bundle(out, OLD)
+        with monkeypatch.context() as patch:
+            calls = count_moves(patch, end_at, True)
+            patch.setattr("edge.export.destination._restore", lambda *_: (_ for _ in ()).throw(Ended))
+            with pytest.raises(Ended) as found:
+                export(out)
+            assert calls[0] >= end_at
+        seen += not (out / "manifest.json").exists()
+        assert set(OLD.values()) <= set(contents(out).values())
+        assert "is kept in" in found.value.__notes__[0]
+        with pytest.raises(TensorError), work_folder(out, True, "another key"):
+            raise TensorError("the input is wrong")
+        assert whole(out, OLD)
+        assert own(out).keys() == {*OLD, "manifest.json"}
+    assert seen > 3
 
 
 # What an error keeps.
