@@ -162,7 +162,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     files = data.get("files")
     if not isinstance(files, dict) or not {"schema_version", "source_sha256"} <= data.keys():
         raise OutputError(f"{folder} is not a bundle: its {bundle.MANIFEST} is something else's; {advice}")
-    if wrong := [name for name in files if Path(name).name != name or name in ("", ".", "..")]:
+    if wrong := [name for name in files if Path(name).name != name or name in ("", "..") or "\0" in name]:
         raise OutputError(
             f"{folder / bundle.MANIFEST} names {shown(wrong[0])}, which is no file of the folder; {advice}"
         )
@@ -179,8 +179,8 @@ def remove_bundle(folder: Path) -> None:
     except OutputError:
         names = frozenset()
     for name in sorted(names - {bundle.MANIFEST}) + sorted(names & {bundle.MANIFEST}):  # it goes last, as it knows them
-        if not (folder / name).is_dir():
-            (folder / name).unlink(missing_ok=True)
+        if os.path.lexists(folder / name) and not (folder / name).is_dir():
+            (folder / name).unlink()
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 

@@ -284,7 +284,7 @@ def _to_float(weight: FloatArray, name: str, precision: Precision) -> Weight:
 def open_store(path: Path, journal: Journal, plan: Plan) -> Iterator[tuple[WeightStore, Begun]]:
     """The weight file and what is done of it; the journal loses its steps where they do not hold any more."""
     begun = Begun()
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         begun = _read_begun(journal, plan)
     store = _reopen(path, begun)
     if begun.stages and store.hash_written() != begun.stages[-1].file_sha256:

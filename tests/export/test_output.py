@@ -143,10 +143,11 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
         (out / "manifest.json").write_text(content)
         assert "yourself" in refusal(out)
         assert own(out) == {"manifest.json": content, "config.json": "{}"}
-    outside = {"schema_version": 2, "source_sha256": "", "files": {"../precious": {}}}
-    (out / "manifest.json").write_text(json.dumps(outside))
     (tmp_path / "precious").write_text("years of work")
-    assert "which is no file of the folder" in refusal(out)
+    for name in ("../precious", str(tmp_path / "precious"), "..", ".", "", "a\0b", "sub/file"):
+        outside = {"schema_version": 2, "source_sha256": "", "files": {name: {}}}
+        (out / "manifest.json").write_text(json.dumps(outside))
+        assert "which is no file of the folder" in refusal(out)
     assert (tmp_path / "precious").exists()
 
 
