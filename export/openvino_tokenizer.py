@@ -25,6 +25,7 @@ space to its regular expressions only.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -40,9 +41,11 @@ import numpy as np
 import openvino as ov
 import tokenizers
 
-from edge.runtime.errors import telling_line
+from edge.runtime.errors import OutputError, telling_line
 
 FILES = tuple(f"openvino_{name}.{suffix}" for name in ("tokenizer", "detokenizer") for suffix in ("xml", "bin"))
+
+NOT_WRITTEN = 3  # exit code where the system did not let it write: no fault of the tokenizer
 
 # sys.argv: where the package is, tokenizer.json, folder, eos id. Its standard input ends when the exporting process
 # does, however that ends, and it ends with it. It leaves without the interpreter's clean-up, which unloads
@@ -59,7 +62,13 @@ try:
 except ImportError as error:
     cause, *_ = str(error).split("\n")
     sys.exit(f"{cause}; pip install openvino-tokenizers transformers")
-ours.convert(openvino_tokenizers, transformers, *sys.argv[2:])
+try:
+    ours.convert(openvino_tokenizers, transformers, *sys.argv[2:])
+except Exception as error:  # transformers has an OSError of its own, the tokenizers package none
+    if getattr(error, "errno", None) is None and "(os error " not in str(error):
+        raise
+    os.write(2, str(error).encode(errors="replace"))
+    os._exit(ours.NOT_WRITTEN)
 os._exit(0)
 """
 # A number as hash seed makes set order, and with it the files, the same each time.
@@ -76,6 +85,8 @@ _SINGLE_DIGITS = (
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+"
     r"|\s+(?![^\s\p{N}])|\s+"
 )
+# openvino_tokenizers notes the versions of these where they are installed; the files would depend on what else is.
+_NO_PART_IN_IT = ("tiktoken", "sentencepiece")
 _MARK = "\U0010ffff"  # before a word that is looked up whole; no character, so no text holds it
 
 
@@ -108,7 +119,10 @@ class Conversion:
             raise
 
     def finish(self) -> str | None:
-        """Wait for it. None when the models are in the folder, else one line that says why they are not."""
+        """Wait for it. None when the models are in the folder, else one line that says why they are not.
+
+        Raises OutputError where they could not be written: a bundle does not do without them for that.
+        """
         if self._scratch.is_dir():
             code = self._process.wait()
             self._close_input()
@@ -118,6 +132,11 @@ class Conversion:
             else:
                 self._reason = self._last_words()
             shutil.rmtree(self._scratch, ignore_errors=True)
+            if code == NOT_WRITTEN:
+                raise OutputError(
+                    f"{self._folder}: the tokenizer's models could not be written ({self._reason}); the disk is full "
+                    "or refuses, free some space"
+                )
         return self._reason
 
     def cancel(self) -> None:
@@ -154,7 +173,7 @@ class Conversion:
 def convert(
     openvino_tokenizers: ModuleType, transformers: ModuleType, tokenizer_json: str, folder: str, eos_token_id: str
 ) -> None:
-    """Write the models of a tokenizer.json. Runs in the process that may import the two packages."""
+    """Write the models of a tokenizer.json. Runs in the process that may import the two packages. Raises OSError."""
     source = tokenizers.Tokenizer.from_str(_for_conversion(Path(tokenizer_json).read_text(encoding="utf-8")))
     # A batch is padded on the left, where generation needs it.
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=source, padding_side="left")
@@ -166,7 +185,13 @@ def convert(
         if eos_token_id:
             model.set_rt_info(int(eos_token_id), "eos_token_id")
             model.set_rt_info(int(eos_token_id), "pad_token_id")
-        ov.save_model(model, Path(folder) / f"openvino_{name}.xml")
+        noted = model.get_rt_info()
+        for key in [f"{package}_version" for package in _NO_PART_IN_IT if f"{package}_version" in noted]:
+            del noted[key]
+        try:
+            ov.save_model(model, Path(folder) / f"openvino_{name}.xml")
+        except RuntimeError as error:
+            raise OSError(errno.EIO, telling_line(error)) from error
 
 
 def _for_conversion(tokenizer_json: str) -> str:

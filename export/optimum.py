@@ -37,6 +37,7 @@ from edge.export.plan import source_sha256, tensor_sha256, versions
 from edge.export.recipes import EMBEDDING, HEAD, Precision, Recipe
 from edge.export.settings import ExportSettings
 from edge.export.sidecars import write_server_graph, write_sidecars
+from edge.export.source_files import SourceFiles
 from edge.export.stages import Progress
 from edge.export.verify import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden, distance
 from edge.runtime import bundle
@@ -94,7 +95,9 @@ def export_with_optimum(
         )
     spec = read_spec(checkpoint)
     parameters = sum(math.prod(shape) for shape in checkpoint.shapes.values())
-    with work_folder(Path(out), settings.force, f"optimum {uuid4()}") as (folder, _):
+    sources = SourceFiles(checkpoint.weight_files() + checkpoint.small_files())
+    with work_folder(Path(out), settings.force, f"optimum {uuid4()}") as work:
+        folder = work.folder
         bits = 32 + max(chosen.linear.bits, chosen.embedding.bits, chosen.head.bits)  # of the float graph and ours
         check_space(folder, parameters * bits // 8 + SIDECAR_BYTES)
         sidecars = write_sidecars(checkpoint, spec, folder, own_config=True)
@@ -120,12 +123,12 @@ def export_with_optimum(
         golden.write(folder / bundle.GOLDEN)
         if (problem := conversion.finish()) is not None:
             said = (*said, f"openvino_genai will find no tokenizer: {problem}")
+        hashes = tensor_sha256(checkpoint, checkpoint.shapes)
+        sources.check_unchanged(checkpoint, hashes)
         manifest = Manifest(
             schema_version=bundle.SCHEMA_VERSION,
             source=Path(source).resolve().name if Path(source).exists() else str(source),
-            source_sha256=source_sha256(
-                checkpoint, tensor_sha256(checkpoint, checkpoint.shapes), checkpoint.small_files()
-            ),
+            source_sha256=source_sha256(checkpoint, hashes, checkpoint.small_files()),
             spec=spec,
             recipe=chosen.name,
             weight_group_size=group_size,
@@ -296,7 +299,7 @@ def _compress(
             ov.serialize(model, out, out.with_suffix(".bin"))
     except RuntimeError as error:
         raise OutputError(
-            f"{out.parent.parent}: the model could not be written ({_reason(error)}); the disk is full or refuses, "
+            f"{out.parents[2]}: the model could not be written ({_reason(error)}); the disk is full or refuses, "
             "free some space"
         ) from error
     return float_logits

@@ -1,112 +1,202 @@
-"""Where an export is written: whole, or not at all; and where a killed one goes on.
+"""Where an export is written: whole, or not at all; and where one that was ended goes on.
 
-In: the folder a user asked for and a key that says what is being made. Out: a work folder beside it that takes its
-place at the end, and in it a journal of what is done already. An error removes the work folder; a killed process leaves
-it, and the next export with the same key goes on from its journal. Knows nothing about what is written into it, except
-that only a bundle may be replaced.
+In: the folder a user asked for and a key that says what is being made. Out: a work folder for the body of a `with`,
+whose bundle takes its place at the end, and in it a journal of what is done already. An error that the input would give
+again removes the work folder. One that it would not (an interrupt, a full disk, something in the way at the end) leaves
+it, as a killed process does, and the next export with the same key goes on from its journal. Knows nothing about what
+is written into it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
+import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from edge.runtime import bundle
-from edge.runtime.atomic import write_durably
-from edge.runtime.errors import OutputError
-from edge.runtime.locks import try_lock
+from edge.export.destination import PARTIAL, PARTS, Destination, check_ours, find_destination, remove_work
+from edge.export.journal import Journal
+from edge.runtime.atomic import name_beside
+from edge.runtime.errors import EdgeError, OutputError
+from edge.runtime.locks import hold_now
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class Journal:
-    """What is done of an export: a list of steps, each a JSON object. On the disk before `add` returns.
+@dataclass(frozen=True)
+class Work:
+    """An export under way."""
 
-    Its `folder` also takes what a step needs of the one before it.
-    """
+    root: Path  # a hidden folder
+    journal: Journal
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder = folder
-        self._path = folder / "journal.json"
-        self._key = key
-        self.steps: list[Mapping[str, Any]] = []
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or cut off: start anew
-            found = json.loads(self._path.read_text(encoding="utf-8"))
-            if found["key"] == key:
-                self.steps = list(found["steps"])
+    @property
+    def folder(self) -> Path:
+        """That of the bundle: what is in it when the body ends is the bundle."""
+        return self.root / "bundle"
 
-    def add(self, step: Mapping[str, object]) -> None:
-        """Record one more step."""
-        self.steps.append(step)
-        text = json.dumps({"key": self._key, "steps": self.steps})
-        write_durably(self._path, text.encode())
+    @property
+    def kept(self) -> Path:
+        """That of files which outlast a change of the key, and know by themselves what they are good for."""
+        return self.root / "kept"
+
+    def clear(self, keep: str) -> None:
+        """Remove what an ended export left in the bundle's folder, but for one file."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != keep:
+                path.unlink()
 
 
 @contextmanager
-def work_folder(out: Path, force: bool, key: str) -> Iterator[tuple[Path, Journal]]:
-    """The folder `.NAME.partial` beside `out`; it takes its place when the body succeeds, and vanishes when it fails.
+def work_folder(out: Path, force: bool, key: str) -> Iterator[Work]:
+    """A folder to make a bundle in; the bundle takes its place at `out` when the body succeeds.
 
-    What a killed export left there stays if its key is the same, with the journal that tells how far it came.
-    Raises OutputError when `out` may not be replaced or written, and when another process is at work there.
+    What an ended export left there stays if its key is the same, with the journal that tells how far it came. An error
+    that leaves it has a note (PEP 678) that says how to go on.
+
+    Raises OutputError when `out` may not be replaced or written, when another process is at work there, for a full
+    disk, and when there is something else at `out` in the end than there was at the beginning.
     """
-    if out.exists() and not force:
-        raise OutputError(f"{out} exists already; choose another folder, or give --force to replace it")
-    if out.exists() and not (out.is_dir() and (bundle.is_bundle(out) or not any(out.iterdir()))):
-        raise OutputError(f"{out} is not a bundle, so --force does not replace it; choose another folder")
-    folder, lock = out.parent / f".{out.name}.partial", out.parent / f".{out.name}.lock"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        holder = lock.open("a")
-    except OSError as error:
-        raise OutputError(f"{out.parent} cannot be written ({error.strerror}); choose another folder") from error
-    with holder:
-        if not try_lock(holder.fileno()):
-            raise OutputError(f"{out} is being written by another export; wait for it, or choose another folder")
+    place = find_destination(out)
+    if not (place.work / "old").exists():
+        with _told(place.given):
+            place.check(force)
+    with ExitStack() as stack:
         try:
-            folder.mkdir(exist_ok=True)
-            journal = Journal(folder / "journal", key)
-            if not journal.steps:
-                shutil.rmtree(folder)
-                journal.folder.mkdir(parents=True)
-            yield folder, journal
-            for inner in folder.iterdir():  # the journal, and what a helper of a killed export may have left
-                if inner.is_dir():
-                    shutil.rmtree(inner)
-            _take_place(folder, out)
+            place.path.parent.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(hold_now(place.lock))
         except OSError as error:
-            if error.errno in FULL:
-                raise OutputError(f"{out.parent}: the disk is full ({error.strerror}); free some space") from error
-            raise
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another export may be waiting at it already
-                lock.unlink()
+            where = out if place.inside else out.parent
+            raise OutputError(f"{where} cannot be written ({error.strerror}); choose another folder") from error
+        if not held:
+            raise OutputError(f"{out} is being written by another export; wait for it, or choose another folder")
+        with _told(place.given):
+            place.repair()
+            place = find_destination(out)
+            place.check(force)
+            work = _open_work(place, key)
+        yield from _guarded(place, work, force)
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raises OutputError when `needed` bytes do not fit on the disk of `folder`."""
+    """Raises OutputError when `needed` bytes do not fit on the disk of a work folder."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OutputError(f"{folder.parent}: {free:,} bytes free, the bundle needs about {needed:,}; free some space")
+        raise OutputError(
+            f"{folder.parents[1]}: {free:,} bytes free, the bundle needs about {needed:,}; free some space"
+        )
 
 
-def _take_place(folder: Path, out: Path) -> None:
-    if not out.exists():
-        folder.rename(out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent)) / out.name
-    out.rename(old)
+def _open_work(place: Destination, key: str) -> Work:
+    """The work folder, with what was done in it if that was for the same key."""
+    if place.inside and not place.work.exists():
+        # Of an export from before there was the folder.
+        beside = name_beside(place.path, PARTIAL, hidden=True)
+        if beside.is_dir():
+            check_ours(beside, PARTS)
+            try:
+                beside.rename(place.work)
+            except OSError as error:
+                raise OutputError(
+                    f"{beside} is left of an export and cannot be moved into {place.given} ({error.strerror}); move or "
+                    "delete it"
+                ) from error
+    check_ours(place.work, PARTS)
+    work = Work(place.work, Journal(place.work / "journal", key))
+    if work.journal.empty:
+        work.journal.clear()
+        shutil.rmtree(work.folder, ignore_errors=True)
+    for folder in (work.folder, work.kept):
+        folder.mkdir(exist_ok=True)
+    return work
+
+
+def _guarded(place: Destination, work: Work, force: bool) -> Iterator[Work]:
+    """Hand out the work, then put the bundle in its place; on an error keep what is worth it."""
+    made = taken = False
     try:
-        folder.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
+        yield work
+        made = True
+        for path in work.folder.iterdir():
+            if path.is_dir():  # what a helper of a killed export may have left
+                shutil.rmtree(path)
+            else:
+                _sync(path)
+        try:
+            place.check_unchanged(force)
+            place.take()
+        except OutputError as error:
+            raise OutputError(f"{error}; {_finished(work)}") from error
+        except OSError as error:
+            raise OutputError(
+                f"{place.given} cannot be put in place ({error.strerror or error}); {_finished(work)}"
+            ) from error
+        taken = True
+        remove_work(work.root, PARTS)
+    except BaseException as error:
+        told = _in_our_words(error, place, work)
+        worth = not taken and (made or bool(work.journal.steps) or _has_files(work.kept))
+        if not work.root.is_dir() or not worth or not _may_pass(told):
+            remove_work(work.root, PARTS)
+        elif not (made and isinstance(told, OutputError)):  # which says it already
+            kept = f"what is done is kept in {work.root}: the same command goes on from there; to give it up, delete it"
+            if isinstance(told, OutputError):
+                raise OutputError(f"{told}; {kept}") from error
+            told.add_note(kept)
+        if told is error:
+            raise
+        raise told from error
+
+
+def _finished(work: Work) -> str:
+    return (
+        f"the finished bundle is kept as {work.folder}: move it to where you want it, or move away what stands in its "
+        "place and give the same command again"
+    )
+
+
+def _in_our_words(error: BaseException, place: Destination, work: Work) -> BaseException:
+    """The same error, or an OutputError where the system refused something."""
+    if isinstance(error, Exception) and not work.root.is_dir():
+        return OutputError(f"{work.root} was removed while the export worked in it; give the command again")
+    if not isinstance(error, OSError) or error.errno is None or isinstance(error, BrokenPipeError):
+        return error
+    parent = work.root.parent
+    if error.errno in FULL:
+        return OutputError(f"{parent}: the disk is full ({error.strerror}); free some space")
+    file = "" if error.filename is None else f" at {error.filename}"
+    return OutputError(f"the export to {place.given} failed: {error.strerror}{file}; give the command again")
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same input may succeed the next time."""
+    return not isinstance(error, EdgeError) or isinstance(error, OutputError)
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _sync(path: Path) -> None:
+    """Have a file on the disk before anything that it replaces goes."""
+    descriptor = os.open(path, os.O_RDWR)  # Windows syncs no file that is only read
+    try:
+        os.fsync(descriptor)
     finally:
-        shutil.rmtree(old.parent)
+        os.close(descriptor)
+
+
+@contextmanager
+def _told(given: Path) -> Iterator[None]:
+    """What the system refuses is an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise OutputError(f"{given}: the disk is full ({error.strerror}); free some space") from error
+        raise OutputError(f"{given} cannot be written ({error.strerror}); choose another folder") from error

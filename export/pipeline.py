@@ -7,9 +7,10 @@ is asked for is a `plan`, the weights are made by `stages`; here the bundle is p
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,14 +20,16 @@ import numpy.typing as npt
 from edge.export import openvino_tokenizer, sensitivity
 from edge.export.calibration import WINDOW, WINDOWS, Calibration
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
+from edge.export.journal import Journal
 from edge.export.mixed import decide
 from edge.export.names import canonical_shapes
-from edge.export.output import check_space, work_folder
+from edge.export.output import Work, check_space, work_folder
 from edge.export.plan import Plan, make_plan, signed_bytes, source_sha256, tensor_sha256, versions
 from edge.export.recipes import EMBEDDING, HEAD
 from edge.export.sensitivity import Sensitivity
 from edge.export.settings import DEFAULT_FORMAT, Device, ExportSettings, Format, Limits
 from edge.export.sidecars import write_genai_config, write_server_graph, write_sidecars
+from edge.export.source_files import SourceFiles
 from edge.export.stages import Compressed, Progress, compress, done_bytes, open_store
 from edge.export.store import WeightStore
 from edge.export.text import Corpus, token_windows
@@ -37,9 +40,11 @@ from edge.runtime.bundle import FileRecord, Manifest, TensorRecord
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.errors import BundleError, OutputError, RecipeError, SettingsError, shown
 from edge.runtime.extras import missing_packages_named
+from edge.runtime.json_reader import read_json_object
 from edge.runtime.rules import FilePath, check_value
 from edge.runtime.tokenizer import Tokenizer
 
+SENSITIVITY = "sensitivity.json"
 SIDECAR_BYTES = 64_000_000  # at most, of a bundle's files that are no weights; a tokenizer for 151,552 tokens has 35 MB
 
 
@@ -70,7 +75,8 @@ def export(
       source       a folder with config.json and *.safetensors, a .gguf file, or a hub id such as "THUDM/glm-4-9b-chat",
                    which is downloaded
       out          the folder of the bundle, made by the export
-      force        replace `out` if it is a bundle already; nothing else is ever replaced
+      force        replace `out` if it is a bundle already; nothing else is ever replaced, and files in its folder that
+                   its manifest does not name stay. An empty folder needs no force
       format       the graphs in the bundle: "openvino", "onnx" or "both", which share the bytes of the weights
       adapter      the folder of a PEFT LoRA to merge into the weights
       rope_theta   the rotary base to use instead of the checkpoint's
@@ -90,10 +96,11 @@ def export(
 
     progress       is called with a `Progress` after every stage
 
-    Returns the manifest of the bundle. None for a setting means its default. An export that was killed goes on where it
-    stopped when it is started again with the same arguments. When it fails, `out` is as it was before. Raises
-    CheckpointError, SettingsError, RecipeError, CalibrationError, OutputError, TokenizerError and VerificationError,
-    and MissingPackageError where the packages that an export needs are not installed.
+    Returns the manifest of the bundle. None for a setting means its default. When it fails, `out` is as it was before.
+    An export that was killed, interrupted or stopped by a full disk goes on where it was when it is started again with
+    the same arguments; a note of the error (PEP 678) says where its work is kept. Raises CheckpointError, also for a
+    checkpoint that changes meanwhile, SettingsError, RecipeError, CalibrationError, OutputError, TokenizerError and
+    VerificationError, and MissingPackageError where the packages that an export needs are not installed.
     """
     settings = ExportSettings(
         recipe,
@@ -120,13 +127,18 @@ def export_with(
     progress = progress or (lambda _progress: None)
     plan = make_plan(source, settings)
     limits = settings.limits
-    with work_folder(Path(out), settings.force, plan.key) as (folder, journal), ExitStack() as stack:
+    sources = SourceFiles(plan.source_files)
+    with work_folder(Path(out), settings.force, _key(plan)) as work, ExitStack() as stack:
+        if (manifest := _made_before(work, plan)) is not None:
+            return manifest
+        folder, journal = work.folder, work.journal
+        work.clear(keep=plan.weight_file)
         sidecars = write_sidecars(plan.checkpoint, plan.spec, folder)
         tokenizer, stop_ids = sidecars.tokenizer, sidecars.stop_ids
         plan = replace(plan, warnings=(*plan.warnings, *sidecars.warnings))
+        _check_inputs(journal, folder, plan)
         if limits is not None:
-            kept = stack.enter_context(_kept(Path(out)))
-            plan = _within(limits, plan, tokenizer, kept, progress)
+            plan = _within(limits, plan, tokenizer, work.kept / SENSITIVITY, progress)
         check_space(folder, _expected_bytes(plan) - done_bytes(journal))
         conversion = None
         if plan.onnx:
@@ -135,10 +147,10 @@ def export_with(
             write_server_graph(folder)
             eos = stop_ids[0] if stop_ids else None
             conversion = stack.enter_context(openvino_tokenizer.start(folder, eos))
-        with open_store(folder / plan.weight_file, journal) as store:
+        with open_store(folder / plan.weight_file, journal, plan) as (store, begun):
             verifier = Verifier(tokenizer.encode(GOLDEN_TEXT), plan.spec, _runners(plan))
             calibrating = None if plan.calibration is None else _calibration(plan.calibration, plan, tokenizer)
-            done = compress(plan, store, verifier, journal, calibrating, progress)
+            done = compress(plan, store, begun, verifier, journal, calibrating, progress)
             total, layers = plan.spec.num_parameters, plan.spec.num_layers
             progress(Progress("writing", layers, layers, total, total, store.end, 0, None))
             _write_graphs(plan, store, folder)
@@ -147,8 +159,48 @@ def export_with(
         if conversion is not None and (problem := conversion.finish()) is not None:
             plan = replace(plan, warnings=(*plan.warnings, f"openvino_genai will find no tokenizer: {problem}"))
         manifest = _manifest(plan, store, weights, done, stop_ids, folder)
+        hashes = {name: sha256 for stage in done.stages for name, sha256 in stage.sha256.items()}
+        sources.check_unchanged(plan.checkpoint, hashes)
         (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        journal.note("manifest", bundle.sha256_of(folder / bundle.MANIFEST))
     return manifest
+
+
+def _key(plan: Plan) -> str:
+    """Same key, same manifest."""
+    adapter = None if plan.adapter is None else str(plan.adapter.path)
+    text = None if plan.calibration is None else plan.calibration.name
+    told = json.dumps([plan.source, plan.warnings, plan.decisions, adapter, text])
+    return f"{plan.key} {hashlib.sha256(told.encode()).hexdigest()}"
+
+
+def _made_before(work: Work, plan: Plan) -> Manifest | None:
+    """The manifest of a bundle that an export had finished and could not put in its place; None where there is none.
+
+    Everything is read again, the checkpoint too: seconds to a minute, instead of what it took to make.
+    """
+    if (made := work.journal.facts.get("manifest")) is None:
+        return None
+    with contextlib.suppress(OSError, BundleError):
+        if bundle.sha256_of(work.folder / bundle.MANIFEST) == made:
+            found = bundle.open_bundle(work.folder)
+            bundle.check_hashes(found)
+            parts = {part for parts in plan.weights.sources.values() for part in parts}
+            hashes = tensor_sha256(plan.checkpoint, parts)
+            if found.manifest.source_sha256 == source_sha256(plan.checkpoint, hashes, plan.small_files):
+                return found.manifest
+    work.journal.clear()
+    return None
+
+
+def _check_inputs(journal: Journal, folder: Path, plan: Plan) -> None:
+    """Start anew where the small files are others, whatever their dates say: what was calibrated depends on them."""
+    digest = hashlib.sha256()
+    for path in [*sorted(path for path in folder.iterdir() if path.name != plan.weight_file), *plan.small_files]:
+        digest.update(f"{path.name} {bundle.sha256_of(path)}\n".encode())
+    if journal.facts.get("inputs") != digest.hexdigest():
+        journal.clear()
+        journal.note("inputs", digest.hexdigest())
 
 
 def check_arguments(source: str | Path, out: str | Path, progress: Callable[[Progress], None] | None) -> None:
@@ -199,20 +251,10 @@ def _windows(corpus: Corpus, plan: Plan, tokenizer: Tokenizer, length: int, coun
     return windows.ids
 
 
-@contextmanager
-def _kept(out: Path) -> Iterator[Path]:
-    """A file beside `out` that only a killed process leaves behind."""
-    path = out.parent / f".{out.name}.sensitivity.json"
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
 def _within(limits: Limits, plan: Plan, tokenizer: Tokenizer, kept: Path, progress: Callable[[Progress], None]) -> Plan:
     """The plan with the precisions that the limits ask for. Raises RecipeError where there are none.
 
-    kept: what was measured, for when this process is killed: it may take as long as all that follows.
+    kept: what was measured, for when this process is ended: it may take as long as all that follows.
     """
     assert plan.calibration is not None, "recipes with choices are calibrated"
     ids = _windows(plan.calibration, plan, tokenizer, sensitivity.WINDOW, sensitivity.WINDOWS)
@@ -230,9 +272,9 @@ def _within(limits: Limits, plan: Plan, tokenizer: Tokenizer, kept: Path, progre
 
 
 def _read_sensitivity(path: Path, key: str) -> Sensitivity | None:
-    """What a killed export had measured."""
+    """What an ended export had measured."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecipeError):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json_object(path, RecipeError, "it is measured anew")
         if found["key"] == key:
             return Sensitivity.from_json(found)
     return None
@@ -256,7 +298,8 @@ def _write_graphs(plan: Plan, store: WeightStore, folder: Path) -> None:
             write_onnx(store, plan.spec, folder)
     except RuntimeError as error:
         raise OutputError(
-            f"{folder.parent}: the model could not be written ({error}); the disk is full or refuses, free some space"
+            f"{folder.parents[1]}: the model could not be written ({error}); the disk is full or refuses, free some "
+            "space"
         ) from error
 
 

@@ -2,17 +2,21 @@
 
 In: a plan, a weight file, a journal. Out: the weight file filled, what is known of every stage, and golden logits. A
 stage is compressed while the one before it is checked in a second thread; after its check it stands in the journal,
-from which the next export goes on if this one is killed. Knows nothing about the other files of a bundle.
+from which the next export goes on if this one is ended. Before it does, all that it goes on from is held against the
+digests in the journal: the weight file, both kinds of hidden states, the tensors of the checkpoint that went in, and
+the bundle's small files. Knows nothing about the other files of a bundle.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +25,8 @@ from threadpoolctl import threadpool_limits
 
 from edge.export import awq, gptq, low_rank
 from edge.export.calibration import Calibration
+from edge.export.journal import Journal
 from edge.export.names import ReadWhenNeeded, WeightSource, canonical_shapes
-from edge.export.output import Journal
 from edge.export.plan import Plan, tensor_sha256
 from edge.export.recipes import EMBEDDING, HEAD, Precision, Recipe
 from edge.export.store import StoredWeight, WeightStore
@@ -59,6 +63,9 @@ class Stage:
     weights: dict[str, StoredWeight]
     check: StageCheck
     sha256: dict[str, str]  # of the checkpoint's tensors
+    file_sha256: str  # of the weight file up to here
+    hidden_sha256: str  # of what the next stage goes on from
+    calibrated_sha256: str  # of the same of the calibration text; empty where there is none
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
@@ -66,7 +73,17 @@ class Stage:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Stage:  # JSON, as to_json gives it
         weights = {name: StoredWeight.from_json(record) for name, record in data["weights"].items()}
-        return cls(data["end"], weights, StageCheck(**data["check"]), data["sha256"])
+        digests = [data[name] for name in ("file_sha256", "hidden_sha256", "calibrated_sha256")]
+        return cls(data["end"], weights, StageCheck(**data["check"]), data["sha256"], *digests)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What an ended export has done, after it was held against the journal; nothing at the beginning."""
+
+    stages: tuple[Stage, ...] = ()
+    hidden: Float32Array | None = None
+    calibrated: Float32Array | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +97,7 @@ class Compressed:
 def compress(
     plan: Plan,
     store: WeightStore,
+    begun: Begun,
     verifier: Verifier,
     journal: Journal,
     calibration: Calibration | None,
@@ -94,14 +112,14 @@ def compress(
 
     spec = plan.spec
     names = ["embedding", *(f"block {layer}" for layer in range(spec.num_layers)), "head"]
-    stages = [Stage.from_json(step) for step in journal.steps]
+    stages = list(begun.stages)
     first = len(stages)
     done = np.cumsum([_parameters(name, spec) for name in names]).tolist()
     resumed = done[first - 1] if first else 0
-    if first:
-        verifier.hidden = np.load(_hidden_file(journal, first))
-        if calibration is not None:
-            calibration.hidden = np.load(_calibration_file(journal, first))
+    if begun.hidden is not None:
+        verifier.hidden = begun.hidden
+    if calibration is not None and begun.calibrated is not None:
+        calibration.hidden = begun.calibrated
     golden: Golden | None = None
     compressor = Compressor()
 
@@ -114,13 +132,13 @@ def compress(
         result, golden = _check(names[index], verifier, plan.weights, stored)
         parts = {part for name in _own(names[index], spec) for part in plan.weights.sources[name]}
         records = {name: store.records[name] for name in _own(names[index], spec)}
-        stage = Stage(store.end, records, result, tensor_sha256(plan.checkpoint, parts))
+        hashes = tensor_sha256(plan.checkpoint, parts)
+        stage = Stage(store.end, records, result, hashes, store.hash_written(), "", "")
         if golden is None:
             store.sync()
-            store.hash_written()
-            _keep(verifier.hidden, _hidden_file(journal, index + 1))
-            if calibrated is not None:
-                _keep(calibrated, _calibration_file(journal, index + 1))
+            kept = _keep(verifier.hidden, _hidden_file(journal, index + 1))
+            again = "" if calibrated is None else _keep(calibrated, _calibration_file(journal, index + 1))
+            stage = replace(stage, hidden_sha256=kept, calibrated_sha256=again)
             journal.add(stage.to_json())
             for old in (_hidden_file(journal, index), _calibration_file(journal, index)):
                 old.unlink(missing_ok=True)
@@ -263,15 +281,48 @@ def _to_float(weight: FloatArray, name: str, precision: Precision) -> Weight:
 
 
 @contextmanager
-def open_store(path: Path, journal: Journal) -> Iterator[WeightStore]:
-    """The weight file, as far as the journal says that it is right."""
-    stages = [Stage.from_json(step) for step in journal.steps]
-    records = {name: record for stage in stages for name, record in stage.weights.items()}
-    store = WeightStore(path, records, done_bytes(journal))
+def open_store(path: Path, journal: Journal, plan: Plan) -> Iterator[tuple[WeightStore, Begun]]:
+    """The weight file and what is done of it; the journal loses its steps where they do not hold any more."""
+    begun = Begun()
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        begun = _read_begun(journal, plan)
+    store = _reopen(path, begun)
+    if begun.stages and store.hash_written() != begun.stages[-1].file_sha256:
+        store.close()
+        begun = Begun()
+        store = _reopen(path, begun)
+    if journal.steps and not begun.stages:
+        journal.forget_steps()
     try:
-        yield store
+        yield store, begun
     finally:
         store.close()
+
+
+def _reopen(path: Path, begun: Begun) -> WeightStore:
+    records = {name: record for stage in begun.stages for name, record in stage.weights.items()}
+    return WeightStore(path, records, begun.stages[-1].end if begun.stages else 0)
+
+
+def _read_begun(journal: Journal, plan: Plan) -> Begun:
+    """What the journal says is done, if the files that go with it and the checkpoint are those that it was written of.
+
+    All tensors of these stages are read again, which takes a part of the time that compressing them took: nothing else
+    tells a checkpoint that was replaced by one of the same size and date.
+    """
+    stages = tuple(Stage.from_json(step) for step in journal.steps)
+    if not stages:
+        return Begun()
+    last = stages[-1]
+    hidden = _load(_hidden_file(journal, len(stages)), last.hidden_sha256)
+    calibrated = None
+    if last.calibrated_sha256:
+        calibrated = _load(_calibration_file(journal, len(stages)), last.calibrated_sha256)
+    for stage in stages:
+        if tensor_sha256(plan.checkpoint, stage.sha256) != stage.sha256:
+            raise ValueError(f"the tensors of {stage.check.stage} are others than they were")
+        plan.checkpoint.release()
+    return Begun(stages, hidden, calibrated)
 
 
 def done_bytes(journal: Journal) -> int:
@@ -288,7 +339,23 @@ def _calibration_file(journal: Journal, stages_done: int) -> Path:
     return journal.folder / f"calibration-{stages_done}.npy"
 
 
-def _keep(array: Float32Array, path: Path) -> None:
+def _keep(array: Float32Array, path: Path) -> str:
+    """Write an array with no copy of it; returns its digest."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    write_durably(path, header.getvalue(), array.data.cast("B"))  # with no copy of it
+    write_durably(path, header.getvalue(), array.data.cast("B"))
+    return _digest(array)
+
+
+def _load(path: Path, sha256: str) -> Float32Array:
+    """An array that `_keep` wrote. Raises OSError and ValueError."""
+    array: Float32Array = np.load(path, allow_pickle=False)
+    if _digest(array) != sha256:
+        raise ValueError(f"{path} was altered")
+    return array
+
+
+def _digest(array: Float32Array) -> str:
+    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data.cast("B"))
+    return digest.hexdigest()

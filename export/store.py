@@ -62,7 +62,7 @@ class WeightStore(Mapping[str, Weight]):
         self.path = path
         self.records = dict(records)
         self.end = end
-        self._file = path.open("r+b" if end else "w+b", buffering=0)
+        self._file = path.open("r+b" if end and path.exists() else "w+b", buffering=0)
         self._file.truncate(end)
         self._file.seek(end)
         self._map: np.memmap[Any, np.dtype[np.uint8]] | None = None  # of the file as long as it was

@@ -30,7 +30,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -41,16 +40,18 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edge.export.destination import check_ours, remove_work
 from edge.export.graph import reference as plain
+from edge.export.journal import Journal
 from edge.export.names import canonical_shapes
 from edge.export.npz import DAMAGE, get_array, put_array
-from edge.export.output import FULL, Journal
+from edge.export.output import FULL
 from edge.export.recipes import EMBEDDING, HEAD
 from edge.export.tensors import Float32Array, FloatArray
 from edge.export.text import Windows
 from edge.profiles.typed_json import read_value
-from edge.runtime.atomic import write_durably
-from edge.runtime.errors import CalibrationError, OutputError, TensorError, shown
+from edge.runtime.atomic import name_beside, write_durably
+from edge.runtime.errors import CalibrationError, EdgeError, OutputError, TensorError, shown
 from edge.runtime.files import open_file, shown_path
 from edge.runtime.json_reader import parse_json
 from edge.runtime.spec import ModelSpec
@@ -63,6 +64,7 @@ ROWS = 64  # of logits in memory
 VERSIONED = ("edgeglm", "openvino", "numpy")  # packages that decide the figures
 HEADER = "header.json"
 _MAX_HEADER_BYTES = 10_000_000
+PARTS = JOURNAL, MADE = "journal", "reference.npz"  # of the work folder
 
 
 class FloatWeights(Protocol):
@@ -134,15 +136,15 @@ def build(
 
     key: of the weights: `Plan.key`, with what has been changed in them since. progress: stage ("block 3", "head"),
     steps done, steps in all. What a killed or interrupted run has done stays in the folder `.NAME.partial` beside
-    `out`, which a run of the same key goes on from; an error removes it. One process at a time may write one `out`.
-    Raises CalibrationError for settings that do not fit the windows, TensorError for weights that give NaN,
-    OutputError where the file cannot be written or `out` is something else.
+    `out`, which a run of the same key goes on from, after a full disk as well; an error of the input removes it. One
+    process at a time may write one `out`. Raises CalibrationError for settings that do not fit the windows, TensorError
+    for weights that give NaN, OutputError where the file cannot be written or `out` is something else.
     """
     out, settings, spec = Path(out), settings or ReferenceSettings(), weights.spec
     _check(settings, windows, spec)
     digest = _key(key, windows, settings, spec)
-    if out.exists():
-        if not zipfile.is_zipfile(out):
+    if os.path.lexists(out):
+        if not _is_reference(out):
             raise OutputError(f"{out} is there and is no whole reference; delete it, or name another file")
         try:
             found = open_reference(out)
@@ -150,23 +152,30 @@ def build(
             found = None
         if found is not None and found.key == digest:
             return found
-    work = out.parent / f".{out.name}.partial"
+    work = name_beside(out, ".partial", hidden=True)
+    check_ours(work, PARTS)
     try:
-        journal = Journal(work, digest)
-        if not journal.steps:
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
+        journal = Journal(work / JOURNAL, digest)
+        if journal.empty:
+            journal.clear()
         runner = _Runner(weights, windows, journal, progress)
         runner.run_blocks()
         runner.run_head(settings)
-        _assemble(work, windows, settings, spec, digest).replace(out)
-        shutil.rmtree(work)
-    except Exception as error:
-        shutil.rmtree(work, ignore_errors=True)
-        if not isinstance(error, OSError):
-            raise
+        made = _assemble(work / MADE, journal.folder, windows, settings, spec, digest)
+        if os.path.lexists(out) and not _is_reference(out):
+            raise OutputError(f"{out} appeared meanwhile and is no reference; move it away and run this again")
+        made.replace(out)
+        remove_work(work, PARTS)
+    except EdgeError as error:
+        if not isinstance(error, OutputError):  # the same input would give it again
+            remove_work(work, PARTS)
+        raise
+    except OSError as error:
         advice = "the disk is full; free some space" if error.errno in FULL else "choose another folder"
-        raise OutputError(f"{out} cannot be written ({error.strerror or error}): {advice}") from error
+        raise OutputError(
+            f"{out} cannot be written ({error.strerror or error}): {advice}; what is done is kept in {work} for the "
+            "next time"
+        ) from error
     return open_reference(out)
 
 
@@ -225,6 +234,15 @@ def _within(ids: npt.NDArray[Any], vocab_size: int) -> bool:
     return not ids.size or (int(ids.min()) >= 0 and int(ids.max()) < vocab_size)
 
 
+def _is_reference(path: Path) -> bool:
+    """Whether a file was written by `build`, whole or damaged since: another archive has no header of ours."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return HEADER in archive.namelist() and "top_logprobs.npy" in archive.namelist()
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+
+
 def keep(logits: Float32Array, next_ids: npt.NDArray[np.int64], top: int, samples: int, seed: list[int]) -> Rows:
     """What is kept of rows of logits.
 
@@ -277,7 +295,8 @@ class _Runner:
     """Carries hidden states of all windows through the float model.
 
     The journal has a step for the embedding and for each block; the hidden states behind the last one are in a file,
-    and each window that has been through the head in another.
+    and each window that has been through the head in another, with a fact. All are known by their digests, and what
+    was altered is computed again.
     """
 
     def __init__(
@@ -294,6 +313,8 @@ class _Runner:
         self._spec = weights.spec
         self._progress = progress
         self._total = 1 + self._spec.num_layers + windows.count
+        if journal.steps and _sha256_of(self._hidden_file) != journal.steps[-1].get("sha256"):
+            journal.clear()
 
     def run_blocks(self) -> None:
         from edge.export.graph.openvino import block_model
@@ -321,16 +342,19 @@ class _Runner:
     def run_head(self, settings: ReferenceSettings) -> None:
         from edge.export.graph.openvino import head_model
 
-        folder, count = self._journal.folder, self._windows.count
-        if all(_window_file(folder, index).exists() for index in range(count)):
+        folder, facts = self._journal.folder, self._journal.facts
+        missing = [
+            index
+            for index in range(self._windows.count)
+            if _sha256_of(_window_file(folder, index)) != facts.get(_window_file(folder, index).name, "missing")
+        ]
+        if not missing:
             return
         names = ["norm.weight", EMBEDDING if self._spec.tied_embeddings else HEAD]
         weights = {name: self._weights.read(name) for name in names}
         compiled = self._compile(head_model(weights, self._spec))
         hidden = np.load(self._hidden_file, mmap_mode="r")
-        for index in range(count):
-            if _window_file(folder, index).exists():
-                continue
+        for index in missing:
             following, parts = self._windows.ids[index, 1:], []
             for start in range(settings.first_scored, self._windows.length - 1, ROWS):
                 rows = slice(start, min(start + ROWS, self._windows.length - 1))
@@ -344,6 +368,7 @@ class _Runner:
                 for f in fields(Rows):
                     put_array(archive, f.name, np.concatenate([getattr(part, f.name) for part in parts]))
             write_durably(_window_file(folder, index), buffer.getvalue())
+            self._journal.note(_window_file(folder, index).name, hashlib.sha256(buffer.getvalue()).hexdigest())
             self._progress("head", 1 + self._spec.num_layers + index + 1, self._total)
 
     def _compile(self, model: Any) -> Any:
@@ -365,14 +390,18 @@ class _Runner:
         old = self._hidden_file
         new = old.with_name(f"hidden-{len(self._journal.steps) + 1}.npy")
         shape = (self._windows.count, self._windows.length, self._spec.hidden_size)
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        digest = hashlib.sha256(header.getvalue())
         with new.open("wb") as file:  # not a writable map: on a full disk that ends the process
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
+            file.write(header.getvalue())
             for batch in batches:
-                file.write(np.ascontiguousarray(batch, "<f4").data)
+                rows = np.ascontiguousarray(batch, "<f4").data.cast("B")
+                digest.update(rows)
+                file.write(rows)
             file.flush()
             os.fsync(file.fileno())
-        self._journal.add({"stage": stage})
+        self._journal.add({"stage": stage, "sha256": digest.hexdigest()})
         old.unlink(missing_ok=True)
         self._progress(stage, len(self._journal.steps), self._total)
 
@@ -381,8 +410,19 @@ def _window_file(folder: Path, index: int) -> Path:
     return folder / f"window-{index}.npz"
 
 
-def _assemble(folder: Path, windows: Windows, settings: ReferenceSettings, spec: ModelSpec, key: str) -> Path:
-    """One file of all windows, in the work folder: an .npz with a JSON header beside the arrays."""
+def _sha256_of(path: Path) -> str:
+    """Hex sha256; empty for a file that is not there."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
+
+
+def _assemble(
+    path: Path, folder: Path, windows: Windows, settings: ReferenceSettings, spec: ModelSpec, key: str
+) -> Path:
+    """One file of all windows that are in a folder: an .npz with a JSON header beside the arrays."""
     header = {
         "format": FORMAT,
         "key": key,
@@ -392,7 +432,6 @@ def _assemble(folder: Path, windows: Windows, settings: ReferenceSettings, spec:
         "languages": list(windows.languages),
         "versions": _versions(),
     }
-    path = folder / "reference.npz"
     with path.open("wb") as file:
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr(zipfile.ZipInfo(HEADER), json.dumps(header))

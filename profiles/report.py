@@ -6,6 +6,8 @@ from `profile.json`, at any time again.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -14,10 +16,13 @@ from pathlib import Path
 from edge.profiles import plot
 from edge.profiles.record import Profile, Row
 from edge.runtime.atomic import write_atomically
+from edge.runtime.errors import OutputError
 
 MARKDOWN, HTML = "profile.md", "profile.html"
 PLOTS = ("pareto_bytes", "pareto_speed")  # .svg and .png
 UNKNOWN = "-"
+_TITLE, _TITLE_LINE = "accuracy, size and speed", 10_000  # characters of the line that ends with it, at most
+_FILES = frozenset((MARKDOWN, HTML, *(f"{name}.{kind}" for name in PLOTS for kind in ("svg", "png"))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,11 @@ COLUMNS = (
 
 
 def write_report(profile: Profile, out: Path) -> list[Path]:
-    """Write tables, page and plots into a folder; returns what was written. Raises OutputError."""
+    """Write tables, page and plots into a folder, over those of an earlier report; returns what was written.
+
+    Raises OutputError, also where something else than a report is in the place of one of the files.
+    """
+    check_folder(out)
     files: dict[str, bytes] = {}
     inline: dict[str, str] = {}
     if profile.rows:
@@ -91,18 +100,36 @@ def write_report(profile: Profile, out: Path) -> list[Path]:
                 files[f"{name}.svg"] = plot.svg_bytes(figure)
                 files[f"{name}.png"] = plot.png_bytes(figure)
                 inline[name] = plot.inline_svg(files[f"{name}.svg"])
-    files[MARKDOWN] = to_markdown(profile, list(inline)).encode()
-    files[HTML] = to_html(profile, inline).encode()
-    for name in {f"{name}.{kind}" for name in PLOTS for kind in ("svg", "png")} - files.keys():
+    # The table first: it tells whose the others are.
+    files = {MARKDOWN: to_markdown(profile, list(inline)).encode(), **files, HTML: to_html(profile, inline).encode()}
+    for name in _FILES - files.keys():
         (out / name).unlink(missing_ok=True)  # of an earlier report
     for name, data in files.items():
         write_atomically(out / name, [data], private=False)
     return [out / name for name in files]
 
 
+def check_folder(out: Path) -> None:
+    """Raises OutputError where a report would replace files that are not those of an earlier one."""
+    found = sorted(name for name in _FILES if os.path.lexists(out / name))
+    if found and not _is_report(out / MARKDOWN):
+        raise OutputError(
+            f"{out} holds {', '.join(found)} and no {MARKDOWN} of an earlier report, so they are somebody else's; move "
+            "them away, or use another folder"
+        )
+
+
+def _is_report(table: Path) -> bool:
+    try:
+        with table.open(encoding="utf-8", errors="replace") as file:
+            return re.fullmatch(rf"# .*: {_TITLE}\n", file.readline(_TITLE_LINE)) is not None
+    except OSError:
+        return False
+
+
 def to_markdown(profile: Profile, plots: list[str]) -> str:
     """The table with what it takes to read it; `plots` are names of SVG files beside it."""
-    lines = [f"# {_cell(profile.source)}: accuracy, size and speed", "", *markdown_table(profile)]
+    lines = [f"# {_cell(profile.source)}: {_TITLE}", "", *markdown_table(profile)]
     lines += ["", *(f"- {_cell(fact)}" for fact in _facts(profile)), ""]
     for name in plots:
         lines += [f"![{name}]({name}.svg)", ""]
@@ -126,7 +153,7 @@ def to_html(profile: Profile, plots: Mapping[str, str]) -> str:
     body = "\n".join("<tr>" + "".join(_html_cell(column, row) for column in COLUMNS) + "</tr>" for row in profile.rows)
     facts = "\n".join(f"<li>{escape(fact)}</li>" for fact in _facts(profile))
     figures = "\n".join(f"<figure>{svg}</figure>" for svg in plots.values())
-    title = f"{escape(profile.source)}: accuracy, size and speed"
+    title = f"{escape(profile.source)}: {_TITLE}"
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'

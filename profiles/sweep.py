@@ -14,7 +14,6 @@ about how results are shown.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edge.export.destination import LOCK, PARTIAL, PARTS, remove_bundle, remove_work
 from edge.profiles.accuracy import Accuracy
 from edge.profiles.divergence import Divergence
 from edge.profiles.machine_record import machine_record, versions_record
@@ -44,7 +44,7 @@ from edge.profiles.worker import write_windows
 from edge.runtime.atomic import write_atomically
 from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import BundleError, OutputError, ProfileError
-from edge.runtime.locks import try_lock
+from edge.runtime.locks import hold_now
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class _Run:
         profile = self._profile()
         write_atomically(plan.out / PROFILE, [profile.to_json().encode()], private=False)
         if not settings.keep_bundles:
-            shutil.rmtree(plan.out / BUNDLES, ignore_errors=True)
+            _remove_bundles(plan.out, unfinished=not self.failures)
         return profile
 
     def _run_recipe(self, recipe: str, cells: Sequence[Cell]) -> None:
@@ -138,7 +138,7 @@ class _Run:
             self.rows[cell.name] = row
             self.progress(self._steps.progress(cell.name, "done", 0.0, row=row))
         if not settings.keep_bundles:
-            shutil.rmtree(bundle)
+            remove_bundle(bundle)
 
     def _bundle(self, recipe: str) -> Path:
         return self.plan.out / BUNDLES / f"{recipe}-{self.plan.export_keys[recipe][:KEY_DIGITS]}"
@@ -302,6 +302,20 @@ def _is_cost(known: Mapping[str, Any]) -> bool:
     return True
 
 
+def _remove_bundles(out: Path, *, unfinished: bool) -> None:
+    """Remove the bundles that sweeps made here, and the folder if it is empty then.
+
+    unfinished: those that an export was ended in, too; else the next sweep goes on with them.
+    """
+    for bundle in (out / BUNDLES).iterdir():
+        if (out / EXPORTS / f"{bundle.name}.json").is_file():
+            remove_bundle(bundle)
+        elif unfinished and bundle.name.startswith(".") and bundle.suffix == PARTIAL:
+            remove_work(bundle, PARTS)
+    if not any((out / BUNDLES).iterdir()):
+        (out / BUNDLES).rmdir()
+
+
 def _opens(bundle: Path) -> bool:
     try:
         open_bundle(bundle)
@@ -313,15 +327,14 @@ def _opens(bundle: Path) -> bool:
 @contextmanager
 def _own_folder(out: Path) -> Iterator[None]:
     """The folder with its parts, for this process alone. Raises OutputError."""
-    try:
-        for name in (CELLS, EXPORTS, BUNDLES):
-            (out / name).mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("a")
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written ({error.strerror}); choose another folder") from error
     with ExitStack() as stack:
-        stack.enter_context(lock)
-        if not try_lock(lock.fileno()):
+        try:
+            for name in (CELLS, EXPORTS, BUNDLES):
+                (out / name).mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(hold_now(out / LOCK))
+        except OSError as error:
+            raise OutputError(f"{out} cannot be written ({error.strerror}); choose another folder") from error
+        if not held:
             raise OutputError(f"{out} is being written by another sweep; wait for it, or choose another folder")
         yield
 

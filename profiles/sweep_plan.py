@@ -205,7 +205,7 @@ def _check_folder(out: Path) -> None:
         return
     if not out.is_dir():
         raise OutputError(f"{out} is there and is no folder; choose another name")
-    if any(out.iterdir()) and not (out / CELLS).is_dir():
+    if any(out.iterdir()) and not ((out / CELLS).is_dir() and (out / EXPORTS).is_dir()):
         raise OutputError(f"{out} holds something else than a profile; choose an empty or a new folder")
 
 

@@ -2,16 +2,17 @@
 
 In: a path and the bytes of a file, in parts. Out: the file. Knows nothing about what is in it.
 
-What is written goes into a file beside it, `NAME.new`, or `NAME.2.new` while another process writes the same one; that
-then takes the file's place in one step. Readers have the old file or the new one. Where several write one path, the
-last to end wins. The file beside it is locked, so that what a killed process left is told from what is being written,
-and removed.
+What is written goes into a file beside it, `NAME.edgeglm-new`, or `NAME.2.edgeglm-new` while another process writes the
+same one; that then takes the file's place in one step. Readers have the old file or the new one. Where several write
+one path, the last to end wins. The file beside it is locked, so that what a killed process left is told from what is
+being written, and removed; its name is one that nobody gives to a file of his own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -24,6 +25,8 @@ from edge.runtime.errors import OutputError
 from edge.runtime.locks import try_lock
 
 _BUFFER_BYTES = 1 << 20
+_NEW = ".edgeglm-new"
+_NAME_BYTES = 255  # of a file's name, at most, on nearly every file system
 _TOO_LARGE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -78,13 +81,22 @@ def write_durably(path: Path, *parts: bytes | memoryview) -> None:
     fresh.replace(path)
 
 
+def name_beside(path: Path, suffix: str, *, hidden: bool = False) -> Path:
+    """The path of something of ours beside a path: its name with the suffix, or a hash of it where that is too long."""
+    dot = "." if hidden else ""
+    name = f"{dot}{path.name}{suffix}"
+    if len(os.fsencode(name)) > _NAME_BYTES:
+        name = f"{dot}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{suffix}"
+    return path.with_name(name)
+
+
 def _open_beside(target: Path) -> tuple[int, Path]:
     """Create a file beside another, which no other process takes for its own as long as it is open."""
     if sys.platform == "win32":
-        new = target.with_name(f"{target.name}.{secrets.token_hex(8)}.new")
+        new = name_beside(target, f".{secrets.token_hex(8)}{_NEW}")
         return os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_BINARY, 0o600), new
     for number in count(1):
-        new = target.with_name(f"{target.name}{'' if number == 1 else f'.{number}'}.new")
+        new = name_beside(target, _NEW if number == 1 else f".{number}{_NEW}")
         if os.path.lexists(new) and not _remove_abandoned(new):
             continue
         try:

@@ -6,11 +6,13 @@ process ends, however it ends. Knows nothing about what is protected by it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from edge.runtime.errors import OutputError
@@ -36,6 +38,50 @@ def try_lock(descriptor: int) -> bool:
     except busy:
         return False
     return True
+
+
+@contextmanager
+def hold_now(lock: Path) -> Iterator[bool]:
+    """Hold a file that is made for it and removed at the end; gives whether it is held, or another process has it.
+
+    On a file system without locks a file in the machine's folder for temporary files is held in its stead, which keeps
+    the other processes of this machine out. Raises OSError where the file cannot be made.
+    """
+    with ExitStack() as stack:
+        held = _hold_named(lock, stack)
+        if held is None:
+            name = f"edgeglm-{hashlib.sha256(os.fsencode(os.path.realpath(lock))).hexdigest()[:32]}.lock"
+            held = bool(_hold_named(Path(tempfile.gettempdir()) / name, stack))
+        yield held
+
+
+def _hold_named(lock: Path, stack: ExitStack) -> bool | None:
+    """Hold a file as long as the stack is open; None where there are no locks, and then it is not there either."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            held: bool | None = try_lock(descriptor)
+        except OSError:
+            held = None
+        if held and not _is_named(descriptor, lock):  # its holder has just removed it, and another one may be made
+            os.close(descriptor)
+            continue
+        stack.callback(os.close, descriptor)
+        if held is not False:
+            stack.callback(_remove, lock, descriptor)
+        return held
+
+
+def _is_named(descriptor: int, lock: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), lock.stat())
+    return False
+
+
+def _remove(lock: Path, descriptor: int) -> None:
+    with suppress(OSError):  # Windows removes no open file, and the folder may have been renamed
+        if _is_named(descriptor, lock) and not os.fstat(descriptor).st_size:  # a file with something in it is not ours
+            lock.unlink()
 
 
 @contextmanager

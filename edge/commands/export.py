@@ -5,6 +5,10 @@ examples:
   edge export model.gguf out --recipe int4-asym-g64 --force
   edge export glm-4-9b-chat-hf glm4-5gb --max-bytes 5.2GB
   edge export Qwen/Qwen2.5-0.5B-Instruct qwen --frontend optimum
+
+OUT is a new or an empty folder, a mount point too. An export that was interrupted, killed, or stopped by a full disk
+keeps what is done in a hidden folder, .OUT.partial beside OUT or .export.partial in it: the same command goes on from
+there, another one for the same OUT starts anew; delete that folder to give it up.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import re
 import sys
 import time
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,8 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder with config.json and *.safetensors, a .gguf file, or a hub id (org/name where no folder org is "
         "here, hf:org/name always), which is downloaded",
     )
-    parser.add_argument("out", metavar="OUT", help="the bundle folder to make")
-    parser.add_argument("--force", action="store_true", help="replace OUT if it is a bundle")
+    parser.add_argument("out", metavar="OUT", help="the bundle folder to make, or an empty one")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace the bundle in OUT; files there that its manifest does not name stay",
+    )
     parser.add_argument(
         "--format",
         choices=["openvino", "onnx", "both"],
@@ -98,9 +107,10 @@ def parse_bytes(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     from edge.commands.console import export_progress, human_bytes
+    from edge.commands.ending import telling_what_is_kept
 
     started = time.perf_counter()
-    with export_progress() as progress:
+    with telling_what_is_kept(Path(args.out)), export_progress() as progress:
         manifest = _export(args, progress)
     for decision in manifest.decisions:
         print(f"  {decision}")

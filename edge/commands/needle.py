@@ -1,6 +1,7 @@
 """Hide a sentence in long texts and see whether the model finds it, by length and depth.
 
-OUT is a folder for needle.json, needle.md, needle.svg and needle.png.
+OUT is a folder for needle.json, needle.md, needle.svg and needle.png. Those of an earlier run there are replaced, files
+of these names that are something else's are not.
 
 examples:
   edge needle glm4-int4 glm4-needle
@@ -10,11 +11,13 @@ examples:
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from edge.commands import options
 
 NAME = "needle"
+KINDS = ("json", "md", "svg", "png")
 
 
 def _numbers(text: str) -> list[float]:
@@ -49,8 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from edge.runtime.errors import OutputError
 
     out = Path(args.out)
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is there and is no folder; name another one")
+    _check_folder(out)
     llm = load(args.bundle, **options.engine_settings(args))
     with counting_bar("asking") as progress:
         result = needle.run(llm, args.contexts, args.depths, args.seed, progress)
@@ -62,11 +64,38 @@ def run(args: argparse.Namespace) -> int:
         "svg": svg_bytes(figure),
         "png": png_bytes(figure),
     }
+    _check_folder(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out} cannot be made ({error.strerror or error}); name another folder") from error
-    for kind, content in files.items():
+    assert files.keys() == set(KINDS)
+    for kind, content in files.items():  # the first one tells whose the others are
         write_atomically(out / f"{NAME}.{kind}", [content], private=False)
     print(files["json"].decode() if args.json else shown + f"\n{out}: {', '.join(f'{NAME}.{kind}' for kind in files)}")
     return 0
+
+
+def _check_folder(out: Path) -> None:
+    """Raises OutputError where files would be replaced that no run of this command wrote."""
+    from edge.runtime.errors import OutputError
+
+    if os.path.lexists(out) and not out.is_dir():
+        raise OutputError(f"{out} is there and is no folder; name another one")
+    found = [f"{NAME}.{kind}" for kind in KINDS if os.path.lexists(out / f"{NAME}.{kind}")]
+    if found and not _is_result(out / f"{NAME}.json"):
+        raise OutputError(
+            f"{out} holds {', '.join(found)} and no {NAME}.json of an earlier run, so they are somebody else's; name "
+            "another folder"
+        )
+
+
+def _is_result(path: Path) -> bool:
+    from edge.runtime.errors import OutputError
+    from edge.runtime.json_reader import read_json_object
+
+    try:
+        found = read_json_object(path, OutputError, "name another folder")
+    except OutputError:
+        return False
+    return {"bundle", "recipe", "engine", "needle", "cells", "computed_tokens"} <= found.keys()

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
     build = actions.add_parser("build", help="compute a prefix", description="Compute a prefix and write it to OUT.")
     build.add_argument("bundle", metavar="BUNDLE")
-    build.add_argument("out", metavar="OUT", help="the file to write; one that is there is replaced")
+    build.add_argument("out", metavar="OUT", help="the file to write; a prefix that is there is replaced")
     text = build.add_mutually_exclusive_group(required=True)
     text.add_argument("--system", metavar="TEXT", help="a system message; - reads it from stdin")
     text.add_argument("--system-file", metavar="FILE", help="a file that holds it")
@@ -40,9 +40,11 @@ def run(args: argparse.Namespace) -> int:
 def _build(args: argparse.Namespace) -> int:
     from edge.api import load
     from edge.commands.console import human_bytes, print_json
+    from edge.runtime.kv.snapshot_format import check_replaceable
 
     text, out = _text(args), Path(args.out)
     _check_out(out)
+    check_replaceable(out)
     llm = load(args.bundle, **options.engine_settings(args, text))
     started = time.perf_counter()
     if args.raw is not None:

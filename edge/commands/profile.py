@@ -96,7 +96,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     from edge.commands.console import print_json
     from edge.profiles.limits import SPEED_METRICS, describe_failures, parse_limit
-    from edge.profiles.report import write_report
+    from edge.profiles.report import check_folder, write_report
     from edge.profiles.sweep import sweep
     from edge.runtime.errors import ProfileError, SettingsError
 
@@ -105,6 +105,7 @@ def _sweep(args: argparse.Namespace) -> int:
     limits = [parse_limit(text) for text in args.fail_if]
     if args.no_speed and (wrong := [limit for limit in limits if limit.metric in SPEED_METRICS]):
         raise SettingsError(f"--fail-if {wrong[0]} needs speed; leave --no-speed out")
+    check_folder(Path(args.out))
     with _progress() as progress:
         profile = sweep(args.source, args.out, _settings(args), progress)
     write_report(profile, Path(args.out))

@@ -1,41 +1,91 @@
-"""Files that are read through memory maps, so that weights are in memory only while they are used.
+"""Files of a checkpoint, read so that weights are in memory only while they are used.
 
-In: places in files. Out: views of their bytes. Knows nothing about formats.
+In: places in files. Out: their bytes. Knows nothing about formats.
+
+A map of a file that shrinks ends the process with SIGBUS where it is looked at. So what is not large is read, which
+fails with an error. Embeddings are mapped all the same: a gigabyte that the system may drop at any time would be one
+more that it may not. That a file still has its bytes is looked at before each of them is handed out.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from edge.runtime.errors import TensorError
+
+READ_BYTES = 256 << 20  # more is mapped; the largest matrix of a block of GLM-4-9B has 224 MB, an embedding 1.2 GB
+
 
 class MappedFiles:
-    """Each file is mapped when it is first read."""
+    """Each file is opened when it is first read, and stays the same whatever takes its name."""
 
     def __init__(self) -> None:
+        self._opened: dict[Path, int] = {}
         self._maps: dict[Path, mmap.mmap] = {}
+        self._lock = threading.Lock()
 
     def view(self, file: Path, start: int, nbytes: int) -> npt.NDArray[np.uint8]:
-        """These bytes; nothing is read before they are looked at."""
-        return np.frombuffer(self._map(file), np.uint8, nbytes, start) if nbytes else np.empty(0, np.uint8)
+        """These bytes, not to be written to. Raises TensorError when the file does not have them any more."""
+        if not nbytes:
+            return np.empty(0, np.uint8)
+        descriptor = self._open(file)
+        if (size := os.fstat(descriptor).st_size) < start + nbytes:
+            raise _shrunk(file, size)
+        if nbytes > READ_BYTES:
+            return np.frombuffer(self._map(file), np.uint8, nbytes, start)
+        found = np.empty(nbytes, np.uint8)
+        done = 0
+        while done < nbytes:
+            if not (count := self._read_into(descriptor, found[done:].data, start + done)):
+                raise _shrunk(file, start + done)
+            done += count
+        found.flags.writeable = False
+        return found
 
     def prefetch(self, file: Path, start: int, nbytes: int) -> None:
-        """Have the system begin to read these bytes: page faults alone read ahead too little."""
-        if hasattr(mmap, "MADV_WILLNEED"):  # not on Windows
-            page = start // mmap.PAGESIZE * mmap.PAGESIZE
-            self._map(file).madvise(mmap.MADV_WILLNEED, page, start + nbytes - page)
+        """Have the system begin to read these bytes."""
+        if hasattr(os, "posix_fadvise"):  # on Linux
+            os.posix_fadvise(self._open(file), start, nbytes, os.POSIX_FADV_WILLNEED)
 
     def release(self) -> None:
-        """Unmap what was read; views stay valid and read the files again."""
+        """Unmap what was looked at; views stay valid and read the files again."""
         if hasattr(mmap, "MADV_DONTNEED"):
             for mapped in self._maps.values():
                 mapped.madvise(mmap.MADV_DONTNEED)
 
+    def _open(self, file: Path) -> int:
+        with self._lock:
+            if file not in self._opened:
+                descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                weakref.finalize(self, os.close, descriptor)
+                self._opened[file] = descriptor
+            return self._opened[file]
+
     def _map(self, file: Path) -> mmap.mmap:
-        if file not in self._maps:
-            with file.open("rb") as stream:
-                self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[file]
+        with self._lock:
+            if file not in self._maps:
+                self._maps[file] = mmap.mmap(self._opened[file], 0, access=mmap.ACCESS_READ)
+            return self._maps[file]
+
+    def _read_into(self, descriptor: int, memory: memoryview, start: int) -> int:
+        """Read into memory; how many bytes it were."""
+        if hasattr(os, "preadv"):
+            return os.preadv(descriptor, [memory], start)
+        with self._lock:  # the place in the file is shared
+            os.lseek(descriptor, start, os.SEEK_SET)
+            data = os.read(descriptor, len(memory))
+        memory[: len(data)] = data
+        return len(data)
+
+
+def _shrunk(file: Path, size: int) -> TensorError:
+    return TensorError(
+        f"{file} ends at byte {size:,} now, and was longer when it was opened; download or copy it again, then export"
+    )

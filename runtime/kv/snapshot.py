@@ -28,7 +28,15 @@ from edge.runtime.atomic import write_atomically
 from edge.runtime.errors import CacheError, SnapshotError
 from edge.runtime.kv.memory import BlockMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
-from edge.runtime.kv.snapshot_format import REBUILD, Form, Header, SnapshotIdentity, bytes_of, open_checked
+from edge.runtime.kv.snapshot_format import (
+    REBUILD,
+    Form,
+    Header,
+    SnapshotIdentity,
+    bytes_of,
+    check_replaceable,
+    open_checked,
+)
 
 _HASHED_AT_ONCE = 1 << 24  # bytes, so that an interrupt need not wait for all
 
@@ -161,11 +169,13 @@ def save_snapshot(
     """Write the tokens of a sequence, whose keys are the first of `keys`; nothing may be computed into it meanwhile.
 
     `system` is the message that they stand for, for whoever wants to send it along. Raises OutputError when the file
-    cannot be written; then an old one is still there. Raises CacheError for a sequence that is freed or empty.
+    cannot be written, or is there and no prefix file; then the old one is still there. Raises CacheError for a sequence
+    that is freed or empty.
     """
     if sequence.freed or not sequence.num_tokens:
         raise CacheError("this sequence holds no tokens, so there is nothing to save; compute the prefix first")
     assert len(keys) >= sequence.num_tokens, "tokens without keys"
+    check_replaceable(path)
     last = pool.blocks_for(sequence.num_tokens) - 1
     digest, payload_bytes = hashlib.sha256(), 0
     for part in _payload(sequence, pool):

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from edge.runtime.errors import SnapshotError, shown
+from edge.runtime.errors import OutputError, SnapshotError, shown
 from edge.runtime.files import shown_path
 from edge.runtime.json_reader import parse_json
 
@@ -168,6 +168,19 @@ def open_checked(path: Path) -> tuple[BinaryIO, Header, int]:
             raise
     except OSError as error:
         raise SnapshotError(f"{shown_path(path)} cannot be read ({error.strerror or error}); check the file") from error
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises OutputError where something else than a prefix file is at the place of a new one."""
+    if not path.is_file():
+        return
+    try:
+        with path.open("rb") as file:
+            found = file.read(len(_MAGIC))
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read ({error.strerror}); name another file") from error
+    if found and found != _MAGIC:
+        raise OutputError(f"{path} is there and is no prefix file; move it away, or name another file")
 
 
 def read_header(path: Path) -> SnapshotInfo:

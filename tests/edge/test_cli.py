@@ -582,6 +582,42 @@ def test_demo_reuses_its_bundle(demo_gguf: Path, demo_bundle: Path, tmp_path: Pa
     assert (copy / "manifest.json").stat().st_mtime_ns == made
 
 
+def test_demo_replaces_no_bundle_but_its_own(demo_gguf: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "glm4-int8"))
+    (copy / "kiosk.prefix").write_text("my prefix")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("years of work")
+    said = fails("demo", copy)
+    assert "is a bundle of 'checkpoint' with recipe 'int8-asym', which the demo does not replace" in said
+    assert f"edge run {copy}" in said
+    refused = edge("demo", tmp_path / "notes")
+    assert refused.returncode == 1
+    assert "is not a bundle" in refused.stderr.splitlines()[-1]
+    assert sorted(path.name for path in copy.iterdir()) == sorted(
+        ["kiosk.prefix", *(path.name for path in tiny_bundle.iterdir())]
+    )
+    assert (tmp_path / "notes" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("changes", "replaced"),
+    [({}, True), ({"recipe": "int8-asym"}, False), ({"adapter": "lora"}, False), ({"source": "glm-4-9b"}, False)],
+)
+def test_whose_bundle_a_demo_takes_for_its_own(
+    changes: dict[str, str], replaced: bool, demo_gguf: Path, tmp_path: Path
+) -> None:
+    from edge.commands import demo
+    from edge.runtime.errors import OutputError
+
+    manifest = {"source": demo_gguf.name, "recipe": demo.RECIPE, "schema_version": 1, "source_sha256": "", "files": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | changes))
+    if replaced:
+        assert demo._is_of_a_demo(tmp_path, demo_gguf)
+    else:
+        with pytest.raises(OutputError, match="which the demo does not replace"):
+            demo._is_of_a_demo(tmp_path, demo_gguf)
+
+
 def test_demo_says_how_to_get_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edge.cli import main
     from edge.export.checkpoint import default

@@ -279,3 +279,40 @@ def test_exporting_process_stays_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_same_bytes_whatever_else_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The converter notes versions of packages that have no part in it, where they are there."""
+    made = []
+    for package in ("tiktoken", "sentencepiece"):  # as the metadata of installed packages
+        folder = tmp_path / "site" / f"{package}-9.9.9.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 9.9.9\n")
+    for number in range(2):
+        folder = make_folder(tmp_path / f"bundle{number}")
+        assert start(folder, 3).finish() is None
+        made.append({name: sha256_of(folder / name) for name in FILES})
+        text = (folder / "openvino_tokenizer.xml").read_text()
+        assert "tokenizers_version" in text
+        assert "tiktoken" not in text
+        assert "sentencepiece_version" not in text
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    assert made[0] == made[1]
+
+
+def test_models_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
+    """A file size limit makes the operating system refuse writes as a full disk does."""
+    script = f"""
+import resource
+from pathlib import Path
+from edge.export.openvino_tokenizer import start
+from edge.runtime.errors import OutputError
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+try:
+    start(Path({str(make_folder(tmp_path / "bundle"))!r}), 3).finish()
+except OutputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "the tokenizer's models could not be written" in done.stdout
+    assert names(tmp_path / "bundle") == {TOKENIZER, CHAT_TEMPLATE}

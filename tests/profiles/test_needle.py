@@ -183,6 +183,9 @@ def test_command(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [cell["depth"] for cell in shown["cells"]] == [0, 50]
     assert sorted(path.name for path in out.iterdir()) == ["needle.json", "needle.md", "needle.png", "needle.svg"]
     assert "(needle.png)" in (out / "needle.md").read_text()
+    (out / "needle.md").write_text("of the run before")
+    assert command.run(args) == 0
+    assert "(needle.png)" in (out / "needle.md").read_text()
     with pytest.raises(OutputError, match="is no folder"):
         command.run(parse(str(tiny_bundle), str(out / "needle.md")))
     with pytest.raises(ContextLengthError):
@@ -190,6 +193,16 @@ def test_command(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not (tmp_path / "other").exists()
     with pytest.raises(SystemExit):
         parse(str(tiny_bundle), "out", "--contexts", "many")
+
+
+@pytest.mark.parametrize("name", ["needle.json", "needle.md", "needle.png", "needle.svg"])
+def test_files_of_others_stay(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a model is loaded; results of this command are replaced."""
+    monkeypatch.setattr("edge.api.load", lambda *_args, **_options: pytest.fail("a model was loaded"))
+    (tmp_path / name).write_text('{"needle": "of a haystack"}')
+    with pytest.raises(OutputError, match=f"holds {name} and no needle.json of an earlier run"):
+        command.run(parse("bundle", str(tmp_path)))
+    assert (tmp_path / name).read_text() == '{"needle": "of a haystack"}'
 
 
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

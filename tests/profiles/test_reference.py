@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import fields
@@ -192,6 +194,74 @@ def test_what_is_there_already_is_read_and_what_is_another_is_replaced(
         build(weights, WINDOWS, path, key="b", settings=SOME)
 
 
+@pytest.mark.parametrize(
+    ("name", "stop", "left"), [("hidden-*.npy", 3, 0), ("window-0.npz", 6, 1), ("journal.json", 3, 0)]
+)
+def test_altered_work_is_done_again(
+    name: str, stop: int, left: int, weights: WeightSource, fresh: Path, tmp_path: Path
+) -> None:
+    """left: how many windows need no head again."""
+
+    def kill(stage: str, done: int, total: int) -> None:
+        if done == stop:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "resumed.npz"
+    with pytest.raises(KeyboardInterrupt):
+        build(weights, WINDOWS, out, key="a", settings=SOME, progress=kill)
+    (path,) = (tmp_path / ".resumed.npz.partial" / "journal").glob(name)
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    steps: list[str] = []
+    build(weights, WINDOWS, out, key="a", settings=SOME, progress=lambda stage, *_: steps.append(stage))
+    assert out.read_bytes() == fresh.read_bytes()
+    assert steps.count("head") == 3 - left
+    assert ("embedding" in steps) == (left == 0)
+
+
+def test_a_full_disk_keeps_the_work(
+    weights: WeightSource, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out = tmp_path / "resumed.npz"
+    with monkeypatch.context() as patch:
+        patch.setattr(reference, "_assemble", full)
+        with pytest.raises(OutputError, match=r"free some space; what is done is kept in .*/\.resumed\.npz\.partial"):
+            build(weights, WINDOWS, out, key="a", settings=SOME)
+    steps: list[str] = []
+    build(weights, WINDOWS, out, key="a", settings=SOME, progress=lambda stage, *_: steps.append(stage))
+    assert steps == []
+    assert out.read_bytes() == fresh.read_bytes()
+
+
+def test_something_else_in_place_of_the_work_folder_stays(weights: WeightSource, tmp_path: Path) -> None:
+    work = tmp_path / ".a.npz.partial"
+    work.mkdir()
+    (work / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"is in the way: 'thesis\.txt' was not made by this version"):
+        build(weights, WINDOWS, tmp_path / "a.npz", key="a", settings=SOME)
+    assert (work / "thesis.txt").read_text() == "mine"
+
+
+def test_an_archive_of_others_that_appears_meanwhile_stays(weights: WeightSource, tmp_path: Path) -> None:
+    out = tmp_path / "a.npz"
+
+    def appear(stage: str, _done: int, _total: int) -> None:
+        np.savez(out, mine=np.arange(3))
+
+    with pytest.raises(OutputError, match="appeared meanwhile"):
+        build(weights, WINDOWS, out, key="a", settings=SOME, progress=appear)
+    with np.load(out) as archive:
+        assert archive.files == ["mine"]
+    with pytest.raises(OutputError, match="no whole reference"):
+        build(weights, WINDOWS, out, key="a", settings=SOME)
+    with np.load(out) as archive:
+        assert archive.files == ["mine"]
+
+
 def test_changed_weights_are_what_is_run(weights: WeightSource, fresh: Path, tmp_path: Path) -> None:
     def swapped(name: str) -> FloatArray:
         swap = {"layers.0.": "layers.1.", "layers.1.": "layers.0."}
@@ -212,7 +282,7 @@ def test_a_damaged_file_is_refused(fresh: Path, tmp_path: Path, place: float) ->
         open_reference(path)
 
 
-def test_files_that_are_something_else_stay(weights: WeightSource, tmp_path: Path) -> None:
+def test_files_of_others_stay(weights: WeightSource, tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("mine")
     with pytest.raises(OutputError, match="no whole reference"):

@@ -18,7 +18,7 @@ from edge.profiles.comparison import better, compare_named
 from edge.profiles.plot import pareto_front
 from edge.profiles.record import PROFILE, Profile, Row, read_profile
 from edge.profiles.report import COLUMNS, write_report
-from edge.runtime.errors import ProfileError
+from edge.runtime.errors import OutputError, ProfileError
 from tests.profiles.rows import accuracy, profile, row
 
 ROWS = (
@@ -169,8 +169,21 @@ def test_tables_have_a_cell_for_every_column(report: Path) -> None:
     assert "http" not in (report / "profile.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "name", ["profile.md", "profile.html", "pareto_bytes.svg", "pareto_bytes.png", "pareto_speed.svg"]
+)
+def test_files_of_others_stay(name: str, tmp_path: Path) -> None:
+    """Beside a profile.json that somebody copied into his own folder."""
+    (tmp_path / name).write_text("# Work: accuracy first\n")
+    with pytest.raises(OutputError, match=f"holds {name} and no profile.md of an earlier report"):
+        write_report(profile(row(tps=None)), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "# Work: accuracy first\n"
+
+
 def test_without_speed_there_is_no_plot_of_it(tmp_path: Path) -> None:
-    (tmp_path / "pareto_speed.svg").write_text("of an earlier report")
+    write_report(profile(*ROWS), tmp_path)
+    assert (tmp_path / "pareto_speed.svg").exists()
     write_report(profile(row(tps=None)), tmp_path)
     assert sorted(path.name for path in tmp_path.glob("pareto*")) == ["pareto_bytes.png", "pareto_bytes.svg"]
     assert "| - | - |" in (tmp_path / "profile.md").read_text()

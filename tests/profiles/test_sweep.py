@@ -206,6 +206,44 @@ def test_kept_bundles_stay(steps: Steps, tiny_checkpoint: Path, tmp_path: Path) 
     assert len(list((tmp_path / "bundles").iterdir())) == 2
 
 
+def test_only_bundles_of_sweeps_are_removed(tmp_path: Path) -> None:
+    """Those that an export is recorded of, and of them what their manifests name."""
+    bundles, exports = tmp_path / "bundles", tmp_path / "exports"
+    for folder in ("ours", "mixed", "theirs", ".ours-2.partial/bundle", ".theirs.partial/photos"):
+        (bundles / folder).mkdir(parents=True)
+    exports.mkdir()
+    manifest = {"schema_version": 2, "source_sha256": "", "files": {"model.onnx": {}}}
+    for name in ("ours", "mixed", "theirs"):
+        (bundles / name / "manifest.json").write_text(json.dumps(manifest))
+        (bundles / name / "model.onnx").write_text("graph")
+        if name != "theirs":
+            (exports / f"{name}.json").write_text("{}")
+    (bundles / "mixed" / "kiosk.prefix").write_text("my prefix")
+    (bundles / "notes.txt").write_text("my notes")
+    sweeps._remove_bundles(tmp_path, unfinished=False)
+    assert (bundles / ".ours-2.partial").is_dir()
+    sweeps._remove_bundles(tmp_path, unfinished=True)
+    left = sorted(str(path.relative_to(bundles)) for path in bundles.rglob("*") if not any(path.glob("*")))
+    assert left == [
+        ".theirs.partial/photos", "mixed/kiosk.prefix", "notes.txt", "theirs/manifest.json", "theirs/model.onnx"
+    ]  # fmt: skip
+    for path in left:
+        if (bundles / path).is_file():
+            (bundles / path).unlink()
+    sweeps._remove_bundles(tmp_path, unfinished=True)
+    assert bundles.is_dir()  # with folders that are not ours
+
+
+@pytest.mark.parametrize("name", ["profile.json", "reference.npz", "windows.npz", "cells/blood.csv", "bundles/a"])
+def test_folders_of_others_are_refused(name: str, steps: Steps, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(OutputError, match="holds something else than a profile"):
+        sweep(tiny_checkpoint, tmp_path, SMALL)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+    assert steps.done == []
+
+
 def test_engine_without_a_cache_is_left_out(steps: Steps, tiny_checkpoint: Path, tmp_path: Path) -> None:
     profile = sweep(tiny_checkpoint, tmp_path, replace(SMALL, recipes=("int8-asym",), kv_precisions=("f16", "u8")))
     assert [row.name for row in profile.rows] == [

@@ -173,12 +173,12 @@ def test_what_a_killed_process_left_is_removed_and_what_one_is_writing_is_not(pa
     with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "writing\n"
-        assert names(path.parent) == ["file", "file.new"]
+        assert names(path.parent) == ["file", "file.edgeglm-new"]
         write_atomically(path, [b"new"])
-        assert (path.parent / "file.new").stat().st_size >= 2_000_000  # it still writes
+        assert (path.parent / "file.edgeglm-new").stat().st_size >= 2_000_000  # it still writes
         assert path.read_bytes() == b"new"
         writer.send_signal(signal.SIGKILL)
-    assert names(path.parent) == ["file", "file.new"]
+    assert names(path.parent) == ["file", "file.edgeglm-new"]
     write_atomically(path, [b"newer"])
     assert path.read_bytes() == b"newer"
     assert names(path.parent) == ["file"]
@@ -187,11 +187,27 @@ def test_what_a_killed_process_left_is_removed_and_what_one_is_writing_is_not(pa
 @posix
 def test_a_link_in_the_way_is_let_alone(path: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").write_bytes(b"precious")
-    (tmp_path / "file.new").symlink_to(tmp_path / "precious")
+    (tmp_path / "file.edgeglm-new").symlink_to(tmp_path / "precious")
     write_atomically(path, [b"new"])
     assert path.read_bytes() == b"new"
     assert (tmp_path / "precious").read_bytes() == b"precious"
-    assert names(tmp_path) == ["file", "file.new", "precious"]
+    assert names(tmp_path) == ["file", "file.edgeglm-new", "precious"]
+
+
+@pytest.mark.parametrize("name", ["file.new", "file.2.new", "file.tmp", ".file.swp", "file~"])
+def test_files_of_others_beside_it_stay(name: str, path: Path) -> None:
+    (path.parent / name).write_bytes(b"precious")
+    write_atomically(path, [b"new"])
+    assert (path.parent / name).read_bytes() == b"precious"
+    assert names(path.parent) == sorted(["file", name])
+
+
+@pytest.mark.parametrize("length", [243, 244, 254, 255])
+def test_names_as_long_as_names_can_be(length: int, tmp_path: Path) -> None:
+    for content in (b"old", b"new"):
+        write_atomically(tmp_path / ("n" * length), [content])
+        assert (tmp_path / ("n" * length)).read_bytes() == content
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 WRITE = """

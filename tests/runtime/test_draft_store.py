@@ -418,12 +418,21 @@ def test_a_file_that_cannot_grow_leaves_the_old_one(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["drafts", "drafts.lock"]
 
 
+@pytest.mark.parametrize("content", [b"my notes", b"", b"\0" * 5000])
+def test_files_of_others_stay(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(DraftStoreError):
+        DraftStore.open(path, TOKENIZER)
+    assert path.read_bytes() == content
+
+
 def test_what_a_killed_save_left_is_no_hindrance(tmp_path: Path) -> None:
     path = tmp_path / "drafts"
-    (tmp_path / "drafts.new").write_bytes(b"half a file")
+    (tmp_path / "drafts.edgeglm-new").write_bytes(b"half a file")
     make(path)
     assert DraftStore.open(path, TOKENIZER).num_tokens == 50
-    assert not (tmp_path / "drafts.new").exists()
+    assert not (tmp_path / "drafts.edgeglm-new").exists()
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

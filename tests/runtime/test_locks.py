@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from edge.runtime import locks
 from edge.runtime.errors import OutputError
-from edge.runtime.locks import hold, try_lock
+from edge.runtime.locks import hold, hold_now, try_lock
 
 HOLDER = """
 import sys, time
@@ -23,6 +24,41 @@ with hold(Path(sys.argv[1]), wait_s=0):
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+def test_a_lock_that_is_held_now_or_not(tmp_path: Path) -> None:
+    lock = tmp_path / "x.lock"
+    with hold_now(lock) as first, hold_now(lock) as second:
+        assert (first, second) == (True, False)
+    assert not lock.exists()
+
+
+def test_a_lock_whose_file_was_just_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held by nobody, as its holder has ended; but the next one would make and hold another file."""
+    lock = tmp_path / "x.lock"
+    tries: list[int] = []
+
+    def remove_first(descriptor: int) -> bool:
+        if not tries:
+            lock.unlink()
+        tries.append(descriptor)
+        return try_lock(descriptor)
+
+    monkeypatch.setattr(locks, "try_lock", remove_first)
+    with hold_now(lock) as held:
+        assert held
+        assert len(tries) == 2
+        with lock.open() as file:
+            assert not try_lock(file.fileno())
+
+
+def test_a_file_with_something_in_it_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "x.lock").write_text("precious")
+    with hold_now(tmp_path / "x.lock") as held:
+        assert held
+    with hold(tmp_path / "x.lock", wait_s=0):
+        pass
+    assert (tmp_path / "x.lock").read_text() == "precious"
 
 
 def test_a_lock_is_held_by_one_and_let_go_of_however_it_ends(tmp_path: Path) -> None:

@@ -232,6 +232,19 @@ def test_a_file_of_the_first_version_opens_and_is_still_written_so(tmp_path: Pat
     assert (tmp_path / "again").read_bytes() == FIRST_FILE
 
 
+@pytest.mark.parametrize("content", [b"my notes", b"EDGEKV", b"\0"])
+def test_files_of_others_stay(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(OutputError, match="is there and is no prefix file"):
+        save(path)
+    assert path.read_bytes() == content
+    path.write_bytes(b"")  # as mktemp makes one
+    whole = save(path)
+    path.write_bytes(whole[:100])  # a damaged one is replaced
+    assert save(path) == whole
+
+
 def test_what_holds_nothing_is_not_saved(tmp_path: Path) -> None:
     pool = paged()
     freed = sequence_of(pool, 5)

@@ -1,0 +1,217 @@
+"""Every place in the package that removes or replaces a file, and that none of them takes a stranger's.
+
+The places are found in the source, so that a new one fails here until it names a test that puts a file of somebody else
+there. Where the place is in a work folder, that is a test of the folder: it is never one that others put something in.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import edge
+
+PACKAGE, TESTS = Path(edge.__file__).parent, Path(__file__).parent
+OF_PATHS = {"unlink", "rmdir", "rename", "write_text", "write_bytes", "symlink_to", "hardlink_to", "touch"}
+OF_MODULES = {  # functions that are only meant as these modules' own; others have methods of the same names
+    "os": {"remove", "unlink", "rmdir", "removedirs", "rename", "renames", "replace", "truncate", "link", "symlink"},
+    "shutil": {"rmtree", "move", "copy", "copy2", "copyfile", "copytree"},
+    "np": {"save", "savez", "savez_compressed", "memmap"},
+    "ov": {"save_model", "serialize"},
+    "tempfile": {"mkdtemp", "mkstemp", "TemporaryDirectory", "NamedTemporaryFile"},
+}
+OURS = {"write_atomically", "write_durably", "remove_bundle", "remove_work"}  # whoever calls them names a path
+
+# Why each place takes nothing of anybody else's: a test that tries it with a stranger's file there.
+WORK = "export/test_output.py::test_something_else_in_place_of_the_work_folder_stays"  # all in it is ours
+MOVES = "export/test_output.py::test_an_interrupt_at_any_move"  # with a stranger's file beside them
+NAMED = "export/test_output.py::test_files_that_the_manifest_does_not_name_stay"
+APPEARS = "export/test_output.py::test_what_appears_meanwhile_stays"
+APPEARS_IN = "export/test_output.py::test_what_appears_in_an_empty_folder_stays"
+BESIDE = "runtime/test_atomic.py::test_files_of_others_beside_it_stay"
+LOCK = "runtime/test_locks.py::test_a_file_with_something_in_it_is_not_removed"
+NEEDLE = "profiles/test_needle.py::test_files_of_others_stay"
+REPORT = "profiles/test_report.py::test_files_of_others_stay"
+SWEEP = "profiles/test_sweep.py::test_folders_of_others_are_refused"
+BUNDLES = "profiles/test_sweep.py::test_only_bundles_of_sweeps_are_removed"
+REFERENCE = "profiles/test_reference.py::test_files_of_others_stay"
+REFERENCE_WORK = "profiles/test_reference.py::test_something_else_in_place_of_the_work_folder_stays"
+PREFIX = "runtime/test_snapshot.py::test_files_of_others_stay"
+STORE = "runtime/test_draft_store.py::test_files_of_others_stay"
+PLACES = {
+    "export/checkpoint/gguf.py:GGUFCheckpoint.write_tokenizer:copyfile": WORK,
+    "export/checkpoint/safetensors.py:SafetensorsCheckpoint.write_tokenizer:copyfile": WORK,
+    "export/destination.py:Destination.repair:remove_bundle": MOVES,
+    "export/destination.py:Destination.take:rename": APPEARS,
+    "export/destination.py:Destination.take:rmdir": APPEARS,
+    "export/destination.py:_fill:remove_bundle": NAMED,
+    "export/destination.py:_fill:rename": NAMED,
+    "export/destination.py:_move_unless_there:link": APPEARS_IN,
+    "export/destination.py:_move_unless_there:rename": APPEARS_IN,
+    "export/destination.py:_move_unless_there:unlink": APPEARS_IN,
+    "export/destination.py:_restore:rename": MOVES,
+    "export/destination.py:_restore:rmdir": MOVES,
+    "export/destination.py:_restore:unlink": MOVES,
+    "export/destination.py:remove_bundle:rmdir": BUNDLES,
+    "export/destination.py:remove_bundle:unlink": BUNDLES,
+    "export/destination.py:remove_work:rmdir": WORK,
+    "export/destination.py:remove_work:rmtree": WORK,
+    "export/destination.py:remove_work:unlink": WORK,
+    "export/graph/ir.py:write_ir:serialize": WORK,
+    "export/graph/onnx_files.py:_write:write_bytes": WORK,
+    "export/graph/onnx_files.py:write_onnx:unlink": WORK,
+    "export/journal.py:Journal._write:write_durably": WORK,
+    "export/journal.py:Journal.clear:rmtree": WORK,
+    "export/npz.py:put_array:open": WORK,
+    "export/openvino_tokenizer.py:Conversion.__init__:mkdtemp": WORK,
+    "export/openvino_tokenizer.py:Conversion.__init__:open": WORK,
+    "export/openvino_tokenizer.py:Conversion.__init__:rmtree": WORK,
+    "export/openvino_tokenizer.py:Conversion.cancel:rmtree": WORK,
+    "export/openvino_tokenizer.py:Conversion.cancel:unlink": WORK,
+    "export/openvino_tokenizer.py:Conversion.finish:replace": WORK,
+    "export/openvino_tokenizer.py:Conversion.finish:rmtree": WORK,
+    "export/openvino_tokenizer.py:convert:save_model": WORK,
+    "export/optimum.py:_compress:save_model": WORK,
+    "export/optimum.py:_compress:serialize": WORK,
+    "export/optimum.py:export_with_optimum:TemporaryDirectory": WORK,
+    "export/optimum.py:export_with_optimum:write_text": WORK,
+    "export/output.py:Work.clear:rmtree": WORK,
+    "export/output.py:Work.clear:unlink": WORK,
+    "export/output.py:_guarded:remove_work": WORK,
+    "export/output.py:_guarded:rmtree": WORK,
+    "export/output.py:_open_work:rename": WORK,
+    "export/output.py:_open_work:rmtree": WORK,
+    "export/output.py:_sync:open": WORK,  # and nothing is written
+    "export/pipeline.py:_within:write_durably": WORK,
+    "export/pipeline.py:export_with:write_text": WORK,
+    "export/sidecars.py:_write_json:write_text": WORK,
+    "export/sidecars.py:write_server_graph:write_text": WORK,
+    "export/sidecars.py:write_sidecars:write_text": WORK,
+    "export/stages.py:_keep:write_durably": WORK,
+    "export/stages.py:compress.keep_and_check:unlink": WORK,
+    "export/store.py:WeightStore.__init__:open": WORK,
+    "export/verify.py:Golden.write:ZipFile": WORK,
+    "profiles/reference.py:_Runner._finish:open": REFERENCE_WORK,
+    "profiles/reference.py:_Runner._finish:unlink": REFERENCE_WORK,
+    "profiles/reference.py:_Runner.run_head:ZipFile": REFERENCE_WORK,  # in memory
+    "profiles/reference.py:_Runner.run_head:write_durably": REFERENCE_WORK,
+    "profiles/reference.py:_assemble:ZipFile": REFERENCE_WORK,
+    "profiles/reference.py:_assemble:open": REFERENCE_WORK,
+    "profiles/reference.py:build:remove_work": REFERENCE_WORK,
+    "profiles/reference.py:build:replace": REFERENCE,
+    "profiles/report.py:write_report:unlink": REPORT,
+    "profiles/report.py:write_report:write_atomically": REPORT,
+    "profiles/sweep.py:_Run._export:write_atomically": SWEEP,
+    "profiles/sweep.py:_Run._run_recipe:remove_bundle": BUNDLES,
+    "profiles/sweep.py:_Run._run_recipe:write_atomically": SWEEP,
+    "profiles/sweep.py:_Run.run:write_atomically": SWEEP,
+    "profiles/sweep.py:_remove_bundles:remove_bundle": BUNDLES,
+    "profiles/sweep.py:_remove_bundles:remove_work": BUNDLES,
+    "profiles/sweep.py:_remove_bundles:rmdir": BUNDLES,
+    "profiles/worker.py:write_windows:open": SWEEP,
+    "profiles/worker.py:write_windows:savez": SWEEP,
+    "profiles/sweep_plan.py:_tokenizer:TemporaryDirectory": WORK,  # where temporary files are
+    "runtime/atomic.py:_open_beside:open": BESIDE,
+    "runtime/atomic.py:_remove_abandoned:unlink": BESIDE,
+    "runtime/atomic.py:write_atomically:replace": BESIDE,
+    "runtime/atomic.py:write_atomically:unlink": BESIDE,
+    "runtime/atomic.py:write_durably:open": WORK,
+    "runtime/atomic.py:write_durably:replace": WORK,
+    "runtime/kv/snapshot.py:save_snapshot:write_atomically": PREFIX,
+    "runtime/locks.py:_hold_named:open": LOCK,
+    "runtime/locks.py:_remove:unlink": LOCK,
+    "runtime/locks.py:hold:open": LOCK,
+    "runtime/speculation/store.py:DraftStore.save:write_atomically": STORE,
+    "runtime/speculation/store.py:DraftStore.open:write_atomically": STORE,
+    "commands/needle.py:run:write_atomically": NEEDLE,
+    "cli.py:main:open": BESIDE,  # the null device
+}
+
+
+def calls(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.Call]]:
+    """Each call with the function that it stands in."""
+    for node in ast.iter_child_nodes(tree):
+        name = prefix
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            name = f"{prefix}.{node.name}".lstrip(".")
+        if isinstance(node, ast.Call):
+            yield prefix, node
+        yield from calls(node, name)
+
+
+def kind_of(call: ast.Call) -> str | None:
+    """The name of a function that creates, writes, removes or moves a file; None for any other."""
+    if isinstance(call.func, ast.Name):
+        name, on = call.func.id, ""
+    elif isinstance(call.func, ast.Attribute):
+        name, on = call.func.attr, ast.unparse(call.func.value)
+    else:
+        return None
+    arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
+    if name in ("open", "ZipFile", "fdopen", "memmap"):
+        return name if name != "fdopen" and any(map(_writes, arguments)) else None
+    if name in OURS or (on and name in OF_PATHS) or name in OF_MODULES.get(on, ()):
+        return name
+    of_a_path = on and name == "replace" and len(call.args) == 1 and not call.keywords  # a text's takes two
+    return name if of_a_path else None
+
+
+def _writes(argument: ast.expr) -> bool:
+    """Whether a mode, or flags, let a file be written."""
+    for node in ast.walk(argument):
+        if isinstance(node, ast.Attribute) and node.attr in ("O_WRONLY", "O_RDWR", "O_CREAT"):
+            return True
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            mode = node.value
+            if mode and len(mode) <= 3 and set(mode) <= set("rwaxbt+") and set(mode) & set("wax+"):
+                return True
+    return False
+
+
+def files(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():  # through links: export, profiles and runtime are some
+        if path.is_dir():
+            yield from files(path)
+        elif path.suffix == ".py":
+            yield path
+
+
+def places() -> set[str]:
+    return {
+        f"{file.relative_to(PACKAGE).as_posix()}:{name}:{kind}"
+        for file in files(PACKAGE)
+        for name, call in calls(ast.parse(file.read_text(encoding="utf-8")))
+        if (kind := kind_of(call)) is not None
+    }
+
+
+def test_every_place_that_removes_or_replaces_is_known() -> None:
+    """Add a new place to PLACES with a test that puts a stranger's file there."""
+    found = places()
+    assert sorted(found - PLACES.keys()) == []
+    assert sorted(PLACES.keys() - found) == []
+
+
+@pytest.mark.parametrize("test", sorted(set(PLACES.values())))
+def test_every_place_has_a_test(test: str) -> None:
+    file, name = test.split("::")
+    tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_the_search_finds_what_it_looks_for() -> None:
+    source = """
+def removes(path, text):
+    path.unlink(); os.remove(path); shutil.rmtree(path); path.replace(path); os.replace(path, path)
+    path.open("wb"); open(path, mode="a"); path.write_text("x"); path.rename(path); ZipFile(path, "x")
+    path.open("r+b" if text else "w+b"); os.open(path, os.O_CREAT)
+def keeps(path, text):
+    text.replace("a", "b"); waiting.remove(path); array.copy(); replace(settings, a=1); path.open("rb"); open(path)
+    path.read_text(); ZipFile(path); print("wax")
+"""
+    found = Counter(name for name, call in calls(ast.parse(source)) if kind_of(call) is not None)
+    assert found == {"removes": 12}
