@@ -137,21 +137,27 @@ class Request:
         text = ""
         reason: FinishReason | None = None
         stopped_by: StoppedBy | None = None
-        for i, row in enumerate(rows[:, : self._num_tokens]):
-            check_finite(row)
-            token_id = self._choose(row)
-            taken.append(token_id)
-            self.ids.append(token_id)
-            self.keys.append(token_id)
-            if self.settings.logprobs is not None:
-                logprobs.append(token_logprob(row, token_id, self.settings.logprobs))
-            is_stop = token_id in self._stop_ids and not self.settings.ignore_stop_ids
-            if not is_stop:
-                text += self._stops.push(self._detokenizer.push(token_id))
-            stopped_by = self._stop_after(token_id, is_stop)
-            reason = "stop" if stopped_by is not None else None if self.remaining > 0 else "length"
-            if reason is not None or i == len(draft) or token_id != draft[i]:
-                break
+        i = 0
+        try:
+            for i, row in enumerate(rows[:, : self._num_tokens]):
+                check_finite(row)
+                token_id = self._choose(row)
+                taken.append(token_id)
+                self.ids.append(token_id)
+                self.keys.append(token_id)
+                if self.settings.logprobs is not None:
+                    logprobs.append(token_logprob(row, token_id, self.settings.logprobs))
+                is_stop = token_id in self._stop_ids and not self.settings.ignore_stop_ids
+                if not is_stop:
+                    text += self._stops.push(self._detokenizer.push(token_id))
+                stopped_by = self._stop_after(token_id, is_stop)
+                reason = "stop" if stopped_by is not None else None if self.remaining > 0 else "length"
+                if reason is not None or i == len(draft) or token_id != draft[i]:
+                    break
+        except BaseException:
+            if i:  # drafts that were right before a token that cannot be chosen
+                self.chunks.append(Chunk(text, tuple(taken[:i]), tuple(logprobs[:i])))
+            raise
         if self._first_step is None:
             self._first_step = (time.perf_counter(), len(taken))
         if self.drafter is not None:

@@ -17,7 +17,7 @@ from edge.runtime.chunk import StoppedBy
 from edge.runtime.constraint import Constraint
 from edge.runtime.constraints import Constraints
 from edge.runtime.engines.scripted import noise, tokenizer_json
-from edge.runtime.errors import SettingsError
+from edge.runtime.errors import DeviceError, SettingsError
 from edge.runtime.llm import LLM
 from edge.runtime.prompt import Prompt
 from edge.runtime.request import Request
@@ -104,6 +104,18 @@ def test_a_step_is_a_chunk_whatever_its_text_is(tokenizer: Tokenizer) -> None:
     answer.accept(rows(ids[-1], STOP), [ids[-1]])
     assert [chunk.token_ids for chunk in answer.chunks] == [*[(i,) for i in ids[:-1]], (ids[-1], STOP)]
     assert [chunk.text for chunk in answer.chunks] == ["", "", "", "", "", "€", "€?"]
+
+
+def test_drafts_before_a_token_that_cannot_be_chosen_are_delivered(tokenizer: Tokenizer) -> None:
+    answer = request(tokenizer, logprobs=1)
+    found = rows(10, 11, 12, 13)
+    found[2] = np.nan
+    with pytest.raises(DeviceError, match="logits of nan"):
+        answer.accept(found, [10, 11, 12])
+    (chunk,) = answer.chunks
+    assert chunk.token_ids == (10, 11)
+    assert len(chunk.logprobs) == 2
+    assert chunk.text == tokenizer.decode([10, 11])
 
 
 def test_the_end_of_a_constraint_is_no_stop_id(tokenizer: Tokenizer) -> None:
