@@ -41,7 +41,6 @@ from edge.export.stages import Progress
 from edge.export.verify import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden, distance
 from edge.runtime import bundle
 from edge.runtime.arrays import Logits
-from edge.runtime.bundle import Manifest, StageCheck, TensorRecord
 from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
 from edge.runtime.errors import (
@@ -54,6 +53,7 @@ from edge.runtime.errors import (
 )
 from edge.runtime.extras import missing_packages_named
 from edge.runtime.kv.pool import CacheSequence
+from edge.runtime.manifest import SCHEMA_VERSION, Manifest, StageCheck, TensorRecord
 from edge.runtime.settings import EngineSettings
 from edge.runtime.spec import ModelSpec
 from edge.runtime.verify import FLOAT32_BOUND
@@ -120,7 +120,7 @@ def export_with_optimum(
         if (problem := conversion.finish()) is not None:
             said = (*said, f"openvino_genai will find no tokenizer: {problem}")
         manifest = Manifest(
-            schema_version=bundle.SCHEMA_VERSION,
+            schema_version=SCHEMA_VERSION,
             source=Path(source).resolve().name if Path(source).exists() else str(source),
             source_sha256=source_sha256(
                 checkpoint, tensor_sha256(checkpoint, checkpoint.shapes), checkpoint.small_files()

@@ -33,10 +33,10 @@ from edge.export.text import Corpus, token_windows
 from edge.export.verify import GOLDEN_TEXT, Verifier
 from edge.runtime import bundle
 from edge.runtime.atomic import write_durably
-from edge.runtime.bundle import FileRecord, Manifest, TensorRecord
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.errors import BundleError, OutputError, RecipeError, SettingsError, shown
 from edge.runtime.extras import missing_packages_named
+from edge.runtime.manifest import SCHEMA_VERSION, FileRecord, Manifest, TensorRecord
 from edge.runtime.rules import FilePath, check_value
 from edge.runtime.tokenizer import Tokenizer
 
@@ -160,6 +160,8 @@ def is_export_of(out: Path, source: Path, recipe: str) -> bool:
         manifest = bundle.open_bundle(out).manifest
     except BundleError:
         return False
+    if manifest.schema_version != SCHEMA_VERSION:
+        return False
     if manifest.recipe != recipe or manifest.versions != versions(DEFAULT_FORMAT):
         return False
     plan = make_plan(source, ExportSettings(recipe))
@@ -279,7 +281,7 @@ def _manifest(
             files[path.name] = bundle.record_of(path)
     hashes = {name: sha256 for stage in done.stages for name, sha256 in stage.sha256.items()}
     return Manifest(
-        schema_version=bundle.SCHEMA_VERSION,
+        schema_version=SCHEMA_VERSION,
         source=plan.source,
         source_sha256=source_sha256(plan.checkpoint, hashes, plan.small_files),
         spec=plan.spec,

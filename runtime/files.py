@@ -1,4 +1,4 @@
-"""Reading a whole small file that somebody else wrote.
+"""Reading a whole file that somebody else wrote: a small one into memory, any into its hash.
 
 In: a path, the most bytes it may have, and the error that its reader raises. Out: its bytes. What is no ordinary file
 (a named pipe that blocks for ever, a device without an end) is refused before it is read. Knows nothing about what is
@@ -7,6 +7,7 @@ in it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -37,3 +38,9 @@ def read_file(path: Path, error: type[EdgeError], advice: str, *, max_bytes: int
         size = max(status.st_size, len(content))
         raise error(f"{path} has {size:,} bytes, expected at most {max_bytes:,}; {advice}")
     return content
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -35,10 +35,11 @@ class Tokenizer:
         self._open(lambda: tokenizers.Tokenizer.from_file(str(path)), str(path))
 
     @classmethod
-    def from_text(cls, tokenizer_json: str) -> Self:
+    def from_text(cls, tokenizer_json: str | bytes) -> Self:
         """Of the content of a tokenizer.json."""
         self = cls.__new__(cls)
-        self._open(lambda: tokenizers.Tokenizer.from_str(tokenizer_json), "the text")
+        read = tokenizers.Tokenizer.from_str if isinstance(tokenizer_json, str) else tokenizers.Tokenizer.from_buffer
+        self._open(lambda: read(tokenizer_json), "the text")
         return self
 
     def _open(self, read: Callable[[], Any], name: str) -> None:

@@ -7,7 +7,6 @@ uses the bundle that the first one made.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -26,13 +25,14 @@ def run(args: argparse.Namespace) -> int:
     from edge.commands.console import export_progress, human_bytes, show_answer
     from edge.export.checkpoint.default import find_checkpoint
     from edge.export.pipeline import export, is_export_of
+    from edge.runtime.cache_folder import cache_folder
     from edge.runtime.llm import LLM
     from edge.runtime.machine import peak_rss_bytes
     from edge.runtime.settings import generation_settings
 
     generation_settings(max_new_tokens=args.max_new_tokens)
     source = find_checkpoint()
-    out = Path(args.out) if args.out else _cache_folder() / f"smollm2-135m-{RECIPE}"
+    out = Path(args.out) if args.out else cache_folder() / f"smollm2-135m-{RECIPE}"
     export_s = 0.0
     if not is_export_of(out, source, RECIPE):
         print(f"exporting {source.name} with recipe {RECIPE} to {out}", file=sys.stderr)
@@ -56,12 +56,3 @@ def run(args: argparse.Namespace) -> int:
         f"peak RSS {'unknown' if peak is None else human_bytes(peak)}"
     )
     return 0
-
-
-def _cache_folder() -> Path:
-    """Where the platform keeps what can be made again."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "edgeglm"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "edgeglm"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeglm"

@@ -23,7 +23,8 @@ from edge.runtime.arrays import Ids, Logits
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step
 from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.engines.openvino_core import make_core
-from edge.runtime.errors import DeviceError, SettingsError, telling_line
+from edge.runtime.engines.openvino_graph import read_graph
+from edge.runtime.errors import DeviceError, EdgeError, SettingsError, telling_line
 from edge.runtime.graph_names import ATTENTION_OUT, ATTENTION_RESIDUAL, WANTED_ROWS
 from edge.runtime.kv.memory import NoMemory, PagedMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
@@ -49,7 +50,7 @@ class _Run(NamedTuple):
 
 
 class OpenVINOPagedEngine:
-    """One compiled model and its KV pools. Raises DeviceError and SettingsError.
+    """One compiled model and its KV pools. Raises BundleError, DeviceError and SettingsError.
 
     Kernels for one row round otherwise than those for several, and attention from one query otherwise than from
     several; within each of these, results are bit-equal whatever else is computed at once (measured by
@@ -73,11 +74,13 @@ class OpenVINOPagedEngine:
         budget = cache_budget(settings)
         try:
             properties = _properties(core, settings, family, spec, weight_bits, budget, limit)
-            model = core.read_model(model_xml)
+            model = read_graph(core, model_xml, spec)
             paged_attention_transformation(model)
             _keep_wanted_rows(model)
             compiled = core.compile_model(model, settings.device, properties)
-        except RuntimeError as error:
+        except EdgeError:
+            raise
+        except Exception as error:  # RuntimeError, and what bindings make of bytes that are no text
             raise DeviceError(f"{settings.device} cannot run {model_xml}: {telling_line(error, last=True)}") from error
         self._model: Any = compiled
         self._request: Any = compiled.create_infer_request()
@@ -86,6 +89,8 @@ class OpenVINOPagedEngine:
         self._reproducible = bool(settings.reproducible)
 
         caches = [port for port in compiled.inputs if port.any_name.startswith(("key_cache.", "value_cache."))]
+        if not caches:
+            raise DeviceError(f"{settings.device} finds no attention over a cache in {model_xml}; export it again")
         shapes = [[d.get_length() for d in list(port.partial_shape)[1:]] for port in caches]
         sizes = [port.element_type.bitwidth * math.prod(shape) // 8 for port, shape in zip(caches, shapes, strict=True)]
         self._independent_tokens = all(port.element_type.is_real() for port in caches)
