@@ -16,7 +16,7 @@ import numpy.lib.format
 import numpy.typing as npt
 
 from edge.runtime.arrays import Logits
-from edge.runtime.errors import BundleError, telling_line
+from edge.runtime.errors import BundleError, shown, telling_line
 
 MAX_TOKENS = 4096  # of a golden text; export takes a few
 MAX_ROWS = 64  # of logits
@@ -43,7 +43,7 @@ def read_golden(raw: bytes, vocab_size: int) -> GoldenLogits:
     except BundleError:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for bytes that are no archive of arrays
-        raise _refusal(f"does not read as arrays ({telling_line(error)})") from error
+        raise _refusal(f"does not read as arrays ({shown(telling_line(error))})") from error
     if ids.ndim != 1 or ids.size == 0 or ids.min() < 0 or ids.max() >= vocab_size:
         raise _refusal(f"holds no ids below {vocab_size}")
     for each in (logits, float_logits):
@@ -66,8 +66,8 @@ def _array(archive: zipfile.ZipFile, name: str, kind: type[np.generic], most: in
     if version != (1, 0):
         raise _refusal(f"holds {name} in version {version[0]}.{version[1]} of numpy's format, expected 1.0")
     shape, fortran_order, dtype = numpy.lib.format.read_array_header_1_0(stream, max_header_size=_HEADER_BYTES)
-    if dtype != np.dtype(kind):
-        raise _refusal(f"holds {name} as {dtype}, expected {np.dtype(kind)}")
+    if dtype != np.dtype(kind) or min(shape, default=0) < 0:  # which reshape would take for "what is left"
+        raise _refusal(f"holds {name} as {dtype} {list(shape)}, expected {np.dtype(kind)}")
     return np.frombuffer(content[stream.tell() :], kind).reshape(shape, order="F" if fortran_order else "C")
 
 

@@ -46,9 +46,9 @@ def check_spec(line: str | None, spec: ModelSpec, graph: Path) -> None:
 
 def check_cached(found: Iterable[Cached], spec: ModelSpec, graph: Path) -> None:
     """Compare what a graph, or all parts of one, keep of earlier tokens. Raises BundleError."""
-    found = list(found)
+    found = sorted(found, key=lambda cached: cached.name)
     expected = (spec.num_kv_heads, spec.head_dim)
-    if sorted(cached.name for cached in found) != sorted(cached_names(range(spec.num_layers))):
+    if [cached.name for cached in found] != sorted(cached_names(range(spec.num_layers))):
         raise BundleError(
             f"{graph} caches {len(found)} keys and values, the manifest says keys and values of {spec.num_layers} "
             f"layers; {AGAIN}"

@@ -35,18 +35,20 @@ class KnownFiles:
         self._right: set[str] = set()
 
     def is_right(self, path: Path, sha256: str, *, anew: bool = False) -> bool:
-        """Whether a file has this sha256. It is read where that is not known, or `anew`. Raises OSError."""
+        """Whether a file has this sha256, and keeps still. It is read where that is not known, or `anew`.
+
+        Raises OSError.
+        """
         before = path.stat()
         stamp = _stamp(path, before, sha256)
         if not anew and (stamp in self._right or stamp in _remembered()):
             return True
         settled = time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > SETTLED_NS
-        if sha256_of(path) != sha256:
+        if sha256_of(path) != sha256 or _stamp(path, path.stat(), sha256) != stamp:  # written to while it was read
             return False
-        if _stamp(path, path.stat(), sha256) == stamp:  # else it was written to while it was read
-            self._right.add(stamp)
-            if settled:
-                _remember(stamp)
+        self._right.add(stamp)
+        if settled:
+            _remember(stamp)
         return True
 
 
