@@ -33,7 +33,6 @@ from edge.runtime.known_files import KnownFiles
 from edge.runtime.manifest import FileRecord, Manifest
 
 MANIFEST = manifest.FILE
-MANIFEST_BYTES = 16_000_000  # at most; of a model with 100 blocks it has 0.1 MB
 MODEL_XML = "openvino_model.xml"
 MODEL_BIN = "openvino_model.bin"
 ONNX_DATA = "model.onnx.data"
@@ -182,7 +181,7 @@ def open_bundle(path: str | Path) -> Bundle:
         if not _answers(path.exists):
             raise BundleError(f"{path}: no such path; expected a bundle folder, made by `edge export`")
         raise BundleError(f"{path}: no {MANIFEST} in it, so it is no bundle; make one with `edge export {path} OUT`")
-    raw = read_file(path / MANIFEST, BundleError, AGAIN, max_bytes=MANIFEST_BYTES)
+    raw = read_file(path / MANIFEST, BundleError, AGAIN, max_bytes=manifest.MAX_BYTES)
     try:
         bundle = Bundle(path, Manifest.from_json(raw))
     except BundleError as error:

@@ -15,7 +15,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from edge.runtime.errors import BundleError, shown
 from edge.runtime.fields import Fields
@@ -26,6 +25,7 @@ from edge.runtime.unicode import on_one_line
 SCHEMA_VERSION = 3
 OLDEST_SCHEMA = 2  # without a digest
 FILE = "manifest.json"
+MAX_BYTES = 16_000_000  # of a model with 100 blocks it has 0.1 MB
 DIGEST = "manifest_sha256"  # of all other fields
 AGAIN = "export the bundle again"
 
@@ -93,6 +93,11 @@ class Manifest:
             object.__setattr__(self, name, tuple(map(on_one_line, getattr(self, name))))
 
     @property
+    def has_digest(self) -> bool:
+        """Whether its text was compared with a digest of its own."""
+        return self.schema_version >= SCHEMA_VERSION
+
+    @property
     def fewest_bits(self) -> int:
         """The fewest bits that a matrix has."""
         return min(tensor.bits for tensor in self.tensors.values() if len(tensor.shape) == 2)
@@ -106,13 +111,15 @@ class Manifest:
     def to_json(self) -> str:
         """Stable text: same manifest, same bytes."""
         data = asdict(self)
-        if self.schema_version >= SCHEMA_VERSION:
+        if self.has_digest:
             data[DIGEST] = digest_of(data)
         return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, raw: str | bytes) -> Manifest:
         """Raises BundleError for another schema version, and for anything that is not as it was written."""
+        if len(raw) > MAX_BYTES:
+            raise BundleError(f"{FILE} has {len(raw):,} bytes, expected at most {MAX_BYTES:,}; {AGAIN}")
         data = parse_json(raw, FILE, BundleError, AGAIN, unique_keys=True)
         read = Fields(data, FILE, BundleError, AGAIN)
         version = read.whole("schema_version")
@@ -175,7 +182,7 @@ def _check_name(name: str) -> None:
         raise BundleError(f"{FILE} names the file {shown(name)}, which is too long for a name; {AGAIN}")
 
 
-def digest_of(data: Mapping[str, Any]) -> str:
+def digest_of(data: Mapping[str, object]) -> str:
     """sha256 of a manifest's values, however their text is laid out; without that of the digest itself."""
     rest = {name: value for name, value in data.items() if name != DIGEST}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -38,10 +38,12 @@ class Report:
 
 
 def verify(
-    path: str | Path, device: str = "CPU", progress: Callable[[str, int], None] = lambda _name, _size: None
+    bundle: bundles.Bundle | str | Path,
+    device: str = "CPU",
+    progress: Callable[[str, int], None] = lambda _name, _size: None,
 ) -> tuple[Report, ...]:
     """Check hashes, then golden logits on every engine that can run here. Raises BundleError and VerificationError."""
-    bundle = bundles.open_bundle(path)
+    bundle = bundle if isinstance(bundle, bundles.Bundle) else bundles.open_bundle(bundle)
     bundle.check_hashes(progress)
     return tuple(_verify_engine(bundle, engine, device) for engine in engines_for(bundle, device))
 

@@ -16,10 +16,16 @@ from edge.runtime.graph_names import HIDDEN, NEXT_HIDDEN, ROTARY_TABLES, SPEC, W
 from edge.runtime.spec import ModelSpec
 
 
-def check_parts(sessions: Sequence[Any], paths: Sequence[Path], spec: ModelSpec, *, float16_cache: bool) -> None:
+def check_parts(
+    sessions: Sequence[Any],  # onnxruntime.InferenceSession, which has no types
+    paths: Sequence[Path],
+    spec: ModelSpec,
+    *,
+    float16_cache: bool,
+) -> None:
     """Compare what the parts take and give with the spec, and with each other. Raises BundleError.
 
-    sessions: onnxruntime.InferenceSession of each path.
+    sessions: of each path, one.
     """
     cached: list[Cached] = []
     for index, (session, path) in enumerate(zip(sessions, paths, strict=True)):

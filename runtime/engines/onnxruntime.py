@@ -40,6 +40,7 @@ from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of, physical_cores
 from edge.runtime.settings import CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
+from edge.runtime.unicode import on_one_line
 
 MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized takes 8 bits; 1.22.1 refuses the graph
 CACHE_TYPES: dict[CachePrecision, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}  # any width
@@ -325,7 +326,7 @@ def _open(path: Path, threads: int) -> Any:
     try:
         return ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     except Exception as error:  # pybind's exceptions have no common base of their own
-        said = telling_line(error)
+        said = on_one_line(telling_line(error))
         if "External data path" in said:  # which some versions of it take only from the folder of the graph
             advice = "put the file itself there instead of a link, or use --engine openvino"
         else:

@@ -31,6 +31,7 @@ from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of
 from edge.runtime.settings import KV_PRECISIONS, CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
+from edge.runtime.unicode import on_one_line
 
 # Tokens a block holds: fixed by each plugin's kernels (openvino.genai src/cpp/src/continuous_batching, cache manager).
 BLOCK_SIZES = {"CPU": 32, "GPU": 16}
@@ -81,7 +82,8 @@ class OpenVINOPagedEngine:
         except EdgeError:
             raise
         except Exception as error:  # RuntimeError, and what bindings make of bytes that are no text
-            raise DeviceError(f"{settings.device} cannot run {model_xml}: {telling_line(error, last=True)}") from error
+            said = on_one_line(telling_line(error, last=True))
+            raise DeviceError(f"{settings.device} cannot run {model_xml}: {said}") from error
         self._model: Any = compiled
         self._request: Any = compiled.create_infer_request()
         self._inputs: dict[str, npt.NDArray[np.integer]] = {}  # the memory behind the request's small inputs

@@ -104,7 +104,7 @@ def test_older_schema(bundle: Path) -> None:
         open_bundle(bundle)
 
 
-def test_a_bundle_without_a_digest_of_its_manifest_opens(bundle: Path) -> None:
+def test_a_bundle_without_a_digest_of_its_manifest_opens(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As exports wrote them before: minutes to hours of work are not thrown away."""
     data = read_manifest(bundle) | {"schema_version": 2}
     del data[DIGEST]
@@ -112,6 +112,8 @@ def test_a_bundle_without_a_digest_of_its_manifest_opens(bundle: Path) -> None:
     manifest = open_bundle(bundle).manifest
     assert manifest.schema_version == 2
     assert DIGEST not in manifest.to_json()
+    assert main(["verify", str(bundle)]) == 0
+    assert "manifest.json is of an earlier version, which has no sha256 of its own" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -181,6 +183,13 @@ def test_what_json_cannot_hold(bundle: Path, raw: str) -> None:
     path = bundle / bundles.MANIFEST
     path.write_text(re.sub(r'("rope_theta": )[^,]*', lambda found: found[1] + raw, path.read_text()))
     with pytest.raises(BundleError, match=r"manifest\.json is not valid JSON: .*; export the bundle again"):
+        open_bundle(bundle)
+
+
+def test_a_manifest_that_is_too_large(bundle: Path) -> None:
+    with (bundle / bundles.MANIFEST).open("ab") as file:
+        file.truncate(1 << 40)  # of which the disk has nothing
+    with pytest.raises(BundleError, match=r"manifest\.json has 1,099,511,627,776 bytes, expected at most"):
         open_bundle(bundle)
 
 
