@@ -23,7 +23,8 @@ def read_graph(core: ov.Core, xml: Path, spec: ModelSpec) -> ov.Model:
     model = core.read_model(xml)
     line = str(model.get_rt_info(list(SPEC)).astype(str)) if model.has_rt_info(list(SPEC)) else None
     check_spec(line, spec, xml)
-    check_cached([_cached(variable.info) for variable in model.get_variables()], spec, xml)
+    # Of a foreign graph config.json may not tell the heads; attention takes them from the graph.
+    check_cached([_cached(variable.info, line is not None) for variable in model.get_variables()], spec, xml)
     logits = next((output for output in model.outputs if "logits" in output.get_names()), None)
     if logits is None:
         raise BundleError(f"{xml} has no output logits; {AGAIN}")
@@ -32,7 +33,7 @@ def read_graph(core: ov.Core, xml: Path, spec: ModelSpec) -> ov.Model:
     return model
 
 
-def _cached(state: ov.VariableInfo) -> Cached:
+def _cached(state: ov.VariableInfo, with_dims: bool) -> Cached:
     named = _PAST.match(state.variable_id)
-    dims = tuple(dim.get_length() for dim in state.data_shape if dim.is_static)
+    dims = tuple(dim.get_length() for dim in state.data_shape if dim.is_static) if with_dims else ()
     return Cached(state.variable_id if named is None else named[1], dims)
