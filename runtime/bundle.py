@@ -27,7 +27,8 @@ from itertools import count, takewhile
 from pathlib import Path
 
 from edge.runtime import manifest
-from edge.runtime.errors import BundleError
+from edge.runtime.errors import BundleError, shown
+from edge.runtime.fields import is_line
 from edge.runtime.files import read_file, sha256_of
 from edge.runtime.known_files import KnownFiles
 from edge.runtime.manifest import FileRecord, Manifest
@@ -49,6 +50,7 @@ GOLDEN = "golden.npz"
 AGAIN = "copy the bundle again or export it again"
 TEXTS = (TOKENIZER, CHAT_TEMPLATE, TOKENIZER_CONFIG)  # what every model that is loaded reads
 HASHING_THREADS = 4
+LONG_PATH = 500  # characters; of longer ones a message quotes the beginning
 WEIGHTS = (MODEL_BIN, ONNX_DATA)  # too large to be read whenever a bundle is opened
 
 
@@ -179,7 +181,8 @@ def open_bundle(path: str | Path) -> Bundle:
     path = Path(path)
     if not is_bundle(path):
         if not _answers(path.exists):
-            raise BundleError(f"{path}: no such path; expected a bundle folder, made by `edge export`")
+            name = str(path) if is_line(str(path)) and len(str(path)) < LONG_PATH else shown(str(path))
+            raise BundleError(f"{name}: no such path; expected a bundle folder, made by `edge export`")
         raise BundleError(f"{path}: no {MANIFEST} in it, so it is no bundle; make one with `edge export {path} OUT`")
     raw = read_file(path / MANIFEST, BundleError, AGAIN, max_bytes=manifest.MAX_BYTES)
     try:
