@@ -128,7 +128,7 @@ def export_with_optimum(
             spec=spec,
             recipe=chosen.name,
             weight_group_size=group_size,
-            stop_token_ids=stop_ids,
+            stop_token_ids=tuple(i for i in stop_ids if i < spec.vocab_size),  # others no model can give
             bits_per_weight=round(8 * weight_bytes / sum(math.prod(t.shape) for t in tensors.values()), 4),
             weight_bytes=weight_bytes,
             golden_kld=golden.kld,

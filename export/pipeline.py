@@ -287,7 +287,7 @@ def _manifest(
         spec=plan.spec,
         recipe=plan.recipe.name,
         weight_group_size=min((groups[False] | groups[True]) - {0}) if groups[False] - {0} else 0,
-        stop_token_ids=stop_ids,
+        stop_token_ids=tuple(i for i in stop_ids if i < plan.spec.vocab_size),  # others no model can give
         bits_per_weight=round(8 * weight_bytes / plan.spec.num_parameters, 4),
         weight_bytes=weight_bytes,
         golden_kld=done.golden.kld,

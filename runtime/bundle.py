@@ -88,6 +88,10 @@ class Bundle:
         """Path of a recorded file, or None when this bundle has no such file."""
         return self.path / name if name in self.manifest.files else None
 
+    def recorded(self, *names: str) -> list[str]:
+        """Those of these files that this bundle has."""
+        return [name for name in names if name in self.manifest.files]
+
     def has_links(self, names: Iterable[str]) -> bool:
         """Whether one of these files is a link to another folder."""
         folder = Path(os.path.realpath(self.path))
@@ -126,11 +130,10 @@ class Bundle:
     def check_weights(self, names: Iterable[str]) -> None:
         """Compare weights that are about to be used with their sha256, unless they were before and are untouched.
 
-        Names that this bundle does not have are left out. Raises BundleError.
+        Raises BundleError.
         """
         for name in names:
-            if name in self.manifest.files:
-                self._check(name)
+            self._check(name)
 
     def check_hashes(self, progress: Callable[[str, int], None] = lambda _name, _size: None) -> None:
         """Read every file and compare its sha256; `progress` is told each and its bytes. Raises BundleError."""

@@ -30,7 +30,7 @@ def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
         )
     if not record.installed:
         raise MissingPackageError(f"{record.package} is not installed; {record.advice}")
-    bundle.check_weights(record.weights)  # before a library reads them: it may die of wrong ones
+    bundle.check_weights(record.weights(bundle))  # before a library reads them: it may die of wrong ones
     engine = record.open(bundle, settings)
     info = engine.info
     logger.info("%s: engine %s on %s, %d tokens of context", bundle.path, info.name, info.device, info.max_context)

@@ -12,13 +12,13 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
-from edge.runtime.bundle import MODEL_BIN, MODEL_XML, ONNX_DATA, Bundle, OnnxKernels
 from edge.runtime.errors import SettingsError
 from edge.runtime.extras import install_command
 from edge.runtime.machine import family_of, processor_name
 from edge.runtime.settings import KV_PRECISIONS, CachePrecision, EngineSettings
 
 if TYPE_CHECKING:  # the command line lists engines, and goes without numpy
+    from edge.runtime.bundle import Bundle
     from edge.runtime.engines.engine import Engine
 
 
@@ -41,9 +41,9 @@ class EngineRecord:
     bundle_format: Literal["openvino", "onnx"]  # `edge export --format` that makes what it needs
     families: tuple[str, ...]  # kinds of device that it runs on
     kv_precisions: tuple[CachePrecision, ...]
-    weights: tuple[str, ...]  # files that it reads where a bundle has them
-    reads_links: bool  # whether these may be links to another folder
+    reads_links: bool  # whether weights may be links to another folder
     holds: Callable[[Bundle], bool]  # whether a bundle has what it needs
+    weights: Callable[[Bundle], list[str]]  # the files with weights that it reads
     open: Callable[[Bundle, EngineSettings], Engine]  # raises BundleError, DeviceError and SettingsError
     devices: Callable[[], list[Device]]  # all that its package finds on this machine, usable or not
 
@@ -58,7 +58,7 @@ class EngineRecord:
 
     def reaches(self, bundle: Bundle) -> bool:
         """Whether it reads the weights of a bundle from where they are."""
-        return self.reads_links or not bundle.has_links(self.weights)
+        return self.reads_links or not bundle.has_links(self.weights(bundle))
 
     def runs_on(self, device: str) -> bool:
         """Whether it runs on a device of this kind, there or not."""
@@ -76,10 +76,19 @@ def find(name: str) -> EngineRecord:
 
 
 def _holds_openvino(bundle: Bundle) -> bool:
+    from edge.runtime.bundle import MODEL_XML
+
     return bundle.file(MODEL_XML) is not None
 
 
+def _openvino_weights(bundle: Bundle) -> list[str]:
+    from edge.runtime.bundle import MODEL_BIN
+
+    return bundle.recorded(MODEL_BIN)
+
+
 def _open_openvino(bundle: Bundle, settings: EngineSettings) -> Engine:
+    from edge.runtime.bundle import MODEL_XML
     from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
 
     return OpenVINOPagedEngine(bundle.path / MODEL_XML, bundle.manifest.spec, bundle.manifest.fewest_bits, settings)
@@ -92,7 +101,15 @@ def _openvino_devices() -> list[Device]:
 
 
 def _holds_onnx(bundle: Bundle) -> bool:
+    from edge.runtime.bundle import OnnxKernels
+
     return bool(bundle.onnx_parts(OnnxKernels()))
+
+
+def _onnx_weights(bundle: Bundle) -> list[str]:
+    from edge.runtime.bundle import MODEL_BIN, ONNX_DATA
+
+    return bundle.recorded(MODEL_BIN, ONNX_DATA)
 
 
 def _open_onnx(bundle: Bundle, settings: EngineSettings) -> Engine:
@@ -110,9 +127,9 @@ _RECORDS = (
         bundle_format="openvino",
         families=("CPU", "GPU"),
         kv_precisions=KV_PRECISIONS,
-        weights=(MODEL_BIN,),
         reads_links=True,
         holds=_holds_openvino,
+        weights=_openvino_weights,
         open=_open_openvino,
         devices=_openvino_devices,
     ),
@@ -124,9 +141,9 @@ _RECORDS = (
         bundle_format="onnx",
         families=("CPU",),
         kv_precisions=("f32", "f16"),
-        weights=(MODEL_BIN, ONNX_DATA),
         reads_links=False,
         holds=_holds_onnx,
+        weights=_onnx_weights,
         open=_open_onnx,
         devices=lambda: [Device("CPU", processor_name())],
     ),
