@@ -123,8 +123,9 @@ class Bundle:
                 raise BundleError(f"{self.path}: {name} is missing; {AGAIN}")
             if (size := path.stat().st_size) != record.size:
                 raise BundleError(f"{self.path}: {name} has {size} bytes, the manifest says {record.size}; {AGAIN}")
+        small = sorted(self.manifest.files.keys() - set(WEIGHTS), key=lambda name: -self.manifest.files[name].size)
         with ThreadPoolExecutor(HASHING_THREADS, "hash") as threads:
-            for _ in threads.map(self._check_small, set(self.manifest.files) - set(WEIGHTS)):
+            for _ in threads.map(self._check_small, small):
                 pass  # the first error is raised here
 
     def check_weights(self, names: Iterable[str]) -> None:
