@@ -29,7 +29,7 @@ from pathlib import Path
 from edge.runtime import manifest
 from edge.runtime.errors import BundleError, shown
 from edge.runtime.fields import is_line
-from edge.runtime.files import read_file, sha256_of
+from edge.runtime.files import SMALL_BYTES, read_file, sha256_of
 from edge.runtime.known_files import KnownFiles
 from edge.runtime.manifest import FileRecord, Manifest
 
@@ -150,7 +150,7 @@ class Bundle:
 
     def _read(self, name: str) -> bytes:
         record = self.manifest.files[name]
-        content = read_file(self.path / name, BundleError, AGAIN, max_bytes=record.size)
+        content = read_file(self.path / name, BundleError, AGAIN, max_bytes=min(record.size, SMALL_BYTES))
         if hashlib.sha256(content).hexdigest() != record.sha256:
             raise self._altered(name)
         return content

@@ -13,7 +13,16 @@ import numpy as np
 from edge.cli import main
 from edge.runtime.bundle import MANIFEST, OnnxKernels, open_bundle
 from edge.runtime.golden import read_golden
-from edge.runtime.manifest import DIGEST, SCHEMA_VERSION, FileRecord, Manifest, StageCheck, TensorRecord, digest_of
+from edge.runtime.manifest import (
+    DIGEST,
+    MAX_BYTES,
+    SCHEMA_VERSION,
+    FileRecord,
+    Manifest,
+    StageCheck,
+    TensorRecord,
+    digest_of,
+)
 from edge.runtime.spec import ModelSpec
 from tests.fuzz.target import Target
 
@@ -65,7 +74,7 @@ def _read(raw: bytes, _folder: Path) -> object:
 def _read_forged(raw: bytes, folder: Path) -> object:
     """The values as they are, with a digest of them; then all that is asked of an opened bundle before its engine."""
     with contextlib.suppress(ValueError, RecursionError):
-        data = json.loads(raw)
+        data = json.loads(raw) if len(raw) <= MAX_BYTES else None
         if isinstance(data, dict):
             raw = json.dumps(data | {DIGEST: digest_of(data)}).encode("utf-8", "surrogatepass")
     (folder / MANIFEST).write_bytes(raw)
