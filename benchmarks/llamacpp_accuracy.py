@@ -52,11 +52,12 @@ from edge.export.rotation import RotatedWeights
 from edge.export.settings import ExportSettings
 from edge.export.text import Windows, builtin_calibration, builtin_evaluation, check_apart, token_windows
 from edge.profiles.reference import FloatWeights
-from edge.runtime.bundle import Manifest, open_bundle
+from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import EdgeError
 from edge.runtime.kv.pool import CacheSequence
+from edge.runtime.manifest import Manifest
 from edge.runtime.settings import EngineSettings
 from edge.runtime.tokenizer import Tokenizer
 

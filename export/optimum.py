@@ -42,7 +42,6 @@ from edge.export.stages import Progress
 from edge.export.verify import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden, distance
 from edge.runtime import bundle
 from edge.runtime.arrays import Logits
-from edge.runtime.bundle import Manifest, StageCheck, TensorRecord
 from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
 from edge.runtime.errors import (
@@ -55,6 +54,7 @@ from edge.runtime.errors import (
 )
 from edge.runtime.extras import missing_packages_named
 from edge.runtime.kv.pool import CacheSequence
+from edge.runtime.manifest import SCHEMA_VERSION, Manifest, StageCheck, TensorRecord
 from edge.runtime.settings import EngineSettings
 from edge.runtime.spec import ModelSpec
 from edge.runtime.verify import FLOAT32_BOUND
@@ -126,13 +126,13 @@ def export_with_optimum(
         hashes = tensor_sha256(checkpoint, checkpoint.shapes)
         sources.check_unchanged(checkpoint, hashes)
         manifest = Manifest(
-            schema_version=bundle.SCHEMA_VERSION,
+            schema_version=SCHEMA_VERSION,
             source=Path(source).resolve().name if Path(source).exists() else str(source),
             source_sha256=source_sha256(checkpoint, hashes, checkpoint.small_files()),
             spec=spec,
             recipe=chosen.name,
             weight_group_size=group_size,
-            stop_token_ids=stop_ids,
+            stop_token_ids=tuple(i for i in stop_ids if i < spec.vocab_size),  # others no model can give
             bits_per_weight=round(8 * weight_bytes / sum(math.prod(t.shape) for t in tensors.values()), 4),
             weight_bytes=weight_bytes,
             golden_kld=golden.kld,

@@ -36,11 +36,12 @@ from edge.export.text import Corpus, token_windows
 from edge.export.verify import GOLDEN_TEXT, Verifier
 from edge.runtime import bundle
 from edge.runtime.atomic import write_durably
-from edge.runtime.bundle import FileRecord, Manifest, TensorRecord
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.errors import BundleError, OutputError, RecipeError, SettingsError, shown
 from edge.runtime.extras import missing_packages_named
+from edge.runtime.files import sha256_of
 from edge.runtime.json_reader import read_json_object
+from edge.runtime.manifest import SCHEMA_VERSION, FileRecord, Manifest, TensorRecord
 from edge.runtime.rules import FilePath, check_value
 from edge.runtime.tokenizer import Tokenizer
 
@@ -162,7 +163,7 @@ def export_with(
         hashes = {name: sha256 for stage in done.stages for name, sha256 in stage.sha256.items()}
         sources.check_unchanged(plan.checkpoint, hashes)
         (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        journal.note("manifest", bundle.sha256_of(folder / bundle.MANIFEST))
+        journal.note("manifest", sha256_of(folder / bundle.MANIFEST))
     return manifest
 
 
@@ -182,9 +183,9 @@ def _made_before(work: Work, plan: Plan) -> Manifest | None:
     if (made := work.journal.facts.get("manifest")) is None:
         return None
     with contextlib.suppress(OSError, BundleError):
-        if bundle.sha256_of(work.folder / bundle.MANIFEST) == made:
+        if sha256_of(work.folder / bundle.MANIFEST) == made:
             found = bundle.open_bundle(work.folder)
-            bundle.check_hashes(found)
+            found.check_hashes()
             parts = {part for parts in plan.weights.sources.values() for part in parts}
             hashes = tensor_sha256(plan.checkpoint, parts)
             if found.manifest.source_sha256 == source_sha256(plan.checkpoint, hashes, plan.small_files):
@@ -197,7 +198,7 @@ def _check_inputs(journal: Journal, folder: Path, plan: Plan) -> None:
     """Start anew where the small files are others, whatever their dates say: what was calibrated depends on them."""
     digest = hashlib.sha256()
     for path in [*sorted(path for path in folder.iterdir() if path.name != plan.weight_file), *plan.small_files]:
-        digest.update(f"{path.name} {bundle.sha256_of(path)}\n".encode())
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     if journal.facts.get("inputs") != digest.hexdigest():
         journal.clear()
         journal.note("inputs", digest.hexdigest())
@@ -216,6 +217,8 @@ def is_export_of(out: Path, source: Path, recipe: str) -> bool:
     try:
         manifest = bundle.open_bundle(out).manifest
     except BundleError:
+        return False
+    if manifest.schema_version != SCHEMA_VERSION:
         return False
     if manifest.recipe != recipe or manifest.versions != versions(DEFAULT_FORMAT):
         return False
@@ -327,13 +330,13 @@ def _manifest(
             files[path.name] = bundle.record_of(path)
     hashes = {name: sha256 for stage in done.stages for name, sha256 in stage.sha256.items()}
     return Manifest(
-        schema_version=bundle.SCHEMA_VERSION,
+        schema_version=SCHEMA_VERSION,
         source=plan.source,
         source_sha256=source_sha256(plan.checkpoint, hashes, plan.small_files),
         spec=plan.spec,
         recipe=plan.recipe.name,
         weight_group_size=min((groups[False] | groups[True]) - {0}) if groups[False] - {0} else 0,
-        stop_token_ids=stop_ids,
+        stop_token_ids=tuple(i for i in stop_ids if i < plan.spec.vocab_size),  # others no model can give
         bits_per_weight=round(8 * weight_bytes / plan.spec.num_parameters, 4),
         weight_bytes=weight_bytes,
         golden_kld=done.golden.kld,

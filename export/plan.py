@@ -24,6 +24,7 @@ from edge.export.settings import ExportSettings, Format, Limits
 from edge.export.text import Corpus, calibration_corpus
 from edge.runtime import bundle
 from edge.runtime.errors import SettingsError
+from edge.runtime.files import sha256_of
 from edge.runtime.spec import ModelSpec
 
 VERSIONED = ("edgeglm", "openvino", "nncf", "numpy")
@@ -190,5 +191,5 @@ def source_sha256(checkpoint: Checkpoint, tensors: Mapping[str, str], small_file
     for name, sha256 in sorted(tensors.items()):
         digest.update(f"{name} {list(checkpoint.shapes[name])} {sha256}\n".encode())
     for path in small_files:
-        digest.update(f"{path.name} {bundle.sha256_of(path)}\n".encode())
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     return digest.hexdigest()

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from edge.export.checkpoint import Checkpoint, open_checkpoint
 from edge.export.plan import tensor_sha256
-from edge.runtime import bundle
 from edge.runtime.errors import CheckpointError
+from edge.runtime.files import sha256_of
 
 _SMALL_BYTES = 32_000_000  # files up to here are hashed, which takes milliseconds
 
@@ -25,7 +25,7 @@ class SourceFiles:
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._stats = {file: _stat(file) for file in files}
-        self._hashes = {file: bundle.sha256_of(file) for file, stat in self._stats.items() if stat[0] <= _SMALL_BYTES}
+        self._hashes = {file: sha256_of(file) for file, stat in self._stats.items() if stat[0] <= _SMALL_BYTES}
 
     def check_unchanged(self, checkpoint: Checkpoint, tensors: Mapping[str, str]) -> None:
         """Compare with now; `tensors` are the sha256 of those that were read. Raises CheckpointError."""
@@ -45,7 +45,7 @@ class SourceFiles:
         try:
             if _stat(file)[:2] != self._stats[file][:2]:
                 return False
-            return file not in self._hashes or bundle.sha256_of(file) == self._hashes[file]
+            return file not in self._hashes or sha256_of(file) == self._hashes[file]
         except OSError:
             return False
 

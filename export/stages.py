@@ -33,8 +33,8 @@ from edge.export.store import StoredWeight, WeightStore
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, as_unsigned, to_float32
 from edge.export.verify import Golden, Verifier
 from edge.runtime.atomic import write_durably
-from edge.runtime.bundle import StageCheck
 from edge.runtime.errors import TensorError, VerificationError
+from edge.runtime.manifest import StageCheck
 from edge.runtime.spec import ModelSpec
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from edge.export.graph import reference
 from edge.export.graph.runners import Runner
 from edge.export.npz import put_array
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, take_rows, to_float32
-from edge.runtime.arrays import Logits
-from edge.runtime.bundle import StageCheck
 from edge.runtime.errors import VerificationError
+from edge.runtime.golden import GoldenLogits
+from edge.runtime.manifest import StageCheck
 from edge.runtime.spec import ModelSpec
 from edge.runtime.verify import FLOAT32_BOUND, kl_divergence
 
@@ -41,12 +41,8 @@ WRONG = 1.0  # an error as large as what the stage computes, whatever the recipe
 
 
 @dataclass(frozen=True)
-class Golden:
-    """What a bundle carries to be checked by on any machine."""
-
-    ids: npt.NDArray[np.int64]  # (T,)
-    float_logits: Logits  # (GOLDEN_ROWS, vocab), of the checkpoint in float32
-    logits: Logits  # (GOLDEN_ROWS, vocab), of the compressed weights in float32
+class Golden(GoldenLogits):
+    """What a bundle gets: logits of the last GOLDEN_ROWS tokens."""
 
     def write(self, path: Path) -> None:
         """As an .npz: same golden, same bytes."""

@@ -19,19 +19,21 @@ In: a folder. Out: a `Bundle` whose manifest has been checked. Knows nothing abo
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
-from typing import Any
 
-from edge.runtime.errors import BundleError
-from edge.runtime.spec import ModelSpec
+from edge.runtime import manifest
+from edge.runtime.errors import BundleError, shown
+from edge.runtime.fields import is_line
+from edge.runtime.files import SMALL_BYTES, read_file, sha256_of
+from edge.runtime.known_files import KnownFiles
+from edge.runtime.manifest import FileRecord, Manifest
 
-SCHEMA_VERSION = 2
-MANIFEST = "manifest.json"
+MANIFEST = manifest.FILE
 MODEL_XML = "openvino_model.xml"
 MODEL_BIN = "openvino_model.bin"
 ONNX_DATA = "model.onnx.data"
@@ -45,6 +47,11 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 SERVER_GRAPH = "graph.pbtxt"
 GENAI_CONFIG = "genai_config.json"
 GOLDEN = "golden.npz"
+AGAIN = "copy the bundle again or export it again"
+TEXTS = (TOKENIZER, CHAT_TEMPLATE, TOKENIZER_CONFIG)  # what every model that is loaded reads
+HASHING_THREADS = 4
+LONG_PATH = 500  # characters; of longer ones a message quotes the beginning
+WEIGHTS = (MODEL_BIN, ONNX_DATA)  # too large to be read whenever a bundle is opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,118 +68,15 @@ class OnnxKernels:
 
 
 @dataclass(frozen=True, slots=True)
-class FileRecord:
-    """One file of a bundle."""
-
-    size: int  # bytes
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRecord:
-    """What one weight matrix became."""
-
-    shape: tuple[int, ...]
-    precision: str  # "int4-asym-g64", "int8-asym", "fp16" ...
-    nbytes: int  # integers, scales and zero points
-    note: str  # why it is not what the recipe asked for; empty where it is
-
-
-@dataclass(frozen=True, slots=True)
-class StageCheck:
-    """How exactly one stage of the compressed model computes, measured at export on the float model's own input."""
-
-    stage: str  # "embedding", "block 3", "head"
-    error: float  # of its output, relative to the float model's
-    expected: float  # about what rounding the weights as the recipe does explains
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """`manifest.json`, typed."""
-
-    schema_version: int
-    source: str  # file or folder name of the checkpoint, without its path
-    source_sha256: str
-    spec: ModelSpec
-    recipe: str
-    weight_group_size: int  # of the linear layers; 0 where they have no groups
-    stop_token_ids: tuple[int, ...]
-    bits_per_weight: float
-    weight_bytes: int
-    golden_kld: float  # nats/token between float and compressed logits of golden.npz
-    warnings: tuple[str, ...]  # what export doubted and did all the same
-    decisions: tuple[str, ...]  # what the user set against the checkpoint
-    adapter: str  # folder name of the LoRA merged into the weights; empty where there is none
-    calibration: str  # name and hash of the text that integers were fitted to; empty where there is none
-    checks: tuple[StageCheck, ...]
-    tensors: Mapping[str, TensorRecord]
-    files: Mapping[str, FileRecord]
-    versions: Mapping[str, str]
-
-    @property
-    def fewest_bits(self) -> int:
-        """The fewest bits that a matrix has."""
-        matrices = [tensor for tensor in self.tensors.values() if len(tensor.shape) == 2]
-        return min(int(re.sub(r"\D*(\d+).*", r"\1", tensor.precision)) for tensor in matrices)
-
-    @property
-    def model_sha256(self) -> str:
-        """Hash of everything that logits follow from: weights and graphs of every engine."""
-        models = {n: r.sha256 for n, r in self.files.items() if Path(n).stem.startswith(("model", "openvino_model"))}
-        return hashlib.sha256(json.dumps(models, sort_keys=True).encode()).hexdigest()
-
-    def to_json(self) -> str:
-        """Stable text: same manifest, same bytes."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """Raises BundleError for another schema version and for anything that does not read as a manifest."""
-        try:
-            data: dict[str, Any] = json.loads(text)
-            version = data["schema_version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{MANIFEST} does not read as a manifest ({error}); export the bundle again") from error
-        if version != SCHEMA_VERSION:
-            advice = "update edgeglm" if isinstance(version, int) and version > SCHEMA_VERSION else "export it again"
-            raise BundleError(f"{MANIFEST}: schema version {version}, this edgeglm reads {SCHEMA_VERSION}; {advice}")
-        try:
-            return cls(
-                schema_version=version,
-                source=str(data["source"]),
-                source_sha256=str(data["source_sha256"]),
-                spec=ModelSpec.from_json(data["spec"]),
-                recipe=str(data["recipe"]),
-                weight_group_size=int(data["weight_group_size"]),
-                stop_token_ids=tuple(int(i) for i in data["stop_token_ids"]),
-                bits_per_weight=float(data["bits_per_weight"]),
-                weight_bytes=int(data["weight_bytes"]),
-                golden_kld=float(data["golden_kld"]),
-                warnings=tuple(str(warning) for warning in data["warnings"]),
-                decisions=tuple(str(decision) for decision in data["decisions"]),
-                adapter=str(data["adapter"]),
-                calibration=str(data.get("calibration", "")),  # bundles of earlier versions have none
-                checks=tuple(
-                    StageCheck(str(c["stage"]), float(c["error"]), float(c["expected"])) for c in data["checks"]
-                ),
-                tensors={
-                    name: TensorRecord(tuple(t["shape"]), str(t["precision"]), int(t["nbytes"]), str(t["note"]))
-                    for name, t in data["tensors"].items()
-                },
-                files={name: FileRecord(int(f["size"]), str(f["sha256"])) for name, f in data["files"].items()},
-                versions={str(k): str(v) for k, v in data["versions"].items()},
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BundleError(f"{MANIFEST}: missing or mistyped field ({error}); export the bundle again") from error
-
-
-@dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened bundle: all files are there with their recorded sizes."""
+    """An opened bundle: all files are there, and all but the weights are what the manifest says."""
 
     path: Path
     manifest: Manifest
+    _known: KnownFiles = field(default_factory=KnownFiles, repr=False, compare=False)  # of the weights
+    _contents: dict[str, bytes] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # of TEXTS, until they are read
 
     def onnx_parts(self, kernels: OnnxKernels) -> list[Path]:
         """The parts of the ONNX graph with these kernels, in the order in which they run; none where it has no such."""
@@ -184,64 +88,123 @@ class Bundle:
         """Path of a recorded file, or None when this bundle has no such file."""
         return self.path / name if name in self.manifest.files else None
 
+    def recorded(self, *names: str) -> list[str]:
+        """Those of these files that this bundle has."""
+        return [name for name in names if name in self.manifest.files]
+
+    def has_links(self, names: Iterable[str]) -> bool:
+        """Whether one of these files is a link to another folder."""
+        folder = Path(os.path.realpath(self.path))
+        return any(Path(os.path.realpath(self.path / name)).parent != folder for name in names)
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a recorded file, or None when this bundle has no such file: the very bytes that were hashed.
+
+        Raises BundleError when they are not what the manifest says.
+        """
+        if name not in self.manifest.files:
+            return None
+        content = self._contents.pop(name, None)
+        return self._read(name) if content is None else content
+
     def text(self, name: str) -> str | None:
-        """Content of a recorded UTF-8 file, or None when this bundle has no such file."""
-        path = self.file(name)
-        return None if path is None else path.read_text(encoding="utf-8")
+        """Content of a recorded UTF-8 file, or None when this bundle has no such file. Raises BundleError."""
+        content = self.read(name)
+        try:
+            return None if content is None else content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{self.path}: {name} is not UTF-8 at byte {error.start}; export it again") from error
+
+    def check_files(self) -> None:
+        """Whether every file is there in its size, and all but the weights with their sha256. Raises BundleError."""
+        for name, record in self.manifest.files.items():
+            path = self.path / name
+            if not _answers(path.is_file):
+                raise BundleError(f"{self.path}: {name} is missing; {AGAIN}")
+            if (size := path.stat().st_size) != record.size:
+                raise BundleError(f"{self.path}: {name} has {size} bytes, the manifest says {record.size}; {AGAIN}")
+        small = sorted(self.manifest.files.keys() - set(WEIGHTS), key=lambda name: -self.manifest.files[name].size)
+        with ThreadPoolExecutor(HASHING_THREADS, "hash") as threads:
+            for _ in threads.map(self._check_small, small):
+                pass  # the first error is raised here
+
+    def check_weights(self, names: Iterable[str]) -> None:
+        """Compare weights that are about to be used with their sha256, unless they were before and are untouched.
+
+        Raises BundleError.
+        """
+        for name in names:
+            self._check(name)
+
+    def check_hashes(self, progress: Callable[[str, int], None] = lambda _name, _size: None) -> None:
+        """Read every file and compare its sha256; `progress` is told each and its bytes. Raises BundleError."""
+        for name, record in self.manifest.files.items():
+            self._check(name, anew=True)
+            progress(name, record.size)
+
+    def _check_small(self, name: str) -> None:
+        if name in TEXTS:
+            self._contents[name] = self._read(name)
+        else:
+            self._check(name)
+
+    def _read(self, name: str) -> bytes:
+        record = self.manifest.files[name]
+        content = read_file(self.path / name, BundleError, AGAIN, max_bytes=min(record.size, SMALL_BYTES))
+        if hashlib.sha256(content).hexdigest() != record.sha256:
+            raise self._altered(name)
+        return content
+
+    def _check(self, name: str, *, anew: bool = False) -> None:
+        path, sha256 = self.path / name, self.manifest.files[name].sha256
+        try:
+            known = self._known.is_right if name in WEIGHTS else None
+            right = sha256_of(path) == sha256 if known is None else known(path, sha256, anew=anew)
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        if not right:
+            raise self._altered(name)
+
+    def _altered(self, name: str) -> BundleError:
+        return BundleError(f"{self.path}: {name} is altered (its sha256 differs from the manifest); {AGAIN}")
+
+    def _unreadable(self, name: str, error: OSError) -> BundleError:
+        return BundleError(f"{self.path}: {name} cannot be read ({error.strerror or error}); {AGAIN}")
 
 
 def is_bundle(path: Path) -> bool:
     """Whether a folder claims to be a bundle."""
-    return (path / MANIFEST).is_file()
+    return _answers((path / MANIFEST).is_file)
 
 
 def open_bundle(path: str | Path) -> Bundle:
-    """Read the manifest and check that every file is there in its recorded size; hashes are left to `check_hashes`.
+    """Read the manifest, and check that every file is there and what the manifest says.
 
-    Raises BundleError.
+    Of weights, that they have their size; an engine that reads them calls `check_weights`. Raises BundleError.
     """
     path = Path(path)
-    if not path.exists():
-        raise BundleError(f"{path}: no such path; expected a bundle folder, made by `edge export`")
     if not is_bundle(path):
+        if not _answers(path.exists):
+            name = str(path) if is_line(str(path)) and len(str(path)) < LONG_PATH else shown(str(path))
+            raise BundleError(f"{name}: no such path; expected a bundle folder, made by `edge export`")
         raise BundleError(f"{path}: no {MANIFEST} in it, so it is no bundle; make one with `edge export {path} OUT`")
+    raw = read_file(path / MANIFEST, BundleError, AGAIN, max_bytes=manifest.MAX_BYTES)
     try:
-        manifest = Manifest.from_json((path / MANIFEST).read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{path}: {MANIFEST} is not UTF-8 text ({error}); export the bundle again") from error
+        bundle = Bundle(path, Manifest.from_json(raw))
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from error
-    for name, record in manifest.files.items():
-        if Path(name).name != name:
-            raise BundleError(f"{path}: {MANIFEST} names the file {name!r} outside the bundle; do not use this bundle")
-        file = path / name
-        if not file.is_file():
-            raise BundleError(f"{path}: {name} is missing; copy the bundle again or export it again")
-        if file.stat().st_size != record.size:
-            raise BundleError(
-                f"{path}: {name} has {file.stat().st_size} bytes, the manifest says {record.size}; "
-                "copy the bundle again or export it again"
-            )
-    return Bundle(path, manifest)
-
-
-def check_hashes(bundle: Bundle, progress: Callable[[str, int], None] = lambda _name, _size: None) -> None:
-    """Compare every file with its sha256; `progress` is told each file and its bytes. Raises BundleError."""
-    for name, record in bundle.manifest.files.items():
-        if sha256_of(bundle.path / name) != record.sha256:
-            raise BundleError(
-                f"{bundle.path}: {name} is altered (its sha256 differs from the manifest); "
-                "copy the bundle again or export it again"
-            )
-        progress(name, record.size)
-
-
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    bundle.check_files()
+    return bundle
 
 
 def record_of(path: Path) -> FileRecord:
     """Size and sha256 of a file."""
     return FileRecord(path.stat().st_size, sha256_of(path))
+
+
+def _answers(question: Callable[[], bool]) -> bool:
+    """What a path says of itself; no where it is longer than any, holds a zero byte, or may not be looked at."""
+    try:
+        return question()
+    except (OSError, ValueError):
+        return False

@@ -1,4 +1,4 @@
-"""Opening a file that somebody else wrote, and reading a small one whole.
+"""Opening a file that somebody else wrote, and reading a small one whole, or any into its hash.
 
 In: a path, the most bytes it may have, and the error that its reader raises. Out: the file, or its bytes. What is no
 ordinary file (a named pipe that blocks for ever, a device without an end) is refused before it is read. Knows nothing
@@ -7,6 +7,7 @@ about what is in it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -66,3 +67,9 @@ def shown_path(path: object) -> str:
     text = str(path)
     text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

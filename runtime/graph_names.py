@@ -13,6 +13,8 @@ HIDDEN = "hidden"  # input of a part or stage: (B, T, hidden_size) float32
 NEXT_HIDDEN = "next_hidden"  # output of a part: what the following one has as HIDDEN
 ROTARY_TABLES = ("cos", "sin")  # inputs: (positions, rotary_dim / 2)
 
+SPEC = ("edgeglm", "spec")  # where a graph carries the ModelSpec that it was made for, beside its nodes
+
 ATTENTION_OUT = ".attn.o"  # ends the name of a layer's output projection
 ATTENTION_RESIDUAL = ".attn.residual"  # ends the name of the sum of that, normed or not, and what it is added to
 

@@ -69,7 +69,7 @@ class LLM:
     ) -> None:
         bundle = bundles.open_bundle(path)
         manifest = bundle.manifest
-        tokenizer = Tokenizer(_required(bundle, bundles.TOKENIZER), manifest.spec.vocab_size)
+        tokenizer = Tokenizer.from_text(_required(bundle, bundles.TOKENIZER), manifest.spec.vocab_size)
         template, config = (bundle.text(name) for name in (bundles.CHAT_TEMPLATE, bundles.TOKENIZER_CONFIG))
         settings = settings or EngineSettings()
         if settings.reproducible is None:
@@ -353,8 +353,8 @@ def _remember_in(store: DraftStore | None) -> Callable[[Request], None]:
     return remember
 
 
-def _required(bundle: Bundle, name: str) -> Path:
-    path = bundle.file(name)
-    if path is None:
+def _required(bundle: Bundle, name: str) -> bytes:
+    content = bundle.read(name)
+    if content is None:
         raise BundleError(f"{bundle.path} holds no {name}; export the bundle again")
-    return path
+    return content

@@ -6,10 +6,12 @@ every later stage reads. Knows nothing about files, tensors or engines.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
 from edge.runtime.errors import BundleError
+from edge.runtime.fields import Fields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,15 +76,33 @@ class ModelSpec:
     def to_json(self) -> dict[str, object]:
         return asdict(self)
 
+    def to_line(self) -> str:
+        """On one line, the same for the same model: a graph carries it, to tell what it was made for."""
+        return json.dumps(self.to_json(), sort_keys=True)
+
     @classmethod
-    def from_json(cls, data: object) -> ModelSpec:
-        """Raises BundleError when a field is missing, unknown or mistyped."""
-        expected = {f.name: f.type for f in fields(cls)}
-        if not isinstance(data, dict) or set(data) != set(expected):
-            raise BundleError(f"manifest: spec must hold exactly {sorted(expected)}; export the bundle again")
-        types: dict[str, type | tuple[type, ...]] = {"int": int, "str": str, "bool": bool, "float": (int, float)}
-        for name, type_name in expected.items():
-            value = data[name]
-            if not isinstance(value, types[str(type_name)]) or (type_name == "int" and isinstance(value, bool)):
-                raise BundleError(f"manifest: spec.{name} is {value!r}, expected {type_name}; export the bundle again")
-        return cls(**data)
+    def from_json(cls, data: object, path: str = "manifest: spec") -> ModelSpec:
+        """Raises BundleError when a field is missing, unknown, mistyped, or a number that no model has.
+
+        intermediate_size, rotary_dim, rope_theta and rms_norm_eps are 0 in bundles of foreign graphs without them.
+        """
+        read = Fields(data, path, BundleError, "export the bundle again")
+        read.has_only({field.name for field in fields(cls)})
+        head_dim = read.whole("head_dim", 1, 1 << 16)
+        return cls(
+            architecture=read.word("architecture"),
+            num_layers=read.whole("num_layers", 1, 10_000),
+            hidden_size=read.whole("hidden_size", 1, 1 << 24),
+            intermediate_size=read.whole("intermediate_size", 0, 1 << 24),
+            num_heads=read.whole("num_heads", 1, 1 << 16),
+            num_kv_heads=read.whole("num_kv_heads", 1, 1 << 16),
+            head_dim=head_dim,
+            rotary_dim=read.whole("rotary_dim", 0, head_dim),
+            rope_theta=read.number("rope_theta", 0, 1e30),
+            rms_norm_eps=read.number("rms_norm_eps", 0, 1e30),
+            vocab_size=read.whole("vocab_size", 1, 1 << 26),
+            max_position_embeddings=read.whole("max_position_embeddings", 1, 1 << 40),
+            qkv_bias=read.flag("qkv_bias"),
+            tied_embeddings=read.flag("tied_embeddings"),
+            output_norms=read.flag("output_norms"),
+        )

@@ -45,18 +45,13 @@ class Tokenizer:
     """
 
     def __init__(self, path: Path, num_rows: int | None = None) -> None:
-        raw = read_file(path, TokenizerError, ADVICE)
-        try:
-            text = raw.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise TokenizerError(f"{path} is not UTF-8 at byte {error.start}; {ADVICE}") from error
-        self._open(text, str(path), num_rows)
+        self._open(_decoded(read_file(path, TokenizerError, ADVICE), str(path)), str(path), num_rows)
 
     @classmethod
-    def from_text(cls, tokenizer_json: str, num_rows: int | None = None) -> Self:
+    def from_text(cls, tokenizer_json: str | bytes, num_rows: int | None = None) -> Self:
         """Of the content of a tokenizer.json."""
         self = cls.__new__(cls)
-        self._open(tokenizer_json.removeprefix("\ufeff"), "the text", num_rows)
+        self._open(_decoded(tokenizer_json, "the text"), "the text", num_rows)
         return self
 
     def _open(self, text: str, name: str, num_rows: int | None) -> None:
@@ -197,6 +192,14 @@ class Tokenizer:
     @cached_property
     def _byte_of_char(self) -> dict[str, int]:
         return byte_of_character()
+
+
+def _decoded(content: str | bytes, name: str) -> str:
+    """Text without a byte-order mark. Raises TokenizerError."""
+    try:
+        return content.decode("utf-8-sig") if isinstance(content, bytes) else content.removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{name} is not UTF-8 at byte {error.start}; {ADVICE}") from error
 
 
 def _trusted(call: Callable[[], T], failure: str) -> T:

@@ -17,6 +17,7 @@ from edge.runtime import bundle as bundles
 from edge.runtime.arrays import Logits
 from edge.runtime.engines.choice import engines_for, open_engine
 from edge.runtime.errors import BundleError, VerificationError
+from edge.runtime.golden import GoldenLogits, read_golden
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import EngineSettings
 
@@ -37,16 +38,19 @@ class Report:
 
 
 def verify(
-    path: str | Path, device: str = "CPU", progress: Callable[[str, int], None] = lambda _name, _size: None
+    bundle: bundles.Bundle | str | Path,
+    device: str = "CPU",
+    progress: Callable[[str, int], None] = lambda _name, _size: None,
 ) -> tuple[Report, ...]:
     """Check hashes, then golden logits on every engine that can run here. Raises BundleError and VerificationError."""
-    bundle = bundles.open_bundle(path)
-    bundles.check_hashes(bundle, progress)
+    bundle = bundle if isinstance(bundle, bundles.Bundle) else bundles.open_bundle(bundle)
+    bundle.check_hashes(progress)
     return tuple(_verify_engine(bundle, engine, device) for engine in engines_for(bundle, device))
 
 
 def _verify_engine(bundle: bundles.Bundle, engine: str, device: str) -> Report:
-    ids, float_logits, stored = _golden(bundle)
+    golden = _golden(bundle)
+    ids, float_logits, stored = golden.ids, golden.float_logits, golden.logits
     usual = EngineSettings(engine, device)
     exact = replace(usual, inference_precision="f32", kv_precision="f32", dynamic_quantization_group=0)
     ours = _last_rows(bundle, ids, len(stored), exact)
@@ -81,12 +85,14 @@ def _last_rows(bundle: bundles.Bundle, ids: npt.NDArray[np.int64], count: int, s
     return rows
 
 
-def _golden(bundle: bundles.Bundle) -> tuple[npt.NDArray[np.int64], Logits, Logits]:
-    path = bundle.file(bundles.GOLDEN)
-    if path is None:
+def _golden(bundle: bundles.Bundle) -> GoldenLogits:
+    content = bundle.read(bundles.GOLDEN)
+    if content is None:
         raise BundleError(f"{bundle.path} holds no {bundles.GOLDEN}; export the bundle again")
-    with np.load(path, allow_pickle=False) as golden:
-        return golden["ids"], golden["float_logits"], golden["logits"]
+    try:
+        return read_golden(content, bundle.manifest.spec.vocab_size)
+    except BundleError as error:
+        raise BundleError(f"{bundle.path}: {error}") from error
 
 
 def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:

@@ -7,7 +7,6 @@ uses the bundle that the first one made. OUT is where that bundle goes: a bundle
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -27,13 +26,14 @@ def run(args: argparse.Namespace) -> int:
     from edge.commands.ending import telling_what_is_kept
     from edge.export.checkpoint.default import find_checkpoint
     from edge.export.pipeline import export, is_export_of
+    from edge.runtime.cache_folder import cache_folder
     from edge.runtime.llm import LLM
     from edge.runtime.machine import peak_rss_bytes
     from edge.runtime.settings import generation_settings
 
     generation_settings(max_new_tokens=args.max_new_tokens)
     source = find_checkpoint()
-    out = Path(args.out) if args.out else _cache_folder() / f"smollm2-135m-{RECIPE}"
+    out = Path(args.out) if args.out else cache_folder() / f"smollm2-135m-{RECIPE}"
     export_s = 0.0
     if not is_export_of(out, source, RECIPE):
         ours = _is_of_a_demo(out, source)
@@ -75,12 +75,3 @@ def _is_of_a_demo(out: Path, source: Path) -> bool:
         f"{out} is a bundle of {shown(manifest.get('source'))} with recipe {shown(manifest.get('recipe'))}, which the "
         f"demo does not replace; ask it with `edge run {out} PROMPT`, or name another folder for the demo"
     )
-
-
-def _cache_folder() -> Path:
-    """Where the platform keeps what can be made again."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "edgeglm"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "edgeglm"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeglm"

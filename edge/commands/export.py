@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge.export.stages import Progress
-    from edge.runtime.bundle import Manifest
+    from edge.runtime.manifest import Manifest
 
 SHARED = ("recipe", "format", "force")  # settings that the other frontend has a use for
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}

@@ -53,8 +53,9 @@ def _bundle(path: Path, as_json: bool) -> int:
         print(f"decided: {decision}")
     if manifest.adapter:
         print(f"with the LoRA {manifest.adapter}")
-    worst = max(manifest.checks, key=lambda check: check.error)
-    print(f"stages checked at export: {len(manifest.checks)}, the worst {worst.stage}, off by {worst.error:.2g}")
+    if manifest.checks:
+        worst = max(manifest.checks, key=lambda check: check.error)
+        print(f"stages checked at export: {len(manifest.checks)}, the worst {worst.stage}, off by {worst.error:.2g}")
     kinds = Counter((tensor.precision, tensor.note) for tensor in manifest.tensors.values())
     sizes: Counter[tuple[str, str]] = Counter()
     for tensor in manifest.tensors.values():

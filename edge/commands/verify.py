@@ -21,16 +21,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from edge.commands.console import human_bytes, print_json
+    from edge.runtime.bundle import open_bundle
     from edge.runtime.verify import verify
 
     def checked(name: str, size: int) -> None:
         if not args.json:
             print(f"  {name:<24} {human_bytes(size):>10}  sha256 as recorded")
 
-    reports = verify(args.bundle, args.device, checked)
+    bundle = open_bundle(args.bundle)
+    reports = verify(bundle, args.device, checked)
     if args.json:
-        print_json({"engines": [dataclasses.asdict(report) for report in reports]})
+        covered = bundle.manifest.has_digest
+        print_json({"manifest_has_digest": covered, "engines": [dataclasses.asdict(report) for report in reports]})
         return 0
+    if not bundle.manifest.has_digest:
+        print("  manifest.json is of an earlier version, which has no sha256 of its own; a new export has one")
     for report in reports:
         print(
             f"  {report.engine} on {report.device}: golden logits off by {report.exact_error:.1e} of their scale in "

@@ -23,6 +23,7 @@ from edge.export.store import WeightStore
 from edge.export.tensors import PackedTensor, Weight, as_unsigned
 from edge.runtime import bundle
 from edge.runtime.bundle import OnnxKernels
+from edge.runtime.graph_names import SPEC
 from edge.runtime.spec import ModelSpec
 
 
@@ -50,14 +51,15 @@ def _write_graphs(store: WeightStore, more: WeightStore, spec: ModelSpec, folder
     for int8_activations, float16_cache in product((False, True) if bits else (False,), (False, True)):
         kernels = OnnxKernels(int8_activations, float16_cache)
         for index, layers in enumerate(decoder_parts(weights, spec)):
-            _write(decoder_part(weights, spec, layers, kernels, constants), folder / kernels.part(index))
+            _write(decoder_part(weights, spec, layers, kernels, constants), spec, folder / kernels.part(index))
     whole = genai_decoder(weights, spec, OnnxKernels(int8_activations=4 in bits), constants)
-    _write(whole, folder / bundle.MODEL_ONNX)
+    _write(whole, spec, folder / bundle.MODEL_ONNX)
     if not bits:
-        _write(plain_decoder(weights, spec, constants), folder / bundle.ONNX_PLAIN)
+        _write(plain_decoder(weights, spec, constants), spec, folder / bundle.ONNX_PLAIN)
 
 
-def _write(model: onnx.ModelProto, path: Path) -> None:
+def _write(model: onnx.ModelProto, spec: ModelSpec, path: Path) -> None:
+    model.metadata_props.add(key=".".join(SPEC), value=spec.to_line())
     path.write_bytes(model.SerializeToString(deterministic=True))
     onnx.checker.check_model(path)
 

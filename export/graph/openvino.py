@@ -22,7 +22,7 @@ import openvino.opset13 as op
 
 from edge.export import decoder
 from edge.export.tensors import BFLOAT16, FloatArray, PackedTensor, Weight
-from edge.runtime.graph_names import HIDDEN, past_name, present_name
+from edge.runtime.graph_names import HIDDEN, SPEC, past_name, present_name
 from edge.runtime.spec import ModelSpec
 
 # Masked attention scores. Finite, so that a row that is all padding gives numbers and not NaN; fits in float16.
@@ -146,6 +146,7 @@ def stateful_decoder(weights: Mapping[str, Weight], spec: ModelSpec) -> ov.Model
     model = ov.Model([result], cache.sinks, [input_ids, attention_mask, position_ids, beam_idx], spec.architecture)
     _share_constants(model)
     _number_nodes(model)
+    model.set_rt_info(spec.to_line(), list(SPEC))
     return model
 
 

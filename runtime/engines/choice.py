@@ -30,6 +30,7 @@ def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
         )
     if not record.installed:
         raise MissingPackageError(f"{record.package} is not installed; {record.advice}")
+    bundle.check_weights(record.weights(bundle))  # before a library reads them: it may die of wrong ones
     engine = record.open(bundle, settings)
     info = engine.info
     logger.info("%s: engine %s on %s, %d tokens of context", bundle.path, info.name, info.device, info.max_context)
@@ -40,7 +41,7 @@ def choose(bundle: Bundle, settings: EngineSettings) -> str:
     """The engine that settings name; for "auto", the first of these that can run here and whose line holds.
 
         onnx      on a CPU, for weights of 4 bits: it starts in a third of the time and decodes faster; unless prompts
-                  are long, or a float32 cache of max_context does not fit
+                  are long, a float32 cache of max_context does not fit, or weights are links to another folder
         openvino  everything else: it takes in long prompts faster, multiplies 8-bit weights faster, has 8-bit caches
                   and other devices
 
@@ -50,6 +51,7 @@ def choose(bundle: Bundle, settings: EngineSettings) -> str:
     if settings.engine != "auto":
         return find(settings.engine).name
     able = engines_for(bundle, settings.device)
+    able = [name for name in able if ENGINES[name].reaches(bundle)] or able
     if len(able) == 1:
         return able[0]
     manifest = bundle.manifest

@@ -24,7 +24,8 @@ from edge.runtime.arrays import Ids, Logits
 from edge.runtime.bundle import Bundle, OnnxKernels
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
 from edge.runtime.engines.limits import cache_budget, context_limit
-from edge.runtime.errors import ContextLengthError, DeviceError, SettingsError, telling_line
+from edge.runtime.engines.onnx_graph import check_parts
+from edge.runtime.errors import BundleError, ContextLengthError, DeviceError, SettingsError, telling_line
 from edge.runtime.graph_names import (
     HIDDEN,
     NEXT_HIDDEN,
@@ -39,6 +40,7 @@ from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of, physical_cores
 from edge.runtime.settings import CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
+from edge.runtime.unicode import on_one_line
 
 MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized takes 8 bits; 1.22.1 refuses the graph
 CACHE_TYPES: dict[CachePrecision, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}  # any width
@@ -48,7 +50,7 @@ Array = npt.NDArray[Any]  # of any dtype
 
 
 class OnnxRuntimeEngine:
-    """The sessions of a graph and the KV buffers of some sequences. Raises DeviceError and SettingsError.
+    """The sessions of a graph and the KV buffers of some sequences. Raises BundleError, DeviceError, SettingsError.
 
     What settings leave open: activations are rounded to int8 where weights have 4 bits, and the cache has 32 bits; the
     figures behind that are in benchmarks/README.md. Threads: one for each physical core that the process may use.
@@ -69,8 +71,11 @@ class OnnxRuntimeEngine:
         threads = settings.threads or physical_cores()
         kernels = _kernels(bundle, settings)
         paths = bundle.onnx_parts(kernels)
+        if not paths:
+            raise BundleError(f"{bundle.path}: {kernels.part(0)} is missing; copy the bundle again or export it again")
         with ThreadPoolExecutor(threads, "load") as loaders:
             self._parts = list(loaders.map(lambda path: _Part(path, threads), paths))
+        check_parts([part.session for part in self._parts], paths, spec, float16_cache=kernels.float16_cache)
         self._positions, self._ones = np.arange(length), np.ones((1, length), np.int64)
         self._tables: tuple[Array, ...] = _rotary_tables(spec, length, kind)
         self._cached = cached_names(range(spec.num_layers))
@@ -331,7 +336,9 @@ def _open(path: Path, threads: int) -> Any:
     try:
         return ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     except Exception as error:  # pybind's exceptions have no common base of their own
-        raise DeviceError(
-            f"onnxruntime {ort.__version__} cannot open {path}: {telling_line(error)}; run edge verify, export the "
-            "bundle again, or update onnxruntime"
-        ) from error
+        said = on_one_line(telling_line(error))
+        if "External data path" in said:  # which some versions of it take only from the folder of the graph
+            advice = "put the file itself there instead of a link, or use --engine openvino"
+        else:
+            advice = "run edge verify, export the bundle again, or update onnxruntime"
+        raise DeviceError(f"onnxruntime {ort.__version__} cannot open {path}: {said}; {advice}") from error

@@ -22,13 +22,15 @@ from edge.runtime.arrays import Ids, Logits
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
 from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.engines.openvino_core import make_core
-from edge.runtime.errors import DeviceError, SettingsError, telling_line
+from edge.runtime.engines.openvino_graph import read_graph
+from edge.runtime.errors import DeviceError, EdgeError, SettingsError, telling_line
 from edge.runtime.graph_names import ATTENTION_OUT, ATTENTION_RESIDUAL, WANTED_ROWS
 from edge.runtime.kv.memory import NoMemory, PagedMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of
 from edge.runtime.settings import KV_PRECISIONS, CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
+from edge.runtime.unicode import on_one_line
 
 # Tokens a block holds: fixed by each plugin's kernels (openvino.genai src/cpp/src/continuous_batching, cache manager).
 BLOCK_SIZES = {"CPU": 32, "GPU": 16}
@@ -47,7 +49,7 @@ class _Run(NamedTuple):
 
 
 class OpenVINOPagedEngine:
-    """One compiled model and its KV pools. Raises DeviceError and SettingsError.
+    """One compiled model and its KV pools. Raises BundleError, DeviceError and SettingsError.
 
     Kernels for one row round otherwise than those for several, and attention from one query otherwise than from
     several; within each of these, results are bit-equal whatever else is computed at once (measured by
@@ -73,14 +75,15 @@ class OpenVINOPagedEngine:
         def compile_model() -> Any:
             try:
                 properties = _properties(core, settings, family, spec, weight_bits, budget, limit)
-                model = core.read_model(model_xml)
+                model = read_graph(core, model_xml, spec)
                 paged_attention_transformation(model)
                 _keep_wanted_rows(model)
                 return core.compile_model(model, settings.device, properties)
-            except RuntimeError as error:
-                raise DeviceError(
-                    f"{settings.device} cannot run {model_xml}: {telling_line(error, last=True)}"
-                ) from error
+            except EdgeError:
+                raise
+            except Exception as error:  # RuntimeError, and what bindings make of bytes that are no text
+                said = on_one_line(telling_line(error, last=True))
+                raise DeviceError(f"{settings.device} cannot run {model_xml}: {said}") from error
 
         self._compile = compile_model
         self._model: Any = compile_model()
@@ -92,6 +95,8 @@ class OpenVINOPagedEngine:
         self._reproducible = bool(settings.reproducible)
 
         caches = [port for port in compiled.inputs if port.any_name.startswith(("key_cache.", "value_cache."))]
+        if not caches:
+            raise DeviceError(f"{settings.device} finds no attention over a cache in {model_xml}; export it again")
         shapes = [[d.get_length() for d in list(port.partial_shape)[1:]] for port in caches]
         sizes = [port.element_type.bitwidth * math.prod(shape) // 8 for port, shape in zip(caches, shapes, strict=True)]
         self._independent_tokens = all(port.element_type.is_real() for port in caches)

@@ -41,8 +41,10 @@ class EngineRecord:
     bundle_format: Literal["openvino", "onnx"]  # `edge export --format` that makes what it needs
     families: tuple[str, ...]  # kinds of device that it runs on
     kv_precisions: tuple[CachePrecision, ...]
+    reads_links: bool  # whether weights may be links to another folder
     holds: Callable[[Bundle], bool]  # whether a bundle has what it needs
-    open: Callable[[Bundle, EngineSettings], Engine]  # raises DeviceError and SettingsError
+    weights: Callable[[Bundle], list[str]]  # the files with weights that it reads
+    open: Callable[[Bundle, EngineSettings], Engine]  # raises BundleError, DeviceError and SettingsError
     devices: Callable[[], list[Device]]  # all that its package finds on this machine, usable or not
 
     @property
@@ -53,6 +55,10 @@ class EngineRecord:
     def advice(self) -> str:
         """How to install it."""
         return install_command(self.extra)
+
+    def reaches(self, bundle: Bundle) -> bool:
+        """Whether it reads the weights of a bundle from where they are."""
+        return self.reads_links or not bundle.has_links(self.weights(bundle))
 
     def runs_on(self, device: str) -> bool:
         """Whether it runs on a device of this kind, there or not."""
@@ -75,6 +81,12 @@ def _holds_openvino(bundle: Bundle) -> bool:
     return bundle.file(MODEL_XML) is not None
 
 
+def _openvino_weights(bundle: Bundle) -> list[str]:
+    from edge.runtime.bundle import MODEL_BIN
+
+    return bundle.recorded(MODEL_BIN)
+
+
 def _open_openvino(bundle: Bundle, settings: EngineSettings) -> Engine:
     from edge.runtime.bundle import MODEL_XML
     from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
@@ -94,6 +106,12 @@ def _holds_onnx(bundle: Bundle) -> bool:
     return bool(bundle.onnx_parts(OnnxKernels()))
 
 
+def _onnx_weights(bundle: Bundle) -> list[str]:
+    from edge.runtime.bundle import MODEL_BIN, ONNX_DATA
+
+    return bundle.recorded(MODEL_BIN, ONNX_DATA)
+
+
 def _open_onnx(bundle: Bundle, settings: EngineSettings) -> Engine:
     from edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
@@ -109,7 +127,9 @@ _RECORDS = (
         bundle_format="openvino",
         families=("CPU", "GPU"),
         kv_precisions=KV_PRECISIONS,
+        reads_links=True,
         holds=_holds_openvino,
+        weights=_openvino_weights,
         open=_open_openvino,
         devices=_openvino_devices,
     ),
@@ -121,7 +141,9 @@ _RECORDS = (
         bundle_format="onnx",
         families=("CPU",),
         kv_precisions=("f32", "f16"),
+        reads_links=False,
         holds=_holds_onnx,
+        weights=_onnx_weights,
         open=_open_onnx,
         devices=lambda: [Device("CPU", processor_name())],
     ),

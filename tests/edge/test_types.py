@@ -15,7 +15,7 @@ import edge
 import edge.export.recipes
 from edge.export.pipeline import export
 from edge.export.recipes import DEFAULT
-from edge.runtime.bundle import Manifest
+from edge.runtime.manifest import Manifest
 
 manifest: Manifest = edge.export("a", "b", DEFAULT, progress=lambda progress: print(progress.stage))
 manifest = edge.export("a", "b", max_bytes=5.2e9, device="GPU", force=True)

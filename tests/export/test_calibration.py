@@ -20,8 +20,9 @@ from edge.export.plan import make_plan
 from edge.export.recipes import find_recipe
 from edge.export.settings import ExportSettings
 from edge.export.tensors import Float32Array, FloatArray, Weight, to_float32
-from edge.runtime.bundle import Manifest, open_bundle
+from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import CalibrationError, RecipeError
+from edge.runtime.manifest import Manifest
 from edge.runtime.verify import FLOAT32_BOUND, verify
 from tests import tiny
 from tests.conftest import ENGINES

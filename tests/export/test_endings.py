@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.runtime.bundle import check_hashes, open_bundle
+from edge.runtime.bundle import open_bundle
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +59,7 @@ def finish(checkpoint: Path, out: Path, settings: list[str]) -> None:
     process = start(checkpoint, out, settings)
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 0, said
-    check_hashes(open_bundle(out))
+    open_bundle(out).check_hashes()
     assert not [path.name for path in [*out.iterdir(), *out.parent.iterdir()] if path.name.startswith(".")]
 
 

@@ -21,8 +21,8 @@ from edge.export.plan import make_plan
 from edge.export.recipes import Rounding, stored_bytes
 from edge.export.sensitivity import Sensitivity
 from edge.export.settings import ExportSettings
-from edge.runtime.bundle import Manifest
 from edge.runtime.errors import RecipeError
+from edge.runtime.manifest import Manifest
 from edge.runtime.verify import verify
 from tests import tiny
 

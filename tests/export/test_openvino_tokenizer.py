@@ -18,8 +18,9 @@ from tokenizers import processors
 
 from edge.export.openvino_tokenizer import FILES, start
 from edge.export.tokenizer import PRE_TOKENIZERS
-from edge.runtime.bundle import CHAT_TEMPLATE, TOKENIZER, sha256_of
+from edge.runtime.bundle import CHAT_TEMPLATE, TOKENIZER
 from edge.runtime.chat import ChatTemplate
+from edge.runtime.files import sha256_of
 from edge.runtime.tokenizer import Tokenizer
 from tests.export.test_tokenizer import SPECIAL, TOKENS, WORDS, make_tiny
 

@@ -23,7 +23,7 @@ from edge.export.pipeline import export
 from edge.export.stages import Progress
 from edge.export.store import WeightStore
 from edge.export.tensors import PackedTensor, Weight
-from edge.runtime.bundle import check_hashes, open_bundle
+from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import CheckpointError, OutputError, VerificationError
 
 STAGES = ["embedding", "block 0", "block 1", "block 2", "head", "writing"]
@@ -362,7 +362,7 @@ def test_a_finished_bundle_that_was_altered_is_made_anew(tiny_checkpoint: Path, 
     kept.write_text(kept.read_text().replace("observation", "observatiom"))
     out.unlink()
     assert stages_of(out, tiny_checkpoint) == STAGES
-    check_hashes(open_bundle(out))
+    open_bundle(out).check_hashes()
 
 
 def test_other_settings_begin_anew_with_what_was_measured(

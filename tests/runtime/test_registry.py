@@ -34,7 +34,9 @@ def record(name: str, package: str = "numpy") -> EngineRecord:
         bundle_format="openvino",
         families=("NPU",),
         kv_precisions=("f16",),
+        reads_links=True,
         holds=lambda bundle: (bundle.path / "manifest.json").exists(),
+        weights=lambda bundle: [],
         open=lambda bundle, settings: ScriptedEngine(noise(), bundle.manifest.spec.vocab_size, name=name),
         devices=list,
     )

@@ -1,0 +1,188 @@
+"""What a bundle's `manifest.json` says, typed.
+
+In: its text. Out: a `Manifest`, of which every field has its type and bounds, so that nothing later has to doubt it.
+Knows nothing about the files themselves.
+
+One of its fields is a digest of all others: what a disk, a copy or a hand changed in them is noticed. Bundles of schema
+version 2 have no such digest and are read as well; an export of theirs took hours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from edge.runtime.errors import BundleError, shown
+from edge.runtime.fields import Fields
+from edge.runtime.json_reader import parse_json
+from edge.runtime.spec import ModelSpec
+from edge.runtime.unicode import on_one_line
+
+SCHEMA_VERSION = 3
+OLDEST_SCHEMA = 2  # without a digest
+FILE = "manifest.json"
+MAX_BYTES = 16_000_000  # of a model with 100 blocks it has 0.1 MB
+DIGEST = "manifest_sha256"  # of all other fields
+AGAIN = "export the bundle again"
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One file of a bundle."""
+
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """What one weight matrix became."""
+
+    shape: tuple[int, ...]
+    precision: str  # "int4-asym-g64", "int8-asym", "fp16" ...
+    nbytes: int  # integers, scales and zero points
+    note: str  # why it is not what the recipe asked for; empty where it is
+
+    @property
+    def bits(self) -> int:
+        """Of each number, scales and zero points apart."""
+        return int(re.sub(r"\D*(\d+).*", r"\1", self.precision))
+
+
+@dataclass(frozen=True, slots=True)
+class StageCheck:
+    """How exactly one stage of the compressed model computes, measured at export on the float model's own input."""
+
+    stage: str  # "embedding", "block 3", "head"
+    error: float  # of its output, relative to the float model's
+    expected: float  # about what rounding the weights as the recipe does explains
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """`manifest.json`, typed."""
+
+    schema_version: int
+    source: str  # file or folder name of the checkpoint, without its path
+    source_sha256: str
+    spec: ModelSpec
+    recipe: str
+    weight_group_size: int  # of the linear layers; 0 where they have no groups
+    stop_token_ids: tuple[int, ...]
+    bits_per_weight: float
+    weight_bytes: int
+    golden_kld: float  # nats/token between float and compressed logits of golden.npz
+    warnings: tuple[str, ...]  # what export doubted and did all the same
+    decisions: tuple[str, ...]  # what the user set against the checkpoint
+    adapter: str  # folder name of the LoRA merged into the weights; empty where there is none
+    calibration: str  # name and hash of the text that integers were fitted to; empty where there is none
+    checks: tuple[StageCheck, ...]
+    tensors: Mapping[str, TensorRecord]
+    files: Mapping[str, FileRecord]
+    versions: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        """Words of others stay words: a file's name or a library's warning may hold what a terminal would obey."""
+        for name in ("source", "recipe", "adapter", "calibration"):
+            object.__setattr__(self, name, on_one_line(getattr(self, name)))
+        for name in ("warnings", "decisions"):
+            object.__setattr__(self, name, tuple(map(on_one_line, getattr(self, name))))
+
+    @property
+    def has_digest(self) -> bool:
+        """Whether its text was compared with a digest of its own."""
+        return self.schema_version >= SCHEMA_VERSION
+
+    @property
+    def fewest_bits(self) -> int:
+        """The fewest bits that a matrix has."""
+        return min(tensor.bits for tensor in self.tensors.values() if len(tensor.shape) == 2)
+
+    @property
+    def model_sha256(self) -> str:
+        """Hash of everything that logits follow from: weights and graphs of every engine."""
+        models = {n: r.sha256 for n, r in self.files.items() if Path(n).stem.startswith(("model", "openvino_model"))}
+        return hashlib.sha256(json.dumps(models, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Stable text: same manifest, same bytes."""
+        data = asdict(self)
+        if self.has_digest:
+            data[DIGEST] = digest_of(data)
+        return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, raw: str | bytes) -> Manifest:
+        """Raises BundleError for another schema version, and for anything that is not as it was written."""
+        if len(raw) > MAX_BYTES:
+            raise BundleError(f"{FILE} has {len(raw):,} bytes, expected at most {MAX_BYTES:,}; {AGAIN}")
+        data = parse_json(raw, FILE, BundleError, AGAIN, unique_keys=True)
+        read = Fields(data, FILE, BundleError, AGAIN)
+        version = read.whole("schema_version")
+        if not OLDEST_SCHEMA <= version <= SCHEMA_VERSION:
+            advice = "update edgeglm" if version > SCHEMA_VERSION else "export it again"
+            known = f"{OLDEST_SCHEMA} to {SCHEMA_VERSION}"
+            raise BundleError(f"{FILE}: schema version {version}, this edgeglm reads {known}; {advice}")
+        if (version >= SCHEMA_VERSION or DIGEST in read) and read.word(DIGEST) != digest_of(data):
+            raise BundleError(
+                f"{FILE} is altered (its {DIGEST} is of another text); copy the bundle again or export it again"
+            )
+        spec = ModelSpec.from_json(read.value("spec"), f"{FILE}: spec")
+        manifest = cls(
+            schema_version=version,
+            source=read.text("source"),
+            source_sha256=read.word("source_sha256"),
+            spec=spec,
+            recipe=read.word("recipe"),
+            weight_group_size=read.whole("weight_group_size"),
+            stop_token_ids=read.wholes("stop_token_ids", 0, spec.vocab_size - 1),
+            bits_per_weight=read.number("bits_per_weight"),
+            weight_bytes=read.whole("weight_bytes"),
+            golden_kld=read.number("golden_kld"),
+            warnings=read.texts("warnings"),
+            decisions=read.texts("decisions"),
+            adapter=read.text("adapter"),
+            calibration=read.text("calibration") if "calibration" in read else "",  # earlier versions have none
+            checks=read.listed(
+                "checks", lambda one: StageCheck(one.word("stage"), one.number("error"), one.number("expected"))
+            ),
+            tensors=read.named("tensors", _tensor_record),
+            files=read.named("files", _file_record),
+            versions=read.words("versions"),
+        )
+        if not any(len(tensor.shape) == 2 for tensor in manifest.tensors.values()):
+            raise BundleError(f"{FILE}: tensors holds no matrix; {AGAIN}")
+        for name in manifest.files:
+            _check_name(name)
+        return manifest
+
+
+def _tensor_record(read: Fields) -> TensorRecord:
+    return TensorRecord(
+        shape=read.wholes("shape", 1, 1 << 40),
+        precision=read.word("precision", r"[a-z]+[1-9]\d?(-.*)?", 'a word with its bits, like "int4-asym-g64"'),
+        nbytes=read.whole("nbytes"),
+        note=read.word("note"),
+    )
+
+
+def _file_record(read: Fields) -> FileRecord:
+    return FileRecord(read.whole("size"), read.word("sha256", "[0-9a-f]{64}", "64 hexadecimal digits"))
+
+
+def _check_name(name: str) -> None:
+    """Raises BundleError for what is no name of a file beside the manifest."""
+    if Path(name).name != name or "\\" in name or name in (".", "..", FILE):
+        raise BundleError(f"{FILE} names the file {shown(name)} outside the bundle; do not use this bundle")
+    if len(name.encode()) > 255:
+        raise BundleError(f"{FILE} names the file {shown(name)}, which is too long for a name; {AGAIN}")
+
+
+def digest_of(data: Mapping[str, object]) -> str:
+    """sha256 of a manifest's values, however their text is laid out; without that of the digest itself."""
+    rest = {name: value for name, value in data.items() if name != DIGEST}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
