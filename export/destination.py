@@ -151,7 +151,7 @@ def find_destination(out: Path) -> Destination:
         raise OutputError(f"{out} cannot be read ({error.strerror}); choose another folder") from error
 
 
-def manifest_of(folder: Path) -> dict[str, Any]:
+def manifest_of(folder: Path) -> dict[str, Any]:  # Any: JSON of any version
     """The manifest of a bundle of any version, as JSON. Raises OutputError for what is not a bundle's.
 
     Less is asked of it than of a bundle that is opened: one that is damaged, or of an earlier version, is to be

@@ -34,7 +34,7 @@ def read_fields(
     advice: str,
     *,
     elsewhere: frozenset[str] = frozenset(),
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # Any: each of its field's type
     """Values by field; those of the fields `elsewhere` as they are. Raises `error`: "`what` ...; `advice`"."""
     if not isinstance(data, dict):
         raise error(f"{what} is {shown(data)}, expected an object; {advice}")

@@ -28,7 +28,7 @@ _WRAPPER = {"type", "name", "description", "schema", "strict"}  # what stands be
 class SchemaMaker(Protocol):
     """A class that knows its JSON schema, as pydantic's do."""
 
-    def model_json_schema(self) -> Mapping[str, Any]: ...
+    def model_json_schema(self) -> Mapping[str, Any]: ...  # Any: JSON
 
 
 @dataclass(frozen=True, slots=True)

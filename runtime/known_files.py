@@ -14,16 +14,18 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from pathlib import Path
 
 from edge.runtime.atomic import write_atomically
 from edge.runtime.cache_folder import cache_folder
 from edge.runtime.errors import OutputError
-from edge.runtime.files import read_file, sha256_of
+from edge.runtime.files import is_file, read_file, sha256_of
 
 MOST = 500  # files that are remembered; the oldest are forgotten
 FILE = "checked-files"
+_STAMP = re.compile("[0-9a-f]{64}")
 # A file may be written twice within one tick of its times: up to 2 s on FAT. It is remembered when it is older.
 SETTLED_NS = 3 * 10**9
 
@@ -41,7 +43,7 @@ class KnownFiles:
         """
         before = path.stat()
         stamp = _stamp(path, before, sha256)
-        if not anew and (stamp in self._right or stamp in _remembered()):
+        if not anew and (stamp in self._right or _is_remembered(stamp)):
             return True
         settled = time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > SETTLED_NS
         if sha256_of(path) != sha256 or _stamp(path, path.stat(), sha256) != stamp:  # written to while it was read
@@ -58,11 +60,21 @@ def _stamp(path: Path, status: os.stat_result, sha256: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _remembered() -> list[str]:
+def _is_remembered(stamp: str) -> bool:
     with contextlib.suppress(OutputError):
-        raw = read_file(cache_folder() / FILE, OutputError, "remove it", max_bytes=100 * MOST)
-        return [line for line in raw.decode("ascii", "replace").splitlines() if len(line) == 64]
-    return []
+        return stamp in _remembered()
+    return False
+
+
+def _remembered() -> list[str]:
+    """Stamps, the oldest first. Raises OutputError for a file of somebody else."""
+    path = cache_folder() / FILE
+    if not is_file(path):
+        return []
+    lines = read_file(path, OutputError, "remove it", max_bytes=1000 * MOST).decode("ascii", "replace").splitlines()
+    if not all(_STAMP.fullmatch(line) for line in lines):
+        raise OutputError(f"{path} is there and holds something else; remove it")
+    return lines
 
 
 def _remember(stamp: str) -> None:

@@ -238,7 +238,7 @@ def fail_step_at(model: Model, n: int, error: type[BaseException]) -> tuple[Foun
     try:
         for chunk in first:
             ids += chunk.token_ids
-    except GenerationError:
+    except EdgeError:
         failed = 1
     scheduler.step = step  # type: ignore[method-assign]
     found.counts["failed answers"] += failed
@@ -263,7 +263,7 @@ def _check_after(
                 try:
                     begun += [i for chunk in stream for i in chunk.token_ids]
                     whole = True
-                except GenerationError:
+                except EdgeError:
                     whole, failed = False, failed + 1
                 if not model.is_right(case, begun, whole=whole):
                     found.wrong(f"{at}: an answer beside it is another")

@@ -16,7 +16,7 @@ import pytest
 import edge
 
 PACKAGE, TESTS = Path(edge.__file__).parent, Path(__file__).parent
-OF_PATHS = {"unlink", "rmdir", "rename", "write_text", "write_bytes", "symlink_to", "hardlink_to", "touch"}
+OF_PATHS = {"unlink", "rmdir", "rename", "write_text", "write_bytes", "symlink_to", "hardlink_to"}
 OF_MODULES = {  # functions that are only meant as these modules' own; others have methods of the same names
     "os": {"remove", "unlink", "rmdir", "removedirs", "rename", "renames", "replace", "truncate", "link", "symlink"},
     "shutil": {"rmtree", "move", "copy", "copy2", "copyfile", "copytree"},
@@ -41,10 +41,16 @@ BUNDLES = "profiles/test_sweep.py::test_only_bundles_of_sweeps_are_removed"
 REFERENCE = "profiles/test_reference.py::test_files_of_others_stay"
 REFERENCE_WORK = "profiles/test_reference.py::test_something_else_in_place_of_the_work_folder_stays"
 PREFIX = "runtime/test_snapshot.py::test_files_of_others_stay"
+KNOWN = "runtime/test_known_files.py::test_a_file_of_others_stays"
 STORE = "runtime/test_draft_store.py::test_files_of_others_stay"
 PLACES = {
-    "export/checkpoint/gguf.py:GGUFCheckpoint.write_tokenizer:copyfile": WORK,
-    "export/checkpoint/safetensors.py:SafetensorsCheckpoint.write_tokenizer:copyfile": WORK,
+    "export/checkpoint/gguf.py:GGUFCheckpoint.write_tokenizer:write_bytes": WORK,
+    "export/checkpoint/safetensors.py:SafetensorsCheckpoint.write_tokenizer:write_bytes": WORK,
+    "export/sidecars.py:write_sidecars:write_bytes": WORK,
+    "runtime/known_files.py:_remember:write_atomically": KNOWN,
+    "commands/streams.py:_Guard.end:open": BESIDE,  # the null device
+    "commands/streams.py:_fill_closed:open": BESIDE,
+    "commands/streams.py:guarded:open": BESIDE,
     "export/destination.py:Destination.repair:remove_bundle": MOVES,
     "export/destination.py:Destination.take:rename": APPEARS,
     "export/destination.py:Destination.take:rmdir": APPEARS,
@@ -90,7 +96,6 @@ PLACES = {
     "export/pipeline.py:export_with:write_text": WORK,
     "export/sidecars.py:_write_json:write_text": WORK,
     "export/sidecars.py:write_server_graph:write_text": WORK,
-    "export/sidecars.py:write_sidecars:write_text": WORK,
     "export/stages.py:_keep:write_durably": WORK,
     "export/stages.py:compress.keep_and_check:unlink": WORK,
     "export/store.py:WeightStore.__init__:open": WORK,
@@ -128,7 +133,6 @@ PLACES = {
     "runtime/speculation/store.py:DraftStore.save:write_atomically": STORE,
     "runtime/speculation/store.py:DraftStore.open:write_atomically": STORE,
     "commands/needle.py:run:write_atomically": NEEDLE,
-    "cli.py:main:open": BESIDE,  # the null device
 }
 
 

@@ -316,7 +316,8 @@ def test_sources_and_outputs_that_are_refused(
         export_with_optimum(tmp_path / "missing", tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "bundle").mkdir()
-    with pytest.raises(OutputError, match="exists already"):
+    (tmp_path / "bundle" / "thesis.md").touch()
+    with pytest.raises(OutputError, match=r"holds 'thesis.md' and is not a bundle"):
         export_with_optimum(foreign("Qwen2")[0], tmp_path / "bundle")
     with pytest.raises(EdgeError, match="recipe 'int3'"):
         export_with_optimum(foreign("Qwen2")[0], tmp_path / "other", "int3")

@@ -102,7 +102,7 @@ def test_interrupts_of_the_demo_model(demo_bundle: Path, engine: str, beside: in
 def test_streams_closed_by_other_threads_have_no_hole(scripted: Model) -> None:
     found = chaos.closes(scripted, 60)
     nothing_wrong(found)
-    assert found.counts["closes before the end"] > 5
+    assert found.counts["closes before the end"] > 0
 
 
 def test_a_chunk_that_came_while_a_stream_was_closed_is_not_delivered() -> None:
