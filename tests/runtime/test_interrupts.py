@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gc
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,10 +21,12 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from edge.api import load, scripted_llm
 from edge.runtime.arrays import Ids, Logits
+from edge.runtime.bundle import MODEL_BIN, MODEL_XML
 from edge.runtime.engines.engine import StepInterrupted
 from edge.runtime.engines.scripted import noise
 from edge.runtime.errors import DeviceError, GenerationError
@@ -30,6 +34,7 @@ from edge.runtime.llm import LLM
 from edge.runtime.settings import EngineSettings
 from tests import chaos
 from tests.chaos import Found, Model
+from tests.forging import forge_file
 
 SHAPES: dict[str, dict[str, Any]] = {  # keywords of ScriptedEngine
     "blocks": {"num_blocks": 64, "max_context": 256},
@@ -452,3 +457,30 @@ def test_reproducible_answers_do_not_depend_on_what_others_were_answered(demo_bu
             assert later.token_ids == fresh.token_ids
             assert later.stats is not None
             assert later.stats.cached_tokens > 0
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_weights_that_overflow_are_an_error_on_either_engine(
+    int4_bundle: Path, engine: str, tmp_path: Path, wrong: float
+) -> None:
+    """Scales that are no numbers, in a bundle whose hashes say so too."""
+    bundle = Path(shutil.copytree(int4_bundle, tmp_path / "bundle"))
+    constant = r'type="Const"[^>]*>\s*<data element_type="(f16|f32)" shape="[^"]*" offset="(\d+)" size="(\d+)"'
+    weights = bytearray((bundle / MODEL_BIN).read_bytes())
+    for kind, offset, size in re.findall(constant, (bundle / MODEL_XML).read_text(encoding="utf-8")):
+        if int(size) > 8:
+            width = int(kind[1:]) // 8
+            values = np.full(int(size) // width, wrong, f"<f{width}")
+            weights[int(offset) : int(offset) + int(size)] = values.tobytes()
+    forge_file(bundle, MODEL_BIN, bytes(weights))
+    for path in bundle.glob("model*.onnx"):
+        graph = onnx.load(path, load_external_data=False)
+        for tensor in graph.graph.initializer:
+            width = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}.get(tensor.data_type, 0)
+            if width:
+                tensor.raw_data = np.full(len(tensor.raw_data) // width, wrong, f"<f{width}").tobytes()
+        forge_file(bundle, path.name, graph.SerializeToString())
+    llm = LLM(bundle, EngineSettings(engine, max_context=128))
+    for options in ({}, {"temperature": 1.0, "seed": 1, "top_p": 0.9}, {"logprobs": 3}):
+        with pytest.raises(DeviceError, match="logits of"):
+            llm.generate("hello", max_new_tokens=4, **options).answer()
