@@ -60,24 +60,24 @@ def real(bundle: Path, engine: str) -> Model:
 
 
 def test_lines_of_readers_and_steps(scripted: Model) -> None:
-    found = chaos.every_line(scripted, 97)
+    found = chaos.every_line(scripted, 331)
     nothing_wrong(found)
     assert found.counts["interrupts"] > 2
     assert 0 < found.counts["failed answers"] < found.counts["step lines"] + found.counts["step lines, BaseException"]
 
 
 def test_lines_of_readers_and_steps_of_real_engines(int4_bundle: Path, engine: str) -> None:
-    nothing_wrong(chaos.every_line(real(int4_bundle, engine), 211))
+    nothing_wrong(chaos.every_line(real(int4_bundle, engine), 499))
 
 
 @pytest.mark.slow
-def test_every_line(scripted: Model) -> None:
-    nothing_wrong(chaos.every_line(scripted, 5))
+def test_more_lines(scripted: Model) -> None:
+    nothing_wrong(chaos.every_line(scripted, 29))
 
 
 @pytest.mark.slow
-def test_every_line_of_real_engines(int4_bundle: Path, engine: str) -> None:
-    nothing_wrong(chaos.every_line(real(int4_bundle, engine), 13))
+def test_more_lines_of_real_engines(int4_bundle: Path, engine: str) -> None:
+    nothing_wrong(chaos.every_line(real(int4_bundle, engine), 43))
 
 
 # --- By chance --------------------------------------------------------------------------------------------------------
@@ -94,14 +94,14 @@ def test_interrupts_by_chance_of_real_engines(int4_bundle: Path, engine: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("beside", [0, 3])
-def test_a_thousand_interrupts(int4_bundle: Path, engine: str, beside: int) -> None:
-    nothing_wrong(chaos.interrupts(real(int4_bundle, engine), 1000, seed=1, beside=beside))
+def test_hundreds_of_interrupts(int4_bundle: Path, engine: str, beside: int) -> None:
+    nothing_wrong(chaos.interrupts(real(int4_bundle, engine), 400, seed=1, beside=beside))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("beside", [0, 3])
 def test_interrupts_of_the_demo_model(demo_bundle: Path, engine: str, beside: int) -> None:
-    nothing_wrong(chaos.interrupts(real(demo_bundle, engine), 100, seed=2, beside=beside, longest_s=0.3))
+    nothing_wrong(chaos.interrupts(real(demo_bundle, engine), 40, seed=2, beside=beside, longest_s=0.3))
 
 
 def test_streams_closed_by_other_threads_have_no_hole(scripted: Model) -> None:
@@ -139,8 +139,8 @@ def test_a_chunk_that_came_while_a_stream_was_closed_is_not_delivered() -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_closes(int4_bundle: Path, engine: str) -> None:
-    nothing_wrong(chaos.closes(real(int4_bundle, engine), 1000))
+def test_hundreds_of_closes(int4_bundle: Path, engine: str) -> None:
+    nothing_wrong(chaos.closes(real(int4_bundle, engine), 400))
 
 
 def test_threads_that_answer_close_and_fail(scripted: Model) -> None:
@@ -150,8 +150,8 @@ def test_threads_that_answer_close_and_fail(scripted: Model) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_threads_for_a_minute(int4_bundle: Path, engine: str) -> None:
-    nothing_wrong(chaos.threads(real(int4_bundle, engine), 60))
+def test_twenty_threads(int4_bundle: Path, engine: str) -> None:
+    nothing_wrong(chaos.threads(real(int4_bundle, engine), 20))
 
 
 # --- What ends a step -------------------------------------------------------------------------------------------------
