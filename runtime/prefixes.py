@@ -12,12 +12,13 @@ from pathlib import Path
 
 from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import CacheFullError, SettingsError
+from edge.runtime.kv.held import Held
 from edge.runtime.kv.snapshot import open_snapshot, save_snapshot
 from edge.runtime.kv.snapshot_format import SnapshotIdentity
 from edge.runtime.prompt import Prompt
 from edge.runtime.rules import FilePath, check_value
 from edge.runtime.runner import Runner
-from edge.runtime.scheduler import Held, Scheduler
+from edge.runtime.scheduler import Scheduler
 
 ATTEMPTS = 3  # to compute a prefix that other answers drive out of the cache before it is held
 
@@ -54,7 +55,7 @@ class Prefixes:
 
         def pin() -> int:
             count = self._scheduler.prefixes.pin(prompt.cache_keys)
-            self._scheduler.release(held)
+            self._scheduler.held.release(held)
             return count
 
         return self._runner.between_steps(pin)
@@ -83,7 +84,7 @@ class Prefixes:
             else:  # answers go on meanwhile: nobody else writes into the blocks of this sequence
                 save()
         finally:
-            self._runner.between_steps(partial(self._scheduler.release, held))
+            self._runner.between_steps(partial(self._scheduler.held.release, held))
         return len(prompt.ids)
 
     def load(self, path: str | Path) -> int:
@@ -113,7 +114,7 @@ class Prefixes:
         whole = sequence.num_tokens == len(keys)
         prefixes.insert(keys, sequence, whole=True)  # match may have taken its last block
         if whole:
-            return self._scheduler.hold(sequence)
+            return self._scheduler.held.hold(sequence)
         sequence.free()
         return None
 

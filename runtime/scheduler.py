@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from edge.runtime.arrays import Ids, Logits
 from edge.runtime.chunk import Chunk, FinishReason, Prefill
 from edge.runtime.engines.engine import Engine, Step, StepInterrupted
 from edge.runtime.errors import CacheFullError, EdgeError, own_error
-from edge.runtime.kv.pool import CacheSequence
+from edge.runtime.kv.held import HeldSequences
 from edge.runtime.kv.prefix import PrefixCache, PrefixStats
 from edge.runtime.kv.snapshot import Snapshot
 from edge.runtime.request import Request
@@ -56,15 +55,6 @@ class SchedulerStats:
     prefixes: PrefixStats
 
 
-class Held:
-    """A sequence that somebody reads while steps go on. It is given back by `release`, or when nobody has this."""
-
-    __slots__ = ("__weakref__", "sequence")
-
-    def __init__(self, sequence: CacheSequence) -> None:
-        self.sequence = sequence
-
-
 class Scheduler:
     """Runs requests on an engine.
 
@@ -81,7 +71,7 @@ class Scheduler:
         self._prefilling: deque[Request] = deque()
         self._decoding: list[Request] = []
         self._live: dict[int, Request] = {}  # by identity: all that are not over, wherever a step has them
-        self._held: list[tuple[weakref.ref[Held], CacheSequence]] = []
+        self.held = HeldSequences()  # of no request
         self._careful = 0  # steps left in which requests run one at a time
 
     @property
@@ -115,17 +105,6 @@ class Scheduler:
         """Let a request wait for its turn."""
         self._live[id(request)] = request
         self._admission.submit(request)
-
-    def hold(self, sequence: CacheSequence) -> Held:
-        """Keep a sequence for somebody who reads it between steps or beside them."""
-        held = Held(sequence)
-        self._held.append((weakref.ref(held), sequence))
-        return held
-
-    def release(self, held: Held) -> None:
-        """Give a held sequence back."""
-        self._held = [entry for entry in self._held if entry[1] is not held.sequence]
-        held.sequence.free()
 
     def interrupt_last(self) -> None:
         """Let a step that runs right now end soon, as if it had not begun. It is the last one."""
@@ -177,16 +156,14 @@ class Scheduler:
         """Forget everything but these requests."""
         self._prefilling.clear()
         self._decoding.clear()
-        self._held.clear()
+        self.held.forget()
         self._admission.start_over(live)
         self._live = {id(request): request for request in self._live.values() if not request.finished}
 
     def sweep(self) -> None:
         """Let go of requests that are finished, cancelled or late; what they computed is kept for others."""
         self._admission.take_in()
-        for held in [sequence for reference, sequence in self._held if reference() is None]:
-            self._held = [entry for entry in self._held if entry[1] is not held]
-            held.free()
+        self.held.sweep()
         for request in list(self._live.values()):
             if not request.finished and (request.unwanted or request.late):
                 self._finish(request, "cancelled" if request.unwanted else "deadline")
@@ -202,8 +179,8 @@ class Scheduler:
     def held_blocks(self) -> list[int]:
         """Every block that a request or the prefix cache holds, once for each, for the pool's integrity check."""
         running = [r.sequence for r in (*self._prefilling, *self._decoding) if r.sequence is not None]
-        running += [sequence for _, sequence in self._held]
-        return self.prefixes.held_blocks() + [block for sequence in running for block in sequence.block_table]
+        mine = [block for sequence in running for block in sequence.block_table]
+        return self.prefixes.held_blocks() + self.held.blocks + mine
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         """End a request before its end."""

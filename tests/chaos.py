@@ -78,7 +78,7 @@ class Model:
         gc.collect()
         llm.clear_cache()
         scheduler, pool = llm._scheduler, llm.engine.pool
-        if scheduler.num_requests or scheduler._live or scheduler._held:
+        if scheduler.num_requests or scheduler._live or scheduler.held.blocks:
             found.wrong(f"{scheduler.num_requests} requests are left")
         if pool.num_free != pool.num_blocks:
             found.wrong(f"{pool.num_blocks - pool.num_free} of {pool.num_blocks} blocks are lost")
