@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_BUNDLE ?= build/demo-bundle
 
-FUZZ_INPUTS ?= 2000
+FUZZ_INPUTS ?= 500
 
 .PHONY: demo test test-slow check bench clean help
 

@@ -72,12 +72,12 @@ def test_lines_of_readers_and_steps_of_real_engines(int4_bundle: Path, engine: s
 
 @pytest.mark.slow
 def test_more_lines(scripted: Model) -> None:
-    nothing_wrong(chaos.every_line(scripted, 29))
+    nothing_wrong(chaos.every_line(scripted, 97))
 
 
 @pytest.mark.slow
 def test_more_lines_of_real_engines(int4_bundle: Path, engine: str) -> None:
-    nothing_wrong(chaos.every_line(real(int4_bundle, engine), 43))
+    nothing_wrong(chaos.every_line(real(int4_bundle, engine), 199))
 
 
 # --- By chance --------------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_hundreds_of_interrupts(int4_bundle: Path, engine: str, beside: int) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("beside", [0, 3])
 def test_interrupts_of_the_demo_model(demo_bundle: Path, engine: str, beside: int) -> None:
-    nothing_wrong(chaos.interrupts(real(demo_bundle, engine), 40, seed=2, beside=beside, longest_s=0.3))
+    nothing_wrong(chaos.interrupts(real(demo_bundle, engine), 25, seed=2, beside=beside, longest_s=0.3))
 
 
 def test_streams_closed_by_other_threads_have_no_hole(scripted: Model) -> None:
