@@ -22,7 +22,7 @@ def test_places_are_all_of_small_files_and_some_of_large_ones(tiny_bundle: Path)
 
 @pytest.mark.slow
 def test_single_bytes_of_every_file(tiny_bundle: Path) -> None:
-    flips = all_flips(tiny_bundle, every=60)
+    flips = all_flips(tiny_bundle, every=25)
     text = (tiny_bundle / MANIFEST).read_bytes()
     space = Flip(MANIFEST, text.index(b"\n "), ord("\n") ^ ord(" "))  # a blank for a line's end: the same values
     found = run(tiny_bundle, [*flips, space])
