@@ -75,7 +75,7 @@ def test_a_signal_at_random_moments(
     """Each export is ended up to three times, then let alone."""
     settings, expected, seconds = undisturbed
     moments, kept, sent, rounds = random.Random(16), 0, 0, 0
-    while sent < times:
+    while sent < times or (number == signal.SIGKILL and not kept and rounds < 30):
         rounds += 1
         out = tmp_path / f"out{rounds}" / "out"
         if moments.random() < 0.5:
@@ -110,7 +110,7 @@ def test_a_signal_at_random_moments(
         if not (out / "manifest.json").exists():
             finish(tiny_checkpoint, out, settings)
         assert digests(out) == expected
-    assert kept or times < 4, "no moment was one with something to go on from"
+    assert kept or number != signal.SIGKILL, "no moment was one with something to go on from"
 
 
 FULL = """
