@@ -137,12 +137,12 @@ Path(os.environ["MNT"] + "/other/done").touch()
 END
 filler=$!
 code=0
-"$@" 2> "$MNT/other/said" || code=$?
+"$@" 2> "$MNT.said" || code=$?
 kill $filler 2> /dev/null || true
 echo "code $code"
-tail -1 "$MNT/other/said" || true
+tail -1 "$MNT.said"
 ls -A "$MNT" | tr '\\n' ' '; echo
-rm -f "$MNT/other/fill" "$MNT/other/said"
+rm -f "$MNT/other/fill"
 if [ $code != 0 ]; then "$@" > /dev/null 2>&1; fi
 cd "$MNT/out" && sha256sum *
 """
@@ -172,7 +172,7 @@ def test_a_full_disk(
     if code != "code 0":
         assert code == "code 1"
         assert "Traceback" not in said
-        assert "disk is full" in said
+        assert "disk is full" in said or "bytes free, the bundle needs about" in said
         assert (".out.partial" in there) == ("the same command goes on" in said)
         assert "out" not in there.split()
     assert {line.split()[1]: line.split()[0] for line in sums} == expected
