@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from typing import Any
 from edge.runtime import bundle
 from edge.runtime.atomic import name_beside
 from edge.runtime.errors import OutputError, shown
+from edge.runtime.files import sha256_of
 from edge.runtime.json_reader import read_json_object
 
 PARTIAL, LOCK = ".partial", ".edgeglm-lock"  # behind the name, or in a folder that is there already
@@ -269,7 +269,7 @@ def _identity(folder: Path) -> tuple[object, ...]:
     """What tells a folder from another one at its place, and its bundle from another one in it."""
     stat = folder.stat()
     try:
-        manifest = hashlib.sha256((folder / bundle.MANIFEST).read_bytes()).hexdigest()
+        manifest = sha256_of(folder / bundle.MANIFEST)
     except FileNotFoundError:
         manifest = ""
     return stat.st_dev, stat.st_ino, manifest

@@ -52,7 +52,7 @@ from edge.export.text import Windows
 from edge.profiles.typed_json import read_value
 from edge.runtime.atomic import name_beside, write_durably
 from edge.runtime.errors import CalibrationError, EdgeError, OutputError, TensorError, shown
-from edge.runtime.files import open_file, shown_path
+from edge.runtime.files import open_file, sha256_of, shown_path
 from edge.runtime.json_reader import parse_json
 from edge.runtime.spec import ModelSpec
 
@@ -413,8 +413,7 @@ def _window_file(folder: Path, index: int) -> Path:
 def _sha256_of(path: Path) -> str:
     """Hex sha256; empty for a file that is not there."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except FileNotFoundError:
         return ""
 

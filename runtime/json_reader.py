@@ -37,7 +37,6 @@ def parse_json(
     *,
     unique_keys: bool = False,
     infinite: bool = False,
-    max_depth: int = MAX_DEPTH,
 ) -> Any:  # Any: JSON
     """The value of JSON text; bytes are UTF-8, with or without a byte-order mark.
 
@@ -83,7 +82,7 @@ def parse_json(
             parse_constant=constant,
             object_pairs_hook=unique if unique_keys else None,
         )
-        _check_depth(value, max_depth)
+        _check_depth(value)
         if _ESCAPED_SURROGATE.search(text):
             _check_unicode(value)
     except UnicodeDecodeError as problem:
@@ -93,7 +92,7 @@ def parse_json(
     except _Refused as problem:
         refuse(problem)
     except RecursionError:
-        refuse(f"its lists and objects nest more than {max_depth} deep")
+        refuse(f"its lists and objects nest more than {MAX_DEPTH} deep")
     except MemoryError:
         refuse("there is not enough memory for it")
     return value
@@ -107,11 +106,10 @@ def read_json(
     max_bytes: int = SMALL_BYTES,
     unique_keys: bool = False,
     infinite: bool = False,
-    max_depth: int = MAX_DEPTH,
 ) -> Any:  # Any: JSON
     """`parse_json` of a file; raises `error` for one that cannot be read or is too large, too."""
     raw = read_file(path, error, advice, max_bytes=max_bytes)
-    return parse_json(raw, str(path), error, advice, unique_keys=unique_keys, infinite=infinite, max_depth=max_depth)
+    return parse_json(raw, str(path), error, advice, unique_keys=unique_keys, infinite=infinite)
 
 
 def read_json_object(
@@ -130,13 +128,13 @@ def read_json_object(
     return value
 
 
-def _check_depth(value: object, limit: int) -> None:
+def _check_depth(value: object) -> None:
     """Level by level: a walk that calls itself would overflow as the walks of others do."""
     level, depth = [value], 0
     while level := [item for item in level if isinstance(item, dict | list)]:
         depth += 1
-        if depth > limit:
-            raise _Refused(f"its lists and objects nest more than {limit} deep")
+        if depth > MAX_DEPTH:
+            raise _Refused(f"its lists and objects nest more than {MAX_DEPTH} deep")
         level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
 
 
