@@ -33,7 +33,7 @@ from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.safetensors import SafetensorsFiles
 from edge.export.module_pattern import ModulePattern
 from edge.export.tensors import Float32Array, to_float32
-from edge.runtime.errors import CheckpointError, ConfigError, TensorError, shown
+from edge.runtime.errors import CheckpointError, ConfigError, TensorError, plain, shown
 from edge.runtime.files import is_file, shown_path
 from edge.runtime.json_reader import read_json_object
 from edge.runtime.spec import ModelSpec
@@ -66,7 +66,7 @@ _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(
 _LAYER = re.compile(r"\.layers\.([0-9]{1,9})\.")
 _NAME = re.compile(r"[\w.-]{1,300}")  # a pattern that is a name; a dot in it stands for any character, as in PEFT
 _MAX_NAMES, _MAX_PATTERNS = 5000, 100  # of a rank_pattern
-_SHOWN = 200  # characters of a tensor's name in a message
+_LONGEST_NAME = 199  # characters of a tensor's name in a message
 _ADVICE = "merge it into its model with PEFT (merge_and_unload) and export the result"
 
 
@@ -319,7 +319,7 @@ class _Patterns:
 
 def _why_strange(tensors: list[str], spec: ModelSpec) -> str:
     """What is wrong with tensors that have no place in the model."""
-    tensors = [tensor if tensor.isprintable() and len(tensor) < _SHOWN else shown(tensor) for tensor in tensors]
+    tensors = [plain(tensor, _LONGEST_NAME) for tensor in tensors]
     named = ", ".join(tensors[:3]) + (", ..." if len(tensors) > 3 else "")
     for tensor in tensors:
         layer = _LAYER.search(tensor)

@@ -23,9 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.export.checkpoint import Checkpoint
-from edge.export.checkpoint.weight_files import plain
 from edge.export.tensors import Float32Array, FloatArray, to_float32
-from edge.runtime.errors import TensorError
+from edge.runtime.errors import TensorError, plain
 from edge.runtime.spec import ModelSpec
 
 Sources = Mapping[str, tuple[str, ...]]  # canonical name -> tensors whose rows follow each other

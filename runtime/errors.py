@@ -32,6 +32,7 @@ import copy
 import re
 
 _SHOWN = 80  # characters of a value that a message quotes
+_NAME = 100  # characters of a name out of a file
 _WORDS = 200  # characters of what another program or a template says
 # Lines of a library's message that say where it was raised and not what is wrong.
 _POSITIONS = ("Exception from", "Check ")
@@ -175,12 +176,11 @@ def own_error(error: BaseException) -> EdgeError:
     """An error for the request that met it: a copy of one of ours, or a GenerationError about one that is not ours."""
     if isinstance(error, EdgeError):
         return copy.copy(error)
-    found = GenerationError(f"this answer failed: {type(error).__name__}: {shown_line(error)}")
+    found = GenerationError(f"this answer failed: {type(error).__name__}: {plain(telling_line(error), _SHOWN)}")
     found.__cause__ = error
     return found
 
 
-def shown_line(error: BaseException) -> str:
-    """What an exception says, short and on one line."""
-    line = telling_line(error)
-    return line if line.isprintable() and len(line) <= _SHOWN else shown(line)
+def plain(text: str, most: int = _NAME) -> str:
+    """A name or line of others as a message has it: as it is, unless it is long or does something to a terminal."""
+    return text if text.isprintable() and len(text) <= most else shown(text)

@@ -21,9 +21,9 @@ from edge.export.checkpoint import Format
 from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.gguf_metadata import Header, TensorInfo, read_header
 from edge.export.checkpoint.mapped import MappedFiles
-from edge.export.checkpoint.weight_files import AGAIN, other_kind, plain, read_head, refuse_lfs_pointer
+from edge.export.checkpoint.weight_files import AGAIN, other_kind, read_head, refuse_lfs_pointer
 from edge.export.tensors import FloatArray
-from edge.runtime.errors import CheckpointError, TensorError, TokenizerError, shown
+from edge.runtime.errors import CheckpointError, TensorError, TokenizerError, plain, shown
 
 # Ids that end an answer, as llama.cpp reads them (src/llama-vocab.cpp).
 _STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")

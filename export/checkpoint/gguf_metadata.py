@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 import gguf
 import numpy as np
 
-from edge.export.checkpoint.weight_files import AGAIN, open_weights, plain
-from edge.runtime.errors import CheckpointError, TensorError, shown
+from edge.export.checkpoint.weight_files import AGAIN, open_weights
+from edge.runtime.errors import CheckpointError, TensorError, plain, shown
 
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # of the weights, where general.alignment does not say

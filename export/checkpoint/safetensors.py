@@ -24,9 +24,9 @@ from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.mapped import MappedFiles
 from edge.export.checkpoint.refusals import why_no_checkpoint
 from edge.export.checkpoint.safetensors_header import Entry, read_header
-from edge.export.checkpoint.weight_files import AGAIN, exists, plain, refuse_lfs_pointer, unfinished_downloads
+from edge.export.checkpoint.weight_files import AGAIN, exists, refuse_lfs_pointer, unfinished_downloads
 from edge.export.tensors import FloatArray
-from edge.runtime.errors import CheckpointError, ConfigError, TensorError, TokenizerError, shown
+from edge.runtime.errors import CheckpointError, ConfigError, TensorError, TokenizerError, plain, shown
 from edge.runtime.json_reader import read_json_object
 
 INDEX = "model.safetensors.index.json"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from edge.export.checkpoint.weight_files import AGAIN, HEAD_BYTES, open_weights, other_kind, plain
-from edge.runtime.errors import TensorError, shown
+from edge.export.checkpoint.weight_files import AGAIN, HEAD_BYTES, open_weights, other_kind
+from edge.runtime.errors import TensorError, plain, shown
 from edge.runtime.json_reader import parse_json
 
 MAX_HEADER = 100_000_000  # bytes, as the format has it

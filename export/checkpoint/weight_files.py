@@ -91,8 +91,3 @@ def exists(path: Path) -> bool:
         reason = error.strerror if isinstance(error, OSError) else None
         raise CheckpointError(f"{shown(str(path))} is no path that can be read ({reason or error})") from error
     return True
-
-
-def plain(name: str) -> str:
-    """A name out of a file as a message has it: as it is, unless that would be long or do something to a terminal."""
-    return name if name.isprintable() and len(name) <= 100 else shown(name)
