@@ -239,6 +239,11 @@ def _closed() -> ClosedError:
 
 
 def _let_go(worker: _Worker) -> None:
-    """Nobody has the runner any more. Does not wait: this may run in any thread, at any moment."""
+    """Nobody has the runner any more. Does not wait: this may run in any thread, at any moment.
+
+    The thread then takes the engine apart. An interpreter that ends meanwhile waits for it: a thread that Python stops
+    inside an engine's destructor takes the process with it ("terminate called without an active exception").
+    """
     atexit.unregister(worker.finish)
+    atexit.register(worker.thread.join)  # of the worker it keeps nothing
     worker.inbox.put(None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -144,3 +146,27 @@ def test_many_threads_read_submit_and_cancel() -> None:
     assert not problems
     assert llm.stats.running == llm.stats.waiting == 0
     llm.engine.pool.check_integrity(llm._scheduler.held_blocks())
+
+
+# An engine that takes half a second to be taken apart, and a process that ends in the meantime.
+DROPPED = """
+import gc, os, time
+from edge.runtime.engines.scripted import ScriptedEngine, tokenizer_json
+from edge.runtime.llm import LLM
+from edge.runtime.tokenizer import Tokenizer
+
+class Slow(ScriptedEngine):
+    def __del__(self):
+        time.sleep(0.5)
+        os.write(1, b"gone")
+
+llm = LLM.from_engine(Slow(lambda held: 7), Tokenizer.from_text(tokenizer_json()))
+llm.generate([1], max_new_tokens=2).answer()
+del llm
+gc.collect()
+"""
+
+
+def test_a_process_ends_after_the_engine_that_nobody_uses_any_more() -> None:
+    done = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("gone", 0), done.stderr
