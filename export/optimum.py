@@ -39,9 +39,10 @@ from edge.export.settings import ExportSettings
 from edge.export.sidecars import write_server_graph, write_sidecars
 from edge.export.source_files import SourceFiles
 from edge.export.stages import Progress
-from edge.export.verify import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden, distance
+from edge.export.verify import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden
 from edge.runtime import bundle
 from edge.runtime.arrays import Logits
+from edge.runtime.differences import FLOAT32_BOUND, distance
 from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
 from edge.runtime.errors import (
@@ -57,7 +58,6 @@ from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.manifest import SCHEMA_VERSION, Manifest, StageCheck, TensorRecord
 from edge.runtime.settings import EngineSettings
 from edge.runtime.spec import ModelSpec
-from edge.runtime.verify import FLOAT32_BOUND
 
 PACKAGES = ("optimum.intel", "transformers", "torch")
 VERSIONED = ("optimum-intel", "optimum", "transformers", "torch")

@@ -34,8 +34,8 @@ from edge.export.names import ReadWhenNeeded, WeightSource, canonical_shapes
 from edge.export.parallel import in_parallel
 from edge.export.recipes import EMBEDDING, HEAD, Precision, Rounding
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32
+from edge.runtime.differences import kl_divergence
 from edge.runtime.spec import ModelSpec
-from edge.runtime.verify import kl_divergence
 
 Candidates = Mapping[str, Sequence[Rounding]]  # a matrix's canonical name -> what it may be, smallest first
 

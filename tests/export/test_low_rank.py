@@ -14,9 +14,8 @@ from edge.export.names import canonical_shapes
 from edge.export.recipes import Precision
 from edge.export.store import WeightStore
 from edge.export.tensors import Float32Array, PackedTensor, Weight, as_unsigned, rows_of
-from edge.export.verify import distance
+from edge.runtime.differences import FLOAT32_BOUND, distance
 from edge.runtime.spec import ModelSpec
-from edge.runtime.verify import FLOAT32_BOUND
 from tests.oracle import dequantize
 
 RANK = 16

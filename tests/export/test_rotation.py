@@ -16,8 +16,8 @@ from edge.export.plan import make_plan
 from edge.export.rotation import RotatedWeights, Rotation
 from edge.export.settings import ExportSettings
 from edge.export.tensors import Float32Array, to_float32
+from edge.runtime.differences import FLOAT32_BOUND
 from edge.runtime.errors import RecipeError
-from edge.runtime.verify import FLOAT32_BOUND
 from tests import tiny
 
 IDS: npt.NDArray[Any] = np.arange(2, 50).reshape(2, 24)

@@ -15,7 +15,7 @@ from edge.export.names import Weights, canonical_shapes
 from edge.export.recipes import Precision, Rounding
 from edge.export.sensitivity import CARRIED, Sensitivity, measure, nearest
 from edge.export.tensors import Float32Array, to_float32
-from edge.runtime.verify import kl_divergence
+from edge.runtime.differences import kl_divergence
 from tests import tiny
 from tests.oracle import dequantize
 
