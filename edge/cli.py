@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from edge.commands import options, streams
 from edge.runtime.errors import EdgeError, telling_line
 from edge.runtime.extras import missing_packages_named
+from edge.runtime.terminal_text import visible
 
 VERBS = ("demo", "export", "run", "chat", "prefix", "bench", "profile", "needle", "inspect", "verify", "devices")
 NEEDED = {"demo": "export", "export": "export", "profile": "profile"}  # verb -> the extra that it needs as a whole
@@ -108,7 +109,7 @@ def _reason(error: OSError | ImportError | MemoryError) -> str:
 
 def _one_line(message: str) -> str:
     """A message without line ends and control characters; of one that quotes too much, both ends."""
-    line = streams.visible(" ".join(message.split()))
+    line = visible(" ".join(message.split()))
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 2]} … {line[-MAX_LINE // 2 :]}"
 
 

@@ -27,11 +27,11 @@ from itertools import count, takewhile
 from pathlib import Path
 
 from edge.runtime import manifest
-from edge.runtime.errors import BundleError, shown
-from edge.runtime.fields import is_line
+from edge.runtime.errors import COPY_AGAIN, EXPORT_AGAIN, BundleError, shown
 from edge.runtime.files import SMALL_BYTES, read_file, sha256_of
 from edge.runtime.known_files import KnownFiles
 from edge.runtime.manifest import FileRecord, Manifest
+from edge.runtime.terminal_text import is_line
 
 MANIFEST = manifest.FILE
 MODEL_XML = "openvino_model.xml"
@@ -47,7 +47,6 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 SERVER_GRAPH = "graph.pbtxt"
 GENAI_CONFIG = "genai_config.json"
 GOLDEN = "golden.npz"
-AGAIN = "copy the bundle again or export it again"
 TEXTS = (TOKENIZER, CHAT_TEMPLATE, TOKENIZER_CONFIG)  # what every model that is loaded reads
 HASHING_THREADS = 4
 LONG_PATH = 500  # characters; of longer ones a message quotes the beginning
@@ -107,6 +106,13 @@ class Bundle:
         content = self._contents.pop(name, None)
         return self._read(name) if content is None else content
 
+    def required(self, name: str) -> bytes:
+        """Content of a file that every bundle has. Raises BundleError when this one lacks it or it was altered."""
+        content = self.read(name)
+        if content is None:
+            raise BundleError(f"{self.path} holds no {name}; {EXPORT_AGAIN}")
+        return content
+
     def text(self, name: str) -> str | None:
         """Content of a recorded UTF-8 file, or None when this bundle has no such file. Raises BundleError."""
         content = self.read(name)
@@ -120,9 +126,11 @@ class Bundle:
         for name, record in self.manifest.files.items():
             path = self.path / name
             if not _answers(path.is_file):
-                raise BundleError(f"{self.path}: {name} is missing; {AGAIN}")
+                raise BundleError(f"{self.path}: {name} is missing; {COPY_AGAIN}")
             if (size := path.stat().st_size) != record.size:
-                raise BundleError(f"{self.path}: {name} has {size} bytes, the manifest says {record.size}; {AGAIN}")
+                raise BundleError(
+                    f"{self.path}: {name} has {size} bytes, the manifest says {record.size}; {COPY_AGAIN}"
+                )
         small = sorted(self.manifest.files.keys() - set(WEIGHTS), key=lambda name: -self.manifest.files[name].size)
         with ThreadPoolExecutor(HASHING_THREADS, "hash") as threads:
             for _ in threads.map(self._check_small, small):
@@ -150,7 +158,7 @@ class Bundle:
 
     def _read(self, name: str) -> bytes:
         record = self.manifest.files[name]
-        content = read_file(self.path / name, BundleError, AGAIN, max_bytes=min(record.size, SMALL_BYTES))
+        content = read_file(self.path / name, BundleError, COPY_AGAIN, max_bytes=min(record.size, SMALL_BYTES))
         if hashlib.sha256(content).hexdigest() != record.sha256:
             raise self._altered(name)
         return content
@@ -166,10 +174,10 @@ class Bundle:
             raise self._altered(name)
 
     def _altered(self, name: str) -> BundleError:
-        return BundleError(f"{self.path}: {name} is altered (its sha256 differs from the manifest); {AGAIN}")
+        return BundleError(f"{self.path}: {name} is altered (its sha256 differs from the manifest); {COPY_AGAIN}")
 
     def _unreadable(self, name: str, error: OSError) -> BundleError:
-        return BundleError(f"{self.path}: {name} cannot be read ({error.strerror or error}); {AGAIN}")
+        return BundleError(f"{self.path}: {name} cannot be read ({error.strerror or error}); {COPY_AGAIN}")
 
 
 def is_bundle(path: Path) -> bool:
@@ -188,7 +196,7 @@ def open_bundle(path: str | Path) -> Bundle:
             name = str(path) if is_line(str(path)) and len(str(path)) < LONG_PATH else shown(str(path))
             raise BundleError(f"{name}: no such path; expected a bundle folder, made by `edge export`")
         raise BundleError(f"{path}: no {MANIFEST} in it, so it is no bundle; make one with `edge export {path} OUT`")
-    raw = read_file(path / MANIFEST, BundleError, AGAIN, max_bytes=manifest.MAX_BYTES)
+    raw = read_file(path / MANIFEST, BundleError, COPY_AGAIN, max_bytes=manifest.MAX_BYTES)
     try:
         bundle = Bundle(path, Manifest.from_json(raw))
     except BundleError as error:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import jinja2
 
 from edge.runtime.conventions import Convention
-from edge.runtime.errors import PromptError, TokenizerError, in_words, shown
+from edge.runtime.errors import EXPORT_AGAIN, PromptError, TokenizerError, in_words, shown
 from edge.runtime.json_reader import parse_json
 from edge.runtime.markup import GUARD, MarkedText, Markup, plain_text
 from edge.runtime.messages import MessageLike, messages_from
@@ -137,10 +137,9 @@ def open_template(source: str | None, tokenizer: Tokenizer, tokenizer_config: st
     """The template of a bundle, of the contents of its files; None where it has none. Raises TokenizerError."""
     if source is None:
         return None
-    advice = "export the bundle again"
-    config = parse_json(tokenizer_config or "{}", "tokenizer_config.json", TokenizerError, advice)
+    config = parse_json(tokenizer_config or "{}", "tokenizer_config.json", TokenizerError, EXPORT_AGAIN)
     if not isinstance(config, dict):
-        raise TokenizerError(f"tokenizer_config.json holds {shown(config)}, expected a JSON object; {advice}")
+        raise TokenizerError(f"tokenizer_config.json holds {shown(config)}, expected a JSON object; {EXPORT_AGAIN}")
     return ChatTemplate(source, tokenizer.markup, named_tokens(config))
 
 

@@ -1,6 +1,6 @@
 """What the whole of an answer must match: JSON, a schema, a regular expression or a grammar, as a setting.
 
-In: what a caller asks for. Out: a frozen record. Knows nothing about how it is followed; `constraints` does.
+In: what a caller asks for. Out: a frozen record. Knows nothing about how it is followed; `constraint_masks` does.
 
 A schema may come in OpenAI's wrappers, as the setting response_format has them:
 

@@ -31,6 +31,8 @@ from __future__ import annotations
 import copy
 import re
 
+EXPORT_AGAIN = "export the bundle again"  # what to do about a bundle that was written with other contents
+COPY_AGAIN = "copy the bundle again or export it again"  # and about one that is not as it was written
 _SHOWN = 80  # characters of a value that a message quotes
 _NAME = 100  # characters of a name out of a file
 _WORDS = 200  # characters of what another program or a template says

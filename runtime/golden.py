@@ -16,7 +16,7 @@ import numpy.lib.format
 import numpy.typing as npt
 
 from edge.runtime.arrays import Logits
-from edge.runtime.errors import BundleError, shown, telling_line
+from edge.runtime.errors import EXPORT_AGAIN, BundleError, shown, telling_line
 
 MAX_TOKENS = 4096  # of a golden text; export takes a few
 MAX_ROWS = 64  # of logits
@@ -72,4 +72,4 @@ def _array(archive: zipfile.ZipFile, name: str, kind: type[np.generic], most: in
 
 
 def _refusal(problem: str) -> BundleError:
-    return BundleError(f"golden.npz {problem}; export the bundle again")
+    return BundleError(f"golden.npz {problem}; {EXPORT_AGAIN}")

@@ -13,12 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.runtime.errors import BundleError, shown
+from edge.runtime.errors import EXPORT_AGAIN, BundleError, shown
 from edge.runtime.graph_names import cached_names
 from edge.runtime.json_reader import parse_json
 from edge.runtime.spec import ModelSpec
-
-AGAIN = "export the bundle again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +31,14 @@ def check_spec(line: str | None, spec: ModelSpec, graph: Path) -> None:
     """Compare the spec that a graph carries, where it carries one. Raises BundleError."""
     if line is None:  # of a bundle made earlier, or a graph that is not ours
         return
-    theirs, ours = parse_json(line, f"{graph}: its spec", BundleError, AGAIN), spec.to_json()
+    theirs, ours = parse_json(line, f"{graph}: its spec", BundleError, EXPORT_AGAIN), spec.to_json()
     if theirs == ours:
         return
     named = theirs if isinstance(theirs, dict) else {}
     name = next((name for name, value in ours.items() if named.get(name) != value), "spec")
     raise BundleError(
         f"{graph} was made for a model whose {name} is {shown(named.get(name))}, the manifest says "
-        f"{shown(ours.get(name))}; {AGAIN}"
+        f"{shown(ours.get(name))}; {EXPORT_AGAIN}"
     )
 
 
@@ -51,17 +49,17 @@ def check_cached(found: Iterable[Cached], spec: ModelSpec, graph: Path) -> None:
     if [cached.name for cached in found] != sorted(cached_names(range(spec.num_layers))):
         raise BundleError(
             f"{graph} caches {len(found)} keys and values, the manifest says keys and values of {spec.num_layers} "
-            f"layers; {AGAIN}"
+            f"layers; {EXPORT_AGAIN}"
         )
     for cached in found:
         if cached.dims not in ((), expected):
             raise BundleError(
                 f"{graph} caches {cached.name} as {list(cached.dims)}, the manifest says {spec.num_kv_heads} heads of "
-                f"{spec.head_dim}; {AGAIN}"
+                f"{spec.head_dim}; {EXPORT_AGAIN}"
             )
 
 
 def check_last(found: object, expected: int, what: str, graph: Path) -> None:
     """Compare the last dim of an input or output; what is no number varies. Raises BundleError."""
     if isinstance(found, int) and found != expected:
-        raise BundleError(f"{graph} has {what} of {found}, the manifest says {expected}; {AGAIN}")
+        raise BundleError(f"{graph} has {what} of {found}, the manifest says {expected}; {EXPORT_AGAIN}")

@@ -19,7 +19,7 @@ from edge.runtime import bundle as bundles
 from edge.runtime.bundle import Bundle
 from edge.runtime.chat import ChatTemplate, open_template
 from edge.runtime.chunk import Answer
-from edge.runtime.constraints import Constraints
+from edge.runtime.constraint_masks import Constraints
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import BundleError, ClosedError, EdgeError, PromptError, SettingsError, own_error, shown
@@ -69,7 +69,7 @@ class LLM:
     ) -> None:
         bundle = bundles.open_bundle(path)
         manifest = bundle.manifest
-        tokenizer = Tokenizer.from_text(_required(bundle, bundles.TOKENIZER), manifest.spec.vocab_size)
+        tokenizer = Tokenizer.from_text(bundle.required(bundles.TOKENIZER), manifest.spec.vocab_size)
         template, config = (bundle.text(name) for name in (bundles.CHAT_TEMPLATE, bundles.TOKENIZER_CONFIG))
         settings = settings or EngineSettings()
         if settings.reproducible is None:
@@ -351,10 +351,3 @@ def _remember_in(store: DraftStore | None) -> Callable[[Request], None]:
             store.add(request.ids[max(request.num_prompt_tokens - REMEMBERED_PROMPT, 0) :])
 
     return remember
-
-
-def _required(bundle: Bundle, name: str) -> bytes:
-    content = bundle.read(name)
-    if content is None:
-        raise BundleError(f"{bundle.path} holds no {name}; export the bundle again")
-    return content

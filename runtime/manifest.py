@@ -16,18 +16,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edge.runtime.errors import BundleError, shown
-from edge.runtime.fields import Fields
+from edge.runtime.errors import COPY_AGAIN, EXPORT_AGAIN, BundleError, shown
+from edge.runtime.json_object import ObjectReader
 from edge.runtime.json_reader import parse_json
 from edge.runtime.spec import ModelSpec
-from edge.runtime.unicode import on_one_line
+from edge.runtime.terminal_text import on_one_line
 
 SCHEMA_VERSION = 3
 OLDEST_SCHEMA = 2  # without a digest
 FILE = "manifest.json"
 MAX_BYTES = 16_000_000  # of a model with 100 blocks it has 0.1 MB
 DIGEST = "manifest_sha256"  # of all other fields
-AGAIN = "export the bundle again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,18 +118,16 @@ class Manifest:
     def from_json(cls, raw: str | bytes) -> Manifest:
         """Raises BundleError for another schema version, and for anything that is not as it was written."""
         if len(raw) > MAX_BYTES:
-            raise BundleError(f"{FILE} has {len(raw):,} bytes, expected at most {MAX_BYTES:,}; {AGAIN}")
-        data = parse_json(raw, FILE, BundleError, AGAIN, unique_keys=True)
-        read = Fields(data, FILE, BundleError, AGAIN)
+            raise BundleError(f"{FILE} has {len(raw):,} bytes, expected at most {MAX_BYTES:,}; {EXPORT_AGAIN}")
+        data = parse_json(raw, FILE, BundleError, EXPORT_AGAIN, unique_keys=True)
+        read = ObjectReader(data, FILE, BundleError, EXPORT_AGAIN)
         version = read.whole("schema_version")
         if not OLDEST_SCHEMA <= version <= SCHEMA_VERSION:
             advice = "update edgeglm" if version > SCHEMA_VERSION else "export it again"
             known = f"{OLDEST_SCHEMA} to {SCHEMA_VERSION}"
             raise BundleError(f"{FILE}: schema version {version}, this edgeglm reads {known}; {advice}")
         if (version >= SCHEMA_VERSION or DIGEST in read) and read.word(DIGEST) != digest_of(data):
-            raise BundleError(
-                f"{FILE} is altered (its {DIGEST} is of another text); copy the bundle again or export it again"
-            )
+            raise BundleError(f"{FILE} is altered (its {DIGEST} is of another text); {COPY_AGAIN}")
         spec = ModelSpec.from_json(read.value("spec"), f"{FILE}: spec")
         manifest = cls(
             schema_version=version,
@@ -155,13 +152,13 @@ class Manifest:
             versions=read.words("versions"),
         )
         if not any(len(tensor.shape) == 2 for tensor in manifest.tensors.values()):
-            raise BundleError(f"{FILE}: tensors holds no matrix; {AGAIN}")
+            raise BundleError(f"{FILE}: tensors holds no matrix; {EXPORT_AGAIN}")
         for name in manifest.files:
             _check_name(name)
         return manifest
 
 
-def _tensor_record(read: Fields) -> TensorRecord:
+def _tensor_record(read: ObjectReader) -> TensorRecord:
     return TensorRecord(
         shape=read.wholes("shape", 1, 1 << 40),
         precision=read.word("precision", r"[a-z]+[1-9]\d?(-.*)?", 'a word with its bits, like "int4-asym-g64"'),
@@ -170,7 +167,7 @@ def _tensor_record(read: Fields) -> TensorRecord:
     )
 
 
-def _file_record(read: Fields) -> FileRecord:
+def _file_record(read: ObjectReader) -> FileRecord:
     return FileRecord(read.whole("size"), read.word("sha256", "[0-9a-f]{64}", "64 hexadecimal digits"))
 
 
@@ -179,7 +176,7 @@ def _check_name(name: str) -> None:
     if Path(name).name != name or "\\" in name or name in (".", "..", FILE):
         raise BundleError(f"{FILE} names the file {shown(name)} outside the bundle; do not use this bundle")
     if len(name.encode()) > 255:
-        raise BundleError(f"{FILE} names the file {shown(name)}, which is too long for a name; {AGAIN}")
+        raise BundleError(f"{FILE} names the file {shown(name)}, which is too long for a name; {EXPORT_AGAIN}")
 
 
 def digest_of(data: Mapping[str, object]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from edge.runtime.arrays import Ids, Logits
 from edge.runtime.chunk import Chunk, FinishReason, Stats, StoppedBy
-from edge.runtime.constraints import ConstraintState
+from edge.runtime.constraint_masks import ConstraintState
 from edge.runtime.detokenizer import Detokenizer
 from edge.runtime.engines.engine import Inputs
 from edge.runtime.errors import ContextLengthError, EdgeError, PromptError, SettingsError

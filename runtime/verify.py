@@ -77,9 +77,7 @@ def _last_rows(bundle: bundles.Bundle, ids: npt.NDArray[np.int64], count: int, s
 
 
 def _golden(bundle: bundles.Bundle) -> GoldenLogits:
-    content = bundle.read(bundles.GOLDEN)
-    if content is None:
-        raise BundleError(f"{bundle.path} holds no {bundles.GOLDEN}; export the bundle again")
+    content = bundle.required(bundles.GOLDEN)
     try:
         return read_golden(content, bundle.manifest.spec.vocab_size)
     except BundleError as error:

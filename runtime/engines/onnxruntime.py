@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from edge.runtime.arrays import Ids, Logits
+from edge.runtime.arrays import Array, Ids, Logits
 from edge.runtime.bundle import Bundle, OnnxKernels
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
 from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.engines.onnx_graph import check_parts
-from edge.runtime.errors import BundleError, ContextLengthError, DeviceError, SettingsError, telling_line
+from edge.runtime.errors import COPY_AGAIN, BundleError, ContextLengthError, DeviceError, SettingsError, telling_line
 from edge.runtime.graph_names import (
     HIDDEN,
     NEXT_HIDDEN,
@@ -40,13 +40,12 @@ from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of, physical_cores
 from edge.runtime.settings import CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
-from edge.runtime.unicode import on_one_line
+from edge.runtime.terminal_text import on_one_line
 
 MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized takes 8 bits; 1.22.1 refuses the graph
 CACHE_TYPES: dict[CachePrecision, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}  # any width
 PREFILL_CHUNK = 128  # tokens; of 512 a prefill is no faster, and every part keeps four times the memory
 MAX_SLOTS = 16  # sequences kept at once; a slot that is not used takes no memory
-Array = npt.NDArray[Any]  # of any dtype
 
 
 class OnnxRuntimeEngine:
@@ -72,7 +71,7 @@ class OnnxRuntimeEngine:
         kernels = _kernels(bundle, settings)
         paths = bundle.onnx_parts(kernels)
         if not paths:
-            raise BundleError(f"{bundle.path}: {kernels.part(0)} is missing; copy the bundle again or export it again")
+            raise BundleError(f"{bundle.path}: {kernels.part(0)} is missing; {COPY_AGAIN}")
         with ThreadPoolExecutor(threads, "load") as loaders:
             self._parts = list(loaders.map(lambda path: _Part(path, threads), paths))
         check_parts([part.session for part in self._parts], paths, spec, float16_cache=kernels.float16_cache)

@@ -30,7 +30,7 @@ def make_core() -> ov.Core:
         ) from error
 
 
-def find_devices() -> list[tuple[str, str]]:
+def openvino_devices() -> list[tuple[str, str]]:
     """All devices that OpenVINO finds on this machine: name and full name. Raises DeviceError."""
     core = make_core()
     return [(name, str(core.get_property(name, "FULL_DEVICE_NAME")).strip()) for name in core.available_devices]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import openvino as ov
 
-from edge.runtime.errors import BundleError
-from edge.runtime.graph_check import AGAIN, Cached, check_cached, check_last, check_spec
-from edge.runtime.graph_names import SPEC
+from edge.runtime.errors import EXPORT_AGAIN, BundleError
+from edge.runtime.graph_check import Cached, check_cached, check_last, check_spec
+from edge.runtime.graph_names import SPEC, past_name
 from edge.runtime.spec import ModelSpec
 
-_PAST = re.compile(r"past_key_values\.(\d+\.(?:key|value))")  # begins the id of a state
+_PAST = re.compile(re.escape(past_name("")) + r"(\d+\.(?:key|value))")  # begins the id of a state
 
 
 def read_graph(core: ov.Core, xml: Path, spec: ModelSpec) -> ov.Model:
@@ -27,7 +27,7 @@ def read_graph(core: ov.Core, xml: Path, spec: ModelSpec) -> ov.Model:
     check_cached([_cached(variable.info, line is not None) for variable in model.get_variables()], spec, xml)
     logits = next((output for output in model.outputs if "logits" in output.get_names()), None)
     if logits is None:
-        raise BundleError(f"{xml} has no output logits; {AGAIN}")
+        raise BundleError(f"{xml} has no output logits; {EXPORT_AGAIN}")
     rows = logits.get_partial_shape()[-1]
     check_last(rows.get_length() if rows.is_static else None, spec.vocab_size, "logits", xml)
     return model

@@ -30,7 +30,7 @@ from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of
 from edge.runtime.settings import KV_PRECISIONS, CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
-from edge.runtime.unicode import on_one_line
+from edge.runtime.terminal_text import on_one_line
 
 # Tokens a block holds: fixed by each plugin's kernels (openvino.genai src/cpp/src/continuous_batching, cache manager).
 BLOCK_SIZES = {"CPU": 32, "GPU": 16}

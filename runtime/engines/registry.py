@@ -95,9 +95,9 @@ def _open_openvino(bundle: Bundle, settings: EngineSettings) -> Engine:
 
 
 def _openvino_devices() -> list[Device]:
-    from edge.runtime.engines.openvino_core import find_devices
+    from edge.runtime.engines.openvino_core import openvino_devices
 
-    return [Device(name, full_name) for name, full_name in find_devices()]
+    return [Device(name, full_name) for name, full_name in openvino_devices()]
 
 
 def _holds_onnx(bundle: Bundle) -> bool:

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from edge.runtime.arrays import Ids, Logits
+from edge.runtime.arrays import Array, Ids, Logits
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step
-from edge.runtime.kv.memory import Array, NoMemory, untouched
+from edge.runtime.kv.memory import NoMemory, untouched
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.tokenizer import byte_of_character
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from edge.runtime.arrays import Array
 from edge.runtime.errors import CacheError, SettingsError
 
-Array = npt.NDArray[Any]  # of any dtype
 CAN_ADVISE = hasattr(mmap, "MADV_NOHUGEPAGE")  # on Linux
 
 

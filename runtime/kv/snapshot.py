@@ -19,11 +19,11 @@ import weakref
 from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
+from edge.runtime.arrays import Array
 from edge.runtime.atomic import write_atomically
 from edge.runtime.errors import CacheError, SnapshotError
 from edge.runtime.kv.memory import BlockMemory
@@ -40,7 +40,6 @@ from edge.runtime.kv.snapshot_format import (
 
 _HASHED_AT_ONCE = 1 << 24  # bytes, so that an interrupt need not wait for all
 
-Array = npt.NDArray[Any]  # of any dtype
 _NO_FORM: Form = ("nothing", ())
 
 

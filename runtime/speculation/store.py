@@ -32,7 +32,7 @@ from edge.runtime.files import open_file, shown_path
 from edge.runtime.locks import hold
 from edge.runtime.settings import MAX_DRAFT, MAX_MATCH
 from edge.runtime.speculation.automaton import SuffixAutomaton
-from edge.runtime.speculation.suffix_array import MAX_ID, SORTED, Ids, SuffixArray, suffix_array
+from edge.runtime.speculation.suffix_array import MAX_ID, SORTED, StoredIds, SuffixArray, suffix_array
 
 _MIN_MATCH = 2
 _MIN_SEQUENCE = 4  # ids; a shorter text is not worth a place
@@ -63,7 +63,7 @@ class DraftStore:
         self._max_tokens = max_tokens
         self._num_ids = num_ids
         self._saved = saved
-        self._added: list[Ids] = []
+        self._added: list[StoredIds] = []
         self._known: set[bytes] | None = None  # digests of all sequences; made when first needed
         self._recent = SuffixAutomaton()
         self._indexed = 0  # sequences of `_added` that are in `_recent`
@@ -175,7 +175,7 @@ class DraftStore:
         new, limit = self._added[self._indexed :], _WINDOW
         if len(self._recent) + sum(ids.size + 1 for ids in new) > _WINDOW:
             self._recent, new, limit = SuffixAutomaton(), self._added, _WINDOW // 2
-        kept: list[Ids] = []
+        kept: list[StoredIds] = []
         for ids in reversed(new):
             if limit < _MIN_SEQUENCE:
                 break
@@ -238,7 +238,7 @@ def _read(path: Path, tokenizer_sha256: str, num_tokens: int) -> SuffixArray | N
         raise DraftStoreError(f"{path} is damaged: {error}; {advice}") from error
 
 
-def _encode(tokenizer_sha256: str, sequences: list[Ids]) -> list[bytes]:
+def _encode(tokenizer_sha256: str, sequences: list[StoredIds]) -> list[bytes]:
     """Parts of a store's file."""
     separator = np.zeros(1, ">u4")
     parts = [part for sequence in sequences for part in (sequence, separator)]
@@ -257,6 +257,6 @@ def _lock_file(path: Path) -> Path:
     return path.with_name(path.name + ".lock")
 
 
-def _digest(ids: Ids) -> bytes:
+def _digest(ids: StoredIds) -> bytes:
     """What tells one sequence from another."""
     return hashlib.sha256(ids.tobytes()).digest()[:16]

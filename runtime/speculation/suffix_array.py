@@ -22,7 +22,7 @@ MAX_ID = 2**31 - 2
 _SAMPLE = 64  # occurrences that vote on what follows
 _SCATTERED = 8  # where less than one of so many occurrences is still in agreement, the draft ends
 
-Ids = npt.NDArray[np.integer]  # (n,), as they are stored: each id + 1, big-endian
+StoredIds = npt.NDArray[np.integer]  # (n,), as they are stored: each id + 1, big-endian
 
 
 class SuffixArray:
@@ -37,7 +37,7 @@ class SuffixArray:
             raise ValueError(f"it has {num_ids} ids, expected at least the {SORTED} separators at the end")
         self._content = content
         self._begin = begin
-        self._ids: Ids = np.frombuffer(content, ">u4", num_ids, begin)
+        self._ids: StoredIds = np.frombuffer(content, ">u4", num_ids, begin)
         suffixes = np.frombuffer(content, "<i4", -1, begin + 4 * num_ids)
         self.order = suffixes.astype(np.int32, copy=False)  # (n,) int32
         self._check(num_tokens)
@@ -56,7 +56,7 @@ class SuffixArray:
         if order.size and not 0 <= int(order.min()) <= int(order.max()) < end:
             raise ValueError("its order leads outside of its ids")
 
-    def sequences(self) -> list[Ids]:
+    def sequences(self) -> list[StoredIds]:
         """All sequences, in the order they were stored in, as they are stored."""
         ends = np.flatnonzero(self._ids == 0)[: -SORTED or None]
         begins = [0, *(ends[:-1] + 1).tolist()]
@@ -109,7 +109,7 @@ class SuffixArray:
             begins = self.order[np.linspace(first, end - 1, _SAMPLE).astype(np.int64)].astype(np.int64) + length
         else:
             begins = self.order[first:end].astype(np.int64) + length
-        drafted: list[Ids] = []
+        drafted: list[StoredIds] = []
         done, voters = 0, begins.size
         while True:
             # Suffixes are in order, so what the first and the last of them share all share.
@@ -138,7 +138,7 @@ class SuffixArray:
         return ids
 
 
-def suffix_array(ids: Ids) -> npt.NDArray[np.int32]:
+def suffix_array(ids: StoredIds) -> npt.NDArray[np.int32]:
     """Where the suffixes of `ids` (0 is a separator) that begin with an id begin, by at least their first 64 ids. (n,)
 
     Prefix doubling (Manber and Myers 1990) that sorts again only what is not yet alone in its place (Larsson and

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edge.runtime.constraint import Constraint
-from edge.runtime.constraints import Constraints, ConstraintState
+from edge.runtime.constraint_masks import Constraints, ConstraintState
 from edge.runtime.errors import GenerationError, SettingsError
 from edge.runtime.json_schema import prepare_schema
 from edge.runtime.tokenizer import Tokenizer, byte_of_character
@@ -328,7 +328,7 @@ def test_no_process_dies_of_a_schema(tmp_path: Path) -> None:
 import json, threading
 from pathlib import Path
 from edge.runtime.constraint import Constraint
-from edge.runtime.constraints import Constraints, MAX_RULES
+from edge.runtime.constraint_masks import Constraints, MAX_RULES
 from edge.runtime.errors import SettingsError
 from edge.runtime.json_schema import MAX_LEVELS
 from edge.runtime.tokenizer import Tokenizer

@@ -12,13 +12,12 @@ from typing import Any, NoReturn, TypeVar
 
 from edge.runtime.errors import EdgeError, shown
 from edge.runtime.rules import Flag, Number, Refusal, Rule, Whole
-from edge.runtime.unicode import on_one_line
+from edge.runtime.terminal_text import MAX_LINE, is_line
 
-MAX_TEXT = 10_000  # characters
 T = TypeVar("T")
 
 
-class Fields:
+class ObjectReader:
     """The fields of one object. Every method raises the error that was given, ended by the advice.
 
     path: where the object stands, like "manifest.json: spec".
@@ -59,7 +58,7 @@ class Fields:
         flag: bool = self._take(name, Flag())
         return flag
 
-    def word(self, name: str, pattern: str = ".*", expected: str = f"at most {MAX_TEXT} characters on one line") -> str:
+    def word(self, name: str, pattern: str = ".*", expected: str = f"at most {MAX_LINE} characters on one line") -> str:
         """A text on one line, as a program writes it; with a pattern, one that matches it as a whole."""
         value = self.value(name)
         if not is_line(value) or re.fullmatch(pattern, value) is None:
@@ -88,19 +87,19 @@ class Fields:
         except Refusal:
             self._refuse(f"{name} is {shown(self._values[name])}, expected a list, each {rule.expected}", ".")
 
-    def inside(self, name: str) -> Fields:
+    def inside(self, name: str) -> ObjectReader:
         """The object that is the value of a field."""
-        return Fields(self.value(name), f"{self._path}.{name}", self._error, self._advice)
+        return ObjectReader(self.value(name), f"{self._path}.{name}", self._error, self._advice)
 
-    def listed(self, name: str, read: Callable[[Fields], T]) -> tuple[T, ...]:
+    def listed(self, name: str, read: Callable[[ObjectReader], T]) -> tuple[T, ...]:
         """A list of objects, each as `read` makes it."""
         place = f"{self._path}.{name}"
         return tuple(
-            read(Fields(value, f"{place}[{index}]", self._error, self._advice))
+            read(ObjectReader(value, f"{place}[{index}]", self._error, self._advice))
             for index, value in enumerate(self._list(name))
         )
 
-    def named(self, name: str, read: Callable[[Fields], T]) -> dict[str, T]:
+    def named(self, name: str, read: Callable[[ObjectReader], T]) -> dict[str, T]:
         """An object of objects, each as `read` makes it. Its keys are texts on one line."""
         found = self.inside(name)
         return {key: read(found.inside(key)) for key in found.names()}
@@ -131,8 +130,3 @@ class Fields:
 
     def _refuse(self, problem: str, joint: str = " ") -> NoReturn:
         raise self._error(f"{self._path}{joint}{problem}; {self._advice}") from None
-
-
-def is_line(value: object) -> bool:
-    """Whether a value is a text that every terminal shows on one line as it is."""
-    return isinstance(value, str) and len(value) <= MAX_TEXT and on_one_line(value) == value
