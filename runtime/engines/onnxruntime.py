@@ -10,14 +10,11 @@ buffers and holds a whole sequence; a batch is computed in neighbouring rows, an
 
 from __future__ import annotations
 
-import math
 import re
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
 from edge.runtime.arrays import Array, Ids, Logits
@@ -25,6 +22,7 @@ from edge.runtime.bundle import Bundle, OnnxKernels
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
 from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.engines.onnx_graph import check_parts
+from edge.runtime.engines.onnx_session import SessionPart
 from edge.runtime.errors import COPY_AGAIN, BundleError, ContextLengthError, DeviceError, SettingsError, telling_line
 from edge.runtime.graph_names import (
     HIDDEN,
@@ -40,7 +38,6 @@ from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of, physical_cores
 from edge.runtime.settings import CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
-from edge.runtime.terminal_text import on_one_line
 
 MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized takes 8 bits; 1.22.1 refuses the graph
 CACHE_TYPES: dict[CachePrecision, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}  # any width
@@ -73,7 +70,7 @@ class OnnxRuntimeEngine:
         if not paths:
             raise BundleError(f"{bundle.path}: {kernels.part(0)} is missing; {COPY_AGAIN}")
         with ThreadPoolExecutor(threads, "load") as loaders:
-            self._parts = list(loaders.map(lambda path: _Part(path, threads), paths))
+            self._parts = list(loaders.map(lambda path: SessionPart(path, threads), paths))
         check_parts([part.session for part in self._parts], paths, spec, float16_cache=kernels.float16_cache)
         self._positions, self._ones = np.arange(length), np.ones((1, length), np.int64)
         self._tables: tuple[Array, ...] = _rotary_tables(spec, length, kind)
@@ -231,54 +228,6 @@ class OnnxRuntimeEngine:
             part.forget()
 
 
-class _Part:
-    """One session with the memory that is bound to it. What a part has no use for is not bound."""
-
-    def __init__(self, path: Path, threads: int) -> None:
-        self.session = _open(path, threads)
-        self._inputs = {value.name for value in self.session.get_inputs()}
-        self._outputs = {value.name for value in self.session.get_outputs()}
-        self._binding = self.session.io_binding()
-        self._flat: dict[str, Array] = {}  # memory of small inputs and of outputs
-        self._own: dict[str, Array] = {}  # what of it is bound
-
-    def bind(self, arrays: dict[str, Array]) -> None:
-        """Bind inputs and outputs to memory that its owner keeps."""
-        for name, array in arrays.items():
-            place = ("cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-            if name in self._inputs:
-                self._binding.bind_input(name, *place)
-            elif name in self._outputs:
-                self._binding.bind_output(name, *place)
-
-    def give(self, name: str, values: npt.NDArray[np.int64]) -> None:
-        """Set a small input: in place where its shape is that of the last call."""
-        self._keep(name, values.shape, np.int64)[...] = values
-
-    def take(self, name: str, shape: tuple[int, ...]) -> Array:
-        """Where a float32 output will be; the same memory as long as its shape stays."""
-        return self._keep(name, shape, np.float32)
-
-    def run(self, options: Any) -> None:
-        self.session.run_with_iobinding(self._binding, options)
-
-    def forget(self) -> None:
-        """Bind inputs and outputs again when they are needed next."""
-        self._own.clear()
-
-    def _keep(self, name: str, shape: tuple[int, ...], kind: type[np.generic]) -> Array:
-        """Memory that only grows: steps of one and of several sequences, and prompts, may take turns."""
-        if name not in self._own or self._own[name].shape != shape:
-            self._own.pop(name, None)  # until it is bound
-            size = math.prod(shape)
-            if name not in self._flat or self._flat[name].size < size:
-                self._flat[name] = np.empty(size, kind)
-            array = self._flat[name][:size].reshape(shape)
-            self.bind({name: array})
-            self._own[name] = array
-        return self._own[name]
-
-
 def _check_version() -> None:
     found = tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:2])
     if found < tuple(int(part) for part in MIN_VERSION.split(".")):
@@ -325,19 +274,3 @@ def _rotary_tables(spec: ModelSpec, positions: int, kind: type[np.floating[Any]]
     """cos and sin of position * theta^(-2i / rotary_dim), (positions, rotary_dim / 2); angles in float32."""
     angles = np.arange(positions, dtype=np.float32)[:, None] * spec.inverse_frequencies()
     return np.cos(angles).astype(kind), np.sin(angles).astype(kind)
-
-
-def _open(path: Path, threads: int) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # what goes wrong is raised, and said in our words
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # parts take turns on the same cores
-    try:
-        return ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    except Exception as error:  # pybind's exceptions have no common base of their own
-        said = on_one_line(telling_line(error))
-        if "External data path" in said:  # which some versions of it take only from the folder of the graph
-            advice = "put the file itself there instead of a link, or use --engine openvino"
-        else:
-            advice = "run edge verify, export the bundle again, or update onnxruntime"
-        raise DeviceError(f"onnxruntime {ort.__version__} cannot open {path}: {said}; {advice}") from error
