@@ -346,7 +346,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "drafts", b"a letter to someone, and a rather long one at that" * 20, "is no draft store")
     content = make(tmp_path / "other")
     refused(tmp_path / "drafts", content[:8] + b"\x09" + content[9:], "of version 9, expected 1")
-    with pytest.raises(DraftStoreError, match="is no ordinary file"):
+    with pytest.raises(DraftStoreError, match="is not an ordinary file"):
         DraftStore.open(tmp_path, TOKENIZER)
 
 
