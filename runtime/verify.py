@@ -1,7 +1,7 @@
-"""Whether a bundle still computes what it did when it was exported, on this machine and device.
+"""Whether a bundle still computes what it did at export, on this machine and device.
 
-In: a bundle. Out: a `Report`, or an error. Knows nothing about checkpoints: the bundle's golden.npz holds token ids
-with the logits that the float model and the compressed weights gave for them.
+In: a bundle. Out: a `Report` for each engine, or an error. Knows nothing about checkpoints: the bundle's golden.npz has
+token ids, with the logits that the float model and the compressed weights gave for them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from edge.runtime.settings import EngineSettings
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a verification measured."""
+    """What a verification measured on one engine."""
 
     engine: str
     device: str
     exact_error: float  # largest logit difference over the logit scale, activations in float32
     kld_exact: float  # nats/token from the float model, activations in float32
-    kld_device: float  # the same with the device's default settings, KV cache included
+    kld_device: float  # likewise, with the device's default settings, including its KV cache
 
 
 def verify(
@@ -63,7 +63,7 @@ def _verify_engine(bundle: bundles.Bundle, engine: str, device: str) -> Report:
 
 
 def _last_rows(bundle: bundles.Bundle, ids: npt.NDArray[np.int64], count: int, settings: EngineSettings) -> Logits:
-    """Logits of the last `count` tokens, decoded one by one so that the KV cache takes part."""
+    """Return logits of the last `count` tokens, decoded one by one so that the KV cache takes part."""
     engine = open_engine(bundle, settings)
     sequence = CacheSequence(engine.pool)
     prompt = ids.size - count
