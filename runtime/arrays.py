@@ -1,4 +1,4 @@
-"""Array types that layers hand to each other; the shapes stand where they are used. Knows nothing else."""
+"""Array types that layers hand to each other; their shapes are noted where they are used. Knows nothing else."""
 
 from __future__ import annotations
 

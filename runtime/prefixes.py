@@ -1,4 +1,4 @@
-"""Beginnings that many prompts share: computed once, kept in memory whatever comes, or in files for later sessions.
+"""Prefixes that many prompts share: computed once, then pinned in memory, or saved to files for later sessions.
 
 In: text, token ids or a `Prompt`; files. Out: keys and values in the prefix cache that later prompts start from. Knows
 nothing about how they are computed, or how answers are made.

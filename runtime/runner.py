@@ -74,7 +74,7 @@ class _Worker:
             while self._take():
                 if self._waiting:
                     self._step()
-                    self.busy = False  # before readers are told, so that closing a stream then takes no time
+                    self.busy = False  # before readers are told: closing a stream then waits for its sweep only
                     self._tell()
         finally:
             self.ended = True

@@ -18,12 +18,12 @@ _NOT_ON_A_LINE = re.compile(f"[{_CONTROLS}\t\n\u2028\u2029\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """The text, of one line or several, with what a terminal would obey escaped as in Python: `\\x1b` for an escape."""
+    """Return text, of one line or more, with what a terminal would obey escaped as in Python: `\\x1b` for an escape."""
     return text if text.isprintable() else _OBEYED.sub(_escaped, text)
 
 
 def on_one_line(text: str) -> str:
-    """The text as a terminal can show it on one line: `visible`, with line ends, tabs and surrogates escaped too."""
+    """Return text as a terminal shows it on one line: `visible`, with line ends, tabs and surrogates escaped, too."""
     return text if text.isprintable() else _NOT_ON_A_LINE.sub(_escaped, text)
 
 

@@ -243,7 +243,7 @@ def _below(tokenizer_json: str, num_rows: int) -> str:
     if not gone and len(kept) == len(added):
         return tokenizer_json
     content["added_tokens"] = kept
-    # The library numbers added tokens after the vocabulary, which is smaller now; those in the vocabulary keep their id.
+    # The library numbers added tokens after the vocabulary, which is smaller now; those within it keep their ids.
     model["vocab"] = {token: i for token, i in vocab.items() if token not in gone}
     if gone:
         model["vocab"] |= {token["content"]: token["id"] for token in kept}

@@ -2,8 +2,8 @@
 
 In: text or bytes from outside, and a word for where they come from. Out: the text. Knows nothing about tokens.
 
-A str can hold what no UTF-8 can: half of a surrogate pair, out of JSON or JavaScript, and the stand-ins that Python
-decodes bytes to which are no UTF-8 (PEP 383: U+DC80 to U+DCFF, in arguments of the command line).
+A str can hold what UTF-8 cannot: half of a surrogate pair, from JSON or JavaScript, and the stand-ins to which Python
+decodes bytes that are not UTF-8 (PEP 383: U+DC80 to U+DCFF, in arguments of the command line).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from edge.runtime.errors import PromptError, shown
 
 
 def check_text(text: object, what: str, *, param: str | None = None) -> str:
-    """The text itself. Raises PromptError when it is not a str, or holds a surrogate."""
+    """Return the text itself. Raises PromptError if it is not a str, or holds a surrogate."""
     if not isinstance(text, str):
         raise PromptError(f"{what} is {shown(text)}, expected text (a str)", param=param)
     try:
@@ -33,7 +33,7 @@ def check_text(text: object, what: str, *, param: str | None = None) -> str:
 
 
 def decode_text(data: bytes, what: str) -> str:
-    """The text of UTF-8 bytes. Raises PromptError."""
+    """Return the text of UTF-8 bytes. Raises PromptError."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

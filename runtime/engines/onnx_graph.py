@@ -1,7 +1,7 @@
-"""The parts of a bundle's ONNX graph, opened and held against the manifest.
+"""The parts of a bundle's ONNX graph, compared with the manifest.
 
-In: sessions of all parts, in order, and a `ModelSpec`. Out: nothing, or a BundleError. Knows nothing about how they are
-run.
+In: sessions of all parts, in order, and a `ModelSpec`. Out: nothing, or a BundleError. Knows nothing about running
+them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def check_parts(
     *,
     float16_cache: bool,
 ) -> None:
-    """Compare what the parts take and give with the spec, and with each other. Raises BundleError.
+    """Compare inputs and outputs of the parts with the spec, and with each other. Raises BundleError.
 
-    sessions: of each path, one.
+    sessions: one for each path.
     """
     cached: list[Cached] = []
     for index, (session, path) in enumerate(zip(sessions, paths, strict=True)):

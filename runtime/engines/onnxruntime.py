@@ -2,10 +2,10 @@
 
 In: a bundle and settings. Out: an `Engine`. Knows nothing about tokenizers or sampling.
 
-The graph comes in parts, each with a session of its own: a session prepares its weights on one core, and so all cores
-load. Past and present of a layer are one buffer of (num_slots, n_kv, max_context, head_dim): a step writes its new
-tokens behind the old ones and copies nothing, and trimming is a smaller length. A block of the pool is a row of all
-buffers and holds a whole sequence; a batch is computed in neighbouring rows, and bound again when those change.
+The graph comes in parts, each with its own session: a session prepares its weights on a single core, so several load in
+parallel. Past and present of a layer are one buffer of (num_slots, n_kv, max_context, head_dim): a step writes its new
+tokens after the old ones without copying, and trimming only shortens the length. A block of the pool is one row of all
+buffers, and holds a whole sequence. A batch is computed in neighbouring rows, which are bound anew when they change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInte
 from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.engines.onnx_graph import check_parts
 from edge.runtime.engines.onnx_session import SessionPart
-from edge.runtime.errors import COPY_AGAIN, BundleError, ContextLengthError, DeviceError, SettingsError, telling_line
+from edge.runtime.errors import (
+    COPY_AGAIN,
+    BundleError,
+    ContextLengthError,
+    DeviceError,
+    SettingsError,
+    shown,
+    telling_line,
+)
 from edge.runtime.graph_names import (
     HIDDEN,
     NEXT_HIDDEN,
@@ -39,19 +47,19 @@ from edge.runtime.machine import family_of, physical_cores
 from edge.runtime.settings import CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
 
-MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized takes 8 bits; 1.22.1 refuses the graph
+MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized supports 8 bits; 1.22.1 refuses the graph
 CACHE_TYPES: dict[CachePrecision, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}  # any width
-PREFILL_CHUNK = 128  # tokens; of 512 a prefill is no faster, and every part keeps four times the memory
-MAX_SLOTS = 16  # sequences kept at once; a slot that is not used takes no memory
+PREFILL_CHUNK = 128  # tokens; with 512, a prefill is not faster, and every part keeps four times the memory
+MAX_SLOTS = 16  # sequences kept at once; an unused slot takes no memory
 
 
 class OnnxRuntimeEngine:
-    """The sessions of a graph and the KV buffers of some sequences. Raises BundleError, DeviceError, SettingsError.
+    """The sessions of a graph, and the KV buffers of several sequences. Raises BundleError, DeviceError, SettingsError.
 
-    What settings leave open: activations are rounded to int8 where weights have 4 bits, and the cache has 32 bits; the
-    figures behind that are in benchmarks/README.md. Threads: one for each physical core that the process may use.
+    Defaults: activations are rounded to int8 if the weights have 4 bits, and the cache has 32 bits (the figures are in
+    benchmarks/README.md); there is one thread for each physical core that the process may use.
 
-    A row that is left over from pairs takes another kernel, which rounds otherwise: `reproducible` pads to pairs, and
+    Rows are computed in pairs, and one left over by a kernel that rounds differently. `reproducible` pads to pairs:
     results are then bit-equal however tokens are cut into steps.
     """
 
@@ -63,7 +71,7 @@ class OnnxRuntimeEngine:
         kind = CACHE_TYPES[kv_precision]
         self._reproducible = bool(settings.reproducible)
         self._max_context, slots, max_tokens = _context(spec, kind, settings)
-        length = self._max_context + self._reproducible  # of the buffers: a padded step writes one token more
+        length = self._max_context + self._reproducible  # of the buffers, as a padded step writes one more token
         threads = settings.threads or physical_cores()
         kernels = _kernels(bundle, settings)
         paths = bundle.onnx_parts(kernels)
@@ -78,13 +86,13 @@ class OnnxRuntimeEngine:
         shape = (spec.num_kv_heads, length, spec.head_dim)
         try:
             self._memory = SlotMemory(slots, len(self._cached), shape, kind)
-        except SettingsError:  # a system that promises no more memory than it has: no more slots than the budget fills
+        except SettingsError:  # a system without overcommit: no more slots than the budget fills
             slots = min(max(max_tokens // self._max_context, 1), MAX_SLOTS)
             self._memory = SlotMemory(slots, len(self._cached), shape, kind)
         self.pool = BlockPool(slots, self._max_context, self._memory, max_tokens)
         for part in self._parts:
             part.bind(dict(zip(ROTARY_TABLES, self._tables, strict=True)))
-        self._bound_rows: tuple[int, int] | None = None  # of the KV buffers: the first, and how many
+        self._bound_rows: tuple[int, int] | None = None  # rows of the KV buffers: the first, and how many
         self._options = ort.RunOptions()  # of the latest run
         self.info = EngineInfo(
             name="onnx",
@@ -115,9 +123,9 @@ class OnnxRuntimeEngine:
         return logits
 
     def decode(self, steps: list[Step]) -> list[Logits]:
-        """Single tokens share one run; drafts, and whatever is to be reproducible, take turns.
+        """Compute single tokens in one run; drafts, and all steps with `reproducible`, take turns.
 
-        Attention takes several new tokens of one sequence, or one of each, and rounds otherwise for one than for more.
+        Attention accepts several new tokens of one sequence, or one token of each, and rounds these two differently.
         """
         for sequence, ids, _ in steps:
             self._reserve(sequence, ids.size)
@@ -130,7 +138,7 @@ class OnnxRuntimeEngine:
         return found
 
     def _infer_several(self, steps: list[Step]) -> list[Logits]:
-        """Logits (n, vocab) of each step, copied where several runs share the memory of their outputs."""
+        """Return logits (n, vocab) of each step, copied if several runs share the memory of their outputs."""
         shared = [] if self._reproducible else [index for index, step in enumerate(steps) if step.ids.size == 1]
         runs = ([shared] if shared else []) + [[index] for index in range(len(steps)) if index not in shared]
         found: dict[int, Logits] = {}
@@ -140,11 +148,11 @@ class OnnxRuntimeEngine:
             found.update(zip(run, logits if len(runs) == 1 else [rows.copy() for rows in logits], strict=True))
         return [found[index] for index in range(len(steps))]
 
-    def interrupt(self, *, final: bool) -> None:  # noqa: ARG002  # a run that was ended leaves nothing behind
+    def interrupt(self, *, final: bool) -> None:  # noqa: ARG002  # an interrupted run leaves no trace
         self._options.terminate = True
 
     def close(self) -> None:
-        """Let go of the sessions and of the pool's memory."""
+        """Release the sessions and the pool's memory."""
         self._parts, self._tables = [], ()
         self._memory.close()
         self.pool.memory = NoMemory()
@@ -156,9 +164,9 @@ class OnnxRuntimeEngine:
         sequence.reserve(count)
 
     def _infer(self, ids: Ids, sequences: list[CacheSequence], rows: Ids) -> list[Logits]:
-        """Logits (R, vocab) of each sequence, of the wanted rows R among new tokens (B, T) that are reserved for it.
+        """Return logits (R, vocab) of each sequence, for the wanted rows R among its new, reserved tokens (B, T).
 
-        B or T is 1: attention takes no others.
+        B or T is 1: attention accepts nothing else.
         """
         try:
             return self._bind_and_run(ids, sequences, rows)
@@ -168,7 +176,7 @@ class OnnxRuntimeEngine:
 
     def _bind_and_run(self, ids: Ids, sequences: list[CacheSequence], rows: Ids) -> list[Logits]:
         count = rows.size
-        if self._reproducible:  # pairs of rows have a kernel of their own; a token behind the others changes none
+        if self._reproducible:  # pairs of rows have their own kernel; a token after the others changes none of them
             ids, rows = np.pad(ids, ((0, 0), (0, ids.size % 2))), np.pad(rows, (0, count % 2), mode="edge")
         size, new = ids.shape
         totals = [sequence.num_tokens + new for sequence in sequences]
@@ -192,9 +200,9 @@ class OnnxRuntimeEngine:
         return [logits[place, :count] for place in places]
 
     def _bind_rows(self, totals: dict[int, int]) -> list[int]:
-        """Let keys and values of some blocks be read and written; returns the place of each among the rows bound.
+        """Bind keys and values of some blocks; return the place of each block among the bound rows.
 
-        totals: block -> its tokens when the new ones are written.
+        totals: block -> its number of tokens, including the new ones.
         """
         rows, size = self._memory.rows(totals), len(totals)
         if max(rows) - min(rows) >= size:
@@ -211,18 +219,18 @@ class OnnxRuntimeEngine:
         return [row - first for row in rows]
 
     def _run(self) -> None:
-        """One inference, which `interrupt` can end."""
+        """Run one inference, which `interrupt` can end."""
         options = self._options = ort.RunOptions()
         try:
             for part in self._parts:
                 part.run(options)
-        except Exception as error:  # pybind's exceptions have no common base of their own
+        except Exception as error:  # pybind's exceptions share no base class
             if options.terminate:
                 raise StepInterrupted from error
             raise DeviceError(f"the engine failed: {telling_line(error)}; try a shorter context") from error
 
     def _forget_bindings(self) -> None:
-        """Bind everything again in the next step: after a failure nobody knows what is bound."""
+        """Bind everything anew in the next step: after a failure, it is unknown what is bound."""
         self._bound_rows = None
         for part in self._parts:
             part.forget()
@@ -232,15 +240,14 @@ def _check_version() -> None:
     found = tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:2])
     if found < tuple(int(part) for part in MIN_VERSION.split(".")):
         raise DeviceError(
-            f"onnxruntime {ort.__version__} is too old, its GatherBlockQuantized lacks 8 bits: "
-            f"expected {MIN_VERSION} or newer; "
-            "pip install --upgrade onnxruntime"
+            f"onnxruntime {ort.__version__} is too old: its GatherBlockQuantized does not support 8 bits; expected "
+            f"{MIN_VERSION} or newer; pip install --upgrade onnxruntime"
         )
 
 
 def _check_settings(settings: EngineSettings) -> None:
     if family_of(settings.device) != "CPU":
-        raise DeviceError(f"device {settings.device!r}: the onnx engine runs on the CPU; use --engine openvino")
+        raise DeviceError(f"device {shown(settings.device)}: the onnx engine runs on the CPU; use --engine openvino")
     if settings.inference_precision not in (None, "f32"):
         raise SettingsError(f"inference_precision is {settings.inference_precision}, the onnx engine has f32")
     if settings.kv_precision not in (None, *CACHE_TYPES):
@@ -255,7 +262,7 @@ def _kernels(bundle: Bundle, settings: EngineSettings) -> OnnxKernels:
 
 
 def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSettings) -> tuple[int, int, int]:
-    """Tokens that a slot is made for, the number of slots, and tokens of all together. Raises SettingsError."""
+    """Return the tokens of one slot, the number of slots, and the tokens of all together. Raises SettingsError."""
     limit, budget = context_limit(settings, spec), cache_budget(settings)
     bytes_per_token = spec.kv_values_per_token * np.dtype(kind).itemsize
     padding = int(bool(settings.reproducible))
@@ -265,12 +272,12 @@ def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSett
             f"a context of {limit} tokens needs {(limit + padding) * bytes_per_token:,} bytes of KV cache, "
             f"{budget:,} are allowed; lower max_context, raise kv_cache_bytes, or set kv_precision to f16"
         )
-    # A slot takes memory as its tokens come, so there may be more of them than the budget would fill.
+    # A slot takes memory as its tokens come, so there may be more slots than the budget would fill.
     slots = MAX_SLOTS if CAN_ADVISE else min(allowed // min(limit, allowed), MAX_SLOTS)
     return min(limit, allowed), slots, allowed
 
 
 def _rotary_tables(spec: ModelSpec, positions: int, kind: type[np.floating[Any]]) -> tuple[Array, Array]:
-    """cos and sin of position * theta^(-2i / rotary_dim), (positions, rotary_dim / 2); angles in float32."""
+    """Return cos and sin of position * theta^(-2i / rotary_dim), (positions, rotary_dim / 2); angles in float32."""
     angles = np.arange(positions, dtype=np.float32)[:, None] * spec.inverse_frequencies()
     return np.cos(angles).astype(kind), np.sin(angles).astype(kind)

@@ -69,7 +69,7 @@ def test_no_such_path(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_no_bundle(tiny_checkpoint: Path) -> None:
-    with pytest.raises(BundleError, match="it is no bundle; make one with `edge export"):
+    with pytest.raises(BundleError, match="it is not a bundle; make one with `edge export"):
         LLM(tiny_checkpoint)
 
 
