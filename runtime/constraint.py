@@ -54,7 +54,7 @@ class Constraint:
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, object] | str | SchemaMaker | type[SchemaMaker]) -> Constraint:
-        """JSON that a JSON Schema (draft 2020-12) accepts; schema: the schema, its text, or a pydantic model.
+        """Require JSON that a JSON Schema (draft 2020-12) accepts: the schema, its text, or a pydantic model.
 
         OpenAI's wrappers are removed; {"type": "json_object"} means any JSON object.
         """
@@ -74,22 +74,22 @@ class Constraint:
 
     @classmethod
     def json_object(cls) -> Constraint:
-        """Any JSON object."""
+        """Require a JSON object, with any content."""
         return cls("json", "")
 
     @classmethod
     def regex(cls, pattern: str) -> Constraint:
-        """Text that a regular expression matches as a whole. Rust's syntax, so without look-around."""
+        """Require text that a regular expression matches as a whole; Rust's syntax, so without look-around."""
         return cls("regex", pattern)
 
     @classmethod
     def lark(cls, grammar: str) -> Constraint:
-        """Text that a context-free grammar accepts, in llguidance's variant of Lark (llguidance docs/syntax.md)."""
+        """Require text of a context-free grammar, in llguidance's variant of Lark (llguidance docs/syntax.md)."""
         return cls("lark", grammar)
 
     @classmethod
     def choice(cls, options: Sequence[str]) -> Constraint:
-        """Exactly one of several texts."""
+        """Require exactly one of several texts."""
         if isinstance(options, str) or not options or not all(isinstance(option, str) for option in options):
             raise SettingsError(f"the choice is {shown(options)}, expected a list of one or more texts")
         # Upper case makes it a terminal: a rule could have at most 2,000 alternatives.

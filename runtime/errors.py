@@ -9,7 +9,7 @@
     ├── ProfileError             a profile that cannot be read, or two that cannot be compared
     ├── OutputError              the output folder exists, cannot be written, or the disk is full
     ├── BundleError              a bundle is incomplete, altered, or of another schema
-    │   └── VerificationError    a bundle opens, but computes something else than it should
+    │   └── VerificationError    a bundle opens, but computes something other than it should
     ├── MissingPackageError      a package that one of the extras installs is missing
     ├── DeviceError              an engine or device that is missing or cannot run the model
     ├── ClosedError              a model that is used after it was closed
@@ -66,7 +66,7 @@ class CalibrationError(EdgeError):
 
 
 class ProfileError(EdgeError):
-    """A profile does not read as one, or what two of them measured cannot be compared."""
+    """A profile cannot be read, or the measurements of two cannot be compared."""
 
 
 class OutputError(EdgeError):
@@ -78,7 +78,7 @@ class BundleError(EdgeError):
 
 
 class VerificationError(BundleError):
-    """A bundle opens, but its engine computes something else than it should."""
+    """A bundle opens, but its engine computes something other than it should."""
 
 
 class MissingPackageError(EdgeError):

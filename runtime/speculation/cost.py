@@ -54,7 +54,7 @@ class StepCost:
         self._level_ms = median(self._level)
 
     def ms(self, rows: int) -> float:
-        """Return the expected ms of a step of 1 to 64 rows, which never fall as rows grow. At first, one row costs 1."""
+        """Return the expected ms of a step of 1 to 64 rows, never fewer for more rows. At first, one row costs 1."""
         assert 1 <= rows <= MAX_ROWS, f"the cost of {rows} rows"
         return self._level_ms * self._table[rows]
 

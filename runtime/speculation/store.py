@@ -122,11 +122,11 @@ class DraftStore:
     def draft(self, tail_ids: Sequence[int], count: int) -> tuple[int, list[int]]:
         """Return the length of the longest suffix of `tail_ids` in the store, and up to `count` ids that followed it.
 
-        The suffix has 2 to 32 ids, and is followed by more in its sequence; (0, []) without one. At most 32 ids are
-        drafted, fewer where a sequence ends. Among saved sequences, the occurrences vote on each id: the most frequent one
-        wins (of two equals, the later stored one), and other occurrences drop out, until fewer than an eighth are left;
-        of more than 64 occurrences, 64 vote, evenly spread in their order. If this session's unsaved part has a suffix
-        as long, its draft is taken: what followed latest.
+        The suffix has 2 to 32 ids, and others after it in its sequence; (0, []) without one. At most 32 ids are
+        drafted, fewer where a sequence ends. Among saved sequences, the occurrences vote on each id: the most frequent
+        one wins (of two equals, the later stored one), and other occurrences drop out, until fewer than an eighth are
+        left; of more than 64 occurrences, 64 vote, evenly spread in their order. If this session's unsaved part has a
+        suffix as long, its draft is taken: what followed latest.
         """
         tail, count = list(tail_ids[-MAX_MATCH:]), min(count, MAX_DRAFT)
         if len(tail) < _MIN_MATCH or count < 1:
