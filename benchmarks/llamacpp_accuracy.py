@@ -42,7 +42,7 @@ from make_gguf import write_like
 from report import about_machine, put_out, show_machine, show_table, work_folder
 
 from edge.export.architectures import describe
-from edge.export.checkpoint import open_checkpoint
+from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.checkpoint.default import find_checkpoint
 from edge.export.checkpoint.gguf_metadata import read_header
 from edge.export.names import Weights

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from edge.export.checkpoint import Checkpoint, Format
+from edge.export.checkpoint.checkpoint import Checkpoint, Format
 from edge.export.names import Sources, Weights, map_names
 from edge.runtime.errors import CheckpointError, ConfigError, shown
 from edge.runtime.spec import ModelSpec

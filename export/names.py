@@ -22,7 +22,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge.export.checkpoint import Checkpoint
+from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.tensors import Float32Array, FloatArray, to_float32
 from edge.runtime.errors import TensorError, plain
 from edge.runtime.spec import ModelSpec

@@ -30,7 +30,7 @@ import numpy.typing as npt
 import openvino as ov
 
 from edge.export import openvino_tokenizer, recipes
-from edge.export.checkpoint import Checkpoint, open_checkpoint
+from edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edge.export.output import check_space, work_folder
 from edge.export.pipeline import SIDECAR_BYTES, check_arguments
 from edge.export.plan import source_sha256, tensor_sha256, versions

@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from edge.export.chat_templates import ADVICE
-from edge.export.checkpoint import Checkpoint
+from edge.export.checkpoint.chat_templates import ADVICE
+from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.checkpoint.fields import Fields
 from edge.export.verify import GOLDEN_TEXT
 from edge.runtime.chat import ChatTemplate

@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from edge.export.checkpoint import Checkpoint
+from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.names import Sources, Weights
 from edge.export.recipes import EMBEDDING, HEAD
 from edge.export.tensors import Float32Array, FloatArray, to_float32

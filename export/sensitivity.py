@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from edge.export import awq, decoder, gptq
 from edge.export.calibration import ROWS, CalibratingBuilder
-from edge.export.checkpoint import Checkpoint
+from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.names import ReadWhenNeeded, WeightSource, canonical_shapes
 from edge.export.parallel import in_parallel
 from edge.export.recipes import EMBEDDING, HEAD, Precision, Rounding

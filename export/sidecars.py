@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge.export.checkpoint import Checkpoint
+from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.prompt_check import check_prompts, possible_ids
 from edge.runtime import bundle, graph_names
 from edge.runtime.spec import ModelSpec

@@ -14,7 +14,7 @@ from make_gguf import write_like
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edge.export.architectures import describe
-from edge.export.checkpoint import open_checkpoint
+from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.names import Weights, canonical_shapes
 from edge.runtime.spec import ModelSpec
 from tests.export.test_reference import write_glm_gguf, write_llama_gguf

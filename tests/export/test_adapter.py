@@ -23,7 +23,7 @@ from transformers import GlmForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrain
 
 from edge.export.adapter import Adapter
 from edge.export.architectures import describe
-from edge.export.checkpoint import open_checkpoint
+from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.names import canonical_shapes
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError
 from edge.runtime.spec import ModelSpec

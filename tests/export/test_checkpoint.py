@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edge.export.architectures import describe, doubts
-from edge.export.checkpoint import open_checkpoint
+from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.checkpoint.safetensors import SafetensorsFiles
 from edge.export.names import ReadWhenNeeded, rotary_halves
 from edge.export.pipeline import export

@@ -16,8 +16,8 @@ import pytest
 import tokenizers
 from tokenizers import processors
 
+from edge.export.checkpoint.build_tokenizer import PRE_TOKENIZERS
 from edge.export.openvino_tokenizer import FILES, start
-from edge.export.tokenizer import PRE_TOKENIZERS
 from edge.runtime.bundle import CHAT_TEMPLATE, TOKENIZER
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.files import sha256_of

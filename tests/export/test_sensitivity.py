@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge.export import awq, decoder, gptq, parallel, sensitivity
-from edge.export.checkpoint import open_checkpoint
+from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.graph.reference import ReferenceBuilder
 from edge.export.names import Weights, canonical_shapes
 from edge.export.recipes import Precision, Rounding

@@ -13,8 +13,8 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge.export.checkpoint.build_tokenizer import _CL100K, from_tiktoken, special_tokens
 from edge.export.checkpoint.safetensors import SafetensorsCheckpoint
-from edge.export.tokenizer import _CL100K, from_tiktoken, special_tokens
 from edge.runtime.errors import ConfigError, TokenizerError
 from edge.runtime.tokenizer import Tokenizer
 

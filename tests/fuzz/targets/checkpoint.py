@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType, TokenType
 from safetensors.numpy import save, save_file
 
 from edge.export.architectures import describe, doubts
-from edge.export.checkpoint import Checkpoint, open_checkpoint
+from edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edge.export.checkpoint.safetensors import INDEX
 from edge.export.names import canonical_shapes
 from tests.fuzz.target import Target

@@ -19,7 +19,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from edge.export.tokenizer import added_token, check_added, special_tokens
+from edge.export.checkpoint.build_tokenizer import added_token, check_added, special_tokens
 from edge.runtime.chat import MORE_TOKENS, NAMED_TOKENS, named_tokens, token_text
 from edge.runtime.errors import ConfigError, TokenizerError, shown
 from edge.runtime.files import read_file
