@@ -41,7 +41,7 @@ from llamacpp import CLIPPED, WINDOW, Scores, Tools, read_base, scored_rows, wri
 from make_gguf import write_like
 from report import about_machine, put_out, show_machine, show_table, work_folder
 
-from edge.export.architectures import describe
+from edge.export.architectures.registry import describe
 from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.checkpoint.default import find_checkpoint
 from edge.export.checkpoint.gguf_metadata import read_header

@@ -31,7 +31,7 @@ import ml_dtypes
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from edge.export.architectures import ARCHITECTURES, describe
+from edge.export.architectures.registry import ARCHITECTURES, describe
 from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.names import Weights, canonical_shapes, rotary_halves
 from edge.export.tensors import Float32Array, to_float32

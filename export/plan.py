@@ -15,7 +15,8 @@ from pathlib import Path
 
 from edge.export import mixed, recipes
 from edge.export.adapter import Adapter
-from edge.export.architectures import can_rotate, describe, doubts
+from edge.export.architectures.doubts import doubts
+from edge.export.architectures.registry import can_rotate, describe
 from edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edge.export.names import WeightSource, canonical_shapes
 from edge.export.recipes import EMBEDDING, HEAD, Recipe, Rounding, block_size

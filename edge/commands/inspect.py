@@ -72,7 +72,8 @@ def _bundle(path: Path, as_json: bool) -> int:
 
 def _checkpoint(source: str, as_json: bool) -> int:
     from edge.commands.console import human_bytes, print_json, print_table
-    from edge.export.architectures import describe, doubts
+    from edge.export.architectures.doubts import doubts
+    from edge.export.architectures.registry import describe
     from edge.export.checkpoint.checkpoint import open_checkpoint
     from edge.export.names import canonical_shapes
     from edge.export.recipes import recipes

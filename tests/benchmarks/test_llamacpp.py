@@ -13,7 +13,7 @@ from llamacpp import Scores, parse_scores, read_base, scored_rows, write_base
 from make_gguf import write_like
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from edge.export.architectures import describe
+from edge.export.architectures.registry import describe
 from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.names import Weights, canonical_shapes
 from edge.runtime.spec import ModelSpec

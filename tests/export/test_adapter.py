@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GlmForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from edge.export.adapter import Adapter
-from edge.export.architectures import describe
+from edge.export.architectures.registry import describe
 from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.names import canonical_shapes
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError

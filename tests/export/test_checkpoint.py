@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from edge.export.architectures import describe, doubts
+from edge.export.architectures.doubts import doubts
+from edge.export.architectures.registry import describe
 from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.checkpoint.safetensors import SafetensorsFiles
 from edge.export.names import ReadWhenNeeded, rotary_halves
@@ -398,7 +399,7 @@ def test_rope_settings_are_read_from_old_and_new_places(checkpoint: Path) -> Non
 
 def test_published_configs_are_understood(shared: Path) -> None:
     """Real config files, as far as they can be read without weights."""
-    from edge.export.architectures import ARCHITECTURES
+    from edge.export.architectures.registry import ARCHITECTURES
     from edge.export.checkpoint.fields import Fields
 
     class Stub:

@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel
 
-from edge.export.architectures import describe
+from edge.export.architectures.registry import describe
 from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.pipeline import export
 from edge.runtime.kv.pool import CacheSequence

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from edge.export.architectures import describe
+from edge.export.architectures.registry import describe
 from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.runtime.errors import CheckpointError, TokenizerError
 

@@ -25,7 +25,7 @@ TINIES = {t.name: t for t in tiny.TINIES if t.name in ("partial-bias-untied", "f
 
 
 def weights_of(name: str, folder: Path) -> Weights:
-    from edge.export.architectures import describe
+    from edge.export.architectures.registry import describe
 
     tiny.make(TINIES[name], folder)
     return describe(open_checkpoint(folder))[1]

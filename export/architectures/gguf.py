@@ -1,0 +1,73 @@
+"""GGUF files of the architectures llama, chatglm and glm4."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from edge.export.architectures.architecture import Architecture, weight_sources
+from edge.export.checkpoint.checkpoint import Checkpoint
+from edge.export.names import Sources
+from edge.runtime.spec import ModelSpec
+
+
+def _gguf_spec(checkpoint: Checkpoint) -> ModelSpec:
+    """llama, chatglm and glm4 in GGUF: rows of q and k are in GLM's interleaved rotary layout in all three."""
+    config, name = checkpoint.config, checkpoint.architecture
+    config.require(f"{name}.rope.scaling.type", "none")
+    config.require(f"{name}.rope.dimension_sections")  # GLM-4.1V, whose q and k rows are in another order
+    config.require(f"{name}.expert_count", 0)
+    config.require(f"{name}.nextn_predict_layers", 0)
+    num_heads = config.positive(f"{name}.attention.head_count")
+    hidden_size = config.positive(f"{name}.embedding_length")
+    head_dim = config.positive(f"{name}.attention.key_length", default=hidden_size // num_heads)
+    rotary_dim = head_dim if name == "llama" else head_dim // 2
+    return ModelSpec(
+        architecture=name,
+        num_layers=config.positive(f"{name}.block_count"),
+        hidden_size=hidden_size,
+        intermediate_size=config.positive(f"{name}.feed_forward_length"),
+        num_heads=num_heads,
+        num_kv_heads=config.positive(f"{name}.attention.head_count_kv", default=num_heads),
+        head_dim=head_dim,
+        rotary_dim=config.positive(f"{name}.rope.dimension_count", default=rotary_dim),
+        rope_theta=config.read(float, f"{name}.rope.freq_base", default=10000.0),
+        rms_norm_eps=config.read(float, f"{name}.attention.layer_norm_rms_epsilon"),
+        vocab_size=_rows(checkpoint, "token_embd.weight") or config.positive(f"{name}.vocab_size"),
+        max_position_embeddings=config.positive(f"{name}.context_length"),
+        qkv_bias=bool({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"} & checkpoint.shapes.keys()),
+        tied_embeddings="output.weight" not in checkpoint.shapes,
+        output_norms=name == "glm4",
+    )
+
+
+def _rows(checkpoint: Checkpoint, name: str) -> int:
+    """Of a matrix; 0 where the tensor is not there or has none."""
+    shape = checkpoint.shapes.get(name, ())
+    return shape[0] if shape else 0
+
+
+def _gguf_sources(spec: ModelSpec, names: Collection[str]) -> Sources:
+    """q, k and v, and gate and up, stand together or apart, as the model they come from had them."""
+    together = "blk.0.attn_qkv.weight" in names
+    qkv = ("attn_qkv",) if together else ("attn_q", "attn_k", "attn_v")
+    gate_up = ("ffn_gate.weight", "ffn_up.weight") if "blk.0.ffn_gate.weight" in names else ("ffn_up.weight",)
+    block = {
+        "input_norm.weight": ("attn_norm.weight",),
+        "attn.qkv.weight": tuple(f"{x}.weight" for x in qkv),
+        "attn.qkv.bias": tuple(f"{x}.bias" for x in qkv),
+        "attn.o.weight": ("attn_output.weight",),
+        "attn.out_norm.weight": ("post_attention_norm.weight",),
+        "post_norm.weight": ("ffn_norm.weight",),
+        "mlp.gate_up.weight": gate_up,
+        "mlp.down.weight": ("ffn_down.weight",),
+        "mlp.out_norm.weight": ("post_ffw_norm.weight",),
+    }
+    outside = {
+        "embed.weight": "token_embd.weight",
+        "norm.weight": "output_norm.weight",
+        "lm_head.weight": "output.weight",
+    }
+    return weight_sources(spec, outside, "blk.{}.", block)
+
+
+GGUF = Architecture(_gguf_spec, _gguf_sources)
