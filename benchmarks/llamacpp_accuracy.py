@@ -45,12 +45,12 @@ from edge.export.architectures.registry import describe
 from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.checkpoint.default import find_checkpoint
 from edge.export.checkpoint.gguf_metadata import read_header
-from edge.export.names import Weights
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
-from edge.export.rotation import RotatedWeights
 from edge.export.settings import ExportSettings
 from edge.export.text import Windows, builtin_calibration, builtin_evaluation, check_apart, token_windows
+from edge.export.weights.names import Weights
+from edge.export.weights.rotation import RotatedWeights
 from edge.profiles.reference import FloatWeights
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine

@@ -21,10 +21,10 @@ import numpy as np
 
 from edge.export import decoder
 from edge.export.calibration import CalibratingBuilder
-from edge.export.names import ReadWhenNeeded
 from edge.export.parallel import in_parallel
 from edge.export.recipes import Precision
 from edge.export.tensors import Float32Array, FloatArray, Weight, to_float32
+from edge.export.weights.names import ReadWhenNeeded
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
 

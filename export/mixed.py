@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edge.export.budget import Choice, Option, choose
-from edge.export.names import canonical_shapes
-from edge.export.recipes import EMBEDDING, HEAD, Precision, Recipe, Rounding, block_size, fit, stored_bytes
+from edge.export.recipes import Precision, Recipe, Rounding, block_size, fit, stored_bytes
 from edge.export.sensitivity import Candidates, Sensitivity
 from edge.export.settings import Limits
+from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
 

@@ -14,15 +14,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 from edge.export import mixed, recipes
-from edge.export.adapter import Adapter
 from edge.export.architectures.doubts import doubts
 from edge.export.architectures.registry import can_rotate, describe
 from edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from edge.export.names import WeightSource, canonical_shapes
-from edge.export.recipes import EMBEDDING, HEAD, Recipe, Rounding, block_size
-from edge.export.rotation import RotatedWeights
+from edge.export.recipes import Recipe, Rounding, block_size
 from edge.export.settings import ExportSettings, Format, Limits
 from edge.export.text import Corpus, calibration_corpus
+from edge.export.weights.adapter import Adapter
+from edge.export.weights.names import EMBEDDING, HEAD, WeightSource, canonical_shapes
+from edge.export.weights.rotation import RotatedWeights
 from edge.runtime import bundle
 from edge.runtime.errors import SettingsError
 from edge.runtime.files import sha256_of

@@ -22,13 +22,13 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal, get_args
 
+from edge.export.weights.names import EMBEDDING, HEAD
 from edge.runtime.errors import RecipeError, shown
 
 DEFAULT = "int4-asym-g128"
 MIN_GROUP_SIZE = 32  # smaller groups fall off the fast kernels (as nncf's AdvancedCompressionParameters)
 # Weights that share a scale in onnxruntime's kernels (core/mlas/lib/qnbitgemm.cpp); larger groups repeat theirs.
 ONNX_BLOCKS = range(16, 256 + 1)
-EMBEDDING, HEAD = "embed.weight", "lm_head.weight"
 CHOSEN = "chosen by its measured error"
 AWQ = "-awq"  # behind a precision
 # How 4-bit integers are chosen: from the weights alone, or from what calibration text gives them as input, by nncf's

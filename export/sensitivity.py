@@ -30,10 +30,10 @@ from threadpoolctl import threadpool_limits
 from edge.export import awq, decoder, gptq
 from edge.export.calibration import ROWS, CalibratingBuilder
 from edge.export.checkpoint.checkpoint import Checkpoint
-from edge.export.names import ReadWhenNeeded, WeightSource, canonical_shapes
 from edge.export.parallel import in_parallel
-from edge.export.recipes import EMBEDDING, HEAD, Precision, Rounding
+from edge.export.recipes import Precision, Rounding
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32
+from edge.export.weights.names import EMBEDDING, HEAD, ReadWhenNeeded, WeightSource, canonical_shapes
 from edge.runtime.spec import ModelSpec
 from edge.runtime.verify import kl_divergence
 

@@ -26,12 +26,12 @@ from threadpoolctl import threadpool_limits
 from edge.export import awq, gptq, low_rank
 from edge.export.calibration import Calibration
 from edge.export.journal import Journal
-from edge.export.names import ReadWhenNeeded, WeightSource, canonical_shapes
 from edge.export.plan import Plan, tensor_sha256
-from edge.export.recipes import EMBEDDING, HEAD, Precision, Recipe
-from edge.export.store import StoredWeight, WeightStore
+from edge.export.recipes import Precision, Recipe
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, as_unsigned, to_float32
 from edge.export.verify import Golden, Verifier
+from edge.export.weights.names import EMBEDDING, HEAD, ReadWhenNeeded, WeightSource, canonical_shapes
+from edge.export.weights.store import StoredWeight, WeightStore
 from edge.runtime.atomic import write_durably
 from edge.runtime.errors import TensorError, VerificationError
 from edge.runtime.manifest import StageCheck

@@ -43,12 +43,11 @@ import numpy.typing as npt
 from edge.export.destination import check_ours, remove_work
 from edge.export.graph import reference as plain
 from edge.export.journal import Journal
-from edge.export.names import canonical_shapes
 from edge.export.npz import DAMAGE, get_array, put_array
 from edge.export.output import FULL
-from edge.export.recipes import EMBEDDING, HEAD
 from edge.export.tensors import Float32Array, FloatArray
 from edge.export.text import Windows
+from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
 from edge.profiles.typed_json import read_value
 from edge.runtime.atomic import name_beside, write_durably
 from edge.runtime.errors import CalibrationError, EdgeError, OutputError, TensorError, shown
@@ -68,7 +67,7 @@ PARTS = JOURNAL, MADE = "journal", "reference.npz"  # of the work folder
 
 
 class FloatWeights(Protocol):
-    """Weights by canonical name, as `edge.export.names.Weights` has them; changed ones, too."""
+    """Weights by canonical name, as `edge.export.weights.names.Weights` has them; changed ones, too."""
 
     @property
     def spec(self) -> ModelSpec: ...

@@ -98,7 +98,7 @@ PLACES = {
     "export/sidecars.py:write_server_graph:write_text": WORK,
     "export/stages.py:_keep:write_durably": WORK,
     "export/stages.py:compress.keep_and_check:unlink": WORK,
-    "export/store.py:WeightStore.__init__:open": WORK,
+    "export/weights/store.py:WeightStore.__init__:open": WORK,
     "export/verify.py:Golden.write:ZipFile": WORK,
     "profiles/reference.py:_Runner._finish:open": REFERENCE_WORK,
     "profiles/reference.py:_Runner._finish:unlink": REFERENCE_WORK,

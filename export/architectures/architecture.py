@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from edge.export.checkpoint.checkpoint import Checkpoint
-from edge.export.names import Sources
+from edge.export.weights.names import Sources
 from edge.runtime.spec import ModelSpec
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from edge.export.architectures.architecture import Architecture, weight_sources
 from edge.export.checkpoint.checkpoint import Checkpoint
-from edge.export.names import Sources
+from edge.export.weights.names import Sources
 from edge.runtime.errors import ConfigError
 from edge.runtime.spec import ModelSpec
 

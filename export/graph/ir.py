@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import openvino as ov
 
-from edge.export.store import WeightStore
+from edge.export.weights.store import WeightStore
 
 
 def write_ir(model: ov.Model, store: WeightStore, xml: Path) -> None:

@@ -19,8 +19,8 @@ import onnx
 from edge.export.graph.onnx import decoder_part, decoder_parts, genai_decoder
 from edge.export.graph.onnx_plain import plain_decoder
 from edge.export.graph.onnx_writer import Array
-from edge.export.store import WeightStore
 from edge.export.tensors import PackedTensor, Weight, as_unsigned
+from edge.export.weights.store import WeightStore
 from edge.runtime import bundle
 from edge.runtime.bundle import OnnxKernels
 from edge.runtime.graph_names import SPEC

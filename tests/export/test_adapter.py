@@ -21,10 +21,10 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import GlmForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from edge.export.adapter import Adapter
 from edge.export.architectures.registry import describe
 from edge.export.checkpoint.checkpoint import open_checkpoint
-from edge.export.names import canonical_shapes
+from edge.export.weights.adapter import Adapter
+from edge.export.weights.names import canonical_shapes
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError
 from edge.runtime.spec import ModelSpec
 

@@ -13,10 +13,10 @@ import pytest
 from edge.export import awq, parallel, pipeline
 from edge.export.compress import Compressor, alone
 from edge.export.graph import reference
-from edge.export.names import canonical_shapes
 from edge.export.pipeline import export
 from edge.export.recipes import Precision
 from edge.export.tensors import Float32Array, FloatArray, Weight
+from edge.export.weights.names import canonical_shapes
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
 from edge.runtime.verify import FLOAT32_BOUND

@@ -14,12 +14,12 @@ import pytest
 from edge.export import decoder, pipeline
 from edge.export.calibration import Calibration
 from edge.export.graph.reference import ReferenceBuilder
-from edge.export.names import canonical_shapes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.recipes import find_recipe
 from edge.export.settings import ExportSettings
 from edge.export.tensors import Float32Array, FloatArray, Weight, to_float32
+from edge.export.weights.names import canonical_shapes
 from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import CalibrationError, RecipeError
 from edge.runtime.manifest import Manifest

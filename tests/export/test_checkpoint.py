@@ -17,11 +17,11 @@ from edge.export.architectures.doubts import doubts
 from edge.export.architectures.registry import describe
 from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.checkpoint.safetensors import SafetensorsFiles
-from edge.export.names import ReadWhenNeeded, rotary_halves
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
 from edge.export.tensors import FloatArray
+from edge.export.weights.names import ReadWhenNeeded, rotary_halves
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError
 from edge.runtime.spec import ModelSpec
 

@@ -10,11 +10,11 @@ import pytest
 from edge.export import gptq, low_rank, parallel
 from edge.export.compress import Compressor
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
-from edge.export.names import canonical_shapes
 from edge.export.recipes import Precision
-from edge.export.store import WeightStore
 from edge.export.tensors import Float32Array, PackedTensor, Weight, as_unsigned, rows_of
 from edge.export.verify import distance
+from edge.export.weights.names import canonical_shapes
+from edge.export.weights.store import WeightStore
 from edge.runtime.spec import ModelSpec
 from edge.runtime.verify import FLOAT32_BOUND
 from tests.oracle import dequantize

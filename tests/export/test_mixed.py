@@ -15,12 +15,12 @@ import pytest
 
 from edge.commands.export import parse_bytes
 from edge.export import recipes, sensitivity
-from edge.export.names import canonical_shapes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.recipes import Rounding, stored_bytes
 from edge.export.sensitivity import Sensitivity
 from edge.export.settings import ExportSettings
+from edge.export.weights.names import canonical_shapes
 from edge.runtime.errors import RecipeError
 from edge.runtime.manifest import Manifest
 from edge.runtime.verify import verify

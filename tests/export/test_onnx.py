@@ -13,12 +13,12 @@ from onnx.reference import ReferenceEvaluator
 from edge.export.graph import onnx as graphs
 from edge.export.graph import onnx_writer
 from edge.export.graph.runners import OnnxRunner
-from edge.export.names import Weights, canonical_shapes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings, Format
 from edge.export.tensors import PackedTensor, Weight, as_unsigned, pack, rows_of
 from edge.export.verify import Verifier
+from edge.export.weights.names import Weights, canonical_shapes
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import OnnxKernels, open_bundle
 from edge.runtime.engines.onnxruntime import _rotary_tables

@@ -21,8 +21,8 @@ from edge.export import pipeline, sensitivity, source_files
 from edge.export.checkpoint import mapped as mapped_module
 from edge.export.pipeline import export
 from edge.export.stages import Progress
-from edge.export.store import WeightStore
 from edge.export.tensors import PackedTensor, Weight
+from edge.export.weights.store import WeightStore
 from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import CheckpointError, OutputError, VerificationError
 

@@ -11,11 +11,11 @@ import pytest
 
 from edge.export import decoder
 from edge.export.graph.reference import ReferenceBuilder
-from edge.export.names import Weights, WeightSource, canonical_shapes
 from edge.export.plan import make_plan
-from edge.export.rotation import RotatedWeights, Rotation
 from edge.export.settings import ExportSettings
 from edge.export.tensors import Float32Array, to_float32
+from edge.export.weights.names import Weights, WeightSource, canonical_shapes
+from edge.export.weights.rotation import RotatedWeights, Rotation
 from edge.runtime.errors import RecipeError
 from edge.runtime.verify import FLOAT32_BOUND
 from tests import tiny

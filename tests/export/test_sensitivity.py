@@ -11,10 +11,10 @@ import pytest
 from edge.export import awq, decoder, gptq, parallel, sensitivity
 from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.graph.reference import ReferenceBuilder
-from edge.export.names import Weights, canonical_shapes
 from edge.export.recipes import Precision, Rounding
 from edge.export.sensitivity import CARRIED, Sensitivity, measure, nearest
 from edge.export.tensors import Float32Array, to_float32
+from edge.export.weights.names import Weights, canonical_shapes
 from edge.runtime.verify import kl_divergence
 from tests import tiny
 from tests.oracle import dequantize

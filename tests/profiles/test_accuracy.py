@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.export.names import WeightSource
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
 from edge.export.tensors import FloatArray
 from edge.export.text import Windows
+from edge.export.weights.names import WeightSource
 from edge.profiles.accuracy import Accuracy, compare, evaluate
 from edge.profiles.reference import Reference, ReferenceSettings, build
 from edge.runtime.bundle import open_bundle

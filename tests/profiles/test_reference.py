@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.export.names import WeightSource
 from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
 from edge.export.tensors import FloatArray
 from edge.export.text import Windows
+from edge.export.weights.names import WeightSource
 from edge.profiles import reference
 from edge.profiles.accuracy import score
 from edge.profiles.reference import ReferenceSettings, Rows, build, keep, open_reference

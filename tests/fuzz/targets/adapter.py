@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from edge.export.adapter import CONFIG, TENSORS, Adapter
+from edge.export.weights.adapter import CONFIG, TENSORS, Adapter
 from edge.runtime.spec import ModelSpec
 from tests.fuzz.target import Target
 

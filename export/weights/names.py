@@ -27,6 +27,7 @@ from edge.export.tensors import Float32Array, FloatArray, to_float32
 from edge.runtime.errors import TensorError, plain
 from edge.runtime.spec import ModelSpec
 
+EMBEDDING, HEAD = "embed.weight", "lm_head.weight"
 Sources = Mapping[str, tuple[str, ...]]  # canonical name -> tensors whose rows follow each other
 CHECKED_ROWS = 4096  # of a matrix in float32 at a time
 
@@ -34,12 +35,12 @@ CHECKED_ROWS = 4096  # of a matrix in float32 at a time
 def canonical_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Every weight of a model with its shape, in the order in which the decoder uses them."""
     h, f, qkv = spec.hidden_size, spec.intermediate_size, spec.q_size + 2 * spec.kv_size
-    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (spec.vocab_size, h)}
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (spec.vocab_size, h)}
     for layer in range(spec.num_layers):
         shapes |= {f"layers.{layer}.{name}": shape for name, shape in _block_shapes(h, f, qkv, spec).items()}
     shapes["norm.weight"] = (h,)
     if not spec.tied_embeddings:
-        shapes["lm_head.weight"] = (spec.vocab_size, h)
+        shapes[HEAD] = (spec.vocab_size, h)
     return shapes
 
 

@@ -18,9 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.export.checkpoint.checkpoint import Checkpoint
-from edge.export.names import Sources, Weights
-from edge.export.recipes import EMBEDDING, HEAD
 from edge.export.tensors import Float32Array, FloatArray, to_float32
+from edge.export.weights.names import EMBEDDING, HEAD, Sources, Weights
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
 

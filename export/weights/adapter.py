@@ -31,14 +31,14 @@ import numpy.typing as npt
 
 from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.safetensors import SafetensorsFiles
-from edge.export.module_pattern import ModulePattern
 from edge.export.tensors import Float32Array, to_float32
+from edge.export.weights.module_pattern import ModulePattern
+from edge.export.weights.names import HEAD
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError, plain, shown
 from edge.runtime.files import is_file, shown_path
 from edge.runtime.json_reader import read_json_object
 from edge.runtime.spec import ModelSpec
 
-HEAD = "lm_head.weight"
 _MAX_CONFIG_BYTES = 10_000_000
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 
