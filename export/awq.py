@@ -19,8 +19,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edge.export import decoder
 from edge.export.calibration import CalibratingBuilder
+from edge.export.graph import decoder
 from edge.export.parallel import in_parallel
 from edge.export.recipes import Precision
 from edge.export.tensors import Float32Array, FloatArray, Weight, to_float32

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from edge.export import decoder, twin
-from edge.export.graph.reference import ReferenceBuilder
+from edge.export import twin
+from edge.export.graph import decoder
+from edge.export.graph.numpy_builder import NumpyBuilder
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of
 from edge.runtime.spec import ModelSpec
@@ -40,7 +41,7 @@ class Calibration:
     def embed(self, embedding: Weight, compressed: Weight) -> None:
         """Start, with the embedding of either model."""
         models = (embedding, compressed) if self._twin else (compressed,)
-        builders = [ReferenceBuilder({"embed.weight": model}, self._spec) for model in models]
+        builders = [NumpyBuilder({"embed.weight": model}, self._spec) for model in models]
         self.hidden = np.concatenate([builder.embedding(self._ids, "embed") for builder in builders])
 
     def block(self, layer: int, weights: Mapping[str, FloatArray], pack: twin.Pack) -> dict[str, Weight]:
@@ -63,11 +64,11 @@ class Calibration:
     def last(self, weights: Mapping[str, Weight]) -> Float32Array:
         """Inputs of the head (T, H) in the compressed model, behind the last block."""
         hidden = self.hidden[len(self.hidden) // 2 :] if self._twin else self.hidden
-        builder = ReferenceBuilder(weights, self._spec)
+        builder = NumpyBuilder(weights, self._spec)
         return builder.rms_norm(hidden, "norm", self._spec.rms_norm_eps).reshape(-1, self._spec.hidden_size)
 
 
-class CalibratingBuilder(ReferenceBuilder):
+class CalibratingBuilder(NumpyBuilder):
     """Computes the decoder with matrices that are compressed on the way. Activations are (n, T, ...)."""
 
     def __init__(self, weights: Mapping[str, Weight], spec: ModelSpec, pack: Pack) -> None:

@@ -290,12 +290,12 @@ def _write_graphs(plan: Plan, store: WeightStore, folder: Path) -> None:
     """The graphs of the bundle, which point into the store; packages are imported for the format that needs them."""
     try:
         if plan.openvino:
-            from edge.export.graph.ir import write_ir
-            from edge.export.graph.openvino import stateful_decoder
+            from edge.export.graph.openvino.files import write_ir
+            from edge.export.graph.openvino.models import stateful_decoder
 
             write_ir(stateful_decoder(store, plan.spec), store, folder / bundle.MODEL_XML)
         if plan.onnx:
-            from edge.export.graph.onnx_files import write_onnx
+            from edge.export.graph.onnx.files import write_onnx
 
             write_onnx(store, plan.spec, folder)
     except RuntimeError as error:

@@ -27,8 +27,6 @@ from edge.runtime.errors import RecipeError, shown
 
 DEFAULT = "int4-asym-g128"
 MIN_GROUP_SIZE = 32  # smaller groups fall off the fast kernels (as nncf's AdvancedCompressionParameters)
-# Weights that share a scale in onnxruntime's kernels (core/mlas/lib/qnbitgemm.cpp); larger groups repeat theirs.
-ONNX_BLOCKS = range(16, 256 + 1)
 CHOSEN = "chosen by its measured error"
 AWQ = "-awq"  # behind a precision
 # How 4-bit integers are chosen: from the weights alone, or from what calibration text gives them as input, by nncf's
@@ -179,17 +177,6 @@ def stored_bytes(precision: Precision, shape: tuple[int, ...]) -> int:
     groups = size // (precision.group_size or shape[1])
     zero_points = 0 if precision.symmetric else -(-groups * precision.bits // 8)
     return size * precision.bits // 8 + 2 * groups + zero_points
-
-
-def block_size(name: str, group_size: int, limit: int = ONNX_BLOCKS[-1]) -> int:
-    """Weights that share a scale in ONNX's operators: a power of two up to `limit` in a group. Raises RecipeError."""
-    size = min(group_size & -group_size, 1 << limit.bit_length() - 1)
-    if size < ONNX_BLOCKS[0]:
-        raise RecipeError(
-            f"{name} has groups of {group_size} weights, ONNX's operators take multiples of {ONNX_BLOCKS[0]}; "
-            "use --format openvino, or a recipe with smaller groups"
-        )
-    return size
 
 
 @cache

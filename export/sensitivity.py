@@ -27,9 +27,10 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from edge.export import awq, decoder, gptq
+from edge.export import awq, gptq
 from edge.export.calibration import ROWS, CalibratingBuilder
 from edge.export.checkpoint.checkpoint import Checkpoint
+from edge.export.graph import decoder
 from edge.export.parallel import in_parallel
 from edge.export.recipes import Precision, Rounding
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from edge.export.graph.reference import ReferenceBuilder
+from edge.export.graph.numpy_builder import NumpyBuilder
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32
 from edge.runtime.spec import ModelSpec
@@ -34,7 +34,7 @@ class TwinBuilder:
 
     def __init__(self, weights: Mapping[str, FloatArray], spec: ModelSpec, pack: Pack) -> None:
         self._weights = weights
-        self._plain = ReferenceBuilder(weights, spec)  # for one window
+        self._plain = NumpyBuilder(weights, spec)  # for one window
         self._spec = spec
         self._pack = pack
         self._stream: Float32Array | None = None  # residual, before the norm that was last

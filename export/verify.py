@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.export.graph import reference
+from edge.export.graph import numpy_builder
 from edge.export.graph.runners import Runner
 from edge.export.npz import put_array
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, take_rows, to_float32
@@ -80,7 +80,7 @@ class Verifier:
     def embed(self, weights: Mapping[str, FloatArray], packed: Mapping[str, Weight]) -> StageCheck:
         """Start: token ids to hidden states."""
         ids = self.ids[None]
-        self.hidden = np.concatenate([reference.embed(w, ids, self._spec) for w in (weights, packed)])
+        self.hidden = np.concatenate([numpy_builder.embed(w, ids, self._spec) for w in (weights, packed)])
         found, places = np.unique(ids, return_inverse=True)  # the graph is the same with these rows alone
         few = {"embed.weight": take_rows(packed["embed.weight"], found)}
         places = places.reshape(ids.shape)
@@ -90,8 +90,8 @@ class Verifier:
     def block(self, layer: int, weights: Mapping[str, FloatArray], packed: Mapping[str, Weight]) -> StageCheck:
         """Run one decoder block."""
         start = self.hidden
-        expected = reference.block(weights, start[:1], layer, self._spec)[0]
-        found = reference.block(packed, start, layer, self._spec)
+        expected = numpy_builder.block(weights, start[:1], layer, self._spec)[0]
+        found = numpy_builder.block(packed, start, layer, self._spec)
         stage, layout = f"block {layer}", [_kind(weight) for weight in packed.values()]
         self._prove(stage, lambda runner: runner.block(packed, start, layer, self._spec), found, layout)
         self.hidden = np.stack([expected, found[1]])
@@ -100,8 +100,8 @@ class Verifier:
     def head(self, weights: Mapping[str, FloatArray], packed: Mapping[str, Weight]) -> tuple[StageCheck, Golden]:
         """Finish: hidden states to logits of the last rows."""
         last = self.hidden[:, -GOLDEN_ROWS:]
-        expected = reference.head(weights, last[:1], self._spec)[0]
-        found = reference.head(packed, last, self._spec)
+        expected = numpy_builder.head(weights, last[:1], self._spec)[0]
+        found = numpy_builder.head(packed, last, self._spec)
         name = "embed.weight" if self._spec.tied_embeddings else "lm_head.weight"
         few = {**packed, name: take_rows(packed[name], np.arange(min(PROVEN_ROWS, found.shape[-1])))}
         self._prove("head", lambda runner: runner.head(few, last, self._spec), found[..., :PROVEN_ROWS])

@@ -41,7 +41,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.export.destination import check_ours, remove_work
-from edge.export.graph import reference as plain
+from edge.export.graph import numpy_builder
 from edge.export.journal import Journal
 from edge.export.npz import DAMAGE, get_array, put_array
 from edge.export.output import FULL
@@ -316,12 +316,12 @@ class _Runner:
             journal.clear()
 
     def run_blocks(self) -> None:
-        from edge.export.graph.openvino import block_model
+        from edge.export.graph.openvino.models import block_model
 
         if not self._journal.steps:
             matrix = {EMBEDDING: self._weights.read(EMBEDDING)}
             self._finish(
-                "embedding", (plain.embed(matrix, ids, self._spec) for ids in self._batches(self._windows.ids))
+                "embedding", (numpy_builder.embed(matrix, ids, self._spec) for ids in self._batches(self._windows.ids))
             )
         positions = np.arange(self._windows.length, dtype=np.int64)
         for layer in range(len(self._journal.steps) - 1, self._spec.num_layers):
@@ -339,7 +339,7 @@ class _Runner:
             )
 
     def run_head(self, settings: ReferenceSettings) -> None:
-        from edge.export.graph.openvino import head_model
+        from edge.export.graph.openvino.models import head_model
 
         folder, facts = self._journal.folder, self._journal.facts
         missing = [

@@ -12,7 +12,7 @@ import pytest
 
 from edge.export import awq, parallel, pipeline
 from edge.export.compress import Compressor, alone
-from edge.export.graph import reference
+from edge.export.graph import numpy_builder
 from edge.export.pipeline import export
 from edge.export.recipes import Precision
 from edge.export.tensors import Float32Array, FloatArray, Weight
@@ -43,7 +43,7 @@ class Block:
         return awq.fold(self.weights, 1, self.spec, precisions, self.hidden if text else None)
 
     def run(self, weights: Mapping[str, Weight], hidden: Float32Array) -> Float32Array:
-        return reference.block(weights, hidden, 1, self.spec)
+        return numpy_builder.block(weights, hidden, 1, self.spec)
 
 
 SPECS = {

@@ -9,7 +9,7 @@ import pytest
 
 from edge.export import compress as compress_module
 from edge.export.compress import Compressor
-from edge.export.graph.openvino import linear_model
+from edge.export.graph.openvino.models import linear_model
 from edge.export.recipes import Precision, find_recipe, recipes
 from edge.export.tensors import PackedTensor, rows_of, take_rows, unpack
 from edge.runtime.errors import RecipeError

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edge.export import decoder
-from edge.export.graph.reference import ReferenceBuilder
+from edge.export.graph import decoder
+from edge.export.graph.numpy_builder import NumpyBuilder
 from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
 from edge.export.tensors import Float32Array, to_float32
@@ -25,7 +25,7 @@ IDS: npt.NDArray[Any] = np.arange(2, 50).reshape(2, 24)
 
 def logits(weights: WeightSource) -> Float32Array:
     floats = {name: to_float32(weights.read(name)) for name in canonical_shapes(weights.spec)}
-    found: Float32Array = decoder.decoder(ReferenceBuilder(floats, weights.spec), IDS, weights.spec)
+    found: Float32Array = decoder.decoder(NumpyBuilder(floats, weights.spec), IDS, weights.spec)
     return found
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.export import awq, decoder, gptq, parallel, sensitivity
+from edge.export import awq, gptq, parallel, sensitivity
 from edge.export.checkpoint.checkpoint import open_checkpoint
-from edge.export.graph.reference import ReferenceBuilder
+from edge.export.graph import decoder
+from edge.export.graph.numpy_builder import NumpyBuilder
 from edge.export.recipes import Precision, Rounding
 from edge.export.sensitivity import CARRIED, Sensitivity, measure, nearest
 from edge.export.tensors import Float32Array, to_float32
@@ -44,7 +45,7 @@ def options_of(weights: Weights, *more: Rounding) -> dict[str, tuple[Rounding, .
     }
 
 
-class Looking(ReferenceBuilder):
+class Looking(NumpyBuilder):
     """The plain decoder, which keeps what goes into one matrix."""
 
     def linear(self, x: Float32Array, name: str) -> Float32Array:
@@ -75,7 +76,7 @@ def test_a_gain_is_that_of_the_whole_model(name: str, tmp_path: Path) -> None:
             rounded = dequantize(gptq.quantize(floats[matrix], gptq.moments(fitted), COARSE.precision))
             x = inputs[:CARRIED].reshape(-1, inputs.shape[-1])
             error = np.square(x @ (rounded - floats[matrix]).T).sum() / np.square(x @ floats[matrix].T).sum()
-        logits = decoder.decoder(ReferenceBuilder({**floats, matrix: rounded}, spec), ids[:CARRIED], spec)
+        logits = decoder.decoder(NumpyBuilder({**floats, matrix: rounded}, spec), ids[:CARRIED], spec)
         kld = kl_divergence(expected, logits.reshape(expected.shape))
         # Sums in another order: float32 logits of a few units are off by 1e-6, and the KLD by that times their spread.
         assert found.errors[matrix][COARSE] == pytest.approx(error, rel=1e-3)

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 import onnx
 from onnx import TensorProto
 
-from edge.export import decoder
-from edge.export.graph.onnx_parts import OnnxParts
-from edge.export.graph.onnx_writer import Constants, GraphWriter
+from edge.export.graph import decoder
+from edge.export.graph.onnx.common import OnnxParts
+from edge.export.graph.onnx.writer import Constants, GraphWriter
 from edge.export.tensors import Weight
 from edge.runtime.graph_names import cached_names, past_name, present_name
 from edge.runtime.spec import ModelSpec

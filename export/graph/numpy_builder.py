@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.export import decoder
+from edge.export.graph import decoder
 from edge.export.tensors import Float32Array, PackedTensor, Weight, rows_of, to_float32
 from edge.runtime.spec import ModelSpec
 
 CHUNK_ELEMENTS = 1 << 19  # of a matrix in float32 at a time: 2 MB, which stay in a core's cache
 
 
-class ReferenceBuilder:
+class NumpyBuilder:
     """Computes `decoder.Builder` operations at once, for the tokens at positions 0 to T - 1."""
 
     def __init__(self, weights: Mapping[str, Weight], spec: ModelSpec) -> None:
@@ -83,17 +83,17 @@ class ReferenceBuilder:
 
 def embed(weights: Mapping[str, Weight], ids: npt.NDArray[np.int64], spec: ModelSpec) -> Float32Array:
     """(B, T) ids -> (B, T, H)."""
-    return ReferenceBuilder(weights, spec).embedding(ids, "embed")
+    return NumpyBuilder(weights, spec).embedding(ids, "embed")
 
 
 def block(weights: Mapping[str, Weight], hidden: Float32Array, layer: int, spec: ModelSpec) -> Float32Array:
     """One decoder block: (B, T, H) -> (B, T, H)."""
-    return decoder.block(ReferenceBuilder(weights, spec), hidden, layer, spec)
+    return decoder.block(NumpyBuilder(weights, spec), hidden, layer, spec)
 
 
 def head(weights: Mapping[str, Weight], hidden: Float32Array, spec: ModelSpec) -> Float32Array:
     """(B, T, H) -> logits (B, T, vocab_size)."""
-    return decoder.head(ReferenceBuilder(weights, spec), hidden, spec)
+    return decoder.head(NumpyBuilder(weights, spec), hidden, spec)
 
 
 def _rotate(x: Float32Array, spec: ModelSpec) -> Float32Array:

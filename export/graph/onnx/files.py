@@ -16,9 +16,9 @@ from pathlib import Path
 
 import onnx
 
-from edge.export.graph.onnx import decoder_part, decoder_parts, genai_decoder
-from edge.export.graph.onnx_plain import plain_decoder
-from edge.export.graph.onnx_writer import Array
+from edge.export.graph.onnx.models import decoder_part, decoder_parts, genai_decoder
+from edge.export.graph.onnx.plain import plain_decoder
+from edge.export.graph.onnx.writer import Array
 from edge.export.tensors import PackedTensor, Weight, as_unsigned
 from edge.export.weights.store import WeightStore
 from edge.runtime import bundle

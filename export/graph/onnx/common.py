@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import TensorProto
 
-from edge.export.graph.onnx_writer import Array, GraphWriter
+from edge.export.graph.onnx.writer import Array, GraphWriter
 from edge.export.tensors import PackedTensor, Weight
 from edge.runtime.spec import ModelSpec
 
