@@ -28,12 +28,12 @@ import numpy.typing as npt
 import openvino as ov
 from report import about_machine, put_out, show_machine, show_table, work_folder
 
-from edge.export.calibration import WINDOW, WINDOWS
 from edge.export.checkpoint.default import find_checkpoint
-from edge.export.compress import alone
+from edge.export.compress.calibration import WINDOW, WINDOWS
+from edge.export.compress.nncf import alone
+from edge.export.compress.precision import Precision, fit, stored_bytes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
-from edge.export.recipes import Precision, fit, stored_bytes
 from edge.export.settings import ExportSettings
 from edge.export.text import builtin_calibration, builtin_evaluation, check_apart, token_windows
 from edge.export.weights.names import canonical_shapes

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edge.export.budget import Choice, Option, choose
+from edge.export.compress.precision import Precision, Rounding, fit, stored_bytes
+from edge.export.compress.recipes import Recipe
 from edge.export.graph.onnx.blocks import block_size
-from edge.export.recipes import Precision, Recipe, Rounding, fit, stored_bytes
 from edge.export.sensitivity import Candidates, Sensitivity
 from edge.export.settings import Limits
 from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes

@@ -29,12 +29,14 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from edge.export import openvino_tokenizer, recipes
+from edge.export import openvino_tokenizer
 from edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from edge.export.compress import recipes
+from edge.export.compress.precision import Precision
+from edge.export.compress.recipes import Recipe
 from edge.export.output import check_space, work_folder
 from edge.export.pipeline import SIDECAR_BYTES, check_arguments
 from edge.export.plan import source_sha256, tensor_sha256, versions
-from edge.export.recipes import Precision, Recipe
 from edge.export.settings import ExportSettings
 from edge.export.sidecars import write_server_graph, write_sidecars
 from edge.export.source_files import SourceFiles
@@ -288,7 +290,7 @@ def _compress(
         if not wanted[name].is_float
     }
     if plan:
-        from edge.export.compress import compress_model  # nncf takes seconds to import
+        from edge.export.compress.nncf import compress_model  # nncf takes seconds to import
 
         compress_model(model, plan)
     layers = spec.num_layers

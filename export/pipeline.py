@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.export import openvino_tokenizer, sensitivity
-from edge.export.calibration import WINDOW, WINDOWS, Calibration
+from edge.export.compress.calibration import WINDOW, WINDOWS, Calibration
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
 from edge.export.journal import Journal
 from edge.export.mixed import decide

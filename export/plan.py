@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from edge.export import mixed, recipes
+from edge.export import mixed
 from edge.export.architectures.doubts import doubts
 from edge.export.architectures.registry import can_rotate, describe
 from edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from edge.export.compress import recipes
+from edge.export.compress.precision import Rounding
+from edge.export.compress.recipes import Recipe
 from edge.export.graph.onnx.blocks import block_size
-from edge.export.recipes import Recipe, Rounding
 from edge.export.settings import ExportSettings, Format, Limits
 from edge.export.text import Corpus, calibration_corpus
 from edge.export.weights.adapter import Adapter

@@ -27,12 +27,12 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from edge.export import awq, gptq
-from edge.export.calibration import ROWS, CalibratingBuilder
 from edge.export.checkpoint.checkpoint import Checkpoint
+from edge.export.compress import awq, gptq
+from edge.export.compress.precision import Precision, Rounding
 from edge.export.graph import decoder
+from edge.export.graph.numpy_parallel import ROWS, ParallelBuilder
 from edge.export.parallel import in_parallel
-from edge.export.recipes import Precision, Rounding
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32
 from edge.export.weights.names import EMBEDDING, HEAD, ReadWhenNeeded, WeightSource, canonical_shapes
 from edge.runtime.spec import ModelSpec
@@ -201,9 +201,9 @@ class _Run:
         klds = {other: total / tokens for other, total in sums.items()}
         return self._summary(klds)
 
-    def _float(self, floats: Mapping[str, Weight]) -> CalibratingBuilder:
+    def _float(self, floats: Mapping[str, Weight]) -> ParallelBuilder:
         """A builder of the float model, which computes on all cores."""
-        return CalibratingBuilder(floats, self._spec, lambda name, _inputs: floats[name])
+        return ParallelBuilder(floats, self._spec, lambda name, _inputs: floats[name])
 
     def _look(self, name: str, weight: FloatArray, inputs: Float32Array, *, replace: bool) -> Weight | None:
         """Errors of a matrix's candidates; the matrix as the middle one has it, if it is to be put in."""
@@ -265,7 +265,7 @@ class _Run:
         return max(self._errors[name][choice], FLOOR) / max(self._nearest[name][choice], FLOOR)
 
 
-class _Branching(CalibratingBuilder):
+class _Branching(ParallelBuilder):
     """The float model, from which models branch off at matrices that `look` gives a replacement for.
 
     The first `n` windows are the float model's, and CARRIED more follow for every branch.

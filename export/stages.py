@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from edge.export import awq, gptq, low_rank
-from edge.export.calibration import Calibration
+from edge.export.compress import awq, gptq, low_rank
+from edge.export.compress.calibration import Calibration
+from edge.export.compress.precision import Precision
+from edge.export.compress.recipes import Recipe
 from edge.export.journal import Journal
 from edge.export.plan import Plan, tensor_sha256
-from edge.export.recipes import Precision, Recipe
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, as_unsigned, to_float32
 from edge.export.verify import Golden, Verifier
 from edge.export.weights.names import EMBEDDING, HEAD, ReadWhenNeeded, WeightSource, canonical_shapes
@@ -38,7 +39,7 @@ from edge.runtime.manifest import StageCheck
 from edge.runtime.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from edge.export.compress import Compressor, Fitting
+    from edge.export.compress.nncf import Compressor, Fitting
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def compress(
     calibration: for a recipe that needs it, with nothing computed yet. The head is not in the journal: it is the last
     stage, and its check gives the golden logits.
     """
-    from edge.export.compress import Compressor  # nncf takes seconds to import
+    from edge.export.compress.nncf import Compressor  # nncf takes seconds to import
 
     spec = plan.spec
     names = ["embedding", *(f"block {layer}" for layer in range(spec.num_layers)), "head"]

@@ -15,8 +15,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from edge.export.compress.recipes import find_recipe
 from edge.export.plan import Plan, make_plan
-from edge.export.recipes import find_recipe
 from edge.export.settings import ExportSettings, Format
 from edge.export.text import Document, Windows, builtin_evaluation, check_apart, read_documents, token_windows
 from edge.profiles.machine_record import machine_record, versions_record

@@ -75,7 +75,7 @@ def _checkpoint(source: str, as_json: bool) -> int:
     from edge.export.architectures.doubts import doubts
     from edge.export.architectures.registry import describe
     from edge.export.checkpoint.checkpoint import open_checkpoint
-    from edge.export.recipes import recipes
+    from edge.export.compress.recipes import recipes
     from edge.export.weights.names import canonical_shapes
 
     checkpoint = open_checkpoint(source, download=False)

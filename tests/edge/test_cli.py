@@ -44,7 +44,7 @@ def test_help_names_every_verb() -> None:
 
 
 def test_help_states_the_real_defaults() -> None:
-    from edge.export import recipes
+    from edge.export.compress import recipes
     from edge.runtime.settings import EngineSettings, GenerationSettings
 
     shown = edge("run", "--help").stdout

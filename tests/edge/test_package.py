@@ -56,7 +56,7 @@ def test_wheel_imports_in_a_clean_environment(tmp_path: Path) -> None:
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True, capture_output=True)
     script = (
         "import edge, edge.cli, edge.runtime.errors, edge.export, edge.profiles; "
-        "from edge.export.recipes import recipes; assert len(recipes()) > 8; "
+        "from edge.export.compress.recipes import recipes; assert len(recipes()) > 8; "
         "import edge.commands.run; print(edge.__file__)"
     )
     (tmp_path / "export.py").write_text("raise SystemExit('a file of the user shadowed the package')")

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[2]
 # Behind "# error:" is the code of the error that mypy has to report on that line; lines without one are right.
 USES = """
 import edge
-import edge.export.recipes
+import edge.export.compress.recipes
 from edge.export.pipeline import export
-from edge.export.recipes import DEFAULT
+from edge.export.compress.recipes import DEFAULT
 from edge.runtime.manifest import Manifest
 
 manifest: Manifest = edge.export("a", "b", DEFAULT, progress=lambda progress: print(progress.stage))

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.export import awq, parallel, pipeline
-from edge.export.compress import Compressor, alone
+from edge.export import parallel, pipeline
+from edge.export.compress import awq
+from edge.export.compress.nncf import Compressor, alone
+from edge.export.compress.precision import Precision
 from edge.export.graph import numpy_builder
 from edge.export.pipeline import export
-from edge.export.recipes import Precision
 from edge.export.tensors import Float32Array, FloatArray, Weight
 from edge.export.weights.names import canonical_shapes
 from edge.runtime.errors import RecipeError

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from edge.export import pipeline
-from edge.export.calibration import Calibration
+from edge.export.compress.calibration import Calibration
+from edge.export.compress.recipes import find_recipe
 from edge.export.graph import decoder
 from edge.export.graph.numpy_builder import NumpyBuilder
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
-from edge.export.recipes import find_recipe
 from edge.export.settings import ExportSettings
 from edge.export.tensors import Float32Array, FloatArray, Weight, to_float32
 from edge.export.weights.names import canonical_shapes

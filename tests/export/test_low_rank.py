@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.export import gptq, low_rank, parallel
-from edge.export.compress import Compressor
+from edge.export import parallel
+from edge.export.compress import gptq, low_rank
+from edge.export.compress.nncf import Compressor
+from edge.export.compress.precision import Precision
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
-from edge.export.recipes import Precision
 from edge.export.tensors import Float32Array, PackedTensor, Weight, as_unsigned, rows_of
 from edge.export.verify import distance
 from edge.export.weights.names import canonical_shapes

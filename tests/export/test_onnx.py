@@ -11,6 +11,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from edge.export.graph.onnx import fused, models
+from edge.export.graph.onnx.writer import Borrowed, GraphWriter
 from edge.export.graph.runners import OnnxRunner
 from edge.export.pipeline import export
 from edge.export.plan import make_plan

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from edge.export.compress.precision import Precision
 from edge.export.graph.openvino.models import linear_model
-from edge.export.recipes import Precision
 from edge.export.tensors import Bytes, Float32Array, FloatArray, PackedTensor, write_float32
 from edge.runtime.engines.openvino_core import in_own_thread
 from edge.runtime.errors import RecipeError

@@ -19,10 +19,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edge.export.calibration import CalibratingBuilder
+from edge.export.compress.precision import Precision
 from edge.export.graph import decoder
+from edge.export.graph.numpy_parallel import ParallelBuilder
 from edge.export.parallel import in_parallel
-from edge.export.recipes import Precision
 from edge.export.tensors import Float32Array, FloatArray, Weight, to_float32
 from edge.export.weights.names import ReadWhenNeeded
 from edge.runtime.errors import RecipeError
@@ -129,7 +129,7 @@ def _inputs(
         return weights[name]
 
     windows = max(TOKENS // hidden.shape[1], 1)
-    decoder.block(CalibratingBuilder(weights, spec, record), hidden[:windows, :TOKENS], layer, spec)
+    decoder.block(ParallelBuilder(weights, spec, record), hidden[:windows, :TOKENS], layer, spec)
     return inputs
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.linalg.blas import strmm, strsm
 
-from edge.export.gptq import Moments
+from edge.export.compress.gptq import Moments
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array, LowRank, PackedTensor, rows_of
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from edge.export.graph.numpy_builder import NumpyBuilder
+from edge.export.graph.numpy_parallel import Product, Value, by_window, window_of
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32
 from edge.runtime.spec import ModelSpec
@@ -52,7 +53,7 @@ class TwinBuilder:
         drift = _drift(weight, x[:half].reshape(inputs.shape), inputs, self._stream if adds_to_stream else None)
         packed = self.packed[weight_name] = self._pack(weight_name, weight, inputs, drift)
         bias = self._weights.get(f"{name}.bias")
-        return _Product(x, weight, _all_rows(packed), None if bias is None else to_float32(bias))
+        return Product(x, weight, _all_rows(packed), None if bias is None else to_float32(bias))
 
     def rms_norm(self, x: Value, name: str, eps: float) -> Value:
         if isinstance(x, np.ndarray):
@@ -70,45 +71,10 @@ class TwinBuilder:
         out = np.empty_like(a)
 
         def compute(index: int) -> None:
-            np.add(a[index], _window(b, index)[0], out=out[index])
+            np.add(a[index], window_of(b, index)[0], out=out[index])
 
         in_parallel(compute, range(len(a)))
         return out
-
-
-class _Product:
-    """What a matrix makes of its inputs, window by window: in floats for the first half, packed for the second."""
-
-    def __init__(self, inputs: Float32Array, weight: Float32Array, packed: Float32Array, bias: Float32Array | None):
-        self.inputs, self.weight, self.packed, self.bias = inputs, weight, packed, bias
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def window(self, index: int) -> Float32Array:
-        matrix = self.weight if index < len(self.inputs) // 2 else self.packed
-        y: Float32Array = (self.inputs[index] @ matrix.T)[None]
-        return y if self.bias is None else y + self.bias
-
-
-Value = Float32Array | _Product
-
-
-def _window(x: Value, index: int) -> Float32Array:
-    return x.window(index) if isinstance(x, _Product) else x[index : index + 1]
-
-
-def by_window(function: Callable[[Float32Array], Float32Array], x: Value) -> Float32Array:
-    """The same window by window: what is made on the way stays small."""
-    first = function(_window(x, 0))
-    out = np.empty((len(x), *first.shape[1:]), np.float32)
-    out[:1] = first
-
-    def compute(index: int) -> None:
-        out[index : index + 1] = function(_window(x, index))
-
-    in_parallel(compute, range(1, len(x)))
-    return out
 
 
 def _all_rows(weight: Weight) -> Float32Array:

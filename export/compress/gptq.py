@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg.lapack import spotrf
 
+from edge.export.compress.precision import Precision
 from edge.export.parallel import in_parallel
-from edge.export.recipes import Precision
 from edge.export.tensors import Float32Array, PackedTensor, pack
 from edge.runtime.errors import RecipeError
 

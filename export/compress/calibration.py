@@ -8,22 +8,20 @@ nothing about files or checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from edge.export import twin
+from edge.export.compress import twin
 from edge.export.graph import decoder
 from edge.export.graph.numpy_builder import NumpyBuilder
-from edge.export.parallel import in_parallel
-from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of
+from edge.export.graph.numpy_parallel import ParallelBuilder
+from edge.export.tensors import Float32Array, FloatArray, Weight
 from edge.runtime.spec import ModelSpec
 
-ROWS = 1 << 8  # of a matrix in float32 at a time
 WINDOW = 512  # tokens; less where the model takes less
 WINDOWS = 32
-Pack = Callable[[str, Float32Array], Weight]  # a matrix's name and inputs (T, K) -> its compressed form
 
 
 class Calibration:
@@ -52,7 +50,7 @@ class Calibration:
             assert isinstance(hidden, np.ndarray), "a sum"
             self.hidden = hidden
             return twins.packed
-        builder = CalibratingBuilder(weights, self._spec, lambda name, x: pack(name, weights[name], x, None))
+        builder = ParallelBuilder(weights, self._spec, lambda name, x: pack(name, weights[name], x, None))
         self.hidden = decoder.block(builder, self._take_hidden(), layer, self._spec)
         return builder.packed
 
@@ -66,39 +64,3 @@ class Calibration:
         hidden = self.hidden[len(self.hidden) // 2 :] if self._twin else self.hidden
         builder = NumpyBuilder(weights, self._spec)
         return builder.rms_norm(hidden, "norm", self._spec.rms_norm_eps).reshape(-1, self._spec.hidden_size)
-
-
-class CalibratingBuilder(NumpyBuilder):
-    """Computes the decoder with matrices that are compressed on the way. Activations are (n, T, ...)."""
-
-    def __init__(self, weights: Mapping[str, Weight], spec: ModelSpec, pack: Pack) -> None:
-        super().__init__(weights, spec)
-        self._pack = pack
-        self.packed: dict[str, Weight] = {}
-
-    def linear(self, x: Float32Array, name: str) -> Float32Array:
-        tokens = x.reshape(-1, x.shape[-1])
-        weight = self.packed[f"{name}.weight"] = self._pack(f"{name}.weight", tokens)
-        n = weight.shape[0]
-        y = np.empty((len(tokens), n), np.float32)
-
-        def multiply(start: int) -> None:
-            y[:, start : start + ROWS] = tokens @ rows_of(weight, start, start + ROWS).T
-
-        in_parallel(multiply, range(0, n, ROWS))
-        if f"{name}.bias" in self._weights:
-            y += self._vector(f"{name}.bias")
-        return y.reshape(*x.shape[:-1], n)
-
-    def rms_norm(self, x: Float32Array, name: str, eps: float) -> Float32Array:
-        return twin.by_window(lambda window: super(CalibratingBuilder, self).rms_norm(window, name, eps), x)
-
-    def attention(self, qkv: Float32Array, layer: int, spec: ModelSpec) -> Float32Array:
-        return twin.by_window(lambda window: super(CalibratingBuilder, self).attention(window, layer, spec), qkv)
-
-    def swiglu(self, gate_up: Float32Array, spec: ModelSpec) -> Float32Array:
-        return twin.by_window(lambda window: super(CalibratingBuilder, self).swiglu(window, spec), gate_up)
-
-    def add(self, a: Float32Array, b: Float32Array, name: str) -> Float32Array:  # noqa: ARG002
-        b += a  # b is nobody else's: the output of a product or of a norm
-        return b
