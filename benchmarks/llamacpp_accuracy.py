@@ -48,7 +48,9 @@ from edge.export.checkpoint.gguf_metadata import read_header
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
-from edge.export.text import Windows, builtin_calibration, builtin_evaluation, check_apart, token_windows
+from edge.export.text.corpus import builtin_calibration, builtin_evaluation
+from edge.export.text.overlap import check_apart
+from edge.export.text.windows import Windows, token_windows
 from edge.export.weights.names import Weights
 from edge.export.weights.rotation import RotatedWeights
 from edge.profiles.reference import FloatWeights

@@ -35,7 +35,9 @@ from edge.export.compress.precision import Precision, fit, stored_bytes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
-from edge.export.text import builtin_calibration, builtin_evaluation, check_apart, token_windows
+from edge.export.text.corpus import builtin_calibration, builtin_evaluation
+from edge.export.text.overlap import check_apart
+from edge.export.text.windows import token_windows
 from edge.export.weights.names import canonical_shapes
 from edge.profiles.accuracy import Accuracy, compare, evaluate
 from edge.profiles.reference import Reference, build

@@ -17,19 +17,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edge.export import openvino_tokenizer, sensitivity
+from edge.export import openvino_tokenizer
+from edge.export.budget import sensitivity
+from edge.export.budget.choose import decide
+from edge.export.budget.sensitivity import Sensitivity
 from edge.export.compress.calibration import WINDOW, WINDOWS, Calibration
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
 from edge.export.journal import Journal
-from edge.export.mixed import decide
 from edge.export.output import Work, check_space, work_folder
 from edge.export.plan import Plan, make_plan, signed_bytes, source_sha256, tensor_sha256, versions
-from edge.export.sensitivity import Sensitivity
 from edge.export.settings import DEFAULT_FORMAT, Device, ExportSettings, Format, Limits
 from edge.export.sidecars import write_genai_config, write_server_graph, write_sidecars
 from edge.export.source_files import SourceFiles
 from edge.export.stages import Compressed, Progress, compress, done_bytes, open_store
-from edge.export.text import Corpus, token_windows
+from edge.export.text.corpus import Corpus
+from edge.export.text.windows import token_windows
 from edge.export.verify import GOLDEN_TEXT, Verifier
 from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
 from edge.export.weights.store import WeightStore

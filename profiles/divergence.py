@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.export.text import Windows
+from edge.export.text.windows import Windows
 from edge.profiles.reference import FloatWeights, ReferenceSettings, build
 from edge.profiles.typed_json import read_fields
 from edge.runtime.errors import ProfileError

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge.export.text import builtin_evaluation
+from edge.export.text.corpus import builtin_evaluation
 from edge.profiles.likelihood import Query, Trunk, score
 from edge.profiles.machine_record import MachineRecord, machine_record, versions_record
 from edge.profiles.plot import INK

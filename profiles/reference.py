@@ -46,7 +46,7 @@ from edge.export.journal import Journal
 from edge.export.npz import DAMAGE, get_array, put_array
 from edge.export.output import FULL
 from edge.export.tensors import Float32Array, FloatArray
-from edge.export.text import Windows
+from edge.export.text.windows import Windows
 from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
 from edge.profiles.typed_json import read_value
 from edge.runtime.atomic import name_beside, write_durably

@@ -18,7 +18,10 @@ from typing import Any
 from edge.export.compress.recipes import find_recipe
 from edge.export.plan import Plan, make_plan
 from edge.export.settings import ExportSettings, Format
-from edge.export.text import Document, Windows, builtin_evaluation, check_apart, read_documents, token_windows
+from edge.export.text.corpus import builtin_evaluation
+from edge.export.text.documents import Document, read_documents
+from edge.export.text.overlap import check_apart
+from edge.export.text.windows import Windows, token_windows
 from edge.profiles.machine_record import machine_record, versions_record
 from edge.profiles.record import DEFAULT_SETTING, cell_name
 from edge.runtime import bundle as bundles
@@ -49,7 +52,7 @@ class SweepSettings:
     recipes: tuple[str, ...] = DEFAULT_RECIPES
     engines: tuple[str, ...] = tuple(ENGINES)
     kv_precisions: tuple[CachePrecision | None, ...] = (None,)  # None: the engine's own choice
-    texts: tuple[Path, ...] = ()  # to measure by; none: Python's documentation, as in edge.export.text
+    texts: tuple[Path, ...] = ()  # to measure by; none: Python's documentation, as in edge.export.text.documents
     calibration: Path | None = None  # for recipes that need text; None: docstrings of Python's library
     num_tokens: int = 20480
     window_tokens: int = 512

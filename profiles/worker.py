@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from edge.export.npz import DAMAGE, get_array
 from edge.export.settings import ExportSettings, Format
-from edge.export.text import Windows
+from edge.export.text.windows import Windows
 from edge.profiles.processes import Tell
 from edge.runtime.errors import CalibrationError, EdgeError, shown
 from edge.runtime.files import open_file

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from edge.commands.export import parse_bytes
-from edge.export import sensitivity
+from edge.export.budget import sensitivity
+from edge.export.budget.sensitivity import Sensitivity
 from edge.export.compress import recipes
 from edge.export.compress.precision import Rounding, stored_bytes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
-from edge.export.sensitivity import Sensitivity
 from edge.export.settings import ExportSettings
 from edge.export.weights.names import canonical_shapes
 from edge.runtime.errors import RecipeError

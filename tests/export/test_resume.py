@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from edge.export import pipeline, sensitivity, source_files
+from edge.export import pipeline, source_files
+from edge.export.budget import sensitivity
 from edge.export.checkpoint import mapped as mapped_module
 from edge.export.pipeline import export
 from edge.export.stages import Progress

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.export import parallel, sensitivity
+from edge.export import parallel
+from edge.export.budget import sensitivity
+from edge.export.budget.sensitivity import CARRIED, Sensitivity, measure, nearest
 from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.compress import awq, gptq
 from edge.export.compress.precision import Precision, Rounding
 from edge.export.graph import decoder
 from edge.export.graph.numpy_builder import NumpyBuilder
-from edge.export.sensitivity import CARRIED, Sensitivity, measure, nearest
 from edge.export.tensors import Float32Array, to_float32
 from edge.export.weights.names import Weights, canonical_shapes
 from edge.runtime.verify import kl_divergence

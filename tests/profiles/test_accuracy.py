@@ -14,7 +14,7 @@ from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
 from edge.export.tensors import FloatArray
-from edge.export.text import Windows
+from edge.export.text.windows import Windows
 from edge.export.weights.names import WeightSource
 from edge.profiles.accuracy import Accuracy, compare, evaluate
 from edge.profiles.reference import Reference, ReferenceSettings, build

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from edge.export.text import builtin_calibration
+from edge.export.text.corpus import builtin_calibration
 from edge.profiles import sweep as sweeps
 from edge.profiles.processes import Outcome, Peak, run_step
 from edge.profiles.record import Profile, read_profile

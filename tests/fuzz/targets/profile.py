@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edge.export.npz import put_array
-from edge.export.text import Windows
+from edge.export.text.windows import Windows
 from edge.profiles.comparison import compare_named
 from edge.profiles.record import PROFILE
 from edge.profiles.reference import FORMAT, HEADER, ReferenceSettings, keep, open_reference

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edge.export.budget import Choice, Option, choose
+from edge.export.budget.knapsack import Choice, Option, choose
+from edge.export.budget.sensitivity import Candidates, Sensitivity
 from edge.export.compress.precision import Precision, Rounding, fit, stored_bytes
 from edge.export.compress.recipes import Recipe
 from edge.export.graph.onnx.blocks import block_size
-from edge.export.sensitivity import Candidates, Sensitivity
 from edge.export.settings import Limits
 from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
 from edge.runtime.errors import RecipeError
@@ -41,7 +41,7 @@ def base_recipe(limits: Limits, spec: ModelSpec) -> Recipe:
     return Recipe(name, "chosen within a budget", eight, eight, eight, "gptq", rotate=rotate)
 
 
-def options(
+def options_of(
     spec: ModelSpec, limits: Limits, fixed: Mapping[str, str | None], *, onnx: bool, awq: bool
 ) -> dict[str, tuple[Rounding, ...]]:
     """What each matrix may be, smallest first. Raises RecipeError when not even the smallest model fits.
