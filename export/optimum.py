@@ -29,16 +29,16 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from edge.export import openvino_tokenizer
 from edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edge.export.compress import recipes
 from edge.export.compress.precision import Precision
 from edge.export.compress.recipes import Recipe
+from edge.export.interop import openvino_tokenizer
+from edge.export.interop.sidecars import write_server_graph, write_sidecars
 from edge.export.output import check_space, work_folder
 from edge.export.pipeline import SIDECAR_BYTES, check_arguments
 from edge.export.plan import source_sha256, tensor_sha256, versions
 from edge.export.settings import ExportSettings
-from edge.export.sidecars import write_server_graph, write_sidecars
 from edge.export.source_files import SourceFiles
 from edge.export.stages import Progress
 from edge.export.verify import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden, distance

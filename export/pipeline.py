@@ -17,17 +17,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edge.export import openvino_tokenizer
 from edge.export.budget import sensitivity
 from edge.export.budget.choose import decide
 from edge.export.budget.sensitivity import Sensitivity
 from edge.export.compress.calibration import WINDOW, WINDOWS, Calibration
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
+from edge.export.interop import openvino_tokenizer
+from edge.export.interop.sidecars import write_genai_config, write_server_graph, write_sidecars
 from edge.export.journal import Journal
 from edge.export.output import Work, check_space, work_folder
 from edge.export.plan import Plan, make_plan, signed_bytes, source_sha256, tensor_sha256, versions
 from edge.export.settings import DEFAULT_FORMAT, Device, ExportSettings, Format, Limits
-from edge.export.sidecars import write_genai_config, write_server_graph, write_sidecars
 from edge.export.source_files import SourceFiles
 from edge.export.stages import Compressed, Progress, compress, done_bytes, open_store
 from edge.export.text.corpus import Corpus

@@ -17,7 +17,7 @@ import tokenizers
 from tokenizers import processors
 
 from edge.export.checkpoint.build_tokenizer import PRE_TOKENIZERS
-from edge.export.openvino_tokenizer import FILES, start
+from edge.export.interop.openvino_tokenizer import FILES, start
 from edge.runtime.bundle import CHAT_TEMPLATE, TOKENIZER
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.files import sha256_of
@@ -275,7 +275,7 @@ def test_process_loads_no_torch_and_reaches_for_no_network(tmp_path: Path, monke
 
 def test_exporting_process_stays_light() -> None:
     script = (
-        "import sys, edge.export.openvino_tokenizer; "
+        "import sys, edge.export.interop.openvino_tokenizer; "
         "print([name for name in ('torch', 'transformers', 'openvino_tokenizers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -306,7 +306,7 @@ def test_models_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
     script = f"""
 import resource
 from pathlib import Path
-from edge.export.openvino_tokenizer import start
+from edge.export.interop.openvino_tokenizer import start
 from edge.runtime.errors import OutputError
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 try:

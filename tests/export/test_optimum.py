@@ -77,7 +77,7 @@ def no_conversion(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """The tokenizer for openvino_genai takes 3 s of a core for each export; one test here has it made."""
     if request.function is not test_command:
         done = SimpleNamespace(finish=lambda: None)
-        monkeypatch.setattr("edge.export.openvino_tokenizer.start", lambda folder, eos: nullcontext(done))
+        monkeypatch.setattr("edge.export.interop.openvino_tokenizer.start", lambda folder, eos: nullcontext(done))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.export.checkpoint.checkpoint import Checkpoint
-from edge.export.prompt_check import check_prompts, possible_ids
+from edge.export.interop.prompt_check import check_prompts, possible_ids
 from edge.runtime import bundle, graph_names
 from edge.runtime.spec import ModelSpec
 from edge.runtime.tokenizer import Tokenizer

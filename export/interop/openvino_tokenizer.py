@@ -55,7 +55,7 @@ import os, socket, sys, threading
 socket.has_ipv6 = False  # urllib3 finds out by a socket of its own when it is imported
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
 sys.path.append(sys.argv[1])
-import edge.export.openvino_tokenizer as ours
+import edge.export.interop.openvino_tokenizer as ours
 sys.modules.update(dict.fromkeys(["torch", "tensorflow", "jax", "flax"]))  # transformers loads what it finds of them
 try:
     import openvino_tokenizers, transformers
