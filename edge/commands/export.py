@@ -139,7 +139,7 @@ def _export(args: argparse.Namespace, progress: Callable[[Progress], None]) -> M
 
     names = [field.name for field in fields(ExportSettings)]
     if args.frontend == "optimum":
-        from edge.export.optimum import export_with_optimum
+        from edge.export.frontend_optimum.export import export_with_optimum
         from edge.runtime.errors import RecipeError
 
         if given := [name for name in names if name not in SHARED and getattr(args, name) is not None]:

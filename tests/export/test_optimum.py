@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel
 
 from edge.cli import main
-from edge.export.optimum import export_with_optimum
+from edge.export.frontend_optimum.export import export_with_optimum
 from edge.export.pipeline import export
 from edge.export.stages import Progress
 from edge.runtime.bundle import open_bundle

@@ -11,18 +11,12 @@ the manifest's check expects 0.0; what is checked is that the runtime computes w
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import math
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -31,8 +25,9 @@ import openvino as ov
 
 from edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edge.export.compress import recipes
-from edge.export.compress.precision import Precision
 from edge.export.compress.recipes import Recipe
+from edge.export.frontend_optimum.matrices import check_float16_range, read_matrices, tensor_records, wanted_precision
+from edge.export.frontend_optimum.trace import reason, require_packages, trace
 from edge.export.interop import openvino_tokenizer
 from edge.export.interop.sidecars import write_server_graph, write_sidecars
 from edge.export.output import check_space, work_folder
@@ -42,7 +37,6 @@ from edge.export.settings import ExportSettings
 from edge.export.source_files import SourceFiles
 from edge.export.stages import Progress
 from edge.export.verify import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden, distance
-from edge.export.weights.names import EMBEDDING, HEAD
 from edge.runtime import bundle
 from edge.runtime.arrays import Logits
 from edge.runtime.engines.openvino_core import make_core
@@ -51,18 +45,15 @@ from edge.runtime.errors import (
     CheckpointError,
     DeviceError,
     OutputError,
-    TensorError,
     VerificationError,
-    telling_line,
 )
 from edge.runtime.extras import missing_packages_named
 from edge.runtime.kv.pool import CacheSequence
-from edge.runtime.manifest import SCHEMA_VERSION, Manifest, StageCheck, TensorRecord
+from edge.runtime.manifest import SCHEMA_VERSION, Manifest, StageCheck
 from edge.runtime.settings import EngineSettings
 from edge.runtime.spec import ModelSpec
 from edge.runtime.verify import FLOAT32_BOUND
 
-PACKAGES = ("optimum.intel", "transformers", "torch")
 VERSIONED = ("optimum-intel", "optimum", "transformers", "torch")
 # Where rows of a bias say that q, k and v have one, in a config that does not.
 _QKV_BIASES = ("q_proj.bias", "qkv_proj.bias", "query_key_value.bias", "c_attn.bias", "Wqkv.bias")
@@ -89,7 +80,7 @@ def export_with_optimum(
     check_arguments(source, out, progress)
     progress = progress or (lambda _progress: None)
     chosen = recipes.find_recipe(settings.recipe or recipes.DEFAULT)
-    _require_packages()
+    require_packages()
     checkpoint = open_checkpoint(source)
     if checkpoint.format != "safetensors":
         raise CheckpointError(
@@ -111,12 +102,12 @@ def export_with_optimum(
             openvino_tokenizer.start(folder, stop_ids[0] if stop_ids else None) as conversion,
             tempfile.TemporaryDirectory(prefix=".float.", dir=folder) as scratch,
         ):
-            xml, said = _trace(checkpoint, Path(scratch))
+            xml, said = trace(checkpoint, Path(scratch))
             float_logits = _compress(xml, chosen, ids, folder / bundle.MODEL_XML, spec, parameters, progress)
         model = ov.Core().read_model(folder / bundle.MODEL_XML)  # as it is on the disk
-        matrices = _matrices(model)
+        matrices = read_matrices(model)
         spec = replace(spec, tied_embeddings=any({"MatMul", "Gather"} <= m.kinds for m in matrices.values()))
-        tensors, group_size = _records(matrices, chosen)
+        tensors, group_size = tensor_records(matrices, chosen)
         golden = Golden(ids, float_logits, _logits(model, ids))
         check = _check(golden, chosen)
         _check_runtime(checkpoint, folder / bundle.MODEL_XML, spec, golden)
@@ -194,78 +185,6 @@ def _doubts(checkpoint: Checkpoint) -> list[str]:
     return ["the soft cap on attention scores (attn_logit_softcapping) is left out, as optimum-intel does"]
 
 
-def _require_packages() -> None:
-    """Raises ModuleNotFoundError; torch takes seconds to import, so this only looks."""
-    for name in PACKAGES:
-        if find_spec(name) is None:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-def _trace(checkpoint: Checkpoint, folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """Have optimum-intel write the float32 graph: its .xml, and what it warned of. Raises CheckpointError."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from optimum.exporters.openvino import main_export
-        from optimum.intel import OVConfig
-    with _quiet() as said:
-        try:
-            main_export(
-                str(checkpoint.path.absolute()),
-                folder,
-                task="text-generation-with-past",
-                library_name="transformers",
-                ov_config=OVConfig(dtype="fp32"),
-                convert_tokenizer=False,
-                trust_remote_code=False,
-                local_files_only=True,
-                model_loading_kwargs={"use_safetensors": True},  # else pickles where they lie beside *.safetensors
-            )
-        except Exception as error:  # any: transformers and optimum-intel have no base class of their own
-            if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
-                raise
-            raise CheckpointError(f"{checkpoint.path}: optimum-intel cannot export it: {_reason(error)}") from error
-    xml = folder / bundle.MODEL_XML
-    if not xml.is_file():  # a model of several parts
-        raise CheckpointError(f"{checkpoint.path}: optimum-intel made no {xml.name} of it; is it a text model?")
-    return xml, tuple(dict.fromkeys(f"optimum-intel: {line}" for line in said))
-
-
-class _Collector(logging.Handler):
-    """Keeps warnings as lines."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(" ".join(record.getMessage().split()))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[list[str]]:
-    """Without the chatter of loading and tracing; what optimum-intel warns of is collected. Restores all it changes."""
-    theirs, chatter = logging.getLogger("optimum"), logging.getLogger("transformers")
-    level, handlers, propagate, collector = chatter.level, theirs.handlers, theirs.propagate, _Collector()
-    theirs.handlers, theirs.propagate = [collector], False
-    chatter.setLevel(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),  # progress bars
-        ):
-            warnings.simplefilter("ignore")
-            yield collector.lines
-    finally:
-        chatter.setLevel(level)
-        theirs.handlers, theirs.propagate = handlers, propagate
-
-
-def _reason(error: Exception) -> str:
-    """The telling line of an error, without the advice behind it."""
-    return telling_line(error).split(" Please ")[0]
-
-
 def _compress(
     xml: Path,
     recipe: Recipe,
@@ -279,10 +198,10 @@ def _compress(
     model = ov.Core().read_model(xml)
     float_logits = _logits(model, ids)
     _require_finite(float_logits, "float")
-    matrices = _matrices(model)
-    wanted = {name: _wanted(name, matrices, recipe)[0] for name in matrices}
+    matrices = read_matrices(model)
+    wanted = {name: wanted_precision(name, matrices, recipe)[0] for name in matrices}
     if recipe.linear.bits == 16:
-        _check_float16_range(matrices)
+        check_float16_range(matrices)
     plan = {
         reader: wanted[name]
         for name, matrix in matrices.items()
@@ -302,134 +221,10 @@ def _compress(
             ov.serialize(model, out, out.with_suffix(".bin"))
     except RuntimeError as error:
         raise OutputError(
-            f"{out.parents[2]}: the model could not be written ({_reason(error)}); the disk is full or refuses, "
+            f"{out.parents[2]}: the model could not be written ({reason(error)}); the disk is full or refuses, "
             "free some space"
         ) from error
     return float_logits
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    """A weight that products or look-ups read, compressed or not."""
-
-    constant: Any  # the node that holds it
-    shape: tuple[int, ...]  # (N, K), experts before them where there are some
-    precision: Precision
-    nbytes: int  # scales and zero points included
-    readers: tuple[str, ...]  # names of the nodes
-    kinds: frozenset[str]  # of the nodes: MatMul, Gather
-    embeds: bool  # whether it is looked up by input_ids
-
-
-def _matrices(model: ov.Model) -> dict[str, _Matrix]:
-    """All weights of products and look-ups by the name of their constant, in the order of the graph."""
-    found: dict[str, _Matrix] = {}
-    for node in model.get_ordered_ops():
-        kind = node.get_type_name()
-        for port in {"MatMul": (0, 1), "Gather": (0,)}.get(kind, ()):
-            parts = _parts(node.input_value(port))
-            if parts is None or not (len(parts) > 1 or parts[0].get_element_type().is_real()):
-                continue
-            shape = _rows_first(node, port)
-            if sum(size > 1 for size in shape) < 2:  # frequencies of a rotary embedding
-                continue
-            name = parts[0].get_friendly_name().removesuffix("_compressed")  # which save_model adds
-            before = found.pop(name, None)  # its place is that of its last reader
-            found[name] = _Matrix(
-                parts[0],
-                shape,
-                _precision(parts, shape),
-                sum(_nbytes(part) for part in parts),
-                (*(before.readers if before else ()), node.get_friendly_name()),
-                (before.kinds if before else frozenset()) | {kind},
-                (before is not None and before.embeds) or (kind == "Gather" and _reads_input_ids(node)),
-            )
-    return found
-
-
-def _parts(value: Any) -> list[Any] | None:
-    """The constants that a value is made of: integers, scale, zero point, or floats alone. None for activations."""
-    node, more = value.get_node(), []
-    while node.get_type_name() != "Constant":
-        kind = node.get_type_name()
-        if kind in ("Multiply", "Subtract"):
-            other = _parts(node.input_value(1))
-            if other is None:
-                return None
-            more.append(other[0])
-        elif kind not in ("Convert", "Reshape", "Transpose"):
-            return None
-        node = node.input_value(0).get_node()
-    return [node, *more]
-
-
-def _rows_first(node: Any, port: int) -> tuple[int, ...]:
-    """Shape of the weight at this port, the axis that a product sums over last."""
-    shape = list(node.input_value(port).get_shape())
-    if node.get_type_name() == "MatMul" and len(shape) > 1:
-        attributes = node.get_attributes()
-        if not (attributes["transpose_b"] if port else not attributes["transpose_a"]):
-            shape[-2:] = shape[:-3:-1]
-    return tuple(shape)
-
-
-def _precision(parts: list[Any], shape: tuple[int, ...]) -> Precision:
-    kind = parts[0].get_element_type()
-    if kind.is_real():
-        return Precision(kind.bitwidth)
-    groups = math.prod(parts[1].get_shape()) // math.prod(shape[:-1])  # in a row
-    return Precision(kind.bitwidth, len(parts) == 2, shape[-1] // groups if groups > 1 else 0)
-
-
-def _nbytes(constant: Any) -> int:
-    bits: int = math.prod(constant.get_shape()) * constant.get_element_type().bitwidth
-    return -(-bits // 8)
-
-
-def _reads_input_ids(gather: Any) -> bool:
-    node = gather.input_value(1).get_node()
-    while node.get_type_name() in ("Convert", "Reshape", "Squeeze", "Unsqueeze"):
-        node = node.input_value(0).get_node()
-    return node.get_type_name() == "Parameter" and "input_ids" in node.output(0).get_names()
-
-
-def _wanted(name: str, matrices: Mapping[str, _Matrix], recipe: Recipe) -> tuple[Precision, str]:
-    """What the recipe gives a matrix, and why not the linear layers' precision ("" where it does)."""
-    matrix = matrices[name]
-    if "MatMul" not in matrix.kinds and not matrix.embeds:
-        return Precision(16 if recipe.linear.bits == 16 else 32), "look-up tables other than the embedding stay float"
-    return recipe.precision_of(_role(name, matrices), (math.prod(matrix.shape[:-1]), matrix.shape[-1]))
-
-
-def _role(name: str, matrices: Mapping[str, _Matrix]) -> str:
-    """A matrix's name in recipes."""
-    if matrices[name].embeds:
-        return EMBEDDING
-    head = [other for other, matrix in matrices.items() if "MatMul" in matrix.kinds][-1]  # it needs all other products
-    return HEAD if name == head else name
-
-
-def _records(matrices: Mapping[str, _Matrix], recipe: Recipe) -> tuple[dict[str, TensorRecord], int]:
-    """What the matrices of a finished graph became, and the group size of its linear layers."""
-    records, groups = {}, set()
-    for name, matrix in matrices.items():
-        wanted, note = _wanted(name, matrices, recipe)
-        found = matrix.precision
-        if found == replace(wanted, group_size=wanted.group_size % matrix.shape[-1]):  # one group is a whole row
-            found = wanted
-        else:
-            note = f"nncf gave it this and not {wanted}"
-        records[name] = TensorRecord(matrix.shape, str(found), matrix.nbytes, note)
-        if _role(name, matrices) not in (EMBEDDING, HEAD):
-            groups.add(found.group_size)
-    return records, min(groups - {0}, default=0)
-
-
-def _check_float16_range(matrices: Mapping[str, _Matrix]) -> None:
-    for name, matrix in matrices.items():
-        largest = np.abs(matrix.constant.data).max()
-        if largest > np.finfo(np.float16).max:
-            raise TensorError(f"{name} reaches {largest:.3g}, beyond float16; use recipe fp32 or an int8 one")
 
 
 def _logits(model: ov.Model, ids: npt.NDArray[np.int64]) -> Logits:
