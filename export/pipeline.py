@@ -27,12 +27,12 @@ from edge.export.interop.sidecars import write_genai_config, write_server_graph,
 from edge.export.journal import Journal
 from edge.export.output import Work, check_space, work_folder
 from edge.export.plan import Plan, make_plan, signed_bytes, source_sha256, tensor_sha256, versions
+from edge.export.proof import GOLDEN_TEXT, Verifier
 from edge.export.settings import DEFAULT_FORMAT, Device, ExportSettings, Format, Limits
 from edge.export.source_files import SourceFiles
 from edge.export.stages import Compressed, Progress, compress, done_bytes, open_store
 from edge.export.text.corpus import Corpus
 from edge.export.text.windows import token_windows
-from edge.export.verify import GOLDEN_TEXT, Verifier
 from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
 from edge.export.weights.store import WeightStore
 from edge.runtime import bundle

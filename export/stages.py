@@ -29,8 +29,8 @@ from edge.export.compress.precision import Precision
 from edge.export.compress.recipes import Recipe
 from edge.export.journal import Journal
 from edge.export.plan import Plan, tensor_sha256
+from edge.export.proof import Golden, Verifier
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, as_unsigned, to_float32
-from edge.export.verify import Golden, Verifier
 from edge.export.weights.names import EMBEDDING, HEAD, ReadWhenNeeded, WeightSource, canonical_shapes
 from edge.export.weights.store import StoredWeight, WeightStore
 from edge.runtime.atomic import write_durably

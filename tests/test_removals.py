@@ -99,7 +99,7 @@ PLACES = {
     "export/stages.py:_keep:write_durably": WORK,
     "export/stages.py:compress.keep_and_check:unlink": WORK,
     "export/weights/store.py:WeightStore.__init__:open": WORK,
-    "export/verify.py:Golden.write:ZipFile": WORK,
+    "export/proof.py:Golden.write:ZipFile": WORK,
     "profiles/reference.py:_Runner._finish:open": REFERENCE_WORK,
     "profiles/reference.py:_Runner._finish:unlink": REFERENCE_WORK,
     "profiles/reference.py:_Runner.run_head:ZipFile": REFERENCE_WORK,  # in memory

@@ -33,10 +33,10 @@ from edge.export.interop.sidecars import write_server_graph, write_sidecars
 from edge.export.output import check_space, work_folder
 from edge.export.pipeline import SIDECAR_BYTES, check_arguments
 from edge.export.plan import source_sha256, tensor_sha256, versions
+from edge.export.proof import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden, distance
 from edge.export.settings import ExportSettings
 from edge.export.source_files import SourceFiles
 from edge.export.stages import Progress
-from edge.export.verify import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden, distance
 from edge.runtime import bundle
 from edge.runtime.arrays import Logits
 from edge.runtime.engines.openvino_core import make_core

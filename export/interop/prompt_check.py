@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from edge.export.checkpoint.chat_templates import ADVICE
 from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.checkpoint.fields import Fields
-from edge.export.verify import GOLDEN_TEXT
+from edge.export.proof import GOLDEN_TEXT
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.errors import PromptError, TokenizerError, shown
 from edge.runtime.markup import plain_text

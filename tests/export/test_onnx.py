@@ -15,9 +15,9 @@ from edge.export.graph.onnx.writer import Borrowed, GraphWriter
 from edge.export.graph.runners import OnnxRunner
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
+from edge.export.proof import Verifier
 from edge.export.settings import ExportSettings, Format
 from edge.export.tensors import PackedTensor, Weight, as_unsigned, pack, rows_of
-from edge.export.verify import Verifier
 from edge.export.weights.names import Weights, canonical_shapes
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import OnnxKernels, open_bundle
