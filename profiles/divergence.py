@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.export.text.windows import Windows
-from edge.profiles.reference import FloatWeights, ReferenceSettings, build
+from edge.profiles.kept_rows import ReferenceSettings
+from edge.profiles.reference import FloatWeights, build
 from edge.profiles.typed_json import read_fields
 from edge.runtime.errors import ProfileError
 

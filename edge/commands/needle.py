@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
     from edge.api import load
     from edge.commands.console import counting_bar
-    from edge.profiles import needle
+    from edge.profiles import needle, needle_report
     from edge.profiles.plot import png_bytes, svg_bytes
     from edge.runtime.atomic import write_atomically
     from edge.runtime.errors import OutputError
@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     llm = load(args.bundle, **options.engine_settings(args))
     with counting_bar("asking") as progress:
         result = needle.run(llm, args.contexts, args.depths, args.seed, progress)
-    figure = needle.heat_map(result)
-    shown = needle.to_markdown(result)
+    figure = needle_report.heat_map(result)
+    shown = needle_report.to_markdown(result)
     files = {
         "json": result.to_json().encode(),
         "md": (shown + f"\n![margin by depth and length]({NAME}.png)\n").encode(),

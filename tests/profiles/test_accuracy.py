@@ -17,7 +17,8 @@ from edge.export.tensors import FloatArray
 from edge.export.text.windows import Windows
 from edge.export.weights.names import WeightSource
 from edge.profiles.accuracy import Accuracy, compare, evaluate
-from edge.profiles.reference import Reference, ReferenceSettings, build
+from edge.profiles.kept_rows import ReferenceSettings
+from edge.profiles.reference import Reference, build
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine

@@ -19,7 +19,8 @@ from edge.export.text.windows import Windows
 from edge.export.weights.names import WeightSource
 from edge.profiles import reference
 from edge.profiles.accuracy import score
-from edge.profiles.reference import ReferenceSettings, Rows, build, keep, open_reference
+from edge.profiles.kept_rows import ReferenceSettings, Rows, keep
+from edge.profiles.reference import build, open_reference
 from edge.runtime.errors import CalibrationError, OutputError, TensorError
 from edge.runtime.spec import ModelSpec
 from tests import tiny
