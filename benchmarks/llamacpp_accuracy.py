@@ -51,8 +51,8 @@ from edge.export.settings import ExportSettings
 from edge.export.text.corpus import builtin_calibration, builtin_evaluation
 from edge.export.text.overlap import check_apart
 from edge.export.text.windows import Windows, token_windows
-from edge.export.weights.names import Weights
 from edge.export.weights.rotation import RotatedWeights
+from edge.export.weights.source import Weights
 from edge.profiles.reference import FloatWeights
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine

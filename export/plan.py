@@ -24,8 +24,9 @@ from edge.export.graph.onnx.blocks import block_size
 from edge.export.settings import ExportSettings, Format, Limits
 from edge.export.text.corpus import Corpus, calibration_corpus
 from edge.export.weights.adapter import Adapter
-from edge.export.weights.names import EMBEDDING, HEAD, WeightSource, canonical_shapes
+from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
 from edge.export.weights.rotation import RotatedWeights
+from edge.export.weights.source import WeightSource
 from edge.runtime import bundle
 from edge.runtime.errors import SettingsError
 from edge.runtime.files import sha256_of

@@ -31,7 +31,8 @@ from edge.export.journal import Journal
 from edge.export.plan import Plan, tensor_sha256
 from edge.export.proof import Golden, Verifier
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, as_unsigned, to_float32
-from edge.export.weights.names import EMBEDDING, HEAD, ReadWhenNeeded, WeightSource, canonical_shapes
+from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
+from edge.export.weights.source import ReadWhenNeeded, WeightSource
 from edge.export.weights.store import StoredWeight, WeightStore
 from edge.runtime.atomic import write_durably
 from edge.runtime.errors import TensorError, VerificationError

@@ -17,7 +17,7 @@ from edge.export.architectures.chatglm import CHATGLM
 from edge.export.architectures.gguf import GGUF
 from edge.export.architectures.glm import GLM
 from edge.export.checkpoint.checkpoint import Checkpoint, Format
-from edge.export.weights.names import Weights, map_names
+from edge.export.weights.source import Weights, map_names
 from edge.runtime.errors import CheckpointError, ConfigError, shown
 from edge.runtime.spec import ModelSpec
 

@@ -34,7 +34,8 @@ from edge.export.graph import decoder
 from edge.export.graph.numpy_parallel import ROWS, ParallelBuilder
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32
-from edge.export.weights.names import EMBEDDING, HEAD, ReadWhenNeeded, WeightSource, canonical_shapes
+from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
+from edge.export.weights.source import ReadWhenNeeded, WeightSource
 from edge.runtime.spec import ModelSpec
 from edge.runtime.verify import kl_divergence
 

@@ -24,7 +24,7 @@ from edge.export.graph import decoder
 from edge.export.graph.numpy_parallel import ParallelBuilder
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array, FloatArray, Weight, to_float32
-from edge.export.weights.names import ReadWhenNeeded
+from edge.export.weights.source import ReadWhenNeeded
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
 

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.tensors import Float32Array, FloatArray, to_float32
-from edge.export.weights.names import EMBEDDING, HEAD, Sources, Weights
+from edge.export.weights.names import EMBEDDING, HEAD, Sources
+from edge.export.weights.source import Weights
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
 

@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from edge.export.architectures.registry import describe
 from edge.export.checkpoint.checkpoint import open_checkpoint
-from edge.export.weights.names import Weights, canonical_shapes
+from edge.export.weights.names import canonical_shapes
+from edge.export.weights.source import Weights
 from edge.runtime.spec import ModelSpec
 from tests.export.test_reference import write_glm_gguf, write_llama_gguf
 from tests.tiny import Tiny, make

@@ -21,7 +21,7 @@ from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
 from edge.export.tensors import FloatArray
-from edge.export.weights.names import ReadWhenNeeded, rotary_halves
+from edge.export.weights.source import ReadWhenNeeded, rotary_halves
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError
 from edge.runtime.spec import ModelSpec
 

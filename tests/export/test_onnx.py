@@ -18,7 +18,8 @@ from edge.export.plan import make_plan
 from edge.export.proof import Verifier
 from edge.export.settings import ExportSettings, Format
 from edge.export.tensors import PackedTensor, Weight, as_unsigned, pack, rows_of
-from edge.export.weights.names import Weights, canonical_shapes
+from edge.export.weights.names import canonical_shapes
+from edge.export.weights.source import Weights
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import OnnxKernels, open_bundle
 from edge.runtime.engines.onnxruntime import _rotary_tables

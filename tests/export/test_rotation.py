@@ -14,8 +14,9 @@ from edge.export.graph.numpy_builder import NumpyBuilder
 from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
 from edge.export.tensors import Float32Array, to_float32
-from edge.export.weights.names import Weights, WeightSource, canonical_shapes
+from edge.export.weights.names import canonical_shapes
 from edge.export.weights.rotation import RotatedWeights, Rotation
+from edge.export.weights.source import Weights, WeightSource
 from edge.runtime.errors import RecipeError
 from edge.runtime.verify import FLOAT32_BOUND
 from tests import tiny

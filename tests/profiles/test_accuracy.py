@@ -15,7 +15,7 @@ from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
 from edge.export.tensors import FloatArray
 from edge.export.text.windows import Windows
-from edge.export.weights.names import WeightSource
+from edge.export.weights.source import WeightSource
 from edge.profiles.accuracy import Accuracy, compare, evaluate
 from edge.profiles.kept_rows import ReferenceSettings
 from edge.profiles.reference import Reference, build

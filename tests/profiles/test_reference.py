@@ -16,7 +16,7 @@ from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
 from edge.export.tensors import FloatArray
 from edge.export.text.windows import Windows
-from edge.export.weights.names import WeightSource
+from edge.export.weights.source import WeightSource
 from edge.profiles import reference
 from edge.profiles.accuracy import score
 from edge.profiles.kept_rows import ReferenceSettings, Rows, keep

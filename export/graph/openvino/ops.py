@@ -105,5 +105,5 @@ def i64(value: int | list[int]) -> ov.Node:
     return op.constant(np.asarray(value, np.int64))
 
 
-def f32(value: float) -> Any:
+def f32(value: float) -> Any:  # Any: a node of openvino, which has no types
     return op.constant(np.float32(value))
