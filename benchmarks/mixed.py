@@ -40,7 +40,8 @@ from edge.export.text.overlap import check_apart
 from edge.export.text.windows import token_windows
 from edge.export.weights.names import canonical_shapes
 from edge.profiles.accuracy import Accuracy, compare, evaluate
-from edge.profiles.reference import Reference, build
+from edge.profiles.reference import build
+from edge.profiles.reference_file import Reference
 from edge.runtime.bundle import MANIFEST, MODEL_BIN, MODEL_XML, open_bundle, record_of
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.openvino_core import in_own_thread, make_core

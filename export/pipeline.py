@@ -149,10 +149,10 @@ def export_with(
             write_server_graph(folder)
             eos = stop_ids[0] if stop_ids else None
             conversion = stack.enter_context(openvino_tokenizer.start(folder, eos))
-        with open_store(folder / plan.weight_file, journal, plan) as (store, begun):
+        with open_store(folder / plan.weight_file, journal, plan) as (store, walk):
             verifier = Verifier(tokenizer.encode(GOLDEN_TEXT), plan.spec, _runners(plan))
             calibrating = None if plan.calibration is None else _calibration(plan.calibration, plan, tokenizer)
-            done = compress(plan, store, begun, verifier, journal, calibrating, progress)
+            done = compress(plan, store, walk, verifier, calibrating, progress)
             total, layers = plan.spec.num_parameters, plan.spec.num_layers
             progress(Progress("writing", layers, layers, total, total, store.end, 0, None))
             _write_graphs(plan, store, folder)
@@ -270,8 +270,12 @@ def _within(limits: Limits, plan: Plan, tokenizer: Tokenizer, kept: Path, progre
         def show(stage: str, blocks: int) -> None:
             progress(Progress(f"measuring {stage}", blocks, layers, total * blocks // (layers + 1), total, 0, 0, None))
 
-        measured = sensitivity.measure(plan.checkpoint, plan.weights, plan.options, ids, show)
+        journal = Journal(kept.with_suffix(""), key)
+        if journal.empty:
+            journal.clear()
+        measured = sensitivity.measure(plan.checkpoint, plan.weights, plan.options, ids, show, journal)
         write_durably(kept, json.dumps({"key": key, **measured.to_json()}).encode())
+        journal.clear()  # states of many models, which nobody needs any more
     return plan.choose(*decide(plan.spec, plan.options, measured, limits))
 
 

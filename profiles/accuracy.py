@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.profiles.kept_rows import Rows, log_sum_exp
-from edge.profiles.reference import Reference
+from edge.profiles.reference_file import Reference
 from edge.profiles.typed_json import read_fields
 from edge.runtime.engines.engine import Engine, Step
 from edge.runtime.errors import CalibrationError, ContextLengthError, shown

@@ -117,7 +117,7 @@ def measure_cell(
     from edge.export.plan import make_plan
     from edge.profiles.accuracy import evaluate
     from edge.profiles.divergence import first_divergence, write_greedily
-    from edge.profiles.reference import open_reference
+    from edge.profiles.reference_file import open_reference
     from edge.profiles.speed import measure
     from edge.runtime.llm import LLM
 

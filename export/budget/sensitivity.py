@@ -19,7 +19,7 @@ took off that in the blocks around.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,28 +27,27 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from edge.export.budget.disturbance import CARRIED, PIECE, Branching, kld_sum, nearest, power_of, round_as_exported
 from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.compress import awq, gptq
-from edge.export.compress.precision import Precision, Rounding
+from edge.export.compress.precision import Rounding
 from edge.export.graph import decoder
-from edge.export.graph.numpy_parallel import ROWS, ParallelBuilder
+from edge.export.graph.numpy_parallel import ParallelBuilder
+from edge.export.journal import Journal
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32
-from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
+from edge.export.walk import Batches, Walk
+from edge.export.weights.names import EMBEDDING, HEAD
 from edge.export.weights.source import ReadWhenNeeded, WeightSource
-from edge.runtime.spec import ModelSpec
-from edge.runtime.verify import kl_divergence
 
 Candidates = Mapping[str, Sequence[Rounding]]  # a matrix's canonical name -> what it may be, smallest first
 
 DEPTHS = 10  # blocks whose matrices are replaced
 WINDOW = 256  # tokens
 FITTED = 16  # windows that rounding is fitted to
-CARRIED = 4  # windows that errors and KLD are measured on
 WINDOWS = CARRIED + FITTED
 SAMPLED_ROWS = 256  # of a matrix, for its errors
 AT_ONCE = 16  # windows of replaced models that pass a block together
-PIECE = 64  # rows of logits in float64
 FLOOR = 1e-12  # of errors and gains: their logarithms are taken
 
 
@@ -83,24 +82,32 @@ def measure(
     candidates: Candidates,
     ids: npt.NDArray[np.int64],
     progress: Callable[[str, int], None] = lambda _stage, _blocks: None,
+    journal: Journal | None = None,
     depths: int = DEPTHS,
 ) -> Sensitivity:
     """Errors of all candidates and gains of all matrices.
 
     checkpoint: that the weights are made of. ids: (n, T) windows; the first CARRIED are measured on, the others are
-    fitted to. progress: stage, blocks done. The result does not depend on the number of cores. Raises RecipeError
-    where activations are not finite.
+    fitted to. progress: stage, blocks done. journal: of everything that the result depends on; a measurement that was
+    ended continues from it, with the same result. The result does not depend on the number of cores. Raises RecipeError
+    where activations are not finite, and OSError where the journal cannot be written.
     """
     assert len(ids) > CARRIED, "windows are needed to fit to as well"
     spec = weights.spec
     measured = _measured(spec.num_layers, depths)
+    walk = Walk(spec, journal)
+    run = _Measurement(checkpoint, weights, candidates, ids)
+    run.resume(walk)
     with threadpool_limits(1, "blas"):
-        run = _Run(checkpoint, weights, candidates, ids)
-        run.embed()
-        for layer in range(spec.num_layers):
-            progress(f"block {layer}", layer)
-            run.block(layer, replace=layer in measured)
-        progress("head", spec.num_layers)
+        for stage in walk.remaining:
+            if stage.index == 0:
+                record, states = run.embed()
+                walk.finish(stage, record, **states)
+                continue
+            progress(stage.name, stage.index - 1)
+            if stage.layer is not None:
+                record, states = run.block(stage.layer, stage.own(spec), replace=stage.layer in measured)
+                walk.finish(stage, record, **states)
         return run.head()
 
 
@@ -110,8 +117,11 @@ def _measured(layers: int, depths: int) -> list[int]:
     return sorted({0, layers - 1, *inner}) if layers > depths else list(range(layers))
 
 
-class _Run:
-    """Hidden states of the float model, and of models in which one matrix is replaced, between two stages."""
+class _Measurement:
+    """Hidden states of the float model, and of models in which one matrix is replaced, between two stages.
+
+    `embed` and `block` return what a `Walk` keeps of them, which `resume` reads back.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, weights: WeightSource, candidates: Candidates, ids: npt.NDArray[np.int64]
@@ -124,7 +134,38 @@ class _Run:
         self._nearest: dict[str, dict[Rounding, float]] = {}  # the same of rounding to nearest
         self._swapped: dict[str, float] = {}  # errors of the matrices that were put in
 
-    def embed(self) -> None:
+    def resume(self, walk: Walk) -> None:
+        """Continue after the stages that a walk has done."""
+        for record in walk.records:
+            for name, found in record["matrices"].items():
+                self._errors[name] = {Rounding.parse(choice): error for choice, error in found["errors"].items()}
+                if found["nearest"]:
+                    self._nearest[name] = {Rounding.parse(choice): error for choice, error in found["nearest"].items()}
+                if found["swapped"] is not None:
+                    self._swapped[name] = found["swapped"]
+        if walk.records:
+            self._hidden = np.array(walk.states("hidden"))
+            models = walk.states("replaced")
+            for i, name in enumerate(walk.records[-1]["replaced"]):
+                self._replaced[name] = np.array(models[i * CARRIED : (i + 1) * CARRIED])
+
+    def _states(self) -> dict[str, Float32Array | Batches]:
+        shape = (len(self._replaced) * CARRIED, *self._hidden.shape[1:])
+        return {"hidden": self._hidden, "replaced": Batches(shape, self._replaced.values())}
+
+    def _record(self, names: Iterable[str]) -> dict[str, object]:
+        """What was measured of these matrices, and the order of the states of models that one is replaced in."""
+        matrices = {
+            name: {
+                "errors": {str(choice): error for choice, error in self._errors[name].items()},
+                "nearest": {str(choice): error for choice, error in self._nearest.get(name, {}).items()},
+                "swapped": self._swapped.get(name),
+            }
+            for name in names
+        }
+        return {"matrices": matrices, "replaced": list(self._replaced)}
+
+    def embed(self) -> tuple[dict[str, object], dict[str, Float32Array | Batches]]:
         """Start."""
         matrix, spec = self._weights.read(EMBEDDING), self._spec
         self._hidden = self._float({EMBEDDING: matrix}).embedding(self._ids, "embed")
@@ -139,28 +180,29 @@ class _Run:
         swap = _middle(self._candidates[EMBEDDING])
         self._swapped[EMBEDDING] = self._errors[EMBEDDING][swap]
         self._replaced[EMBEDDING] = rounded[swap][places.reshape(-1)].reshape(CARRIED, -1, spec.hidden_size)
+        return self._record([EMBEDDING]), self._states()
 
-    def block(self, layer: int, *, replace: bool) -> None:
-        """Pass a block; with `replace`, with models in which one of its matrices is replaced as well."""
-        prefix = f"layers.{layer}."
-        names = [name for name in canonical_shapes(self._spec) if name.startswith(prefix)]
+    def block(
+        self, layer: int, names: Sequence[str], *, replace: bool
+    ) -> tuple[dict[str, object], dict[str, Float32Array | Batches]]:
+        """Pass a block of these weights; with `replace`, with models in which one of its matrices is replaced."""
         self._checkpoint.prefetch(part for name in names for part in self._weights.sources[name])
         floats = ReadWhenNeeded(self._weights.read, names)
+        seen: list[str] = []
         replaced: list[str] = []
 
         def look(name: str, inputs: Float32Array) -> Weight | None:
+            seen.append(name)
             swap = self._look(name, floats[name], inputs, replace=replace)  # the last one read
             if swap is not None:
                 replaced.append(name)
             return swap
 
-        out = decoder.block(
-            _Branching(floats, self._spec, len(self._ids), look), self._hidden.copy(), layer, self._spec
-        )
+        out = decoder.block(Branching(floats, self._spec, len(self._ids), look), self._hidden.copy(), layer, self._spec)
         n = len(self._ids)
-        names = list(self._replaced)
-        for start in range(0, len(names), AT_ONCE // CARRIED):
-            several = names[start : start + AT_ONCE // CARRIED]
+        before = list(self._replaced)
+        for start in range(0, len(before), AT_ONCE // CARRIED):
+            several = before[start : start + AT_ONCE // CARRIED]
             hidden = np.concatenate([self._replaced[name] for name in several])
             hidden = decoder.block(self._float(floats), hidden, layer, self._spec)
             for i, name in enumerate(several):
@@ -169,6 +211,7 @@ class _Run:
             self._replaced[name] = out[n + i * CARRIED : n + (i + 1) * CARRIED].copy()
         self._hidden = out[:n].copy()
         self._checkpoint.release()
+        return self._record(seen), self._states()
 
     def head(self) -> Sensitivity:
         """Finish: the KLD of every replaced model."""
@@ -197,7 +240,7 @@ class _Run:
             for other, hidden in self._replaced.items():
                 using = self._float({HEAD: swap}) if other in own else builder
                 found = using.linear(normed(hidden[window : window + 1]), "lm_head")[0]
-                sums[other] += sum(in_parallel(lambda i: _kld_sum(expected, found, i), range(0, len(found), PIECE)))  # noqa: B023
+                sums[other] += sum(in_parallel(lambda i: kld_sum(expected, found, i), range(0, len(found), PIECE)))  # noqa: B023
         tokens = self._ids[:CARRIED].size
         klds = {other: total / tokens for other, total in sums.items()}
         return self._summary(klds)
@@ -211,7 +254,7 @@ class _Run:
         tokens, candidates = self._ids[:CARRIED].size, self._candidates[name]
         held, fitting = inputs[:tokens], inputs[tokens:]
         rows = to_float32(weight[:: max(len(weight) // SAMPLED_ROWS, 1)])
-        power = _power(held, rows)
+        power = power_of(held, rows)
         self._nearest[name], self._errors[name] = {}, {}
 
         def look(choices: Sequence[Rounding], fitted: gptq.Moments, scales: Float32Array | float) -> None:
@@ -219,10 +262,10 @@ class _Run:
             scaled, middle = rows * scales, _middle(choices)
             for choice in choices:
                 found = nearest(scaled, choice.precision) / scales
-                self._nearest[name][choice] = _power(held, rows, found) / power
+                self._nearest[name][choice] = power_of(held, rows, found) / power
                 if replace or choice == middle:
-                    found = rows_of(_fitted(scaled, fitted, choice.precision), 0, len(rows)) / scales
-                    self._errors[name][choice] = _power(held, rows, found) / power
+                    found = rows_of(round_as_exported(scaled, fitted, choice.precision), 0, len(rows)) / scales
+                    self._errors[name][choice] = power_of(held, rows, found) / power
 
         scalable, scales = _with(candidates, awq=True), None
         if scalable:
@@ -233,8 +276,8 @@ class _Run:
         if scalable and scales is None:  # none are the best
             look(scalable, moments, 1.0)
         if replace:
-            replacement = _fitted(to_float32(weight), moments, swap.precision)
-            self._swapped[name] = _power(held, weight, replacement) / _power(held, weight)
+            replacement = round_as_exported(to_float32(weight), moments, swap.precision)
+            self._swapped[name] = power_of(held, weight, replacement) / power_of(held, weight)
         del moments  # of GLM-4-9B's largest matrix these have 750 MB
         if scales is not None:
             look(scalable, gptq.moments(fitting, scales), scales)
@@ -264,82 +307,6 @@ class _Run:
     def _left(self, name: str, choice: Rounding) -> float:
         """What is left of the error of rounding to nearest when rounding is fitted to text."""
         return max(self._errors[name][choice], FLOOR) / max(self._nearest[name][choice], FLOOR)
-
-
-class _Branching(ParallelBuilder):
-    """The float model, from which models branch off at matrices that `look` gives a replacement for.
-
-    The first `n` windows are the float model's, and CARRIED more follow for every branch.
-    """
-
-    def __init__(
-        self,
-        weights: Mapping[str, FloatArray],
-        spec: ModelSpec,
-        n: int,
-        look: Callable[[str, Float32Array], Weight | None],
-    ) -> None:
-        super().__init__(weights, spec, lambda _name, _inputs: self._current)
-        self._n, self._look = n, look
-        self._current: Weight = np.zeros(0, np.float32)
-
-    def linear(self, x: Float32Array, name: str) -> Float32Array:
-        self._current = self._weights[f"{name}.weight"]
-        y = super().linear(x, name)
-        swap = self._look(f"{name}.weight", x[: self._n].reshape(-1, x.shape[-1]))
-        if swap is None:
-            return y
-        self._current = swap
-        return np.concatenate([y, super().linear(x[:CARRIED], name)])
-
-    def add(self, a: Float32Array, b: Float32Array, name: str) -> Float32Array:
-        branched = (len(b) - len(a)) // CARRIED  # since `a` was taken
-        return super().add(np.concatenate([a, *[a[:CARRIED]] * branched]), b, name)
-
-
-def nearest(rows: Float32Array, precision: Precision) -> Float32Array:
-    """Rows of a matrix rounded to the nearest of their precision's numbers, as floats; scales from whole ranges."""
-    n, k = rows.shape
-    groups = rows.reshape(n, -1, precision.group_size or k)
-    low, high = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
-    if precision.symmetric:
-        half = 1 << (precision.bits - 1)
-        longer = np.where(-low >= high, -low, -high)  # the longer side gets the one integer more
-        scale = longer / half
-        scale[scale == 0] = 1
-        found = np.clip(np.rint(groups / scale), -half, half - 1) * scale
-    else:
-        most = (1 << precision.bits) - 1
-        low, high = np.minimum(low, 0), np.maximum(high, 0)
-        scale = (high - low) / most
-        scale[scale == 0] = 1
-        zero = np.rint(-low / scale)
-        found = (np.clip(np.rint(groups / scale) + zero, 0, most) - zero) * scale
-    rounded: Float32Array = found.reshape(n, k).astype(np.float32)
-    return rounded
-
-
-def _fitted(rows: Float32Array, inputs: gptq.Moments, precision: Precision) -> Weight:
-    """The same as the export does it: 4 bits fitted to inputs with these moments, 8 to nearest."""
-    return gptq.quantize(rows, inputs, precision) if precision.bits == 4 else nearest(rows, precision)
-
-
-def _power(inputs: Float32Array, weight: Weight, other: Weight | None = None) -> float:
-    """|X W^T|^2 of inputs (T, K) and a matrix (N, K), or of its difference from another one."""
-
-    def of_rows(start: int) -> float:
-        rows = rows_of(weight, start, start + ROWS)
-        if other is not None:
-            rows = rows - rows_of(other, start, start + ROWS)
-        return float(np.square(inputs @ rows.T).sum(dtype=np.float64))
-
-    return sum(in_parallel(of_rows, range(0, weight.shape[0], ROWS)))
-
-
-def _kld_sum(expected: Float32Array, found: Float32Array, start: int) -> float:
-    """Sum over PIECE rows of KL(softmax(expected) || softmax(found))."""
-    rows = slice(start, start + PIECE)
-    return kl_divergence(expected[rows], found[rows]) * len(expected[rows])
 
 
 def _middle(candidates: Sequence[Rounding]) -> Rounding:

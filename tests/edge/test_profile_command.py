@@ -16,7 +16,7 @@ from edge.cli import main
 from edge.export.pipeline import export
 from edge.profiles.accuracy import evaluate
 from edge.profiles.record import read_profile
-from edge.profiles.reference import open_reference
+from edge.profiles.reference_file import open_reference
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.settings import EngineSettings

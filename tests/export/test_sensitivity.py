@@ -10,7 +10,8 @@ import pytest
 
 from edge.export import parallel
 from edge.export.budget import sensitivity
-from edge.export.budget.sensitivity import CARRIED, Sensitivity, measure, nearest
+from edge.export.budget.disturbance import CARRIED, nearest
+from edge.export.budget.sensitivity import Sensitivity, measure
 from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.compress import awq, gptq
 from edge.export.compress.precision import Precision, Rounding

@@ -18,7 +18,8 @@ from edge.export.text.windows import Windows
 from edge.export.weights.source import WeightSource
 from edge.profiles.accuracy import Accuracy, compare, evaluate
 from edge.profiles.kept_rows import ReferenceSettings
-from edge.profiles.reference import Reference, build
+from edge.profiles.reference import build
+from edge.profiles.reference_file import Reference
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine
