@@ -12,6 +12,7 @@ from tests.docs.shown import program
 
 ROOT = Path(__file__).parents[2]
 README, DOCUMENTS = ROOT / "README.md", ROOT / "docs"
+FRAGMENTS = "add-"  # pages on how to extend the project show pieces of its files, which are no programs
 # Behind "# error:" is the code of the error that mypy has to report on that line; lines without one are right.
 USES = """
 import edge
@@ -51,7 +52,8 @@ scripted: edge.LLM = edge.scripted_llm(edge.replies({"Hello": "Hi"}), max_contex
 
 def test_programs_are_checked(tmp_path: Path) -> None:
     """With the project's settings, and the cache of `make check`."""
-    shown = {page.stem: program(page.read_text(encoding="utf-8")) for page in (README, *DOCUMENTS.glob("*.md"))}
+    pages = [README, *(page for page in DOCUMENTS.glob("*.md") if not page.stem.startswith(FRAGMENTS))]
+    shown = {page.stem: program(page.read_text(encoding="utf-8")) for page in pages}
     assert "edge.load(" in shown["README"]
     assert "edge.export(" in shown["quickstart"]
     programs = {f"{name.replace('-', '_')}.py": text for name, text in shown.items() if text} | {"uses.py": USES}
