@@ -143,5 +143,9 @@ def _export(args: argparse.Namespace, progress: Callable[[Progress], None]) -> M
         return export_with_optimum(args.source, args.out, args.recipe, force=args.force, progress=progress)
     from edge.export.pipeline import export_with
 
-    settings = ExportSettings(**{name: getattr(args, name) for name in names})
-    return export_with(settings, args.source, args.out, progress)
+    return export_with(_settings(args), args.source, args.out, progress)
+
+
+def _settings(args: argparse.Namespace) -> ExportSettings:
+    """Every choice but source and destination. Raises SettingsError and RecipeError."""
+    return ExportSettings(**{field.name: getattr(args, field.name) for field in fields(ExportSettings)})

@@ -119,7 +119,7 @@ def _facts(recipe: Recipe, spec: ModelSpec, profile: Profile) -> dict[str, Any]:
 
 
 def _usual_rows(profile: Profile) -> list[Row]:
-    """Those measured with the engines' own settings."""
+    """Rows measured with the engines' own settings."""
     from edge.profiles.record import DEFAULT_SETTING
 
     return [row for row in profile.rows if row.setting == DEFAULT_SETTING]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +29,7 @@ def help_of(name: str) -> str:
 
 
 def all_parsers() -> dict[str, argparse.ArgumentParser]:
-    """Those of verbs that have actions too."""
+    """With the parsers of verbs that have actions."""
     verbs = next(a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction))
     return {"": cli.build_parser(), **verbs.choices, **PARSERS}
 
@@ -113,7 +114,7 @@ def test_defaults_are_those_of_the_classes() -> None:
 
 
 def test_a_changed_default_is_what_is_parsed_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a constant, to show that no help text has a figure of its own."""
+    """No help text has a figure of its own."""
     from edge.commands import bench
 
     monkeypatch.setattr(bench, "BENCH_NEW_TOKENS", 77)
@@ -152,8 +153,7 @@ def test_a_mistyped_verb_is_told_the_likely_one(capsys: pytest.CaptureFixture[st
         assert capsys.readouterr().err.startswith(said)
 
 
-def test_help_is_fast_and_loads_nothing_heavy() -> None:
-    """A whole process; the least of several runs, as other processes only ever add to it."""
+def test_help_loads_nothing_heavy() -> None:
     script = (
         "import sys; from edge.cli import build_parser; build_parser().format_help(); "
         "print([name for name in ('numpy', 'rich', 'argcomplete', 'openvino', 'onnxruntime', 'nncf', 'matplotlib') "
@@ -161,14 +161,15 @@ def test_help_is_fast_and_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-    seconds = []
-    for _ in range(10):
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "edge", "--help"], capture_output=True, check=True)
-        seconds.append(time.perf_counter() - started)
-    bare = []
-    for _ in range(10):
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", ""], capture_output=True, check=True)
-        bare.append(time.perf_counter() - started)
-    assert min(seconds) < max(0.15, 8 * min(bare)), (seconds, bare)
+
+
+def test_help_is_fast(tmp_path: Path) -> None:
+    """Within 0.15 s of a processor's time, which other processes do not use up; compiled, as an installed package is."""
+    compiled = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    taken = []
+    for _ in range(6):
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "edge", "--help"], env=compiled, capture_output=True, check=True)
+        after = os.times()
+        taken.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(taken) < 0.15, taken
