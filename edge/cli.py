@@ -21,9 +21,12 @@ from typing import Any, NoReturn
 from edge.commands import kinds, streams
 from edge.commands.help import first_line, sections
 from edge.runtime.errors import EdgeError, shown, telling_line
-from edge.runtime.extras import missing_packages_named
+from edge.runtime.extras import install_command, missing_packages_named
 
-DESCRIPTION = """Export GLM-4 checkpoints and run them offline on Intel hardware.
+DESCRIPTION = f"""Export GLM-4 checkpoints and run them offline on Intel hardware.
+
+To complete commands in bash and zsh: {install_command("completion")},
+and then: eval "$(register-python-argcomplete edge)"
 
 examples:
   edge demo

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edge.runtime.llm import LLM
 
 SAMPLING = tuple(spec for spec in fields(Sampling) if spec.name != "logit_bias")  # no command line has room for that
-DEVICES = "CPU|GPU|NPU"  # kinds, in help texts
+DEVICES = "|".join(dict.fromkeys(family for record in ENGINES.values() for family in record.families))  # CPU|GPU
 BYTES_PER_TOKEN = 4  # of English and Chinese alike, roughly
 Keywords = dict[str, Any]  # as the command line gives them; the settings classes check each value
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge.cli import ASKED, VERBS
+from edge.commands.options import DEVICES
 from edge.export.recipes import recipes
 from edge.runtime.engines.registry import ENGINES
 from tests.edge.verbs import PARSERS
@@ -63,7 +64,7 @@ def test_bash_completes_verbs_options_names_and_paths(program: Path, tmp_path: P
         ("edge run x y --kv-p", ["--kv-precision"]),
         ("edge run x y --engine ", ["auto", *ENGINES]),
         ("edge bench x --engine ", ["auto", *ENGINES, "all"]),
-        ("edge verify x --device ", ["CPU", "GPU", "NPU"]),
+        ("edge verify x --device ", DEVICES.split("|")),
         ("edge export x y --recipe int4-sym-", [name for name in recipes() if name.startswith("int4-sym-")]),
         ("edge profile run x y --recipes fp16,int8-", ["fp16,int8-asym", "fp16,int8-sym"]),
         ("edge profile run x y --recipes int8-asym,int8-", ["int8-asym,int8-sym"]),

@@ -164,7 +164,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_help_is_fast(tmp_path: Path) -> None:
-    """Within 0.15 s of a processor's time, which other processes do not use up; compiled, as an installed package is."""
+    """Within 0.15 s of a processor's time, which others do not use up; compiled, as an installed package is."""
     compiled = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
     taken = []
     for _ in range(6):
