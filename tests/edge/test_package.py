@@ -1,4 +1,4 @@
-"""The tree is what pyproject.toml says; `test_packaging.py` looks at what is built from it."""
+"""The tree is what pyproject.toml says; `test_archives.py` looks at what is built from it."""
 
 from __future__ import annotations
 
