@@ -51,7 +51,7 @@ class Divergence:
     @classmethod
     def from_json(cls, data: object) -> Divergence:
         """Raises ProfileError for something else than `to_json` gave."""
-        return cls(**read_fields(cls, data, "a record of a divergence", ProfileError, "run `edge profile` again"))
+        return cls(**read_fields(cls, data, "a record of a divergence", ProfileError, "run `edge profile run` again"))
 
 
 def write_greedily(llm: LLM, prompts: Ids, new_tokens: int) -> Ids:

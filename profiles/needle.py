@@ -26,6 +26,7 @@ import numpy as np
 from edge.export.text.corpus import builtin_evaluation
 from edge.profiles.likelihood import Query, Trunk, score
 from edge.profiles.machine_record import MachineRecord, machine_record, versions_record
+from edge.profiles.settings import NEEDLE_DEPTHS, NEEDLE_SEED
 from edge.runtime.errors import ContextLengthError, SettingsError
 from edge.runtime.llm import LLM
 from edge.runtime.markup import MarkedText
@@ -128,8 +129,8 @@ class _Plan:
 def run(
     llm: LLM,
     lengths: Sequence[int],
-    depths: Sequence[float] = (0, 25, 50, 75, 100),
-    seed: int = 0,
+    depths: Sequence[float] = NEEDLE_DEPTHS,
+    seed: int = NEEDLE_SEED,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> NeedleResult:
     """Hide a needle at every depth of every length, and ask for it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from results import PAGE, RESULTS, with_table
 
 from edge.profiles.record import read_profile
-from edge.profiles.sweep_plan import DEFAULT_RECIPES
+from edge.profiles.settings import DEFAULT_RECIPES
 from edge.runtime.engines.registry import ENGINES
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.commands.export import parse_bytes
+from edge.commands.kinds import size as parse_bytes
 from edge.export.budget import sensitivity
 from edge.export.budget.sensitivity import Sensitivity
 from edge.export.compress import recipes
@@ -172,5 +172,5 @@ def test_sizes(size: str) -> None:
 
 @pytest.mark.parametrize("size", ["", "GB", "5.2.1GB", "5 bananas", "-3GB", "0", "1e999", "nan"])
 def test_what_is_no_size(size: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=r"is no size; give bytes like 5\.2GB"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is not a size; give bytes like 5\.2GB"):
         parse_bytes(size)

@@ -186,7 +186,7 @@ def test_command(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     (out / "needle.md").write_text("of the run before")
     assert command.run(args) == 0
     assert "(needle.png)" in (out / "needle.md").read_text()
-    with pytest.raises(OutputError, match="is no folder"):
+    with pytest.raises(OutputError, match="is not a folder"):
         command.run(parse(str(tiny_bundle), str(out / "needle.md")))
     with pytest.raises(ContextLengthError):
         command.run(parse(str(tiny_bundle), str(tmp_path / "other"), "--contexts", "300", "--engine", "onnx"))
