@@ -9,17 +9,23 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from edge.export.checkpoint.checkpoint import Checkpoint
-from edge.export.weights.names import Sources
+from edge.export.weights.names import Layout, Sources
 from edge.runtime.spec import ModelSpec
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How one kind of checkpoint is read."""
+    """How one kind of checkpoint is read, and what others call its model."""
 
     read_spec: Callable[[Checkpoint], ModelSpec]
     sources: Callable[[ModelSpec, Collection[str]], Sources]  # given the names of the checkpoint's tensors
+    layout: Layout
+    model_type: str  # what a bundle's config.json calls the model, for tools that know transformers' names
+    model_class: str  # of transformers, which computes what our graph does
     ignored: tuple[str, ...] = ()  # beginnings of names of tensors that carry nothing, or nothing for a text model
+
+
+GLM_LAYOUT = Layout(stored="pairs", trained="pairs", remote_code=True)  # of every GLM-4, in any file
 
 
 def weight_sources(

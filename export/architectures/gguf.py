@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
-from edge.export.architectures.architecture import Architecture, weight_sources
+from edge.export.architectures.architecture import GLM_LAYOUT, Architecture, weight_sources
 from edge.export.checkpoint.checkpoint import Checkpoint
-from edge.export.weights.names import Sources
+from edge.export.weights.names import Layout, Sources
 from edge.runtime.spec import ModelSpec
 
 
 def _gguf_spec(checkpoint: Checkpoint) -> ModelSpec:
-    """llama, chatglm and glm4 in GGUF: rows of q and k are in GLM's interleaved rotary layout in all three."""
     config, name = checkpoint.config, checkpoint.architecture
     config.require(f"{name}.rope.scaling.type", "none")
     config.require(f"{name}.rope.dimension_sections")  # GLM-4.1V, whose q and k rows are in another order
@@ -20,7 +20,7 @@ def _gguf_spec(checkpoint: Checkpoint) -> ModelSpec:
     num_heads = config.positive(f"{name}.attention.head_count")
     hidden_size = config.positive(f"{name}.embedding_length")
     head_dim = config.positive(f"{name}.attention.key_length", default=hidden_size // num_heads)
-    rotary_dim = head_dim if name == "llama" else head_dim // 2
+    rotary_dim = head_dim // 2 if name in ("chatglm", "glm4") else head_dim
     return ModelSpec(
         architecture=name,
         num_layers=config.positive(f"{name}.block_count"),
@@ -47,7 +47,7 @@ def _rows(checkpoint: Checkpoint, name: str) -> int:
 
 
 def _gguf_sources(spec: ModelSpec, names: Collection[str]) -> Sources:
-    """q, k and v, and gate and up, stand together or apart, as the model they come from had them."""
+    """q, k and v, and gate and up, are joined or apart, as in the model that the file was made from."""
     together = "blk.0.attn_qkv.weight" in names
     qkv = ("attn_qkv",) if together else ("attn_q", "attn_k", "attn_v")
     gate_up = ("ffn_gate.weight", "ffn_up.weight") if "blk.0.ffn_gate.weight" in names else ("ffn_up.weight",)
@@ -70,4 +70,9 @@ def _gguf_sources(spec: ModelSpec, names: Collection[str]) -> Sources:
     return weight_sources(spec, outside, "blk.{}.", block)
 
 
-GGUF = Architecture(_gguf_spec, _gguf_sources)
+GGUF_CHATGLM = Architecture(_gguf_spec, _gguf_sources, GLM_LAYOUT, "glm", "GlmForCausalLM")
+GGUF_GLM4 = replace(GGUF_CHATGLM, model_type="glm4", model_class="Glm4ForCausalLM")
+# llama.cpp's converter reorders q and k of llama from halves to pairs (conversion/llama.py, `permute`).
+GGUF_LLAMA = replace(
+    GGUF_CHATGLM, layout=Layout(stored="pairs", trained="halves"), model_type="llama", model_class="LlamaForCausalLM"
+)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
-from edge.export.architectures.architecture import Architecture, weight_sources
+from edge.export.architectures.architecture import GLM_LAYOUT, Architecture, weight_sources
 from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.weights.names import Sources
 from edge.runtime.spec import ModelSpec
@@ -61,4 +62,5 @@ def _glm_sources(spec: ModelSpec, _names: Collection[str]) -> Sources:
 
 _TIED_COPY = ("lm_head.weight",)  # some files store a tied head a second time
 
-GLM = Architecture(_glm_spec, _glm_sources, _TIED_COPY)
+GLM = Architecture(_glm_spec, _glm_sources, GLM_LAYOUT, "glm", "GlmForCausalLM", _TIED_COPY)
+GLM4 = replace(GLM, model_type="glm4", model_class="Glm4ForCausalLM")  # GLM-4-0414 and GLM-Z1
