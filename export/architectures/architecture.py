@@ -34,6 +34,7 @@ def weight_sources(
     """The whole table: `block` for every layer, without what this model does not have."""
     absent = set() if spec.qkv_bias else {"attn.qkv.bias"}
     absent |= set() if spec.output_norms else {"attn.out_norm.weight", "mlp.out_norm.weight"}
+    absent |= set() if spec.qk_norms else {"attn.q_norm.weight", "attn.k_norm.weight"}
     absent |= {"lm_head.weight"} if spec.tied_embeddings else set()
     sources: dict[str, tuple[str, ...]] = {name: (source,) for name, source in outside.items() if name not in absent}
     for layer in range(spec.num_layers):

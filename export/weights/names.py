@@ -6,6 +6,7 @@ from that. Knows nothing about particular checkpoints.
     embed.weight  layers.N.input_norm.weight  layers.N.attn.qkv.{weight,bias}  layers.N.attn.o.weight
     layers.N.post_norm.weight  layers.N.mlp.gate_up.weight  layers.N.mlp.down.weight  norm.weight  lm_head.weight
     and for GLM-4-0414: layers.N.attn.out_norm.weight  layers.N.mlp.out_norm.weight
+    and for Qwen3: layers.N.attn.q_norm.weight  layers.N.attn.k_norm.weight
 
 Query, key and value are one matrix, and so are gate and up: fewer, wider products.
 """
@@ -54,6 +55,7 @@ def _block_shapes(h: int, f: int, qkv: int, spec: ModelSpec) -> dict[str, tuple[
         "input_norm.weight": (h,),
         "attn.qkv.weight": (qkv, h),
         **({"attn.qkv.bias": (qkv,)} if spec.qkv_bias else {}),
+        **({f"attn.{x}_norm.weight": (spec.head_dim,) for x in "qk"} if spec.qk_norms else {}),
         "attn.o.weight": (h, spec.q_size),
         **({"attn.out_norm.weight": (h,)} if spec.output_norms else {}),
         "post_norm.weight": (h,),
