@@ -22,10 +22,11 @@ class Architecture:
     layout: Layout
     model_type: str  # what a bundle's config.json calls the model, for tools that know transformers' names
     model_class: str  # of transformers, which computes what our graph does
-    ignored: tuple[str, ...] = ()  # beginnings of names of tensors that carry nothing, or nothing for a text model
+    ignored: tuple[str, ...] = ()  # parts of the names of tensors that carry nothing, or nothing for a text model
 
 
 GLM_LAYOUT = Layout(stored="pairs", trained="pairs", remote_code=True)  # of every GLM-4, in any file
+HALVES = Layout(stored="halves", trained="halves")  # of Llama and its successors, as transformers stores them
 
 
 def weight_sources(

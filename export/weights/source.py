@@ -120,15 +120,16 @@ def map_names(
 ) -> Weights:
     """Check a checkpoint against the canonical set. Raises TensorError that names every offending tensor's first few.
 
-    Tensors whose names begin with one of `ignored` may be there and are not read. The spec's layers are no more than
-    the checkpoint has tensors.
+    Tensors whose names contain one of `ignored` may be there and are not read. The spec's layers are no more than the
+    checkpoint has tensors.
     """
     wanted = {part for parts in sources.values() for part in parts}
     if missing := sorted(wanted - checkpoint.shapes.keys()):
         raise TensorError(
             f"{checkpoint.path}: {_some(missing)} missing; the checkpoint is incomplete, download it again"
         )
-    if unexpected := sorted(name for name in checkpoint.shapes.keys() - wanted if not name.startswith(ignored)):
+    others = checkpoint.shapes.keys() - wanted
+    if unexpected := sorted(name for name in others if not any(part in name for part in ignored)):
         raise TensorError(
             f"{checkpoint.path}: {_some(unexpected)} unexpected; this is not the architecture its config names, or it "
             "has parts that edgeglm would drop"
