@@ -16,6 +16,7 @@ from edge.export.architectures.architecture import Architecture
 from edge.export.architectures.chatglm import CHATGLM
 from edge.export.architectures.gguf import GGUF_CHATGLM, GGUF_GLM4, GGUF_LLAMA
 from edge.export.architectures.glm import GLM, GLM4
+from edge.export.architectures.llama import LLAMA, MISTRAL
 from edge.export.checkpoint.checkpoint import Checkpoint, Format
 from edge.export.weights.source import Weights, map_names
 from edge.runtime.errors import CheckpointError, ConfigError, shown
@@ -76,6 +77,8 @@ ARCHITECTURES: dict[tuple[Format, str], Architecture] = {
     ("safetensors", "chatglm"): CHATGLM,
     ("safetensors", "glm"): GLM,
     ("safetensors", "glm4"): GLM4,
+    ("safetensors", "llama"): LLAMA,
+    ("safetensors", "mistral"): MISTRAL,
     ("gguf", "chatglm"): GGUF_CHATGLM,
     ("gguf", "glm4"): GGUF_GLM4,
     ("gguf", "llama"): GGUF_LLAMA,
