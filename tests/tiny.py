@@ -24,6 +24,8 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 VOCAB = 320  # 256 bytes, special tokens, and rows that no token uses
@@ -64,12 +66,14 @@ TINIES = (
     Tiny("0414", architecture="glm4"),
     Tiny("0414-32b", architecture="glm4", num_heads=6, num_kv_heads=1, bias=False),
     Tiny("llama", architecture="llama", partial_rotary=1.0, bias=False),
+    Tiny("qwen2", architecture="qwen2", partial_rotary=1.0, tied=True),
 )
 MODELS = {
     "glm": (GlmConfig, GlmForCausalLM),
     "glm4": (Glm4Config, Glm4ForCausalLM),
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
 }
 
 

@@ -48,6 +48,14 @@ PUBLISHED: Mapping[str, tuple[Mapping[str, Any], int]] = {
         },
         7_248_023_552,
     ),
+    "qwen2": (  # Qwen2.5 7B
+        {
+            "vocab_size": 152_064, "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28,
+            "num_attention_heads": 28, "num_key_value_heads": 4, "rope_theta": 1e6, "max_position_embeddings": 32_768,
+            "sliding_window": 131_072, "use_sliding_window": False,
+        },
+        7_615_616_512,
+    ),
 }  # fmt: skip
 ADDED = [case for case in tiny.TINIES if "glm" not in case.architecture]
 
@@ -94,6 +102,7 @@ REFUSED = [
     ("llama", "partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5, supported: 1.0"),
     ("llama", "rope_parameters", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, supported: 1.0"),
     ("mistral", "sliding_window", 4096, "sliding_window is 4096, supported: none"),
+    ("qwen2", "use_sliding_window", True, "use_sliding_window is True, supported: False"),
 ]
 
 
