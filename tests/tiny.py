@@ -26,6 +26,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 VOCAB = 320  # 256 bytes, special tokens, and rows that no token uses
@@ -67,6 +69,7 @@ TINIES = (
     Tiny("0414-32b", architecture="glm4", num_heads=6, num_kv_heads=1, bias=False),
     Tiny("llama", architecture="llama", partial_rotary=1.0, bias=False),
     Tiny("qwen2", architecture="qwen2", partial_rotary=1.0, tied=True),
+    Tiny("qwen3", architecture="qwen3", num_heads=4, head_dim=32, partial_rotary=1.0, bias=False),
 )
 MODELS = {
     "glm": (GlmConfig, GlmForCausalLM),
@@ -74,6 +77,7 @@ MODELS = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
 }
 
 

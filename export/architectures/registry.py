@@ -17,7 +17,7 @@ from edge.export.architectures.chatglm import CHATGLM
 from edge.export.architectures.gguf import GGUF_CHATGLM, GGUF_GLM4, GGUF_LLAMA
 from edge.export.architectures.glm import GLM, GLM4
 from edge.export.architectures.llama import LLAMA, MISTRAL
-from edge.export.architectures.qwen import QWEN2
+from edge.export.architectures.qwen import QWEN2, QWEN3
 from edge.export.checkpoint.checkpoint import Checkpoint, Format
 from edge.export.weights.source import Weights, map_names
 from edge.runtime.errors import CheckpointError, ConfigError, shown
@@ -81,6 +81,7 @@ ARCHITECTURES: dict[tuple[Format, str], Architecture] = {
     ("safetensors", "llama"): LLAMA,
     ("safetensors", "mistral"): MISTRAL,
     ("safetensors", "qwen2"): QWEN2,
+    ("safetensors", "qwen3"): QWEN3,
     ("gguf", "chatglm"): GGUF_CHATGLM,
     ("gguf", "glm4"): GGUF_GLM4,
     ("gguf", "llama"): GGUF_LLAMA,

@@ -56,6 +56,14 @@ PUBLISHED: Mapping[str, tuple[Mapping[str, Any], int]] = {
         },
         7_615_616_512,
     ),
+    "qwen3": (  # Qwen3 8B
+        {
+            "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 36,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 1e6,
+            "max_position_embeddings": 40_960,
+        },
+        8_190_735_360,
+    ),
 }  # fmt: skip
 ADDED = [case for case in tiny.TINIES if "glm" not in case.architecture]
 
@@ -103,6 +111,9 @@ REFUSED = [
     ("llama", "rope_parameters", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, supported: 1.0"),
     ("mistral", "sliding_window", 4096, "sliding_window is 4096, supported: none"),
     ("qwen2", "use_sliding_window", True, "use_sliding_window is True, supported: False"),
+    ("qwen3", "use_sliding_window", True, "use_sliding_window is True, supported: False"),
+    ("qwen3", "attention_bias", True, "attention_bias is True, supported: False"),
+    ("qwen3", "rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "scaled as 'yarn' .* published without it, remove"),
 ]
 
 
