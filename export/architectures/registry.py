@@ -4,8 +4,7 @@ In: an open checkpoint. Out: its record, its ModelSpec and its weights. Adding a
 `ARCHITECTURES`. Knows nothing about graphs or compression.
 
 Sources: models/{glm,glm4}/{configuration,modeling}_*.py of huggingface/transformers 4.57.6, and the conversion of the
-remote-code layout to it (models/glm/convert_glm_weights_to_hf.py at eaed17f); for GGUF names and keys
-gguf-py/gguf/constants.py and conversion/{chatglm,glm}.py of ggml-org/llama.cpp.
+remote-code layout to it (models/glm/convert_glm_weights_to_hf.py at eaed17f); other families name theirs.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import math
 
 from edge.export.architectures.architecture import Architecture
 from edge.export.architectures.chatglm import CHATGLM
-from edge.export.architectures.gguf import GGUF_CHATGLM, GGUF_GLM4, GGUF_LLAMA
+from edge.export.architectures.gguf import GGUF_CHATGLM, GGUF_GLM4, GGUF_LLAMA, GGUF_QWEN2, GGUF_QWEN3
 from edge.export.architectures.glm import GLM, GLM4
 from edge.export.architectures.llama import LLAMA, MISTRAL
 from edge.export.architectures.qwen import QWEN2, QWEN3
@@ -85,4 +84,6 @@ ARCHITECTURES: dict[tuple[Format, str], Architecture] = {
     ("gguf", "chatglm"): GGUF_CHATGLM,
     ("gguf", "glm4"): GGUF_GLM4,
     ("gguf", "llama"): GGUF_LLAMA,
+    ("gguf", "qwen2"): GGUF_QWEN2,
+    ("gguf", "qwen3"): GGUF_QWEN3,
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -28,7 +29,7 @@ from edge.runtime.spec import ModelSpec
 from tests import tiny
 from tests.conftest import EXACT
 from tests.export.test_adapter import assert_merges_as_peft, save_adapter
-from tests.export.test_reference import TIMES_FLOAT32, logits_in_chunks
+from tests.export.test_reference import TIMES_FLOAT32, logits_in_chunks, write_plain_gguf
 
 # In the shapes of published models: transformers' defaults are those of small or old ones.
 PUBLISHED: Mapping[str, tuple[Mapping[str, Any], int]] = {
@@ -205,6 +206,33 @@ def test_inspect_describes_the_folder(made: tuple[Path, Any], capsys: pytest.Cap
     said = capsys.readouterr().out
     assert f"{sum(values.numel() for values in model.parameters()):,} parameters" in said
     assert f"architecture             {model.config.model_type}" in said
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_gguf_of_qwen_equals_transformers(name: str, tmp_path: Path) -> None:
+    """Tied and not, rows in halves as they are in safetensors."""
+    model = tiny.make(next(case for case in ADDED if case.name == name), tmp_path / "hf")
+    path = write_plain_gguf(model, tmp_path, name)
+    manifest = export(path, tmp_path / "bundle", "fp32")
+    assert (manifest.spec.qk_norms, manifest.spec.tied_embeddings) == (name == "qwen3", name == "qwen2")
+    ids = list(range(50))
+    expected, float32_error = tiny.reference_logits(model, ids)
+    for exact in EXACT.values():
+        found = logits_in_chunks(LLM(tmp_path / "bundle", exact), ids, [30, 1, 19])
+        assert np.abs(found - expected).max() <= TIMES_FLOAT32 * float32_error
+    assert type(AutoConfig.from_pretrained(tmp_path / "bundle")) is type(model.config)
+    assert not [warning for warning in manifest.warnings if "rotate" in warning]
+
+
+def test_gguf_with_scaled_positions_is_refused(tmp_path: Path) -> None:
+    from tests.fuzz.targets.checkpoint import make_gguf
+
+    def scale(writer: gguf.GGUFWriter) -> None:
+        writer.add_tensor("rope_freqs.weight", np.ones(2, np.float32))
+
+    make_gguf(tmp_path / "llama.gguf", "llama", scale)
+    with pytest.raises(ConfigError, match=r"rope_freqs\.weight scales positions, as Llama 3.1 does"):
+        describe(open_checkpoint(tmp_path / "llama.gguf"))
 
 
 def test_old_llama_has_frequencies_in_every_layer(tmp_path: Path) -> None:
