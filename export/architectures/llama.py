@@ -1,5 +1,7 @@
 """LlamaForCausalLM as transformers stores it, and MistralForCausalLM where it attends to everything.
 
+Models whose tokenizer is not byte-level, as those of Llama 2 and Mistral 7B, are refused for that when it is read.
+
 Source: models/{llama,mistral}/{configuration,modeling}_*.py of huggingface/transformers 4.57.6.
 """
 

@@ -1,4 +1,4 @@
-"""Every architecture beside GLM's own: read in full size, refused where it computes something else, and run.
+"""Architectures: read in full size, refused where they compute something else, and run where they are not GLM's own.
 
 That logits equal those of transformers is shown for each by `test_reference.py` and its like, over `tiny.TINIES`.
 """
@@ -31,41 +31,43 @@ from tests.conftest import EXACT
 from tests.export.test_adapter import assert_merges_as_peft, save_adapter
 from tests.export.test_reference import TIMES_FLOAT32, logits_in_chunks, write_plain_gguf
 
-# In the shapes of published models: transformers' defaults are those of small or old ones.
-PUBLISHED: Mapping[str, tuple[Mapping[str, Any], int]] = {
-    "llama": (  # Llama 3 8B
-        {
-            "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
-            "num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 500_000.0,
-            "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
-        },
-        8_030_261_248,
-    ),
-    "mistral": (  # Mistral 7B v0.3
-        {
-            "vocab_size": 32_768, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
-            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 1e6,
-            "max_position_embeddings": 32_768, "rms_norm_eps": 1e-5, "sliding_window": None,
-        },
-        7_248_023_552,
-    ),
-    "qwen2": (  # Qwen2.5 7B
-        {
-            "vocab_size": 152_064, "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28,
-            "num_attention_heads": 28, "num_key_value_heads": 4, "rope_theta": 1e6, "max_position_embeddings": 32_768,
-            "sliding_window": 131_072, "use_sliding_window": False,
-        },
-        7_615_616_512,
-    ),
-    "qwen3": (  # Qwen3 8B
-        {
-            "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 36,
-            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 1e6,
-            "max_position_embeddings": 40_960,
-        },
-        8_190_735_360,
-    ),
+# Shapes of published models: transformers' defaults are those of small or old ones. Those of GLM are from fine-tunes
+# of GLM-4-0414; GLM-Z1 has the same. model_type, what config.json says, parameters.
+PUBLISHED: Mapping[str, tuple[str, Mapping[str, Any], int]] = {
+    "Llama 3 8B": ("llama", {
+        "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 500_000.0, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 8192,
+    }, 8_030_261_248),
+    "Mistral Nemo 12B": ("mistral", {
+        "vocab_size": 131_072, "hidden_size": 5120, "intermediate_size": 14_336, "num_hidden_layers": 40,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 1e6, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131_072, "sliding_window": None,
+    }, 12_247_782_400),
+    "Qwen2.5 7B": ("qwen2", {
+        "vocab_size": 152_064, "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "rope_theta": 1e6, "max_position_embeddings": 32_768,
+        "sliding_window": 131_072, "use_sliding_window": False,
+    }, 7_615_616_512),
+    "Qwen3 8B": ("qwen3", {
+        "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 1e6,
+        "max_position_embeddings": 40_960,
+    }, 8_190_735_360),
+    "GLM-4-9B-0414, GLM-Z1-9B-0414": ("glm4", {
+        "vocab_size": 151_552, "hidden_size": 4096, "intermediate_size": 13_696, "num_hidden_layers": 40,
+        "num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128, "rope_theta": 1e4, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 32_768, "attention_bias": True, "partial_rotary_factor": 0.5,
+        "rope_scaling": None,
+    }, 9_400_279_040),
+    "GLM-4-32B-0414, GLM-Z1-32B-0414": ("glm4", {
+        "vocab_size": 151_552, "hidden_size": 6144, "intermediate_size": 23_040, "num_hidden_layers": 61,
+        "num_attention_heads": 48, "num_key_value_heads": 2, "head_dim": 128, "rope_theta": 1e4, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 32_768, "attention_bias": False, "partial_rotary_factor": 0.5,
+        "rope_scaling": None,
+    }, 32_566_081_536),
 }  # fmt: skip
+SETTINGS = {model_type: settings for model_type, settings, _ in PUBLISHED.values()}
 ADDED = [case for case in tiny.TINIES if "glm" not in case.architecture]
 
 
@@ -85,16 +87,17 @@ def read(config: PretrainedConfig, shapes: Mapping[str, tuple[int, ...]]) -> Mod
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_shapes_are_read(name: str) -> None:
-    """Every tensor of the model in transformers has its place, and the number of parameters is the published one."""
-    settings, parameters = PUBLISHED[name]
-    config_class, model_class = tiny.MODELS[name]
+    """Every tensor of the model in transformers has its place, and there are as many parameters."""
+    model_type, settings, parameters = PUBLISHED[name]
+    config_class, model_class = tiny.MODELS[model_type]
     config = config_class(**settings)
     with torch.device("meta"):
         model = model_class(config)
     spec = read(config, {name: tuple(values.shape) for name, values in model.state_dict().items()})
     assert spec.num_parameters == sum(values.numel() for values in model.parameters()) == parameters
     assert (spec.num_layers, spec.hidden_size) == (config.num_hidden_layers, config.hidden_size)
-    assert spec.rotary_dim == spec.head_dim == 128
+    assert (spec.head_dim, spec.rotary_dim) == (128, 64 if model_type == "glm4" else 128)
+    assert spec.output_norms == (model_type == "glm4")
     assert (spec.rope_theta, spec.rms_norm_eps) == (config.rope_theta, config.rms_norm_eps)
 
 
@@ -110,6 +113,7 @@ REFUSED = [
     ("llama", "rope_scaling", [2.0], "rope_scaling is .*expected none"),
     ("llama", "partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5, supported: 1.0"),
     ("llama", "rope_parameters", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, supported: 1.0"),
+    ("glm4", "rope_scaling", {"type": "yarn", "factor": 4.0}, "scaled as 'yarn' .* published without it, remove"),
     ("mistral", "sliding_window", 4096, "sliding_window is 4096, supported: none"),
     ("qwen2", "use_sliding_window", True, "use_sliding_window is True, supported: False"),
     ("qwen3", "use_sliding_window", True, "use_sliding_window is True, supported: False"),
@@ -120,14 +124,14 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "key", "value", "message"), REFUSED)
 def test_what_computes_something_else_is_refused(name: str, key: str, value: object, message: str) -> None:
-    values = json.loads(tiny.MODELS[name][0](**PUBLISHED[name][0]).to_json_string())
+    values = json.loads(tiny.MODELS[name][0](**SETTINGS[name]).to_json_string())
     stub: Any = SimpleNamespace(config=Fields(values | {key: value}, "config.json"), architecture=name, shapes={})
     with pytest.raises(ConfigError, match=message):
         ARCHITECTURES["safetensors", name].read_spec(stub)
 
 
 def test_positions_that_are_scaled_by_nothing_are_read() -> None:
-    settings = {**PUBLISHED["llama"][0], "rope_scaling": {"rope_type": "default"}}
+    settings = {**SETTINGS["llama"], "rope_scaling": {"rope_type": "default"}}
     values = json.loads(tiny.MODELS["llama"][0](**settings).to_json_string())
     del values["rope_theta"]  # as in configs of Llama 2
     stub: Any = SimpleNamespace(config=Fields(values, "config.json"), architecture="llama", shapes={})
