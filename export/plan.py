@@ -121,7 +121,7 @@ def make_plan(source: str | Path, settings: ExportSettings) -> Plan:
             )
         decisions += (f"rotary_dim {settings.rotary_dim}; the checkpoint says {spec.rotary_dim}",)
         spec = replace(spec, rotary_dim=settings.rotary_dim)
-    change = None if settings.adapter is None else Adapter(Path(settings.adapter), spec)
+    change = None if settings.adapter is None else Adapter(Path(settings.adapter), spec, stored.layout)
     own = replace(stored, spec=spec, change=change)
     named = recipes.find_recipe(settings.recipe or recipes.DEFAULT)
     recipe = named if limits is None else base_recipe(limits, spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from edge.export.architectures.architecture import Architecture, weight_sources
+from edge.export.architectures.architecture import GLM_LAYOUT, Architecture, weight_sources
 from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.weights.names import Sources
 from edge.runtime.errors import ConfigError
@@ -66,4 +66,11 @@ def _chatglm_sources(spec: ModelSpec, _names: Collection[str]) -> Sources:
     return weight_sources(spec, outside, "transformer.encoder.layers.{}.", block)
 
 
-CHATGLM = Architecture(_chatglm_spec, _chatglm_sources, (VISION, "transformer.rotary_pos_emb.inv_freq"))
+CHATGLM = Architecture(
+    _chatglm_spec,
+    _chatglm_sources,
+    GLM_LAYOUT,
+    "glm",
+    "GlmForCausalLM",
+    ignored=(VISION, "transformer.rotary_pos_emb.inv_freq"),
+)

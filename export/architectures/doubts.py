@@ -1,4 +1,4 @@
-"""What published checkpoints are known to say wrongly; export goes on and warns."""
+"""What published checkpoints are known to say wrongly; export warns and continues."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GLM4_VOCABULARY = 151_552  # rows of GLM-4's embedding; GLM-Edge has another voc
 
 
 def doubts(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
-    """What a checkpoint leaves out or says that is known to be said wrongly elsewhere; export goes on and warns."""
+    """What a checkpoint leaves out, or says that is known to be wrong in others; export warns and continues."""
     found = []
     if tower := sum(name.startswith(VISION) for name in checkpoint.shapes):
         found.append(f"the image tower ({tower} tensors) is left out; the bundle answers to text alone")
@@ -48,10 +48,10 @@ def _strange_rotary_dim(spec: ModelSpec) -> list[str]:
     """
     half, whole = spec.head_dim // 2, spec.head_dim
     known: tuple[int, ...]
-    if spec.architecture == "llama":
-        known, models = (whole,), "llama"
-    elif spec.architecture == "glm4":
+    if spec.architecture == "glm4":
         known, models = (half,), "GLM-4-0414"
+    elif spec.architecture not in ("glm", "chatglm"):
+        known, models = (whole,), spec.architecture
     elif spec.vocab_size == GLM4_VOCABULARY:
         known, models = (half,), "GLM-4"
     else:  # GLM-Edge rotates the whole head

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models
 
+from edge.export.checkpoint.pre_tokenizers import PRE_TOKENIZERS, cl100k
 from edge.runtime.errors import TokenizerError, shown
 from edge.runtime.tokenizer import byte_of_character
 from edge.runtime.tokenizer_json import ADVICE, MAX_TOKEN
@@ -30,43 +31,12 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
-_CL100K = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-def _gpt2() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-
-
-def _single_digits() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
-
-
-def _cl100k() -> pre_tokenizers.PreTokenizer:
-    split = pre_tokenizers.Split(Regex(_CL100K), "isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-# `tokenizer.ggml.pre` -> how text is cut before merging (ggml-org/llama.cpp src/llama-vocab.cpp).
-PRE_TOKENIZERS = {
-    "gpt-2": _gpt2,
-    "smollm": _single_digits,
-    "llama-bpe": _cl100k,
-    "chatglm-bpe": _cl100k,
-    "glm4": _cl100k,
-}
-# Vocabularies in tiktoken's order take a whole word that is in the vocabulary before any merge.
-_WHOLE_WORDS_FIRST = frozenset({"llama-bpe", "chatglm-bpe", "glm4"})
-
-
 def from_gguf(
     model: str, pre: str, tokens: Sequence[str], token_types: Sequence[int], merges: Sequence[str]
 ) -> Tokenizer:
     """A byte-level BPE tokenizer from GGUF metadata.
 
-    Raises TokenizerError for another kind of tokenizer, an unknown way to cut text, or a merge that is no pair.
+    Raises TokenizerError for another kind of tokenizer, an unknown way to cut text, or a merge that is not a pair.
     """
     advice = "put the model's tokenizer.json into the same folder as the GGUF file"
     if model != "gpt2":
@@ -85,13 +55,15 @@ def from_gguf(
     if any(len(pair) != 2 for pair in pairs):
         raise TokenizerError(f"tokenizer.ggml.merges holds an entry that is not two tokens; {advice}")
     try:
-        bpe = models.BPE(vocab, pairs, ignore_merges=pre in _WHOLE_WORDS_FIRST)
+        bpe = models.BPE(vocab, pairs, ignore_merges=PRE_TOKENIZERS[pre].whole_words_first)
     except Exception as error:  # tokenizers raises plain Exception
         raise TokenizerError(
             f"tokenizer.ggml.merges do not fit the vocabulary ({shown(str(error))}); {advice}"
         ) from error
     tokenizer = Tokenizer(bpe)
-    tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]()
+    if (normalizer := PRE_TOKENIZERS[pre].normalizer) is not None:
+        tokenizer.normalizer = normalizer()
+    tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre].cut()
     tokenizer.decoder = decoders.ByteLevel()
     added: dict[TokenType, list[AddedToken]] = {kind: [] for kind in (TokenType.CONTROL, TokenType.USER_DEFINED)}
     for token, kind in zip(tokens, token_types, strict=True):
@@ -189,7 +161,7 @@ def from_tiktoken(path: Path, special: Mapping[int, AddedToken]) -> Tokenizer:
                 "tokenizer_config.json again"
             )
     tokenizer = Tokenizer(models.BPE(vocab, [(names[a], names[b]) for a, b in _merges(tokens)], ignore_merges=True))
-    tokenizer.pre_tokenizer = _cl100k()
+    tokenizer.pre_tokenizer = cl100k()
     tokenizer.decoder = decoders.ByteLevel()
     check_added(list(special.values()))
     tokenizer.add_tokens([special[i] for i in sorted(special)])

@@ -60,6 +60,9 @@ class TwinBuilder:
             self._stream = x
         return by_window(lambda window: self._plain.rms_norm(window, name, eps), x)
 
+    def qk_norm(self, qkv: Value, name: str, spec: ModelSpec) -> Value:
+        return by_window(lambda window: self._plain.qk_norm(window, name, spec), qkv)
+
     def attention(self, qkv: Value, layer: int, spec: ModelSpec) -> Value:
         return by_window(lambda window: self._plain.attention(window, layer, spec), qkv)
 

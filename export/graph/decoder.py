@@ -1,4 +1,4 @@
-"""The GLM decoder, written once.
+"""The decoder, written once.
 
 In: a graph builder (`graph/`), a ModelSpec, and a value that stands for token ids or hidden states. Out: the value of
 the next stage. Knows nothing about OpenVINO, ONNX, weights or files: a builder looks up weights by canonical name
@@ -7,8 +7,11 @@ the next stage. Knows nothing about OpenVINO, ONNX, weights or files: a builder 
     x ── input_norm ── qkv ── rope ── attention ── o ──(+)── post_norm ── gate_up ── swiglu ── down ──(+)── y
       └──────────────────────────────────────────────┘  └──────────────────────────────────────────────┘
 
+Some models have norms more: of q and k before they rotate (Qwen3), after o and after down (GLM-4-0414).
+
 Sources: GlmDecoderLayer and Glm4DecoderLayer of huggingface/transformers (models/glm/modeling_glm.py and
-models/glm4/modeling_glm4.py, 4.57.6); llama is the first with gate and up stored apart and without qkv bias.
+models/glm4/modeling_glm4.py, 4.57.6). LlamaDecoderLayer and those of Qwen2 and Qwen3 are the first with gate and up
+stored apart.
 """
 
 from __future__ import annotations
@@ -33,6 +36,9 @@ class Builder(Protocol[V]):
     def rms_norm(self, x: V, name: str, eps: float) -> V:
         """x / sqrt(mean(x^2) + eps) * weight, over the last axis."""
 
+    def qk_norm(self, qkv: V, name: str, spec: ModelSpec) -> V:
+        """Each head of q and k normed over its dims, with weights `name`.{q,k}_norm.weight (head_dim,); v stays."""
+
     def attention(self, qkv: V, layer: int, spec: ModelSpec) -> V:
         """Rotary embedding on q and k, then causal attention: (B, T, q_size + 2 kv_size) -> (B, T, q_size)."""
 
@@ -54,13 +60,19 @@ def _attention(g: Builder[V], x: V, layer: int, spec: ModelSpec) -> V:
     prefix, eps = f"layers.{layer}", spec.rms_norm_eps
     y = g.linear(
         g.attention(
-            g.linear(g.rms_norm(x, f"{prefix}.input_norm", eps), f"{prefix}.attn.qkv"),
+            _qkv(g, x, layer, spec),
             layer,
             spec,
         ),
         f"{prefix}{ATTENTION_OUT}",
     )
     return g.rms_norm(y, f"{prefix}.attn.out_norm", eps) if spec.output_norms else y
+
+
+def _qkv(g: Builder[V], x: V, layer: int, spec: ModelSpec) -> V:
+    prefix = f"layers.{layer}"
+    qkv = g.linear(g.rms_norm(x, f"{prefix}.input_norm", spec.rms_norm_eps), f"{prefix}.attn.qkv")
+    return g.qk_norm(qkv, f"{prefix}.attn", spec) if spec.qk_norms else qkv
 
 
 def _mlp(g: Builder[V], x: V, layer: int, spec: ModelSpec) -> V:

@@ -48,6 +48,15 @@ class NumpyBuilder:
         normed: Float32Array = x * scale * self._vector(f"{name}.weight")
         return normed
 
+    def qk_norm(self, qkv: Float32Array, name: str, spec: ModelSpec) -> Float32Array:
+        q, k, v = np.split(qkv, [spec.q_size, spec.q_size + spec.kv_size], axis=-1)
+
+        def normed(x: Float32Array, norm: str) -> Float32Array:
+            heads = x.reshape(*x.shape[:-1], -1, spec.head_dim)
+            return self.rms_norm(heads, f"{name}.{norm}", spec.rms_norm_eps).reshape(x.shape)
+
+        return np.concatenate([normed(q, "q_norm"), normed(k, "k_norm"), v], axis=-1)
+
     def attention(self, qkv: Float32Array, layer: int, spec: ModelSpec) -> Float32Array:  # noqa: ARG002
         batch, tokens, _ = qkv.shape
         heads = qkv.reshape(batch, tokens, -1, spec.head_dim).swapaxes(1, 2)  # (B, n + 2 n_kv, T, head_dim)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge.export.architectures.architecture import Architecture
+from edge.export.architectures.registry import architecture_of
 from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.interop.prompt_check import check_prompts, possible_ids
 from edge.runtime import bundle, graph_names
@@ -71,7 +73,7 @@ def write_sidecars(checkpoint: Checkpoint, spec: ModelSpec, folder: Path, *, own
     num_ids = Tokenizer(folder / bundle.TOKENIZER).num_tokens
     tokenizer = Tokenizer(folder / bundle.TOKENIZER, spec.vocab_size)
     checked = check_prompts(checkpoint, spec, tokenizer, num_ids, template)
-    config = checkpoint.config.values if own_config else _config(spec, checked.stop_ids)
+    config = checkpoint.config.values if own_config else _config(architecture_of(checkpoint), spec, checked.stop_ids)
     _write_configs(checkpoint, config, spec, checked.stop_ids, folder)
     return Sidecars(tokenizer, checked.stop_ids, (*doubts, *checked.warnings))
 
@@ -91,7 +93,7 @@ def write_genai_config(checkpoint: Checkpoint, spec: ModelSpec, stops: tuple[int
     found = {name: [i for p in places for i in possible_ids(p, name, spec.vocab_size)] for name in _GENAI_IDS}
     stop_ids = list(stops) or [spec.vocab_size - 1]  # without any, it would take 0 for one
     model = {
-        "type": "decoder",  # of no special architecture; it knows chatglm, which is GLM-3, and neither glm nor glm4
+        "type": "decoder",  # any model of text; it knows chatglm, which is GLM-3, and neither glm nor glm4
         "context_length": spec.max_position_embeddings,
         "vocab_size": spec.vocab_size,
         "eos_token_id": stop_ids,
@@ -148,11 +150,11 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _config(spec: ModelSpec, stops: tuple[int, ...]) -> dict[str, Any]:
+def _config(record: Architecture, spec: ModelSpec, stops: tuple[int, ...]) -> dict[str, Any]:
     """The config.json of our own graph, in the names of transformers."""
     return {
-        "architectures": ["Glm4ForCausalLM" if spec.output_norms else "GlmForCausalLM"],
-        "model_type": "glm4" if spec.output_norms else "glm",
+        "architectures": [record.model_class],
+        "model_type": record.model_type,
         "hidden_size": spec.hidden_size,
         "intermediate_size": spec.intermediate_size,
         "num_hidden_layers": spec.num_layers,

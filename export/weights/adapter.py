@@ -1,12 +1,12 @@
 """A LoRA adapter of PEFT's format, as changes to canonical weights.
 
 In: a folder with adapter_config.json and adapter_model.safetensors, and the ModelSpec of the model it is merged into.
-Out: an `Adapter`, which gives scaling * B @ A for one canonical weight at a time, in the row order in which the
-checkpoint stores it (before `names.rotary_halves`). Names, shapes and settings are checked when it is opened, values
+Out: an `Adapter`, which gives scaling * B @ A for one canonical weight at a time, in the row order of the model that it
+was trained on (`Layout.trained`). Names, shapes and settings are checked when it is opened, values
 when they are read. Knows nothing about checkpoints and their files, and cannot know whether it was trained on this
 model: shapes are compared, base_model_name_or_path is not, because paths differ between machines.
 
-Two name layouts come in, that of transformers and that of GLM-4's remote code:
+Names come in two forms, that of transformers and, for GLM-4, that of its remote code:
 
     model.layers.N.self_attn.{q,k,v,o}_proj                  transformer.encoder.layers.N.self_attention.query_key_value
     model.layers.N.mlp.{gate_up,gate,up,down}_proj           transformer.encoder.layers.N.self_attention.dense
@@ -27,13 +27,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.safetensors import SafetensorsFiles
 from edge.export.tensors import Float32Array, to_float32
 from edge.export.weights.module_pattern import ModulePattern
-from edge.export.weights.names import HEAD
+from edge.export.weights.names import HEAD, Layout
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError, plain, shown
 from edge.runtime.files import is_file, shown_path
 from edge.runtime.json_reader import read_json_object
@@ -78,7 +77,6 @@ class _Place:
     shape: tuple[int, int]  # (N, K) of the whole canonical weight
     first_row: int
     rows: int
-    paired_heads: int = 0  # where rows are to be reordered from halves to pairs: in how many heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,7 @@ class Adapter:
     `files` decide what it changes, in a stable order; `touched` are the canonical weights it changes, in model order.
     """
 
-    def __init__(self, path: Path, spec: ModelSpec) -> None:
+    def __init__(self, path: Path, spec: ModelSpec, layout: Layout) -> None:
         self.path = path
         config = _read_config(path)
         _check_config(config)
@@ -113,7 +111,7 @@ class Adapter:
         self.files = [path / CONFIG, path / TENSORS]
         self._tensors = SafetensorsFiles([path / TENSORS])
         self._changes: dict[str, list[_Change]] = {}
-        places = _places(spec)
+        places = _places(spec, layout)
         for module, (a, b) in self._factors(places, spec).items():
             place, rank = places[module], _rank(config, ranks, module)
             change = _Change(module, place, a, b, _scaling(config, alphas, module, rank))
@@ -139,8 +137,6 @@ class Adapter:
                     f"{self.path}: scaling * B @ A of {change.module} may reach {largest:.1e}, expected numbers within "
                     "float32; the adapter is damaged, download it again"
                 )
-            if place.paired_heads:
-                b = b[_halves_to_pairs(place.rows, place.paired_heads)]
             rows = slice(place.first_row, place.first_row + place.rows)
             np.matmul(b * np.float32(change.scaling), a, out=delta[rows])
         return delta
@@ -203,20 +199,17 @@ class Adapter:
                     )
 
 
-def _places(spec: ModelSpec) -> dict[str, _Place]:
+def _places(spec: ModelSpec, layout: Layout) -> dict[str, _Place]:
     """Every module that can be adapted, by its name in transformers and in remote code."""
     h, f, q, kv = spec.hidden_size, spec.intermediate_size, spec.q_size, spec.kv_size
-    # Adapters of llama have q and k in halves, and GGUF, the only llama we read, in pairs; GLM has pairs everywhere.
-    llama = spec.architecture == "llama"
-    q_heads, k_heads = (spec.num_heads, spec.num_kv_heads) if llama else (0, 0)
     places: dict[str, _Place] = {}
     for layer in range(spec.num_layers):
         ours, transformers, remote = f"layers.{layer}", f"model.layers.{layer}", f"transformer.encoder.layers.{layer}"
         qkv, o = (f"{ours}.attn.qkv.weight", (q + 2 * kv, h)), (f"{ours}.attn.o.weight", (h, q))
         gate_up, down = (f"{ours}.mlp.gate_up.weight", (2 * f, h)), (f"{ours}.mlp.down.weight", (h, f))
         places |= {
-            f"{transformers}.self_attn.q_proj": _Place(*qkv, 0, q, q_heads),
-            f"{transformers}.self_attn.k_proj": _Place(*qkv, q, kv, k_heads),
+            f"{transformers}.self_attn.q_proj": _Place(*qkv, 0, q),
+            f"{transformers}.self_attn.k_proj": _Place(*qkv, q, kv),
             f"{transformers}.self_attn.v_proj": _Place(*qkv, q + kv, kv),
             f"{transformers}.self_attn.o_proj": _Place(*o, 0, h),
             f"{transformers}.mlp.gate_up_proj": _Place(*gate_up, 0, 2 * f),
@@ -224,7 +217,7 @@ def _places(spec: ModelSpec) -> dict[str, _Place]:
             f"{transformers}.mlp.up_proj": _Place(*gate_up, f, f),
             f"{transformers}.mlp.down_proj": _Place(*down, 0, h),
         }
-        if not llama:
+        if layout.remote_code:
             places |= {
                 f"{remote}.self_attention.query_key_value": _Place(*qkv, 0, q + 2 * kv),
                 f"{remote}.self_attention.dense": _Place(*o, 0, h),
@@ -233,13 +226,8 @@ def _places(spec: ModelSpec) -> dict[str, _Place]:
             }
     if not spec.tied_embeddings:
         head = _Place(HEAD, (spec.vocab_size, h), 0, spec.vocab_size)
-        places |= {"lm_head": head} if llama else {"lm_head": head, "transformer.output_layer": head}
+        places |= {"lm_head": head, **({"transformer.output_layer": head} if layout.remote_code else {})}
     return places
-
-
-def _halves_to_pairs(rows: int, heads: int) -> npt.NDArray[np.int64]:
-    """Row order that puts dims i and i + head_dim / 2 of each head beside each other, as llama.cpp's converter does."""
-    return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
 
 
 def _read_config(path: Path) -> Fields:

@@ -1,10 +1,12 @@
 """One canonical set of weight names, whatever a checkpoint calls its tensors.
 
-In: a ModelSpec. Out: every weight that a model of it has, with its shape. Knows nothing about checkpoints.
+In: a ModelSpec. Out: every weight that a model of it has, with its shape; and the words for how a checkpoint differs
+from that. Knows nothing about particular checkpoints.
 
     embed.weight  layers.N.input_norm.weight  layers.N.attn.qkv.{weight,bias}  layers.N.attn.o.weight
     layers.N.post_norm.weight  layers.N.mlp.gate_up.weight  layers.N.mlp.down.weight  norm.weight  lm_head.weight
     and for GLM-4-0414: layers.N.attn.out_norm.weight  layers.N.mlp.out_norm.weight
+    and for Qwen3: layers.N.attn.q_norm.weight  layers.N.attn.k_norm.weight
 
 Query, key and value are one matrix, and so are gate and up: fewer, wider products.
 """
@@ -12,11 +14,28 @@ Query, key and value are one matrix, and so are gate and up: fewer, wider produc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from edge.runtime.spec import ModelSpec
 
 EMBEDDING, HEAD = "embed.weight", "lm_head.weight"
 Sources = Mapping[str, tuple[str, ...]]  # canonical name -> tensors whose rows follow each other
+
+# Which dims of a head turn together: neighbours (2i, 2i + 1), or one of each half (i, i + rotary_dim / 2).
+RotaryLayout = Literal["pairs", "halves"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How q and k of a checkpoint, and of adapters for its model, differ from the canonical form, which has halves.
+
+    Adapters are trained on the implementation in transformers, whatever file they are merged into.
+    """
+
+    stored: RotaryLayout  # rows of q and k in the checkpoint
+    trained: RotaryLayout  # rows of q and k in transformers
+    remote_code: bool = False  # adapters may also have the names of GLM-4's remote code
 
 
 def canonical_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -36,6 +55,7 @@ def _block_shapes(h: int, f: int, qkv: int, spec: ModelSpec) -> dict[str, tuple[
         "input_norm.weight": (h,),
         "attn.qkv.weight": (qkv, h),
         **({"attn.qkv.bias": (qkv,)} if spec.qkv_bias else {}),
+        **({f"attn.{x}_norm.weight": (spec.head_dim,) for x in "qk"} if spec.qk_norms else {}),
         "attn.o.weight": (h, spec.q_size),
         **({"attn.out_norm.weight": (h,)} if spec.output_norms else {}),
         "post_norm.weight": (h,),

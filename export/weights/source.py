@@ -3,8 +3,8 @@
 In: a ModelSpec, a checkpoint, and a table canonical name -> tensors (from `architectures`). Out: `Weights`. Missing,
 unexpected and misshapen tensors are errors that name them. Knows nothing about particular architectures or formats.
 
-Rows of q and k are reordered from pairs (2i, 2i + 1) to halves (i, i + rotary_dim / 2) within each head, because
-engines fuse only that form of rotary embedding; a product of q and k does not depend on the order of their rows.
+Where a checkpoint has rows of q and k in pairs (2i, 2i + 1), they are reordered to halves (i, i + rotary_dim / 2)
+within each head, because engines fuse only that form of rotary embedding; a product of q and k does not depend on it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.tensors import Float32Array, FloatArray, to_float32
-from edge.export.weights.names import Sources, canonical_shapes
+from edge.export.weights.names import Layout, RotaryLayout, Sources, canonical_shapes
 from edge.runtime.errors import TensorError, plain
 from edge.runtime.spec import ModelSpec
 
@@ -29,7 +29,7 @@ class Change(Protocol):
     """Something that is added to weights, as a LoRA is."""
 
     def delta(self, name: str) -> Float32Array | None:
-        """What is added to the weight of a canonical name, with rows as the checkpoint has them; None for nothing."""
+        """What is added to the weight of a canonical name, with rows as `Layout.trained` says; None for nothing."""
 
 
 class WeightSource(Protocol):
@@ -83,16 +83,21 @@ class Weights:
     checkpoint: Checkpoint
     spec: ModelSpec
     sources: Sources
+    layout: Layout
     change: Change | None = None  # merged into what is read
 
     def read(self, name: str) -> FloatArray:
         """One weight in the dtype it is stored in: a view into the checkpoint where nothing has to be joined."""
         parts = [self.checkpoint.read(part) for part in self.sources[name]]
-        weight = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        weight = self._in_halves(name, parts[0] if len(parts) == 1 else np.concatenate(parts), self.layout.stored)
         if self.change is not None and (delta := self.change.delta(name)) is not None:
+            delta = self._in_halves(name, delta, self.layout.trained)
             delta += to_float32(weight)
             weight = delta
-        return weight[rotary_halves(self.spec)] if ".attn.qkv." in name else weight
+        return weight
+
+    def _in_halves(self, name: str, weight: FloatArray, layout: RotaryLayout) -> FloatArray:
+        return weight[rotary_halves(self.spec)] if layout == "pairs" and ".attn.qkv." in name else weight
 
     def block(self, layer: int) -> dict[str, FloatArray]:
         """All weights of one decoder block."""
@@ -110,18 +115,21 @@ class Weights:
                     )
 
 
-def map_names(checkpoint: Checkpoint, spec: ModelSpec, sources: Sources, ignored: tuple[str, ...] = ()) -> Weights:
+def map_names(
+    checkpoint: Checkpoint, spec: ModelSpec, sources: Sources, layout: Layout, ignored: tuple[str, ...] = ()
+) -> Weights:
     """Check a checkpoint against the canonical set. Raises TensorError that names every offending tensor's first few.
 
-    Tensors whose names begin with one of `ignored` may be there and are not read. The spec's layers are no more than
-    the checkpoint has tensors.
+    Tensors whose names contain one of `ignored` may be there and are not read. The spec's layers are no more than the
+    checkpoint has tensors.
     """
     wanted = {part for parts in sources.values() for part in parts}
     if missing := sorted(wanted - checkpoint.shapes.keys()):
         raise TensorError(
             f"{checkpoint.path}: {_some(missing)} missing; the checkpoint is incomplete, download it again"
         )
-    if unexpected := sorted(name for name in checkpoint.shapes.keys() - wanted if not name.startswith(ignored)):
+    others = checkpoint.shapes.keys() - wanted
+    if unexpected := sorted(name for name in others if not any(part in name for part in ignored)):
         raise TensorError(
             f"{checkpoint.path}: {_some(unexpected)} unexpected; this is not the architecture its config names, or it "
             "has parts that edgeglm would drop"
@@ -133,11 +141,11 @@ def map_names(checkpoint: Checkpoint, spec: ModelSpec, sources: Sources, ignored
             found = " + ".join(f"{plain(part)} {list(checkpoint.shapes[part])}" for part in sources[name])
             raise TensorError(f"{checkpoint.path}: {found}, expected {list(shape)} in all; config and weights disagree")
     checkpoint.check_readable(wanted)
-    return Weights(checkpoint, spec, sources)
+    return Weights(checkpoint, spec, sources, layout)
 
 
 def rotary_halves(spec: ModelSpec) -> npt.NDArray[np.int64]:
-    """Row order of a fused qkv matrix: rotating dims of q and k from pairs to halves, all else in place."""
+    """Row order of a joined qkv matrix: rotating dims of q and k from pairs to halves, all else in place."""
     head = np.arange(spec.head_dim)
     head[: spec.rotary_dim] = head[: spec.rotary_dim].reshape(-1, 2).T.ravel()
     turning_heads = spec.num_heads + spec.num_kv_heads

@@ -353,7 +353,9 @@ def test_small_files_that_are_no_json(checkpoint: Path, name: str, raw: bytes) -
 
 def test_unknown_architecture_lists_the_known(checkpoint: Path) -> None:
     edit_config(checkpoint, lambda c: c.update(model_type="mamba"))
-    with pytest.raises(CheckpointError, match=r"'mamba' in safetensors is not .* glm \(safetensors\)"):
+    with pytest.raises(
+        CheckpointError, match=r"'mamba' in safetensors is not supported; .*in safetensors: chatglm, glm, glm4"
+    ):
         describe(open_checkpoint(checkpoint))
 
 

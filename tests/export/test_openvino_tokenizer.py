@@ -16,7 +16,7 @@ import pytest
 import tokenizers
 from tokenizers import processors
 
-from edge.export.checkpoint.build_tokenizer import PRE_TOKENIZERS
+from edge.export.checkpoint.pre_tokenizers import PRE_TOKENIZERS
 from edge.export.interop.openvino_tokenizer import FILES, start
 from edge.runtime.bundle import CHAT_TEMPLATE, TOKENIZER
 from edge.runtime.chat import ChatTemplate
@@ -105,16 +105,19 @@ def test_tiny_ids_and_text(tiny: Path) -> None:
     assert theirs.get_eos_token_id() == theirs.get_pad_token_id() == len(TOKENS)
 
 
-@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "glm4"])
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "glm4", "qwen2"])
 def test_every_way_to_cut_text(pre: str, tmp_path: Path) -> None:
     """Without ignore_merges, where no text gives a token that no merge makes."""
     tokenizer = make_tiny(TOKENS, tmp_path / "tokenizer.model")
     tokenizer.model.ignore_merges = False
-    tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]()
+    record = PRE_TOKENIZERS[pre]
+    tokenizer.pre_tokenizer = record.cut()
+    if record.normalizer is not None:
+        tokenizer.normalizer = record.normalizer()
     tokenizer.save(str(tmp_path / TOKENIZER))
     assert start(tmp_path, None).finish() is None
     theirs, ours = openvino_genai.Tokenizer(str(tmp_path)), Tokenizer(tmp_path / TOKENIZER)
-    parts = ("the", " xyz", "'s", "1", "23", " ", "  ", "\n\n", "\t", "é", "?!", "<sop>", "４")
+    parts = ("the", " xyz", "'s", "1", "23", " ", "  ", "\n\n", "\t", "é", "?!", "<sop>", "４", "e\u0301")
     for text in map("".join, itertools.product(parts, repeat=3)):
         assert ids_of(theirs, text) == ours.encode(text), repr(text)
 

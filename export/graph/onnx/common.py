@@ -5,7 +5,7 @@ In: a `GraphWriter`, weights, a ModelSpec. Out: values by name. Standard operato
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from onnx import TensorProto
@@ -62,6 +62,17 @@ class OnnxParts:
         wide = self._w.op("Cast", positions, to=TensorProto.FLOAT)
         turns = self._w.op("Mul", wide, self._w.constant("rotary/inverse", self._spec.inverse_frequencies()))
         return self._w.op("Cos", turns, name="rotary/cos"), self._w.op("Sin", turns, name="rotary/sin")
+
+    def _qk_normed(self, qkv: str, name: str, rms_norm: Callable[[str, str, float], str]) -> str:
+        """(B, T, q_size + 2 kv_size) with each head of q and k normed by weights `name`.{q,k}_norm.weight."""
+        spec, w = self._spec, self._w
+        q, k, v = w.ops("Split", qkv, w.ints(spec.q_size, spec.kv_size, spec.kv_size), outputs=3, axis=-1)
+
+        def normed(x: str, size: int, norm: str) -> str:
+            heads = w.op("Reshape", x, w.ints(0, 0, size // spec.head_dim, spec.head_dim))
+            return w.op("Reshape", rms_norm(heads, f"{name}.{norm}", spec.rms_norm_eps), w.ints(0, 0, size))
+
+        return w.op("Concat", normed(q, spec.q_size, "q_norm"), normed(k, spec.kv_size, "k_norm"), v, axis=-1)
 
     def _split_heads(self, qkv: str) -> tuple[str, str]:
         """(B, T, q_size + 2 kv_size) -> q and k (B, n + n_kv, T, head_dim), v (B, n_kv, T, head_dim)."""

@@ -157,7 +157,7 @@ class OnnxBuilder(OnnxParts):
             rest = w.op("Sub", rest, terms[-1])
         return w.op("Reshape", w.op("Concat", *terms, rest, axis=1), w.ints(0, 0, k))
 
-    def rms_norm(self, x: Value, name: str, eps: float) -> Value:
+    def rms_norm(self, x: Value, name: str, eps: float) -> str:
         gamma = self._float32(f"{name}.weight")
         if isinstance(x, Sum):
             outputs = (name, "", "", x.name)
@@ -167,6 +167,9 @@ class OnnxBuilder(OnnxParts):
         mean = self._w.op("ReduceMean", self._w.op("Pow", x, self._w.scalar(2.0)), self._w.ints(-1), keepdims=1)
         root = self._w.op("Sqrt", self._w.op("Add", mean, self._w.scalar(eps)))
         return self._w.op("Mul", self._w.op("Div", x, root), gamma, name=name)
+
+    def qk_norm(self, qkv: Value, name: str, spec: ModelSpec) -> Value:  # noqa: ARG002
+        return self._qk_normed(self.written(qkv), name, self.rms_norm)
 
     def attention(self, qkv: Value, layer: int, spec: ModelSpec) -> Value:
         assert self._lengths is not None

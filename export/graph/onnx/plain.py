@@ -51,6 +51,9 @@ class PlainBuilder(OnnxParts):
         root = self._w.op("Sqrt", self._w.op("Add", mean, self._w.scalar(eps)))
         return self._w.op("Mul", self._w.op("Div", x, root), self._float32(f"{name}.weight"), name=name)
 
+    def qk_norm(self, qkv: str, name: str, spec: ModelSpec) -> str:  # noqa: ARG002
+        return self._qk_normed(qkv, name, self.rms_norm)
+
     def attention(self, qkv: str, layer: int, spec: ModelSpec) -> str:
         qk, v = self._split_heads(qkv)
         sizes = self._w.ints(spec.num_heads, spec.num_kv_heads)

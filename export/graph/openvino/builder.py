@@ -68,6 +68,16 @@ class OpenVINOBuilder:
         gamma = _as_float(self._weights[f"{name}.weight"])
         return op.multiply(scaled, float_constant(gamma[None, None], f"{name}.weight"))
 
+    def qk_norm(self, qkv: ov.Node, name: str, spec: ModelSpec) -> ov.Node:
+        sizes = [spec.q_size, spec.kv_size, spec.kv_size]
+        q, k, v = op.variadic_split(qkv, i64(-1), i64(sizes)).outputs()
+
+        def normed(x: ov.Node, size: int, norm: str) -> ov.Node:
+            heads = op.reshape(x, i64([0, 0, size // spec.head_dim, spec.head_dim]), True)
+            return op.reshape(self.rms_norm(heads, f"{name}.{norm}", spec.rms_norm_eps), i64([0, 0, size]), True)
+
+        return op.concat([normed(q, spec.q_size, "q_norm"), normed(k, spec.kv_size, "k_norm"), v], -1)
+
     def attention(self, qkv: ov.Node, layer: int, spec: ModelSpec) -> ov.Node:
         heads = spec.num_heads + 2 * spec.num_kv_heads
         qkv = op.transpose(op.reshape(qkv, i64([0, 0, heads, spec.head_dim]), True), i64([0, 2, 1, 3]))
