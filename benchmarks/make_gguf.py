@@ -31,10 +31,11 @@ import ml_dtypes
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from edge.export.architectures import ARCHITECTURES, describe
-from edge.export.checkpoint import open_checkpoint
-from edge.export.names import Weights, canonical_shapes, rotary_halves
+from edge.export.architectures.registry import ARCHITECTURES, describe
+from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.tensors import Float32Array, to_float32
+from edge.export.weights.names import canonical_shapes
+from edge.export.weights.source import Weights, rotary_halves
 from edge.profiles.reference import FloatWeights
 from edge.runtime.errors import EdgeError
 from edge.runtime.spec import ModelSpec

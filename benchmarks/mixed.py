@@ -28,17 +28,20 @@ import numpy.typing as npt
 import openvino as ov
 from report import about_machine, put_out, show_machine, show_table, work_folder
 
-from edge.export.calibration import WINDOW, WINDOWS
 from edge.export.checkpoint.default import find_checkpoint
-from edge.export.compress import alone
-from edge.export.names import canonical_shapes
+from edge.export.compress.calibration import WINDOW, WINDOWS
+from edge.export.compress.nncf import alone
+from edge.export.compress.precision import Precision, fit, stored_bytes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
-from edge.export.recipes import Precision, fit, stored_bytes
 from edge.export.settings import ExportSettings
-from edge.export.text import builtin_calibration, builtin_evaluation, check_apart, token_windows
+from edge.export.text.corpus import builtin_calibration, builtin_evaluation
+from edge.export.text.overlap import check_apart
+from edge.export.text.windows import token_windows
+from edge.export.weights.names import canonical_shapes
 from edge.profiles.accuracy import Accuracy, compare, evaluate
-from edge.profiles.reference import Reference, build
+from edge.profiles.reference import build
+from edge.profiles.reference_file import Reference
 from edge.runtime.bundle import MANIFEST, MODEL_BIN, MODEL_XML, open_bundle, record_of
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.openvino_core import in_own_thread, make_core

@@ -1,4 +1,4 @@
-"""The figures of the demo checkpoint: its profile in profiles/results, and the README's table out of that.
+"""The figures of the demo checkpoint: its profile in profiles/results, and the table in docs/recipes.md from that.
 
     python benchmarks/results.py [--profile FOLDER]
 
@@ -20,9 +20,9 @@ from edge.profiles.sweep import Progress, sweep
 from edge.runtime.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, README = ROOT / "profiles" / "results", ROOT / "README.md"
+RESULTS, PAGE = ROOT / "profiles" / "results", ROOT / "docs" / "recipes.md"
 BEGIN, END = "<!-- begin: python benchmarks/results.py -->\n", "<!-- end -->\n"
-LEFT_OUT = ("setting", "load, s")  # of the README's table, which is wide enough
+LEFT_OUT = ("setting", "load, s")  # of the page's table, which is wide enough
 
 
 def main() -> int:
@@ -33,8 +33,8 @@ def main() -> int:
     RESULTS.mkdir(exist_ok=True)
     write_atomically(RESULTS / PROFILE, [profile.to_json().encode()], private=False)
     write_report(profile, RESULTS)
-    text = README.read_text(encoding="utf-8")
-    write_atomically(README, [with_table(text, profile).encode()], private=False)
+    text = PAGE.read_text(encoding="utf-8")
+    write_atomically(PAGE, [with_table(text, profile).encode()], private=False)
     return 0
 
 
@@ -51,7 +51,7 @@ def with_table(text: str, profile: Profile) -> str:
     """A document with the profile's table between its marks."""
     before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
-    assert end, f"{README} has no {BEGIN.strip()} with an end"
+    assert end, f"{PAGE} has no {BEGIN.strip()} with an end"
     columns = [column for column in COLUMNS if column.title not in LEFT_OUT]
     return "".join([before, BEGIN, *(f"{line}\n" for line in markdown_table(profile, columns)), END, after])
 

@@ -15,7 +15,7 @@ start an uploader when they are imported and listen only to a variable of the en
 comes too late (seen with 1.31 and 0.18: a queue in the user's cache folder).
 """
 
-# Imported under names that an editor does not offer behind `edge.`.
+# Imported under names that an editor does not offer after `edge.`.
 import logging as _logging
 import os as _os
 import sys as _sys

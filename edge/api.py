@@ -1,4 +1,4 @@
-"""The Python entry points behind `edge.load` and `edge.scripted_llm`; `edge.export` is the callable package."""
+"""What `edge.load` and `edge.scripted_llm` call; `edge.export` is the callable package."""
 
 from __future__ import annotations
 

@@ -1,29 +1,58 @@
+# PYTHON_ARGCOMPLETE_OK: where completion is switched on for all programs, argcomplete looks for this word.
 """The `edge` command: finds the verb, runs it, turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 usage (each with one line on stderr), 130 interrupted, 141 nobody reads stdout any more,
-as of programs that the system ends for it. Verbs live in `commands/`, one file each.
+Exit codes: 0 done, 1 failed, 2 usage (each with one line on stderr), 130 interrupted, 141 the reader of stdout left, as
+for programs that the system ends for it. Verbs are in `commands/`, one file each.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any, NoReturn
 
-from edge.commands import options, streams
-from edge.runtime.errors import EdgeError, telling_line
-from edge.runtime.extras import missing_packages_named
+from edge.commands import kinds, streams
+from edge.commands.help import first_line, sections
+from edge.runtime.errors import EdgeError, shown, telling_line
+from edge.runtime.extras import install_command, missing_packages_named
 from edge.runtime.terminal_text import visible
 
-VERBS = ("demo", "export", "run", "chat", "prefix", "bench", "profile", "needle", "inspect", "verify", "devices")
-NEEDED = {"demo": "export", "export": "export", "profile": "profile"}  # verb -> the extra that it needs as a whole
+DESCRIPTION = f"""Export GLM-4 checkpoints and run them offline on Intel hardware.
+
+To complete commands in bash and zsh: {install_command("completion")},
+and then: eval "$(register-python-argcomplete edge)"
+
+examples:
+  edge demo
+  edge export THUDM/glm-4-9b-chat-hf glm4-int4
+  edge run glm4-int4 "What is the capital of France?"
+  edge COMMAND --help
+"""
+VERBS = (
+    "demo",
+    "recipes",
+    "export",
+    "run",
+    "chat",
+    "prefix",
+    "bench",
+    "profile",
+    "needle",
+    "inspect",
+    "verify",
+    "devices",
+)
+# Verb -> the extra that it needs as a whole.
+NEEDED = {"demo": "export", "export": "export", "profile": "profile", "recipes": "export"}
 PATHS = ("BUNDLE", "DIR", "FILE", "OUT", "PATH", "SOURCE")  # metavars of what names a file or folder
+ASKED = "_ARGCOMPLETE"  # a variable of the environment that argcomplete's shell code sets
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_LINE = 2000  # characters of an error, which may quote what somebody gave
 INTERRUPTED, READER_LEFT = 128 + 2, 128 + 13  # with the numbers of SIGINT and SIGPIPE, as shells count
@@ -32,10 +61,12 @@ logger = logging.getLogger(__name__)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Of the command and of each verb: no abbreviated options, errors in one line, --log-level before or behind a verb.
+    """Parser of the command, a verb or an action: no abbreviated options, errors in one line, --log-level anywhere.
 
     A prefix that names one option today would be ambiguous, or name another one, when an option is added.
     """
+
+    advice = ""  # to those who give something else than an action
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{**settings, "allow_abbrev": False})
@@ -44,13 +75,32 @@ class _Parser(argparse.ArgumentParser):
             choices=LOG_LEVELS,
             default=argparse.SUPPRESS,  # or a verb's default would replace what stood before it
             metavar="LEVEL",
-            help=f"tell on stderr what is done: {', '.join(LOG_LEVELS)}. default: nothing",
+            help=f"say on stderr what is being done: {', '.join(LOG_LEVELS)} (default: nothing)",
         )
 
     def error(self, message: str) -> NoReturn:
         """End with what is wrong; the usage, of twenty lines for some verbs, would hide it."""
         short = re.sub(r"\S{80,}", lambda found: found[0][:79] + "…", message)  # argparse quotes values whole
-        self.exit(2, f"{self.prog}: {_one_line(short)}; see {self.prog} --help\n")
+        advice = f"; {self.advice}" if self.advice else ""
+        self.exit(2, f"{self.prog}: {_one_line(short)}{advice}; see {self.prog} --help\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:  # Any: of every type, as argparse has it
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            close = get_close_matches(value, action.choices, 1)
+            hint = f", did you mean {close[0]!r}? Known are" if close else ", known are"
+            kind = str(action.metavar).lower()
+            raise argparse.ArgumentError(None, f"{kind} {shown(value)} is unknown{hint} {', '.join(action.choices)}")
+        super()._check_value(action, value)
+
+
+class _Version(argparse.Action):
+    """argparse's own wants the text at once, and looking the version up takes longer than anything else here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import edge
+
+        print(f"edgeglm {edge.__version__}")
+        parser.exit()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     with streams.guarded():
         try:
+            if ASKED in os.environ:
+                _complete(parser)
             streams.check_stdout()
             code = _run(parser, arguments)
             sys.stdout.flush()  # what is left in memory may be what a full disk does not take
@@ -73,6 +125,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(error, ModuleNotFoundError):
                 raise  # of a package that no extra has: a mistake of ours
             return _fail(_reason(error))
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Tell the shell that asks what could come next, and end the process. Raises MissingPackageError."""
+    from edge.commands.completion import complete
+
+    with missing_packages_named():
+        complete(parser, _actions(parser))
 
 
 def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
@@ -99,7 +159,7 @@ def _fail(message: str) -> int:
 
 
 def _reason(error: OSError | ImportError | MemoryError) -> str:
-    """What the system says of a path, a disk, a library or memory, where nobody had better words for it."""
+    """What the system says of a path, a disk, a library or memory, where there are no better words for it."""
     if isinstance(error, MemoryError):
         return "there is not enough memory; end other programs, or use a smaller model or --max-context"
     if isinstance(error, ImportError):
@@ -160,21 +220,17 @@ def _logging_to_stderr(level: str | None) -> Iterator[None]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = _Parser(prog="edge", description="Export GLM-4 checkpoints and run them offline on Intel hardware.")
-    parser.add_argument("--version", action="version", version=f"edgeglm {version('edgeglm')}")
+    parser = _Parser(prog="edge", **sections(DESCRIPTION))
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
     for verb in VERBS:
         module = import_module(f"edge.commands.{verb}")
-        help_text = (module.__doc__ or "").splitlines()[0]
-        sub = verbs.add_parser(
-            verb,
-            help=help_text,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        text = module.__doc__ or ""
+        sub = verbs.add_parser(verb, help=first_line(text), **sections(text))
+        sub.advice = getattr(module, "ADVICE", "")
         module.add_arguments(sub)
         sub.set_defaults(run=module.run, verb=verb)
     for action in _actions(parser):
         if action.metavar in PATHS and action.type is None:
-            action.type = options.path
+            action.type = kinds.path
     return parser

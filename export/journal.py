@@ -1,4 +1,4 @@
-"""What is done of a long piece of work, on the disk, so that the next process goes on where one was ended.
+"""What is done of a long piece of work, on the disk, so that the next process continues where this one was ended.
 
 In: a folder, and a key that says what is being made. Out: the steps that were recorded under the same key, none where
 the record is not there, cut off or altered. Knows nothing about what a step is.
@@ -18,18 +18,19 @@ from edge.runtime.errors import OutputError
 from edge.runtime.json_reader import read_json_object
 
 NAME = "journal.json"
+FORMAT = 2  # of what its makers record
 
 
 class Journal:
     """A list of steps, each a JSON object, and facts by name. On the disk before `add` and `note` return.
 
-    Its `folder` also takes what a step needs of the one before it; nothing else may lie there.
+    Its `folder` also takes what a step needs of the one before it; nothing else may be there.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder = folder
         self._path = folder / NAME
-        self._key = key
+        self._key = f"{FORMAT} {key}"
         self.steps: list[Mapping[str, Any]] = []  # JSON, as their maker wrote them
         self.facts: dict[str, str] = {}
         self._read()

@@ -17,23 +17,24 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edge.export import openvino_tokenizer, sensitivity
-from edge.export.calibration import WINDOW, WINDOWS, Calibration
+from edge.export.budget import sensitivity
+from edge.export.budget.choose import decide
+from edge.export.budget.sensitivity import Sensitivity
+from edge.export.compress.calibration import WINDOW, WINDOWS, Calibration
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
+from edge.export.interop import openvino_tokenizer
+from edge.export.interop.sidecars import write_genai_config, write_server_graph, write_sidecars
 from edge.export.journal import Journal
-from edge.export.mixed import decide
-from edge.export.names import canonical_shapes
 from edge.export.output import Work, check_space, work_folder
 from edge.export.plan import Plan, make_plan, signed_bytes, source_sha256, tensor_sha256, versions
-from edge.export.recipes import EMBEDDING, HEAD
-from edge.export.sensitivity import Sensitivity
+from edge.export.proof import GOLDEN_TEXT, Verifier
 from edge.export.settings import DEFAULT_FORMAT, Device, ExportSettings, Format, Limits
-from edge.export.sidecars import write_genai_config, write_server_graph, write_sidecars
 from edge.export.source_files import SourceFiles
 from edge.export.stages import Compressed, Progress, compress, done_bytes, open_store
-from edge.export.store import WeightStore
-from edge.export.text import Corpus, token_windows
-from edge.export.verify import GOLDEN_TEXT, Verifier
+from edge.export.text.corpus import Corpus
+from edge.export.text.windows import token_windows
+from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
+from edge.export.weights.store import WeightStore
 from edge.runtime import bundle
 from edge.runtime.atomic import write_durably
 from edge.runtime.chat import ChatTemplate
@@ -148,10 +149,10 @@ def export_with(
             write_server_graph(folder)
             eos = stop_ids[0] if stop_ids else None
             conversion = stack.enter_context(openvino_tokenizer.start(folder, eos))
-        with open_store(folder / plan.weight_file, journal, plan) as (store, begun):
+        with open_store(folder / plan.weight_file, journal, plan) as (store, walk):
             verifier = Verifier(tokenizer.encode(GOLDEN_TEXT), plan.spec, _runners(plan))
             calibrating = None if plan.calibration is None else _calibration(plan.calibration, plan, tokenizer)
-            done = compress(plan, store, begun, verifier, journal, calibrating, progress)
+            done = compress(plan, store, walk, verifier, calibrating, progress)
             total, layers = plan.spec.num_parameters, plan.spec.num_layers
             progress(Progress("writing", layers, layers, total, total, store.end, 0, None))
             _write_graphs(plan, store, folder)
@@ -269,8 +270,12 @@ def _within(limits: Limits, plan: Plan, tokenizer: Tokenizer, kept: Path, progre
         def show(stage: str, blocks: int) -> None:
             progress(Progress(f"measuring {stage}", blocks, layers, total * blocks // (layers + 1), total, 0, 0, None))
 
-        measured = sensitivity.measure(plan.checkpoint, plan.weights, plan.options, ids, show)
+        journal = Journal(kept.with_suffix(""), key)
+        if journal.empty:
+            journal.clear()
+        measured = sensitivity.measure(plan.checkpoint, plan.weights, plan.options, ids, show, journal)
         write_durably(kept, json.dumps({"key": key, **measured.to_json()}).encode())
+        journal.clear()  # states of many models, which nobody needs any more
     return plan.choose(*decide(plan.spec, plan.options, measured, limits))
 
 
@@ -291,12 +296,12 @@ def _write_graphs(plan: Plan, store: WeightStore, folder: Path) -> None:
     """The graphs of the bundle, which point into the store; packages are imported for the format that needs them."""
     try:
         if plan.openvino:
-            from edge.export.graph.ir import write_ir
-            from edge.export.graph.openvino import stateful_decoder
+            from edge.export.graph.openvino.files import write_ir
+            from edge.export.graph.openvino.models import stateful_decoder
 
             write_ir(stateful_decoder(store, plan.spec), store, folder / bundle.MODEL_XML)
         if plan.onnx:
-            from edge.export.graph.onnx_files import write_onnx
+            from edge.export.graph.onnx.files import write_onnx
 
             write_onnx(store, plan.spec, folder)
     except RuntimeError as error:

@@ -13,15 +13,20 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from edge.export import mixed, recipes
-from edge.export.adapter import Adapter
-from edge.export.architectures import can_rotate, describe, doubts
-from edge.export.checkpoint import Checkpoint, open_checkpoint
-from edge.export.names import WeightSource, canonical_shapes
-from edge.export.recipes import EMBEDDING, HEAD, Recipe, Rounding, block_size
-from edge.export.rotation import RotatedWeights
+from edge.export.architectures.doubts import doubts
+from edge.export.architectures.registry import can_rotate, describe
+from edge.export.budget.choose import base_recipe, options_of
+from edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from edge.export.compress import recipes
+from edge.export.compress.precision import Rounding
+from edge.export.compress.recipes import Recipe
+from edge.export.graph.onnx.blocks import block_size
 from edge.export.settings import ExportSettings, Format, Limits
-from edge.export.text import Corpus, calibration_corpus
+from edge.export.text.corpus import Corpus, calibration_corpus
+from edge.export.weights.adapter import Adapter
+from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
+from edge.export.weights.rotation import RotatedWeights
+from edge.export.weights.source import WeightSource
 from edge.runtime import bundle
 from edge.runtime.errors import SettingsError
 from edge.runtime.files import sha256_of
@@ -116,10 +121,10 @@ def make_plan(source: str | Path, settings: ExportSettings) -> Plan:
             )
         decisions += (f"rotary_dim {settings.rotary_dim}; the checkpoint says {spec.rotary_dim}",)
         spec = replace(spec, rotary_dim=settings.rotary_dim)
-    change = None if settings.adapter is None else Adapter(Path(settings.adapter), spec)
+    change = None if settings.adapter is None else Adapter(Path(settings.adapter), spec, stored.layout)
     own = replace(stored, spec=spec, change=change)
     named = recipes.find_recipe(settings.recipe or recipes.DEFAULT)
-    recipe = named if limits is None else mixed.base_recipe(limits, spec)
+    recipe = named if limits is None else base_recipe(limits, spec)
     weights: WeightSource = RotatedWeights(own) if recipe.rotate else own
     spec = weights.spec
     embedding, head = settings.embedding, settings.head
@@ -129,7 +134,7 @@ def make_plan(source: str | Path, settings: ExportSettings) -> Plan:
     options: dict[str, tuple[Rounding, ...]] = {}
     if limits is not None:
         fixed = {EMBEDDING: embedding, HEAD: head} if not spec.tied_embeddings else {EMBEDDING: embedding or head}
-        options = mixed.options(spec, limits, fixed, onnx=format != "openvino", awq=not recipe.rotate)
+        options = options_of(spec, limits, fixed, onnx=format != "openvino", awq=not recipe.rotate)
     return Plan(
         Path(source).resolve().name if Path(source).exists() else str(source),
         checkpoint,

@@ -10,8 +10,8 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from edge.export import recipes
-from edge.export.recipes import Precision
+from edge.export.compress import recipes
+from edge.export.compress.precision import Precision
 from edge.runtime.errors import RecipeError
 from edge.runtime.rules import FilePath, Flag, Number, OneOf, Settings, Text, Whole, setting
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from edge.export.checkpoint import Checkpoint, open_checkpoint
+from edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edge.export.plan import tensor_sha256
 from edge.runtime.errors import CheckpointError
 from edge.runtime.files import sha256_of

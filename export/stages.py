@@ -1,44 +1,46 @@
 """The stages of an export - embedding, decoder blocks, head - compressed, stored and checked, one after the other.
 
-In: a plan, a weight file, a journal. Out: the weight file filled, what is known of every stage, and golden logits. A
-stage is compressed while the one before it is checked in a second thread; after its check it stands in the journal,
-from which the next export goes on if this one is ended. Before it does, all that it goes on from is held against the
-digests in the journal: the weight file, both kinds of hidden states, the tensors of the checkpoint that went in, and
-the bundle's small files. Knows nothing about the other files of a bundle.
+In: a plan, a weight file, a walk. Out: the weight file filled, what is known of every stage, and golden logits. A stage
+is compressed while the one before it is checked in a second thread; after its check the walk has it, and an export that
+was ended resumes there. Before it does, everything it continues from is compared with digests: the states of the walk,
+the weight file, and the tensors of the checkpoint that went in. Knows nothing about the other files of a bundle.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from edge.export import awq, gptq, low_rank
-from edge.export.calibration import Calibration
+from edge.export.compress import awq, gptq, low_rank
+from edge.export.compress.calibration import Calibration
+from edge.export.compress.precision import Precision
+from edge.export.compress.recipes import Recipe
 from edge.export.journal import Journal
-from edge.export.names import ReadWhenNeeded, WeightSource, canonical_shapes
 from edge.export.plan import Plan, tensor_sha256
-from edge.export.recipes import EMBEDDING, HEAD, Precision, Recipe
-from edge.export.store import StoredWeight, WeightStore
+from edge.export.proof import Golden, Verifier
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, as_unsigned, to_float32
-from edge.export.verify import Golden, Verifier
-from edge.runtime.atomic import write_durably
+from edge.export.walk import Stage, Walk
+from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
+from edge.export.weights.source import ReadWhenNeeded, WeightSource
+from edge.export.weights.store import StoredWeight, WeightStore
 from edge.runtime.errors import TensorError, VerificationError
 from edge.runtime.manifest import StageCheck
 from edge.runtime.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from edge.export.compress import Compressor, Fitting
+    from edge.export.compress.nncf import Compressor, Fitting
+
+
+HIDDEN, CALIBRATION = "hidden", "calibration"  # states: of the golden tokens in both models, of the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Stage:
+class DoneStage:
     """What is known of one stage when it is done; in the journal, so that no later export has to do it again."""
 
     end: int  # of the weight file
@@ -64,101 +66,81 @@ class Stage:
     check: StageCheck
     sha256: dict[str, str]  # of the checkpoint's tensors
     file_sha256: str  # of the weight file up to here
-    hidden_sha256: str  # of what the next stage goes on from
-    calibrated_sha256: str  # of the same of the calibration text; empty where there is none
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Stage:  # JSON, as to_json gives it
+    def from_json(cls, data: Mapping[str, Any]) -> DoneStage:  # JSON, as to_json gives it
         weights = {name: StoredWeight.from_json(record) for name, record in data["weights"].items()}
-        digests = [data[name] for name in ("file_sha256", "hidden_sha256", "calibrated_sha256")]
-        return cls(data["end"], weights, StageCheck(**data["check"]), data["sha256"], *digests)
-
-
-@dataclass(frozen=True)
-class Begun:
-    """What an ended export has done, after it was held against the journal; nothing at the beginning."""
-
-    stages: tuple[Stage, ...] = ()
-    hidden: Float32Array | None = None
-    calibrated: Float32Array | None = None
+        return cls(data["end"], weights, StageCheck(**data["check"]), data["sha256"], data["file_sha256"])
 
 
 @dataclass(frozen=True)
 class Compressed:
     """All stages, done."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[DoneStage, ...]
     golden: Golden
 
 
 def compress(
     plan: Plan,
     store: WeightStore,
-    begun: Begun,
+    walk: Walk,
     verifier: Verifier,
-    journal: Journal,
     calibration: Calibration | None,
     progress: Callable[[Progress], None],
 ) -> Compressed:
     """Compress all weights into the store, stage by stage, and check each stage beside the next one's compression.
 
-    calibration: for a recipe that needs it, with nothing computed yet. The head is not in the journal: it is the last
-    stage, and its check gives the golden logits.
+    store, walk: from `open_store`. calibration: for a recipe that needs it, with nothing computed yet. The walk never
+    finishes the head: it is the last stage, and its check gives the golden logits.
     """
-    from edge.export.compress import Compressor  # nncf takes seconds to import
+    from edge.export.compress.nncf import Compressor  # nncf takes seconds to import
 
     spec = plan.spec
-    names = ["embedding", *(f"block {layer}" for layer in range(spec.num_layers)), "head"]
-    stages = list(begun.stages)
-    first = len(stages)
-    done = np.cumsum([_parameters(name, spec) for name in names]).tolist()
-    resumed = done[first - 1] if first else 0
-    if begun.hidden is not None:
-        verifier.hidden = begun.hidden
-    if calibration is not None and begun.calibrated is not None:
-        calibration.hidden = begun.calibrated
+    stages = [DoneStage.from_json(record) for record in walk.records]
+    done = np.cumsum([_parameters(stage, spec) for stage in walk.stages]).tolist()
+    resumed = done[len(stages) - 1] if stages else 0
+    if stages:
+        verifier.hidden = np.array(walk.states(HIDDEN))
+    if stages and calibration is not None:
+        calibration.hidden = np.array(walk.states(CALIBRATION))
     golden: Golden | None = None
     compressor = Compressor()
 
-    def keep_and_check(index: int, packed: Mapping[str, Weight], calibrated: Float32Array | None) -> Stage:
+    def keep_and_check(stage: Stage, packed: Mapping[str, Weight], calibrated: Float32Array | None) -> DoneStage:
         """Store one stage, check what was stored, and record it. Runs in the second thread."""
         nonlocal golden
         for name, weight in packed.items():
             store.put(name, weight)
-        stored = {name: store[name] for name in _needed(names[index], spec)}
-        result, golden = _check(names[index], verifier, plan.weights, stored)
-        parts = {part for name in _own(names[index], spec) for part in plan.weights.sources[name]}
-        records = {name: store.records[name] for name in _own(names[index], spec)}
-        hashes = tensor_sha256(plan.checkpoint, parts)
-        stage = Stage(store.end, records, result, hashes, store.hash_written(), "", "")
+        stored = {name: store[name] for name in stage.needed(spec)}
+        result, golden = _check(stage, verifier, plan.weights, stored)
+        own = stage.own(spec)
+        hashes = tensor_sha256(plan.checkpoint, {part for name in own for part in plan.weights.sources[name]})
+        record = DoneStage(store.end, {name: store.records[name] for name in own}, result, hashes, store.hash_written())
         if golden is None:
             store.sync()
-            kept = _keep(verifier.hidden, _hidden_file(journal, index + 1))
-            again = "" if calibrated is None else _keep(calibrated, _calibration_file(journal, index + 1))
-            stage = replace(stage, hidden_sha256=kept, calibrated_sha256=again)
-            journal.add(stage.to_json())
-            for old in (_hidden_file(journal, index), _calibration_file(journal, index)):
-                old.unlink(missing_ok=True)
-        return stage
+            states = {HIDDEN: verifier.hidden} | ({} if calibrated is None else {CALIBRATION: calibrated})
+            walk.finish(stage, record.to_json(), **states)
+        return record
 
-    def finish(pending: Future[Stage]) -> None:
+    def finish(pending: Future[DoneStage]) -> None:
         stages.append(pending.result())
-        index = len(stages) - 1
-        blocks, (end, result) = min(index, spec.num_layers), (stages[-1].end, stages[-1].check)
-        progress(Progress(names[index], blocks, spec.num_layers, done[index], done[-1], end, resumed, result))
+        stage, last = walk.stages[len(stages) - 1], stages[-1]
+        blocks, layers = min(stage.index, spec.num_layers), spec.num_layers
+        progress(Progress(stage.name, blocks, layers, done[stage.index], done[-1], last.end, resumed, last.check))
 
     # One BLAS thread: more of them would spin against nncf's, and the results would depend on how many there are.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(1) as second:
-        pending: Future[Stage] | None = None
-        for index in range(first, len(names)):
-            packed = _pack(names[index], plan, compressor, calibration)
+        pending: Future[DoneStage] | None = None
+        for stage in walk.remaining:
+            packed = _pack(stage, plan, compressor, calibration)
             if pending is not None:
                 finish(pending)
                 plan.checkpoint.release()
-            pending = second.submit(keep_and_check, index, packed, None if calibration is None else calibration.hidden)
+            pending = second.submit(keep_and_check, stage, packed, None if calibration is None else calibration.hidden)
             del packed  # an embedding has half a gigabyte, which nobody needs once it is checked
         assert pending is not None, "the head is always done"
         finish(pending)
@@ -166,29 +148,14 @@ def compress(
     return Compressed(tuple(stages), golden)
 
 
-def _own(stage: str, spec: ModelSpec) -> list[str]:
-    """The weights that a stage brings."""
-    if stage == "embedding":
-        return [EMBEDDING]
-    if stage == "head":
-        return ["norm.weight", *([] if spec.tied_embeddings else [HEAD])]
-    prefix = f"layers.{stage.removeprefix('block ')}."
-    return [name for name in canonical_shapes(spec) if name.startswith(prefix)]
-
-
-def _needed(stage: str, spec: ModelSpec) -> list[str]:
-    """The weights that a stage computes with."""
-    return _own(stage, spec) + ([EMBEDDING] if stage == "head" and spec.tied_embeddings else [])
-
-
-def _parameters(stage: str, spec: ModelSpec) -> int:
+def _parameters(stage: Stage, spec: ModelSpec) -> int:
     shapes = canonical_shapes(spec)
-    return sum(math.prod(shapes[name]) for name in _own(stage, spec))
+    return sum(math.prod(shapes[name]) for name in stage.own(spec))
 
 
-def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibration | None) -> dict[str, Weight]:
+def _pack(stage: Stage, plan: Plan, compressor: Compressor, calibration: Calibration | None) -> dict[str, Weight]:
     """The weights of a stage, each in the precision that the recipe gives it. Raises TensorError."""
-    own, shapes = _own(stage, plan.spec), canonical_shapes(plan.spec)
+    own, shapes, layer = stage.own(plan.spec), canonical_shapes(plan.spec), stage.layer
     plan.checkpoint.prefetch(part for name in own for part in plan.weights.sources[name])
     floats = ReadWhenNeeded(plan.weights.read, own)
 
@@ -205,8 +172,7 @@ def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibrati
         return packed if plan.openvino else as_unsigned(packed)  # ONNX has no signed operators
 
     fitted: dict[str, Weight] = {}
-    if stage.startswith("block "):
-        layer = int(stage.removeprefix("block "))
+    if layer is not None:
         scaled = [name for name in own if len(shapes[name]) == 2 and plan.recipe.scales(name)]
         if scaled:
             precisions = {name: plan.recipe.precision_of(name, shapes[name])[0] for name in scaled}
@@ -214,11 +180,11 @@ def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibrati
             floats = awq.fold(floats, layer, plan.spec, precisions, hidden)
         if calibration is not None:
             fitted = calibration.block(layer, floats, compressed)
-    elif calibration is not None and stage == "head" and HEAD in own:
+    elif calibration is not None and HEAD in own:
         needed = plan.recipe.precision_of(HEAD, shapes[HEAD])[0].bits <= 4
         fitted = {HEAD: compressed(HEAD, floats[HEAD], calibration.last(floats))} if needed else {}
     packed = {name: fitted[name] if name in fitted else compressed(name, floats[name]) for name in own}
-    if calibration is not None and stage == "embedding":
+    if calibration is not None and EMBEDDING in own:
         calibration.embed(floats[EMBEDDING], packed[EMBEDDING])
     return packed
 
@@ -254,17 +220,17 @@ def _fit(
 
 
 def _check(
-    stage: str, verifier: Verifier, weights: WeightSource, packed: Mapping[str, Weight]
+    stage: Stage, verifier: Verifier, weights: WeightSource, packed: Mapping[str, Weight]
 ) -> tuple[StageCheck, Golden | None]:
     """One stage against the checkpoint's own weights; with golden logits after the head. Raises TensorError, too."""
     floats = ReadWhenNeeded(weights.read, packed)
-    if stage == "embedding":  # of which only a few rows are computed with
+    if stage.index == 0:  # of the embedding only a few rows are computed with
         weights.check_finite(EMBEDDING)
         return verifier.embed(floats, packed), None
     try:
-        if stage == "head":
+        if stage.layer is None:
             return verifier.head(floats, packed)
-        return verifier.block(int(stage.removeprefix("block ")), floats, packed), None
+        return verifier.block(stage.layer, floats, packed), None
     except VerificationError:
         for name in packed:
             weights.check_finite(name)  # or is it the checkpoint?
@@ -281,81 +247,42 @@ def _to_float(weight: FloatArray, name: str, precision: Precision) -> Weight:
 
 
 @contextmanager
-def open_store(path: Path, journal: Journal, plan: Plan) -> Iterator[tuple[WeightStore, Begun]]:
-    """The weight file and what is done of it; the journal loses its steps where they do not hold any more."""
-    begun = Begun()
+def open_store(path: Path, journal: Journal, plan: Plan) -> Iterator[tuple[WeightStore, Walk]]:
+    """The weight file and how far it is filled; it begins anew where anything is not as the journal says.
+
+    All tensors of the stages that are done are read again, which takes a part of the time that compressing them took:
+    nothing else tells a checkpoint that was replaced by one of the same size and date.
+    """
+    walk = Walk(plan.spec, journal)
+    store: WeightStore | None = None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        begun = _read_begun(journal, plan)
-    store = _reopen(path, begun)
-    if begun.stages and store.hash_written() != begun.stages[-1].file_sha256:
-        store.close()
-        begun = Begun()
-        store = _reopen(path, begun)
-    if journal.steps and not begun.stages:
-        journal.forget_steps()
+        stages = [DoneStage.from_json(record) for record in walk.records]
+        if stages and _same_tensors(stages, plan):
+            store = WeightStore(
+                path, {n: weight for stage in stages for n, weight in stage.weights.items()}, stages[-1].end
+            )
+            if store.hash_written() != stages[-1].file_sha256:
+                store.close()
+                store = None
+    if store is None:
+        if walk.records:
+            walk.begin_anew()
+        store = WeightStore(path, {}, 0)
     try:
-        yield store, begun
+        yield store, walk
     finally:
         store.close()
 
 
-def _reopen(path: Path, begun: Begun) -> WeightStore:
-    records = {name: record for stage in begun.stages for name, record in stage.weights.items()}
-    return WeightStore(path, records, begun.stages[-1].end if begun.stages else 0)
-
-
-def _read_begun(journal: Journal, plan: Plan) -> Begun:
-    """What the journal says is done, if the files that go with it and the checkpoint are those that it was written of.
-
-    All tensors of these stages are read again, which takes a part of the time that compressing them took: nothing else
-    tells a checkpoint that was replaced by one of the same size and date.
-    """
-    stages = tuple(Stage.from_json(step) for step in journal.steps)
-    if not stages:
-        return Begun()
-    last = stages[-1]
-    hidden = _load(_hidden_file(journal, len(stages)), last.hidden_sha256)
-    calibrated = None
-    if last.calibrated_sha256:
-        calibrated = _load(_calibration_file(journal, len(stages)), last.calibrated_sha256)
+def _same_tensors(stages: Iterable[DoneStage], plan: Plan) -> bool:
+    """Whether the checkpoint's tensors are still those that these stages were made of."""
     for stage in stages:
         if tensor_sha256(plan.checkpoint, stage.sha256) != stage.sha256:
-            raise ValueError(f"the tensors of {stage.check.stage} are others than they were")
+            return False
         plan.checkpoint.release()
-    return Begun(stages, hidden, calibrated)
+    return True
 
 
 def done_bytes(journal: Journal) -> int:
-    return int(journal.steps[-1]["end"]) if journal.steps else 0
-
-
-def _hidden_file(journal: Journal, stages_done: int) -> Path:
-    """Hidden states of both models after so many stages, which the next one goes on from."""
-    return journal.folder / f"hidden-{stages_done}.npy"
-
-
-def _calibration_file(journal: Journal, stages_done: int) -> Path:
-    """The same of the calibration text."""
-    return journal.folder / f"calibration-{stages_done}.npy"
-
-
-def _keep(array: Float32Array, path: Path) -> str:
-    """Write an array with no copy of it; returns its digest."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    write_durably(path, header.getvalue(), array.data.cast("B"))
-    return _digest(array)
-
-
-def _load(path: Path, sha256: str) -> Float32Array:
-    """An array that `_keep` wrote. Raises OSError and ValueError."""
-    array: Float32Array = np.load(path, allow_pickle=False)
-    if _digest(array) != sha256:
-        raise ValueError(f"{path} was altered")
-    return array
-
-
-def _digest(array: Float32Array) -> str:
-    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data.cast("B"))
-    return digest.hexdigest()
+    """Bytes of the weight file that are written already."""
+    return int(journal.steps[-1]["record"]["end"]) if journal.steps else 0

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.profiles.reference import Reference, Rows, log_sum_exp
+from edge.profiles.kept_rows import Rows, log_sum_exp
+from edge.profiles.reference_file import Reference
+from edge.profiles.settings import CHUNK, EXACT_CACHE_CHUNK
 from edge.profiles.typed_json import read_fields
 from edge.runtime.engines.engine import Engine, Step
 from edge.runtime.errors import CalibrationError, ContextLengthError, shown
@@ -26,9 +28,6 @@ from edge.runtime.kv.pool import CacheSequence
 
 FloatArray = npt.NDArray[np.float64]
 
-# New tokens of a window in one step. A cache in float32 gives back what went in, whatever the step, and larger steps
-# then only take less time: onnxruntime unpacks 8-bit weights in each.
-CHUNK, EXACT_CACHE_CHUNK = 16, 128
 AT_ONCE = 8  # windows in one step, where an engine takes several sequences of several tokens each in one pass
 QUARTERS = 4
 FORMAT = 1  # of to_json

@@ -59,7 +59,7 @@ def named_rows(text: str) -> list[Row]:
         path = Path(before)
     rows = _read_rows(path)
     if not rows:
-        raise ProfileError(f"{shown_path(path)} holds no rows; run `edge profile` again")
+        raise ProfileError(f"{shown_path(path)} holds no rows; run `edge profile run` again")
     if not name:
         return rows
     chosen = [row for row in rows if row.name == name]

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.export.text import Windows
-from edge.profiles.reference import FloatWeights, ReferenceSettings, build
+from edge.export.text.windows import Windows
+from edge.profiles.kept_rows import ReferenceSettings
+from edge.profiles.reference import FloatWeights, build
 from edge.profiles.typed_json import read_fields
 from edge.runtime.errors import ProfileError
 
@@ -50,7 +51,7 @@ class Divergence:
     @classmethod
     def from_json(cls, data: object) -> Divergence:
         """Raises ProfileError for something else than `to_json` gave."""
-        return cls(**read_fields(cls, data, "a record of a divergence", ProfileError, "run `edge profile` again"))
+        return cls(**read_fields(cls, data, "a record of a divergence", ProfileError, "run `edge profile run` again"))
 
 
 def write_greedily(llm: LLM, prompts: Ids, new_tokens: int) -> Ids:

@@ -20,21 +20,17 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, count
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge.export.text import builtin_evaluation
+from edge.export.text.corpus import builtin_evaluation
 from edge.profiles.likelihood import Query, Trunk, score
 from edge.profiles.machine_record import MachineRecord, machine_record, versions_record
-from edge.profiles.plot import INK
+from edge.profiles.settings import NEEDLE_DEPTHS, NEEDLE_SEED
 from edge.runtime.errors import ContextLengthError, SettingsError
 from edge.runtime.llm import LLM
 from edge.runtime.markup import MarkedText
 from edge.runtime.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CITIES = (
     "Aleppo",
@@ -133,8 +129,8 @@ class _Plan:
 def run(
     llm: LLM,
     lengths: Sequence[int],
-    depths: Sequence[float] = (0, 25, 50, 75, 100),
-    seed: int = 0,
+    depths: Sequence[float] = NEEDLE_DEPTHS,
+    seed: int = NEEDLE_SEED,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> NeedleResult:
     """Hide a needle at every depth of every length, and ask for it.
@@ -177,61 +173,6 @@ def make_needle(tokenizer: Tokenizer, seed: int) -> Needle:
         if len(drawn) == 1 + WRONG:
             return Needle(city, drawn[0], tuple(drawn[1:]))
     raise AssertionError(f"no {1 + WRONG} numbers of {DIGITS} digits have as many tokens as each other")
-
-
-def to_markdown(result: NeedleResult) -> str:
-    """A table of margins, depths down and lengths across, and what it was measured with."""
-    lengths, depths = _axes(result)
-    by_place = {(cell.context, cell.depth): cell for cell in result.cells}
-    found = sum(cell.retrieved for cell in result.cells)
-    prompts = sum(cell.prompt_tokens for cell in result.cells)
-    lines = [
-        f"# Needle in a haystack: {result.bundle}",
-        "",
-        f"Recipe {result.recipe}, engine {result.engine}, keys and values in {result.kv_cache}, seed {result.seed}. "
-        f'Needle: "{result.needle.sentence}" {FOUND} the greedy answer contains the number, {MISSED} it does not: '
-        f"{found} of {len(result.cells)}. Beside it, by how many nats the number is more likely than others like it.",
-        "",
-        "| depth | " + " | ".join(f"{length:,} tokens" for length in lengths) + " |",
-        "|---:|" + "---:|" * len(lengths),
-    ]
-    for depth in depths:
-        row = [by_place[length, depth] for length in lengths]
-        lines.append(f"| {depth:g} % | " + " | ".join(_label(cell) for cell in row) + " |")
-    shared = f"{prompts:,} tokens of prompts, {result.computed_tokens:,} computed: what prompts share is read once."
-    lines += ["", f"{shared} {_about_the_text(result)}", ""]
-    lines.append(f"{result.machine['processor']}; " + ", ".join(f"{n} {v}" for n, v in result.versions.items()) + ".")
-    return "\n".join(lines) + "\n"
-
-
-def heat_map(result: NeedleResult) -> Figure:
-    """Depths down, lengths across, margins as colour and number; raises ModuleNotFoundError without matplotlib."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    lengths, depths = _axes(result)
-    by_place = {(cell.context, cell.depth): cell for cell in result.cells}
-    margins = np.array([[by_place[length, depth].margin for length in lengths] for depth in depths])
-    extreme = max(float(np.abs(margins).max()), 1e-3)
-    figure = Figure(figsize=(2.6 + 1.0 * len(lengths), 1.9 + 0.5 * len(depths)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    image = axes.imshow(margins, cmap="RdBu", vmin=-extreme, vmax=extreme, aspect="auto")
-    axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
-    axes.set_yticks(range(len(depths)), [f"{depth:g} %" for depth in depths])
-    axes.set_xlabel("context, tokens", color=INK)
-    axes.set_ylabel("depth of the needle", color=INK)
-    axes.set_title(
-        f"{result.bundle}\n{result.recipe}, {result.engine}, {result.kv_cache} cache", color=INK, fontsize=10
-    )
-    for y, depth in enumerate(depths):
-        for x, length in enumerate(lengths):
-            colour = "white" if abs(margins[y, x]) > 0.6 * extreme else INK
-            axes.text(x, y, _label(by_place[length, depth]), ha="center", va="center", color=colour, fontsize=9)
-    bar = figure.colorbar(image, ax=axes)
-    bar.set_label("margin, nats", color=INK)
-    figure.supxlabel(f"{FOUND} answered  {MISSED} not", fontsize=8, color=INK)
-    return figure
 
 
 def _ask(llm: LLM, needle: Needle, plan: _Plan, trunk: Trunk) -> Cell:
@@ -333,17 +274,3 @@ def _haystack(tokenizer: Tokenizer, num_tokens: int) -> tuple[list[list[int]], i
 def _text() -> list[str]:
     """The lines of the documentation."""
     return "\n".join(document.text for document in builtin_evaluation()).splitlines(keepends=True)
-
-
-def _axes(result: NeedleResult) -> tuple[list[int], list[float]]:
-    return sorted({cell.context for cell in result.cells}), sorted({cell.depth for cell in result.cells})
-
-
-def _label(cell: Cell) -> str:
-    return f"{FOUND if cell.retrieved else MISSED} {cell.margin:+.1f}"
-
-
-def _about_the_text(result: NeedleResult) -> str:
-    if result.repeats == 1:
-        return "No part of the haystack stands in a prompt twice."
-    return f"The text of the haystack starts again {result.repeats - 1} times in the longest."

@@ -23,7 +23,7 @@ from edge.runtime.json_reader import parse_json, read_json
 SCHEMA_VERSION = 1
 PROFILE = "profile.json"
 DEFAULT_SETTING = "default"  # nothing was asked of the engine
-_AGAIN, _MAKE = "run `edge profile` again", "make one with `edge profile`"
+_AGAIN, _MAKE = "run `edge profile run` again", "make one with `edge profile run`"
 _MAX_BYTES = 100_000_000
 
 
@@ -156,5 +156,10 @@ def read_profile(path: Path) -> Profile:
 def read_record(file: Path) -> Any:  # JSON
     """What a file of a profile holds: NaN is a figure there. Raises ProfileError."""
     return read_json(
-        file, ProfileError, "expected what `edge profile` writes", max_bytes=_MAX_BYTES, infinite=True, unique_keys=True
+        file,
+        ProfileError,
+        "expected what `edge profile run` writes",
+        max_bytes=_MAX_BYTES,
+        infinite=True,
+        unique_keys=True,
     )

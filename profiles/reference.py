@@ -3,37 +3,16 @@
 In: float weights and windows of tokens. Out: a `Reference`, and the file it is kept in. The model runs a block at a
 time, as engines' graphs compute it in float32, so that memory is that of one block or of the head; a killed run goes
 on. Knows nothing about bundles or about what is compared with it.
-
-A row of logits has as many numbers as the vocabulary, so of each only this is kept: the `top` most probable tokens with
-their log-probabilities, the probability of all others together (the tail), and `samples` tokens drawn from the tail in
-proportion to their probability. KL(p || q) is then a sum over the top, and over the tail an average that has no bias:
-
-    sum_top p (log p - log q)  +  tail / samples * sum_samples (log p - log q)
-
-How far it may be off is known from the samples' own spread. On SmolLM2-135M with int4-asym-g64 and 2,044 tokens (KLD
-0.297), in % of the KLD that whole rows give, with three seeds:
-
-    top  samples  KB/token  probability of the tail  error                standard error
-     64       32       0.8                    9.0 %  -0.26 +0.25 -0.10               0.18
-    128       32       1.3                    6.3 %  -0.03 -0.20 -0.03               0.13
-    128      128       2.0                    6.3 %  +0.07 +0.04 +0.04               0.07
-    256      128       3.0                    4.1 %  +0.00 -0.03 -0.03               0.05
-
-and it falls with the square root of the tokens. Without samples a tail would have to be compared in groups of tokens,
-which bounds the KLD from below (log-sum inequality): behind 128 tokens, that misses 10.8 % of it with one group, 8.0 %
-with 256 and 5.2 % with 1,024; behind 1,024 tokens still 2.3 % with 256.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,86 +20,33 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.export.destination import check_ours, remove_work
-from edge.export.graph import reference as plain
+from edge.export.graph import numpy_builder
 from edge.export.journal import Journal
-from edge.export.names import canonical_shapes
-from edge.export.npz import DAMAGE, get_array, put_array
+from edge.export.npz import put_array
 from edge.export.output import FULL
-from edge.export.recipes import EMBEDDING, HEAD
-from edge.export.tensors import Float32Array, FloatArray
-from edge.export.text import Windows
-from edge.profiles.typed_json import read_value
+from edge.export.tensors import FloatArray
+from edge.export.text.windows import Windows
+from edge.export.walk import Batches, Walk
+from edge.profiles.kept_rows import ReferenceSettings, Rows, keep
+from edge.profiles.reference_file import Reference, assemble, is_reference, open_reference, reference_key, window_file
 from edge.runtime.atomic import name_beside, write_durably
-from edge.runtime.errors import CalibrationError, EdgeError, OutputError, TensorError, shown
-from edge.runtime.files import open_file, sha256_of, shown_path
-from edge.runtime.json_reader import parse_json
+from edge.runtime.errors import CalibrationError, EdgeError, OutputError, TensorError
+from edge.runtime.files import sha256_of
 from edge.runtime.spec import ModelSpec
 
-Int32Array = npt.NDArray[np.int32]
-
-FORMAT = 1  # of the file
 BATCH_TOKENS = 1024  # that pass a block at once: more take memory and are no faster
 ROWS = 64  # of logits in memory
-VERSIONED = ("edgeglm", "openvino", "numpy")  # packages that decide the figures
-HEADER = "header.json"
-_MAX_HEADER_BYTES = 10_000_000
+HIDDEN = "hidden"  # states: hidden states (n, T, H) of all windows
 PARTS = JOURNAL, MADE = "journal", "reference.npz"  # of the work folder
 
 
 class FloatWeights(Protocol):
-    """Weights by canonical name, as `edge.export.names.Weights` has them; changed ones, too."""
+    """Weights by canonical name, as `edge.export.weights.source.Weights` has them; changed ones, too."""
 
     @property
     def spec(self) -> ModelSpec: ...
 
     def read(self, name: str) -> FloatArray: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ReferenceSettings:
-    """What is kept of each row."""
-
-    first_scored: int = 0  # row of each window; rows before it only are context (llama-perplexity: half a window)
-    top: int = 128  # most probable tokens
-    samples: int = 128  # of the tail
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """What is kept of rows of logits. Log-probabilities are natural logarithms; any number of leading dimensions."""
-
-    top_ids: Int32Array  # (..., top), most probable first
-    top_logprobs: Float32Array  # (..., top)
-    tail: Float32Array  # (...), probability of all tokens that are not in the top
-    sample_ids: Int32Array  # (..., samples), drawn from the tail
-    sample_logprobs: Float32Array  # (..., samples)
-    next_logprobs: Float32Array  # (...), of the token that follows in the text
-    next_ranks: Int32Array  # (...), tokens that are more probable than the one that follows
-
-    def __getitem__(self, place: int | slice | tuple[int | slice, ...]) -> Rows:
-        return Rows(*(getattr(self, field.name)[place] for field in fields(self)))
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """The float model's log-probabilities of a text. Row t of a window is what is said of token t + 1."""
-
-    windows: Windows
-    rows: Rows  # (n, R): rows first_scored to length - 2 of every window
-    settings: ReferenceSettings
-    vocab_size: int
-    key: str  # of everything that the figures depend on
-
-    @property
-    def scored(self) -> int:
-        """Rows of one window."""
-        return self.windows.length - 1 - self.settings.first_scored
-
-    @property
-    def ppl(self) -> float:
-        """Perplexity of the text to the float model."""
-        return float(np.exp(-np.mean(self.rows.next_logprobs, dtype=np.float64)))
 
 
 def build(
@@ -142,9 +68,9 @@ def build(
     """
     out, settings, spec = Path(out), settings or ReferenceSettings(), weights.spec
     _check(settings, windows, spec)
-    digest = _key(key, windows, settings, spec)
+    digest = reference_key(key, windows, settings, spec)
     if os.path.lexists(out):
-        if not _is_reference(out):
+        if not is_reference(out):
             raise OutputError(f"{out} is there and is no whole reference; delete it, or name another file")
         try:
             found = open_reference(out)
@@ -161,8 +87,8 @@ def build(
         runner = _Runner(weights, windows, journal, progress)
         runner.run_blocks()
         runner.run_head(settings)
-        made = _assemble(work / MADE, journal.folder, windows, settings, spec, digest)
-        if os.path.lexists(out) and not _is_reference(out):
+        made = assemble(work / MADE, journal.folder, windows, settings, spec, digest)
+        if os.path.lexists(out) and not is_reference(out):
             raise OutputError(f"{out} appeared meanwhile and is no reference; move it away and run this again")
         made.replace(out)
         remove_work(work, PARTS)
@@ -179,124 +105,11 @@ def build(
     return open_reference(out)
 
 
-def open_reference(path: str | Path) -> Reference:
-    """Read a reference. Raises CalibrationError when the file is not there, damaged, or of another version."""
-    name, advice = shown_path(path), "delete it, and it is made anew"
-    try:
-        with open_file(Path(path), CalibrationError, advice) as file, zipfile.ZipFile(file) as archive:
-            entry = archive.getinfo(HEADER)
-            if entry.file_size > _MAX_HEADER_BYTES:
-                raise ValueError(f"{HEADER} has {entry.file_size:,} bytes")
-            raw = archive.read(entry)
-            header = parse_json(raw, f"{HEADER} in {name}", CalibrationError, advice, unique_keys=True)
-            if header["format"] != FORMAT:
-                raise CalibrationError(
-                    f"{name} is a reference of format {shown(header['format'])}, expected {FORMAT}; delete it"
-                )
-            rows = Rows(**{field.name: get_array(archive, field.name) for field in fields(Rows)})
-            languages = read_value(header["languages"], "tuple[str, ...]", "languages", CalibrationError, advice)
-            windows = Windows(get_array(archive, "ids"), languages)
-        settings = ReferenceSettings(**header["settings"])
-        for field in fields(ReferenceSettings):
-            read_value(getattr(settings, field.name), "int", field.name, CalibrationError, advice)
-        vocab_size = read_value(header["vocab_size"], "int", "vocab_size", CalibrationError, advice)
-        key = read_value(header["key"], "str", "key", CalibrationError, advice)
-        reference = Reference(windows, rows, settings, vocab_size, key)
-        whole = _is_whole(reference) and windows.sha256 == header["windows_sha256"]
-    except DAMAGE as error:
-        raise CalibrationError(f"{name} does not read as a reference ({shown(str(error))}); {advice}") from error
-    if not whole:
-        raise CalibrationError(f"{name} does not hold what its header says; {advice}")
-    return reference
-
-
-def _is_whole(reference: Reference) -> bool:
-    """Whether arrays have the types, shapes and ranges that go with each other."""
-    windows, rows, settings, vocab = reference.windows, reference.rows, reference.settings, reference.vocab_size
-    if windows.ids.ndim != 2 or windows.ids.dtype != np.int64 or len(windows.languages) != windows.count:
-        return False
-    if not windows.count or vocab < 1 or not 0 <= settings.first_scored < windows.length - 1:
-        return False
-    lead = (windows.count, reference.scored)
-    top, samples = rows.top_ids.shape[-1:], rows.sample_ids.shape[-1:]
-    ids = {"top_ids": (*lead, *top), "sample_ids": (*lead, *samples), "next_ranks": lead}
-    numbers = {"top_logprobs": (*lead, *top), "sample_logprobs": (*lead, *samples), "tail": lead, "next_logprobs": lead}
-    found = {field.name: getattr(rows, field.name) for field in fields(Rows)}
-    return (
-        all(found[name].dtype == np.int32 and found[name].shape == shape for name, shape in ids.items())
-        and all(found[name].dtype == np.float32 and found[name].shape == shape for name, shape in numbers.items())
-        and all(_within(array, vocab) for array in (windows.ids, *(found[name] for name in ids)))
-        and all(bool(np.isfinite(found[name]).all()) for name in numbers)
-    )
-
-
-def _within(ids: npt.NDArray[Any], vocab_size: int) -> bool:
-    return not ids.size or (int(ids.min()) >= 0 and int(ids.max()) < vocab_size)
-
-
-def _is_reference(path: Path) -> bool:
-    """Whether a file was written by `build`, whole or damaged since: another archive has no header of ours."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return HEADER in archive.namelist() and "top_logprobs.npy" in archive.namelist()
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return False
-
-
-def keep(logits: Float32Array, next_ids: npt.NDArray[np.int64], top: int, samples: int, seed: list[int]) -> Rows:
-    """What is kept of rows of logits.
-
-    logits: (R, vocab). next_ids: (R,). top: at most vocab; then there is no tail, and no samples. The drawing is
-    systematic: from one random start in equal steps of probability, which has no bias and spreads over the tail.
-    """
-    count, vocab = logits.shape
-    samples = 0 if top == vocab else samples
-    starts: npt.NDArray[np.float64] = np.random.default_rng(seed).random(size=(count,))
-    log_total = log_sum_exp(logits)
-    top_ids, sample_ids = np.empty((count, top), np.int32), np.empty((count, samples), np.int32)
-    tail = np.zeros(count, np.float32)
-    for row in range(count):
-        values = logits[row]
-        best = np.sort(np.argpartition(values, vocab - top)[vocab - top :])  # of equal ones the lower id first
-        top_ids[row] = best[np.argsort(-values[best], kind="stable")]
-        if samples:
-            probabilities = np.exp(values - log_total[row])  # float64
-            probabilities[top_ids[row]] = 0.0
-            sums = np.cumsum(probabilities)
-            tail[row] = sums[-1]
-            wanted = (np.arange(samples) + starts[row]) * (sums[-1] / samples)
-            sample_ids[row] = np.minimum(np.searchsorted(sums, wanted, "right"), vocab - 1)
-    next_logits = np.take_along_axis(logits, next_ids[:, None], 1)
-    return Rows(
-        top_ids,
-        _logprobs(logits, top_ids, log_total),
-        tail,
-        sample_ids,
-        _logprobs(logits, sample_ids, log_total),
-        (next_logits[:, 0] - log_total).astype(np.float32),
-        np.count_nonzero(logits > next_logits, axis=1).astype(np.int32),
-    )
-
-
-def log_sum_exp(logits: Float32Array) -> npt.NDArray[np.float64]:
-    """(R, vocab) -> (R,): the logarithm of the sum over each row, exponentials in float32 and their sum in float64."""
-    best: Float32Array = np.max(logits, axis=1)
-    shifted = logits - best[:, None]
-    np.exp(shifted, out=shifted)
-    total: npt.NDArray[np.float64] = best + np.log(shifted.sum(axis=1, dtype=np.float64))
-    return total
-
-
-def _logprobs(logits: Float32Array, ids: Int32Array, log_total: npt.NDArray[np.float64]) -> Float32Array:
-    return (np.take_along_axis(logits, ids.astype(np.int64), 1) - log_total[:, None]).astype(np.float32)
-
-
 class _Runner:
     """Carries hidden states of all windows through the float model.
 
-    The journal has a step for the embedding and for each block; the hidden states behind the last one are in a file,
-    and each window that has been through the head in another, with a fact. All are known by their digests, and what
-    was altered is computed again.
+    Each window that has been through the head is in a file of its own, known by its digest in a fact of the journal;
+    what was altered is computed again.
     """
 
     def __init__(
@@ -311,49 +124,44 @@ class _Runner:
         self._core = make_core()
         self._weights, self._windows, self._journal = weights, windows, journal
         self._spec = weights.spec
+        self._walk = Walk(self._spec, journal)
         self._progress = progress
         self._total = 1 + self._spec.num_layers + windows.count
-        if journal.steps and _sha256_of(self._hidden_file) != journal.steps[-1].get("sha256"):
-            journal.clear()
 
     def run_blocks(self) -> None:
-        from edge.export.graph.openvino import block_model
+        from edge.export.graph.openvino.models import block_model
 
-        if not self._journal.steps:
-            matrix = {EMBEDDING: self._weights.read(EMBEDDING)}
-            self._finish(
-                "embedding", (plain.embed(matrix, ids, self._spec) for ids in self._batches(self._windows.ids))
-            )
         positions = np.arange(self._windows.length, dtype=np.int64)
-        for layer in range(len(self._journal.steps) - 1, self._spec.num_layers):
-            prefix = f"layers.{layer}."
-            names = [name for name in canonical_shapes(self._spec) if name.startswith(prefix)]
-            weights = {name: self._weights.read(name) for name in names}  # has to outlive the compiled model
-            compiled = self._compile(block_model(weights, layer, self._spec))
-            hidden = np.load(self._hidden_file, mmap_mode="r")
-            self._finish(
-                f"block {layer}",
-                (
+        for stage in self._walk.remaining:
+            if stage.is_head:  # whose steps are windows
+                return
+            weights = {name: self._weights.read(name) for name in stage.own(self._spec)}  # outlives the compiled model
+            if stage.layer is None:
+                batches = (numpy_builder.embed(weights, ids, self._spec) for ids in self._batches(self._windows.ids))
+            else:
+                compiled = self._compile(block_model(weights, stage.layer, self._spec))
+                batches = (
                     compiled([np.ascontiguousarray(batch), np.tile(positions, (len(batch), 1))])[0]
-                    for batch in self._batches(hidden)
-                ),
-            )
+                    for batch in self._batches(self._walk.states(HIDDEN))
+                )
+            shape = (self._windows.count, self._windows.length, self._spec.hidden_size)
+            self._walk.finish(stage, {}, **{HIDDEN: Batches(shape, batches)})
+            self._progress(stage.name, stage.index + 1, self._total)
 
     def run_head(self, settings: ReferenceSettings) -> None:
-        from edge.export.graph.openvino import head_model
+        from edge.export.graph.openvino.models import head_model
 
         folder, facts = self._journal.folder, self._journal.facts
         missing = [
             index
             for index in range(self._windows.count)
-            if _sha256_of(_window_file(folder, index)) != facts.get(_window_file(folder, index).name, "missing")
+            if _sha256_of(window_file(folder, index)) != facts.get(window_file(folder, index).name, "missing")
         ]
         if not missing:
             return
-        names = ["norm.weight", EMBEDDING if self._spec.tied_embeddings else HEAD]
-        weights = {name: self._weights.read(name) for name in names}
+        weights = {name: self._weights.read(name) for name in self._walk.stages[-1].needed(self._spec)}
         compiled = self._compile(head_model(weights, self._spec))
-        hidden = np.load(self._hidden_file, mmap_mode="r")
+        hidden = self._walk.states(HIDDEN)
         for index in missing:
             following, parts = self._windows.ids[index, 1:], []
             for start in range(settings.first_scored, self._windows.length - 1, ROWS):
@@ -367,8 +175,8 @@ class _Runner:
             with zipfile.ZipFile(buffer, "w") as archive:
                 for f in fields(Rows):
                     put_array(archive, f.name, np.concatenate([getattr(part, f.name) for part in parts]))
-            write_durably(_window_file(folder, index), buffer.getvalue())
-            self._journal.note(_window_file(folder, index).name, hashlib.sha256(buffer.getvalue()).hexdigest())
+            write_durably(window_file(folder, index), buffer.getvalue())
+            self._journal.note(window_file(folder, index).name, hashlib.sha256(buffer.getvalue()).hexdigest())
             self._progress("head", 1 + self._spec.num_layers + index + 1, self._total)
 
     def _compile(self, model: Any) -> Any:
@@ -380,35 +188,6 @@ class _Runner:
         size = max(BATCH_TOKENS // self._windows.length, 1)
         return (array[start : start + size] for start in range(0, self._windows.count, size))
 
-    @property
-    def _hidden_file(self) -> Path:
-        """Hidden states (n, T, H), float32, behind the last stage that is done."""
-        return self._journal.folder / f"hidden-{len(self._journal.steps)}.npy"
-
-    def _finish(self, stage: str, batches: Iterator[Float32Array]) -> None:
-        """Write the hidden states behind a stage; then it is done."""
-        old = self._hidden_file
-        new = old.with_name(f"hidden-{len(self._journal.steps) + 1}.npy")
-        shape = (self._windows.count, self._windows.length, self._spec.hidden_size)
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        digest = hashlib.sha256(header.getvalue())
-        with new.open("wb") as file:  # not a writable map: on a full disk that ends the process
-            file.write(header.getvalue())
-            for batch in batches:
-                rows = np.ascontiguousarray(batch, "<f4").data.cast("B")
-                digest.update(rows)
-                file.write(rows)
-            file.flush()
-            os.fsync(file.fileno())
-        self._journal.add({"stage": stage, "sha256": digest.hexdigest()})
-        old.unlink(missing_ok=True)
-        self._progress(stage, len(self._journal.steps), self._total)
-
-
-def _window_file(folder: Path, index: int) -> Path:
-    return folder / f"window-{index}.npz"
-
 
 def _sha256_of(path: Path) -> str:
     """Hex sha256; empty for a file that is not there."""
@@ -416,43 +195,6 @@ def _sha256_of(path: Path) -> str:
         return sha256_of(path)
     except FileNotFoundError:
         return ""
-
-
-def _assemble(
-    path: Path, folder: Path, windows: Windows, settings: ReferenceSettings, spec: ModelSpec, key: str
-) -> Path:
-    """One file of all windows that are in a folder: an .npz with a JSON header beside the arrays."""
-    header = {
-        "format": FORMAT,
-        "key": key,
-        "settings": asdict(settings),
-        "vocab_size": spec.vocab_size,
-        "windows_sha256": windows.sha256,
-        "languages": list(windows.languages),
-        "versions": _versions(),
-    }
-    with path.open("wb") as file:
-        with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr(zipfile.ZipInfo(HEADER), json.dumps(header))
-            put_array(archive, "ids", windows.ids)
-            for field in fields(Rows):
-                parts = []
-                for index in range(windows.count):
-                    with np.load(_window_file(folder, index), allow_pickle=False) as part:
-                        parts.append(part[field.name])
-                put_array(archive, field.name, np.stack(parts))
-        file.flush()
-        os.fsync(file.fileno())
-    return path
-
-
-def _key(key: str, windows: Windows, settings: ReferenceSettings, spec: ModelSpec) -> str:
-    decides = [FORMAT, key, spec.to_json(), windows.sha256, list(windows.languages), asdict(settings), _versions()]
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in VERSIONED}
 
 
 def _check(settings: ReferenceSettings, windows: Windows, spec: ModelSpec) -> None:

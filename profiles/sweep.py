@@ -27,6 +27,7 @@ from edge.profiles.divergence import Divergence
 from edge.profiles.machine_record import machine_record, versions_record
 from edge.profiles.processes import Outcome, run_step
 from edge.profiles.record import PROFILE, Failure, Profile, Row, read_record
+from edge.profiles.settings import SweepSettings
 from edge.profiles.sweep_plan import (
     BUNDLES,
     CELLS,
@@ -36,7 +37,6 @@ from edge.profiles.sweep_plan import (
     WINDOWS,
     Cell,
     SweepPlan,
-    SweepSettings,
     plan_sweep,
 )
 from edge.profiles.typed_json import read_value

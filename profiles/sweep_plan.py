@@ -15,49 +15,27 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from edge.export.compress.recipes import find_recipe
 from edge.export.plan import Plan, make_plan
-from edge.export.recipes import find_recipe
 from edge.export.settings import ExportSettings, Format
-from edge.export.text import Document, Windows, builtin_evaluation, check_apart, read_documents, token_windows
+from edge.export.text.corpus import builtin_evaluation
+from edge.export.text.documents import Document, read_documents
+from edge.export.text.overlap import check_apart
+from edge.export.text.windows import Windows, token_windows
 from edge.profiles.machine_record import machine_record, versions_record
 from edge.profiles.record import DEFAULT_SETTING, cell_name
+from edge.profiles.settings import SweepSettings
 from edge.runtime import bundle as bundles
 from edge.runtime.chat import ChatTemplate
-from edge.runtime.engines.registry import ENGINES, find
+from edge.runtime.engines.registry import find
 from edge.runtime.errors import DeviceError, OutputError, SettingsError
 from edge.runtime.settings import CachePrecision
 from edge.runtime.tokenizer import Tokenizer
 
-DEFAULT_RECIPES = (
-    "int8-asym",
-    "int4-asym-g128",
-    "int4-asym-g64",
-    "int4-asym-g64-awq-se",
-    "int4-asym-g64-awq-gptq",
-    "int4-asym-g64-rot-gptq",
-)
 MIN_WINDOWS = 2  # fewer have no standard error
 CELLS, EXPORTS, BUNDLES, REFERENCE, WINDOWS = "cells", "exports", "bundles", "reference.npz", "windows.npz"
 CELL_FORMAT = 1  # of the files in cells/ and of what is measured
 KEY_DIGITS = 12
-
-
-@dataclass(frozen=True, slots=True)
-class SweepSettings:
-    """What is measured, and how."""
-
-    recipes: tuple[str, ...] = DEFAULT_RECIPES
-    engines: tuple[str, ...] = tuple(ENGINES)
-    kv_precisions: tuple[CachePrecision | None, ...] = (None,)  # None: the engine's own choice
-    texts: tuple[Path, ...] = ()  # to measure by; none: Python's documentation, as in edge.export.text
-    calibration: Path | None = None  # for recipes that need text; None: docstrings of Python's library
-    num_tokens: int = 20480
-    window_tokens: int = 512
-    chunk_tokens: int | None = None  # that go through an engine at once; None: as edge.profiles.accuracy says
-    greedy_tokens: int = 64  # written behind each prompt, to see where they leave the float model's; 0: none
-    device: str = "CPU"
-    speed: bool = True  # False: neither loading nor memory nor speed is measured
-    keep_bundles: bool = False
 
 
 @dataclass(frozen=True, slots=True)

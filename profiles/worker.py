@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from edge.export.npz import DAMAGE, get_array
 from edge.export.settings import ExportSettings, Format
-from edge.export.text import Windows
+from edge.export.text.windows import Windows
 from edge.profiles.processes import Tell
 from edge.runtime.errors import CalibrationError, EdgeError, shown
 from edge.runtime.files import open_file
@@ -117,7 +117,7 @@ def measure_cell(
     from edge.export.plan import make_plan
     from edge.profiles.accuracy import evaluate
     from edge.profiles.divergence import first_divergence, write_greedily
-    from edge.profiles.reference import open_reference
+    from edge.profiles.reference_file import open_reference
     from edge.profiles.speed import measure
     from edge.runtime.llm import LLM
 

@@ -18,6 +18,7 @@ EXTRAS = {
     "llguidance": "grammar",
     **dict.fromkeys(("gguf", "huggingface_hub", "ml_dtypes", "nncf", "onnx", "openvino_tokenizers"), "export"),
     **dict.fromkeys(("scipy", "threadpoolctl", "transformers"), "export"),
+    "argcomplete": "completion",
     "matplotlib": "profile",
     **dict.fromkeys(("lm_eval", "tqdm"), "lm-eval"),
     **dict.fromkeys(("optimum", "torch"), "optimum"),

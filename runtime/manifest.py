@@ -109,7 +109,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return stable text: same manifest, same bytes."""
-        data = asdict(self)
+        data = asdict(self) | {"spec": self.spec.to_json()}
         if self.has_digest:
             data[DIGEST] = digest_of(data)
         return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""What a decoder of the GLM-4 family is, in numbers.
+"""What a decoder-only model is, in numbers.
 
 In: plain values (from a checkpoint's config at export, from the manifest at run time). Out: one frozen `ModelSpec` that
 every later stage reads. Knows nothing about files, tensors or engines.
@@ -7,7 +7,7 @@ every later stage reads. Knows nothing about files, tensors or engines.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
 from edge.runtime.errors import EXPORT_AGAIN, BundleError
@@ -23,9 +23,12 @@ class ModelSpec:
     """The shape of one decoder-only model.
 
     `rotary_dim` is how many leading dims of each head rotate (GLM-4: half of `head_dim`, GLM-Edge and llama: all).
+
+    Fields with a default came later. They are written only where they differ from it, so that bundles of models without
+    them keep their bytes. An edgeglm that is older than such a field opens those, and refuses others, naming the field.
     """
 
-    architecture: str  # the checkpoint's own word: "glm", "glm4", "chatglm", "llama"
+    architecture: str  # the checkpoint's own word: "glm", "chatglm", "llama" ...
     num_layers: int
     hidden_size: int
     intermediate_size: int
@@ -40,6 +43,7 @@ class ModelSpec:
     qkv_bias: bool
     tied_embeddings: bool
     output_norms: bool  # attention and MLP are followed by norms of their own (GLM-4-0414)
+    qk_norms: bool = False  # each head of q and k is normed before it rotates (Qwen3)
 
     @property
     def q_size(self) -> int:
@@ -62,7 +66,7 @@ class ModelSpec:
         h, f = self.hidden_size, self.intermediate_size
         qkv = self.q_size + 2 * self.kv_size
         layer = h * qkv + self.q_size * h + 3 * h * f + 2 * h + (qkv if self.qkv_bias else 0)
-        layer += 2 * h if self.output_norms else 0
+        layer += (2 * h if self.output_norms else 0) + (2 * self.head_dim if self.qk_norms else 0)
         heads = 1 if self.tied_embeddings else 2
         return self.num_layers * layer + heads * self.vocab_size * h + h
 
@@ -74,7 +78,8 @@ class ModelSpec:
         return (1.0 / np.float64(self.rope_theta) ** exponents).astype(np.float32)
 
     def to_json(self) -> dict[str, object]:
-        return asdict(self)
+        later = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
     def to_line(self) -> str:
         """On one line, the same for the same model: a graph carries it, to tell what it was made for."""
@@ -82,7 +87,7 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, data: object, path: str = "manifest: spec") -> ModelSpec:
-        """Raises BundleError when a field is missing, unknown, mistyped, or a number that no model has.
+        """Raises BundleError when a field is missing, unknown, of another type, or a number that no model has.
 
         intermediate_size, rotary_dim, rope_theta and rms_norm_eps are 0 in bundles of foreign graphs without them.
         """
@@ -105,4 +110,5 @@ class ModelSpec:
             qkv_bias=read.flag("qkv_bias"),
             tied_embeddings=read.flag("tied_embeddings"),
             output_norms=read.flag("output_norms"),
+            qk_norms=read.flag("qk_norms") if "qk_norms" in read else False,
         )

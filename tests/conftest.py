@@ -18,9 +18,11 @@ from edge.runtime.errors import CheckpointError
 from edge.runtime.llm import LLM
 from edge.runtime.locks import hold
 from edge.runtime.settings import EngineSettings
+from tests.posix_only import posix_only
 
 ROOT = Path(__file__).parent.parent
 ENGINES: tuple[str, ...] = tuple(registry.ENGINES)
+collect_ignore = [] if os.name == "posix" else posix_only(ROOT / "tests")
 
 # Every engine choice that trades accuracy for speed, switched off.
 EXACT = {

@@ -14,7 +14,21 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM, PreTrainedModel
+from transformers import (
+    Glm4Config,
+    Glm4ForCausalLM,
+    GlmConfig,
+    GlmForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 VOCAB = 320  # 256 bytes, special tokens, and rows that no token uses
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|observation|>", "<|assistant|>", "<|system|>")
@@ -53,12 +67,22 @@ TINIES = (
     Tiny("no-gqa", num_heads=4, num_kv_heads=4, bias=False),
     Tiny("0414", architecture="glm4"),
     Tiny("0414-32b", architecture="glm4", num_heads=6, num_kv_heads=1, bias=False),
+    Tiny("llama", architecture="llama", partial_rotary=1.0, bias=False),
+    Tiny("qwen2", architecture="qwen2", partial_rotary=1.0, tied=True),
+    Tiny("qwen3", architecture="qwen3", num_heads=4, head_dim=32, partial_rotary=1.0, bias=False),
 )
-MODELS = {"glm": (GlmConfig, GlmForCausalLM), "glm4": (Glm4Config, Glm4ForCausalLM)}
+MODELS = {
+    "glm": (GlmConfig, GlmForCausalLM),
+    "glm4": (Glm4Config, Glm4ForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
 
 
-def make(tiny: Tiny, folder: Path) -> GlmForCausalLM | Glm4ForCausalLM:
-    """Write the checkpoint and return its model in float32."""
+def make(tiny: Tiny, folder: Path, **more: object) -> PreTrainedModel:
+    """Write the checkpoint and return its model in float32. more: for its config."""
     torch.manual_seed(7)
     config_class, model_class = MODELS[tiny.architecture]
     config = config_class(
@@ -69,7 +93,6 @@ def make(tiny: Tiny, folder: Path) -> GlmForCausalLM | Glm4ForCausalLM:
         num_attention_heads=tiny.num_heads,
         num_key_value_heads=tiny.num_kv_heads,
         head_dim=tiny.head_dim,
-        partial_rotary_factor=tiny.partial_rotary,
         attention_bias=tiny.bias,
         tie_word_embeddings=tiny.tied,
         rope_theta=tiny.rope_theta,
@@ -77,6 +100,8 @@ def make(tiny: Tiny, folder: Path) -> GlmForCausalLM | Glm4ForCausalLM:
         max_position_embeddings=tiny.max_position_embeddings,
         eos_token_id=list(STOP_IDS),
         pad_token_id=STOP_IDS[0],
+        **({"partial_rotary_factor": tiny.partial_rotary} if "glm" in tiny.architecture else {}),
+        **more,
     )
     model = model_class(config)
     with torch.no_grad():

@@ -1,9 +1,11 @@
 """Measure load time, first token and decode speed of a bundle.
 
+Each prompt length is run once cold and then several times; medians are shown.
+
 examples:
   edge bench glm4-int4
   edge bench glm4-int4 --prompt-tokens 32,512,4096 --new-tokens 128 --json
-  edge bench glm4-int4 --engine all          # every engine in a process of its own, and whether auto is right
+  edge bench glm4-int4 --engine all    # each engine in its own process, and whether auto picks the faster one
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from edge.commands import options
+from edge.commands import kinds, options
+from edge.commands.help import told
+from edge.profiles.settings import BENCH_NEW_TOKENS, BENCH_PROMPT_TOKENS
 
 if TYPE_CHECKING:
     from edge.runtime.bundle import Bundle
@@ -21,13 +25,24 @@ COLUMNS = ["prompt", "new", "cold TTFT ms", "TTFT ms", "prefill tok/s", "decode 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE")
-    options.add_engine(parser, "all")
-    parser.add_argument(
-        "--prompt-tokens", type=options.token_counts, default="32,512", metavar="N,N", help="default: 32,512"
+    options.add_bundle(parser)
+    options.add_json(parser)
+    measured = parser.add_argument_group("what to measure")
+    measured.add_argument(
+        "--prompt-tokens",
+        type=kinds.token_counts,
+        default=list(BENCH_PROMPT_TOKENS),
+        metavar="N,N",
+        help=told("prompt lengths, in tokens", BENCH_PROMPT_TOKENS),
     )
-    parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="default: 64")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    measured.add_argument(
+        "--new-tokens",
+        type=int,
+        default=BENCH_NEW_TOKENS,
+        metavar="N",
+        help=told("tokens to generate after each prompt", BENCH_NEW_TOKENS),
+    )
+    options.add_engine(parser, "all")
 
 
 def run(args: argparse.Namespace) -> int:

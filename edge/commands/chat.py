@@ -2,9 +2,14 @@
 
 in the chat:
   /reset  forget the conversation     /stats  figures of the last answer     /exit  leave (or Ctrl-D)
-  Ctrl-C  end the answer that is being written
-Each alone on its line; any other line is a message, whatever it begins with. When the conversation has filled the
-context, its oldest turns are dropped: the next answer then starts later, as what is kept is computed anew.
+  Ctrl-C  stop the answer that is being written
+Each is alone on its line; any other line is a message, whatever it begins with. When the conversation has filled the
+context, its oldest turns are dropped: the next answer then takes longer to start, since what is kept is computed anew.
+
+examples:
+  edge chat glm4-int4
+  edge chat glm4-int4 --system "Answer in one sentence." --temperature 0.7 --top-p 0.9
+  edge chat glm4-int4 --prefix kiosk.prefix --when-full error
 """
 
 from __future__ import annotations
@@ -16,7 +21,8 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from edge.commands import options
-from edge.runtime.settings import WHEN_FULL
+from edge.commands.help import told
+from edge.runtime.settings import WHEN_FULL, WhenFull
 
 if TYPE_CHECKING:
     from edge.runtime.chunk import Stats
@@ -25,19 +31,20 @@ if TYPE_CHECKING:
 
 COMMANDS = "/reset, /stats, /exit"
 MAX_LINE_BYTES = 10_000_000
+USUAL_WHEN_FULL: WhenFull = "drop"  # somebody who types can do without the oldest turns; a program is told first
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE")
-    options.add_engine(parser)
-    options.add_generation(parser)
-    options.add_reuse(parser)
+    options.add_bundle(parser)
     parser.add_argument(
         "--when-full",
         choices=WHEN_FULL,
-        default="drop",
-        help="when the context is full, drop the oldest turns, or refuse messages until /reset. default: drop",
+        default=USUAL_WHEN_FULL,
+        help=told("once the context is full, drop the oldest turns, or refuse messages until /reset", USUAL_WHEN_FULL),
     )
+    options.add_engine(parser)
+    options.add_generation(parser)
+    options.add_reuse(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,13 +94,13 @@ def _talk(args: argparse.Namespace, llm: LLM, system: str | None, settings: opti
             case "/stats":
                 print("no answer yet" if stats is None else _figures(stats, session))
             case word if re.fullmatch("/[a-z]{1,20}", line.rstrip()):  # mistyped, most likely
-                print(f"{word} is no command of {COMMANDS}; put a blank before it to send it", file=sys.stderr)
+                print(f"{word} is not a command ({COMMANDS}); put a blank before it to send it", file=sys.stderr)
             case message:
                 stats = _answer(session, message, settings) or stats
 
 
 def _read_line() -> str:
-    """The next line. Raises EOFError behind the last, PromptError for what is not UTF-8, SettingsError without end."""
+    """The next line. Raises EOFError after the last, PromptError if it is not UTF-8, SettingsError if it has no end."""
     from edge.runtime.errors import SettingsError
     from edge.runtime.unicode import check_text, decode_text
 
@@ -101,7 +108,7 @@ def _read_line() -> str:
     if not sys.stdin.isatty():
         line = sys.stdin.buffer.readline(MAX_LINE_BYTES)
         if len(line) == MAX_LINE_BYTES:
-            raise SettingsError(f"a line of {MAX_LINE_BYTES:,} bytes and more is no message; send shorter ones")
+            raise SettingsError(f"a line of {MAX_LINE_BYTES:,} bytes or more is not a message; send shorter ones")
         if line:
             return decode_text(line, what)
         raise EOFError

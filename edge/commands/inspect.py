@@ -1,5 +1,8 @@
 """Show what a bundle or a checkpoint holds.
 
+For a bundle: its recipe, the precision of its weights, and its files. For a checkpoint: its shape, and how large each
+recipe would make it.
+
 examples:
   edge inspect glm4-int4
   edge inspect glm-4-9b-chat-hf --json
@@ -13,6 +16,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from edge.commands import options
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -20,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a bundle, a checkpoint folder, a .gguf file, or the hub id of a model downloaded before; no hub is asked",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,18 +77,16 @@ def _bundle(path: Path, as_json: bool) -> int:
 
 def _checkpoint(source: str, as_json: bool) -> int:
     from edge.commands.console import human_bytes, print_json, print_table
-    from edge.export.architectures import describe, doubts
-    from edge.export.checkpoint import open_checkpoint
-    from edge.export.names import canonical_shapes
-    from edge.export.recipes import recipes
+    from edge.commands.recipes import weight_bytes
+    from edge.export.architectures.doubts import doubts
+    from edge.export.architectures.registry import describe
+    from edge.export.checkpoint.checkpoint import open_checkpoint
+    from edge.export.compress.recipes import recipes
 
     checkpoint = open_checkpoint(source, download=False)
     spec, _ = describe(checkpoint)
     warnings = doubts(checkpoint, spec)
-    sizes = {
-        name: sum(recipe.bytes_of(weight, shape) for weight, shape in canonical_shapes(spec).items())
-        for name, recipe in recipes().items()
-    }
+    sizes = {name: size for name, recipe in recipes().items() if (size := weight_bytes(recipe, spec)) is not None}
     tensors = len(checkpoint.shapes)
     if as_json:
         print_json(

@@ -1,7 +1,7 @@
 """Hide a sentence in long texts and see whether the model finds it, by length and depth.
 
-OUT is a folder for needle.json, needle.md, needle.svg and needle.png. Those of an earlier run there are replaced, files
-of these names that are something else's are not.
+OUT is a folder for needle.json, needle.md, needle.svg and needle.png. Those of an earlier run are replaced; files with
+these names that an earlier run did not write are not.
 
 examples:
   edge needle glm4-int4 glm4-needle
@@ -14,31 +14,41 @@ import argparse
 import os
 from pathlib import Path
 
-from edge.commands import options
+from edge.commands import kinds, options
+from edge.commands.help import told
+from edge.profiles.settings import NEEDLE_CONTEXTS, NEEDLE_DEPTHS, NEEDLE_SEED
 
 NAME = "needle"
 KINDS = ("json", "md", "svg", "png")
 
 
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers; give them like 0,50,100") from None
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument("out", metavar="OUT", help="a folder; files of an earlier run are replaced")
+    options.add_bundle(parser)
+    parser.add_argument("out", metavar="OUT", help="the folder for results; those of an earlier run are replaced")
+    options.add_json(parser)
+    measured = parser.add_argument_group("what to measure")
+    measured.add_argument(
+        "--contexts",
+        type=kinds.token_counts,
+        default=list(NEEDLE_CONTEXTS),
+        metavar="N,N",
+        help=told("text lengths, in tokens, the question and its answer included", NEEDLE_CONTEXTS),
+    )
+    measured.add_argument(
+        "--depths",
+        type=kinds.numbers,
+        default=list(NEEDLE_DEPTHS),
+        metavar="P,P",
+        help=told("where in the text the sentence is hidden, in percent", NEEDLE_DEPTHS),
+    )
+    measured.add_argument(
+        "--seed",
+        type=kinds.whole_number,
+        default=NEEDLE_SEED,
+        metavar="N",
+        help=told("which sentence is hidden; each seed has its own", NEEDLE_SEED),
+    )
     options.add_engine(parser)
-    parser.add_argument(
-        "--contexts", type=options.token_counts, default="1000,2000,4000", metavar="N,N", help="default: 1000,2000,4000"
-    )
-    parser.add_argument(
-        "--depths", type=_numbers, default="0,25,50,75,100", metavar="P,P", help="percent; default: 0,25,50,75,100"
-    )
-    parser.add_argument("--seed", type=options.whole_number, default=0, metavar="N", help="another needle; default: 0")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
     from edge.api import load
     from edge.commands.console import counting_bar
-    from edge.profiles import needle
+    from edge.profiles import needle, needle_report
     from edge.profiles.plot import png_bytes, svg_bytes
     from edge.runtime.atomic import write_atomically
     from edge.runtime.errors import OutputError
@@ -56,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
     llm = load(args.bundle, **options.engine_settings(args))
     with counting_bar("asking") as progress:
         result = needle.run(llm, args.contexts, args.depths, args.seed, progress)
-    figure = needle.heat_map(result)
-    shown = needle.to_markdown(result)
+    figure = needle_report.heat_map(result)
+    shown = needle_report.to_markdown(result)
     files = {
         "json": result.to_json().encode(),
         "md": (shown + f"\n![margin by depth and length]({NAME}.png)\n").encode(),
@@ -81,7 +91,7 @@ def _check_folder(out: Path) -> None:
     from edge.runtime.errors import OutputError
 
     if os.path.lexists(out) and not out.is_dir():
-        raise OutputError(f"{out} is there and is no folder; name another one")
+        raise OutputError(f"{out} exists and is not a folder; choose another path")
     found = [f"{NAME}.{kind}" for kind in KINDS if os.path.lexists(out / f"{NAME}.{kind}")]
     if found and not _is_result(out / f"{NAME}.json"):
         raise OutputError(

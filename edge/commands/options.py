@@ -3,64 +3,90 @@
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from edge.runtime.engines.registry import ENGINES, find
-from edge.runtime.errors import SettingsError, shown
-from edge.runtime.rules import FilePath, Rule, Text, Whole, check_value, help_of, rule_of
-from edge.runtime.settings import KV_PRECISIONS, MAX_NAME, Sampling
+from edge.commands import kinds
+from edge.commands.help import told, usual
+from edge.runtime.engines.registry import ENGINES
+from edge.runtime.errors import SettingsError
+from edge.runtime.rules import Whole, help_of, rule_of
+from edge.runtime.settings import KV_PRECISIONS, EngineSettings, Sampling
 
 if TYPE_CHECKING:
     from edge.runtime.constraint import Constraint
     from edge.runtime.llm import LLM
 
 SAMPLING = tuple(spec for spec in fields(Sampling) if spec.name != "logit_bias")  # no command line has room for that
-MAX_BYTES = 2**63  # of a cache
-MAX_COUNTS = 100  # of prompts to measure
+DEVICES = "|".join(dict.fromkeys(family for record in ENGINES.values() for family in record.families))  # CPU|GPU
 BYTES_PER_TOKEN = 4  # of English and Chinese alike, roughly
 Keywords = dict[str, Any]  # as the command line gives them; the settings classes check each value
 
 
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """The bundle that a verb works on."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="a folder made by `edge export`")
+
+
+def add_json(parser: argparse._ActionsContainer) -> None:
+    """Results for programs."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
     """Which engine, or what else the verb takes for one, device and memory."""
-    group = parser.add_argument_group("engine")
+    group = parser.add_argument_group("engine and memory")
+    auto = usual(EngineSettings, "engine")
     group.add_argument(
         "--engine",
         "--engines",
-        type=lambda text: text if text in ("auto", *more) else engine_name(text),
-        default="auto",
-        metavar=f"{{{','.join(['auto', *ENGINES, *more])}}}",
-        help="default: auto",
+        type=lambda text: text if text in (auto, *more) else kinds.engine_name(text),
+        default=auto,
+        metavar=f"{{{','.join([auto, *ENGINES, *more])}}}",
+        help=told("which engine computes", auto),
     )
+    add_device(group)
     group.add_argument(
-        "--device",
-        type=device_name,
-        default="CPU",
-        metavar="CPU|GPU|NPU",
-        help="default: CPU; `edge devices` lists them",
+        "--max-context",
+        type=int,
+        metavar="TOKENS",
+        help=told("longest prompt and answer together", "the model's limit"),
     )
-    group.add_argument("--max-context", type=int, metavar="TOKENS", help="default: the model's limit")
     budget = group.add_mutually_exclusive_group()
     budget.add_argument(
         "--kv-cache-gb",
-        type=gigabytes,
+        type=kinds.gigabytes,
         dest="kv_cache_bytes",
         metavar="GB",
-        help="bound of the KV cache; default: 2.1",
+        help=told("upper bound of the KV cache", f"{usual(EngineSettings, 'kv_cache_bytes') / 1e9:.3g}"),
     )
     budget.add_argument(
-        "--kv-cache-share", type=float, metavar="SHARE", help="the same as a share of the memory that is free"
+        "--kv-cache-share", type=float, metavar="SHARE", help="the same bound as a share of the free memory, like 0.5"
     )
-    group.add_argument("--kv-precision", choices=KV_PRECISIONS, help="default: the engine's choice")
+    group.add_argument(
+        "--kv-precision", choices=KV_PRECISIONS, help=told("how keys and values are stored", "the engine's choice")
+    )
     group.add_argument(
         "--reproducible",
         action="store_true",
         default=None,
-        help="the same bits whatever else is or was computed, for slower single tokens; --speculate implies it",
+        help="give the same bits whatever else is or was computed; single tokens take longer (--speculate implies it)",
     )
-    group.add_argument("--threads", type=int, metavar="N", help="default: the device's choice")
+    group.add_argument(
+        "--threads", type=int, metavar="N", help=told("number of threads to compute with", "the engine's choice")
+    )
+
+
+def add_device(group: argparse._ActionsContainer) -> None:
+    """Where to compute."""
+    device = usual(EngineSettings, "device")
+    group.add_argument(
+        "--device",
+        type=kinds.device_name,
+        default=device,
+        metavar=DEVICES,
+        help=told("device to compute on; `edge devices` lists them", device),
+    )
 
 
 def add_reuse(parser: argparse.ArgumentParser) -> None:
@@ -71,100 +97,51 @@ def add_reuse(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="start from a file of `edge prefix`, its system message included; repeatable",
+        help="start from a file made by `edge prefix build`, and use its system message; repeatable",
     )
     group.add_argument(
-        "--speculate", action="store_true", help="verify drafts of several tokens at once: faster where text repeats"
+        "--speculate",
+        action="store_true",
+        help="draft several tokens at once and verify them: faster where text repeats",
     )
     group.add_argument(
         "--draft-store",
         metavar="FILE",
-        help="a file of earlier answers to draft from, made if missing; with --speculate",
+        help="draft from the earlier answers in this file, and add the new ones; created if missing; needs --speculate",
     )
     group.add_argument(
         "--draft-from",
         action="append",
         default=[],
         metavar="FILE",
-        help="add a text to the draft store; repeatable",
+        help="add this text to the draft store; repeatable",
     )
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
-    """What an answer may be."""
-    group = parser.add_argument_group("generation")
-    group.add_argument("--max-new-tokens", type=int, metavar="N", help="default: to the end of the context")
+    """What an answer may be, and how its tokens are chosen."""
+    group = parser.add_argument_group("answer")
+    group.add_argument("--system", metavar="TEXT", help="the system message")
+    group.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help=told("longest answer, in tokens", "to the end of the context")
+    )
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeatable")
+    group.add_argument(
+        "--deadline",
+        type=float,
+        dest="deadline_s",
+        metavar="SECONDS",
+        help="end the answer this many seconds after the request",
+    )
+    shape = group.add_mutually_exclusive_group()
+    shape.add_argument("--json-schema", metavar="FILE", help="make the answer JSON that follows this schema")
+    shape.add_argument("--regex", metavar="PATTERN", help="make the answer match this regular expression")
+    shape.add_argument("--grammar", metavar="FILE", help="make the answer follow this Lark grammar")
+    sampling = parser.add_argument_group("sampling")
     for spec in SAMPLING:
         kind, metavar = (int, "N") if isinstance(rule_of(spec), Whole) else (float, "X")
-        group.add_argument(f"--{spec.name.replace('_', '-')}", type=kind, metavar=metavar, help=help_of(spec))
-    group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeatable")
-    group.add_argument("--deadline", type=float, dest="deadline_s", metavar="SECONDS", help="end the answer in time")
-    group.add_argument("--system", metavar="TEXT", help="a system message")
-    shape = group.add_mutually_exclusive_group()
-    shape.add_argument("--json-schema", metavar="FILE", help="the answer is JSON that follows this schema")
-    shape.add_argument("--regex", metavar="PATTERN", help="the answer matches this regular expression")
-    shape.add_argument("--grammar", metavar="FILE", help="the answer follows this Lark grammar")
-
-
-def token_counts(text: str) -> list[int]:
-    """32,512 as numbers above 0, for argparse."""
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = []
-    if not 1 <= len(counts) <= MAX_COUNTS or min(counts) < 1:
-        raise argparse.ArgumentTypeError(
-            f"{shown(text)} is not a list of token counts; give up to {MAX_COUNTS} numbers above 0 like 32,512"
-        )
-    return counts
-
-
-def whole_number(text: str) -> int:
-    """0 or more, for argparse."""
-    try:
-        return Whole().take(int(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number, 0 or more") from None
-
-
-def path(text: str) -> str:
-    """The path of a file or folder, there or not, as it was given, for argparse."""
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty; give the name of a file or folder")
-    _taken("it", FilePath(), text)
-    return text
-
-
-def device_name(text: str) -> str:
-    """What could be one, for argparse."""
-    return str(_taken("it", Text(longest=MAX_NAME), text))
-
-
-def engine_name(text: str) -> str:
-    """The name of an engine, for argparse: a wrong one is told with those that are known and what installs them."""
-    name = _taken("it", Text(longest=MAX_NAME), text)
-    try:
-        return find(name).name
-    except SettingsError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def gigabytes(text: str) -> int:
-    """2.1 in bytes, for argparse."""
-    try:
-        count = float(text) * 1e9
-    except ValueError:
-        count = math.nan
-    if not 0 < count < MAX_BYTES:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number of gigabytes; give one above 0 like 2.1")
-    return max(int(count), 1)
-
-
-def _taken(name: str, rule: Rule, text: str) -> Any:  # Any: what the rule makes of it
-    try:
-        return check_value(name, rule, text)
-    except SettingsError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        text = help_of(spec) if spec.default is None else told(help_of(spec), spec.default)
+        sampling.add_argument(f"--{spec.name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
 
 
 def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> Keywords:
@@ -185,7 +162,7 @@ def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> Keyw
 
 
 def reuse_settings(args: argparse.Namespace, chosen: Keywords) -> Keywords:
-    """The same, with what `add_reuse` added. Raises SnapshotError and SettingsError."""
+    """`chosen` with what `add_reuse` added. Raises SnapshotError and SettingsError."""
     if args.prefix:
         chosen = _following(chosen, args.prefix[0], speculate=args.speculate)
     return {**chosen, "speculation": args.speculate, "draft_store": args.draft_store}

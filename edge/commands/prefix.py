@@ -1,4 +1,6 @@
-"""Compute the beginning that many prompts share once, as a file that `edge run` and `edge chat` start from.
+"""Compute the beginning that many prompts share, once, and keep it in a file.
+
+`edge run` and `edge chat` start from such a file with --prefix.
 
 examples:
   edge prefix build glm4-int4 --system "$(cat kiosk.txt)" kiosk.prefix
@@ -15,22 +17,35 @@ import time
 from pathlib import Path
 
 from edge.commands import options
+from edge.commands.help import sections
+
+BUILD = """Compute a prefix and write it to OUT.
+
+examples:
+  edge prefix build glm4-int4 --system "$(cat kiosk.txt)" kiosk.prefix
+  edge prefix build glm4-int4 --system-file kiosk.txt kiosk.prefix --engine openvino --max-context 8192
+"""
+SHOW = """Show what a prefix was made for.
+
+examples:
+  edge prefix show kiosk.prefix
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
-    build = actions.add_parser("build", help="compute a prefix", description="Compute a prefix and write it to OUT.")
-    build.add_argument("bundle", metavar="BUNDLE")
-    build.add_argument("out", metavar="OUT", help="the file to write; a prefix that is there is replaced")
-    text = build.add_mutually_exclusive_group(required=True)
-    text.add_argument("--system", metavar="TEXT", help="a system message; - reads it from stdin")
-    text.add_argument("--system-file", metavar="FILE", help="a file that holds it")
-    text.add_argument("--raw", metavar="TEXT", help="the beginning of a prompt without the chat template")
+    build = actions.add_parser("build", help="compute a prefix", **sections(BUILD))
+    options.add_bundle(build)
+    build.add_argument("out", metavar="OUT", help="the file to write; an existing prefix is replaced")
+    options.add_json(build)
+    text = build.add_argument_group("what the prompts begin with").add_mutually_exclusive_group(required=True)
+    text.add_argument("--system", metavar="TEXT", help="the system message; - reads it from stdin")
+    text.add_argument("--system-file", metavar="FILE", help="a file that holds the system message")
+    text.add_argument("--raw", metavar="TEXT", help="text without the chat template")
     options.add_engine(build)
-    build.add_argument("--json", action="store_true", help="print one JSON object")
-    show = actions.add_parser("show", help="what a prefix was made for", description="Show what a prefix was made for.")
-    show.add_argument("file", metavar="FILE")
-    show.add_argument("--json", action="store_true", help="print one JSON object")
+    show = actions.add_parser("show", help="show what a prefix was made for", **sections(SHOW))
+    show.add_argument("file", metavar="FILE", help="a file made by `edge prefix build`")
+    options.add_json(show)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,7 +93,7 @@ def _check_out(out: Path) -> None:
     if not target.parent.is_dir():
         raise OutputError(f"{target.parent}: no such folder to write {target.name} in; make it or name another file")
     if target.exists() and not target.is_file():
-        raise OutputError(f"{out} is there and is no file; name another one")
+        raise OutputError(f"{out} exists and is not a file; choose another path")
     if not os.access(target.parent, os.W_OK):
         raise OutputError(f"{target.parent} may not be written by you; name a file elsewhere")
 

@@ -1,14 +1,10 @@
 """Measure what recipes cost in accuracy and buy in size and speed.
 
 examples:
-  edge profile glm-4-9b-chat-hf glm4-profile
-  edge profile model.gguf out --recipes int8-asym,int4-asym-g128 --engines onnx --text manual.txt --no-speed
-  edge profile model.gguf out --recipes int4-asym-g64 --fail-if "kld>0.05" --fail-if "bytes>90e6"
-  edge profile compare out:int8-asym/onnx out:int4-asym-g128/onnx     # a folder or a JSON file, one row of it or all
-  edge profile report out                                             # tables, page and plots anew from profile.json
-
-OUT gets profile.json, .md and .html and the plots. What is finished is kept there: the same command again goes on where
-it stopped, and with another recipe does what is missing. A checkpoint called compare or report is ./compare, ./report.
+  edge profile run glm-4-9b-chat-hf glm4-profile
+  edge profile run model.gguf out --recipes int4-asym-g64 --fail-if "kld>0.05" --fail-if "bytes>90e6"
+  edge profile compare out:int8-asym/onnx out:int4-asym-g128/onnx
+  edge profile report out
 """
 
 from __future__ import annotations
@@ -22,73 +18,122 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge.commands import kinds, options
+from edge.commands.help import sections, told, usual
+from edge.profiles.settings import CHUNK, DEFAULT_RECIPES, EXACT_CACHE_CHUNK, SweepSettings
+from edge.runtime.settings import KV_PRECISIONS
+
 if TYPE_CHECKING:
     from edge.profiles.comparison import Pair
     from edge.profiles.record import Profile
     from edge.profiles.sweep import Progress
-    from edge.profiles.sweep_plan import SweepSettings
 
+ADVICE = "to measure a checkpoint: edge profile run CHECKPOINT OUT"  # to those who give no action
 NEEDED = ("matplotlib", "nncf", "scipy")  # by the last steps of hours of work, so looked for before
+RUN = """Export a checkpoint with several recipes, and measure each bundle against the float model.
+
+OUT gets profile.json, profile.md, profile.html and the plots. Finished work is kept there: the same command resumes
+where it stopped, and one with more recipes measures only those.
+
+examples:
+  edge profile run glm-4-9b-chat-hf glm4-profile
+  edge profile run model.gguf out --recipes int8-asym,int4-asym-g128 --engines onnx --text manual.txt --no-speed
+  edge profile run model.gguf out --recipes int4-asym-g64 --fail-if "kld>0.05" --fail-if "bytes>90e6"
+"""
+COMPARE = """Compare two results on the same text, window by window, and say which one is better.
+
+A and B are each a folder with a profile.json, or such a file; append :NAME for a single row of it.
+
+examples:
+  edge profile compare before after
+  edge profile compare out:int8-asym/onnx out:int4-asym-g128/onnx
+"""
+REPORT = """Write tables, page and plots again from OUT/profile.json.
+
+examples:
+  edge profile report out
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = (
-        "edge profile SOURCE OUT [options]\n       edge profile compare A B [--json]\n       edge profile report OUT"
-    )
-    parser.add_argument(
-        "source", metavar="SOURCE", help="a checkpoint, as `edge export` takes it; or compare or report"
-    )
-    parser.add_argument("out", metavar="OUT", help="the folder for results; one that holds results is gone on with")
-    parser.add_argument("other", nargs="?", metavar="B", help=argparse.SUPPRESS)
-    parser.add_argument("--recipes", metavar="A,B", help="default: a choice from 8 bits to the smallest 4 bits")
-    parser.add_argument("--engines", metavar="A,B", help="default: openvino,onnx")
-    parser.add_argument(
+    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
+    _add_run(actions.add_parser("run", help="measure the recipes of a checkpoint", **sections(RUN)))
+    compare = actions.add_parser("compare", help="tell whether two results differ", **sections(COMPARE))
+    compare.add_argument("a", type=kinds.path, metavar="A", help="a result, like out:int8-asym/onnx")
+    compare.add_argument("b", type=kinds.path, metavar="B", help="the result to compare it with")
+    options.add_json(compare)
+    report = actions.add_parser("report", help="write tables, page and plots again", **sections(REPORT))
+    report.add_argument("out", metavar="OUT", help="a folder of results")
+    options.add_json(report)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="CHECKPOINT", type=kinds.path, help="a checkpoint, as `edge export` takes it")
+    parser.add_argument("out", metavar="OUT", help="the folder for results; one that already holds results is resumed")
+    options.add_json(parser)
+    cells = parser.add_argument_group("what to measure")
+    cells.add_argument("--recipes", metavar="A,B", help=told("recipes to export with", DEFAULT_RECIPES))
+    cells.add_argument("--engines", metavar="A,B", help=told("engines to measure on", usual(SweepSettings, "engines")))
+    cells.add_argument(
         "--kv-precision",
         metavar="A,B",
-        help="caches to measure, of f32, f16, bf16, u8, u4. default: the engine's choice",
+        help=told(f"KV cache precisions to measure, of {', '.join(KV_PRECISIONS)}", "the engine's choice"),
     )
-    parser.add_argument(
+    device = usual(SweepSettings, "device")
+    cells.add_argument("--device", metavar=options.DEVICES, help=told("device to measure on", device))
+    cells.add_argument("--no-speed", action="store_true", help="do not measure loading, memory or speed")
+    text = parser.add_argument_group("text to measure by")
+    text.add_argument(
         "--text",
         action="append",
         default=[],
         metavar="FILE",
-        help="measure by this text or .jsonl; repeatable. default: the documentation of Python's language",
+        help=told("a text or .jsonl to measure by; repeatable", "the documentation of Python's language"),
     )
-    parser.add_argument(
-        "--calibration", metavar="FILE", help="text for recipes that need some; may share none of --text"
+    text.add_argument(
+        "--calibration", metavar="FILE", help="text for recipes that need some; it may not overlap with --text"
     )
-    parser.add_argument("--tokens", type=int, metavar="N", help="of the text. default: 20480")
-    parser.add_argument("--window", type=int, metavar="N", help="tokens that are read in one context. default: 512")
-    parser.add_argument(
+    text.add_argument(
+        "--tokens",
+        type=int,
+        metavar="N",
+        help=told("number of tokens of the text to use", usual(SweepSettings, "num_tokens")),
+    )
+    text.add_argument(
+        "--window",
+        type=int,
+        metavar="N",
+        help=told("tokens read in one context", usual(SweepSettings, "window_tokens")),
+    )
+    text.add_argument(
         "--chunk",
         type=int,
         metavar="N",
-        help="tokens computed at once; 1 is decoding. default: 16; 128 with an f32 cache",
+        help=told("tokens computed at once; 1 is decoding", f"{CHUNK}; {EXACT_CACHE_CHUNK} with an f32 KV cache"),
     )
-    parser.add_argument(
-        "--greedy", type=int, metavar="N", help="tokens written to see where text leaves the float model's. default: 64"
+    text.add_argument(
+        "--greedy",
+        type=int,
+        metavar="N",
+        help=told(
+            "tokens to generate, to see where the text departs from the float model's",
+            usual(SweepSettings, "greedy_tokens"),
+        ),
     )
-    parser.add_argument("--device", metavar="CPU|GPU|NPU", help="default: CPU")
-    parser.add_argument("--no-speed", action="store_true", help="measure neither loading nor memory nor speed")
-    parser.add_argument("--keep-bundles", action="store_true", help="leave the exported bundles in OUT/bundles")
-    parser.add_argument(
+    results = parser.add_argument_group("results")
+    results.add_argument("--keep-bundles", action="store_true", help="keep the exported bundles in OUT/bundles")
+    results.add_argument(
         "--fail-if",
         action="append",
         default=[],
         metavar="LIMIT",
-        help='exit with 1 if this holds of a row, like "kld>0.05"; of kld, ppl, ppl_ratio, top1, bytes, bpw, ttft_ms, '
+        help='exit with 1 if this holds for a row, like "kld>0.05"; of kld, ppl, ppl_ratio, top1, bytes, bpw, ttft_ms, '
         "tps; repeatable",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(refuse=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
-    if (args.source == "compare") != (args.other is not None):
-        args.refuse("compare takes two results, A and B; everything else one folder")
-    if args.source == "compare":
-        return _compare(args)
-    return _report(args) if args.source == "report" else _sweep(args)
+    return {"run": _sweep, "compare": _compare, "report": _report}[args.action](args)
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -122,9 +167,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace) -> SweepSettings:
     """What was given; the rest is left to the class. Raises SettingsError."""
-    from edge.profiles.sweep_plan import SweepSettings
     from edge.runtime.errors import SettingsError, shown
-    from edge.runtime.settings import KV_PRECISIONS
 
     caches = _names(args.kv_precision)
     if caches and (unknown := [name for name in caches if name not in KV_PRECISIONS]):
@@ -153,7 +196,7 @@ def _names(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
     if not (found := tuple(part.strip() for part in text.split(",") if part.strip())):
-        raise SettingsError(f"{shown(text)} names nothing; give names with commas between them, or leave it out")
+        raise SettingsError(f"{shown(text)} names nothing; give names separated by commas, or leave it out")
     return found
 
 
@@ -188,12 +231,12 @@ def _compare(args: argparse.Namespace) -> int:
     from edge.commands.console import print_json
     from edge.profiles.comparison import better, compare_named
 
-    pairs = compare_named(args.out, args.other)
+    pairs = compare_named(args.a, args.b)
     if args.json:
         print_json({"pairs": [_pair_json(pair) for pair in pairs]})
         return 0
     for pair in pairs:
-        print(f"A {pair.a.name} ({args.out}), B {pair.b.name} ({args.other}), {pair.a.accuracy.windows} windows")
+        print(f"A {pair.a.name} ({args.a}), B {pair.b.name} ({args.b}), {pair.a.accuracy.windows} windows")
         for figure, unit, difference, of in (
             ("KLD", "nats/token", pair.difference.kld, [row.accuracy.kld for row in (pair.a, pair.b)]),
             ("ppl", "of its logarithm", pair.difference.log_ppl, [row.accuracy.ppl for row in (pair.a, pair.b)]),
@@ -255,7 +298,7 @@ def _tell(progress: Progress) -> None:
 
 
 def _line(progress: Progress) -> str:
-    """What stays of a cell that is finished; empty while one is under way."""
+    """What is left on the screen of a finished cell; empty while one is being measured."""
     row, done = progress.row, f"[{progress.steps_done}/{progress.num_steps}]"
     if progress.failure is not None:
         return f"{done} {progress.failure.name}: failed: {progress.failure.error}"

@@ -1,5 +1,7 @@
 """Answer one prompt.
 
+The answer is streamed to stdout. PROMPT is one user message; with --raw, text to continue.
+
 examples:
   edge run glm4-int4 "What is the capital of France?"
   edge run glm4-int4 --raw "Once upon a time" --max-new-tokens 64
@@ -19,13 +21,13 @@ from edge.commands import options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE")
+    options.add_bundle(parser)
     parser.add_argument("prompt", metavar="PROMPT", help="the user message; - reads it from stdin")
+    parser.add_argument("--raw", action="store_true", help="continue PROMPT as it is, without the chat template")
+    options.add_json(parser)
     options.add_engine(parser)
     options.add_generation(parser)
     options.add_reuse(parser)
-    parser.add_argument("--raw", action="store_true", help="continue PROMPT as it is, without the chat template")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of streaming")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if not prompt.strip():
         raise PromptError("the prompt is empty; give some text")
     if args.raw and args.system is not None:
-        raise SettingsError("--system needs the chat template, and --raw goes without it; give one of the two")
+        raise SettingsError("--system needs the chat template, which --raw leaves out; give one of the two")
     system = options.system_message(args)
     settings = options.generation_settings(args)
     generation_settings(**settings)  # refuse a bad value before loading the model
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             last = show_answer(stream, raw=args.raw)
             if args.prefix and last is not None and last.stats is not None and not last.stats.cached_tokens:
-                print("edge: the prompt does not begin like the prefix, which was of no use", file=sys.stderr)
+                print("edge: the saved prefix was not used: the prompt does not start with it", file=sys.stderr)
             return 0
         text = ""
         ids: list[int] = []

@@ -4,10 +4,10 @@ In: what the process was given as stdin, stdout and stderr. Out: `guarded`, unde
 the guards of this file, and bytes read from stdin and other pipes. Knows nothing about what is printed.
 
     closed when the process starts   /dev/null in its place, or the next file that is opened would get its number;
-                                     stdout and whoever wants stdin raise an error, stderr is done without
+                                     stdout and verbs that want stdin raise an error, stderr is done without
     an encoding that lacks a letter  \\u2603 in its place
     a terminal                       control characters of a text are shown and not obeyed
-    a disk that is full              OutputError; on stderr there is nobody left to tell
+    a disk that is full              OutputError; on stderr there is no one left to tell
     a reader that has left           ReaderLeft, for a quiet end
 """
 
@@ -103,7 +103,7 @@ def guarded() -> Iterator[None]:
 
 
 def unguarded(stream: TextIO) -> TextIO:
-    """The stream behind a guard, for what draws on a terminal by escape sequences of its own."""
+    """The stream under a guard, for what draws on a terminal by escape sequences of its own."""
     return stream.unguarded if isinstance(stream, _Guard) else stream
 
 
@@ -132,13 +132,13 @@ def read_stdin() -> bytes:
 
 
 def read_pipe(path: Path) -> bytes:
-    """What comes out of a pipe with a name, as shells give one for `<(command)`; nothing where nobody writes into it.
+    """What comes out of a pipe with a name, as shells give one for `<(command)`; nothing if it has no writer.
 
     Raises OSError, and SettingsError for too much of it.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # opening waits for nobody
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # opening does not wait for a writer
     with os.fdopen(descriptor, "rb") as file:
-        os.set_blocking(descriptor, True)  # whoever writes may take his time
+        os.set_blocking(descriptor, True)  # the writer may take its time
         data = file.read(SMALL_BYTES + 1)
     if len(data) > SMALL_BYTES:
         raise SettingsError(f"{path} gives more than {SMALL_BYTES:,} bytes; give a shorter text")

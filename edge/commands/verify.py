@@ -1,4 +1,6 @@
-"""Check a bundle's files and what every engine computes from it.
+"""Check a bundle's files and what every engine computes from them.
+
+Files are compared with the hashes in the manifest, and the logits of a short text with those that the export recorded.
 
 examples:
   edge verify glm4-int4
@@ -14,9 +16,9 @@ from edge.commands import options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument("--device", type=options.device_name, default="CPU", metavar="CPU|GPU|NPU", help="default: CPU")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options.add_bundle(parser)
+    options.add_device(parser)
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,8 +16,8 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from edge.export import chat_templates, tokenizer, tokenizer_files
-from edge.export.checkpoint import Format
+from edge.export.checkpoint import build_tokenizer, chat_templates, tokenizer_files
+from edge.export.checkpoint.checkpoint import Format
 from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.gguf_metadata import Header, TensorInfo, read_header
 from edge.export.checkpoint.mapped import MappedFiles
@@ -124,7 +124,7 @@ class GGUFCheckpoint:
             self._list(f"tokenizer.ggml.{key}", kind)
             for key, kind in (("tokens", str), ("token_type", int), ("merges", str))
         )
-        tokenizer.from_gguf(model, pre, tokens, types, merges).save(str(path))
+        build_tokenizer.from_gguf(model, pre, tokens, types, merges).save(str(path))
         return ()
 
     def chat_template(self) -> str | None:

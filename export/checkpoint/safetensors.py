@@ -18,8 +18,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from edge.export import chat_templates, tokenizer, tokenizer_files
-from edge.export.checkpoint import Format
+from edge.export.checkpoint import build_tokenizer, chat_templates, tokenizer_files
+from edge.export.checkpoint.checkpoint import Format
 from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.mapped import MappedFiles
 from edge.export.checkpoint.refusals import why_no_checkpoint
@@ -168,8 +168,8 @@ class SafetensorsCheckpoint:
                 "model's repository"
             )
         refuse_lfs_pointer(ranks, TokenizerError)
-        special = tokenizer.special_tokens(tokenizer_files.read_config(self.path))
-        tokenizer.from_tiktoken(ranks, special).save(str(path), pretty=False)  # half the size for GLM-4
+        special = build_tokenizer.special_tokens(tokenizer_files.read_config(self.path))
+        build_tokenizer.from_tiktoken(ranks, special).save(str(path), pretty=False)  # half the size for GLM-4
         return ()
 
     def chat_template(self) -> str | None:

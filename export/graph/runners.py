@@ -43,18 +43,18 @@ class OpenVINORunner:
         self._core = make_core()
 
     def embedding(self, weights: Mapping[str, Weight], ids: npt.NDArray[np.int64], spec: ModelSpec) -> Float32Array:  # noqa: ARG002
-        from edge.export.graph.openvino import embedding_model
+        from edge.export.graph.openvino.models import embedding_model
 
         return self._run(embedding_model(weights), ids)
 
     def block(self, weights: Mapping[str, Weight], hidden: Float32Array, layer: int, spec: ModelSpec) -> Float32Array:
-        from edge.export.graph.openvino import block_model
+        from edge.export.graph.openvino.models import block_model
 
         positions = np.tile(np.arange(hidden.shape[1], dtype=np.int64), (hidden.shape[0], 1))
         return self._run(block_model(weights, layer, spec), hidden, positions)
 
     def head(self, weights: Mapping[str, Weight], hidden: Float32Array, spec: ModelSpec) -> Float32Array:
-        from edge.export.graph.openvino import head_model
+        from edge.export.graph.openvino.models import head_model
 
         return self._run(head_model(weights, spec), hidden)
 
@@ -70,25 +70,28 @@ class OnnxRunner:
     name = "ONNX Runtime"
 
     def embedding(self, weights: Mapping[str, Weight], ids: npt.NDArray[np.int64], spec: ModelSpec) -> Float32Array:
-        from edge.export.graph import onnx, onnx_writer
+        from edge.export.graph.onnx.models import embedding_model
+        from edge.export.graph.onnx.writer import Borrowed
 
-        memory = onnx_writer.Borrowed()
-        return self._run(onnx.embedding_model(_unsigned(weights), spec, memory), memory.arrays, {"input_ids": ids})
+        memory = Borrowed()
+        return self._run(embedding_model(_unsigned(weights), spec, memory), memory.arrays, {"input_ids": ids})
 
     def block(self, weights: Mapping[str, Weight], hidden: Float32Array, layer: int, spec: ModelSpec) -> Float32Array:
-        from edge.export.graph import onnx, onnx_writer
+        from edge.export.graph.onnx.models import block_model
+        from edge.export.graph.onnx.writer import Borrowed
 
-        memory = onnx_writer.Borrowed()
-        model = onnx.block_model(_unsigned(weights), layer, spec, memory)
+        memory = Borrowed()
+        model = block_model(_unsigned(weights), layer, spec, memory)
         empty = np.zeros((hidden.shape[0], spec.num_kv_heads, 0, spec.head_dim), np.float32)
         feeds: dict[str, npt.NDArray[Any]] = {HIDDEN: hidden, "attention_mask": np.ones(hidden.shape[:2], np.int64)}
         return self._run(model, memory.arrays, feeds | {past_name(name): empty for name in cached_names([layer])})
 
     def head(self, weights: Mapping[str, Weight], hidden: Float32Array, spec: ModelSpec) -> Float32Array:
-        from edge.export.graph import onnx, onnx_writer
+        from edge.export.graph.onnx.models import head_model
+        from edge.export.graph.onnx.writer import Borrowed
 
-        memory = onnx_writer.Borrowed()
-        return self._run(onnx.head_model(_unsigned(weights), spec, memory), memory.arrays, {HIDDEN: hidden})
+        memory = Borrowed()
+        return self._run(head_model(_unsigned(weights), spec, memory), memory.arrays, {HIDDEN: hidden})
 
     def _run(
         self, model: Any, constants: Mapping[str, npt.NDArray[Any]], feeds: Mapping[str, npt.NDArray[Any]]

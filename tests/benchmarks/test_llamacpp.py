@@ -13,11 +13,12 @@ from llamacpp import Scores, parse_scores, read_base, scored_rows, write_base
 from make_gguf import write_like
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from edge.export.architectures import describe
-from edge.export.checkpoint import open_checkpoint
-from edge.export.names import Weights, canonical_shapes
+from edge.export.architectures.registry import describe
+from edge.export.checkpoint.checkpoint import open_checkpoint
+from edge.export.weights.names import canonical_shapes
+from edge.export.weights.source import Weights
 from edge.runtime.spec import ModelSpec
-from tests.export.test_reference import write_glm_gguf, write_llama_gguf
+from tests.export.test_reference import write_llama_gguf, write_plain_gguf
 from tests.tiny import Tiny, make
 
 # As llama-perplexity prints it, with figures that are easy to follow. A line of the table is longer than ours may be.
@@ -61,7 +62,7 @@ def like(request: pytest.FixtureRequest, tmp_path: Path) -> Weights:
     else:
         name, split = request.param.split(" ")[0], "parts" in request.param
         tiny = Tiny("tiny", architecture="glm4" if name == "glm4" else "glm")
-        path = write_glm_gguf(make(tiny, tmp_path / "glm"), tmp_path, name, not split, split)
+        path = write_plain_gguf(make(tiny, tmp_path / "glm"), tmp_path, name, not split, split)
     return describe(open_checkpoint(path))[1]
 
 

@@ -22,6 +22,7 @@ from edge import cli
 from edge.runtime import llm as llms
 from edge.runtime import verify as verification
 from edge.runtime.errors import DeviceError
+from tests.edge.verbs import PARSERS
 
 STARTED = "this is where the model would be loaded"
 LONG = "x" * 5000
@@ -33,20 +34,6 @@ VALUES = (
 )  # fmt: skip
 FEW = 3  # of them in a fast run
 SECONDS = 10
-
-
-def parsers() -> dict[str, argparse.ArgumentParser]:
-    """Verb, or verb and action -> its parser."""
-
-    def below(name: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-        subs = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-        if not subs:
-            yield name, parser
-        for sub in subs:
-            for verb, inner in sub.choices.items():
-                yield from below(f"{name} {verb}".strip(), inner)
-
-    return dict(below("", cli.build_parser()))
 
 
 def line(parser: argparse.ArgumentParser, changed: argparse.Action, value: str, given: dict[str, str]) -> list[str]:
@@ -63,7 +50,6 @@ def line(parser: argparse.ArgumentParser, changed: argparse.Action, value: str, 
     return found
 
 
-PARSERS = parsers()
 CASES = [
     (verb, action.dest)
     for verb, parser in PARSERS.items()

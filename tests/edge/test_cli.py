@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from edge.cli import VERBS
-
 EDGE = [sys.executable, "-m", "edge"]
 
 
@@ -33,26 +31,6 @@ def fails(*arguments: str | Path, stdin: str = "") -> str:
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     return done.stderr
-
-
-def test_help_names_every_verb() -> None:
-    done = edge("--help")
-    assert done.returncode == 0
-    for verb in VERBS:
-        assert verb in done.stdout
-        assert edge(verb, "--help").returncode == 0
-
-
-def test_help_states_the_real_defaults() -> None:
-    from edge.export import recipes
-    from edge.runtime.settings import EngineSettings, GenerationSettings
-
-    shown = edge("run", "--help").stdout
-    assert GenerationSettings().max_new_tokens is None
-    assert "default: to the end of the context" in shown
-    assert f"default: {EngineSettings().device}" in shown
-    assert GenerationSettings().sampling.temperature == 0
-    assert f"default: {recipes.DEFAULT}" in edge("export", "--help").stdout
 
 
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["run"], ["run", "x", "y", "--temperature", "warm"]], ids=str)
@@ -266,7 +244,7 @@ def test_prefix(demo_bundle: Path, tmp_path: Path, engine: str) -> None:
     assert edge("chat", demo_bundle, "--prefix", out, "--max-new-tokens", "8", stdin="hi\n").returncode == 0
     useless = edge("run", demo_bundle, "hi", "--raw", "--prefix", out, "--max-new-tokens", "2")
     assert useless.returncode == 0
-    assert "does not begin like the prefix" in useless.stderr
+    assert "the saved prefix was not used" in useless.stderr
 
 
 def test_bad_prefixes(demo_bundle: Path, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -387,7 +365,7 @@ def test_chat_over_a_pipe(demo_bundle: Path) -> None:
     assert cached >= conversation - 1, "the first turn was prefilled again"
     assert prompt - cached < 25
     assert done.stdout.count("no answer yet") == 2
-    assert "/dance is no command" in done.stderr
+    assert "/dance is not a command" in done.stderr
 
 
 def test_chat_goes_on_after_a_refused_message(tiny_bundle: Path) -> None:
@@ -408,7 +386,7 @@ def test_a_line_that_begins_with_a_slash_is_a_message(tiny_bundle: Path) -> None
     done = edge("chat", tiny_bundle, *few, stdin="/resett\n/help\n")
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        f"{word} is no command of /reset, /stats, /exit; put a blank before it to send it"
+        f"{word} is not a command (/reset, /stats, /exit); put a blank before it to send it"
         for word in ("/resett", "/help")
     ]
 
@@ -436,7 +414,7 @@ def test_a_line_without_an_end_ends_a_chat(tiny_bundle: Path) -> None:
             [*EDGE, "chat", tiny_bundle], stdin=zeros, capture_output=True, text=True, timeout=60, check=False
         )
     assert done.returncode == 1
-    assert done.stderr == "edge: a line of 10,000,000 bytes and more is no message; send shorter ones\n"
+    assert done.stderr == "edge: a line of 10,000,000 bytes or more is not a message; send shorter ones\n"
 
 
 def test_chat_without_readline(tiny_bundle: Path) -> None:
@@ -666,18 +644,6 @@ def test_options_are_not_abbreviated(arguments: list[str], capsys: pytest.Captur
         build_parser().parse_args(arguments)
     assert stopped.value.code == 2
     assert capsys.readouterr().err.endswith(" --help\n")
-
-
-def test_long_helps_are_in_groups() -> None:
-    shown = edge("run", "--help").stdout
-    assert [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
-        "examples:",
-        "positional arguments:",
-        "options:",
-        "engine:",
-        "generation:",
-        "reuse of earlier work:",
-    ]
 
 
 @pytest.mark.parametrize("arguments", [["--log-level", "info", "x"], ["x", "--log-level", "info"]], ids=" ".join)

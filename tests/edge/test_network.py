@@ -68,6 +68,6 @@ def test_nothing_opens_an_internet_socket(kind: str, tiny_checkpoint: Path, tiny
         ("", ("run", tiny_bundle, "hi", *few, "--engine", "onnx")),
         ("hi\nand you?\n", ("chat", tiny_bundle, *few)),
         ("", ("export", tiny_checkpoint, tmp_path / "bundle", "--recipe", "int8-asym")),
-        ("", ("profile", tiny_checkpoint, tmp_path / "profile", *sweep, *small)),
+        ("", ("profile", "run", tiny_checkpoint, tmp_path / "profile", *sweep, *small)),
     ):
         assert watched(kind, tmp_path, ["-m", "edge", *map(str, arguments)], stdin) == "", arguments

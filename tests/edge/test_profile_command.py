@@ -1,4 +1,4 @@
-"""`edge profile` as a user has it: real processes on a tiny checkpoint, killed and gone on with."""
+"""`edge profile` as a user has it: real processes on a tiny checkpoint, killed and resumed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edge.cli import main
 from edge.export.pipeline import export
 from edge.profiles.accuracy import evaluate
 from edge.profiles.record import read_profile
-from edge.profiles.reference import open_reference
+from edge.profiles.reference_file import open_reference
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.settings import EngineSettings
@@ -34,7 +34,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def killed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     """A profile that was killed when its first cell was there; the folder, and what was in that cell's file."""
     out = tmp_path_factory.mktemp("profile") / "out"
-    process = subprocess.Popen([*EDGE, tiny_checkpoint, out, *OPTIONS], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*EDGE, "run", tiny_checkpoint, out, *OPTIONS], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     with process.stderr:
         line = process.stderr.readline()
@@ -57,7 +57,7 @@ def killed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> t
 def done(killed: tuple[Path, bytes], tiny_checkpoint: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The same command again, which ends."""
     out = killed[0]
-    return out, run(tiny_checkpoint, out, *OPTIONS, "--json", "--fail-if", "kld<1", "--fail-if", "bytes>1e9")
+    return out, run("run", tiny_checkpoint, out, *OPTIONS, "--json", "--fail-if", "kld<1", "--fail-if", "bytes>1e9")
 
 
 def _children(pid: int) -> list[int]:
@@ -158,33 +158,50 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_bad_input(
     arguments: list[str], message: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["profile", str(tiny_checkpoint), str(tmp_path / "out"), "--window", "32", *arguments]) == 1
+    assert main(["profile", "run", str(tiny_checkpoint), str(tmp_path / "out"), "--window", "32", *arguments]) == 1
     found = capsys.readouterr()
     assert message in found.err
     assert (found.out, len(found.err.splitlines())) == ("", 1)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("words", [["x"], ["compare", "a"], ["a", "b", "c"], ["report", "a", "b"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["run", "a"], ["compare", "a"], ["run", "a", "b", "c"], ["report", "a", "b"]], ids=" ".join
+)
 def test_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(words, capsys)
+    assert said.startswith("edge")
+    assert said.endswith(" --help\n")
+
+
+@pytest.mark.parametrize("words", [[], ["glm-4-9b-chat-hf", "out"], ["out"]], ids=" ".join)
+def test_a_checkpoint_without_an_action_is_told_the_action(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it was typed before there were actions."""
+    said = refused(words, capsys)
+    assert said.startswith("edge profile: ")
+    assert said.endswith("; to measure a checkpoint: edge profile run CHECKPOINT OUT; see edge profile --help\n")
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line about a wrong usage."""
     with pytest.raises(SystemExit) as stopped:
         main(["profile", *words])
     assert stopped.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith("edge profile: ")
-    assert said.endswith("; see edge profile --help\n")
     assert said.count("\n") == 1
+    return said
 
 
-def test_help_states_the_real_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    from edge.profiles.accuracy import CHUNK
-    from edge.profiles.sweep_plan import SweepSettings
-
-    with pytest.raises(SystemExit):
-        main(["profile", "--help"])
-    shown, usual = " ".join(capsys.readouterr().out.split()), SweepSettings()
-    for value in (",".join(usual.engines), usual.num_tokens, usual.window_tokens, CHUNK, usual.device):
-        assert f"default: {value}" in shown
+def test_a_checkpoint_may_have_the_name_of_an_action(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["profile", "run", "compare", "out"]) == 1
+    assert "compare" in capsys.readouterr().err
+    assert main(["profile", "report", "run"]) == 1
+    assert "run" in capsys.readouterr().err
 
 
 def test_missing_package_is_named(
@@ -194,5 +211,5 @@ def test_missing_package_is_named(
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else real(name))
-    assert main(["profile", str(tiny_checkpoint), str(tmp_path / "out")]) == 1
+    assert main(["profile", "run", str(tiny_checkpoint), str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err == 'edge: matplotlib is not installed; pip install "edgeglm[profile]"\n'

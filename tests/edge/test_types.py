@@ -8,13 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.docs.shown import program
+
 ROOT = Path(__file__).parents[2]
+README, DOCUMENTS = ROOT / "README.md", ROOT / "docs"
+FRAGMENTS = "add-"  # pages on how to extend the project show pieces of its files, which are no programs
 # Behind "# error:" is the code of the error that mypy has to report on that line; lines without one are right.
 USES = """
 import edge
-import edge.export.recipes
+import edge.export.compress.recipes
 from edge.export.pipeline import export
-from edge.export.recipes import DEFAULT
+from edge.export.compress.recipes import DEFAULT
 from edge.runtime.manifest import Manifest
 
 manifest: Manifest = edge.export("a", "b", DEFAULT, progress=lambda progress: print(progress.stage))
@@ -46,16 +50,13 @@ scripted: edge.LLM = edge.scripted_llm(edge.replies({"Hello": "Hi"}), max_contex
 """
 
 
-def snippets(markdown: str) -> str:
-    """The Python code of a page as one program: later blocks use names of earlier ones."""
-    return "\n".join(re.findall(r"^```python\n(.*?)^```", markdown, re.MULTILINE | re.DOTALL))
-
-
 def test_programs_are_checked(tmp_path: Path) -> None:
     """With the project's settings, and the cache of `make check`."""
-    readme = snippets((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert "edge.export(" in readme
-    programs = {"readme.py": readme, "uses.py": USES}
+    pages = [README, *(page for page in DOCUMENTS.glob("*.md") if not page.stem.startswith(FRAGMENTS))]
+    shown = {page.stem: program(page.read_text(encoding="utf-8")) for page in pages}
+    assert "edge.load(" in shown["README"]
+    assert "edge.export(" in shown["quickstart"]
+    programs = {f"{name.replace('-', '_')}.py": text for name, text in shown.items() if text} | {"uses.py": USES}
     for name, text in programs.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     options = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache"), "--strict"]

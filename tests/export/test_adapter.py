@@ -21,12 +21,14 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import GlmForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from edge.export.adapter import Adapter
-from edge.export.architectures import describe
-from edge.export.checkpoint import open_checkpoint
-from edge.export.names import canonical_shapes
+from edge.export.architectures.architecture import GLM_LAYOUT
+from edge.export.architectures.registry import describe
+from edge.export.checkpoint.checkpoint import open_checkpoint
+from edge.export.weights.adapter import Adapter
+from edge.export.weights.names import Layout, canonical_shapes
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError
 from edge.runtime.spec import ModelSpec
+from tests.export.test_reference import write_llama_gguf
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
 PREFIX = "base_model.model."
@@ -115,13 +117,11 @@ def assert_merges_as_peft(
     folder: Path,
     spec: ModelSpec,
     model: PreTrainedModel,
-    arrange: Callable[[str, np.ndarray], np.ndarray] | None = None,
 ) -> Adapter:
-    """base + our delta is what PEFT reads from the same files and merges, in rows that `arrange` orders."""
+    """base + our delta is what PEFT reads from the same files and merges."""
 
     def joined(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        ordered = {name: arrange(name, w) if arrange else w for name, w in weights.items()}
-        return canonical(ordered, spec.num_layers)
+        return canonical(weights, spec.num_layers)
 
     base = {name: values.detach().clone().numpy() for name, values in model.state_dict().items()}
     adapted = PeftModel.from_pretrained(model, folder)
@@ -133,7 +133,7 @@ def assert_merges_as_peft(
     merged = {name: values.detach().numpy() for name, values in adapted.merge_and_unload().state_dict().items()}
     weights, expected, allowed = joined(base), joined(merged), joined(errors)
 
-    adapter = Adapter(folder, spec)
+    adapter = Adapter(folder, spec, GLM_LAYOUT)
     for name in expected:
         delta = adapter.delta(name)
         if delta is None:
@@ -200,7 +200,7 @@ def test_half_precision_is_read_exactly(
 
 def test_adapter_name_in_keys_changes_nothing(spec: ModelSpec, plain: Path, adapter: Path) -> None:
     rename(adapter, lambda name: re.sub(r"lora_([AB])", r"lora_\1.default", name))
-    with_name, without = Adapter(adapter, spec), Adapter(plain, spec)
+    with_name, without = Adapter(adapter, spec, GLM_LAYOUT), Adapter(plain, spec, GLM_LAYOUT)
     assert with_name.touched == without.touched
     for name in without.touched:
         np.testing.assert_array_equal(with_name.delta(name), without.delta(name))
@@ -215,7 +215,7 @@ def test_gate_and_up_apart_equal_both_at_once(spec: ModelSpec, plain: Path, adap
             tensors[name.replace("gate_up_proj", "up_proj")] = up.clone()
 
     edit_tensors(adapter, split)
-    apart, fused = Adapter(adapter, spec), Adapter(plain, spec)
+    apart, fused = Adapter(adapter, spec, GLM_LAYOUT), Adapter(plain, spec, GLM_LAYOUT)
     tensors = load_file(plain / "adapter_model.safetensors")
     for layer in range(spec.num_layers):
         a, b = (tensors[f"{PREFIX}model.layers.{layer}.mlp.gate_up_proj.lora_{x}.weight"].numpy() for x in "AB")
@@ -249,7 +249,7 @@ def test_remote_code_layout(spec: ModelSpec, tmp_path: Path) -> None:
     config |= {"rank_pattern": {"query_key_value": 3}, "alpha_pattern": {"mlp.dense_h_to_4h": 5}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
 
-    adapter = Adapter(tmp_path, spec)
+    adapter = Adapter(tmp_path, spec, GLM_LAYOUT)
     assert len(adapter.touched) == 4 * spec.num_layers + 1
     cases = {
         f"layers.{layer}.{ours}.weight": (f"{PREFIX}transformer.encoder.layers.{layer}.{module}", alpha / rank)
@@ -278,7 +278,7 @@ def test_fused_and_split_attention_agree(spec: ModelSpec, plain: Path, adapter: 
 
     edit_tensors(adapter, fuse)
     edit_config(adapter, lambda c: c.update(r=12, lora_alpha=24))
-    fused, split = Adapter(adapter, spec), Adapter(plain, spec)
+    fused, split = Adapter(adapter, spec, GLM_LAYOUT), Adapter(plain, spec, GLM_LAYOUT)
     tensors = load_file(adapter / "adapter_model.safetensors")
     for layer in range(spec.num_layers):
         stem = f"{PREFIX}transformer.encoder.layers.{layer}.self_attention.query_key_value"
@@ -289,27 +289,26 @@ def test_fused_and_split_attention_agree(spec: ModelSpec, plain: Path, adapter: 
         assert (np.abs(ours.astype(np.float64) - expected) <= 2 * rounding(a, b, 2.0)).all()
 
 
-def test_llama_rows_are_ordered_as_in_gguf(spec: ModelSpec, tmp_path: Path) -> None:
-    """transformers has the rotating dims of llama's q and k in halves, GGUF in pairs."""
-    llama = replace(spec, architecture="llama", rotary_dim=spec.head_dim, qkv_bias=False)
+def test_rows_of_a_gguf_and_of_an_adapter_for_it(tmp_path: Path) -> None:
+    """llama.cpp stores q and k of llama in pairs; adapters have them as transformers does, in halves."""
     torch.manual_seed(5)
     config = LlamaConfig(
-        vocab_size=llama.vocab_size, hidden_size=llama.hidden_size, intermediate_size=llama.intermediate_size,
-        num_hidden_layers=llama.num_layers, num_attention_heads=llama.num_heads, head_dim=llama.head_dim,
-        num_key_value_heads=llama.num_kv_heads, tie_word_embeddings=False,
+        vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=128, tie_word_embeddings=False,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
+    write_llama_gguf(model, tmp_path / "llama.gguf")  # and has the model compute with the rounded weights
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     save_adapter(model, tmp_path / "a", r=4, target_modules=modules)
-
-    def as_llama_cpp_writes(name: str, values: np.ndarray) -> np.ndarray:
-        heads = {"q_proj": llama.num_heads, "k_proj": llama.num_kv_heads}.get(name.split(".")[-2])
-        if heads is None:
-            return values
-        return values.reshape(heads, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
-
-    adapter = assert_merges_as_peft(tmp_path / "a", llama, model, as_llama_cpp_writes)
-    assert len(adapter.touched) == 4 * llama.num_layers
+    spec, weights = describe(open_checkpoint(tmp_path / "llama.gguf"))
+    stored = canonical({name: values.numpy().copy() for name, values in model.state_dict().items()}, spec.num_layers)
+    adapter = assert_merges_as_peft(tmp_path / "a", spec, model)
+    assert len(adapter.touched) == 4 * spec.num_layers
+    merged = replace(weights, change=adapter)
+    for name, base in stored.items():
+        np.testing.assert_array_equal(weights.read(name), base)  # halves, as transformers has them
+        delta = adapter.delta(name)
+        np.testing.assert_array_equal(merged.read(name), base if delta is None else base + delta)
 
 
 def rename(folder: Path, new: Callable[[str], str]) -> None:
@@ -321,9 +320,9 @@ def rename(folder: Path, new: Callable[[str], str]) -> None:
     edit_tensors(folder, change)
 
 
-def refuse(folder: Path, spec: ModelSpec, error: type[Exception], message: str) -> None:
+def refuse(folder: Path, spec: ModelSpec, error: type[Exception], message: str, layout: Layout = GLM_LAYOUT) -> None:
     with pytest.raises(error, match=message) as caught:
-        Adapter(folder, spec)
+        Adapter(folder, spec, layout)
     assert "\n" not in str(caught.value)
 
 
@@ -368,7 +367,7 @@ def test_settings_that_are_no_plain_lora(change: Config, message: str, adapter: 
 def test_a_pattern_of_a_stranger_takes_no_time(pattern: str, adapter: Path, spec: ModelSpec) -> None:
     edit_config(adapter, lambda c: c.update(rank_pattern={pattern: 3}, alpha_pattern={pattern: 3}))
     began = time.monotonic()
-    assert Adapter(adapter, spec).touched  # none of them matches a module
+    assert Adapter(adapter, spec, GLM_LAYOUT).touched  # none of them matches a module
     assert time.monotonic() - began < 5
 
 
@@ -410,7 +409,7 @@ def test_what_is_no_adapter(adapter: Path, spec: ModelSpec) -> None:
 @pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal", "eva"])
 def test_starts_that_leave_the_base_alone(start: object, adapter: Path, spec: ModelSpec) -> None:
     edit_config(adapter, lambda c: c.update(init_lora_weights=start))
-    assert Adapter(adapter, spec).touched
+    assert Adapter(adapter, spec, GLM_LAYOUT).touched
 
 
 LAYER = f"{PREFIX}model.layers.1"
@@ -497,8 +496,8 @@ def test_remote_code_layout_is_none_of_llama(adapter: Path, spec: ModelSpec) -> 
             "model.layers.1.self_attn.o_proj", "transformer.encoder.layers.1.self_attention.dense"
         ),
     )
-    assert Adapter(adapter, spec).touched
-    refuse(adapter, replace(spec, architecture="llama"), TensorError, r"self_attention\.dense.* map to nothing")
+    assert Adapter(adapter, spec, GLM_LAYOUT).touched
+    refuse(adapter, spec, TensorError, r"self_attention\.dense.* map to nothing", Layout("halves", "halves"))
 
 
 def test_head_that_is_the_embedding(spec: ModelSpec, model: GlmForCausalLM, tmp_path: Path) -> None:
@@ -514,7 +513,7 @@ def test_damaged_values_are_found_when_read(value: float, factor: str, adapter: 
     edit_tensors(adapter, lambda t: t[name].view(-1)[5:6].fill_(value))
     if value == 1e38:
         edit_tensors(adapter, lambda t: t[f"{QUERY}.lora_{'BA'['AB'.index(factor)]}.weight"].fill_(100))
-    opened = Adapter(adapter, spec)
+    opened = Adapter(adapter, spec, GLM_LAYOUT)
     assert opened.delta("layers.1.mlp.down.weight") is not None
     expected = r"q_proj may reach 8\.0e\+40" if value == 1e38 else rf"lora_{factor}\.weight holds NaN or infinity"
     with pytest.raises(TensorError, match=expected):

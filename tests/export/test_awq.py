@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.export import awq, parallel, pipeline
-from edge.export.compress import Compressor, alone
-from edge.export.graph import reference
-from edge.export.names import canonical_shapes
+from edge.export import parallel, pipeline
+from edge.export.compress import awq
+from edge.export.compress.nncf import Compressor, alone
+from edge.export.compress.precision import Precision
+from edge.export.graph import numpy_builder
 from edge.export.pipeline import export
-from edge.export.recipes import Precision
 from edge.export.tensors import Float32Array, FloatArray, Weight
+from edge.export.weights.names import canonical_shapes
 from edge.runtime.differences import FLOAT32_BOUND
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
@@ -43,7 +44,7 @@ class Block:
         return awq.fold(self.weights, 1, self.spec, precisions, self.hidden if text else None)
 
     def run(self, weights: Mapping[str, Weight], hidden: Float32Array) -> Float32Array:
-        return reference.block(weights, hidden, 1, self.spec)
+        return numpy_builder.block(weights, hidden, 1, self.spec)
 
 
 SPECS = {

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.export.budget import UNITS, Choice, Option, choose
+from edge.export.budget.knapsack import UNITS, Choice, Option, choose
 
 # Sixteenths: sums are exact in floating point, so that equal means equal.
 numbers = st.integers(0, 200).map(lambda n: n / 16)

@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.export import decoder, pipeline
-from edge.export.calibration import Calibration
-from edge.export.graph.reference import ReferenceBuilder
-from edge.export.names import canonical_shapes
+from edge.export import pipeline
+from edge.export.compress.calibration import Calibration
+from edge.export.compress.recipes import find_recipe
+from edge.export.graph import decoder
+from edge.export.graph.numpy_builder import NumpyBuilder
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
-from edge.export.recipes import find_recipe
 from edge.export.settings import ExportSettings
 from edge.export.tensors import Float32Array, FloatArray, Weight, to_float32
+from edge.export.weights.names import canonical_shapes
 from edge.runtime.bundle import open_bundle
 from edge.runtime.differences import FLOAT32_BOUND
 from edge.runtime.errors import CalibrationError, RecipeError
@@ -59,7 +60,7 @@ def test_with_float_weights_it_is_the_decoder(kind: tiny.Tiny, twin: bool, tmp_p
         assert drift is None or not drift.any()
         return weight
 
-    builder = ReferenceBuilder(floats, weights.spec)
+    builder = NumpyBuilder(floats, weights.spec)
     expected = builder.embedding(ids, "embed")
     for layer in range(weights.spec.num_layers):
         calibration.block(layer, floats, keep)
@@ -96,7 +97,7 @@ def test_drift_is_what_the_compressed_model_lacks(tiny_checkpoint: Path) -> None
     calibration.block(0, floats, keep)
     p, (ours, theirs) = (
         "layers.0.",
-        (ReferenceBuilder({**floats, **rounded_matrices(rounded)}, spec), ReferenceBuilder(floats, spec)),
+        (NumpyBuilder({**floats, **rounded_matrices(rounded)}, spec), NumpyBuilder(floats, spec)),
     )
     sides = []
     for builder, hidden in ((theirs, start[:2]), (ours, start[2:])):

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from edge.export.architectures import describe, doubts
-from edge.export.checkpoint import open_checkpoint
+from edge.export.architectures.doubts import doubts
+from edge.export.architectures.registry import describe
+from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.checkpoint.safetensors import SafetensorsFiles
-from edge.export.names import ReadWhenNeeded, rotary_halves
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
 from edge.export.tensors import FloatArray
+from edge.export.weights.source import ReadWhenNeeded, rotary_halves
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError
 from edge.runtime.spec import ModelSpec
 
@@ -352,7 +353,9 @@ def test_small_files_that_are_no_json(checkpoint: Path, name: str, raw: bytes) -
 
 def test_unknown_architecture_lists_the_known(checkpoint: Path) -> None:
     edit_config(checkpoint, lambda c: c.update(model_type="mamba"))
-    with pytest.raises(CheckpointError, match=r"'mamba' in safetensors is not .* glm \(safetensors\)"):
+    with pytest.raises(
+        CheckpointError, match=r"'mamba' in safetensors is not supported; .*in safetensors: chatglm, glm, glm4"
+    ):
         describe(open_checkpoint(checkpoint))
 
 
@@ -398,7 +401,7 @@ def test_rope_settings_are_read_from_old_and_new_places(checkpoint: Path) -> Non
 
 def test_published_configs_are_understood(shared: Path) -> None:
     """Real config files, as far as they can be read without weights."""
-    from edge.export.architectures import ARCHITECTURES
+    from edge.export.architectures.registry import ARCHITECTURES
     from edge.export.checkpoint.fields import Fields
 
     class Stub:

@@ -7,10 +7,11 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from edge.export import compress as compress_module
-from edge.export.compress import Compressor
-from edge.export.graph.openvino import linear_model
-from edge.export.recipes import Precision, find_recipe, recipes
+from edge.export.compress import nncf as compress_module
+from edge.export.compress.nncf import Compressor
+from edge.export.compress.precision import Precision
+from edge.export.compress.recipes import find_recipe, recipes
+from edge.export.graph.openvino.models import linear_model
 from edge.export.tensors import PackedTensor, rows_of, take_rows, unpack
 from edge.runtime.errors import RecipeError
 from tests.oracle import dequantize

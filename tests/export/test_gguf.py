@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from gguf import GGUFValueType
 
-from edge.export.architectures import describe, doubts
-from edge.export.checkpoint import open_checkpoint
+from edge.export.architectures.doubts import doubts
+from edge.export.architectures.registry import describe
+from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.checkpoint.gguf import part_names
 from edge.runtime.errors import CheckpointError, ConfigError, TensorError, TokenizerError
 from tests.fuzz.targets.checkpoint import HEAD_DIM, VOCABULARY, make_gguf

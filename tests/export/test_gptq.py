@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edge.export import gptq
-from edge.export.recipes import Precision
+from edge.export.compress import gptq
+from edge.export.compress.precision import Precision
 from edge.export.tensors import unpack
 from edge.runtime.errors import RecipeError
 from tests.oracle import dequantize

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.export import gptq, low_rank, parallel
-from edge.export.compress import Compressor
+from edge.export import parallel
+from edge.export.compress import gptq, low_rank
+from edge.export.compress.nncf import Compressor
+from edge.export.compress.precision import Precision
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
-from edge.export.names import canonical_shapes
-from edge.export.recipes import Precision
-from edge.export.store import WeightStore
 from edge.export.tensors import Float32Array, PackedTensor, Weight, as_unsigned, rows_of
+from edge.export.weights.names import canonical_shapes
+from edge.export.weights.store import WeightStore
 from edge.runtime.differences import FLOAT32_BOUND, distance
 from edge.runtime.spec import ModelSpec
 from tests.oracle import dequantize

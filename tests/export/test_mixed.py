@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.commands.export import parse_bytes
-from edge.export import recipes, sensitivity
-from edge.export.names import canonical_shapes
+from edge.commands.kinds import size as parse_bytes
+from edge.export.budget import sensitivity
+from edge.export.budget.sensitivity import Sensitivity
+from edge.export.compress import recipes
+from edge.export.compress.precision import Rounding, stored_bytes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
-from edge.export.recipes import Rounding, stored_bytes
-from edge.export.sensitivity import Sensitivity
 from edge.export.settings import ExportSettings
+from edge.export.weights.names import canonical_shapes
 from edge.runtime.errors import RecipeError
 from edge.runtime.manifest import Manifest
 from edge.runtime.verify import verify
@@ -171,5 +172,5 @@ def test_sizes(size: str) -> None:
 
 @pytest.mark.parametrize("size", ["", "GB", "5.2.1GB", "5 bananas", "-3GB", "0", "1e999", "nan"])
 def test_what_is_no_size(size: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=r"is no size; give bytes like 5\.2GB"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is not a size; give bytes like 5\.2GB"):
         parse_bytes(size)

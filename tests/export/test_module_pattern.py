@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.export.module_pattern import ModulePattern
+from edge.export.weights.module_pattern import ModulePattern
 
 PIECES = [
     "a", "b", ".", "q", "0", "_", "\\.", "\\d", "\\W", "[a-c]", "[^.]", "[]a]", "(", ")", "|", "*", "+", "?",

@@ -10,15 +10,16 @@ import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from edge.export.graph import onnx as graphs
-from edge.export.graph import onnx_writer
+from edge.export.graph.onnx import fused, models
+from edge.export.graph.onnx.writer import Borrowed, GraphWriter
 from edge.export.graph.runners import OnnxRunner
-from edge.export.names import Weights, canonical_shapes
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
+from edge.export.proof import Verifier
 from edge.export.settings import ExportSettings, Format
 from edge.export.tensors import PackedTensor, Weight, as_unsigned, pack, rows_of
-from edge.export.verify import Verifier
+from edge.export.weights.names import canonical_shapes
+from edge.export.weights.source import Weights
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import OnnxKernels, open_bundle
 from edge.runtime.engines.onnxruntime import _rotary_tables
@@ -178,10 +179,10 @@ def test_a_batch_equals_its_sequences(tiny: Tiny, name: str, tmp_path: Path) -> 
 def test_parts_hold_every_layer_once(
     layers: int, part_bytes: float, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(models, "PART_BYTES", part_bytes)
     spec = ModelSpec("glm", layers, 32, 64, 2, 1, 16, 16, 1e4, 1e-5, 256, 64, False, False, False)
     shapes = canonical_shapes(spec)
-    parts = graphs.decoder_parts({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, spec)
+    parts = models.decoder_parts({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, spec)
     assert [layer for part in parts for layer in part] == list(range(layers))
     assert len(parts) == expected
     assert max(len(part) for part in parts) - min(len(part) for part in parts[:-1] or parts) <= 1
@@ -194,13 +195,13 @@ def test_a_wrong_graph_is_noticed_at_export(tiny_checkpoint: Path, monkeypatch: 
     weights = plan.weights.block(0)
     verifier = Verifier(IDS.tolist(), plan.spec, [OnnxRunner()])
     verifier.hidden = np.random.default_rng(0).normal(size=verifier.hidden.shape).astype(np.float32)
-    gate_and_up = graphs.OnnxBuilder._gate_and_up
+    gate_and_up = fused.OnnxBuilder._gate_and_up
 
-    def swapped(self: graphs.OnnxBuilder, x: str) -> tuple[str, str]:
+    def swapped(self: fused.OnnxBuilder, x: str) -> tuple[str, str]:
         gate, up = gate_and_up(self, x)
         return up, gate
 
-    monkeypatch.setattr(graphs.OnnxBuilder, "_gate_and_up", swapped)
+    monkeypatch.setattr(fused.OnnxBuilder, "_gate_and_up", swapped)
     with pytest.raises(VerificationError, match="ONNX Runtime graph of block 0 is off"):
         verifier.block(0, weights, weights)
 
@@ -245,7 +246,7 @@ def test_matrices_of_8_bits_are_never_unpacked(recipe: str, tiny_checkpoint: Pat
         products = [_attributes(node) for node in nodes if node.op_type == "MatMulNBits"]
         of_8 = [product for product in products if product["bits"] == 8]
         assert of_8, path
-        assert {product["accuracy_level"] for product in of_8} == {graphs.INT8_ACTIVATIONS}
+        assert {product["accuracy_level"] for product in of_8} == {fused.INT8_ACTIVATIONS}
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, object]:
@@ -273,7 +274,7 @@ def test_widths_that_kernels_do_not_know(tmp_path: Path) -> None:
 
 
 def test_small_constants_are_in_the_graph_and_large_ones_are_not() -> None:
-    writer = onnx_writer.GraphWriter(memory := onnx_writer.Borrowed())
+    writer = GraphWriter(memory := Borrowed())
     writer.constant("small", np.zeros(4, np.float32))
     writer.constant("large", np.zeros(1000, np.float32))
     assert list(memory.arrays) == ["large"]

@@ -16,8 +16,8 @@ import pytest
 import tokenizers
 from tokenizers import processors
 
-from edge.export.openvino_tokenizer import FILES, start
-from edge.export.tokenizer import PRE_TOKENIZERS
+from edge.export.checkpoint.pre_tokenizers import PRE_TOKENIZERS
+from edge.export.interop.openvino_tokenizer import FILES, start
 from edge.runtime.bundle import CHAT_TEMPLATE, TOKENIZER
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.files import sha256_of
@@ -105,16 +105,19 @@ def test_tiny_ids_and_text(tiny: Path) -> None:
     assert theirs.get_eos_token_id() == theirs.get_pad_token_id() == len(TOKENS)
 
 
-@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "glm4"])
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "glm4", "qwen2"])
 def test_every_way_to_cut_text(pre: str, tmp_path: Path) -> None:
     """Without ignore_merges, where no text gives a token that no merge makes."""
     tokenizer = make_tiny(TOKENS, tmp_path / "tokenizer.model")
     tokenizer.model.ignore_merges = False
-    tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]()
+    record = PRE_TOKENIZERS[pre]
+    tokenizer.pre_tokenizer = record.cut()
+    if record.normalizer is not None:
+        tokenizer.normalizer = record.normalizer()
     tokenizer.save(str(tmp_path / TOKENIZER))
     assert start(tmp_path, None).finish() is None
     theirs, ours = openvino_genai.Tokenizer(str(tmp_path)), Tokenizer(tmp_path / TOKENIZER)
-    parts = ("the", " xyz", "'s", "1", "23", " ", "  ", "\n\n", "\t", "é", "?!", "<sop>", "４")
+    parts = ("the", " xyz", "'s", "1", "23", " ", "  ", "\n\n", "\t", "é", "?!", "<sop>", "４", "e\u0301")
     for text in map("".join, itertools.product(parts, repeat=3)):
         assert ids_of(theirs, text) == ours.encode(text), repr(text)
 
@@ -275,7 +278,7 @@ def test_process_loads_no_torch_and_reaches_for_no_network(tmp_path: Path, monke
 
 def test_exporting_process_stays_light() -> None:
     script = (
-        "import sys, edge.export.openvino_tokenizer; "
+        "import sys, edge.export.interop.openvino_tokenizer; "
         "print([name for name in ('torch', 'transformers', 'openvino_tokenizers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -306,7 +309,7 @@ def test_models_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
     script = f"""
 import resource
 from pathlib import Path
-from edge.export.openvino_tokenizer import start
+from edge.export.interop.openvino_tokenizer import start
 from edge.runtime.errors import OutputError
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 try:

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel
 
 from edge.cli import main
-from edge.export.optimum import export_with_optimum
+from edge.export.frontend_optimum.export import export_with_optimum
 from edge.export.pipeline import export
 from edge.export.stages import Progress
 from edge.runtime.bundle import open_bundle
@@ -77,7 +77,7 @@ def no_conversion(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """The tokenizer for openvino_genai takes 3 s of a core for each export; one test here has it made."""
     if request.function is not test_command:
         done = SimpleNamespace(finish=lambda: None)
-        monkeypatch.setattr("edge.export.openvino_tokenizer.start", lambda folder, eos: nullcontext(done))
+        monkeypatch.setattr("edge.export.interop.openvino_tokenizer.start", lambda folder, eos: nullcontext(done))
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from edge.export.compress.precision import Precision
+from edge.export.compress.recipes import recipes
 from edge.export.pipeline import export
-from edge.export.recipes import Precision, recipes
 from edge.export.stages import Progress
 from edge.runtime import bundle
 from edge.runtime.bundle import open_bundle

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from edge.export.checkpoint.fields import Fields
+from edge.export.interop.prompt_check import PromptCheck, check_prompts, find_stop_ids, possible_ids
+from edge.export.interop.sidecars import write_sidecars
 from edge.export.pipeline import export
-from edge.export.prompt_check import PromptCheck, check_prompts, find_stop_ids, possible_ids
-from edge.export.sidecars import write_sidecars
 from edge.runtime.bundle import open_bundle
 from edge.runtime.constraint import Constraint
 from edge.runtime.errors import ConfigError, PromptError, TokenizerError

@@ -10,10 +10,10 @@ import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Library
 
-from edge.export.chat_templates import BUILT_IN, choose
+from edge.export.checkpoint.build_tokenizer import from_gguf
+from edge.export.checkpoint.chat_templates import BUILT_IN, choose
 from edge.export.checkpoint.safetensors import SafetensorsCheckpoint
-from edge.export.tokenizer import from_gguf
-from edge.export.tokenizer_files import usable_tokenizer
+from edge.export.checkpoint.tokenizer_files import usable_tokenizer
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.errors import ConfigError, EdgeError, TokenizerError
 from edge.runtime.tokenizer import Tokenizer

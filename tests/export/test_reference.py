@@ -11,8 +11,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel
 
-from edge.export.architectures import describe
-from edge.export.checkpoint import open_checkpoint
+from edge.export.architectures.registry import describe
+from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.pipeline import export
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
@@ -166,15 +166,17 @@ def test_gguf_glm_equals_transformers(architecture: str, fused: bool, split: boo
     """chatglm as made from the remote code (fused) or GlmForCausalLM (apart), glm4 from GLM-4-0414."""
     tiny = Tiny(architecture, architecture="glm4" if architecture == "glm4" else "glm", rope_theta=5e6)
     model = make(tiny, tmp_path / "hf")
-    path = write_glm_gguf(model, tmp_path, architecture, fused, split)
+    path = write_plain_gguf(model, tmp_path, architecture, fused, split)
     export(path, tmp_path / "bundle", "fp32")
     expected, float32_error = reference_logits(model, IDS)
     error = largest_error(tmp_path / "bundle", expected, [64, 6])
     assert error <= TIMES_FLOAT32 * float32_error
 
 
-def write_glm_gguf(model: PreTrainedModel, folder: Path, architecture: str, fused: bool, split: bool) -> Path:
-    """As llama.cpp's converter writes it: rows as they are, gate and up fused in ffn_up; one kind in f16."""
+def write_plain_gguf(
+    model: PreTrainedModel, folder: Path, architecture: str, fused: bool = False, split: bool = False
+) -> Path:
+    """As llama.cpp's converter writes GLM and Qwen: rows as they are, gate and up as they are; one kind in f16."""
     config = model.config
     out = folder / ("model.gguf" if not split else "model-00001-of-00002.gguf")
     first, second = (
@@ -189,7 +191,8 @@ def write_glm_gguf(model: PreTrainedModel, folder: Path, architecture: str, fuse
     first.add_head_count_kv(config.num_key_value_heads)
     first.add_key_length(config.head_dim)
     first.add_rope_freq_base(config.rope_theta)
-    first.add_rope_dimension_count(config.head_dim // 2)
+    if "glm" in architecture:
+        first.add_rope_dimension_count(config.head_dim // 2)
     first.add_layer_norm_rms_eps(config.rms_norm_eps)
     names = {
         "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
@@ -197,6 +200,8 @@ def write_glm_gguf(model: PreTrainedModel, folder: Path, architecture: str, fuse
         "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
         "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
         "post_self_attn_layernorm": "post_attention_norm", "post_mlp_layernorm": "post_ffw_norm",
+        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+        "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     }  # fmt: skip
     tensors = {}
     for name, parameter in model.named_parameters():

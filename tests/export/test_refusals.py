@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from edge.export.architectures import describe
-from edge.export.checkpoint import open_checkpoint
+from edge.export.architectures.registry import describe
+from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.runtime.errors import CheckpointError, TokenizerError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 4999802720\n"

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from edge.export import pipeline, sensitivity, source_files
+from edge.export import pipeline, source_files
+from edge.export.budget import sensitivity
 from edge.export.checkpoint import mapped as mapped_module
 from edge.export.pipeline import export
 from edge.export.stages import Progress
-from edge.export.store import WeightStore
 from edge.export.tensors import PackedTensor, Weight
-from edge.runtime.bundle import open_bundle
+from edge.export.weights.store import WeightStore
+from edge.runtime.bundle import MANIFEST, open_bundle
 from edge.runtime.errors import CheckpointError, OutputError, VerificationError
 
 STAGES = ["embedding", "block 0", "block 1", "block 2", "head", "writing"]
@@ -390,3 +391,28 @@ def test_other_settings_begin_anew_with_what_was_measured(
     assert len(calls) == 1
     assert 100_000 < manifest.weight_bytes <= 120_000
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("altered", [None, "hidden-*.npy", "replaced-*.npy", "journal.json"])
+def test_a_measurement_that_was_ended_continues(altered: str | None, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """With the same choices and the same bytes; where its files were altered it begins anew."""
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    export(tiny_checkpoint, fresh, max_bytes=120_000)
+
+    def interrupt(progress: Progress) -> None:
+        if progress.stage == "measuring block 2":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(tiny_checkpoint, out, max_bytes=120_000, progress=interrupt)
+    if altered is not None:
+        (path,) = (tmp_path / ".out.partial" / "kept" / "sensitivity").glob(altered)
+        content = bytearray(path.read_bytes())
+        content[-9] ^= 1
+        path.write_bytes(content)
+    seen = []
+    export(tiny_checkpoint, out, max_bytes=120_000, progress=lambda progress: seen.append(progress.stage))
+    measured = [stage for stage in seen if stage.startswith("measuring")]
+    assert measured == [f"measuring {name}" for name in (STAGES[3:-1] if altered is None else STAGES[1:-1])]
+    assert (out / MANIFEST).read_bytes() == (fresh / MANIFEST).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "out"]

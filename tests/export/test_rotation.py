@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edge.export import decoder
-from edge.export.graph.reference import ReferenceBuilder
-from edge.export.names import Weights, WeightSource, canonical_shapes
+from edge.export.graph import decoder
+from edge.export.graph.numpy_builder import NumpyBuilder
 from edge.export.plan import make_plan
-from edge.export.rotation import RotatedWeights, Rotation
 from edge.export.settings import ExportSettings
 from edge.export.tensors import Float32Array, to_float32
+from edge.export.weights.names import canonical_shapes
+from edge.export.weights.rotation import RotatedWeights, Rotation
+from edge.export.weights.source import Weights, WeightSource
 from edge.runtime.differences import FLOAT32_BOUND
 from edge.runtime.errors import RecipeError
 from tests import tiny
@@ -25,7 +26,7 @@ IDS: npt.NDArray[Any] = np.arange(2, 50).reshape(2, 24)
 
 def logits(weights: WeightSource) -> Float32Array:
     floats = {name: to_float32(weights.read(name)) for name in canonical_shapes(weights.spec)}
-    found: Float32Array = decoder.decoder(ReferenceBuilder(floats, weights.spec), IDS, weights.spec)
+    found: Float32Array = decoder.decoder(NumpyBuilder(floats, weights.spec), IDS, weights.spec)
     return found
 
 

@@ -8,13 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.export import awq, decoder, gptq, parallel, sensitivity
-from edge.export.checkpoint import open_checkpoint
-from edge.export.graph.reference import ReferenceBuilder
-from edge.export.names import Weights, canonical_shapes
-from edge.export.recipes import Precision, Rounding
-from edge.export.sensitivity import CARRIED, Sensitivity, measure, nearest
+from edge.export import parallel
+from edge.export.budget import sensitivity
+from edge.export.budget.disturbance import CARRIED, nearest
+from edge.export.budget.sensitivity import Sensitivity, measure
+from edge.export.checkpoint.checkpoint import open_checkpoint
+from edge.export.compress import awq, gptq
+from edge.export.compress.precision import Precision, Rounding
+from edge.export.graph import decoder
+from edge.export.graph.numpy_builder import NumpyBuilder
 from edge.export.tensors import Float32Array, to_float32
+from edge.export.weights.names import canonical_shapes
+from edge.export.weights.source import Weights
 from edge.runtime.differences import kl_divergence
 from tests import tiny
 from tests.oracle import dequantize
@@ -25,7 +30,7 @@ TINIES = {t.name: t for t in tiny.TINIES if t.name in ("partial-bias-untied", "f
 
 
 def weights_of(name: str, folder: Path) -> Weights:
-    from edge.export.architectures import describe
+    from edge.export.architectures.registry import describe
 
     tiny.make(TINIES[name], folder)
     return describe(open_checkpoint(folder))[1]
@@ -44,7 +49,7 @@ def options_of(weights: Weights, *more: Rounding) -> dict[str, tuple[Rounding, .
     }
 
 
-class Looking(ReferenceBuilder):
+class Looking(NumpyBuilder):
     """The plain decoder, which keeps what goes into one matrix."""
 
     def linear(self, x: Float32Array, name: str) -> Float32Array:
@@ -75,7 +80,7 @@ def test_a_gain_is_that_of_the_whole_model(name: str, tmp_path: Path) -> None:
             rounded = dequantize(gptq.quantize(floats[matrix], gptq.moments(fitted), COARSE.precision))
             x = inputs[:CARRIED].reshape(-1, inputs.shape[-1])
             error = np.square(x @ (rounded - floats[matrix]).T).sum() / np.square(x @ floats[matrix].T).sum()
-        logits = decoder.decoder(ReferenceBuilder({**floats, matrix: rounded}, spec), ids[:CARRIED], spec)
+        logits = decoder.decoder(NumpyBuilder({**floats, matrix: rounded}, spec), ids[:CARRIED], spec)
         kld = kl_divergence(expected, logits.reshape(expected.shape))
         # Sums in another order: float32 logits of a few units are off by 1e-6, and the KLD by that times their spread.
         assert found.errors[matrix][COARSE] == pytest.approx(error, rel=1e-3)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.export.checkpoint import hub, open_checkpoint
+from edge.export.checkpoint import hub
+from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.checkpoint.sources import meant_hub_id
 from edge.runtime.errors import CheckpointError
 

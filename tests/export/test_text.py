@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.export import text
-from edge.export.text import Document, check_apart, read_documents, token_windows
+from edge.export.text import corpus
+from edge.export.text.documents import UNKNOWN_LANGUAGE, Document, read_documents
+from edge.export.text.overlap import check_apart
+from edge.export.text.windows import token_windows
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.errors import CalibrationError
 from edge.runtime.tokenizer import Tokenizer
@@ -28,14 +30,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def test_the_builtin_texts_are_long_and_have_nothing_in_common() -> None:
-    calibration, evaluation = text.builtin_calibration(), text.builtin_evaluation()
+    calibration, evaluation = corpus.builtin_calibration(), corpus.builtin_evaluation()
     assert (
         sum(len(document.text) for document in calibration) > 1_000_000
     )  # 376,000 tokens of SmolLM2 with CPython 3.11
     assert sum(len(document.text) for document in evaluation) > 400_000
     assert len({document.text for document in calibration}) == len(calibration)
     assert {document.language for document in calibration + evaluation} == {"en"}
-    check_apart(calibration, evaluation, text.SHARED_WORDS_BUILTIN)
+    check_apart(calibration, evaluation, corpus.SHARED_WORDS_BUILTIN)
     everything = "".join(document.text for document in calibration)
     assert "\ndef " in everything
     assert "Raises" in everything
@@ -80,7 +82,7 @@ def test_text_files_are_one_document_and_lines_of_jsonl_are_many(tmp_path: Path)
     assert (second.text, second.language, second.origin) == ("Hi\n你好", "zh", f"{lines}, line 3")
     assert second.rendered(None) == "Hi\n你好"
     assert second.rendered(ChatTemplate(tiny.TEMPLATE)) == "<|user|>\nHi<|assistant|>\n你好"
-    assert third.language == text.UNKNOWN_LANGUAGE
+    assert third.language == UNKNOWN_LANGUAGE
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge.export.checkpoint.build_tokenizer import from_tiktoken, special_tokens
+from edge.export.checkpoint.pre_tokenizers import CL100K
 from edge.export.checkpoint.safetensors import SafetensorsCheckpoint
-from edge.export.tokenizer import _CL100K, from_tiktoken, special_tokens
 from edge.runtime.errors import ConfigError, TokenizerError
 from edge.runtime.tokenizer import Tokenizer
 
@@ -100,7 +101,7 @@ def test_tiny_equals_tiktoken(tiny: tokenizers.Tokenizer, text: str) -> None:
     tiktoken = pytest.importorskip("tiktoken")
     ranks = {token: rank for rank, token in enumerate(TOKENS)}
     special = {text: len(TOKENS) + i for i, text in enumerate(SPECIAL)}
-    reference = tiktoken.Encoding("tiny", pat_str=_CL100K, mergeable_ranks=ranks, special_tokens=special)
+    reference = tiktoken.Encoding("tiny", pat_str=CL100K, mergeable_ranks=ranks, special_tokens=special)
     ids = reference.encode(text, allowed_special="all")
     assert ids_of(tiny, text) == ids
     assert tiny.decode(ids, skip_special_tokens=False) == reference.decode(ids) == text
@@ -144,7 +145,7 @@ def _glm4_tiktoken(shared: Path) -> tiktoken.Encoding | None:
     ranks = {base64.b64decode(line.split()[0]): int(line.split()[1]) for line in lines if line}
     config = json.loads((shared / "glm4-tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
     special = {entry["content"]: int(i) for i, entry in config["added_tokens_decoder"].items()}
-    return tiktoken.Encoding("glm4", pat_str=_CL100K, mergeable_ranks=ranks, special_tokens=special)
+    return tiktoken.Encoding("glm4", pat_str=CL100K, mergeable_ranks=ranks, special_tokens=special)
 
 
 def test_glm4_knows_its_special_tokens(glm4: tokenizers.Tokenizer, shared: Path) -> None:

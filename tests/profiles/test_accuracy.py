@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.export.names import WeightSource
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
 from edge.export.tensors import FloatArray
-from edge.export.text import Windows
+from edge.export.text.windows import Windows
+from edge.export.weights.source import WeightSource
 from edge.profiles.accuracy import Accuracy, compare, evaluate
-from edge.profiles.reference import Reference, ReferenceSettings, build
+from edge.profiles.kept_rows import ReferenceSettings
+from edge.profiles.reference import build
+from edge.profiles.reference_file import Reference
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine

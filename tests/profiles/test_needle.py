@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edge.commands import needle as command
-from edge.profiles import needle
+from edge.profiles import needle, needle_report
 from edge.profiles.likelihood import Query, Trunk, score
 from edge.profiles.needle import ANSWER_TOKENS, NeedleResult
 from edge.profiles.plot import png_bytes, svg_bytes
@@ -147,24 +147,24 @@ def test_refused_before_anything_is_computed(
 
 def test_a_text_that_starts_again_says_so(llm: LLM, result: NeedleResult, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.repeats == 1
-    assert "No part of the haystack stands in a prompt twice." in needle.to_markdown(result)
+    assert "No part of the haystack stands in a prompt twice." in needle_report.to_markdown(result)
     monkeypatch.setattr(needle, "_text", lambda: ["one\n", "two\n"])
     again = needle.run(llm, [220], [50], seed=1)
     room = plans(llm)[220, 0].haystack_tokens
     assert again.repeats == -(-room // 8)
-    assert f"starts again {again.repeats - 1} times in the longest." in needle.to_markdown(again)
+    assert f"starts again {again.repeats - 1} times in the longest." in needle_report.to_markdown(again)
 
 
 def test_markdown_and_heat_map(result: NeedleResult) -> None:
-    table = [line for line in needle.to_markdown(result).splitlines() if line.startswith("|")]
+    table = [line for line in needle_report.to_markdown(result).splitlines() if line.startswith("|")]
     assert table[0] == "| depth | 220 tokens | 256 tokens |"
     labels = [f"○ {cell.margin:+.1f}" for cell in result.cells]
     assert table[2:] == [f"| {depth} % | {labels[i]} | {labels[i + 3]} |" for i, depth in enumerate((0, 40, 100))]
-    svg = svg_bytes(needle.heat_map(result))
+    svg = svg_bytes(needle_report.heat_map(result))
     shown = "".join(ElementTree.fromstring(svg).itertext())
     assert all(label in shown for label in (*labels, "220", "256", "40 %", "margin, nats"))
-    assert svg == svg_bytes(needle.heat_map(result)), "same cells, same bytes"
-    assert png_bytes(needle.heat_map(result)).startswith(b"\x89PNG")
+    assert svg == svg_bytes(needle_report.heat_map(result)), "same cells, same bytes"
+    assert png_bytes(needle_report.heat_map(result)).startswith(b"\x89PNG")
     assert "matplotlib.pyplot" not in sys.modules
 
 
@@ -186,7 +186,7 @@ def test_command(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     (out / "needle.md").write_text("of the run before")
     assert command.run(args) == 0
     assert "(needle.png)" in (out / "needle.md").read_text()
-    with pytest.raises(OutputError, match="is no folder"):
+    with pytest.raises(OutputError, match="is not a folder"):
         command.run(parse(str(tiny_bundle), str(out / "needle.md")))
     with pytest.raises(ContextLengthError):
         command.run(parse(str(tiny_bundle), str(tmp_path / "other"), "--contexts", "300", "--engine", "onnx"))

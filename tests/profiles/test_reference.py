@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.export.names import WeightSource
 from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
 from edge.export.tensors import FloatArray
-from edge.export.text import Windows
-from edge.profiles import reference
+from edge.export.text.windows import Windows
+from edge.export.weights.source import WeightSource
+from edge.profiles import reference, reference_file
 from edge.profiles.accuracy import score
-from edge.profiles.reference import ReferenceSettings, Rows, build, keep, open_reference
+from edge.profiles.kept_rows import ReferenceSettings, Rows, keep
+from edge.profiles.reference import build
+from edge.profiles.reference_file import open_reference
 from edge.runtime.errors import CalibrationError, OutputError, TensorError
 from edge.runtime.spec import ModelSpec
 from tests import tiny
@@ -228,7 +230,7 @@ def test_a_full_disk_keeps_the_work(
 
     out = tmp_path / "resumed.npz"
     with monkeypatch.context() as patch:
-        patch.setattr(reference, "_assemble", full)
+        patch.setattr(reference, "assemble", full)
         with pytest.raises(OutputError, match=r"free some space; what is done is kept in .*/\.resumed\.npz\.partial"):
             build(weights, WINDOWS, out, key="a", settings=SOME)
     steps: list[str] = []
@@ -321,7 +323,7 @@ def test_the_key_knows_the_versions(
     monkeypatch: pytest.MonkeyPatch, weights: WeightSource, fresh: Path, tmp_path: Path
 ) -> None:
     path = Path(shutil.copy(fresh, tmp_path))
-    monkeypatch.setattr(reference, "version", lambda name: "0")
+    monkeypatch.setattr(reference_file, "version", lambda name: "0")
     assert build(weights, WINDOWS, path, key="a", settings=SOME).key != open_reference(fresh).key
 
 

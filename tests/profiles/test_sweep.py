@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from edge.export.text import builtin_calibration
+from edge.export.text.corpus import builtin_calibration
 from edge.profiles import sweep as sweeps
 from edge.profiles.processes import Outcome, Peak, run_step
 from edge.profiles.record import Profile, read_profile
+from edge.profiles.settings import SweepSettings
 from edge.profiles.sweep import Progress, sweep
-from edge.profiles.sweep_plan import SweepSettings, plan_sweep
+from edge.profiles.sweep_plan import plan_sweep
 from edge.runtime.errors import EdgeError, OutputError, ProfileError
 from tests.profiles.rows import accuracy
 

@@ -129,7 +129,7 @@ def test_a_part_that_nobody_named(int4: Path) -> None:
 
 
 def test_parts_in_another_order(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.export.graph.onnx.PART_BYTES", 1)
+    monkeypatch.setattr("edge.export.graph.onnx.models.PART_BYTES", 1)
     bundle = tmp_path / "bundle"
     export(tiny_checkpoint, bundle, "int8-asym", format="onnx")
     first, second = ((bundle / OnnxKernels().part(index)).read_bytes() for index in (0, 1))

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edge.export.graph import onnx as graphs
+from edge.export.graph.onnx import models as graphs
 from edge.export.pipeline import export
 from edge.runtime import bundle as bundles
 from edge.runtime import machine

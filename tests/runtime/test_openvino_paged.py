@@ -17,16 +17,17 @@ from edge.runtime.settings import CachePrecision, EngineSettings
 from tests.tiny import TINIES, Tiny, make
 
 
-@pytest.mark.parametrize("tiny", TINIES[:2], ids=lambda tiny: tiny.name)
+@pytest.mark.parametrize("tiny", [*TINIES[:2], TINIES[-1]], ids=lambda tiny: tiny.name)
 def test_every_block_is_fused(tiny: Tiny, tmp_path: Path) -> None:
-    """One rotation, one paged attention, four products a block, two norms; partial rotary included."""
+    """One rotation, one paged attention, four products a block, two norms, or four; partial rotary included."""
     make(tiny, tmp_path / "checkpoint")
-    layers = export(tmp_path / "checkpoint", tmp_path / "bundle", "int8-asym").spec.num_layers
+    spec = export(tmp_path / "checkpoint", tmp_path / "bundle", "int8-asym").spec
+    layers = spec.num_layers
     request = LLM(tmp_path / "bundle").engine._request  # type: ignore[attr-defined]
     nodes = request.get_compiled_model().get_runtime_model().get_ops()
     kinds = Counter(node.get_rt_info()["layerType"].astype(str) for node in nodes)
     assert kinds["RoPE"] == kinds["PagedAttention"] == layers
-    assert kinds["RMS"] == 2 * layers + 1
+    assert kinds["RMS"] == (4 if spec.qk_norms else 2) * layers + 1
     assert kinds["FullyConnected"] == 4 * layers + 1
     assert not kinds["Transpose"]
 

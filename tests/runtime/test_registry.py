@@ -13,7 +13,8 @@ import pytest
 import edge
 from edge.cli import build_parser, main
 from edge.profiles.plot import COLOURS, _style
-from edge.profiles.sweep_plan import SweepSettings, _check_names
+from edge.profiles.settings import SweepSettings
+from edge.profiles.sweep_plan import _check_names
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import engines_for, open_engine
 from edge.runtime.engines.registry import ENGINES, EngineRecord

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from edge.export.adapter import CONFIG, TENSORS, Adapter
+from edge.export.architectures.architecture import GLM_LAYOUT
+from edge.export.weights.adapter import CONFIG, TENSORS, Adapter
 from edge.runtime.spec import ModelSpec
 from tests.fuzz.target import Target
 
@@ -43,7 +44,7 @@ def _seeds(folder: Path) -> list[bytes]:
 
 def _read(raw: bytes, folder: Path) -> object:
     (folder / "adapter" / CONFIG).write_bytes(raw)
-    adapter = Adapter(folder / "adapter", SPEC)
+    adapter = Adapter(folder / "adapter", SPEC, GLM_LAYOUT)
     return [adapter.delta(name) for name in adapter.touched]
 
 

@@ -14,10 +14,11 @@ import numpy as np
 from gguf import GGMLQuantizationType, TokenType
 from safetensors.numpy import save, save_file
 
-from edge.export.architectures import describe, doubts
-from edge.export.checkpoint import Checkpoint, open_checkpoint
+from edge.export.architectures.doubts import doubts
+from edge.export.architectures.registry import describe
+from edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edge.export.checkpoint.safetensors import INDEX
-from edge.export.names import canonical_shapes
+from edge.export.weights.names import canonical_shapes
 from tests.fuzz.target import Target
 
 HIDDEN, INTERMEDIATE, VOCABULARY, HEADS, HEAD_DIM = 8, 16, 12, 2, 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from edge.export.text import read_documents
+from edge.export.text.documents import read_documents
 from tests.fuzz.target import Target
 
 LINES = (

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from edge.export.npz import put_array
-from edge.export.text import Windows
+from edge.export.text.windows import Windows
 from edge.profiles.comparison import compare_named
+from edge.profiles.kept_rows import ReferenceSettings, keep
 from edge.profiles.record import PROFILE
-from edge.profiles.reference import FORMAT, HEADER, ReferenceSettings, keep, open_reference
+from edge.profiles.reference_file import FORMAT, HEADER, open_reference
 from edge.profiles.worker import read_windows, write_windows
 from tests.fuzz.target import Target
 from tests.profiles.rows import profile, row

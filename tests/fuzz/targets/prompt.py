@@ -9,8 +9,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Library
 
-from edge.export.chat_templates import folder_template, read_template
-from edge.export.tokenizer_files import read_beside, read_config, usable_tokenizer
+from edge.export.checkpoint.chat_templates import folder_template, read_template
+from edge.export.checkpoint.tokenizer_files import read_beside, read_config, usable_tokenizer
 from edge.runtime.chat import ChatTemplate, open_template
 from edge.runtime.detokenizer import Detokenizer
 from edge.runtime.errors import PromptError

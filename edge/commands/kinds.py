@@ -1,0 +1,101 @@
+"""What the words of a command line may be: types for argparse that say what was given and what was expected.
+
+In: one word. Out: a value, or argparse's error. Knows no verb and no option.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from typing import Any
+
+from edge.runtime.engines.registry import find
+from edge.runtime.errors import SettingsError, shown
+from edge.runtime.rules import FilePath, Rule, Text, Whole, check_value
+from edge.runtime.settings import MAX_NAME
+
+MAX_BYTES = 2**63  # of a cache
+MAX_COUNTS = 100  # of prompts to measure
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+
+
+def token_counts(text: str) -> list[int]:
+    """32,512 as numbers above 0."""
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not 1 <= len(counts) <= MAX_COUNTS or min(counts) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is not a list of token counts; give up to {MAX_COUNTS} numbers above 0 like 32,512"
+        )
+    return counts
+
+
+def whole_number(text: str) -> int:
+    """0 or more."""
+    try:
+        return Whole().take(int(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number, 0 or more") from None
+
+
+def path(text: str) -> str:
+    """The path of a file or folder, there or not, as it was given."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; give the name of a file or folder")
+    _taken("it", FilePath(), text)
+    return text
+
+
+def device_name(text: str) -> str:
+    """What could be one."""
+    return str(_taken("it", Text(longest=MAX_NAME), text))
+
+
+def engine_name(text: str) -> str:
+    """The name of an engine: a wrong one is answered with the known ones and what installs them."""
+    name = _taken("it", Text(longest=MAX_NAME), text)
+    try:
+        return find(name).name
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def size(text: str) -> int:
+    """5.2GB, 5200MB, 5.2e9 or 4.8GiB in bytes."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", text.lower())
+    try:
+        count = float(match[1]) * UNITS[match[2]] if match else math.nan
+    except (KeyError, ValueError):
+        count = math.nan
+    if not 1 <= count < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give bytes like 5.2GB, 5200MB or 5.2e9")
+    return int(count)
+
+
+def numbers(text: str) -> list[float]:
+    """0,50,100 as numbers."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers; give them like 0,50,100") from None
+
+
+def gigabytes(text: str) -> int:
+    """2.1 in bytes."""
+    try:
+        count = float(text) * 1e9
+    except ValueError:
+        count = math.nan
+    if not 0 < count < MAX_BYTES:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number of gigabytes; give one above 0 like 2.1")
+    return max(int(count), 1)
+
+
+def _taken(name: str, rule: Rule, text: str) -> Any:  # Any: what the rule makes of it
+    try:
+        return check_value(name, rule, text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

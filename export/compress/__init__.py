@@ -1,0 +1,1 @@
+"""Weights in fewer bits: recipes, and the methods they name."""

@@ -1,0 +1,243 @@
+"""Rounding a matrix so that its product, not its weights, stays as it was: GPTQ.
+
+In: a float matrix (N, K), moments of the inputs that it will meet, and a `Precision` of 4 bits. Out: a `PackedTensor`
+in the layout that NNCF's have; or the float matrix, moved so that its outputs are what they should be. Knows nothing
+about graphs or where the inputs come from.
+
+Columns are rounded one after the other, those that matter most first, and what one column lost is made up for by those
+still to come (Frantar et al., GPTQ, arXiv 2210.17323; the order by the diagonal is its authors' later `act_order`). It
+is written as rounding to the nearest plane of the lattice that the Cholesky factor spans (Chen et al., The Geometry of
+LLM Quantization, arXiv 2507.18553): the same result, without the inverse. Groups get their scales beforehand, from
+clipped ranges that weigh every column by its moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg.lapack import spotrf
+
+from edge.export.compress.precision import Precision
+from edge.export.parallel import in_parallel
+from edge.export.tensors import Float32Array, PackedTensor, pack
+from edge.runtime.errors import RecipeError
+
+DAMPING = 0.2  # of the mean moment, added to each: few tokens do not decide everything
+MOST_DAMPING = 20.0
+CLIPS = np.linspace(1.0, 0.6, 13, dtype=np.float32)  # shares of a group's range to try
+BLOCK = 128  # columns whose losses are passed on together, as one matrix product
+CHUNK = 1 << 17  # weights whose clips are tried together: their copies stay in a core's cache
+ROWS = 1 << 9  # of a matrix on one core at a time
+PANEL = 1 << 8  # columns of the moments on one core at a time
+TOKENS = 1 << 11  # that the moments are summed over at a time
+SMALLEST_SCALE = np.float32(2.0**-24)  # the smallest of float16
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What rounding needs to know of inputs: x^T x, factored."""
+
+    importance: Float32Array  # (K,), its diagonal
+    order: npt.NDArray[np.intp]  # of columns in the factor: the last is rounded first, so the heaviest comes last
+    factor: Float32Array  # (K, K), of the damped moments; below its diagonal is nothing to be used
+
+
+def moments(inputs: Float32Array, scales: Float32Array | None = None) -> Moments:
+    """Of inputs x (T, K), divided by scales (K,) where these are given. Raises RecipeError where x is not finite."""
+    shrink: Float32Array = np.ones(inputs.shape[1], np.float32) if scales is None else np.float32(1) / scales
+    importance = np.einsum("tk,tk->k", inputs, inputs) * np.square(shrink)
+    order = np.argsort(importance, kind="stable")
+    return Moments(importance, order, _factor(_products(inputs, order, shrink)))
+
+
+def move(weight: Float32Array, inputs: Moments, drift: Float32Array) -> Float32Array:
+    """A (N, K) matrix moved so that its outputs are moved by the drift. It is put into the drift's place.
+
+    drift: (N, K), what outputs y (T, N) should have more than the matrix gives for inputs x (T, K), as y^T x.
+    """
+
+    def move_rows(start: int) -> None:
+        rows = slice(start, start + ROWS)
+        drift[rows] = weight[rows] + _best_move(drift[rows], inputs.factor, inputs.order)
+
+    in_parallel(move_rows, range(0, len(weight), ROWS))
+    return drift
+
+
+def quantize(weight: Float32Array, inputs: Moments, precision: Precision) -> PackedTensor:
+    """Round a (N, K) matrix to 4 bits for inputs x (T, K) with these moments."""
+    assert precision.bits == 4, precision
+    n, k = weight.shape
+    group = precision.group_size or k
+    importance, order, factor = inputs.importance, inputs.order, inputs.factor
+    scale, zero = np.empty((n, k // group), np.float32), np.empty((n, k // group), np.int8)
+    values = np.empty((n, k), np.int8)
+
+    def round_rows(start: int) -> None:
+        rows = weight[start : start + ROWS]
+        steps, middles = _scales(rows, importance, precision)
+        columns = np.ascontiguousarray(rows[:, order].T)
+        integers = _round_columns(columns, factor, order // group, steps.T.copy(), middles.T.copy(), precision)
+        scale[start : start + ROWS], zero[start : start + ROWS] = steps, middles
+        values[start : start + ROWS, order] = integers.T
+
+    in_parallel(round_rows, range(0, n, ROWS))
+    packed_zero = None if precision.symmetric else pack(zero.reshape(-1), 4)
+    data = pack(values.reshape(-1), 4)
+    return PackedTensor((n, k), 4, precision.symmetric, group, data, scale.astype(np.float16), packed_zero)
+
+
+def _products(inputs: Float32Array, order: npt.NDArray[np.intp], shrink: Float32Array) -> Float32Array:
+    """x^T x (K, K) of inputs x (T, K), whose columns come in this order and are multiplied by shrink (K,)."""
+    tokens, k = inputs.shape
+    products = np.zeros((k, k), np.float32)
+    for first in range(0, tokens, TOKENS):
+        piece = inputs[first : first + TOKENS, order]
+        piece *= shrink[order]
+
+        def multiply(start: int, piece: Float32Array = piece) -> None:
+            stop = start + PANEL
+            products[start:stop, start:] += piece[:, start:stop].T @ piece[:, start:]
+
+        in_parallel(multiply, range(0, k, PANEL))
+    _mirror(products)
+    return products
+
+
+def _mirror(square: Float32Array) -> None:
+    """Below the diagonal, what is above it."""
+    for start in range(0, len(square), PANEL):
+        stop = start + PANEL
+        square[stop:, start:stop] = square[start:stop, stop:].T
+        corner = square[start:stop, start:stop]
+        corner[...] = np.triu(corner) + np.triu(corner, 1).T
+
+
+def _limits(precision: Precision) -> tuple[int, int]:
+    return (-8, 7) if precision.symmetric else (0, 15)
+
+
+def _scales(
+    rows: Float32Array, importance: Float32Array, precision: Precision
+) -> tuple[Float32Array, npt.NDArray[np.int8]]:
+    """Scale and zero point of every group of some rows, (n, K / group) each."""
+    n, k = rows.shape
+    group = precision.group_size or k
+    weights = importance.reshape(1, k // group, group) / max(float(importance.mean()), 1e-30)
+    step = max(CHUNK // k, 1)
+    found = [
+        _best_clip(rows[start : start + step].reshape(-1, k // group, group), weights, precision)
+        for start in range(0, n, step)
+    ]
+    return np.concatenate([scale for scale, _ in found]), np.concatenate([zero for _, zero in found])
+
+
+def _best_clip(
+    rows: Float32Array, weights: Float32Array, precision: Precision
+) -> tuple[Float32Array, npt.NDArray[np.int8]]:
+    """The same for rows (n, groups, group): of the clipped ranges, the one that errs least."""
+    low, high = _limits(precision)
+    least, most = np.minimum(rows.min(axis=-1), 0), np.maximum(rows.max(axis=-1), 0)
+    best = np.full(least.shape, np.inf, np.float32)
+    scale, zero = np.empty_like(best), np.zeros(best.shape, np.float32)
+    for clip in CLIPS:
+        if precision.symmetric:  # the sign of a scale is free: the longer side gets the -8
+            longer = np.where(-least >= most, -least, -most)
+            tried = _representable(clip * longer / -low)
+            middle = np.zeros_like(tried)
+        else:
+            tried = _representable(clip * (most - least) / (high - low))
+            middle = np.clip(np.rint(-clip * least / tried), low, high)
+        restored = np.clip(np.rint(rows / tried[..., None]) + middle[..., None], low, high)
+        restored -= middle[..., None]
+        restored *= tried[..., None]
+        restored -= rows
+        np.square(restored, out=restored)
+        error = np.einsum("ngk,ngk->ng", restored, np.broadcast_to(weights, restored.shape))
+        better = error < best
+        best, scale, zero = (np.where(better, new, old) for new, old in ((error, best), (tried, scale), (middle, zero)))
+    return scale, zero.astype(np.int8)
+
+
+def _representable(scale: Float32Array) -> Float32Array:
+    """The float16 that will be stored, in float32; never 0."""
+    stored = scale.astype(np.float16).astype(np.float32)
+    return np.where(stored == 0, SMALLEST_SCALE, stored).astype(np.float32)
+
+
+def _factor(moments: Float32Array) -> Float32Array:
+    """Upper F (K, K) with F^T F = the moments, in their place. Raises RecipeError.
+
+    What is below its diagonal is not to be used. The moments are damped as much as it takes; a matrix of this size is
+    there once (GLM-4-9B's largest has 750 MB), so what it takes to try again is kept below the diagonal.
+    """
+    diagonal = np.diagonal(moments).copy()
+    mean = float(diagonal.mean(dtype=np.float64))
+    if not np.isfinite(mean):
+        raise RecipeError("calibration gave activations that are NaN or infinite; is the checkpoint damaged?")
+    damping = DAMPING
+    while True:
+        moments[np.diag_indices_from(moments)] = diagonal + np.float32(damping * (mean or 1.0))
+        # LAPACK counts columns first: to it, this is the lower triangle of the transpose.
+        factor, failed = spotrf(moments.T, lower=1, clean=0, overwrite_a=1)
+        assert np.shares_memory(factor, moments), "LAPACK worked on a copy"
+        if not failed:
+            return moments
+        damping *= 10  # rounding made small eigenvalues negative
+        if damping > MOST_DAMPING:
+            raise RecipeError("calibration gave activations that no damping makes regular; take more text")
+        _mirror(moments.T)
+
+
+def _best_move(drift: Float32Array, factor: Float32Array, order: npt.NDArray[np.intp]) -> Float32Array:
+    """What to add to weights (n, K), so that outputs move by the drift: drift times the inverse of F^T F."""
+    values = np.ascontiguousarray(drift[:, order].T)  # (K, n)
+    k = len(values)
+    for start in range(0, k, BLOCK):
+        stop = start + BLOCK
+        if start:
+            values[start:stop] -= factor[:start, start:stop].T @ values[:start]
+        values[start:stop] = np.linalg.solve(np.triu(factor[start:stop, start:stop]).T, values[start:stop])
+    for stop in range(k, 0, -BLOCK):
+        start = max(stop - BLOCK, 0)
+        if stop < k:
+            values[start:stop] -= factor[start:stop, stop:] @ values[stop:]
+        values[start:stop] = np.linalg.solve(np.triu(factor[start:stop, start:stop]), values[start:stop])
+    moved = np.empty(drift.shape, np.float32)
+    moved[:, order] = values.T
+    return moved
+
+
+def _round_columns(
+    columns: Float32Array,
+    factor: Float32Array,
+    groups: npt.NDArray[np.intp],
+    scale: Float32Array,
+    zero: npt.NDArray[np.int8],
+    precision: Precision,
+) -> npt.NDArray[np.int8]:
+    """Integers (K, N) for columns (K, N), from the last to the first; scale and zero are (K / group, N).
+
+    Column i is rounded at w_i + sum over j > i of F_ij / F_ii (w_j - rounded w_j).
+    """
+    k, n = columns.shape
+    diagonal = np.diagonal(factor)[:, None]
+    low, high = _limits(precision)
+    lost = np.empty((k, n), np.float32)  # what rounding took from each column
+    integers = np.empty((k, n), np.int8)
+    for stop in range(k, 0, -BLOCK):
+        start = max(stop - BLOCK, 0)
+        target = columns[start:stop].copy()
+        shares = factor[start:stop, start:stop] / diagonal[start:stop]
+        if stop < k:
+            target += (factor[start:stop, stop:] @ lost[stop:]) / diagonal[start:stop]
+        for i in range(stop - 1, start - 1, -1):
+            step, middle = scale[groups[i]], zero[groups[i]]
+            rounded = np.clip(np.rint(target[i - start] / step) + middle, low, high)
+            integers[i] = rounded
+            lost[i] = columns[i] - (rounded - middle) * step
+            if i > start:
+                target[: i - start] += shares[: i - start, i - start, None] * lost[i]
+    return integers

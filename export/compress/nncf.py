@@ -1,0 +1,196 @@
+"""Weight compression by NNCF; the only file that imports it.
+
+In: float weights in any dtype and a `Precision` for each. Out: `PackedTensor`s with exactly the integers, scales and
+zero points that `nncf.compress_weights` chose. It sees one matrix, or some rows of it, at a time; only a graph that is
+not ours (`compress_model`) is compressed whole. Knows nothing about checkpoints or files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from edge.export.compress.precision import Precision
+from edge.export.graph.openvino.models import linear_model
+from edge.export.tensors import Bytes, Float32Array, FloatArray, PackedTensor, write_float32
+from edge.runtime.engines.openvino_core import in_own_thread
+from edge.runtime.errors import RecipeError
+
+# Rows are independent, so a large matrix can be compressed some of them at a time, which bounds memory.
+CHUNK = 1 << 26  # weights at a time, of a matrix with more than
+SAMPLE = 512  # inputs that nncf looks at together
+WHOLE = 7 << 24  # weights: GLM-4-9B's gate_up has 112 million and is not worth two calls
+# What nncf does with inputs: fit scales, or make up for what was lost. The names are those of its options.
+Fitting = Literal["scale_estimation", "gptq"]
+
+
+class Compressor:
+    """Compresses one matrix after the other.
+
+    nncf is given float32 out of one buffer that stays: it allocates a third less for that than for the 16 bits of the
+    checkpoint, and fresh memory takes it as long as its arithmetic (benchmarks/README.md).
+    """
+
+    def __init__(self) -> None:
+        self._buffer = np.empty(0, np.float32)
+
+    def compress(self, name: str, weight: FloatArray, precision: Precision) -> PackedTensor:
+        """Compress one (N, K) matrix of this canonical name. Raises RecipeError where nncf does something else."""
+        n, k = weight.shape
+        if weight.size <= WHOLE:
+            return _compress(name, self._float32(weight), precision)
+        data: Bytes = np.empty(-(-n * k * precision.bits // 8), np.uint8)  # filled in place: it can be half a gigabyte
+        step, chunks = CHUNK // k, []
+        for start in range(0, n, step):
+            chunk = _compress(name, self._float32(weight[start : start + step]), precision)
+            begin = start * k * precision.bits // 8
+            data[begin : begin + chunk.data.size] = chunk.data
+            chunks.append(replace(chunk, data=data))
+        zeros = [chunk.zero_point for chunk in chunks if chunk.zero_point is not None]
+        return replace(
+            chunks[0],
+            shape=(n, k),
+            scale=np.concatenate([chunk.scale for chunk in chunks]),
+            zero_point=np.concatenate(zeros) if zeros else None,
+        )
+
+    def fit(
+        self, name: str, weight: FloatArray, precision: Precision, inputs: Float32Array, fitting: Fitting
+    ) -> PackedTensor:
+        """The same, fitted by nncf to inputs (T, K)."""
+        return _compress(name, self._float32(weight), precision, inputs, fitting)
+
+    def _float32(self, rows: FloatArray) -> Float32Array:
+        if rows.dtype == np.float32:
+            return rows
+        if self._buffer.size < rows.size:
+            self._buffer = np.empty(rows.size, np.float32)
+        wide = self._buffer[: rows.size].reshape(rows.shape)
+        write_float32(rows, wide)
+        return wide
+
+
+def _compress(
+    name: str,
+    rows: Float32Array,
+    precision: Precision,
+    inputs: Float32Array | None = None,
+    fitting: Fitting = "scale_estimation",
+) -> PackedTensor:
+    """One call of nncf."""
+    model, layer = linear_model({name: rows}, name), name.removesuffix(".weight")
+    compress_model(model, {layer: precision}, inputs, fitting)
+    product = next(node for node in model.get_ops() if node.get_friendly_name() == layer)
+    return _extract(product, name, precision)
+
+
+def compress_model(
+    model: ov.Model,
+    plan: Mapping[str, Precision],
+    inputs: Float32Array | None = None,
+    fitting: Fitting = "scale_estimation",
+) -> None:
+    """Compress the weights of these nodes - products and look-ups, by name - in place; all others keep theirs.
+
+    inputs: (T, K), of the model's only input, to fit what it is multiplied with.
+
+    One NNCF call for each precision in the plan, with every other node that has weights left out of it.
+    """
+    weighted = [
+        node.get_friendly_name()
+        for node in model.get_ops()
+        if node.get_type_name() in ("MatMul", "Gather") or "Convolution" in node.get_type_name()
+    ]
+    with alone() as nncf:
+        for precision in dict.fromkeys(plan.values()):
+            others = [name for name in weighted if plan.get(name) != precision]
+            options: dict[str, Any] = {}
+            if precision.bits == 4:
+                options = {"group_size": precision.group_size or -1, "ratio": 1.0, "all_layers": True}
+                if inputs is not None:
+                    samples = [inputs[None, start : start + SAMPLE] for start in range(0, len(inputs), SAMPLE)]
+                    options |= {"dataset": nncf.Dataset(samples), fitting: True, "subset_size": len(samples)}
+            kind = f"INT{precision.bits}_{'SYM' if precision.symmetric else 'ASYM'}"
+            in_own_thread(
+                nncf.compress_weights,
+                model,
+                mode=nncf.CompressWeightsMode[kind],
+                ignored_scope=nncf.IgnoredScope(names=others, validate=False),
+                **options,
+            )
+
+
+def _extract(matmul: Any, name: str, precision: Precision) -> PackedTensor:
+    """Read a compressed weight back out of the graph: Constant -> Convert -> [Subtract] -> Multiply -> ..."""
+    node = matmul.input_value(1).get_node()
+    while node.get_type_name() in ("Convert", "Reshape"):
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "Multiply":
+        raise RecipeError(f"nncf left {name} uncompressed ({node.get_type_name()}), expected {precision}")
+    scale = _constant(node.input_value(1))
+    node, zero_point = node.input_value(0).get_node(), None
+    if node.get_type_name() == "Subtract":
+        zero_point = _packed_bytes(_constant(node.input_value(1)))
+        node = node.input_value(0).get_node()
+    integers = _constant(node.output(0))
+    shape = list(integers.get_output_shape(0))
+    kind = ("i" if precision.symmetric else "u") + str(precision.bits)
+    if integers.get_element_type().get_type_name() != kind:
+        raise RecipeError(f"nncf stored {name} as {integers.get_element_type()}, expected {kind}")
+    n, k = shape[0], math.prod(shape[1:])
+    group_size = shape[2] if len(shape) == 3 else k
+    if group_size != (precision.group_size or k):
+        raise RecipeError(f"nncf chose groups of {group_size} for {name}, expected {precision.group_size or k}")
+    values: npt.NDArray[np.float16] = np.array(scale.get_data(), np.float16).reshape(n, k // group_size)
+    return PackedTensor(
+        (n, k), precision.bits, precision.symmetric, group_size, _packed_bytes(integers), values, zero_point
+    )
+
+
+def _constant(output: Any) -> Any:
+    """The constant behind an output, through conversions."""
+    node = output.get_node()
+    while node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    assert node.get_type_name() == "Constant", f"{node} where nncf writes a constant"
+    return node
+
+
+def _packed_bytes(constant: Any) -> Bytes:
+    """A constant's raw bytes, as a view that keeps the constant alive."""
+    data: Bytes = constant.data.reshape(-1).view(np.uint8)
+    return data
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[ModuleType]:
+    """nncf on its own: it would import torch where that is installed, report to a server, and print tables.
+
+    None in `sys.modules` makes an import fail, and nncf goes on without (nncf/tensor/functions/__init__.py and
+    nncf/telemetry/wrapper.py, 3.4.0). A torch that is loaded already stays; all is as before when the block ends.
+    """
+    hidden = ("torch", "openvino_telemetry")
+    before = {name: sys.modules[name] for name in hidden if name in sys.modules}
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield nncf
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+        sys.modules.update(before)

@@ -1,0 +1,134 @@
+"""Named compression settings, and the rule for weights that cannot get what a recipe asks for.
+
+In: `recipes.toml` and a weight's name and shape. Out: a `Precision` for that weight, with a note where it differs from
+the recipe. Knows nothing about NNCF or files.
+
+The rule, for a (N, K) weight:
+  1. norms and biases keep float32 (float16 in `fp16`);
+  2. embedding and vocabulary projection get what the recipe says for them: 8 bits, one scale a row, unless chosen
+     otherwise;
+  3. groups have the wanted size where it divides K; else the largest power of two from 32 up to it that divides K; else
+     the weight gets 8 bits with one scale a row.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
+from typing import Literal, get_args
+
+from edge.export.compress.precision import Precision, Rounding, fit, stored_bytes
+from edge.export.weights.names import EMBEDDING, HEAD
+from edge.runtime.errors import RecipeError, shown
+
+DEFAULT = "int4-asym-g128"
+CHOSEN = "chosen by its measured error"
+# How 4-bit integers are chosen: from the weights alone, or from what calibration text gives them as input, by nncf's
+# scale estimation or GPTQ, or by ours (`gptq.py`).
+Method = Literal["data-free", "scale-estimation", "nncf-gptq", "gptq"]
+METHODS: tuple[Method, ...] = get_args(Method)
+# What channels are scaled by before a block is rounded: nothing, the size of weights, or that of inputs.
+Scaling = Literal["off", "weights", "inputs"]
+SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A named compression setting."""
+
+    name: str
+    description: str
+    linear: Precision
+    embedding: Precision  # also of a head that is tied to it
+    head: Precision
+    method: Method = "data-free"
+    rotate: bool = False  # the residual stream, before anything is rounded
+    awq: Scaling = "off"
+    rank: int = 0  # of a product that is added to each matrix of 4 bits and fitted to what it lacks; 0: none
+    # Of single matrices, by canonical name, instead of all the above; they fit their shapes.
+    choices: Mapping[str, Rounding] = field(default_factory=dict, hash=False)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs calibration text."""
+        return self.method != "data-free" or self.awq == "inputs" or self.rank > 0
+
+    def with_vocabulary(self, embedding: str | None, head: str | None, *, tied: bool) -> Recipe:
+        """The same recipe with other precisions for embedding and head. Raises RecipeError."""
+        if tied and embedding is not None and head is not None and embedding != head:
+            raise RecipeError(
+                f"embedding {embedding} and head {head}: this model has one matrix for both; give one precision"
+            )
+        if tied:
+            embedding = embedding or head
+        return replace(
+            self,
+            embedding=self.embedding if embedding is None else Precision.parse(embedding),
+            head=self.head if head is None else Precision.parse(head),
+        )
+
+    def precision_of(self, name: str, shape: tuple[int, ...]) -> tuple[Precision, str]:
+        """What the weight of this canonical name gets, and why not the linear layers' precision ("" where it does)."""
+        if len(shape) == 1:
+            return Precision(16 if self.linear.bits == 16 else 32), "norms and biases stay float"
+        if name in self.choices:
+            choice = self.choices[name]
+            return choice.precision, f"{CHOSEN}, as were scaled channels" if choice.awq else CHOSEN
+        if name in (EMBEDDING, HEAD):
+            wanted = self.embedding if name == EMBEDDING else self.head
+            found, note = fit(wanted, shape)
+            return found, note or ("" if found == self.linear else "as chosen for embedding and head")
+        return fit(self.linear, shape)
+
+    def scales(self, name: str) -> bool:
+        """Whether channels of this block's matrix may be scaled."""
+        return self.choices[name].awq if name in self.choices else self.awq != "off"
+
+    def bytes_of(self, name: str, shape: tuple[int, ...]) -> int:
+        """Bytes that the weight of this canonical name takes, scales (float16) and zero points included."""
+        precision, rank = self.precision_of(name, shape)[0], self.rank_of(name, shape)
+        size = stored_bytes(precision, shape)
+        if rank:
+            narrow = Precision(8, precision.symmetric)
+            size += stored_bytes(narrow, (rank, shape[1])) + stored_bytes(narrow, (shape[0], rank))
+        return size
+
+    def rank_of(self, name: str, shape: tuple[int, ...]) -> int:
+        """Of what is added to the weight of this canonical name; 0: nothing is."""
+        return 0 if name in (EMBEDDING, HEAD) or self.precision_of(name, shape)[0].bits != 4 else min(self.rank, *shape)
+
+
+@cache
+def recipes() -> dict[str, Recipe]:
+    """All recipes by name, in the order of the file."""
+    tables = tomllib.loads((files("edge.export.compress") / "recipes.toml").read_text(encoding="utf-8"))
+    return {name: _recipe(name, **table) for name, table in tables.items()}
+
+
+def _recipe(
+    name: str,
+    description: str,
+    linear: str,
+    embedding: str | None = None,
+    head: str | None = None,
+    method: Method = "data-free",
+    rotate: bool = False,
+    awq: Scaling = "off",
+    rank: int = 0,
+) -> Recipe:
+    assert method in METHODS, f"{name}: method {method!r}"
+    assert awq in SCALINGS, f"{name}: awq {awq!r}"
+    precision = Precision.parse(linear)
+    default = precision if precision.is_float else Precision(8, precision.symmetric)
+    recipe = Recipe(name, description, precision, default, default, method, rotate, awq, rank)
+    return recipe.with_vocabulary(embedding, head, tied=False)
+
+
+def find_recipe(name: str) -> Recipe:
+    """Raises RecipeError, listing the known recipes."""
+    if name not in recipes():
+        raise RecipeError(f"recipe {shown(name)} is unknown, known are {', '.join(recipes())}")
+    return recipes()[name]

@@ -1,0 +1,137 @@
+"""The float model and the compressed one side by side, a block at a time, the second corrected by the difference.
+
+In: hidden states of both, and a block's float weights. Out: hidden states behind it, and its compressed matrices.
+Each matrix is fitted to the inputs that compressed blocks give it, but to the outputs of the float model: what earlier
+rounding did to its inputs is made up for by moving its weights (as Arai and Ichikawa, Quantization Error Propagation,
+arXiv 2504.09629, and Li et al., GPTAQ, arXiv 2504.02692), and matrices that add to the residual stream also make up for
+what is wrong with it already. Knows nothing about how a matrix is rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from edge.export.graph.numpy_builder import NumpyBuilder
+from edge.export.graph.numpy_parallel import Product, Value, by_window, window_of
+from edge.export.parallel import in_parallel
+from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32
+from edge.runtime.spec import ModelSpec
+
+ROWS = 1 << 8  # of a matrix at a time
+TOKENS = 1 << 9  # at a time, on one core
+# A matrix's name, the matrix (N, K), its inputs x (T, K) in the compressed model, and (N, K): what its outputs should
+# have more, times x.
+Pack = Callable[[str, FloatArray, Float32Array, Float32Array | None], Weight]
+
+
+class TwinBuilder:
+    """A `decoder.Builder` on (2 n, T, ...): n windows of the float model, then the same of the compressed one.
+
+    A product is computed a window at a time by whoever takes it, so that only what matrices multiply is ever there as a
+    whole.
+    """
+
+    def __init__(self, weights: Mapping[str, FloatArray], spec: ModelSpec, pack: Pack) -> None:
+        self._weights = weights
+        self._plain = NumpyBuilder(weights, spec)  # for one window
+        self._spec = spec
+        self._pack = pack
+        self._stream: Float32Array | None = None  # residual, before the norm that was last
+        self.packed: dict[str, Weight] = {}
+
+    def embedding(self, ids: Value, name: str) -> Value:  # noqa: ARG002
+        raise AssertionError("a block has no embedding")
+
+    def linear(self, x: Value, name: str) -> Value:
+        assert isinstance(x, np.ndarray), "norm, attention and swiglu give arrays"
+        weight_name, half = f"{name}.weight", len(x) // 2
+        adds_to_stream = name.endswith((".attn.o", ".mlp.down")) and not self._spec.output_norms
+        weight = to_float32(self._weights[weight_name])
+        inputs = x[half:].reshape(-1, x.shape[-1])
+        drift = _drift(weight, x[:half].reshape(inputs.shape), inputs, self._stream if adds_to_stream else None)
+        packed = self.packed[weight_name] = self._pack(weight_name, weight, inputs, drift)
+        bias = self._weights.get(f"{name}.bias")
+        return Product(x, weight, _all_rows(packed), None if bias is None else to_float32(bias))
+
+    def rms_norm(self, x: Value, name: str, eps: float) -> Value:
+        if isinstance(x, np.ndarray):
+            self._stream = x
+        return by_window(lambda window: self._plain.rms_norm(window, name, eps), x)
+
+    def qk_norm(self, qkv: Value, name: str, spec: ModelSpec) -> Value:
+        return by_window(lambda window: self._plain.qk_norm(window, name, spec), qkv)
+
+    def attention(self, qkv: Value, layer: int, spec: ModelSpec) -> Value:
+        return by_window(lambda window: self._plain.attention(window, layer, spec), qkv)
+
+    def swiglu(self, gate_up: Value, spec: ModelSpec) -> Value:
+        return by_window(lambda window: self._plain.swiglu(window, spec), gate_up)
+
+    def add(self, a: Value, b: Value, name: str) -> Value:  # noqa: ARG002
+        assert isinstance(a, np.ndarray), "the residual stream"
+        out = np.empty_like(a)
+
+        def compute(index: int) -> None:
+            np.add(a[index], window_of(b, index)[0], out=out[index])
+
+        in_parallel(compute, range(len(a)))
+        return out
+
+
+def _all_rows(weight: Weight) -> Float32Array:
+    """A whole matrix in float32."""
+    wide = np.empty(weight.shape, np.float32)
+
+    def widen(start: int) -> None:
+        wide[start : start + ROWS] = rows_of(weight, start, start + ROWS)
+
+    in_parallel(widen, range(0, len(wide), ROWS))
+    return wide
+
+
+def _drift(
+    weight: Float32Array, floats: Float32Array, inputs: Float32Array, stream: Float32Array | None
+) -> Float32Array:
+    """(W (x_float - x)^T + (h_float - h)^T) x, (N, K): what outputs should have more, times the inputs x (T, K).
+
+    stream: the residual stream h of both models, (2 n, T, N), for matrices that add to it.
+    """
+    n, k = weight.shape
+    if stream is None and n > k:  # the moments of inputs first: fewer products, and no (T, N)
+        cross = _sum_over_tokens(
+            lambda rows: np.matmul((floats[rows] - inputs[rows]).T, inputs[rows], dtype=np.float32), len(inputs)
+        )
+        drift = np.empty((n, k), np.float32)
+
+        def multiply(start: int) -> None:
+            np.matmul(weight[start : start + ROWS], cross, out=drift[start : start + ROWS])
+
+        in_parallel(multiply, range(0, n, ROWS))
+        return drift
+
+    half = 0 if stream is None else len(stream) // 2
+
+    def piece(rows: slice) -> Float32Array:
+        more = (floats[rows] - inputs[rows]) @ weight.T  # (T, N)
+        if stream is not None:
+            more += stream[:half].reshape(-1, n)[rows] - stream[half:].reshape(-1, n)[rows]
+        found: Float32Array = np.matmul(more.T, inputs[rows], dtype=np.float32)
+        return found
+
+    return _sum_over_tokens(piece, len(inputs))
+
+
+def _sum_over_tokens(piece: Callable[[slice], Float32Array], tokens: int) -> Float32Array:
+    """The sum of what all tokens give, always in the same order."""
+    total: Float32Array | None = None
+    slices = [slice(start, start + TOKENS) for start in range(0, tokens, TOKENS)]
+    for first in range(0, len(slices), 2):  # two at a time: their sums are as large as a matrix
+        for found in in_parallel(piece, slices[first : first + 2]):
+            if total is None:
+                total = found
+            else:
+                total += found
+    assert total is not None, "there are tokens"
+    return total

@@ -1,0 +1,1 @@
+"""Weights by one canonical set of names: read, merged with an adapter, rotated, stored."""

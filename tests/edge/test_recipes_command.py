@@ -1,0 +1,122 @@
+"""`edge recipes`: sizes of real shapes, and the measured figures, which are those of profiles/results."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import make_checkpoint
+import pytest
+
+from edge.cli import main
+from edge.commands.recipes import GLM4_9B, measured, weight_bytes
+from edge.export.compress.recipes import DEFAULT, find_recipe, recipes
+from edge.export.pipeline import export
+from edge.export.weights.names import canonical_shapes
+from edge.profiles.record import DEFAULT_SETTING, read_profile
+from edge.profiles.settings import DEFAULT_RECIPES
+
+RESULTS = Path(__file__).parents[2] / "profiles" / "results"
+
+
+def listing(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, object]:
+    assert main(["recipes", "--json", *options]) == 0
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_every_recipe_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {recipe["name"]: recipe for recipe in listing(capsys)["recipes"]}  # type: ignore[attr-defined]
+    assert list(found) == list(recipes())
+    for name, recipe in recipes().items():
+        assert found[name]["description"] == recipe.description
+        assert found[name]["needs_calibration_text"] == recipe.calibrated
+    assert main(["recipes"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n{name} " in shown for name in recipes())
+    assert "edgeglm 0.1.0, openvino 2026" in shown
+    assert "SmolLM2-135M-Instruct" in shown
+    assert "pydoc_data.topics" in shown
+
+
+def test_measured_figures_are_those_of_the_results(capsys: pytest.CaptureFixture[str]) -> None:
+    profile = read_profile(RESULTS)
+    assert measured() == profile
+    found = listing(capsys)
+    figures = {
+        (recipe["name"], engine): (cell["kld"], cell["kld_stderr"])
+        for recipe in found["recipes"]  # type: ignore[attr-defined]
+        for engine, cell in recipe["measured"].items()
+    }
+    assert figures == {
+        (row.recipe, row.engine): (row.accuracy.kld, row.accuracy.kld_stderr)
+        for row in profile.rows
+        if row.setting == DEFAULT_SETTING
+    }
+    assert {recipe for recipe, _ in figures} == set(DEFAULT_RECIPES)
+    assert main(["recipes"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    for row in profile.rows:
+        assert f"{row.accuracy.kld:.4f} ± {row.accuracy.kld_stderr:.4f}" in lines[row.recipe]
+    assert lines["fp16"].count("not measured") == 2
+
+
+def test_shapes_of_the_default_model_are_those_that_are_published() -> None:
+    config = make_checkpoint.GLM_9B
+    assert GLM4_9B.num_parameters == 9_399_951_360
+    for field, key in (
+        ("num_layers", "num_hidden_layers"),
+        ("hidden_size", "hidden_size"),
+        ("intermediate_size", "intermediate_size"),
+        ("num_heads", "num_attention_heads"),
+        ("num_kv_heads", "num_key_value_heads"),
+        ("head_dim", "head_dim"),
+        ("vocab_size", "vocab_size"),
+        ("qkv_bias", "attention_bias"),
+        ("tied_embeddings", "tie_word_embeddings"),
+    ):
+        assert getattr(GLM4_9B, field) == config[key], field
+    # By hand: 4 bits, and a scale and a zero point for 128 of them; 8 bits and one of each a row for the two others.
+    h, f, qkv, vocabulary = 4096, 13696, 4096 + 2 * 256, 151552
+    linear = 40 * (h * qkv + h * h + 3 * h * f)
+    floats = 40 * (qkv + 2 * h) + h
+    expected = linear // 2 + linear // 128 * 2 + linear // 256 + 2 * vocabulary * (h + 2 + 1) + 4 * floats
+    assert weight_bytes(find_recipe(DEFAULT), GLM4_9B) == expected
+
+
+@pytest.mark.parametrize("recipe", ["int4-asym-g128", "int8-sym"])
+def test_sizes_of_a_checkpoint_are_those_of_its_bundle(
+    recipe: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = export(tiny_checkpoint, tmp_path / "bundle", recipe)
+    found = listing(capsys, "--shapes", str(tiny_checkpoint))
+    (facts,) = [facts for facts in found["recipes"] if facts["name"] == recipe]  # type: ignore[attr-defined]
+    assert (facts["weight_bytes"], facts["bits_per_weight"]) == (manifest.weight_bytes, manifest.bits_per_weight)
+    assert found["parameters"] == manifest.spec.num_parameters
+
+
+def test_a_rotated_model_has_a_head_of_its_own_and_some_cannot_be_rotated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tied = replace(GLM4_9B, tied_embeddings=True)
+    plain, rotated = find_recipe("int4-asym-g64-gptq"), find_recipe("int4-asym-g64-rot-gptq")
+    sizes = [weight_bytes(recipe, tied) for recipe in (plain, rotated)]
+    assert sizes[1] == weight_bytes(rotated, GLM4_9B) == weight_bytes(plain, GLM4_9B)
+    assert sizes[0] is not None
+    assert sizes[1] is not None
+    head = canonical_shapes(GLM4_9B)["lm_head.weight"]
+    assert sizes[1] - sizes[0] == rotated.bytes_of("lm_head.weight", head)
+    normed = replace(GLM4_9B, output_norms=True)
+    assert weight_bytes(rotated, normed) is None
+    monkeypatch.setattr("edge.commands.recipes.GLM4_9B", normed)
+    assert main(["recipes"]) == 0
+    assert "not for this model" in capsys.readouterr().out
+
+
+def test_what_is_no_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "--shapes", str(tmp_path / "nothing")]) == 1
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert "no such path" in found.err
+    assert found.err.count("\n") == 1

@@ -1,0 +1,27 @@
+"""Sizes that keep the code readable: a file is one idea, and the root of `export/` is a list one can take in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import edge
+
+PACKAGE = Path(edge.__file__).parent
+LONGEST = 350  # lines of a file of the package
+AT_THE_ROOT = 18  # files of `export/` beside its wings
+FILES = sorted(
+    path for part in ("", "commands", "export", "profiles", "runtime") for path in (PACKAGE / part).glob("*.py")
+)
+FILES += sorted(path for part in ("export", "runtime") for path in (PACKAGE / part).glob("*/**/*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_a_file_is_one_idea(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= LONGEST, f"{lines} lines; which second idea moved in?"
+
+
+def test_the_root_of_export_can_be_taken_in() -> None:
+    assert len(list((PACKAGE / "export").glob("*.py"))) <= AT_THE_ROOT
