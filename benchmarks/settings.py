@@ -27,12 +27,12 @@ from report import about_machine
 from edge.export.checkpoint.default import find_checkpoint
 from edge.export.pipeline import export
 from edge.runtime.bundle import open_bundle
+from edge.runtime.differences import kl_divergence
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import EngineSettings
 from edge.runtime.tokenizer import Tokenizer
-from edge.runtime.verify import kl_divergence
 
 WINDOW, CHUNK = 512, 16  # tokens
 ALLOWED = 0.02  # of the recipe's own divergence

@@ -22,6 +22,7 @@ from edge.commands import kinds, streams
 from edge.commands.help import first_line, sections
 from edge.runtime.errors import EdgeError, shown, telling_line
 from edge.runtime.extras import install_command, missing_packages_named
+from edge.runtime.terminal_text import visible
 
 DESCRIPTION = f"""Export GLM-4 checkpoints and run them offline on Intel hardware.
 
@@ -168,7 +169,7 @@ def _reason(error: OSError | ImportError | MemoryError) -> str:
 
 def _one_line(message: str) -> str:
     """A message without line ends and control characters; of one that quotes too much, both ends."""
-    line = streams.visible(" ".join(message.split()))
+    line = visible(" ".join(message.split()))
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 2]} … {line[-MAX_LINE // 2 :]}"
 
 

@@ -22,11 +22,11 @@ from edge.export.graph import numpy_builder
 from edge.export.graph.runners import Runner
 from edge.export.npz import put_array
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, take_rows, to_float32
+from edge.runtime.differences import FLOAT32_BOUND, distance, kl_divergence
 from edge.runtime.errors import VerificationError
 from edge.runtime.golden import GoldenLogits
 from edge.runtime.manifest import StageCheck
 from edge.runtime.spec import ModelSpec
-from edge.runtime.verify import FLOAT32_BOUND, kl_divergence
 
 GOLDEN_TEXT = "The capital of France is Paris. 法国的首都是巴黎。 def f(x): return x + 1"
 GOLDEN_TOKENS = 8  # of the text, at most: time goes by their number, and the proof does not
@@ -152,11 +152,6 @@ class Verifier:
                     "and the processor"
                 )
         self._proven.add(graph)
-
-
-def distance(found: Float32Array, expected: Float32Array) -> float:
-    """Largest difference over the largest expected value, as runtime/verify.py has it."""
-    return float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-30))
 
 
 def _kind(weight: Weight) -> str:

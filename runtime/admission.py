@@ -1,13 +1,13 @@
-"""Who may run, and who gives way: the queue of requests, and the room that the KV cache has for them.
+"""Which requests run, and which give way: the queue of requests, and the room that the KV cache has for them.
 
-In: requests, and those that run at present. Out: requests with a sequence each, in their order of arrival. Knows
+In: waiting requests, and those that run now. Out: requests with a sequence each, in their order of arrival. Knows
 nothing about what is computed when.
 
 A request is admitted when its tokens so far fit, with a block to spare for every answer that may still grow; nothing is
-set aside for how long it might become. When blocks run out all the same, the youngest request gives its own back and
-waits: what it computed stays in the prefix cache as long as there is room, and its sampler and text go on where they
-were, so its answer is that of an undisturbed run. The oldest request never gives way, so every one gets its turn. Where
-one does not fit, at most MAX_OVERTAKEN later ones are admitted before it.
+reserved for the length it might reach. If blocks run out all the same, the youngest request gives its own back and
+waits. What it computed stays in the prefix cache as long as there is room, and its sampler and text continue where they
+stopped, so its answer is that of an undisturbed run. The oldest request never gives way, so each one gets its turn.
+When a request does not fit, at most MAX_OVERTAKEN later ones are admitted before it.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from edge.runtime.kv.prefix import PrefixCache, common_prefix
 from edge.runtime.kv.snapshot import Snapshot
 from edge.runtime.request import Request
 
-WORTH_WAITING = 32  # tokens that another request computes right now
+WORTH_WAITING = 32  # tokens shared with a prompt that is being read: from here on, waiting saves work
 MAX_RUNNING = 256  # requests at once; each has a row of logits
 MAX_OVERTAKEN = 8
-GROWTH = 32  # tokens that an answer may grow by, where the pool counts tokens; elsewhere it is a block
+GROWTH = 32  # tokens to spare for an answer if the pool counts tokens; otherwise it is a block
 
 logger = logging.getLogger(__name__)
 
 
 class Admission:
-    """The queue of one engine. `submit` may be called from any thread, the rest from one at a time."""
+    """The queue of one engine. `submit` may be called from any thread, the rest from one thread at a time."""
 
     def __init__(self, engine: Engine) -> None:
         self._pool, self._info = engine.pool, engine.info
         self.prefixes = PrefixCache(engine.pool, can_trim=self._info.can_trim, can_fork=self._info.can_fork)
-        self.snapshots: list[Snapshot] = []  # prompts that begin like one of these start from there
+        self.snapshots: list[Snapshot] = []  # prompts that begin like one of these start from it
         self.waiting: list[Request] = []  # in order of arrival
         self.preemptions = 0
-        self._inbox: deque[Request] = deque()  # submitted, and not seen by a step yet
+        self._inbox: deque[Request] = deque()  # submitted, but not yet seen by a step
         self._arrivals = count()
         self._held_up: set[int] = set()  # arrivals of requests that have waited for room, for the log
-        # Whether a prompt may start from tokens of an answer: they can have been computed with other bits than it has.
+        # Whether a prompt may start from tokens of an answer: decoding may have given them other bits than reading.
         self._shares_answers = not self._info.reproducible or self._info.decodes_as_it_reads
 
     @property
@@ -53,20 +53,20 @@ class Admission:
         return len(self._inbox) + len(self.waiting)
 
     def submit(self, request: Request) -> None:
-        """Let a request wait for its turn."""
+        """Queue a request."""
         self._inbox.append(request)
 
     def take_in(self) -> None:
-        """Give what was submitted its place in the queue."""
+        """Give submitted requests their places in the queue."""
         while self._inbox:
             request = self._inbox[0]
             if request.arrival < 0:
                 request.arrival = next(self._arrivals)
                 self.waiting.append(request)
-            self._inbox.popleft()  # last: whatever fails before, it is not lost
+            self._inbox.popleft()  # last, so that a failure before this loses nothing
 
     def start_over(self, requests: Sequence[Request]) -> None:
-        """Let these requests wait again, and forget all that was computed: the pool takes its blocks back."""
+        """Queue these requests again and forget everything computed: the pool takes its blocks back."""
         self._pool.start_over()
         self.prefixes.start_over()
         self.waiting = sorted((r for r in requests if r.arrival >= 0), key=lambda request: request.arrival)
@@ -77,9 +77,9 @@ class Admission:
     def admit(
         self, prefilling: Sequence[Request], decoding: Sequence[Request], most: int = MAX_RUNNING
     ) -> list[Request]:
-        """Take requests out of the queue as far as there is room, each with a sequence. Ends those that never fit.
+        """Take requests from the queue as far as there is room, each with a sequence. End those that can never fit.
 
-        most: how many may run.
+        most: how many may run at once.
         """
         admitted: list[Request] = []
         passed: list[Request] = []  # those that do not fit
@@ -105,14 +105,14 @@ class Admission:
             else:
                 self._note_wait(request)
                 passed.append(request)
-                if len(passed) > MAX_OVERTAKEN:  # there is a limit to what is tried in every step
+                if len(passed) > MAX_OVERTAKEN:  # bounds the work of one step
                     break
         return admitted
 
     def who_leaves(self, request: Request, running: Sequence[Request]) -> Request:
-        """Who has to go where a running request finds no room for its next tokens: the youngest of all.
+        """Return the request that has to leave when a running one finds no room for its next tokens: the youngest.
 
-        A request alone that finds no room is as long as the cache can hold: it ends there, finished.
+        A request that runs alone and finds no room is as long as the cache can hold: it ends here, finished.
         """
         if len(running) > 1:
             return max(running, key=lambda other: other.arrival)
@@ -123,7 +123,7 @@ class Admission:
         return request
 
     def preempt(self, request: Request) -> None:
-        """Put a request that gives way back into the queue."""
+        """Put a running request back into the queue."""
         self.release(request)
         request.preemptions += 1
         self.preemptions += 1
@@ -131,7 +131,7 @@ class Admission:
         logger.info("preempted request %d after %d tokens: the KV cache is full", request.arrival, len(request.ids))
 
     def release(self, request: Request) -> None:
-        """Take a request's sequence; what is computed of it stays in the prefix cache."""
+        """Take back a request's sequence; what was computed of it stays in the prefix cache."""
         if (sequence := request.sequence) is not None:
             if not self._shares_answers:
                 sequence.trim(min(sequence.num_tokens, request.num_prompt_tokens))
@@ -140,14 +140,14 @@ class Admission:
             request.sequence = None
 
     def forget(self, request: Request) -> None:
-        """A request is over, whether it ran or not."""
+        """Drop a finished request, whether it ran or not."""
         if request in self.waiting:
             self.waiting.remove(request)
         self.release(request)
         self._held_up.discard(request.arrival)
 
     def refuse(self, request: Request) -> None:
-        """End a request that has no room even alone, and has no answer yet."""
+        """End a request that has no room even when it runs alone, and has no answer yet."""
         pool, stats = self._pool, self.prefixes.stats
         tokens = len(request.ids) + 1 if request.settings.max_new_tokens is None else request.max_tokens
         error = ContextLengthError(
@@ -165,14 +165,14 @@ class Admission:
             logger.info("request %d of %d tokens waits for room in the KV cache", request.arrival, len(request.ids))
 
     def _is_being_prefilled(self, request: Request, reading: Sequence[Request]) -> bool:
-        """Whether much of a request, beyond what is kept, is about to be computed for another one."""
+        """Whether much of a request that is not in the cache yet is being computed for another one."""
         if not reading or not (self._info.can_fork and self._info.can_trim):
             return False
         kept = self.prefixes.count_match(request.keys)
         return any(common_prefix(other.keys, request.keys) >= kept + WORTH_WAITING for other in reading)
 
     def _fits(self, request: Request, running: Sequence[Request]) -> bool:
-        """Whether a request's tokens so far have room, and every running answer, this one too, a block to grow into."""
+        """Whether a request's tokens so far have room, and each answer, this one included, has a block to grow into."""
         if self._never_fits(request):
             return False
         pool, needed = self._pool, self._blocks_now(request)
@@ -189,7 +189,7 @@ class Admission:
         return not pool.counts_tokens or self._tokens_fit(request, running)
 
     def _tokens_fit(self, request: Request, running: Sequence[Request]) -> bool:
-        """The same for a pool that counts tokens: each answer has some to grow into."""
+        """Answer the same for a pool that counts tokens: each answer has some tokens to grow into."""
         promised = 0
         for other in running:
             assert other.sequence is not None
@@ -199,20 +199,20 @@ class Admission:
         return needed <= self._pool.num_free_tokens + self.prefixes.evictable[1] - promised
 
     def _sharable(self, request: Request) -> int:
-        """How many of a request's first tokens may come from elsewhere.
+        """Return how many of a request's first tokens may come from elsewhere.
 
-        The last one is computed in any case: its logits choose the next. What a preempted answer has written is
-        computed as it was, where that makes a difference.
+        The last one is always computed, since its logits choose the next. If bits count, what a preempted answer had
+        written is computed again the way it was.
         """
         last = len(request.ids) - 1
         return last if self._shares_answers else min(last, request.num_prompt_tokens)
 
     def _blocks_now(self, request: Request) -> int:
-        """Blocks of a request's tokens and of the next one."""
+        """Return how many blocks a request's tokens and the next one take."""
         return self._pool.blocks_for(min(len(request.ids) + 1, request.max_tokens))
 
     def _never_fits(self, request: Request) -> bool:
-        """Whether a request asks for a length that the pool will not hold, even alone, while pinned blocks stay."""
+        """Whether a request asks for more than the pool can hold beside pinned blocks, even if it runs alone."""
         if request.settings.max_new_tokens is None:
             return False
         missing = self._pool.blocks_for(request.max_tokens)
@@ -223,9 +223,9 @@ class Admission:
         return self._pool.counts_tokens and request.max_tokens > left
 
     def _start(self, request: Request, limit: int, decoding: Sequence[Request]) -> CacheSequence | None:
-        """A sequence with as many of the first `limit` tokens as some other sequence, the cache or a snapshot holds.
+        """Return a sequence with as many of the first `limit` tokens as another sequence, the cache or a snapshot has.
 
-        None where there is no room for the copies that takes.
+        None if there is no room for the copies that this takes.
         """
         keys = request.keys
         kept = min(self.prefixes.count_match(keys), limit)
@@ -243,7 +243,7 @@ class Admission:
             sequence = next(other for shared, other in others if shared == in_use).fork()
             sequence.trim(in_use)
             try:
-                sequence.reserve(1)  # takes the copy of a shared block while there is room for it
+                sequence.reserve(1)  # copies a shared block while there is room for the copy
             except CacheFullError:
                 sequence.free()
                 return None
@@ -252,7 +252,7 @@ class Admission:
             stored = next(stored for shared, stored in files if shared == in_file)
             try:
                 sequence = stored.restore(self._pool, in_file)
-            except SnapshotError as error:  # somebody wrote over the file; what it held can be computed
+            except SnapshotError as error:  # the file was overwritten; what it held can be computed
                 logger.warning("%s", error)
                 self.snapshots.remove(stored)
                 return self._start(request, limit, decoding)

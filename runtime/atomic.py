@@ -2,10 +2,10 @@
 
 In: a path and the bytes of a file, in parts. Out: the file. Knows nothing about what is in it.
 
-What is written goes into a file beside it, `NAME.edgeglm-new`, or `NAME.2.edgeglm-new` while another process writes the
-same one; that then takes the file's place in one step. Readers have the old file or the new one. Where several write
-one path, the last to end wins. The file beside it is locked, so that what a killed process left is told from what is
-being written, and removed; its name is one that nobody gives to a file of his own.
+The bytes go into a new file beside it, `NAME.edgeglm-new`, or `NAME.2.edgeglm-new` while another process is writing the
+same file; the new file then replaces the old one in one step. Readers see either the old file or the new one. If
+several processes write one path, the last to finish wins. The new file is locked, so that a file which a killed process
+left can be told from one that is being written, and removed; no user would choose its name.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from edge.runtime.locks import try_lock
 
 _BUFFER_BYTES = 1 << 20
 _NEW = ".edgeglm-new"
-_NAME_BYTES = 255  # of a file's name, at most, on nearly every file system
+_NAME_BYTES = 255  # the longest file name on nearly every file system
 _TOO_LARGE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, private: bool = True) -> None:
-    """Put a file of these parts at `path`, readable by its owner alone unless not `private`. A link is followed.
+    """Write a file of these parts to `path`, following a link. With `private`, only its owner may read it.
 
-    Raises OutputError when that fails; then what was there still is.
+    Raises OutputError when that fails; an existing file is then unchanged.
     """
     target = Path(os.path.realpath(path))
     written, remaining = 0, iter(parts)
     try:
         if target.exists() and not target.is_file():
-            raise OutputError(f"{path} is there and is no file; name another one")
+            raise OutputError(f"{path} exists and is not a file; choose another path")
         descriptor, new = _open_beside(target)
         try:
             with os.fdopen(descriptor, "wb", _BUFFER_BYTES) as file:
@@ -50,7 +50,7 @@ def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, private
                 os.fsync(file.fileno())
                 if not private and sys.platform != "win32":
                     os.fchmod(file.fileno(), 0o644)
-                if sys.platform != "win32":  # there an open file cannot be renamed, and here the lock goes with closing
+                if sys.platform != "win32":  # before closing it, which drops the lock; Windows renames no open file
                     new.replace(target)
             if sys.platform == "win32":
                 new.replace(target)
@@ -63,15 +63,15 @@ def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, private
         if error.errno in _TOO_LARGE:
             wanted = written + sum(memoryview(part).nbytes for part in remaining)
             free = shutil.disk_usage(target.parent).free
-            detail, advice = f": {wanted:,} bytes are wanted, {free:,} free", "free some space, or name another file"
+            detail, advice = f": {wanted:,} bytes are needed, {free:,} free", "free some space, or name another file"
         raise OutputError(f"{path} cannot be written ({error.strerror or error}{detail}); {advice}") from error
     _sync_folder(target.parent)
 
 
 def write_durably(path: Path, *parts: bytes | memoryview) -> None:
-    """Replace a file by one that is on the disk as a whole, in a folder where no other process writes.
+    """Replace a file by one that is completely on disk, in a folder where no other process writes.
 
-    Raises OSError when that fails; the file beside it then stays, for whoever removes the folder.
+    Raises OSError when that fails; the new file beside it then stays, and goes with the folder.
     """
     fresh = path.with_name(path.name + ".new")
     with fresh.open("wb") as file:
@@ -82,7 +82,7 @@ def write_durably(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def name_beside(path: Path, suffix: str, *, hidden: bool = False) -> Path:
-    """The path of something of ours beside a path: its name with the suffix, or a hash of it where that is too long."""
+    """Return a path beside another: its name with a suffix, or a hash of its name if that is too long."""
     dot = "." if hidden else ""
     name = f"{dot}{path.name}{suffix}"
     if len(os.fsencode(name)) > _NAME_BYTES:
@@ -91,7 +91,7 @@ def name_beside(path: Path, suffix: str, *, hidden: bool = False) -> Path:
 
 
 def _open_beside(target: Path) -> tuple[int, Path]:
-    """Create a file beside another, which no other process takes for its own as long as it is open."""
+    """Create a file beside another that no other process takes over while it is open."""
     if sys.platform == "win32":
         new = name_beside(target, f".{secrets.token_hex(8)}{_NEW}")
         return os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_BINARY, 0o600), new
@@ -112,7 +112,7 @@ def _open_beside(target: Path) -> tuple[int, Path]:
 if sys.platform != "win32":
 
     def _remove_abandoned(new: Path) -> bool:
-        """Remove a file that nobody is writing; whether its name is free now."""
+        """Remove a file that no process is writing; return whether its name is free now."""
         try:
             descriptor = os.open(new, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
@@ -128,7 +128,7 @@ if sys.platform != "win32":
             os.close(descriptor)
 
     def _lock(descriptor: int, new: Path, *, without_locks: bool) -> bool:
-        """Lock an open file, if nobody has and it still has its name; `without_locks` where there are no locks."""
+        """Lock an open file, unless it is locked or lost its name. Returns `without_locks` if there are no locks."""
         try:
             if not try_lock(descriptor):
                 return False
@@ -140,7 +140,7 @@ if sys.platform != "win32":
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name last; without it a crash of the machine may bring the old file back, whole."""
+    """Make the new name durable; without this, a crash of the machine may bring the old file back, whole."""
     with contextlib.suppress(OSError):  # Windows opens no folder, and some file systems sync none
         descriptor = os.open(folder, os.O_RDONLY)
         try:

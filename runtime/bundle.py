@@ -1,18 +1,19 @@
 """The bundle: the folder that export writes and the runtime reads. This file is the contract between the two.
 
-In: a folder. Out: a `Bundle` whose manifest has been checked. Knows nothing about checkpoints, engines or tokenizers.
+In: a folder. Out: a `Bundle` whose manifest and files are checked. Knows nothing about checkpoints, engines or
+tokenizers.
 
     manifest.json            what the model is, how it was compressed, and every other file with its sha256
     openvino_model.{xml,bin} stateful OpenVINO IR
-    model.onnx               ONNX over the same openvino_model.bin, as onnxruntime-genai takes it; model.onnx.data holds
-                             what ONNX has in another form, or all weights where there is no OpenVINO IR
-    model*.N.onnx            the same in parts, for each choice of kernels, as our engine takes it
-    model_plain.onnx         of float weights in standard operators, for other tools
+    model.onnx               ONNX over the same openvino_model.bin, in the form of onnxruntime-genai; model.onnx.data
+                             holds weights that ONNX needs in another form, or all weights without an OpenVINO IR
+    model*.N.onnx            that graph in parts, one set for each choice of kernels, for our engine
+    model_plain.onnx         float weights in standard operators, for other tools
     tokenizer.json · chat_template.jinja (when the model has one)
     config.json · generation_config.json · tokenizer_config.json · openvino_{tokenizer,detokenizer}.{xml,bin}
     graph.pbtxt · genai_config.json
-                             what openvino_genai, optimum-intel, OpenVINO Model Server and onnxruntime-genai read; our
-                             runtime does not
+                             for openvino_genai, optimum-intel, OpenVINO Model Server and onnxruntime-genai; our
+                             runtime does not read them
     golden.npz               prompt ids with float and compressed logits of their last rows
 """
 
@@ -27,9 +28,8 @@ from itertools import count, takewhile
 from pathlib import Path
 
 from edge.runtime import manifest
-from edge.runtime.errors import BundleError, shown
-from edge.runtime.fields import is_line
-from edge.runtime.files import SMALL_BYTES, read_file, sha256_of
+from edge.runtime.errors import COPY_AGAIN, EXPORT_AGAIN, BundleError
+from edge.runtime.files import SMALL_BYTES, read_file, sha256_of, shown_path
 from edge.runtime.known_files import KnownFiles
 from edge.runtime.manifest import FileRecord, Manifest
 
@@ -47,29 +47,27 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 SERVER_GRAPH = "graph.pbtxt"
 GENAI_CONFIG = "genai_config.json"
 GOLDEN = "golden.npz"
-AGAIN = "copy the bundle again or export it again"
-TEXTS = (TOKENIZER, CHAT_TEMPLATE, TOKENIZER_CONFIG)  # what every model that is loaded reads
+TEXTS = (TOKENIZER, CHAT_TEMPLATE, TOKENIZER_CONFIG)  # files that loading a model always reads
 HASHING_THREADS = 4
-LONG_PATH = 500  # characters; of longer ones a message quotes the beginning
-WEIGHTS = (MODEL_BIN, ONNX_DATA)  # too large to be read whenever a bundle is opened
+WEIGHTS = (MODEL_BIN, ONNX_DATA)  # too large to read each time a bundle is opened
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxKernels:
-    """What an ONNX graph computes with, where onnxruntime has a choice; a part of the graph, so each has its own."""
+    """Kernels that onnxruntime offers a choice of. They are fixed in a graph, so each choice has its own graph."""
 
     int8_activations: bool = False  # of matrix products, rounded in the weights' blocks
     float16_cache: bool = False  # keys and values
 
     def part(self, index: int) -> str:
-        """File name of one part of the graph."""
+        """Return the file name of one part of the graph."""
         kind = ("_int8" if self.int8_activations else "") + ("_kv16" if self.float16_cache else "")
         return f"model{kind}.{index}.onnx"
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened bundle: all files are there, and all but the weights are what the manifest says."""
+    """An opened bundle: all files exist, and all except the weights match the manifest."""
 
     path: Path
     manifest: Manifest
@@ -79,17 +77,17 @@ class Bundle:
     )  # of TEXTS, until they are read
 
     def onnx_parts(self, kernels: OnnxKernels) -> list[Path]:
-        """The parts of the ONNX graph with these kernels, in the order in which they run; none where it has no such."""
+        """Return the parts of the ONNX graph with these kernels, in running order; an empty list if there is none."""
         files = self.manifest.files
         names = takewhile(lambda name: name in files, (kernels.part(index) for index in count()))
         return [self.path / name for name in names]
 
     def file(self, name: str) -> Path | None:
-        """Path of a recorded file, or None when this bundle has no such file."""
+        """Return the path of a recorded file, or None if this bundle has no such file."""
         return self.path / name if name in self.manifest.files else None
 
     def recorded(self, *names: str) -> list[str]:
-        """Those of these files that this bundle has."""
+        """Return which of these files this bundle has."""
         return [name for name in names if name in self.manifest.files]
 
     def has_links(self, names: Iterable[str]) -> bool:
@@ -98,17 +96,24 @@ class Bundle:
         return any(Path(os.path.realpath(self.path / name)).parent != folder for name in names)
 
     def read(self, name: str) -> bytes | None:
-        """Content of a recorded file, or None when this bundle has no such file: the very bytes that were hashed.
+        """Return the very bytes of a recorded file that were hashed, or None if this bundle has no such file.
 
-        Raises BundleError when they are not what the manifest says.
+        Raises BundleError if they do not match the manifest.
         """
         if name not in self.manifest.files:
             return None
         content = self._contents.pop(name, None)
         return self._read(name) if content is None else content
 
+    def required(self, name: str) -> bytes:
+        """Return the content of a file that every bundle has. Raises BundleError if it is missing or altered."""
+        content = self.read(name)
+        if content is None:
+            raise BundleError(f"{self.path} holds no {name}; {EXPORT_AGAIN}")
+        return content
+
     def text(self, name: str) -> str | None:
-        """Content of a recorded UTF-8 file, or None when this bundle has no such file. Raises BundleError."""
+        """Return the content of a recorded UTF-8 file, or None if this bundle has no such file. Raises BundleError."""
         content = self.read(name)
         try:
             return None if content is None else content.decode("utf-8")
@@ -116,20 +121,22 @@ class Bundle:
             raise BundleError(f"{self.path}: {name} is not UTF-8 at byte {error.start}; export it again") from error
 
     def check_files(self) -> None:
-        """Whether every file is there in its size, and all but the weights with their sha256. Raises BundleError."""
+        """Check that every file has its size, and all except the weights have their sha256. Raises BundleError."""
         for name, record in self.manifest.files.items():
             path = self.path / name
             if not _answers(path.is_file):
-                raise BundleError(f"{self.path}: {name} is missing; {AGAIN}")
+                raise BundleError(f"{self.path}: {name} is missing; {COPY_AGAIN}")
             if (size := path.stat().st_size) != record.size:
-                raise BundleError(f"{self.path}: {name} has {size} bytes, the manifest says {record.size}; {AGAIN}")
+                raise BundleError(
+                    f"{self.path}: {name} has {size} bytes, the manifest says {record.size}; {COPY_AGAIN}"
+                )
         small = sorted(self.manifest.files.keys() - set(WEIGHTS), key=lambda name: -self.manifest.files[name].size)
         with ThreadPoolExecutor(HASHING_THREADS, "hash") as threads:
             for _ in threads.map(self._check_small, small):
                 pass  # the first error is raised here
 
     def check_weights(self, names: Iterable[str]) -> None:
-        """Compare weights that are about to be used with their sha256, unless they were before and are untouched.
+        """Check the sha256 of weights before they are used, unless they were checked before and are untouched.
 
         Raises BundleError.
         """
@@ -137,7 +144,7 @@ class Bundle:
             self._check(name)
 
     def check_hashes(self, progress: Callable[[str, int], None] = lambda _name, _size: None) -> None:
-        """Read every file and compare its sha256; `progress` is told each and its bytes. Raises BundleError."""
+        """Read every file and check its sha256; `progress` gets each name and size. Raises BundleError."""
         for name, record in self.manifest.files.items():
             self._check(name, anew=True)
             progress(name, record.size)
@@ -150,7 +157,7 @@ class Bundle:
 
     def _read(self, name: str) -> bytes:
         record = self.manifest.files[name]
-        content = read_file(self.path / name, BundleError, AGAIN, max_bytes=min(record.size, SMALL_BYTES))
+        content = read_file(self.path / name, BundleError, COPY_AGAIN, max_bytes=min(record.size, SMALL_BYTES))
         if hashlib.sha256(content).hexdigest() != record.sha256:
             raise self._altered(name)
         return content
@@ -166,10 +173,10 @@ class Bundle:
             raise self._altered(name)
 
     def _altered(self, name: str) -> BundleError:
-        return BundleError(f"{self.path}: {name} is altered (its sha256 differs from the manifest); {AGAIN}")
+        return BundleError(f"{self.path}: {name} is altered (its sha256 differs from the manifest); {COPY_AGAIN}")
 
     def _unreadable(self, name: str, error: OSError) -> BundleError:
-        return BundleError(f"{self.path}: {name} cannot be read ({error.strerror or error}); {AGAIN}")
+        return BundleError(f"{self.path}: {name} cannot be read ({error.strerror or error}); {COPY_AGAIN}")
 
 
 def is_bundle(path: Path) -> bool:
@@ -178,17 +185,16 @@ def is_bundle(path: Path) -> bool:
 
 
 def open_bundle(path: str | Path) -> Bundle:
-    """Read the manifest, and check that every file is there and what the manifest says.
+    """Read the manifest, and check that every file exists and matches it. Raises BundleError.
 
-    Of weights, that they have their size; an engine that reads them calls `check_weights`. Raises BundleError.
+    Only the size of weights is checked; an engine that reads them calls `check_weights`.
     """
     path = Path(path)
     if not is_bundle(path):
         if not _answers(path.exists):
-            name = str(path) if is_line(str(path)) and len(str(path)) < LONG_PATH else shown(str(path))
-            raise BundleError(f"{name}: no such path; expected a bundle folder, made by `edge export`")
-        raise BundleError(f"{path}: no {MANIFEST} in it, so it is no bundle; make one with `edge export {path} OUT`")
-    raw = read_file(path / MANIFEST, BundleError, AGAIN, max_bytes=manifest.MAX_BYTES)
+            raise BundleError(f"{shown_path(path)}: no such path; expected a bundle folder, made by `edge export`")
+        raise BundleError(f"{path}: no {MANIFEST} in it, so it is not a bundle; make one with `edge export {path} OUT`")
+    raw = read_file(path / MANIFEST, BundleError, COPY_AGAIN, max_bytes=manifest.MAX_BYTES)
     try:
         bundle = Bundle(path, Manifest.from_json(raw))
     except BundleError as error:
@@ -198,12 +204,12 @@ def open_bundle(path: str | Path) -> Bundle:
 
 
 def record_of(path: Path) -> FileRecord:
-    """Size and sha256 of a file."""
+    """Return size and sha256 of a file."""
     return FileRecord(path.stat().st_size, sha256_of(path))
 
 
 def _answers(question: Callable[[], bool]) -> bool:
-    """What a path says of itself; no where it is longer than any, holds a zero byte, or may not be looked at."""
+    """Ask a path something; return False if it is too long, holds a zero byte, or may not be read."""
     try:
         return question()
     except (OSError, ValueError):

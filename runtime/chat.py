@@ -1,10 +1,10 @@
 """Messages to prompt text, through the model's own Jinja template.
 
-In: a template with the special tokens it may write; messages, tools and variables. Out: text, or marked text, in which
-the special tokens that the template wrote are told from what messages only spell. Knows nothing about token ids.
+In: a template with the special tokens it may write; messages, tools and variables. Out: text, or marked text, which
+distinguishes special tokens that the template wrote from text that only looks like them. Knows nothing about token ids.
 Rendering follows huggingface/transformers (utils/chat_template_utils.py, 4.57.6): trim_blocks, lstrip_blocks, loop
-controls, `generation` tags, a tojson that leaves characters as they are, and None for the tools and documents that are
-not given. Templates come with models, so they run in a sandbox and may take only so much: `template_sandbox.py`.
+controls, `generation` tags, a tojson that leaves characters as they are, and None for missing tools and documents.
+Templates come with models, so they run in a sandbox with a limited budget: `template_sandbox.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import jinja2
 
 from edge.runtime.conventions import Convention
-from edge.runtime.errors import PromptError, TokenizerError, in_words, shown
+from edge.runtime.errors import EXPORT_AGAIN, PromptError, TokenizerError, in_words, shown
 from edge.runtime.json_reader import parse_json
 from edge.runtime.markup import GUARD, MarkedText, Markup, plain_text
 from edge.runtime.messages import MessageLike, messages_from
@@ -28,7 +28,7 @@ from edge.runtime.unicode import check_text
 if TYPE_CHECKING:
     from edge.runtime.tokenizer import Tokenizer
 
-# What templates and tokenizer_config.json call special tokens; the last is a list of further ones.
+# Names of special tokens in templates and tokenizer_config.json; MORE_TOKENS is a list of further ones.
 MORE_TOKENS = "additional_special_tokens"
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _RESERVED = (
@@ -40,15 +40,15 @@ _RESERVED = (
     *NAMED_TOKENS,
     MORE_TOKENS,
 )
-_MOST_INDENT = 64  # of JSON, and characters between its items
+_MOST_INDENT = 64  # of JSON; also the most characters between its items
 _MOST_FORMAT = 200  # characters of a date's format
 
 
 class ChatTemplate:
     """A compiled chat template. Raises TokenizerError when the template does not compile.
 
-    markup: the special tokens of the model's tokenizer; without, all that is rendered is text. named_tokens: those that
-    a template asks for by name.
+    markup: the special tokens of the model's tokenizer; without it, all that is rendered is text. named_tokens: the
+    ones that a template asks for by name.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ChatTemplate:
         try:
             tree, self._template = sandbox.compile_text(source.removeprefix("\ufeff"))
             self.convention = Convention.of(tree)
-        except Exception as error:  # Python compiles what jinja2 makes of it, and refuses in its own ways
+        except Exception as error:  # also from Python, which compiles jinja2's output
             raise TokenizerError(
                 f"the chat template does not compile: {in_words(error) or type(error).__name__}"
             ) from error
@@ -73,7 +73,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         variables: JsonObject | None = None,
     ) -> str:
-        """The prompt as one reads it: special tokens and what only spells them look alike. Errors: `render_marked`."""
+        """Return the prompt for reading: special tokens and text like them look the same. Errors: `render_marked`."""
         marked = self.render_marked(
             messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables
         )
@@ -87,9 +87,9 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         variables: JsonObject | None = None,
     ) -> MarkedText:
-        """The prompt, for `Tokenizer.encode_marked`. variables: what else the template reads, values of JSON.
+        """Return the prompt for `Tokenizer.encode_marked`. variables: further values of JSON for the template.
 
-        Raises PromptError for messages and tools that are none, that the template has no place for or that it refuses.
+        Raises PromptError for messages and tools that are invalid, or that the template does not support or refuses.
         """
         adapted, given = self.convention.adapt(messages_from(messages), checked_tools(() if tools is None else tools))
         values = {
@@ -109,10 +109,10 @@ class ChatTemplate:
         return rendered
 
     def _guarded(self, message: JsonObject) -> dict[str, Any]:
-        """A message whose text stays text. Its role is one of ours, and templates make tags of it."""
+        """Return a message whose text stays text. Its role is not guarded: it is one of ours, and becomes a tag."""
         guarded = {key: item if key == "role" else self._markup.guard_value(item) for key, item in message.items()}
         if message["role"] == "observation" and not message["content"]:
-            guarded["content"] = GUARD  # GLM-4's template leaves out what is empty; a call needs its result
+            guarded["content"] = GUARD  # GLM-4's template omits empty ones; a call needs its result
         return guarded
 
     def _tojson(
@@ -123,29 +123,28 @@ class ChatTemplate:
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        """JSON of the value as it was given, guarded as a whole: escapes may come in between."""
+        """Return the JSON of a value before it was guarded, guarded as a whole: escapes may come in between."""
         if (indent if isinstance(indent, int) else len(indent or "")) > _MOST_INDENT:
-            raise ValueError(f"tojson is to indent by {shown(indent)}, expected at most {_MOST_INDENT}")
+            raise ValueError(f"tojson indents by {shown(indent)}, expected at most {_MOST_INDENT}")
         if separators is not None and sum(map(len, separators)) > _MOST_INDENT:
-            raise ValueError(f"tojson is to separate by {shown(separators)}, expected something shorter")
+            raise ValueError(f"tojson separates by {shown(separators)}, expected something shorter")
         plain = self._markup.unguard_value(value)
         text = json.dumps(plain, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
         return self._markup.guard(text)
 
 
 def open_template(source: str | None, tokenizer: Tokenizer, tokenizer_config: str | None) -> ChatTemplate | None:
-    """The template of a bundle, of the contents of its files; None where it has none. Raises TokenizerError."""
+    """Make a bundle's template from the contents of its files; None if it has none. Raises TokenizerError."""
     if source is None:
         return None
-    advice = "export the bundle again"
-    config = parse_json(tokenizer_config or "{}", "tokenizer_config.json", TokenizerError, advice)
+    config = parse_json(tokenizer_config or "{}", "tokenizer_config.json", TokenizerError, EXPORT_AGAIN)
     if not isinstance(config, dict):
-        raise TokenizerError(f"tokenizer_config.json holds {shown(config)}, expected a JSON object; {advice}")
+        raise TokenizerError(f"tokenizer_config.json holds {shown(config)}, expected a JSON object; {EXPORT_AGAIN}")
     return ChatTemplate(source, tokenizer.markup, named_tokens(config))
 
 
 def named_tokens(tokenizer_config: JsonObject) -> dict[str, str | list[str]]:
-    """The special tokens that a tokenizer_config.json gives names to; older ones write a token with its properties."""
+    """Return the special tokens that a tokenizer_config.json names; older ones write a token with its properties."""
     found = {name: token_text(tokenizer_config.get(name)) for name in NAMED_TOKENS}
     named: dict[str, str | list[str]] = {name: text for name, text in found.items() if text is not None}
     more = tokenizer_config.get(MORE_TOKENS)
@@ -155,7 +154,7 @@ def named_tokens(tokenizer_config: JsonObject) -> dict[str, str | list[str]]:
 
 
 def token_text(value: object) -> str | None:
-    """Of a token as tokenizer_config.json writes one: its text, or a mapping with its properties."""
+    """Return the text of a token in tokenizer_config.json, which is its text or a mapping with its properties."""
     text = value.get("content") if isinstance(value, Mapping) else value
     return text if isinstance(text, str) else None
 
@@ -171,8 +170,7 @@ def _checked_variables(variables: JsonObject) -> JsonObject:
         check_text(name, "the name of a template's variable", param="template_variables")
         if name in _RESERVED:
             raise PromptError(
-                f"the template variable {name!r} is set by edgeglm; choose among names other than "
-                f"{', '.join(_RESERVED)}",
+                f"the template variable {name!r} is set by edgeglm; choose another name than {', '.join(_RESERVED)}",
                 param=f"template_variables.{name}",
             )
         check_json(value, f"template_variables.{name}")
@@ -185,5 +183,5 @@ def _refuse(message: object) -> NoReturn:
 
 def _now(pattern: object) -> str:
     if len(text := str(pattern)) > _MOST_FORMAT:
-        raise ValueError(f"the format of a date has {len(text):,} characters, expected at most {_MOST_FORMAT}")
+        raise ValueError(f"a date format has {len(text):,} characters, expected at most {_MOST_FORMAT}")
     return datetime.now().strftime(text)

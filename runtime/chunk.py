@@ -1,4 +1,4 @@
-"""What a reader of an answer gets: chunks while it is written, figures and the whole at its end.
+"""What a reader of an answer gets: chunks while it is written; figures and the whole answer at its end.
 
 In: nothing. Out: frozen records. Knows nothing about how an answer is made.
 """
@@ -19,17 +19,17 @@ class Stats:
     """Figures of one answer."""
 
     prompt_tokens: int
-    cached_tokens: int  # prompt tokens that were in the KV cache already
+    cached_tokens: int  # prompt tokens that were already in the KV cache
     new_tokens: int
     ttft_ms: float  # from the request to the first token
-    tpot_ms: float  # mean time per token after the first step; 0 where there is only one
+    tpot_ms: float  # mean time per token after the first step; 0 if there was only one step
     drafted_tokens: int = 0  # by speculation
-    accepted_tokens: int = 0  # of those
+    accepted_tokens: int = 0  # those of them that were right
     preemptions: int = 0  # how often it gave up its place in a full KV cache and was continued later
 
     @property
     def tokens_per_second(self) -> float:
-        """Decode speed; 0 where there is only one token."""
+        """Decode speed; 0 if there was only one step."""
         return 1000 / self.tpot_ms if self.tpot_ms else 0.0
 
 
@@ -41,7 +41,7 @@ class Prefill(NamedTuple):
 
 
 class StoppedBy(NamedTuple):
-    """What ended an answer whose reason is "stop"; both None where a constraint allowed nothing more."""
+    """What ended an answer whose reason is "stop"; both fields are None if a constraint allowed nothing more."""
 
     token_id: int | None = None  # a stop id, of the model or of the settings; it is the answer's last id
     text: str | None = None  # a stop string, which is not shown
@@ -51,16 +51,16 @@ class StoppedBy(NamedTuple):
 class Chunk:
     """What one step added.
 
-    Every token comes with the step that made it. Its text can come later: it is held back while a character or a stop
-    string may still be open, and empty while a long prompt is read.
+    Each token comes with the step that made it. Its text may come later: it is held back while a character or a stop
+    string may be incomplete. The text is empty while a long prompt is read.
     """
 
     text: str
     token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()  # of each token, where they were asked for
+    logprobs: tuple[TokenLogprob, ...] = ()  # of each token, if they were requested
     prefill: Prefill | None = None  # while a long prompt is read
     finish_reason: FinishReason | None = None  # set on the last chunk only
-    stopped_by: StoppedBy | None = None  # set on the last chunk only, where the reason is "stop"
+    stopped_by: StoppedBy | None = None  # set on the last chunk only, if the reason is "stop"
     stats: Stats | None = None  # set on the last chunk only
 
 
@@ -74,4 +74,4 @@ class Answer:
     stats: Stats | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     stopped_by: StoppedBy | None = None
-    error: EdgeError | None = None  # where finish_reason is "error"
+    error: EdgeError | None = None  # if finish_reason is "error"

@@ -1,8 +1,8 @@
-"""What the whole of an answer must match: JSON, a schema, a regular expression or a grammar, as a setting.
+"""What a whole answer must match, as a setting: JSON, a schema, a regular expression or a grammar.
 
-In: what a caller asks for. Out: a frozen record. Knows nothing about how it is followed; `constraints` does.
+In: a caller's request. Out: a frozen record. Knows nothing about how it is enforced; `constraint_masks` does.
 
-A schema may come in OpenAI's wrappers, as the setting response_format has them:
+A schema may come in OpenAI's wrappers, as in the setting response_format:
 
     {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}, "strict": true}}
     {"type": "json_schema", "name": ..., "schema": {...}}
@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
-from edge.runtime.errors import SettingsError, shown
+from edge.runtime.errors import SettingsError, in_words, shown
 from edge.runtime.json_reader import parse_json
 
 Kind = Literal["json_schema", "json", "regex", "lark"]
 _ADVICE = "expected a JSON object, the schema"
-_WRAPPER = {"type", "name", "description", "schema", "strict"}  # what stands beside a schema, or around it
+_WRAPPER = {"type", "name", "description", "schema", "strict"}  # keys around a schema, or beside it
 
 
 class SchemaMaker(Protocol):
@@ -33,7 +33,7 @@ class SchemaMaker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What the whole answer must match. Raises SettingsError for an unknown kind or a schema that is no JSON."""
+    """What the whole answer must match. Raises SettingsError for an unknown kind or a schema that is not JSON."""
 
     kind: Kind
     text: str  # the schema, the pattern or the grammar; empty for "json"
@@ -54,50 +54,50 @@ class Constraint:
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, object] | str | SchemaMaker | type[SchemaMaker]) -> Constraint:
-        """JSON that a JSON Schema (draft 2020-12) accepts: the schema, its text, or a pydantic model.
+        """Require JSON that a JSON Schema (draft 2020-12) accepts: the schema, its text, or a pydantic model.
 
-        OpenAI's wrappers are taken off it; {"type": "json_object"} stands for any JSON object.
+        OpenAI's wrappers are removed; {"type": "json_object"} means any JSON object.
         """
         if isinstance(schema, str):
             return cls("json_schema", schema)
         if callable(make := getattr(schema, "model_json_schema", None)):
             try:
                 schema = make()
-            except Exception as error:  # whatever a stranger's class raises
+            except Exception as error:  # whatever the caller's class raises
                 raise SettingsError(f"{shown(schema)} does not give its JSON schema ({shown(str(error))})") from error
         if not isinstance(schema, Mapping):
             raise SettingsError(f"the JSON schema is {shown(schema)}, expected an object or its JSON text")
         try:
             return cls("json_schema", json.dumps(dict(schema), ensure_ascii=False, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
-            raise SettingsError(f"the JSON schema cannot be written as JSON ({error})") from error
+            raise SettingsError(f"the JSON schema cannot be written as JSON ({in_words(error)})") from error
 
     @classmethod
     def json_object(cls) -> Constraint:
-        """Any JSON object."""
+        """Require a JSON object, with any content."""
         return cls("json", "")
 
     @classmethod
     def regex(cls, pattern: str) -> Constraint:
-        """Text that a regular expression matches from end to end; Rust's syntax, so no look-around."""
+        """Require text that a regular expression matches as a whole; Rust's syntax, so without look-around."""
         return cls("regex", pattern)
 
     @classmethod
     def lark(cls, grammar: str) -> Constraint:
-        """Text of a context-free grammar in llguidance's variant of Lark (llguidance docs/syntax.md)."""
+        """Require text of a context-free grammar, in llguidance's variant of Lark (llguidance docs/syntax.md)."""
         return cls("lark", grammar)
 
     @classmethod
     def choice(cls, options: Sequence[str]) -> Constraint:
-        """Exactly one of several texts."""
+        """Require exactly one of several texts."""
         if isinstance(options, str) or not options or not all(isinstance(option, str) for option in options):
             raise SettingsError(f"the choice is {shown(options)}, expected a list of one or more texts")
-        # As a terminal, which upper case makes of it: a rule may have 2,000 alternatives at most.
+        # Upper case makes it a terminal: a rule could have at most 2,000 alternatives.
         return cls("lark", "start: CHOICE\nCHOICE: " + " | ".join(json.dumps(o, ensure_ascii=False) for o in options))
 
 
 def _unwrapped(given: object) -> dict[str, Any] | None:
-    """The schema itself; None for any JSON object. Raises SettingsError where there is none."""
+    """Return the schema itself, or None for any JSON object. Raises SettingsError if there is none."""
     if not isinstance(given, dict):
         raise SettingsError(f"the JSON schema is {shown(given)}, {_ADVICE}")
     kind, inner = given.get("type"), given.get("schema")
@@ -108,7 +108,7 @@ def _unwrapped(given: object) -> dict[str, Any] | None:
         inner = around.get("schema") if isinstance(around, dict) else None
         if not isinstance(inner, dict):
             raise SettingsError(
-                'a "json_schema" has no schema in it, expected {"type": "json_schema", "json_schema": {"name": "...", '
+                'a "json_schema" holds no schema, expected {"type": "json_schema", "json_schema": {"name": "...", '
                 '"schema": {...}}}'
             )
         return inner

@@ -1,11 +1,11 @@
-"""How a chat template wants its messages: GLM-4's way, or the one that OpenAI and transformers share.
+"""In which form a chat template reads messages: GLM-4's, or the one that OpenAI and transformers share.
 
 In: a template's syntax tree, then checked messages and tools. Out: the mappings that the template reads. Knows nothing
-about rendering or tokens. What a template would leave out without a word is a PromptError here.
+about rendering or tokens. Content that a template would silently omit is a PromptError here.
 
-Which way is told by what the template reads, since a bundle has nothing else to say it. GLM-4's templates read
-`metadata` of a message and know nothing of `tool_calls`: a call is an assistant message with the function's name as
-metadata and the arguments as content, a result has the role `observation`. Of tools, glm-4-9b-chat's reads
+The form is inferred from what the template reads, since nothing else in a bundle tells it. GLM-4's templates read
+`metadata` of a message and not `tool_calls`: a call is an assistant message with the function's name as metadata and
+the arguments as content, and a result has the role `observation`. For tools, glm-4-9b-chat's template reads
 `item['tools']` of a system message; GLM-4-0414's and nearly all others read the variable `tools`.
 """
 
@@ -27,15 +27,15 @@ _RESULTS = ("tool", "function", "observation")
 
 @dataclass(frozen=True, slots=True)
 class Convention:
-    """What a template reads."""
+    """The form of messages and tools that a template reads."""
 
     calls: Literal["metadata", "tool_calls", "none"]
     tools: Literal["message", "variable", "none"]
-    words: frozenset[str]  # texts that it compares with or looks up, names of fields among them
+    words: frozenset[str]  # texts that it compares with or looks up, including names of fields
 
     @classmethod
     def of(cls, template: nodes.Template) -> Convention:
-        """Of a template as jinja2 parses it."""
+        """Infer it from a template as jinja2 parses it."""
         constants = (node.value for node in template.find_all(nodes.Const) if isinstance(node.value, str))
         words = frozenset([*constants, *(node.attr for node in template.find_all(nodes.Getattr))])
         calls: Literal["metadata", "tool_calls", "none"] = "none"
@@ -50,7 +50,7 @@ class Convention:
     def adapt(
         self, messages: Sequence[Message], tools: Sequence[JsonObject]
     ) -> tuple[list[JsonObject], list[JsonObject] | None]:
-        """The values of the template's `messages` and `tools`. Raises PromptError for what it has no place for."""
+        """Return the template's `messages` and `tools`. Raises PromptError for anything that it does not support."""
         inside = [i for i, message in enumerate(messages) if message.tools]
         if inside and tools:
             raise PromptError(
@@ -87,7 +87,7 @@ class Convention:
                 )
 
     def _adapt(self, message: Message, path: str) -> list[JsonObject]:
-        """One message as the template reads it; of GLM-4's calls, one message each."""
+        """Return one message as the template reads it; in GLM-4's form, each call is a message of its own."""
         fields: dict[str, Any] = {"role": self._role(message, path), "content": message.text}
         if message.metadata:
             if self.calls != "metadata":
@@ -131,7 +131,7 @@ class Convention:
 
 
 def _with_tools(messages: Sequence[Message], tools: Sequence[JsonObject]) -> list[Message]:
-    """The messages with the tools in a system message at their beginning: the caller's, where there is one."""
+    """Return the messages with the tools in a first system message, which is the caller's if there is one."""
     first = messages[0]
     if first.role in ("system", "developer"):
         return [replace(first, tools=tuple(tools)), *messages[1:]]
@@ -145,16 +145,16 @@ def _glm_call(call: ToolCall) -> JsonObject:
 
 
 def _openai_call(call: ToolCall) -> JsonObject:
-    """With the arguments as an object, as transformers has templates expect them."""
+    """Return a call with its arguments as an object, as transformers lets templates expect them."""
     arguments = _parsed(call.arguments)
     function = {"name": call.name, "arguments": call.arguments if arguments is None else arguments}
     return {"type": "function", "function": function} | ({"id": call.id} if call.id else {})
 
 
 def _parsed(arguments: str) -> dict[str, Any] | None:
-    """Arguments as an object; None where they are none, or would not come out of it as they went in."""
+    """Return arguments as an object; None if they are not one, or would not survive the conversion."""
     if not arguments.strip():
-        return {}  # an empty content would be left out by GLM-4's template, and the call with it
+        return {}  # GLM-4's template would omit an empty content, and the call with it
     try:
         parsed = json.loads(arguments, object_pairs_hook=_unique, parse_constant=_refuse)
         json.dumps(parsed, allow_nan=False)  # 1e999 is infinite
@@ -165,9 +165,9 @@ def _parsed(arguments: str) -> dict[str, Any] | None:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found := dict(pairs)) < len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key occurs twice")
     return found
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")

@@ -1,12 +1,12 @@
-"""Where a constraint leads nowhere: a text that it allows and that nothing may follow, not even the end.
+"""Dead ends in a constraint: a text that it allows, but that nothing may follow, not even the end.
 
-In: llguidance's matcher over single bytes, and words that stand in the constraint. Out: such a text, or None. A search
-of some milliseconds, not a proof: it tries every branch of a grammar where few bytes may come, one of each kind where
-many may, and every place once. Knows nothing about schemas or models.
+In: llguidance's matcher over single bytes, and words from the constraint. Out: such a text, or None. This is a search
+of some milliseconds, not a proof: it tries every byte where few may come, one of each kind where many may, and every
+place once. Knows nothing about schemas or models.
 
-The library finds most constraints that nothing can match when it reads them. It does not find a name of a property
-that can never come behind a comma (`patternProperties` that `properties` has used up), nor what exceeds its own limits
-once it is followed.
+When it reads a constraint, the library finds most of those that nothing can match. It does not find a property name
+that can never come after a comma (`patternProperties` that `properties` has used up), or a constraint that exceeds the
+library's own limits once it is followed.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import Any
 
 import numpy as np
 
-STATES = 1500  # looked at; 20 to 50 µs each
-SECONDS = 0.3  # for grammars of which a step takes milliseconds
+STATES = 1500  # to visit; 20 to 50 µs each
+SECONDS = 0.3  # limit for grammars whose steps take milliseconds
 LONGEST = 600  # bytes of a text
-FEW = 8  # bytes that may come and are all tried
-FREE = 128  # bytes that may come in free text
-CONTEXT = 20  # bytes behind which the same bytes may come: the same place
+FEW = 8  # allowed bytes that are all tried
+FREE = 128  # more allowed bytes than this are free text
+CONTEXT = 20  # last bytes: with these and the allowed bytes equal, it is the same place
 _WORDS = 200  # of the constraint, tried where names are free
-_CLOSING = b'",:]}[{ -.eE+\n'  # what ends a value or goes on behind it
+_CLOSING = b'",:]}[{ -.eE+\n'  # bytes that end a value, or come after one
 
 
-def dead_end(matcher: Any, words: Iterable[str]) -> tuple[str, str] | None:  # of llguidance, no types
-    """A text that nothing may follow, and the library's reason where it has one; None where none was found.
+def dead_end(matcher: Any, words: Iterable[str]) -> tuple[str, str] | None:  # llguidance has no types
+    """Return a text that nothing may follow, and the library's reason if it has one; None if none was found.
 
-    The matcher is at its beginning, and of no use afterwards.
+    The matcher must be at its beginning, and is useless afterwards.
     """
     names = [word.encode("utf-8", "replace") + b'"' for _, word in zip(range(_WORDS), words, strict=False)]
     waiting: deque[tuple[bytes, int]] = deque([(b"", 0)])  # texts, not copies of the matcher: one may have a megabyte
@@ -71,7 +71,7 @@ def dead_end(matcher: Any, words: Iterable[str]) -> tuple[str, str] | None:  # o
 
 
 def _representatives(allowed: Sequence[int], free: int) -> list[int]:
-    """The bytes to try: all of a few, one of each kind of many; the end alone where there is one and text was free."""
+    """Return the bytes to try: all of a few, one of each kind of many, and only an end, if any, after free text."""
     if len(allowed) <= FEW:
         return list(allowed)
     quote = [34] if 34 in allowed else []
@@ -83,7 +83,7 @@ def _representatives(allowed: Sequence[int], free: int) -> list[int]:
     kinds: dict[int, int] = {}
     for byte in allowed:
         kinds.setdefault(0 if byte in range(48, 58) else 1 if byte in range(97, 123) else 2 if byte < 128 else 3, byte)
-    # Where only one of many letters may come, each begins another word.
+    # If only some of all letters may come, each begins another word.
     letters = [byte for byte in allowed if byte in range(65, 123)] if len(allowed) < 64 and not closing else []
     return sorted({*closing, *kinds.values(), *letters})
 

@@ -12,18 +12,18 @@ from edge.runtime.tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """Incremental UTF-8 decoding of the bytes that tokens stand for."""
+    """Incremental UTF-8 decoding of the tokens' bytes."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        """Text that this token completes; empty while a character is still open."""
+        """Return the text that this token completes; empty while a character is incomplete."""
         return self._utf8.decode(self._tokenizer.token_bytes(token_id))
 
     def finish(self) -> str:
-        """Text of an unfinished character (U+FFFD), if one is open; the detokenizer can then start anew."""
+        """Return U+FFFD for an incomplete character, if there is one; the detokenizer can then start anew."""
         tail = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return tail

@@ -9,10 +9,10 @@
     ├── ProfileError             a profile that cannot be read, or two that cannot be compared
     ├── OutputError              the output folder exists, cannot be written, or the disk is full
     ├── BundleError              a bundle is incomplete, altered, or of another schema
-    │   └── VerificationError    a bundle opens, but computes something else than it should
-    ├── MissingPackageError      a package that one of the extras installs is not there
-    ├── DeviceError              an engine or device that is not there or cannot run the model
-    ├── ClosedError              a model that was closed and is still used
+    │   └── VerificationError    a bundle opens, but computes something other than it should
+    ├── MissingPackageError      a package that one of the extras installs is missing
+    ├── DeviceError              an engine or device that is missing or cannot run the model
+    ├── ClosedError              a model that is used after it was closed
     ├── TokenizerError           a tokenizer or chat template that cannot be used
     ├── CacheError               a KV cache used against its rules
     │   └── SnapshotError        a prefix file that is damaged, or made for something else
@@ -20,7 +20,7 @@
     └── GenerationError          a request that cannot be run
         ├── SettingsError        a setting of the wrong type or outside its range
         ├── PromptError          an empty prompt, or messages that the template refuses
-        ├── ContextLengthError   prompt and answer do not fit into the context, however long one waits
+        ├── ContextLengthError   prompt and answer can never fit into the context
         └── CacheFullError       the KV cache has no room now; other requests hold it
 
 A message says what was given, what was expected, and what to do about it.
@@ -31,10 +31,12 @@ from __future__ import annotations
 import copy
 import re
 
+EXPORT_AGAIN = "export the bundle again"  # advice for a bundle with unexpected content
+COPY_AGAIN = "copy the bundle again or export it again"  # advice for one that was changed or is incomplete
 _SHOWN = 80  # characters of a value that a message quotes
-_NAME = 100  # characters of a name out of a file
-_WORDS = 200  # characters of what another program or a template says
-# Lines of a library's message that say where it was raised and not what is wrong.
+_NAME = 100  # characters of a name from a file
+_WORDS = 200  # characters of a message from another program or a template
+# Lines of a library's message that say where it was raised, but not what is wrong.
 _POSITIONS = ("Exception from", "Check ")
 _CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : ")
 
@@ -64,7 +66,7 @@ class CalibrationError(EdgeError):
 
 
 class ProfileError(EdgeError):
-    """A profile does not read as one, or what two of them measured cannot be compared."""
+    """A profile cannot be read, or the measurements of two cannot be compared."""
 
 
 class OutputError(EdgeError):
@@ -76,15 +78,15 @@ class BundleError(EdgeError):
 
 
 class VerificationError(BundleError):
-    """A bundle opens, but its engine computes something else than it should."""
+    """A bundle opens, but its engine computes something other than it should."""
 
 
 class MissingPackageError(EdgeError):
-    """A package that one of the extras installs is not there."""
+    """A package that one of the extras installs is missing."""
 
 
 class DeviceError(EdgeError):
-    """The engine or device is not there, or cannot run this model."""
+    """The engine or device is missing, or cannot run this model."""
 
 
 class ClosedError(EdgeError):
@@ -96,7 +98,7 @@ class TokenizerError(EdgeError):
 
 
 class CacheError(EdgeError):
-    """The KV cache was used against its rules, or a file of it cannot be used."""
+    """The KV cache was used against its rules, or a prefix file cannot be used."""
 
 
 class SnapshotError(CacheError):
@@ -110,7 +112,7 @@ class DraftStoreError(EdgeError):
 class GenerationError(EdgeError):
     """A request that cannot be run.
 
-    param: where in the request the value at fault stands, like "messages[1].content"; None where that is not known.
+    param: the path of the wrong value in the request, like "messages[1].content"; None if it is not known.
     """
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
@@ -127,7 +129,7 @@ class PromptError(GenerationError):
 
 
 class ContextLengthError(GenerationError):
-    """Prompt and answer do not fit into the context, however long one waits."""
+    """Prompt and answer can never fit into the context; waiting does not help."""
 
 
 class CacheFullError(GenerationError):
@@ -135,20 +137,20 @@ class CacheFullError(GenerationError):
 
 
 def shown(value: object) -> str:
-    """A value as a message quotes it: on one line, short, and without what cannot be printed."""
+    """Return a value as a message quotes it: on one line, short, and printable."""
     try:
         text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    except Exception:  # whatever a stranger's __repr__ raises; an int of over 4,300 digits raises ValueError
+    except Exception:  # from any __repr__; an int of over 4,300 digits raises ValueError
         text = f"<{type(value).__name__}>"
     text = " ".join(text.split()) if "\n" in text else text
     return (text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…").encode("utf-8", "backslashreplace").decode()
 
 
 def telling_line(said: BaseException | str, *, last: bool = False) -> str:
-    """The one line of a library's error, or of what a process printed, that says what is wrong.
+    """Return the one line of a library's error, or of a process's output, that says what is wrong.
 
-    That is the first line, or one marked "error: " as compilers do it. `last`: the last line, for a traceback and for
-    libraries that lead up to their point. The class's name stands for an exception without a message.
+    That is the first line, or one marked "error: ", as compilers write it. last: prefer the last line, for a traceback
+    and for libraries that lead up to the point. For an exception without a message, it is the name of its class.
     """
     lines = [line.strip() for line in str(said).splitlines() if line.strip()]
     marked = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
@@ -161,19 +163,19 @@ def telling_line(said: BaseException | str, *, last: bool = False) -> str:
 
 
 def in_words(said: object, most: int = _WORDS) -> str:
-    """What a stranger says, as a part of a message: on one line, short, and without what cannot be printed."""
+    """Return the words of another program as part of a message: on one line, short, and printable."""
     text = str(said)[: 10 * most]
     words = " ".join("".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text).split())
     return words if len(words) <= most else f"{words[: most - 1]}…"
 
 
 def not_expected(path: str, value: object, expected: str) -> PromptError:
-    """The error of one value in a request, at a path like "messages[1].content"."""
+    """Return the error for a wrong value in a request, at a path like "messages[1].content"."""
     return PromptError(f"{path} is {shown(value)}, expected {expected}", param=path)
 
 
 def own_error(error: BaseException) -> EdgeError:
-    """An error for the request that met it: a copy of one of ours, or a GenerationError about one that is not ours."""
+    """Return an error for the request that met it: a copy of one of ours, or a GenerationError about any other."""
     if isinstance(error, EdgeError):
         return copy.copy(error)
     found = GenerationError(f"this answer failed: {type(error).__name__}: {plain(telling_line(error), _SHOWN)}")
@@ -182,5 +184,5 @@ def own_error(error: BaseException) -> EdgeError:
 
 
 def plain(text: str, most: int = _NAME) -> str:
-    """A name or line of others as a message has it: as it is, unless it is long or does something to a terminal."""
+    """Return a name or line from elsewhere for a message: unchanged, unless it is long or not printable."""
     return text if text.isprintable() and len(text) <= most else shown(text)

@@ -1,8 +1,8 @@
-"""Opening a file that somebody else wrote, and reading a small one whole, or any into its hash.
+"""Opening files from elsewhere, reading small ones whole, and hashing them.
 
-In: a path, the most bytes it may have, and the error that its reader raises. Out: the file, or its bytes. What is no
-ordinary file (a named pipe that blocks for ever, a device without an end) is refused before it is read. Knows nothing
-about what is in it.
+In: a path, the most bytes it may have, and the error that its reader raises. Out: the file, its bytes, or its hash. A
+path that is not an ordinary file (a named pipe that blocks for ever, an endless device) is refused before it is read.
+Knows nothing about the content.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ _SHOWN = 300  # characters of a path in a message
 
 
 def open_file(path: Path, error: type[EdgeError], advice: str) -> BinaryIO:
-    """An ordinary file, opened for reading. Raises `error`, its message ended by `advice`, for everything else."""
+    """Open an ordinary file for reading. Raises `error`, with `advice` at the end of its message, for anything else."""
     try:
-        # Without O_NONBLOCK, opening a named pipe waits for somebody to write into it.
+        # Without O_NONBLOCK, opening a named pipe waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as problem:  # ValueError: a zero byte in the path
         raise _unreadable(path, problem, error, advice) from problem
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise error(f"{shown_path(path)} is no ordinary file; {advice}")
+        raise error(f"{shown_path(path)} is not an ordinary file; {advice}")
     return os.fdopen(descriptor, "rb")
 
 
 def read_file(path: Path, error: type[EdgeError], advice: str, *, max_bytes: int = SMALL_BYTES) -> bytes:
-    """The bytes of an ordinary file.
+    """Return the bytes of an ordinary file.
 
-    Raises `error`, its message ended by `advice`, for what is not there, no ordinary file, larger than `max_bytes`, or
-    cannot be read.
+    Raises `error`, with `advice` at the end of its message, for a path that is missing, not an ordinary file, larger
+    than `max_bytes`, or unreadable.
     """
     with open_file(path, error, advice) as file:
         size = os.fstat(file.fileno()).st_size
@@ -55,7 +55,7 @@ def _unreadable(path: Path, problem: OSError | ValueError, error: type[EdgeError
 
 
 def is_file(path: Path) -> bool:
-    """Whether an ordinary file is there; False for a path that cannot be one, too."""
+    """Whether a path is an ordinary file; False, too, for a path that cannot be one."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):  # ValueError: a zero byte in the path
@@ -63,13 +63,13 @@ def is_file(path: Path) -> bool:
 
 
 def shown_path(path: object) -> str:
-    """A path as a message names it: whole, unless it is very long, and without what cannot be printed."""
+    """Return a path as a message names it: unprintable characters escaped, and cut if it is very long."""
     text = str(path)
     text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file. Raises OSError."""
+    """Return the sha256 of a file in hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,10 +1,10 @@
-"""The one way in which JSON of others is read: with limits, and with one kind of error.
+"""How JSON from elsewhere is read: always with limits, and with one kind of error.
 
 In: JSON text or a file, what to call it, and the error that its reader raises. Out: the value. Knows nothing about what
 the value should be.
 
-Python's own reader lets pass what later code dies of: nesting that overflows the stack of whoever walks it, numbers
-beyond float64 (as inf), integers of thousands of digits, NaN, and halves of characters that no UTF-8 can hold.
+Python's own reader accepts what breaks later code: nesting that overflows the stack of code that walks it, numbers
+beyond float64 (as inf), integers of thousands of digits, NaN, and halves of characters, which UTF-8 cannot hold.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any, NoReturn
 from edge.runtime.errors import EdgeError, shown
 from edge.runtime.files import SMALL_BYTES, read_file
 
-MAX_DEPTH = 64  # of lists and objects within each other; tokenizer.json and JSON schemas have ten or so
-MAX_BRACKETS = 1 << 22  # that open: each list takes 64 bytes or more, and a tokenizer's merges are 0.3 million
+MAX_DEPTH = 64  # nested lists and objects; tokenizer.json and JSON schemas have about ten
+MAX_BRACKETS = 1 << 22  # opening ones: each list takes 64 bytes or more, and a tokenizer has 0.3 million merges
 MAX_DIGITS = 40  # of an integer; 2**64 has 20
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class _Refused(ValueError):
-    """What the JSON holds and may not, in words."""
+    """What is wrong with the JSON, in words."""
 
 
 def parse_json(
@@ -38,11 +38,11 @@ def parse_json(
     unique_keys: bool = False,
     infinite: bool = False,
 ) -> Any:  # Any: JSON
-    """The value of JSON text; bytes are UTF-8, with or without a byte-order mark.
+    """Return the value of JSON text; bytes are UTF-8, with or without a byte-order mark.
 
-    unique_keys: refuse an object that has a key twice, as for what we write ourselves. infinite: let NaN and Infinity
-    pass, which JSON does not have and Python writes all the same. Raises `error`, "`name` is not valid JSON: ... ;
-    `advice`", for anything else than JSON within the limits.
+    unique_keys: refuse an object that has a key twice, for files that we write ourselves. infinite: accept NaN and
+    Infinity, which JSON does not have but Python writes. Raises `error`, "`name` is not valid JSON: ... ; `advice`",
+    for anything but JSON within the limits.
     """
 
     def whole(digits: str) -> int:
@@ -58,7 +58,7 @@ def parse_json(
 
     def constant(word: str) -> float:
         if not infinite:
-            raise _Refused(f"it holds {word}, which is no number in JSON")
+            raise _Refused(f"it holds {word}, which is not a number in JSON")
         return float(word)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def read_json(
     unique_keys: bool = False,
     infinite: bool = False,
 ) -> Any:  # Any: JSON
-    """`parse_json` of a file; raises `error` for one that cannot be read or is too large, too."""
+    """Read a file by `parse_json`. Raises `error` also for a file that cannot be read, or is too large."""
     raw = read_file(path, error, advice, max_bytes=max_bytes)
     return parse_json(raw, str(path), error, advice, unique_keys=unique_keys, infinite=infinite)
 
@@ -121,7 +121,7 @@ def read_json_object(
     unique_keys: bool = False,
     infinite: bool = False,
 ) -> dict[str, Any]:  # Any: JSON
-    """`read_json` of a file that has to hold an object."""
+    """Read a file by `read_json`. Raises `error` also if its value is not an object."""
     value = read_json(path, error, advice, max_bytes=max_bytes, unique_keys=unique_keys, infinite=infinite)
     if not isinstance(value, dict):
         raise error(f"{path} holds {shown(value)}, expected a JSON object; {advice}")
@@ -129,7 +129,7 @@ def read_json_object(
 
 
 def _check_depth(value: object) -> None:
-    """Level by level: a walk that calls itself would overflow as the walks of others do."""
+    """Raise for values nested too deeply. Works level by level, since recursion would overflow here as elsewhere."""
     level, depth = [value], 0
     while level := [item for item in level if isinstance(item, dict | list)]:
         depth += 1

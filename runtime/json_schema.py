@@ -1,14 +1,15 @@
-"""A JSON schema as llguidance can follow it: without what says nothing, and small enough not to end the process.
+"""A JSON schema as llguidance can follow it: without keywords that have no effect, and small enough to be safe.
 
-In: a schema, and which formats and dialects the library knows. Out: the schema that it is given. Raises SettingsError
-for what the library would die of. Knows nothing about tokens or grammars.
+In: a schema, and which formats and dialects the library knows. Out: the schema to give to it. Raises SettingsError for
+one that would end the process. Knows nothing about tokens or grammars.
 
-What says nothing restricts nothing: JSON Schema 2020-12 makes `format` an annotation, so one that the library does not
-know is left out; so is `uniqueItems: false`, a `$schema` of an unknown dialect, and the like. What demands something
-stays, for the library to follow or to refuse. OpenAPI's `nullable` is no keyword of JSON Schema and has no effect.
+Keywords that restrict nothing are removed: JSON Schema 2020-12 makes `format` an annotation, so a format that the
+library does not know goes; so do `uniqueItems: false`, a `$schema` of an unknown dialect, and the like. Keywords that
+restrict something stay, for the library to follow or to refuse. OpenAPI's `nullable` is not a keyword of JSON Schema
+and has no effect.
 
-The library calls itself for every level of a schema and for every $ref in it, without a limit: a chain of 1,000
-definitions overflows its stack, which no handler catches. Multiples are counted out one by one, in gigabytes.
+The library recurses into every level of a schema and every $ref in it, without a limit: a chain of 1,000 definitions
+overflows its stack, which no handler catches. Multiples are enumerated one by one, in gigabytes.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from urllib.parse import unquote
 
 from edge.runtime.errors import SettingsError, shown
 
-MAX_LEVELS = 1000  # of nesting, in the schema itself and in everything that a $ref leads to; 3,000 have been too many
-MAX_NAMES = 2000  # of properties of one object: their cost grows with the square
+MAX_LEVELS = 1000  # of nesting, in the schema itself and in everything that a $ref leads to; 3,000 were too many
+MAX_NAMES = 2000  # properties of one object: their cost grows with the square
 MAX_VALUES = 10_000  # within lists and objects of `const` and `enum`
 MAX_MULTIPLE = 100_000  # 0.1 s and 25 MB; 2,000,000 take 25 s
-_NAMED_LEVELS = 10  # that a $ref which we do not follow is taken to lead to
-_SWEEPS = 50  # over all schemas, in search of those without an end
+_NAMED_LEVELS = 10  # assumed for a $ref that we do not follow
+_SWEEPS = 50  # over all schemas, to find those without an end
 
 _ONE = (
     "additionalProperties", "additionalItems", "items", "contains", "not", "if", "then", "else", "propertyNames",
@@ -34,14 +35,14 @@ _ONE = (
 )  # fmt: skip
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
 _SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_VALUES = ("const", "enum", "default", "examples", "example")  # what they hold is no schema
+_VALUES = ("const", "enum", "default", "examples", "example")  # they hold values, not schemas
 _LARGEST_INT = 9223372036854774784  # the last float64 before 2**63, where the library's integers end
 
 Schema = dict[str, Any]  # JSON
 
 
 def prepare_schema(schema: Schema, knows_format: Callable[[str], bool], knows_dialect: Callable[[str], bool]) -> Schema:
-    """The schema without what says nothing; it is changed in place. Raises SettingsError for what cannot be held."""
+    """Remove keywords without effect, in place, and return the schema. Raises SettingsError for one that is unsafe."""
     if "$schema" in schema and not (isinstance(schema["$schema"], str) and knows_dialect(schema["$schema"])):
         del schema["$schema"]
     found = _Found(schema)
@@ -51,14 +52,14 @@ def prepare_schema(schema: Schema, knows_format: Callable[[str], bool], knows_di
         _narrow(one)
     if (endless := _endless(found)) is not None:
         raise SettingsError(
-            f"the JSON schema has no end: {shown(endless)} holds itself and demands it again each time; "
+            f"the JSON schema has no end: {shown(endless)} contains itself and requires it each time; "
             "make it optional, or allow null there"
         )
     return schema
 
 
 class _Found:
-    """All schemas within one, those that only a $ref leads to among them."""
+    """All schemas within one, including those that only a $ref leads to."""
 
     def __init__(self, root: Schema) -> None:
         self.root = root
@@ -84,13 +85,13 @@ class _Found:
                     self.named.add(reference)
 
     def target(self, schema: Schema) -> Schema | None:
-        """What its $ref leads to."""
+        """Return what a schema's $ref leads to."""
         reference = schema.get("$ref")
         return self.targets.get(reference) if isinstance(reference, str) else None
 
 
 def _inner(schema: Schema) -> Iterator[Schema]:
-    """The schemas right within one, not through a $ref."""
+    """Yield the schemas directly within one, not following its $ref."""
     for key, value in schema.items():
         if key in _ONE and isinstance(value, dict):
             yield value
@@ -101,7 +102,7 @@ def _inner(schema: Schema) -> Iterator[Schema]:
 
 
 def _target(root: Schema, reference: str) -> object:
-    """What a JSON pointer leads to; None for another kind of reference, for nowhere and for what is no schema."""
+    """Return what a JSON pointer leads to; None for other references, for nowhere, and for values without schemas."""
     if reference != "#" and not reference.startswith("#/"):
         return None
     value: object = root
@@ -138,7 +139,7 @@ def _check_size(found: _Found) -> None:
                 )
         if (values := _values([one.get("const")]) + _values(one.get("enum"))) > MAX_VALUES:
             raise SettingsError(
-                f"const or enum of the JSON schema hold {values:,} values within lists and objects, expected at most "
+                f"const and enum of the JSON schema hold {values:,} values in lists and objects, expected at most "
                 f"{MAX_VALUES:,}"
             )
         multiple = math.lcm(multiple, _counted(one.get("multipleOf")))
@@ -151,7 +152,7 @@ def _check_size(found: _Found) -> None:
 
 
 def _levels(value: object) -> int:
-    """Lists and objects within each other."""
+    """Return how deeply lists and objects are nested."""
     level, depth = [value], 0
     while level := [item for item in level if isinstance(item, dict | list)]:
         depth += 1
@@ -160,7 +161,7 @@ def _levels(value: object) -> int:
 
 
 def _values(value: object) -> int:
-    """Values in the lists and objects of an enumeration; plain ones cost nothing."""
+    """Return how many values are in the lists and objects of an enumeration; plain ones cost nothing."""
     waiting = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, dict | list)]
     count = 0
     while waiting:
@@ -172,7 +173,7 @@ def _values(value: object) -> int:
 
 
 def _counted(multiple: object) -> int:
-    """States that the library needs for a multipleOf: the number without its decimal point."""
+    """Return how many states the library needs for a multipleOf: the number without its decimal point."""
     if isinstance(multiple, bool) or not isinstance(multiple, int | float) or multiple <= 0:
         return 1
     number = Decimal(str(multiple)).normalize()
@@ -184,7 +185,7 @@ def _counted(multiple: object) -> int:
 
 
 def _leave_out(schema: Schema, knows_format: Callable[[str], bool]) -> None:
-    """Remove keywords that demand nothing, and that the library would refuse a schema for."""
+    """Remove keywords that require nothing, but would make the library refuse the schema."""
     for key in list(schema):
         value = schema[key]
         if key == "format":
@@ -211,7 +212,7 @@ def _leave_out(schema: Schema, knows_format: Callable[[str], bool]) -> None:
 
 
 def _narrow(schema: Schema) -> None:
-    """Bounds of 64-bit integers, as code generators write them, to the last ones that the library can count to."""
+    """Narrow bounds of 64-bit integers, as code generators write them, to the last ones that the library can hold."""
     if schema.get("type") != "integer":
         return
     for key, sign in (("minimum", -1), ("maximum", 1)):
@@ -221,9 +222,9 @@ def _narrow(schema: Schema) -> None:
 
 
 def _endless(found: _Found) -> str | None:
-    """A $ref whose schema no finite value satisfies, because it demands itself; None without one.
+    """Return a $ref whose schema no finite value satisfies, because it requires itself; None if there is none.
 
-    Schemas are found to have an end until no more are; what is left has none.
+    Each sweep finds more schemas that have an end; those that are left when none is found have no end.
     """
     ended: set[int] = set()
 
@@ -247,7 +248,7 @@ def _endless(found: _Found) -> str | None:
         if not new:
             return next((name for name, target in found.targets.items() if id(target) not in ended), None)
         ended.update(map(id, new))
-    return None  # too long a chain to tell
+    return None  # the chain is too long to tell
 
 
 def _kind_ends(schema: Schema, kind: object, ends: Callable[[object], bool]) -> bool:

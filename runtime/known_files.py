@@ -1,11 +1,11 @@
-"""Large files that were read and found right once, and were not touched since.
+"""Large files that were read and found correct once, and have not been touched since.
 
 In: a file and the sha256 that it should have. Out: whether it has. Knows nothing about bundles.
 
-What was found right is remembered in the user's cache folder, as a list of hashes that tell nobody what they are of: of
-the file's place, size, times and number on its disk, and of its sha256. Whatever writes to a file or puts another in
-its place changes one of these. What changes bytes behind the system's back (a disk that fails) does not, and is found
-by reading all of it anew. Without a folder to write to, every process reads every file once.
+Files found correct are remembered in the user's cache folder, as a list of hashes that reveal nothing: of the file's
+path, size, times and inode number, and of its sha256. Writing to a file or replacing it changes one of these. A failing
+disk can change bytes without that, which only reading the whole file anew finds. Without a folder to write to, every
+process reads every file once.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from edge.runtime.cache_folder import cache_folder
 from edge.runtime.errors import OutputError
 from edge.runtime.files import is_file, read_file, sha256_of
 
-MOST = 500  # files that are remembered; the oldest are forgotten
+MOST = 500  # files to remember; the oldest are forgotten
 FILE = "checked-files"
 _STAMP = re.compile("[0-9a-f]{64}")
-# A file may be written twice within one tick of its times: up to 2 s on FAT. It is remembered when it is older.
+# Two writes within one tick of a file's times look like one (up to 2 s on FAT), so only older files are remembered.
 SETTLED_NS = 3 * 10**9
 
 
 class KnownFiles:
-    """What this process found right, besides what the cache folder knows of."""
+    """The files that this process found correct, besides those in the cache folder."""
 
     def __init__(self) -> None:
         self._right: set[str] = set()
 
     def is_right(self, path: Path, sha256: str, *, anew: bool = False) -> bool:
-        """Whether a file has this sha256, and keeps still. It is read where that is not known, or `anew`.
+        """Whether a file has this sha256 and does not change. It is read if that is not known, or with `anew`.
 
         Raises OSError.
         """
@@ -55,7 +55,7 @@ class KnownFiles:
 
 
 def _stamp(path: Path, status: os.stat_result, sha256: str) -> str:
-    """What is remembered of a file as it is now."""
+    """Return what is remembered of a file in its present state."""
     parts = [os.path.realpath(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, sha256]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -67,18 +67,18 @@ def _is_remembered(stamp: str) -> bool:
 
 
 def _remembered() -> list[str]:
-    """Stamps, the oldest first. Raises OutputError for a file of somebody else."""
+    """Return the stamps, oldest first. Raises OutputError for a file that is not ours."""
     path = cache_folder() / FILE
     if not is_file(path):
         return []
     lines = read_file(path, OutputError, "remove it", max_bytes=1000 * MOST).decode("ascii", "replace").splitlines()
     if not all(_STAMP.fullmatch(line) for line in lines):
-        raise OutputError(f"{path} is there and holds something else; remove it")
+        raise OutputError(f"{path} exists and holds something else; remove it")
     return lines
 
 
 def _remember(stamp: str) -> None:
-    """Put a stamp behind the others; nothing happens where that cannot be written."""
+    """Append a stamp to the others; do nothing if the file cannot be written."""
     with contextlib.suppress(OutputError, OSError):
         folder = cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

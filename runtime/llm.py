@@ -1,8 +1,8 @@
 """A loaded model: tokenizer, template, engine and scheduler together, ready to answer.
 
 In: a bundle folder, or an engine with a tokenizer. Out: an `LLM` with `generate` (text, token ids or a `Prompt`),
-`chat` (messages) and `generate_batch`. Any number of answers at once, from any number of threads: as long as somebody
-waits for one, all of them go on. Knows nothing about how a bundle is made.
+`chat` (messages) and `generate_batch`. Any number of answers can run at once, read from any number of threads: waiting
+for one of them advances all. Knows nothing about how a bundle is made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edge.runtime import bundle as bundles
 from edge.runtime.bundle import Bundle
 from edge.runtime.chat import ChatTemplate, open_template
 from edge.runtime.chunk import Answer
-from edge.runtime.constraints import Constraints
+from edge.runtime.constraint_masks import Constraints
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import BundleError, ClosedError, EdgeError, PromptError, SettingsError, own_error, shown
@@ -39,15 +39,14 @@ from edge.runtime.settings import (
     SpeculationSettings,
     generation_settings,
 )
-from edge.runtime.speculation import Acceptance, Drafter, DraftStore, StepCost
+from edge.runtime.speculation import DraftStore, SharedDrafts
 from edge.runtime.stream import Stream, read_all
 from edge.runtime.tokenizer import Tokenizer
 from edge.runtime.tools import JsonObject
 
 PromptLike = str | Sequence[int] | Prompt | Sequence[MessageLike]
-REMEMBERED_PROMPT = 32  # its last ids go to the draft store with an answer, which begins alike when it is asked again
 MAX_SAMPLES = 1024  # answers to one prompt at once
-PROBES = ("a", "\n7", "“是的”")  # user messages that share no beginning, to find what every conversation begins with
+PROBES = ("a", "\n7", "“是的”")  # user messages with no common beginning, to find what conversations share
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +55,8 @@ class LLM:
     """A loaded bundle. Raises BundleError, TokenizerError, DeviceError, SettingsError and DraftStoreError.
 
     With `speculation`, steps verify drafts of several tokens; `draft_store` is a file of earlier answers to draft from,
-    which `close` writes. Unless the settings say otherwise, it makes the engine `reproducible`: answers are then those
-    without drafts, bit by bit (unless kv_precision asks for u8 or u4).
+    which `close` writes. Speculation makes the engine `reproducible` unless the settings say otherwise: answers then
+    equal those without drafts, bit by bit (except with a kv_precision of u8 or u4).
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class LLM:
     ) -> None:
         bundle = bundles.open_bundle(path)
         manifest = bundle.manifest
-        tokenizer = Tokenizer.from_text(_required(bundle, bundles.TOKENIZER), manifest.spec.vocab_size)
+        tokenizer = Tokenizer.from_text(bundle.required(bundles.TOKENIZER), manifest.spec.vocab_size)
         template, config = (bundle.text(name) for name in (bundles.CHAT_TEMPLATE, bundles.TOKENIZER_CONFIG))
         settings = settings or EngineSettings()
         if settings.reproducible is None:
@@ -96,7 +95,7 @@ class LLM:
         speculation: SpeculationSettings | None = None,
         draft_store: str | Path | None = None,
     ) -> Self:
-        """A model without a bundle: of an engine of your own, or of `edge.ScriptedEngine`. Raises as a bundle does."""
+        """Make a model without a bundle, from an engine of your own or `edge.ScriptedEngine`. Raises as `LLM` does."""
         self = cls.__new__(cls)
         self._bundle = None
         digest = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
@@ -113,13 +112,13 @@ class LLM:
         speculation: SpeculationSettings | None,
         draft_store: str | Path | None,
     ) -> None:
-        """The engine comes last: what else can be wrong is found before a model is loaded."""
+        """Open the engine last, so that everything else that can be wrong is found before a model is loaded."""
         self.tokenizer, self.template, self.stop_ids = tokenizer, template, frozenset(stop_ids)
-        self._speculation, self._cost, self._acceptance = speculation, StepCost(), Acceptance()
-        sha256 = self._identity.tokenizer_sha256
-        self._store = (
-            None if draft_store is None else DraftStore.open(Path(draft_store), sha256, num_ids=tokenizer.num_tokens)
-        )
+        store = None
+        if draft_store is not None:
+            sha256 = self._identity.tokenizer_sha256
+            store = DraftStore.open(Path(draft_store), sha256, num_ids=tokenizer.num_tokens)
+        self._drafts = drafts = SharedDrafts(speculation, store)
         self._constraints = Constraints(tokenizer, tokenizer.num_tokens, self.stop_ids)
         self.engine = open_engine()
         info = self.engine.info
@@ -127,7 +126,9 @@ class LLM:
             self.engine.close()
             raise SettingsError(f"the {info.name} engine cannot verify drafts; load without speculation")
         self._identity = replace(self._identity, layout=self.engine.identity)
-        self._scheduler = Scheduler(self.engine, self._cost, _remember_in(self._store))
+        self._scheduler = Scheduler(
+            self.engine, drafts.cost, lambda request: drafts.remember(request.ids, request.num_prompt_tokens)
+        )
         self._runner = Runner(self._scheduler)
         self.prefixes = Prefixes(self.engine, self._scheduler, self._runner, self._identity, self._computed)
 
@@ -137,18 +138,18 @@ class LLM:
 
     @property
     def bundle(self) -> Bundle:
-        """The bundle that was loaded. Raises BundleError for a model made by `from_engine`."""
+        """The loaded bundle. Raises BundleError for a model made by `from_engine`."""
         if self._bundle is None:
-            raise BundleError("this model was made of an engine and has no bundle; load one with edge.load")
+            raise BundleError("this model was made from an engine and has no bundle; load one with edge.load")
         return self._bundle
 
     # --- Answers ------------------------------------------------------------------------------------------------------
 
     def generate(self, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Stream:
-        """Continue a prompt: text, whose special tokens are recognised, or token ids, a `Prompt`, or messages.
+        """Continue a prompt: text (special tokens in it are recognised), token ids, a `Prompt`, or messages.
 
         Keywords are the fields of `GenerationSettings` and `Sampling`. Raises SettingsError, PromptError and
-        ContextLengthError. What the prompt shares with earlier ones is not computed again.
+        ContextLengthError. A beginning that the prompt shares with earlier ones is not computed again.
         """
         return self._submit(self._prompt_of(prompt), generation_settings(**options))
 
@@ -162,17 +163,17 @@ class LLM:
     ) -> Stream:
         """Answer messages like `[{"role": "user", "content": "Hello"}]`; keywords and errors as in `generate`.
 
-        tools: what the model may call, as OpenAI describes it. template_variables: what else the chat template reads.
-        Nothing in a message becomes a special token: `<|user|>` that somebody typed is text.
+        tools: what the model may call, in OpenAI's form. template_variables: further values for the chat template.
+        Nothing in a message becomes a special token: a typed `<|user|>` is text.
         """
         ids = self.encode_chat(messages, tools=tools, template_variables=template_variables)
         return self.generate(ids, **options)
 
     def generate_batch(self, prompts: Iterable[PromptLike], **options: Unpack[GenerationOptions]) -> list[Answer]:
-        """Answer several prompts at once, as many in one step as the KV cache holds; the answers in their order.
+        """Answer several prompts at once, as many per step as the KV cache holds; return the answers in order.
 
-        Keywords as in `generate`; a seed is that of every answer. Raises SettingsError before anything runs. A prompt
-        that cannot be answered becomes an `Answer` with its error, and the others go on.
+        Keywords as in `generate`; every answer gets the same seed. Raises SettingsError before anything runs. A prompt
+        that cannot be answered becomes an `Answer` with its error, and the others continue.
         """
         settings = generation_settings(**options)
         if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
@@ -180,11 +181,11 @@ class LLM:
         return read_all([self._try_submit(prompt, settings) for prompt in prompts])
 
     def sample(self, prompt: PromptLike, n: int, **options: Unpack[GenerationOptions]) -> list[Answer]:
-        """`n` answers to one prompt, which is computed once. With a seed, answer i is that of seed + i alone."""
+        """Return `n` answers to one prompt, which is computed once. With a seed, answer i is that of seed + i."""
         return read_all(self.sample_streams(prompt, n, **options))
 
     def sample_streams(self, prompt: PromptLike, n: int, **options: Unpack[GenerationOptions]) -> list[Stream]:
-        """The same as streams."""
+        """Return what `sample` does as streams."""
         number = check_value("n", Whole(1, MAX_SAMPLES), n)
         settings, found = generation_settings(**options), self._prompt_of(prompt)
         seed = settings.sampling.seed
@@ -202,9 +203,9 @@ class LLM:
         template_variables: JsonObject | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
-        """Messages as prompt text, to read: `encode_chat` alone tells special tokens from what a message spells.
+        """Return messages as prompt text, for reading: only `encode_chat` tells special tokens from text like them.
 
-        Raises PromptError for what is no message, when the template refuses them, and when the model has none.
+        Raises PromptError for an invalid message, when the template refuses them, and when the model has no template.
         """
         return self.chat_template.render(
             messages, tools=tools, variables=template_variables, add_generation_prompt=add_generation_prompt
@@ -218,7 +219,7 @@ class LLM:
         template_variables: JsonObject | None = None,
         add_generation_prompt: bool = True,
     ) -> list[int]:
-        """Messages as token ids, as `chat` sends them; errors as in `render`."""
+        """Return messages as token ids, as `chat` sends them; errors as in `render`."""
         marked = self.chat_template.render_marked(
             messages, tools=tools, variables=template_variables, add_generation_prompt=add_generation_prompt
         )
@@ -226,48 +227,45 @@ class LLM:
 
     @property
     def chat_template(self) -> ChatTemplate:
-        """The model's template. Raises PromptError when it has none."""
+        """The model's chat template. Raises PromptError when it has none."""
         if self.template is None:
             raise PromptError("this model has no chat template (a base model?); use a raw prompt instead")
         return self.template
 
     def system_prefix(self, system: str) -> list[int]:
-        """The ids that every conversation with this system message begins with."""
+        """Return the ids that every conversation with this system message begins with."""
         message = {"role": "system", "content": system}
         all_ids = [self.encode_chat([message, {"role": "user", "content": probe}]) for probe in PROBES]
         return all_ids[0][: min(common_prefix(all_ids[0], other) for other in all_ids[1:])]
 
     def add_document(self, text: str) -> bool:
-        """Draft from a text too, from now on and in later sessions; False where the draft store has it already.
+        """Draft from a text too, from now on and in later sessions; False if the draft store has it already.
 
         Raises SettingsError without a draft store.
         """
         self._runner.check_open()
-        store = self._store
-        if store is None:
-            raise SettingsError("documents to draft from are kept in a draft store; load with draft_store=FILE")
         ids = self.tokenizer.encode(text)
-        return self._runner.between_steps(lambda: store.add(ids))
+        return self._runner.between_steps(lambda: self._drafts.add(ids))
 
     # --- Figures and the end ------------------------------------------------------------------------------------------
 
     @property
     def stats(self) -> SchedulerStats:
-        """What runs and waits, and what the KV cache holds, as it is right now: never waits for a step."""
+        """What runs and waits, and what the KV cache holds, right now. Never waits for a step."""
         return self._runner.stats
 
     @property
     def cache_stats(self) -> PrefixStats:
-        """What the prefix cache holds and has done, as it is right now."""
+        """What the prefix cache holds and has done so far. Never waits for a step."""
         return self._runner.stats.prefixes
 
     @property
     def num_cached_tokens(self) -> int:
-        """Tokens of finished requests whose keys and values are kept."""
+        """How many tokens of finished requests still have their keys and values in the cache."""
         return self.cache_stats.tokens
 
     def clear_cache(self) -> None:
-        """Forget all that is kept of finished requests and not pinned."""
+        """Drop everything that is kept from finished requests and not pinned."""
 
         def clear() -> None:
             self._scheduler.sweep()
@@ -276,16 +274,15 @@ class LLM:
         self._runner.between_steps(clear)
 
     def close(self) -> None:
-        """End every answer, write the draft store if there is one, and give back the memory of model and cache.
+        """End every answer, write the draft store if there is one, and free the memory of model and cache.
 
-        Raises OutputError when the store cannot be written; the memory is given back all the same. A second time
-        changes nothing. Whoever uses the model afterwards gets a ClosedError.
+        Raises OutputError when the store cannot be written; the memory is freed all the same. A second call changes
+        nothing. Using the model afterwards raises ClosedError.
         """
         try:
             closing = self._runner.close(self.engine.close)
         finally:
-            if self._store is not None:
-                self._store.save()
+            self._drafts.save()
         if closing:
             logger.info("closed %r", self)
 
@@ -300,7 +297,7 @@ class LLM:
     # --- Inside -------------------------------------------------------------------------------------------------------
 
     def _prompt_of(self, prompt: object) -> Prompt:
-        """Raises PromptError for what is none."""
+        """Raises PromptError for anything else."""
         if isinstance(prompt, Prompt):
             return prompt
         if isinstance(prompt, str):
@@ -318,13 +315,11 @@ class LLM:
         self._runner.check_open()
         prompt.check_fits(self.engine.info)
         constraint = None if settings.constraint is None else self._constraints.start(settings.constraint)
-        drafter = None
-        if self._speculation is not None:
-            drafter = Drafter(prompt.ids, self._speculation, self._cost, self._store, self._acceptance)
+        drafter = self._drafts.drafter(prompt.ids)
         request = Request(
             prompt, settings, self.tokenizer, self.stop_ids, self.engine.info.max_context, constraint, drafter
         )
-        stream = Stream(request, self._runner)  # first: an interrupt right behind submitting leaves no request unread
+        stream = Stream(request, self._runner)  # before submitting, so that an interrupt leaves no request unread
         self._runner.submit(request)
         return stream
 
@@ -333,28 +328,11 @@ class LLM:
             return self._submit(self._prompt_of(prompt), settings)
         except (SettingsError, ClosedError):
             raise
-        except Exception as error:  # of a tokenizer or a constraint; other prompts have nothing to do with it
+        except Exception as error:  # from a tokenizer or a constraint; other prompts are not affected
             return own_error(error)
 
     def _computed(self, prefix: object) -> Prompt:
-        """A prefix whose keys and values are in the cache."""
+        """Compute a prefix, so that its keys and values are in the cache."""
         prompt = self._prompt_of(prefix)
         self._submit(prompt, GenerationSettings(max_new_tokens=1, ignore_stop_ids=True)).answer()
         return prompt
-
-
-def _remember_in(store: DraftStore | None) -> Callable[[Request], None]:
-    """What to do with a finished answer: let later ones draft from it."""
-
-    def remember(request: Request) -> None:
-        if store is not None and len(request.ids) > request.num_prompt_tokens + 1:
-            store.add(request.ids[max(request.num_prompt_tokens - REMEMBERED_PROMPT, 0) :])
-
-    return remember
-
-
-def _required(bundle: Bundle, name: str) -> bytes:
-    content = bundle.read(name)
-    if content is None:
-        raise BundleError(f"{bundle.path} holds no {name}; export the bundle again")
-    return content

@@ -1,7 +1,7 @@
-"""Files that one process holds alone, so that others keep out or wait.
+"""Locked files: one process holds a file, and others stay away or wait.
 
-In: an open file, or a path. Out: whether it is held now. The system lets go of a lock when the file is closed or the
-process ends, however it ends. Knows nothing about what is protected by it.
+In: an open file, or a path. Out: whether it is held now. The system releases a lock when the file is closed or the
+process ends, however it ends. Knows nothing about what the lock protects.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _ASK_EVERY_S = 0.02
 
 
 def try_lock(descriptor: int) -> bool:
-    """Hold an open file if nobody does; whether it is held now. Raises OSError where the file system has no locks."""
+    """Lock an open file if it is free; return whether this worked. Raises OSError if the file system has no locks."""
     busy: type[OSError] = BlockingIOError
     try:
         if sys.platform == "win32":
             busy = PermissionError
-            os.lseek(descriptor, 0, os.SEEK_SET)  # a range of bytes is locked, and all must ask for the same
+            os.lseek(descriptor, 0, os.SEEK_SET)  # a range of bytes is locked, which must be the same for all
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -42,10 +42,10 @@ def try_lock(descriptor: int) -> bool:
 
 @contextmanager
 def hold_now(lock: Path) -> Iterator[bool]:
-    """Hold a file that is made for it and removed at the end; gives whether it is held, or another process has it.
+    """Lock a file that is created for this and removed at the end; yield False if another process holds it.
 
-    On a file system without locks a file in the machine's folder for temporary files is held in its stead, which keeps
-    the other processes of this machine out. Raises OSError where the file cannot be made.
+    On a file system without locks, a file in the machine's folder for temporary files is locked instead, which keeps
+    other processes of this machine out. Raises OSError when the file cannot be created.
     """
     with ExitStack() as stack:
         held = _hold_named(lock, stack)
@@ -56,14 +56,14 @@ def hold_now(lock: Path) -> Iterator[bool]:
 
 
 def _hold_named(lock: Path, stack: ExitStack) -> bool | None:
-    """Hold a file as long as the stack is open; None where there are no locks, and then it is not there either."""
+    """Lock a file while the stack is open. Returns None if there are no locks; the file is then removed, too."""
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             held: bool | None = try_lock(descriptor)
         except OSError:
             held = None
-        if held and not _is_named(descriptor, lock):  # its holder has just removed it, and another one may be made
+        if held and not _is_named(descriptor, lock):  # its holder has just removed it, and there may be a new one
             os.close(descriptor)
             continue
         stack.callback(os.close, descriptor)
@@ -79,18 +79,18 @@ def _is_named(descriptor: int, lock: Path) -> bool:
 
 
 def _remove(lock: Path, descriptor: int) -> None:
-    with suppress(OSError):  # Windows removes no open file, and the folder may have been renamed
+    with suppress(OSError):  # Windows cannot remove an open file, and the folder may have been renamed
         if _is_named(descriptor, lock) and not os.fstat(descriptor).st_size:  # a file with something in it is not ours
             lock.unlink()
 
 
 @contextmanager
 def hold(lock: Path, *, wait_s: float) -> Iterator[None]:
-    """Hold a file that is made for it and stays. Raises OutputError when it is not to be had within `wait_s`."""
+    """Lock a file that is created for this and stays. Raises OutputError if another process keeps it for `wait_s`."""
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise OutputError(f"{lock} cannot be opened ({error}); make the folder or name another file") from error
+        raise OutputError(f"{lock} cannot be opened ({error}); create the folder or name another file") from error
     try:
         give_up = time.monotonic() + wait_s
         while not _try_lock(descriptor, lock):

@@ -16,18 +16,18 @@ from edge.runtime.sampling import kth_largest
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """What the model gave a token, and what it gave the best ones."""
+    """The log-probability of a token, and those of the best ones."""
 
     token_id: int
     logprob: float  # natural logarithm of the probability
-    top: tuple[tuple[int, float], ...]  # (id, logprob), best first; of equal ones the lower id first
+    top: tuple[tuple[int, float], ...]  # (id, logprob), best first; of equal ones, the lower id first
 
 
 def token_logprob(logits: Logits, token_id: int, top: int) -> TokenLogprob:
-    """Log-softmax of the model's own row at a token and at the `top` best ones.
+    """Return the log-softmax of the model's own row, at a token and at the `top` best ones.
 
-    logits: (vocab,) as the model gave them: before bias, penalties, temperature and grammar. top: 0 or more; beyond the
-    vocabulary it is the whole vocabulary.
+    logits: (vocab,) as the model gave them: before bias, penalties, temperature and grammar. top: 0 or more, cut to the
+    size of the vocabulary.
     """
     best = float(logits.max())
     weights = logits.astype(np.float64)

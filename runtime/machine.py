@@ -1,6 +1,6 @@
 """What this machine has: cores and memory that the process may use, and how much it has used.
 
-In: nothing. Out: numbers, asked of the system at every call. Linux tells most; elsewhere the answers are coarser.
+In: nothing. Out: numbers, read from the system at every call. They are most exact on Linux.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
 def physical_cores() -> int:
-    """Cores this process may run on, with threads of one core counted once; at least 1.
+    """Return how many cores this process may run on, at least 1. Two threads of a core count once.
 
-    Two threads of a core share its vector units, which one keeps busy.
+    They share its vector units, which one thread keeps busy.
     """
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
@@ -52,22 +52,22 @@ def physical_cores() -> int:
 
 
 def logical_processors() -> int:
-    """What the system schedules threads on, all of the machine; at least 1."""
+    """Return how many processors the whole machine schedules threads on, at least 1."""
     return os.cpu_count() or 1
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """Memory that can be had without swapping or being killed for it; what cannot be told counts as plenty.
+    """Return the bytes that can be used without swapping, or being killed for it; PLENTY if the system does not tell.
 
-    That of the machine, or what the control groups of this process leave, where a container or a service has less.
-    root: where /proc and /sys are.
+    This is the machine's memory, or what the control groups of this process leave of it, as in a container or service.
+    root: the folder of /proc and /sys.
     """
     free = _number(root / "proc/meminfo", "MemAvailable:")
     return min([PLENTY if free is None else free * 1024, *_group_rooms(root)])
 
 
 def _group_rooms(root: Path) -> Iterator[int]:
-    """Bytes that are left of each memory limit of this process's control group and of those around it."""
+    """Yield the bytes left of each memory limit of this process's control group and of its parents."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -80,7 +80,7 @@ def _group_rooms(root: Path) -> Iterator[int]:
 
 
 def _rooms_along(mount: Path, path: str, kind: _GroupKind) -> Iterator[int]:
-    """From the process's group up to the one that is mounted; a container sees that one alone, and paths outside."""
+    """Go from the process's group up to the mounted one. A container sees only that one, and paths outside of it."""
     names = [name for name in path.split("/") if name not in ("", "..")]
     for depth in range(len(names), -1, -1):
         folder = mount.joinpath(*names[:depth])
@@ -92,7 +92,7 @@ def _rooms_along(mount: Path, path: str, kind: _GroupKind) -> Iterator[int]:
 
 
 def _number(path: Path, field: str = "") -> int | None:
-    """The number behind a field's name, or at the beginning of a file; None where there is none ("max")."""
+    """Return the number after a field's name, or at the beginning of a file; None if there is none ("max")."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -102,12 +102,12 @@ def _number(path: Path, field: str = "") -> int | None:
 
 
 def family_of(device: str) -> str:
-    """The kind of a device: "GPU" of "gpu.1"."""
+    """Return the kind of a device: "GPU" for "gpu.1"."""
     return device.split(".", maxsplit=1)[0].upper()
 
 
 def peak_rss_bytes() -> int | None:
-    """Largest resident memory of this process so far; None where the system does not tell."""
+    """Return the largest resident memory of this process so far; None if the system does not tell."""
     try:
         import resource
     except ImportError:  # Windows
@@ -117,7 +117,7 @@ def peak_rss_bytes() -> int | None:
 
 
 def processor_name() -> str:
-    """What the processor calls itself."""
+    """Return the processor's name for itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

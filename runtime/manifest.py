@@ -1,10 +1,10 @@
 """What a bundle's `manifest.json` says, typed.
 
-In: its text. Out: a `Manifest`, of which every field has its type and bounds, so that nothing later has to doubt it.
-Knows nothing about the files themselves.
+In: its text. Out: a `Manifest` whose fields all have their types and bounds, so that later code can rely on them. Knows
+nothing about the files themselves.
 
-One of its fields is a digest of all others: what a disk, a copy or a hand changed in them is noticed. Bundles of schema
-version 2 have no such digest and are read as well; an export of theirs took hours.
+One field is a digest of all others, so that a change by a disk, a copy or an editor is noticed. Bundles of schema
+version 2 have no such digest, but can be read, too: exporting them again would take hours.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edge.runtime.errors import BundleError, shown
-from edge.runtime.fields import Fields
+from edge.runtime.errors import COPY_AGAIN, EXPORT_AGAIN, BundleError, shown
+from edge.runtime.json_object import ObjectReader
 from edge.runtime.json_reader import parse_json
 from edge.runtime.spec import ModelSpec
-from edge.runtime.unicode import on_one_line
+from edge.runtime.terminal_text import on_one_line
 
 SCHEMA_VERSION = 3
 OLDEST_SCHEMA = 2  # without a digest
 FILE = "manifest.json"
-MAX_BYTES = 16_000_000  # of a model with 100 blocks it has 0.1 MB
+MAX_BYTES = 16_000_000  # a model with 100 blocks has 0.1 MB
 DIGEST = "manifest_sha256"  # of all other fields
-AGAIN = "export the bundle again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +44,11 @@ class TensorRecord:
     shape: tuple[int, ...]
     precision: str  # "int4-asym-g64", "int8-asym", "fp16" ...
     nbytes: int  # integers, scales and zero points
-    note: str  # why it is not what the recipe asked for; empty where it is
+    note: str  # why it is not what the recipe asks for; empty if it is
 
     @property
     def bits(self) -> int:
-        """Of each number, scales and zero points apart."""
+        """Bits of each number, without scales and zero points."""
         return int(re.sub(r"\D*(\d+).*", r"\1", self.precision))
 
 
@@ -59,7 +58,7 @@ class StageCheck:
 
     stage: str  # "embedding", "block 3", "head"
     error: float  # of its output, relative to the float model's
-    expected: float  # about what rounding the weights as the recipe does explains
+    expected: float  # about the error that rounding the weights by the recipe explains
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +70,22 @@ class Manifest:
     source_sha256: str
     spec: ModelSpec
     recipe: str
-    weight_group_size: int  # of the linear layers; 0 where they have no groups
+    weight_group_size: int  # of the linear layers; 0 if they have no groups
     stop_token_ids: tuple[int, ...]
     bits_per_weight: float
     weight_bytes: int
     golden_kld: float  # nats/token between float and compressed logits of golden.npz
-    warnings: tuple[str, ...]  # what export doubted and did all the same
-    decisions: tuple[str, ...]  # what the user set against the checkpoint
-    adapter: str  # folder name of the LoRA merged into the weights; empty where there is none
-    calibration: str  # name and hash of the text that integers were fitted to; empty where there is none
+    warnings: tuple[str, ...]  # doubts about what export did nevertheless
+    decisions: tuple[str, ...]  # values that the user set in place of the checkpoint's
+    adapter: str  # folder name of the LoRA merged into the weights; empty if there is none
+    calibration: str  # name and hash of the text that integers were fitted to; empty if there is none
     checks: tuple[StageCheck, ...]
     tensors: Mapping[str, TensorRecord]
     files: Mapping[str, FileRecord]
     versions: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        """Words of others stay words: a file's name or a library's warning may hold what a terminal would obey."""
+        """Escape control characters: a file's name or a library's warning may hold some that a terminal obeys."""
         for name in ("source", "recipe", "adapter", "calibration"):
             object.__setattr__(self, name, on_one_line(getattr(self, name)))
         for name in ("warnings", "decisions"):
@@ -94,22 +93,22 @@ class Manifest:
 
     @property
     def has_digest(self) -> bool:
-        """Whether its text was compared with a digest of its own."""
+        """Whether its text has a digest of its own, which was checked."""
         return self.schema_version >= SCHEMA_VERSION
 
     @property
     def fewest_bits(self) -> int:
-        """The fewest bits that a matrix has."""
+        """The fewest bits of any matrix."""
         return min(tensor.bits for tensor in self.tensors.values() if len(tensor.shape) == 2)
 
     @property
     def model_sha256(self) -> str:
-        """Hash of everything that logits follow from: weights and graphs of every engine."""
+        """Hash of everything that logits depend on: weights and graphs of every engine."""
         models = {n: r.sha256 for n, r in self.files.items() if Path(n).stem.startswith(("model", "openvino_model"))}
         return hashlib.sha256(json.dumps(models, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
-        """Stable text: same manifest, same bytes."""
+        """Return stable text: same manifest, same bytes."""
         data = asdict(self) | {"spec": self.spec.to_json()}
         if self.has_digest:
             data[DIGEST] = digest_of(data)
@@ -117,20 +116,18 @@ class Manifest:
 
     @classmethod
     def from_json(cls, raw: str | bytes) -> Manifest:
-        """Raises BundleError for another schema version, and for anything that is not as it was written."""
+        """Raises BundleError for another schema version, and for anything that differs from what was written."""
         if len(raw) > MAX_BYTES:
-            raise BundleError(f"{FILE} has {len(raw):,} bytes, expected at most {MAX_BYTES:,}; {AGAIN}")
-        data = parse_json(raw, FILE, BundleError, AGAIN, unique_keys=True)
-        read = Fields(data, FILE, BundleError, AGAIN)
+            raise BundleError(f"{FILE} has {len(raw):,} bytes, expected at most {MAX_BYTES:,}; {EXPORT_AGAIN}")
+        data = parse_json(raw, FILE, BundleError, EXPORT_AGAIN, unique_keys=True)
+        read = ObjectReader(data, FILE, BundleError, EXPORT_AGAIN)
         version = read.whole("schema_version")
         if not OLDEST_SCHEMA <= version <= SCHEMA_VERSION:
             advice = "update edgeglm" if version > SCHEMA_VERSION else "export it again"
             known = f"{OLDEST_SCHEMA} to {SCHEMA_VERSION}"
             raise BundleError(f"{FILE}: schema version {version}, this edgeglm reads {known}; {advice}")
         if (version >= SCHEMA_VERSION or DIGEST in read) and read.word(DIGEST) != digest_of(data):
-            raise BundleError(
-                f"{FILE} is altered (its {DIGEST} is of another text); copy the bundle again or export it again"
-            )
+            raise BundleError(f"{FILE} is altered (its {DIGEST} is of another text); {COPY_AGAIN}")
         spec = ModelSpec.from_json(read.value("spec"), f"{FILE}: spec")
         manifest = cls(
             schema_version=version,
@@ -155,13 +152,13 @@ class Manifest:
             versions=read.words("versions"),
         )
         if not any(len(tensor.shape) == 2 for tensor in manifest.tensors.values()):
-            raise BundleError(f"{FILE}: tensors holds no matrix; {AGAIN}")
+            raise BundleError(f"{FILE}: tensors holds no matrix; {EXPORT_AGAIN}")
         for name in manifest.files:
             _check_name(name)
         return manifest
 
 
-def _tensor_record(read: Fields) -> TensorRecord:
+def _tensor_record(read: ObjectReader) -> TensorRecord:
     return TensorRecord(
         shape=read.wholes("shape", 1, 1 << 40),
         precision=read.word("precision", r"[a-z]+[1-9]\d?(-.*)?", 'a word with its bits, like "int4-asym-g64"'),
@@ -170,19 +167,19 @@ def _tensor_record(read: Fields) -> TensorRecord:
     )
 
 
-def _file_record(read: Fields) -> FileRecord:
+def _file_record(read: ObjectReader) -> FileRecord:
     return FileRecord(read.whole("size"), read.word("sha256", "[0-9a-f]{64}", "64 hexadecimal digits"))
 
 
 def _check_name(name: str) -> None:
-    """Raises BundleError for what is no name of a file beside the manifest."""
+    """Raise BundleError unless a name is that of a file beside the manifest."""
     if Path(name).name != name or "\\" in name or name in (".", "..", FILE):
         raise BundleError(f"{FILE} names the file {shown(name)} outside the bundle; do not use this bundle")
     if len(name.encode()) > 255:
-        raise BundleError(f"{FILE} names the file {shown(name)}, which is too long for a name; {AGAIN}")
+        raise BundleError(f"{FILE} names the file {shown(name)}, which is too long for a name; {EXPORT_AGAIN}")
 
 
 def digest_of(data: Mapping[str, object]) -> str:
-    """sha256 of a manifest's values, however their text is laid out; without that of the digest itself."""
+    """Return the sha256 of a manifest's values without the digest itself, whatever the layout of its text."""
     rest = {name: value for name, value in data.items() if name != DIGEST}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,11 +1,11 @@
-"""Messages of a conversation as types, and the mappings that clients send as such.
+"""Messages of a conversation as types, made from the mappings that clients send.
 
 In: `Message` objects, OpenAI's mappings, or GLM-4's own (`observation`, `metadata`, `tools` in a system message). Out:
-a tuple of checked `Message`s. Knows nothing about templates: what a model's own template takes is `conventions.py`'s.
-All errors are PromptErrors whose `param` is the path of the value, like "messages[1].content".
+a tuple of checked `Message`s. Knows nothing about templates: `conventions.py` does. All errors are PromptErrors whose
+`param` is the path of the value, like "messages[1].content".
 
-Accepted without effect, as replayed answers carry them: `annotations`, `reasoning_content`, `audio: null`, and what
-else is null. A refusal is what the assistant said, so it is its text where there is no other.
+Some keys of replayed answers are accepted without effect: `annotations`, `reasoning_content`, and any that are null,
+like `audio: null`. A refusal counts as the assistant's text if there is no other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _RESULTS = ("tool", "function")  # roles that answer a call
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # type -> its key
 _WITHOUT_EFFECT = ("annotations", "reasoning_content", "reasoning", "parsed", "id")
 _KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "metadata", "tools", "function_call", "refusal")
-_LISTED = 5  # known values that an error names
+_LISTED = 5  # known values that an error lists
 _EXAMPLE = "{'role': 'user', 'content': 'Hello'}"
 
 
@@ -37,11 +37,11 @@ class TextPart:
     text: str
 
     def to_dict(self) -> JsonObject:
-        """As OpenAI writes it."""
+        """Return it in OpenAI's form."""
         return {"type": "text", "text": self.text}
 
 
-Part = TextPart  # of a content; a picture will be another
+Part = TextPart  # of a message's content; pictures will be another kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +49,34 @@ class ToolCall:
     """A function that the assistant calls."""
 
     name: str
-    arguments: str  # JSON as the model wrote it, which may be broken
+    arguments: str  # JSON as the model wrote it, which may be invalid
     id: str = ""
 
     def to_dict(self) -> JsonObject:
-        """As OpenAI writes it."""
+        """Return it in OpenAI's form."""
         call = {"type": "function", "function": {"name": self.name, "arguments": self.arguments}}
         return {"id": self.id, **call} if self.id else call
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message. `messages_from` checks it, and what stands before it in the conversation."""
+    """One message, not checked: `messages_from` checks it together with those before it."""
 
     role: Role
     content: str | tuple[Part, ...] = ""
     tool_calls: tuple[ToolCall, ...] = ()  # of an assistant
-    tool_call_id: str | None = None  # which call a tool's message answers
+    tool_call_id: str | None = None  # the call that a tool's message answers
     name: str | None = None
-    metadata: str = ""  # GLM-4's own: what stands beside the role, the name of a function that is called
-    tools: tuple[JsonObject, ...] = ()  # GLM-4's own: of a system message
+    metadata: str = ""  # GLM-4's own: text after the role, such as the name of a called function
+    tools: tuple[JsonObject, ...] = ()  # GLM-4's own, in a system message
 
     @property
     def text(self) -> str:
-        """All of the content as one text."""
+        """The whole content as one text."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
     def to_dict(self) -> JsonObject:
-        """As OpenAI writes it, less what is empty; GLM-4's own fields under their names."""
+        """Return it in OpenAI's form, without empty fields; GLM-4's own fields keep their names."""
         content = [_dict_of(part) for part in self.content] if isinstance(self.content, tuple) else self.content
         calls = [_dict_of(call) for call in self.tool_calls] if isinstance(self.tool_calls, tuple) else self.tool_calls
         rest = {"tool_calls": calls, "tool_call_id": self.tool_call_id, "name": self.name, "metadata": self.metadata}
@@ -88,7 +88,7 @@ MessageLike = Message | JsonObject
 
 
 def messages_from(values: Sequence[MessageLike]) -> tuple[Message, ...]:
-    """The messages of a conversation, all of it checked. Raises PromptError."""
+    """Return the messages of a conversation, all checked. Raises PromptError."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
         raise PromptError(f"messages is {shown(values)}, expected a list like [{_EXAMPLE}]", param="messages")
     if not values:
@@ -145,7 +145,7 @@ def _role(given: JsonObject, path: str) -> Role:
 
 
 def _content(given: JsonObject, path: str, *, optional: bool) -> str | tuple[Part, ...]:
-    """The content; null is an empty text."""
+    """Return the content; null is an empty text."""
     content = given.get("content")
     refusal = _text(given, "refusal", path)
     path = f"{path}.content"
@@ -173,7 +173,7 @@ def _part(given: object, path: str) -> Part:
 
 
 def _tool_calls(given: JsonObject, role: Role, path: str) -> tuple[ToolCall, ...]:
-    """Calls, and the one of OpenAI's older `function_call`."""
+    """Return the calls, or the single one of OpenAI's older `function_call`."""
     calls, old = given.get("tool_calls"), given.get("function_call")
     key = "tool_calls" if old is None else "function_call"
     if not calls and old is None and (calls is None or isinstance(calls, list | tuple)):
@@ -209,11 +209,13 @@ def _function(given: object, path: str, call_id: str) -> ToolCall:
         raise not_expected(f"{path}.name", name, "the name of a function")
     arguments = given.get("arguments")
     path = f"{path}.arguments"
-    if isinstance(arguments, Mapping):  # as transformers has them
+    if isinstance(arguments, Mapping):  # the form that transformers uses
         try:
             arguments = json.dumps(dict(arguments), ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise PromptError(f"{path} cannot be written as JSON ({error}); expected an object", param=path) from error
+            raise PromptError(
+                f"{path} cannot be written as JSON ({in_words(error)}); expected an object", param=path
+            ) from error
     if arguments is None:
         arguments = ""
     if not isinstance(arguments, str):
@@ -222,7 +224,7 @@ def _function(given: object, path: str, call_id: str) -> ToolCall:
 
 
 def _check_answers(message: Message, calls: Sequence[ToolCall], path: str) -> None:
-    """A result belongs to a call before it: by id, an older `function` by name, else to any."""
+    """Check that a result belongs to an earlier call: by id, or by name for `function`, or to any without an id."""
     if message.role == "function":
         names = [call.name for call in calls]
         if message.name not in names:
@@ -235,7 +237,7 @@ def _check_answers(message: Message, calls: Sequence[ToolCall], path: str) -> No
             )
     elif not calls:
         raise PromptError(
-            f"{path}.role is 'tool', and no assistant message before it calls a tool; expected tool_calls there",
+            f"{path}.role is 'tool', but no assistant message before it calls a tool; expected tool_calls there",
             param=f"{path}.role",
         )
 

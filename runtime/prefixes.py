@@ -1,4 +1,4 @@
-"""Beginnings that many prompts share: computed once, kept in memory whatever comes, or in files for later sessions.
+"""Prefixes that many prompts share: computed once, then pinned in memory, or saved to files for later sessions.
 
 In: text, token ids or a `Prompt`; files. Out: keys and values in the prefix cache that later prompts start from. Knows
 nothing about how they are computed, or how answers are made.
@@ -20,7 +20,7 @@ from edge.runtime.rules import FilePath, check_value
 from edge.runtime.runner import Runner
 from edge.runtime.scheduler import Scheduler
 
-ATTEMPTS = 3  # to compute a prefix that other answers drive out of the cache before it is held
+ATTEMPTS = 3  # to compute a prefix, as other answers may evict it before it is held
 
 PrefixLike = str | Sequence[int] | Prompt
 
@@ -28,7 +28,7 @@ PrefixLike = str | Sequence[int] | Prompt
 class Prefixes:
     """The prefixes of one model, as `llm.prefixes`. May be used from any thread.
 
-    Every method raises ClosedError after the model was closed, and SettingsError where the engine cannot do it.
+    Every method raises ClosedError after the model was closed, and SettingsError if the engine does not support it.
     """
 
     def __init__(
@@ -39,13 +39,13 @@ class Prefixes:
         identity: SnapshotIdentity,
         compute: Callable[[object], Prompt],
     ) -> None:
-        """compute: makes a prompt of what it is given, and has its keys and values in the cache."""
+        """compute: turns its argument into a prompt, and computes its keys and values into the cache."""
         self._engine, self._scheduler, self._runner = engine, scheduler, runner
         self._identity = identity
         self._compute = compute
 
     def pin(self, prefix: PrefixLike) -> int:
-        """Compute a prefix and keep it in memory whatever else comes; returns its number of tokens.
+        """Compute a prefix and keep it in memory, never evicting it; return its number of tokens.
 
         Raises PromptError and ContextLengthError for a prefix that cannot be computed, CacheFullError when other
         answers leave it no room.
@@ -61,14 +61,14 @@ class Prefixes:
         return self._runner.between_steps(pin)
 
     def unpin_all(self) -> None:
-        """Let pinned prefixes be evicted like others."""
+        """Allow pinned prefixes to be evicted like others."""
         self._runner.between_steps(self._scheduler.prefixes.unpin_all)
 
     def save(self, prefix: PrefixLike, path: str | Path, *, system: str | None = None) -> int:
-        """Write the keys and values of a prefix to a file for `load`; returns its number of tokens.
+        """Write the keys and values of a prefix to a file for `load`; return its number of tokens.
 
-        For a system message: `save(llm.system_prefix(text), path, system=text)`; the file then says it too. Raises as
-        `pin` does, and OutputError where the file cannot be written; an existing file stays until the new one is whole.
+        For a system message: `save(llm.system_prefix(text), path, system=text)`, which also stores the text. Raises as
+        `pin` does, and OutputError if the file cannot be written; an existing file stays until the new one is complete.
         """
         self._check_can_snapshot()
         target: Path = check_value("path", FilePath(), path)
@@ -79,16 +79,16 @@ class Prefixes:
             save_snapshot(target, prompt.cache_keys, held.sequence, pool, self._identity, system)
 
         try:
-            if pool.counts_tokens:  # slots move when others need neighbouring ones
+            if pool.counts_tokens:  # slots can move during a step
                 self._runner.between_steps(save)
-            else:  # answers go on meanwhile: nobody else writes into the blocks of this sequence
+            else:  # steps may run meanwhile, since none writes into the blocks of this sequence
                 save()
         finally:
             self._runner.between_steps(partial(self._scheduler.held.release, held))
         return len(prompt.ids)
 
     def load(self, path: str | Path) -> int:
-        """Start prompts that begin like a saved prefix from its file, from now on; returns its number of tokens.
+        """From now on, start prompts that begin like a saved prefix from its file; return its number of tokens.
 
         Raises SnapshotError when the file is damaged or belongs to another model, engine or setting.
         """
@@ -98,7 +98,7 @@ class Prefixes:
         return snapshot.num_tokens
 
     def _held(self, prefix: object) -> tuple[Prompt, Held]:
-        """A prefix and a sequence that holds all of it, which is in the prefix cache as well."""
+        """Return a prefix as a prompt, and a sequence that holds all of it, which the prefix cache keeps, too."""
         for _ in range(ATTEMPTS):
             prompt = self._compute(prefix)
             if (held := self._runner.between_steps(partial(self._hold, prompt))) is not None:

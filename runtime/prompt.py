@@ -1,10 +1,10 @@
-"""What an answer continues: token ids, and what they stand for where that is more than text.
+"""What an answer continues: token ids, and what they represent if that is more than text.
 
 In: token ids, from a tokenizer or a caller. Out: a checked `Prompt`. Knows nothing about text, requests or engines.
 
-Ids alone tell a sampler and a drafter what was said. They do not tell a cache: two pictures may have the same
-placeholder ids. So a prompt has `keys`, one a token, and equal keys mean equal keys and values; for text they are the
-ids themselves.
+Ids alone are enough for a sampler and a drafter. They are not for a cache: two pictures may have the same placeholder
+ids. So a prompt has `keys`, one per token; tokens with equal cache keys have equal keys and values. For text, they are
+the ids themselves.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from edge.runtime.errors import PromptError, not_expected, shown
 class Prompt:
     """The tokens of a prompt.
 
-    Raises PromptError for ids that are none, and for keys, positions and embeddings that do not fit them.
+    Raises PromptError for invalid ids, and for keys, positions and embeddings that do not fit them.
     """
 
     ids: Sequence[int]  # (T,) what sampler and drafts see; kept as a list
     keys: Sequence[int] | None = None  # (T,) what cache and snapshots compare; None: the ids
     positions: Ids | None = None  # (T,) int64, 0 or more; None: 0 to T - 1
-    embeddings: tuple[Embedding, ...] = ()  # rows in the place of those of some ids; in order, not overlapping
+    embeddings: tuple[Embedding, ...] = ()  # rows that replace those of some ids; in order, not overlapping
 
     def __post_init__(self) -> None:
         ids = _whole_numbers(self.ids, "ids")
@@ -52,13 +52,13 @@ class Prompt:
 
     @property
     def cache_keys(self) -> list[int]:
-        """`keys`, which are there in any case."""
+        """`keys` as a list; without any given, the ids."""
         assert isinstance(self.keys, list)
         return self.keys
 
     @property
     def is_text(self) -> bool:
-        """Whether ids say everything."""
+        """Whether the ids say everything."""
         return self.positions is None and not self.embeddings
 
     @property
@@ -67,7 +67,7 @@ class Prompt:
         return len(self.ids) if self.positions is None else int(self.positions.max(initial=-1)) + 1
 
     def inputs(self, begin: int, end: int) -> Inputs:
-        """What tokens from `begin` on, before `end`, are besides their ids."""
+        """Return positions and embeddings of the tokens from `begin` up to `end`."""
         if self.is_text:
             return TEXT
         found = []
@@ -78,7 +78,7 @@ class Prompt:
         return Inputs(None if self.positions is None else self.positions[begin:end], tuple(found))
 
     def check_fits(self, info: EngineInfo) -> None:
-        """Raises PromptError where an engine cannot take what this prompt has besides ids."""
+        """Raise PromptError if an engine cannot take this prompt's positions or embeddings."""
         if self.positions is not None and not info.takes_positions:
             raise PromptError(
                 f"the prompt has positions, and the {info.name} engine counts tokens itself; use another engine",
@@ -87,7 +87,7 @@ class Prompt:
         for _, rows in self.embeddings:
             if info.embedding_size is None:
                 raise PromptError(
-                    f"the prompt has embeddings, and this model on the {info.name} engine takes token ids alone; "
+                    f"the prompt has embeddings, and this model on the {info.name} engine takes only token ids; "
                     "use a model for pictures",
                     param="embeddings",
                 )
@@ -99,7 +99,7 @@ class Prompt:
 
 
 def _whole_numbers(values: Iterable[object], name: str) -> list[int]:
-    """Raises PromptError for anything that is not a sequence of whole numbers, 0 or more."""
+    """Return whole numbers, 0 or more, as a list. Raises PromptError for anything else."""
     if isinstance(values, str | bytes | dict) or not isinstance(values, Iterable):
         raise PromptError(f"{name} are {shown(values)}, expected a list of whole numbers", param=name)
     found: list[int] = []
@@ -112,10 +112,10 @@ def _whole_numbers(values: Iterable[object], name: str) -> list[int]:
 
 
 def _checked_positions(positions: object, count: int) -> Ids:
-    """(T,) int64. Raises PromptError."""
+    """Return positions as (T,) int64. Raises PromptError."""
     if not isinstance(positions, np.ndarray) or positions.dtype.kind not in "iu" or positions.shape != (count,):
         raise PromptError(
-            f"positions are {_described(positions)}, expected whole numbers of shape ({count},), one a token",
+            f"positions are {_described(positions)}, expected whole numbers of shape ({count},), one per token",
             param="positions",
         )
     if (positions < 0).any():
@@ -125,7 +125,7 @@ def _checked_positions(positions: object, count: int) -> Ids:
 
 
 def _checked_end(embedding: object, begin: int, count: int) -> int:
-    """Where an embedding ends, which must not start before `begin`. Raises PromptError."""
+    """Return where an embedding ends. Raises PromptError, also if it starts before `begin`."""
     if not isinstance(embedding, Embedding):
         raise PromptError(f"embeddings hold {shown(embedding)}, expected edge.Embedding", param="embeddings")
     start, rows = embedding

@@ -1,4 +1,4 @@
-"""One answer under way: its prompt, what has been chosen so far, and the chunks that came of it.
+"""One answer in progress: its prompt, the tokens chosen so far, and the chunks made from them.
 
 In: a prompt and settings; then logits, step by step. Out: chunks. Knows nothing about engines, or what else runs.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from edge.runtime.arrays import Ids, Logits
 from edge.runtime.chunk import Chunk, FinishReason, Stats, StoppedBy
-from edge.runtime.constraints import ConstraintState
+from edge.runtime.constraint_masks import ConstraintState
 from edge.runtime.detokenizer import Detokenizer
 from edge.runtime.engines.engine import Inputs
 from edge.runtime.errors import ContextLengthError, EdgeError, PromptError, SettingsError
@@ -29,11 +29,11 @@ from edge.runtime.tokenizer import Tokenizer
 
 
 class Request:
-    """A prompt and what has come of it.
+    """A prompt and its answer so far.
 
-    The scheduler owns `sequence`, `arrival`, `overtaken`, `skipped` and `preemptions`; `chunks` are for whoever reads
-    the answer, and `cancelled` is for whoever wants no more of it. These two may be touched by any thread. A `reader`
-    that is gone wants no more either: that is seen without any code of its own, which an interrupt could skip.
+    The scheduler owns `sequence`, `arrival`, `overtaken`, `skipped` and `preemptions`. A reader takes `chunks`, or sets
+    `cancelled` to end the answer; any thread may touch these two. An answer whose `reader` no longer exists ends, too:
+    this takes no clean-up code, which an interrupt could skip.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class Request:
         constraint: ConstraintState | None = None,
         drafter: Drafter | None = None,
     ) -> None:
-        """Raises PromptError, ContextLengthError and SettingsError for what cannot be run."""
+        """Raises PromptError, ContextLengthError and SettingsError for a request that cannot be run."""
         check_prompt(prompt, tokenizer, max_context)
         self.prompt = prompt
         self.ids = list(prompt.ids)  # of prompt and answer
-        self.keys = list(prompt.cache_keys)  # the same for the cache
+        self.keys = list(prompt.cache_keys)  # likewise, for the cache
         self.num_prompt_tokens = len(self.ids)
         limit = settings.max_new_tokens
-        # Tokens of prompt and answer at most.
+        # Most tokens of prompt and answer together.
         self.max_tokens = max_context if limit is None else min(self.num_prompt_tokens + limit, max_context)
         self.settings = settings
         self.drafter = drafter
@@ -69,7 +69,7 @@ class Request:
         self.finished = False
         self.cancelled = False
         self.reader: weakref.ref[object] | None = None
-        self._num_tokens = tokenizer.num_tokens  # padding rows of the embedding beyond it are never chosen
+        self._num_tokens = tokenizer.num_tokens  # the embedding's padding rows after these are never chosen
         self._stop_ids = frozenset(stop_ids) | frozenset(settings.stop_token_ids)
         self._sampler = Sampler(settings.sampling, self.ids, tokenizer.num_tokens)
         self._detokenizer, self._stops = Detokenizer(tokenizer), StopStrings(settings.stop)
@@ -78,12 +78,12 @@ class Request:
 
     @property
     def answer_ids(self) -> list[int]:
-        """Ids chosen so far."""
+        """The ids chosen so far."""
         return self.ids[self.num_prompt_tokens :]
 
     @property
     def remaining(self) -> int:
-        """Tokens that may still be chosen."""
+        """How many tokens may still be chosen."""
         return self.max_tokens - len(self.ids)
 
     @property
@@ -94,7 +94,7 @@ class Request:
 
     @property
     def unwanted(self) -> bool:
-        """Whether nobody waits for more."""
+        """Whether no reader wants more."""
         return self.cancelled or (self.reader is not None and self.reader() is None)
 
     @property
@@ -103,7 +103,7 @@ class Request:
         return bool(self.chunks) or self.finished or self.cancelled
 
     def inputs(self, begin: int, end: int) -> Inputs:
-        """What tokens of prompt and answer from `begin` on, before `end`, are besides their ids."""
+        """Return positions and embeddings of the tokens from `begin` up to `end`, which ids do not tell."""
         inside = self.prompt.inputs(begin, min(end, self.num_prompt_tokens))
         if self.prompt.positions is None or end <= self.num_prompt_tokens:
             return inside
@@ -116,21 +116,21 @@ class Request:
         return Inputs(np.concatenate([prompt_part, later]), inside.embeddings)
 
     def positions(self, begin: int, count: int) -> Ids | None:
-        """Positions of `count` tokens of the answer from `begin` on; None where they are their places."""
+        """Return the positions of `count` tokens of the answer from `begin` on; None if they are their indices."""
         return None if self.prompt.positions is None else self.inputs(begin, begin + count).positions
 
     def draft(self) -> list[int]:
-        """Ids that the next step should verify after the last one chosen."""
+        """Return ids that the next step should verify, after the last one chosen."""
         if self.drafter is None:
             return []
         forced = () if self.constraint is None else self.constraint.forced()
         return self.drafter.draft(self.remaining, forced)
 
     def accept(self, rows: Logits, draft: Sequence[int] = ()) -> None:
-        """Choose a token from one row after another, for as long as each is the one that was drafted.
+        """Choose a token from each row in turn, for as long as it is the drafted one.
 
-        rows: (1 + drafted, vocab). Raises EdgeError where a constraint cannot be followed, and DeviceError for logits
-        that are no numbers.
+        rows: (1 + drafted, vocab). Raises EdgeError if a constraint cannot be followed, and DeviceError for logits that
+        are not finite.
         """
         taken: list[int] = []
         logprobs: list[TokenLogprob] = []
@@ -155,7 +155,7 @@ class Request:
                 if reason is not None or i == len(draft) or token_id != draft[i]:
                     break
         except BaseException:
-            if i:  # drafts that were right before a token that cannot be chosen
+            if i:  # right drafts before the token that could not be chosen
                 self.chunks.append(Chunk(text, tuple(taken[:i]), tuple(logprobs[:i])))
             raise
         if self._first_step is None:
@@ -175,7 +175,7 @@ class Request:
         logprobs: Sequence[TokenLogprob] = (),
         stopped_by: StoppedBy | None = None,
     ) -> None:
-        """End the answer: the last chunk."""
+        """End the answer with its last chunk."""
         if not self._stops.stopped:
             text += self._stops.push(self._detokenizer.finish()) + self._stops.finish()
         self.chunks.append(
@@ -191,7 +191,7 @@ class Request:
         self.finished = True
 
     def fail(self, error: EdgeError) -> None:
-        """End the answer with an error, which its reader will see."""
+        """End the answer with an error for its reader."""
         self.error = error
         self.finished = True
 
@@ -213,7 +213,7 @@ class Request:
         return token_id
 
     def _stop_after(self, token_id: int, is_stop: bool) -> StoppedBy | None:
-        """What the model or the settings stopped the answer with, if they did."""
+        """Return what stopped the answer after this token, or None if it continues."""
         if is_stop:
             return StoppedBy(token_id=token_id)
         if self._stops.found is not None:
@@ -237,7 +237,7 @@ class Request:
 
 
 def check_prompt(prompt: Prompt, tokenizer: Tokenizer, max_context: int) -> None:
-    """Raises PromptError for an empty prompt or an unknown id, ContextLengthError when no token of answer would fit."""
+    """Raise PromptError for an empty prompt or an unknown id, ContextLengthError if not one more token would fit."""
     count = len(prompt.ids)
     if not count:
         raise PromptError("the prompt is empty; give at least one token of text", param="prompt")

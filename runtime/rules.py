@@ -1,17 +1,17 @@
-"""How a setting is checked: one way for every settings class, whatever the value came from.
+"""How a setting is checked: one way for every settings class, wherever the value comes from.
 
-In: values as Python, a command line or JSON gives them. Out: values as the settings keep them, or a SettingsError that
-names the setting, what was given and what was expected. Knows nothing about what a setting is for.
+In: values from Python, a command line or JSON. Out: values as the settings keep them, or a SettingsError that names the
+setting, what was given and what was expected. Knows nothing about a setting's purpose.
 
-What is converted, and nothing else:
+Only these values are converted:
 
-    None          the setting's default: clients send null for what they do not set
+    None          the setting's default: clients send null for settings that they do not use
     numpy scalar  the Python number
     5.0           5, where a whole number is expected
     5             5.0, where any number is expected
     "text"        ("text",), where texts are expected
     [1, 2]        (1, 2): settings can be hashed
-    {"17": -1}    {17: -1}, where token ids are keys: JSON has no other ones
+    {"17": -1}    {17: -1}, where token ids are keys: JSON has only text as keys
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from typing import Any, Protocol
 
 from edge.runtime.errors import SettingsError, shown
 
-_LARGEST = 2**63 - 1  # of whole numbers: what libraries and files can hold
-_MAX_PATH = 32_766 if sys.platform == "win32" else 4095  # of a path, in what `_path_length` counts
+_LARGEST = 2**63 - 1  # whole number that libraries and files can hold
+_MAX_PATH = 32_766 if sys.platform == "win32" else 4095  # of a path, in the units of `_path_length`
 _MAX_NAME = 255  # of each name in it
 _RULE, _HELP = "rule", "help"  # keys of a field's metadata
 
 
 class Refusal(ValueError):
-    """A value that a rule does not take; with a text of its own where "NAME is VALUE" does not say enough."""
+    """A rule does not accept a value. Has a text of its own where "NAME is VALUE" does not say enough."""
 
 
 class Rule(Protocol):
@@ -42,10 +42,10 @@ class Rule(Protocol):
 
     @property
     def expected(self) -> str:
-        """In words, to follow "expected"."""
+        """The allowed values in words, to follow "expected"."""
 
     def take(self, value: object) -> object:
-        """The value as it is kept. Raises Refusal."""
+        """Return the value as it is kept. Raises Refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +76,13 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A finite number within bounds; with `above`, the lower bound itself is outside."""
+    """A finite number within bounds; with `above`, the lower bound itself is excluded."""
 
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
     note: str = ""
-    words: str = ""  # instead of those made of the bounds
+    words: str = ""  # replaces the description made from the bounds
 
     @property
     def expected(self) -> str:
@@ -101,7 +101,7 @@ class Number:
             raise Refusal
         try:
             number = float(number)
-        except OverflowError:  # an integer beyond all floats
+        except OverflowError:  # an integer that no float can hold
             raise Refusal from None
         if not math.isfinite(number) or not self.low <= number <= self.high or (self.above and number == self.low):
             raise Refusal
@@ -110,7 +110,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """True or False, and nothing that merely counts as one of them."""
+    """True or False, but no value that merely counts as one of them."""
 
     expected: str = "true or false"
 
@@ -138,13 +138,13 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class FilePath:
-    """The name of a file or folder, there or not."""
+    """The path of a file or folder, which need not exist."""
 
     expected: str = "a path"
 
     def take(self, value: object) -> Path:
         try:
-            name = os.fsencode(value)  # type: ignore[arg-type]  # it refuses what is no path
+            name = os.fsencode(value)  # type: ignore[arg-type]  # it refuses anything but a path
         except (TypeError, UnicodeEncodeError):
             raise Refusal from None
         if not name or b"\0" in name or isinstance(value, bytes):  # Path makes "." of nothing
@@ -204,7 +204,7 @@ class Wholes:
 
 @dataclass(frozen=True, slots=True)
 class Biases:
-    """Numbers by token id; kept as sorted pairs, which unlike a mapping can be hashed."""
+    """Numbers by token id, kept as sorted pairs: unlike a mapping, these can be hashed."""
 
     expected: str = "a mapping of token ids to numbers from -100 to 100"
 
@@ -242,14 +242,14 @@ class Instance:
         return value
 
 
-def setting(default: Any, rule: Rule, help: str) -> Any:  # Any: as dataclasses.field, it stands for the field's type
-    """A field of a settings class: its default, what it may be, and what it is for, in words for people."""
+def setting(default: Any, rule: Rule, help: str) -> Any:  # Any: stands in for the type of the field
+    """Return a field of a settings class: its default, its rule, and its purpose in words."""
     return field(default=default, metadata={_RULE: rule, _HELP: help})
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Base of settings: every field that `setting` made is converted and checked. Raises SettingsError."""
+    """Base of settings classes: converts and checks every field made by `setting`. Raises SettingsError."""
 
     def __post_init__(self) -> None:
         for spec in fields(self):
@@ -257,11 +257,11 @@ class Settings:
         self.check_together()
 
     def check_together(self) -> None:
-        """What no single field can tell. Raises SettingsError."""
+        """Check fields against each other. Raises SettingsError."""
 
 
 def check(spec: Field[Any], value: object) -> object:  # Any: fields of every type
-    """A value as a field keeps it. Raises SettingsError."""
+    """Return a value as a field keeps it. Raises SettingsError."""
     if value is None:
         return spec.default
     rule: Rule | None = spec.metadata.get(_RULE)
@@ -269,7 +269,7 @@ def check(spec: Field[Any], value: object) -> object:  # Any: fields of every ty
 
 
 def check_value(name: str, rule: Rule, value: object) -> Any:  # Any: what the rule makes of it
-    """A value as a rule keeps it; None is refused. Raises SettingsError."""
+    """Return a value as a rule keeps it; None is refused. Raises SettingsError."""
     try:
         return rule.take(value)
     except Refusal as refusal:
@@ -278,18 +278,18 @@ def check_value(name: str, rule: Rule, value: object) -> Any:  # Any: what the r
 
 
 def rule_of(spec: Field[Any]) -> Rule:  # Any: fields of every type
-    """What a field made by `setting` may be."""
+    """Return the rule of a field made by `setting`."""
     rule: Rule = spec.metadata[_RULE]
     return rule
 
 
 def help_of(spec: Field[Any]) -> str:  # Any: fields of every type
-    """What a field made by `setting` is for."""
+    """Return the purpose of a field made by `setting`."""
     return str(spec.metadata[_HELP])
 
 
 def refuse_unknown(names: Iterable[str], known: Set[str]) -> None:
-    """Raises SettingsError, with the likely one and all known ones, when one of `names` is not among them."""
+    """Raise SettingsError, naming the closest match and all known names, if one of `names` is not known."""
     for name in sorted(set(names) - known):
         close = get_close_matches(name, known, 1)
         hint = f", did you mean {close[0]!r}? Known are" if close else ", known are"
@@ -297,12 +297,12 @@ def refuse_unknown(names: Iterable[str], known: Set[str]) -> None:
 
 
 def _path_length(text: str) -> int:
-    """Bytes on Linux; elsewhere systems count characters."""
+    """Return bytes on Linux; other systems count characters."""
     return len(os.fsencode(text)) if sys.platform == "linux" else len(text)
 
 
 def _python(value: object) -> object:
-    """A numpy scalar as the Python number it is. Settings are read by commands that go without numpy."""
+    """Turn a numpy scalar into a Python number, without importing numpy: some commands do not need it."""
     numpy = sys.modules.get("numpy")
     return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
 

@@ -1,12 +1,12 @@
-"""Who makes the scheduler's steps: one thread of our own, in which no signal handler ever runs.
+"""The thread that makes the scheduler's steps, and in which no signal handler ever runs.
 
 In: requests and calls from any thread. Out: steps, as long as a reader waits for one. Knows nothing about what a step
 does.
 
-Python runs signal handlers in the main thread alone, and there between any two instructions: a Ctrl-C inside a step
-would leave engine, cache and queues half changed. So readers change nothing. They put what they want into a queue and
-wait for an answer; both are single calls into C (queue.SimpleQueue), which an interrupt leaves done or not done. What
-an interrupted reader leaves behind is a wish that is answered to nobody.
+Python runs signal handlers only in the main thread, and there between any two instructions: Ctrl-C inside a step would
+leave engine, cache and queues half changed. So readers change nothing. They put what they want into a queue and wait
+for an answer; both are single calls into C (queue.SimpleQueue), which an interrupt leaves either done or not done. All
+that an interrupted reader leaves is a request whose answer no one reads.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ T = TypeVar("T")
 
 
 class _Call:
-    """Something to be done between two steps, and who waits for it."""
+    """A function to call between two steps, and where its result goes."""
 
     def __init__(self, function: Callable[[], object]) -> None:
         self.function = function
-        self.abandoned = False  # nobody waits any more
+        self.abandoned = False  # its caller no longer waits
         self.answer: SimpleQueue[tuple[object, BaseException | None]] = SimpleQueue()
 
 
@@ -44,13 +44,13 @@ class _News:
 
 
 class _Worker:
-    """The thread's side. Holds no reference to its runner, so that a model that nobody uses any more can go."""
+    """The thread's side. Holds no reference to its runner, so that a model that is no longer used can go."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self.inbox: SimpleQueue[_Call | _News | None] = SimpleQueue()  # None: the end
-        self.busy = False  # a step may run now, and what was put into the inbox waits for it
-        self.ended = False  # nothing is answered any more
+        self.busy = False  # a step may be running, for which the inbox has to wait
+        self.ended = False  # nothing is answered from now on
         self._waiting: list[_News] = []
         self._pid = os.getpid()
         self.thread = threading.Thread(target=self._work, name="edge-steps", daemon=True)
@@ -62,7 +62,7 @@ class _Worker:
         return os.getpid() != self._pid
 
     def finish(self) -> None:
-        """End the thread; wait for a step that runs, which is told to end."""
+        """End the thread: tell a running step to end, and wait for it."""
         if not self.elsewhere:
             self.inbox.put(None)
             self._scheduler.interrupt_last()
@@ -74,7 +74,7 @@ class _Worker:
             while self._take():
                 if self._waiting:
                     self._step()
-                    self.busy = False  # before anyone is told: who closes a stream then need not wait for long
+                    self.busy = False  # before readers are told: closing a stream then waits for its sweep only
                     self._tell()
         finally:
             self.ended = True
@@ -84,7 +84,7 @@ class _Worker:
                 self._refuse(news)
 
     def _take(self) -> bool:
-        """Do what was asked for between two steps; with nothing to do, wait for it. False at the end."""
+        """Do what the inbox asks for; without readers, wait for more. Returns False at the end."""
         self.busy = bool(self._waiting)
         while not self._waiting or not self.inbox.empty():
             item = self.inbox.get()
@@ -101,7 +101,7 @@ class _Worker:
     def _step(self) -> None:
         try:
             self._scheduler.step()
-        except BaseException as error:  # at any line; a thread that ended would leave its readers waiting
+        except BaseException as error:  # whatever the line: a thread that ended would leave its readers waiting
             try:
                 self._scheduler.recover(error)
             except BaseException as worse:
@@ -112,11 +112,11 @@ class _Worker:
             return
         try:
             call.answer.put((call.function(), None))
-        except BaseException as error:  # it belongs to whoever asked
+        except BaseException as error:  # it belongs to the caller
             call.answer.put((None, error))
 
     def _tell(self) -> None:
-        """Wake the readers that have what they wait for."""
+        """Wake the readers that have news."""
         for news in [news for news in self._waiting if news.request.has_news]:
             self._waiting.remove(news)
             news.answer.put(None)
@@ -136,21 +136,21 @@ class Runner:
         self._scheduler = scheduler
         self._closed = False
         self._worker = _Worker(scheduler)
-        atexit.register(self._worker.finish)  # an interpreter that ends under a running step crashes
+        atexit.register(self._worker.finish)  # an interpreter that exits during a step crashes
         weakref.finalize(self, _let_go, self._worker).atexit = False
 
     @property
     def stats(self) -> SchedulerStats:
-        """Figures as they are, also while a step runs."""
+        """The current figures, also while a step runs."""
         return self._scheduler.stats
 
     @property
     def closed(self) -> bool:
-        """Whether everything has been ended for good."""
+        """Whether it was closed for good."""
         return self._closed
 
     def check_open(self) -> None:
-        """Raises ClosedError after `close`, and DeviceError in a process that was forked after the model was loaded."""
+        """Raise ClosedError after `close`, and DeviceError in a process that was forked after the model was loaded."""
         if self._closed:
             raise _closed()
         if self._worker.elsewhere:
@@ -160,19 +160,19 @@ class Runner:
             )
 
     def submit(self, request: Request) -> None:
-        """Let a request wait for its turn. Returns at once. Raises as `check_open`."""
+        """Queue a request and return at once. Raises as `check_open`."""
         self.check_open()
         self._scheduler.submit(request)
 
     def cancel(self, request: Request) -> None:
-        """Let go of a request: now where no step runs, else when the running one has ended. Never waits for a step."""
+        """Drop a request, now or after the step that is running. Never waits for a step."""
         request.cancelled = True
         worker = self._worker
         if worker.ended or worker.elsewhere:
             return
         call = _Call(self._scheduler.sweep)
         worker.inbox.put(call)
-        if worker.busy:  # a step that begins later begins with this call
+        if worker.busy:  # the next step begins with this call
             self._scheduler.interrupt_if_unwanted()
         elif not worker.ended:
             call.answer.get()
@@ -185,13 +185,13 @@ class Runner:
                 self.check_open()
             news = _News(request)
             worker.inbox.put(news)
-            if worker.ended:  # else it will see what was put before, and answer
+            if worker.ended:  # otherwise it sees the inbox, and answers
                 request.cancelled = True
                 return
             news.answer.get()
 
     def close(self, release: Callable[[], None]) -> bool:
-        """End every request and call a function; what it raises is raised here. False where that has been done."""
+        """End every request and call `release`, raising what it raises. Returns False if it was closed before."""
         self._closed = True
         worker = self._worker
         if worker.ended or worker.elsewhere:
@@ -208,13 +208,13 @@ class Runner:
         try:
             if not worker.ended:
                 _result(call)
-        except ClosedError:  # another thread was faster
+        except ClosedError:  # another thread closed it first
             return False
         worker.thread.join()
         return True
 
     def between_steps(self, function: Callable[[], T]) -> T:
-        """Call a function while no step runs; what it raises is raised here. Raises as `check_open`."""
+        """Call a function while no step runs, returning and raising what it does. Raises as `check_open`."""
         self.check_open()
         call = _Call(function)
         self._worker.inbox.put(call)
@@ -223,7 +223,7 @@ class Runner:
         try:
             return _result(call)  # type: ignore[return-value]  # what the function returns
         except BaseException:
-            call.abandoned = True  # Ctrl-C; it need not be done unless it has begun
+            call.abandoned = True  # Ctrl-C: it is not called if it has not begun
             raise
 
 
@@ -239,11 +239,11 @@ def _closed() -> ClosedError:
 
 
 def _let_go(worker: _Worker) -> None:
-    """Nobody has the runner any more. Does not wait: this may run in any thread, at any moment.
+    """End the thread once its runner is gone. Does not wait: this may run in any thread, at any moment.
 
-    The thread then takes the engine apart. An interpreter that ends meanwhile waits for it: a thread that Python stops
-    inside an engine's destructor takes the process with it ("terminate called without an active exception").
+    The thread then destroys the engine. An interpreter that exits meanwhile waits for it: stopping a thread inside an
+    engine's destructor ends the process ("terminate called without an active exception").
     """
     atexit.unregister(worker.finish)
-    atexit.register(worker.thread.join)  # of the worker it keeps nothing
+    atexit.register(worker.thread.join)  # refers to the thread, not to the worker
     worker.inbox.put(None)

@@ -1,11 +1,11 @@
 """From one row of logits to one token id.
 
 In: a row of logits, settings, and the ids of prompt and answer so far. Out: an id. Knows nothing about models, text or
-grammars; what a grammar forbids arrives as -inf and is never chosen.
+grammars; an id that a grammar forbids arrives as -inf and is never chosen.
 
-Order, as in huggingface/transformers' generate (generation/utils.py, _get_logits_processor): logit bias, repetition
-penalty, temperature, top-k, top-p, min-p, typical, then one draw. Presence and frequency penalties, which transformers
-has not, follow the repetition penalty. Temperature 0 is greedy: bias and penalties apply, nothing else does.
+The order is that of huggingface/transformers' generate (generation/utils.py, _get_logits_processor): logit bias,
+repetition penalty, temperature, top-k, top-p, min-p, typical, then one draw. Presence and frequency penalties, which
+transformers lacks, follow the repetition penalty. Temperature 0 is greedy: only bias and penalties apply.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Candidates(NamedTuple):
     """The tokens that may be drawn. The probability of one is its weight over the sum of all."""
 
     ids: Ids  # (C,) ascending
-    weights: Doubles  # (C,) the best one's is 1
+    weights: Doubles  # (C,) 1 for the best
 
 
 class Sampler:
     """The state of one answer: settings, the random generator, and counts of the ids so far.
 
-    For every token: `process` the model's row, forbid what must not come, `choose`, `observe`. Counts are kept as
-    tokens come, so a token costs the same at any length of context. Rows are (vocab_size,) float32. Raises
-    SettingsError for a bias on an id outside the vocabulary.
+    For every token: `process` the model's row, mask forbidden ids, `choose`, `observe`. Counts are updated token by
+    token, so each costs the same at any length of context. Rows are (vocab_size,) float32. Raises SettingsError for a
+    bias on an id outside the vocabulary.
     """
 
     def __init__(self, settings: Sampling, prompt_ids: Sequence[int], vocab_size: int) -> None:
@@ -49,16 +49,16 @@ class Sampler:
             )
         self._bias_ids = np.fromiter(bias.keys(), np.int64)
         self._bias = np.fromiter(bias.values(), np.float32)
-        self._seen: npt.NDArray[np.bool_] | None = None  # (vocab,) whether an id stands in prompt or answer
+        self._seen: npt.NDArray[np.bool_] | None = None  # (vocab,) whether an id is in prompt or answer
         if settings.repetition_penalty != 1:
             self._seen = np.zeros(vocab_size, np.bool_)
             self._seen[np.array(prompt_ids, np.int64)] = True
-        self._counts: npt.NDArray[np.int32] | None = None  # (vocab,) how often an id stands in the answer
+        self._counts: npt.NDArray[np.int32] | None = None  # (vocab,) how often an id is in the answer
         if settings.presence_penalty != 0 or settings.frequency_penalty != 0:
             self._counts = np.zeros(vocab_size, np.int32)
 
     def process(self, logits: Logits) -> Logits:
-        """The row with bias and penalties: the very same array when there are none, else a copy."""
+        """Return the row with bias and penalties: the very same array if there are none, otherwise a copy."""
         if not self._bias.size and self._seen is None and self._counts is None:
             return logits
         out = logits.copy()
@@ -72,13 +72,13 @@ class Sampler:
         return out
 
     def choose(self, processed: Logits) -> int:
-        """The next id of a processed row: the first best one, or a draw. An entry of -inf is never drawn.
+        """Return the next id from a processed row: the first best one, or a draw. An entry of -inf is never drawn.
 
-        A draw takes exactly one number of the random generator, whatever the row. So drafted tokens are verified by
-        process, choose and observe on row after row, as without drafts, until the chosen id is not the drafted one:
-        the ids are those of the same seed without drafts. A draft d is accepted with probability p(d), and the id
-        chosen instead follows p without d: for a draft without a distribution of its own, that is the law of rejection
-        sampling (Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding).
+        A draw takes exactly one number from the random generator, whatever the row. So drafted tokens are verified by
+        process, choose and observe on one row after another, as without drafts, until the chosen id is not the drafted
+        one: the ids are those of the same seed without drafts. A draft d is accepted with probability p(d), and the id
+        chosen instead follows p without d: for a draft without a distribution of its own, that is rejection sampling
+        (Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding).
         """
         if self._settings.temperature == 0:
             return int(processed.argmax())
@@ -97,24 +97,24 @@ class Sampler:
 
 
 def penalize(logits: Logits, penalty: float) -> Logits:
-    """Logits of ids that have occurred, divided by the penalty where positive and multiplied where negative.
+    """Divide logits of ids that have occurred by the penalty if they are positive, and multiply them otherwise.
 
-    As huggingface/transformers' RepetitionPenaltyLogitsProcessor.
+    Like huggingface/transformers' RepetitionPenaltyLogitsProcessor.
     """
     return np.where(logits > 0, logits / penalty, logits * penalty)
 
 
 def truncate(logits: Logits, settings: Sampling) -> Candidates:
-    """The tokens within top-k, top-p, min-p and typical, at a temperature above 0; at least one always stays.
+    """Return the tokens within top-k, top-p, min-p and typical, at a temperature above 0; at least one always stays.
 
-    Ties with the k-th best stay; of equally likely tokens at the edge of top-p the lower ids stay. Each cut sees the
-    probabilities that the cut before it left.
+    Ties with the k-th best stay; of equally likely tokens at the edge of top-p, the lower ids stay. Each cut sees the
+    probabilities that the previous one left.
     """
     ids: Ids | None = None  # None: all
     if 0 < settings.top_k < logits.size:
         ids = np.flatnonzero(logits >= kth_largest(logits, settings.top_k))
         logits = logits[ids]
-    # In one array: a second one of a vocabulary's size costs more than the arithmetic.
+    # In one array, since a second one of the vocabulary's size would cost more than the arithmetic.
     weights = logits.astype(np.float64)
     weights -= weights.max()
     with np.errstate(over="ignore"):  # a tiny temperature: everything below the best becomes -inf
@@ -130,9 +130,9 @@ def truncate(logits: Logits, settings: Sampling) -> Candidates:
 
 
 def nucleus(weights: Doubles, mass: float) -> Ids:
-    """Ascending indices of the fewest largest weights that hold the share `mass` (< 1) of all.
+    """Return ascending indices of the fewest largest weights that hold the share `mass` (< 1) of all.
 
-    weights: (C,), the best one 1. Equal weights at the edge: the lower index first.
+    weights: (C,), 1 for the best. Of equal weights at the edge, lower indices come first.
     """
     needed = mass * weights.sum()
     order, cumulative = np.arange(0), weights
@@ -145,10 +145,10 @@ def nucleus(weights: Doubles, mass: float) -> Ids:
 
 
 def typical(weights: Doubles, mass: float) -> Ids:
-    """Ascending indices of weights with a surprise near the entropy, nearest first until they hold `mass` (< 1) of all.
+    """Return ascending indices of the weights with a surprise nearest to the entropy that hold `mass` (< 1) of all.
 
     Meister et al. 2022, Locally Typical Sampling; ties stay, as in huggingface/transformers' TypicalLogitsWarper.
-    weights: (C,), the best one 1.
+    weights: (C,), 1 for the best.
     """
     share = weights / weights.sum()
     distance = np.maximum(share, np.finfo(np.float64).tiny)
@@ -159,7 +159,7 @@ def typical(weights: Doubles, mass: float) -> Ids:
     for some in _from_the_top(weights):
         if share[some].sum() >= mass:
             break
-    # Whatever is nearer than the farthest of these may come before it; nothing beyond it is needed.
+    # Others may be nearer than the farthest of these; none beyond it is needed.
     near = np.flatnonzero(distance <= distance[some].max())
     order = near[np.argsort(distance[near])]
     last = min(int(np.searchsorted(np.cumsum(share[order]), mass)), order.size - 1)
@@ -167,11 +167,11 @@ def typical(weights: Doubles, mass: float) -> Ids:
 
 
 def kth_largest(logits: Logits, k: int) -> np.float32:
-    """The k-th largest value of a row, k from 1 to its size."""
+    """Return the k-th largest value of a row, k from 1 to its size."""
     width = 128
     blocks = logits.size // width
     if blocks > k:
-        # k blocks reach the k-th largest of the blocks' maxima, so k values do: one pass instead of a partition of all.
+        # k blocks, and so k values, reach the k-th largest of the blocks' maxima: one pass, not a partition of all.
         maxima = logits[: blocks * width].reshape(blocks, width).max(axis=1)
         logits = logits[logits >= np.partition(maxima, -k)[-k]]
     kth: np.float32 = np.partition(logits, -k)[-k]
@@ -179,7 +179,7 @@ def kth_largest(logits: Logits, k: int) -> np.float32:
 
 
 def greedy_margin(logits: Logits) -> float:
-    """How far the best logit is above the second best; 0 for a tie, inf where nothing else is possible."""
+    """Return how far the best logit is above the second best; 0 for a tie, inf if nothing else is possible."""
     best = int(logits.argmax())
     rest = [part.max() for part in (logits[:best], logits[best + 1 :]) if part.size]
     return float(logits[best]) - float(max(rest, default=-np.inf))
@@ -190,16 +190,16 @@ def _pick(ids: Ids | None, weights: Doubles, inside: Ids) -> tuple[Ids, Doubles]
 
 
 def _from_the_top(weights: Doubles) -> Iterator[Ids]:
-    """Growing sets of the largest weights, then all: mostly a small one is enough, and sorting all takes far longer."""
+    """Yield growing sets of the largest weights, then all: a small one is mostly enough, and sorted far faster."""
     for floor in (1e-2, 1e-3, 1e-4, 1e-5):
         yield np.flatnonzero(weights >= floor)
     yield np.arange(weights.size)
 
 
 def check_finite(row: Logits) -> None:
-    """Raises DeviceError when no token can be chosen by an engine's logits (vocab,), or likelihoods told by them.
+    """Raise DeviceError if an engine's logits (vocab,) are of no use for choosing tokens or computing likelihoods.
 
-    That is, when one is NaN or infinite, or all are -inf; -inf on some of them is a mask.
+    That is, if one is NaN or infinite, or all are -inf; -inf on some of them is a mask.
     """
     if not math.isfinite(highest := float(row.max())):  # a NaN anywhere is the maximum
         raise DeviceError(

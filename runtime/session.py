@@ -1,11 +1,11 @@
 """A conversation that keeps its token ids, so that no earlier turn is ever computed again.
 
 In: an `LLM` and one user message after another. Out: chunks of the answers. A rendered and re-encoded history may give
-other ids than the model produced; here the produced ids stay, and only the text that is new is encoded. What a user
-types is text, whatever it looks like. Knows nothing about terminals.
+other ids than the model produced; here, those ids stay, and only new text is encoded. What a user types is text,
+whatever it looks like. Knows nothing about terminals.
 
-A conversation that has filled the context is refused, or goes on without its oldest turns. What is kept is then encoded
-and computed anew, but for the system message: half of the context is made free at once, so that this is rare.
+A conversation that has filled the context is refused, or continues without its oldest turns. All that is kept, except
+the system message, is then encoded and computed anew; half of the context is freed at once, so that this is rare.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from edge.runtime.rules import OneOf, check_value
 from edge.runtime.settings import WHEN_FULL, GenerationOptions, WhenFull, generation_settings
 from edge.runtime.stream import Stream
 
-ANSWER_SHARE = 4  # a quarter of the context is left for an answer, unless it may only have fewer tokens
+ANSWER_SHARE = 4  # a quarter of the context is kept free for an answer, or less if the answer is limited to less
 
 
 class ChatSession:
-    """Messages of one conversation with the ids they stand for."""
+    """The messages of one conversation, with their token ids."""
 
     def __init__(self, llm: LLM, system: str | None = None, *, when_full: WhenFull = "error") -> None:
-        """when_full: "error" has `send` raise ContextLengthError, "drop" has it forget the oldest turns.
+        """when_full: "error" lets `send` raise ContextLengthError, "drop" lets it forget the oldest turns.
 
-        The system message stays, and `dropped_turns` counts. Raises SettingsError.
+        The system message stays, and `dropped_turns` counts forgotten turns. Raises SettingsError.
         """
         self._llm = llm
         self._system = system
@@ -44,22 +44,22 @@ class ChatSession:
             self.messages.append({"role": "system", "content": self._system})
         self.dropped_turns = 0  # since the conversation began
         self._ids: list[int] = []
-        self._rendered = MarkedText("")  # the text that _ids stand for, a closing stop id left out
+        self._rendered = MarkedText("")  # the text of _ids, without a closing stop id
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the conversation so far."""
+        """How many tokens the conversation has so far."""
         return len(self._ids)
 
     @property
     def num_turns(self) -> int:
-        """Messages of the user that were answered and are remembered."""
+        """How many answered user messages are remembered."""
         return len(self.messages) // 2  # with or without a system message
 
     def send(self, content: str, **options: Unpack[GenerationOptions]) -> Generator[Chunk, None, None]:
         """Answer one more user message; keywords and errors as in `LLM.generate`.
 
-        Closing the iterator early keeps what was answered so far. A message that is refused leaves no trace.
+        Closing the iterator early keeps the answer so far. A refused message leaves no trace.
         """
         limit = generation_settings(**options).max_new_tokens
         messages = [*self.messages, {"role": "user", "content": content}]
@@ -74,7 +74,7 @@ class ChatSession:
         return self._answer(stream, messages, prompt, prompt_ids)
 
     def _shortened(self, messages: list[dict[str, str]], most: int) -> list[dict[str, str]]:
-        """Without as many of the oldest turns as leave at most so many tokens; at least the last message stays."""
+        """Drop the fewest oldest turns that leave at most `most` tokens; the last message always stays."""
         first = int(self._system is not None)
 
         def without(turns: int) -> list[dict[str, str]]:
@@ -86,7 +86,7 @@ class ChatSession:
         return without(bisect_left(range(self.num_turns), True, key=fits))
 
     def _continue(self, prompt: MarkedText) -> list[int]:
-        """Ids of the prompt: those of the conversation so far, and the new text encoded."""
+        """Return ids of the prompt: those of the conversation so far, and those of the new text."""
         if not self._ids or not prompt.startswith(self._rendered):
             return self._llm.tokenizer.encode_marked(prompt)
         ids, new_text = self._ids, prompt[len(self._rendered) :]
@@ -94,7 +94,7 @@ class ChatSession:
             closing = mark_token(self._llm.tokenizer.token_text(ids[-1]))
             if new_text.startswith(closing):
                 new_text = new_text[len(closing) :]
-            else:  # the model stopped with another token than the template writes
+            else:  # the model stopped with a different token from the template's
                 ids = ids[:-1]
         return ids + self._llm.tokenizer.encode_marked(MarkedText(new_text))
 
@@ -119,11 +119,11 @@ class ChatSession:
             return
         self.dropped_turns += (len(self.messages) + 1 - len(messages)) // 2
         rendered = MarkedText(prompt + mark_text(shown))
-        # GLM's template writes the newline that its model generates first, so content may need to go without it.
+        # GLM's template writes the newline with which its model begins, so content may have to omit it.
         for content in (shown, shown.removeprefix("\n"), shown.strip()):
             self.messages = [*messages, {"role": "assistant", "content": content}]
             again = self._llm.chat_template.render_marked(self.messages, add_generation_prompt=False)
             if again.startswith(rendered):
                 break
-        exact = self._llm.tokenizer.decode(ids) == shown  # not so after a stop string or inside a character
+        exact = self._llm.tokenizer.decode(ids) == shown  # not after a stop string, or inside a character
         self._ids, self._rendered = (prompt_ids + ids, rendered) if exact else ([], MarkedText(""))

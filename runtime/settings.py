@@ -1,8 +1,8 @@
-"""Every setting of a load and of an answer: its default, what it may be, and what it is for, in one place.
+"""Every setting of a load and of an answer in one place: its default, its allowed values, and its purpose.
 
-In: values as Python, a command line or JSON gives them, checked as `rules` says. Out: frozen, hashable records. Knows
-nothing about engines, models or how a setting is followed. The `...Options` types are the same names as keywords, so
-that checkers and editors know them; a test holds the two to each other.
+In: values from Python, a command line or JSON, checked by `rules`. Out: frozen, hashable records. Knows nothing about
+engines, models, or how a setting is applied. The `...Options` types repeat the names as keywords for type checkers and
+editors; a test holds the two to each other.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ LogitBias = Mapping[int, float] | Sequence[tuple[int, float]]
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16", "bf16")
 KV_PRECISIONS: tuple[CachePrecision, ...] = ("f32", "f16", "bf16", "u8", "u4")
-WHEN_FULL: tuple[WhenFull, ...] = ("error", "drop")  # what a conversation does that has filled the context
-MAX_LOGPROBS = 20  # alternatives a token, as in OpenAI's protocol
+WHEN_FULL: tuple[WhenFull, ...] = ("error", "drop")  # what to do with a conversation that has filled the context
+MAX_LOGPROBS = 20  # alternatives per token, as in OpenAI's protocol
 MAX_DRAFT = 32  # tokens
 MAX_MATCH = 32  # token ids
 MAX_THREADS = 1024
-FEW_THREADS = 64  # which no machine minds
-THREADS_PER_PROCESSOR = 4  # beyond, they wait for each other: 1,024 on two processors take 25 s to load 86 MB
-MAX_NAME = 100  # characters, of engines and devices
+FEW_THREADS = 64  # allowed on every machine
+THREADS_PER_PROCESSOR = 4  # more wait for each other: with 1,024 on two processors, loading 86 MB takes 25 s
+MAX_NAME = 100  # characters of an engine's or device's name
 SHARE = Number(0, 1, above=True)
 
 
@@ -66,33 +66,35 @@ class Sampling(Settings):
         "above 1: ids of prompt and answer become less likely (Keskar et al. 2019, CTRL)",
     )
     presence_penalty: float = setting(
-        0.0, Number(-2, 2), "taken off the logit of every id of the answer, as in OpenAI's API"
+        0.0, Number(-2, 2), "subtracted from the logit of every id in the answer, as in OpenAI's API"
     )
-    frequency_penalty: float = setting(0.0, Number(-2, 2), "the same, times how often the id occurs in the answer")
-    logit_bias: LogitBias = setting((), Biases(), "added to the logits of these token ids; kept as sorted pairs")
-    seed: int | None = setting(None, Whole(), "same seed, same text; none draws a fresh one")
+    frequency_penalty: float = setting(0.0, Number(-2, 2), "likewise, times how often the id occurs in the answer")
+    logit_bias: LogitBias = setting((), Biases(), "added to the logits of these token ids; stored as sorted pairs")
+    seed: int | None = setting(None, Whole(), "same seed, same text; none: a new one each time")
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationSettings(Settings):
-    """What one answer may be. Raises SettingsError for a value of the wrong type or outside its range."""
+    """Limits and options of one answer. Raises SettingsError for a value of the wrong type or outside its range."""
 
     max_new_tokens: int | None = setting(
-        None, Whole(1), "tokens of the answer at most; none: to the end of the context"
+        None, Whole(1), "most tokens of the answer; none: up to the end of the context"
     )
-    min_new_tokens: int = setting(0, Whole(), "stop ids are not chosen before")
+    min_new_tokens: int = setting(0, Whole(), "choose no stop id before this many tokens")
     sampling: Sampling = setting(Sampling(), Instance(Sampling, "an edge.Sampling"), "how each token is chosen")
     stop: tuple[str, ...] = setting((), Texts(), "end the answer before any of these texts, which may span tokens")
-    stop_token_ids: tuple[int, ...] = setting((), Wholes(), "end the answer at these ids, besides those of the model")
-    deadline_s: float | None = setting(None, Number(0, above=True), "end the answer so many seconds after the request")
+    stop_token_ids: tuple[int, ...] = setting((), Wholes(), "end the answer at these ids, too")
+    deadline_s: float | None = setting(
+        None, Number(0, above=True), "end the answer this many seconds after the request"
+    )
     ignore_stop_ids: bool = setting(False, Flag(), "for benchmarks: always generate max_new_tokens")
     logprobs: int | None = setting(
         None,
         Whole(0, MAX_LOGPROBS),
-        "return log-probabilities of the chosen tokens, and of this many top alternatives to each",
+        "return log-probabilities of the chosen tokens and of this many top alternatives",
     )
     constraint: Constraint | None = setting(
-        None, Instance(Constraint, "an edge.Constraint"), "a JSON schema, regex or grammar that the answer follows"
+        None, Instance(Constraint, "an edge.Constraint"), "a JSON schema, regex or grammar for the answer"
     )
 
     def check_together(self) -> None:
@@ -103,7 +105,7 @@ class GenerationSettings(Settings):
             )
         if self.constraint is not None and self.ignore_stop_ids:
             raise SettingsError(
-                "ignore_stop_ids goes on where a constraint ends the answer; give one of the two",
+                "ignore_stop_ids continues an answer that a constraint has ended; give one of the two",
                 param="ignore_stop_ids",
             )
 
@@ -117,26 +119,26 @@ class EngineSettings(Settings):
     )
     device: str = setting("CPU", Text(longest=MAX_NAME), "CPU, GPU or another device of `edge devices`")
     expected_prompt_tokens: int | None = setting(
-        None, Whole(), "length of the prompts to come, as far as it is known; helps engine=auto"
+        None, Whole(), "length of future prompts, if it is known; helps engine=auto"
     )
     max_context: int | None = setting(
-        None, Whole(1), "tokens of prompt and answer; none: the model's limit, as far as the KV cache allows"
+        None, Whole(1), "tokens of prompt and answer; none: the model's limit, or what the KV cache has room for"
     )
     kv_cache_bytes: int = setting(
-        2 << 30, Whole(1), "bound of the KV cache, in bytes; memory is touched only as tokens arrive"
+        2 << 30, Whole(1), "limit of the KV cache in bytes; memory is taken only as tokens arrive"
     )
     kv_cache_share: float | None = setting(
-        None, SHARE, "the same as a share of the memory that is free, instead of kv_cache_bytes"
+        None, SHARE, "that limit as a share of free memory, instead of kv_cache_bytes"
     )
     inference_precision: Precision | None = setting(None, OneOf(PRECISIONS), "none: the device's own default")
     kv_precision: CachePrecision | None = setting(
-        None, OneOf(KV_PRECISIONS), "of the KV cache; none: the engine's choice"
+        None, OneOf(KV_PRECISIONS), "precision of the KV cache; none: the engine's choice"
     )
     dynamic_quantization_group: int | None = setting(
-        None, Whole(0, 1 << 20), "activations rounded to int8 together; 0: they stay float; none: the engine's rule"
+        None, Whole(0, 1 << 20), "activations rounded to int8 together; 0: keep them float; none: the engine's rule"
     )
     reproducible: bool | None = setting(
-        None, Flag(), "the same bits whatever else is or was computed; none: where drafts are verified"
+        None, Flag(), "same bits whatever else is computed; none: only if drafts are verified"
     )
     threads: int | None = setting(None, Whole(1, MAX_THREADS), "none: the engine's choice")
 
@@ -153,16 +155,16 @@ class EngineSettings(Settings):
 
 @dataclass(frozen=True, slots=True)
 class SpeculationSettings(Settings):
-    """Bounds of a draft. Raises SettingsError for a value outside its range."""
+    """Limits of a draft. Raises SettingsError for a value outside its range."""
 
     max_draft: int = setting(
-        31, Whole(0, MAX_DRAFT), "tokens; with the model's own token a step then has 32 rows, as kernels like it"
+        31, Whole(0, MAX_DRAFT), "most tokens of a draft; with the model's own token, 32 rows, which suit kernels"
     )
-    min_match: int = setting(2, Whole(1, MAX_MATCH), "ids that must have occurred before")
+    min_match: int = setting(2, Whole(1, MAX_MATCH), "draft only after this many ids that have occurred before")
 
 
 class SamplingOptions(TypedDict, total=False):
-    """Keywords of `Sampling`; None is the default."""
+    """Keywords of `Sampling`; None means the default."""
 
     temperature: float | None
     top_k: int | None
@@ -177,7 +179,7 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class GenerationOptions(SamplingOptions, total=False):
-    """Keywords of `LLM.generate` and its kin: `GenerationSettings` and `Sampling` side by side."""
+    """Keywords of `LLM.generate` and related methods: `GenerationSettings` and `Sampling` side by side."""
 
     max_new_tokens: int | None
     min_new_tokens: int | None
@@ -190,7 +192,7 @@ class GenerationOptions(SamplingOptions, total=False):
 
 
 class EngineOptions(TypedDict, total=False):
-    """Keywords of `edge.load`; None is the default."""
+    """Keywords of `edge.load`; None means the default."""
 
     engine: str | None
     expected_prompt_tokens: int | None
@@ -210,7 +212,7 @@ ENGINE_NAMES = frozenset(spec.name for spec in fields(EngineSettings))
 
 
 def generation_settings(**options: Unpack[GenerationOptions]) -> GenerationSettings:
-    """`GenerationSettings` from flat keywords, sampling included. Raises SettingsError for an unknown one too."""
+    """Make `GenerationSettings` from flat keywords, including sampling. Raises SettingsError, also for unknown ones."""
     values: dict[str, object] = dict(options)
     refuse_unknown(values, SAMPLING_NAMES | GENERATION_NAMES)
     sampling = {name: value for name, value in values.items() if name in SAMPLING_NAMES}
@@ -219,7 +221,7 @@ def generation_settings(**options: Unpack[GenerationOptions]) -> GenerationSetti
 
 
 def engine_settings(device: str | None = None, **options: Unpack[EngineOptions]) -> EngineSettings:
-    """`EngineSettings` from keywords. Raises SettingsError for an unknown one too."""
+    """Make `EngineSettings` from keywords. Raises SettingsError, also for unknown ones."""
     values: dict[str, object] = dict(options)
     refuse_unknown(values, ENGINE_NAMES)
     return EngineSettings(device=device, **values)  # type: ignore[arg-type]  # checked by the class

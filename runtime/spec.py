@@ -10,8 +10,8 @@ import json
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
-from edge.runtime.errors import BundleError
-from edge.runtime.fields import Fields
+from edge.runtime.errors import EXPORT_AGAIN, BundleError
+from edge.runtime.json_object import ObjectReader
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +91,7 @@ class ModelSpec:
 
         intermediate_size, rotary_dim, rope_theta and rms_norm_eps are 0 in bundles of foreign graphs without them.
         """
-        read = Fields(data, path, BundleError, "export the bundle again")
+        read = ObjectReader(data, path, BundleError, EXPORT_AGAIN)
         read.has_only({field.name for field in fields(cls)})
         head_dim = read.whole("head_dim", 1, 1 << 16)
         return cls(

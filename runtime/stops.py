@@ -1,7 +1,7 @@
 """Stop strings in streamed text.
 
-In: pieces of text. Out: the part that is safe to show. Text is held back exactly while it could still become a stop
-string, which may span any number of tokens. Knows nothing about tokens.
+In: pieces of text. Out: the part that is safe to show. Text is held back exactly as long as it could still become a
+stop string, which may span any number of tokens. Knows nothing about tokens.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class StopStrings:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string has come; nothing more is shown then."""
+        """Whether a stop string was found; nothing more is shown then."""
         return self.found is not None
 
     def push(self, text: str) -> str:
-        """What may be shown now."""
+        """Add text; return what may be shown now."""
         if self.stopped or not self._stops:
             return "" if self.stopped else text
         self._held += text
@@ -39,12 +39,12 @@ class StopStrings:
         return shown
 
     def finish(self) -> str:
-        """The held text, at the end of the stream."""
+        """Return the held text, at the end of the stream."""
         shown, self._held = self._held, ""
         return shown
 
 
 def _open_prefix(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
+    """Return the length of the longest end of `text` with which `stop` begins."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -22,13 +22,13 @@ class Stream:
     def __init__(self, request: Request, runner: Runner) -> None:
         self._request = request
         self._runner = runner
-        request.reader = weakref.ref(self)  # the next step lets go of what nobody can read any more
+        request.reader = weakref.ref(self)  # a step drops requests whose reader is gone
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> Chunk:
-        """The next chunk, after as many steps as it takes. Raises GenerationError and DeviceError."""
+        """Return the next chunk, after as many steps as it takes. Raises GenerationError and DeviceError."""
         request = self._request
         if request.cancelled:
             raise StopIteration
@@ -38,7 +38,7 @@ class Stream:
                 return request.chunks.popleft()
             if request.error is not None and not request.cancelled:
                 raise request.error
-        except BaseException:  # also Ctrl-C behind popleft: a chunk that is lost has to be the last
+        except BaseException:  # also Ctrl-C after popleft: a lost chunk has to be the last
             self.close()
             raise
         raise StopIteration
@@ -56,8 +56,10 @@ class Stream:
         return f"<Stream {state}: {self._request.num_prompt_tokens} + {len(self._request.answer_ids)} tokens>"
 
     def close(self) -> None:
-        """Stop generating and deliver nothing more; what was computed so far stays in the cache. May be called from any
-        thread, and never waits for a step."""
+        """Stop generating and deliver nothing more; what was computed stays in the cache.
+
+        May be called from any thread, and never waits for a step.
+        """
         self._runner.cancel(self._request)
 
     def text(self) -> str:
@@ -65,19 +67,19 @@ class Stream:
         return "".join(chunk.text for chunk in self)
 
     def answer(self) -> Answer:
-        """Run to the end and return what remains as a whole."""
+        """Run to the end and return the rest of the answer as a whole."""
         return _answer_of(list(self))
 
 
 def read_all(streams: Sequence[Stream | EdgeError]) -> list[Answer]:
-    """Read all streams to their ends; an error becomes an answer of its own, with what was written before it."""
+    """Read all streams to their ends; an error becomes an answer with the error and the text before it."""
     found: list[Answer] = []
     for stream in streams:
         chunks: list[Chunk] = []
         try:
             if isinstance(stream, EdgeError):
                 raise stream
-            chunks += stream  # what comes before an error is added
+            chunks += stream  # keeps the chunks before an error
             found.append(_answer_of(chunks))
         except EdgeError as error:
             found.append(replace(_answer_of(chunks), finish_reason="error", error=error))

@@ -1,9 +1,9 @@
-"""What rendering one template may cost: a number of units, of which everything that a template does takes some.
+"""What rendering one template may cost: a number of units, of which each operation takes some.
 
 In: values, and operations on them before they are done. Out: nothing, or TooMuchError. Knows nothing about syntax.
 
-A unit is about a microsecond at most: one value looked at, or 32 characters. Nothing is limited by a clock, so that a
-template that renders here renders anywhere. Memory is bounded by it too, since whatever makes a value takes its size.
+A unit is at most about a microsecond: one value read, or 32 characters. No clock is involved, so a template that
+renders here renders anywhere. Units bound memory, too, since making a value takes as many as its size.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from jinja2.utils import Namespace
 
 T = TypeVar("T")
 
-BASE_UNITS = 1_000_000  # of a template, whatever the messages; the largest that are published take some thousand
-UNITS_PER_INPUT = 64  # and for every unit of what it is given
+BASE_UNITS = 1_000_000  # for any messages; the largest published templates take a few thousand
+UNITS_PER_INPUT = 64  # in addition, for every unit of the values given
 CHARS_PER_UNIT = 32
-_MOST_BITS = 20_000  # of an integer that is computed with
-_MOST_DIGITS = 100  # that a number is rounded to
-_DEEPEST = 500  # lists in each other; Python's own functions overflow at about a thousand
+_MOST_BITS = 20_000  # of an integer in arithmetic
+_MOST_DIGITS = 100  # to round a number to
+_DEEPEST = 500  # nested lists; Python's own functions overflow at about a thousand
 
 # Methods of values that no chat template needs, and whose work does not follow from the sizes of their arguments.
 _REFUSED_METHODS = frozenset(
@@ -33,27 +33,27 @@ _VALUES = (str, bytes, int, float, list, tuple, dict, set, frozenset, range)
 
 
 class TooMuchError(RuntimeError):
-    """A template does more than one may."""
+    """A template does more than it may."""
 
 
 class Budget:
-    """The units that are left of one rendering."""
+    """The units that are left for one rendering."""
 
     def __init__(self, units: int) -> None:
         self.left = units
 
     def spend(self, units: int) -> None:
-        """Raises TooMuchError where there are not as many left."""
+        """Take units. Raises TooMuchError if fewer are left."""
         self.left -= units
         if self.left < 0:
             raise TooMuchError("it computes or writes more than a template may; it may have a loop without end")
 
     def touch(self, value: object) -> None:
-        """Take the size of a value without what is in it."""
+        """Take the size of a value, without its content."""
         self.spend(outer_units(value))
 
     def weigh(self, value: object) -> int:
-        """Take the size of a value and of all that is in it, as often as it is in it; returns that size."""
+        """Take the size of a value and of all its content, counted as often as it occurs; return that size."""
         before = left = self.left
         waiting: list[Iterator[Any]] = [iter((value,))]
         while waiting and left >= 0:
@@ -75,7 +75,7 @@ class Budget:
         return before - left
 
     def counted(self, value: T) -> T:
-        """The value; if it is an iterator, one that takes a unit for every item."""
+        """Return the value; an iterator becomes one that takes a unit for every item."""
         if not isinstance(value, Iterator) or isinstance(value, LoopContext):
             return value
         return self._count(value)  # type: ignore[return-value]  # an iterator for an iterator
@@ -86,7 +86,7 @@ class Budget:
             yield item
 
     def check_operator(self, operator: str, left: object, right: object) -> None:
-        """Before an arithmetic operator is applied."""
+        """Take the cost of an arithmetic operator before it is applied."""
         if isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * max(right, 1) if operator == "**" else left.bit_length() + right.bit_length()
             if bits > _MOST_BITS:
@@ -102,7 +102,7 @@ class Budget:
             self.touch(right)
 
     def check_method(self, owner: object, name: str, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
-        """Before a method of a value is called."""
+        """Take the cost of a value's method before it is called."""
         if not isinstance(owner, _VALUES):
             return
         if name in _REFUSED_METHODS:
@@ -116,7 +116,7 @@ class Budget:
             self.weigh(owner)
 
     def check_growth(self, name: str, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
-        """Before a method or filter is called whose result may be larger than what it is given together."""
+        """Take the cost of a method or filter whose result may be larger than all its arguments."""
         others = [*args[1:], *kwargs.values()]
         widest = max((abs(n) for n in others if isinstance(n, int)), default=0)
         texts = [text for text in others if isinstance(text, str | bytes)]
@@ -143,7 +143,7 @@ class Budget:
                 pass
 
     def check_format(self, pattern: str, sign: str, values: Sequence[object]) -> None:
-        """Before a pattern with places for values is filled in: `%` or `{`."""
+        """Take the cost of filling values into a pattern with places for them: `%` or `{`."""
         places = pattern.count(sign)
         size = sum(self.weigh(value) for value in values)
         numbers = [abs(n) for value in values for n in _numbers(value)]
@@ -154,7 +154,7 @@ class Budget:
 
 
 def outer_units(value: object) -> int:
-    """The size of a value without what is in it, in units."""
+    """Return the size of a value without its content, in units."""
     if isinstance(value, str | bytes):
         return 1 + len(value) // CHARS_PER_UNIT
     if isinstance(value, int):
@@ -165,13 +165,13 @@ def outer_units(value: object) -> int:
 
 
 def total_units(value: object) -> int:
-    """The size of a value of JSON and all that is in it, in units."""
+    """Return the size of a value of JSON and all its content, in units."""
     unlimited = Budget(1 << 62)
     return unlimited.weigh(value)
 
 
 def _items(value: object) -> Iterator[Any] | None:
-    """What is in a value that shows what is in it."""
+    """Return the content of a container, or None for other values."""
     if isinstance(value, list | tuple):
         return iter(value)
     if isinstance(value, Namespace):

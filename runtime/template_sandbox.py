@@ -1,12 +1,12 @@
-"""Where chat templates run: they reach nothing but what they are given, and end.
+"""Where chat templates run: they reach only what they are given, and they end.
 
-In: the source of a template, and values. Out: text, or whatever exception the template ran into. Knows nothing about
-messages. What templates may cost is counted by `template_budget.py`.
+In: the source of a template, and values. Out: text, or whatever exception the template causes. Knows nothing about
+messages. `template_budget.py` counts what templates may cost.
 
-jinja2's sandbox keeps a template from what it is not given, but lets it compute for ever and fill the memory. So the
-syntax tree is changed before it is compiled: each round of a loop and each call of a macro takes units from a budget,
-and so do comparisons, joined texts, filters, tests, operators, methods and what is written, by the sizes of what they
-work on. The budget stands in the context of one rendering, under a name that no template can write.
+jinja2's sandbox limits what a template can reach, but lets it compute for ever and fill the memory. So the syntax tree
+is changed before it is compiled: each iteration of a loop and each call of a macro takes units from a budget, and so do
+comparisons, joined texts, filters, tests, operators, methods and output, by the sizes of their operands. The budget is
+in the context of one rendering, under a name that no template can write.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from edge.runtime.template_budget import (
     total_units,
 )
 
-MAX_SOURCE = 200_000  # characters of a template; the longest published have 20,000
-TEXT_PER_INPUT = 16  # characters that may be written for each that is given,
-BASE_TEXT = 1_000_000  # and besides
-_BUDGET, _SPEND, _TOUCH, _WEIGH = " budget", " spend", " touch", " weigh"  # no names, for the space
+MAX_SOURCE = 200_000  # characters of a template; the longest published ones have 20,000
+TEXT_PER_INPUT = 16  # characters that may be written for each character given,
+BASE_TEXT = 1_000_000  # in addition to these
+_BUDGET, _SPEND, _TOUCH, _WEIGH = " budget", " spend", " touch", " weigh"  # the space keeps templates from naming them
 
-# For HTML, or slow on long texts by themselves; no chat template has them.
+# For HTML, or slow on long texts; no chat template uses them.
 _LEFT_OUT = ("lipsum", "urlize", "xmlattr", "striptags", "wordwrap", "pprint", "wordcount")
-# Filters that look at a list or text from outside; what others do may depend on all that is in it.
+# Filters whose work depends only on the size of a list or text; that of others may depend on all its content.
 _OUTER_FILTERS = frozenset(
     (
         *("length", "count", "first", "last", "list", "reverse", "select", "reject", "selectattr", "rejectattr", "map"),
@@ -49,14 +49,14 @@ _SORTING = frozenset(("sort", "dictsort", "groupby", "unique", "min", "max"))
 _COMPARING_TESTS = frozenset(
     ("eq", "==", "equalto", "ne", "!=", "in", "lt", "<", "lessthan", "le", "<=", "gt", ">", "greaterthan", "ge", ">=")
 )
-_OUTER_CALLS = (Macro, LoopContext, BlockReference, Cycler, Joiner)  # they do nothing that is not counted elsewhere
+_OUTER_CALLS = (Macro, LoopContext, BlockReference, Cycler, Joiner)  # all that they do is counted elsewhere
 _OF_JINJA = ("_loop_vars", "_block_vars", "caller")  # keywords that compiled templates add to calls
 
 
 class _Generation(Extension):
-    """`{% generation %} ... {% endgeneration %}`: by it trainers mark what the assistant says; it changes no text."""
+    """`{% generation %} ... {% endgeneration %}`: marks the assistant's text for training, and changes nothing."""
 
-    tags = {"generation"}  # noqa: RUF012  # jinja2 has it so
+    tags = {"generation"}  # noqa: RUF012  # as jinja2 declares it
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -68,7 +68,7 @@ class _Generation(Extension):
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Compiles and renders templates as transformers does: with its extensions and its treatment of white space."""
+    """Compiles and renders templates as transformers does, with its extensions and treatment of white space."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
@@ -84,11 +84,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self.filters.pop(name, None)
         self.filters = {name: _counted_filter(name, found) for name, found in {**self.filters, **filters}.items()}
         self.filters |= {_SPEND: _spend, _TOUCH: _touch, _WEIGH: _weigh}
-        tests: dict[str, Any] = {**self.tests}  # jinja2 gives them no types
+        tests: dict[str, Any] = {**self.tests}  # untyped in jinja2
         self.tests = {name: _counted_test(name, found) for name, found in tests.items()}
 
     def compile_text(self, source: str) -> tuple[nodes.Template, jinja2.Template]:
-        """The syntax tree as it was written, and the template. Raises anything that jinja2 and Python do."""
+        """Return the syntax tree as it was written, and the template. Raises anything that jinja2 and Python raise."""
         if len(source) > MAX_SOURCE:
             raise TooMuchError(f"it has {len(source):,} characters, expected at most {MAX_SOURCE:,}")
         return self.parse(source), self.from_string(source)
@@ -114,7 +114,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if not isinstance(__obj, _OUTER_CALLS) and __obj is not Namespace:
             given = {key: value for key, value in kwargs.items() if key not in _OF_JINJA}
             budget.weigh([*args, *given.values()])
-            method = getattr(__obj, "__wrapped__", __obj)  # the sandbox's own str.format wraps the other
+            method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format in a version of its own
             owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
             if name == "join":
                 args = tuple(_taken(arg, budget) for arg in args)
@@ -126,7 +126,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 def render(template: jinja2.Template, values: Mapping[str, object]) -> str:
-    """The text of a template. Raises TooMuchError where it goes on for too long, and whatever else it runs into."""
+    """Return a template's text. Raises TooMuchError if it does too much, and any exception that it causes."""
     given = total_units(dict(values))
     budget = Budget(BASE_UNITS + UNITS_PER_INPUT * given)
     most = BASE_TEXT + TEXT_PER_INPUT * _length(values)
@@ -140,7 +140,7 @@ def render(template: jinja2.Template, values: Mapping[str, object]) -> str:
 
 
 def _length(value: object) -> int:
-    """Characters of all texts in a value of JSON, and of what its other values are written with."""
+    """Return the characters of all texts in a value of JSON, and about those that its other values take."""
     total, waiting = 0, [value]
     while waiting:
         item = waiting.pop()
@@ -161,7 +161,7 @@ def _budget(context: Context) -> Budget:
 
 @pass_context
 def _finalize(context: Context, value: object) -> object:
-    """Of every value that is about to be written."""
+    """Count a value that is about to be written."""
     _budget(context).weigh(value)
     return value
 
@@ -185,7 +185,7 @@ def _weigh(context: Context, value: object) -> object:
 
 
 def _first_argument(function: Callable[..., Any], context: Context) -> list[Any]:
-    """What a filter or test wants before its value."""
+    """Return what a filter or test takes before its value."""
     kind = getattr(getattr(function, "jinja_pass_arg", None), "name", None)
     if kind is None:
         return []
@@ -207,7 +207,7 @@ def _counted_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         if name in _SORTING:
             budget.spend(sizes * 16)  # about as many comparisons for each value
         if name == "sum" and any(not isinstance(n, int | float | str) for n in (*args[1:], *kwargs.values())):
-            raise TooMuchError("it adds up what is no number")
+            raise TooMuchError("it adds up values that are not numbers")
         if name == "format" and args:
             budget.check_format(str(args[0]), "%", [*args[1:], *kwargs.values()])
         if args:
@@ -234,12 +234,12 @@ def _counted_test(name: str, function: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _taken(value: object, budget: Budget) -> object:
-    """The value; a list of its items where it gives them one by one."""
+    """Return the value, or a list of its items if it yields them one by one."""
     return list(budget.counted(iter(value))) if isinstance(value, Iterator | range) else value
 
 
 def _count_work(template: nodes.Template) -> None:
-    """Change a syntax tree so that it takes units for what it does, besides what the environment takes."""
+    """Change a syntax tree so that it takes units for its work, in addition to those that the environment takes."""
     for node in list(template.find_all(nodes.Node)):
         match node:
             case nodes.For():
@@ -256,13 +256,13 @@ def _count_work(template: nodes.Template) -> None:
             case nodes.Getitem() if isinstance(node.arg, nodes.Slice):
                 node.node = _use(_TOUCH, node.node, node.lineno)
             case nodes.Getitem() if not isinstance(node.arg, nodes.Const):
-                node.arg = _use(_WEIGH, node.arg, node.lineno)  # a tuple is hashed with all that is in it
+                node.arg = _use(_WEIGH, node.arg, node.lineno)  # hashing a tuple hashes all that is in it
             case nodes.Pair() if not isinstance(node.key, nodes.Const):
                 node.key = _use(_WEIGH, node.key, node.lineno)
 
 
 def _count_comparison(node: nodes.Compare) -> None:
-    """What is compared with a constant is looked at no further than the constant goes."""
+    """Count the operands of a comparison; one with a constant reads no more than the constant's size."""
     constant = isinstance(node.expr, nodes.Const)
     for operand in node.ops:
         if operand.op in ("in", "notin"):
@@ -272,18 +272,18 @@ def _count_comparison(node: nodes.Compare) -> None:
         constant = constant and isinstance(operand.expr, nodes.Const)
 
 
-def _use(name: str, value: nodes.Expr | nodes.Node, line: int) -> Any:  # of jinja2's nodes, which name no types
-    """One of our filters around a value."""
+def _use(name: str, value: nodes.Expr | nodes.Node, line: int) -> Any:  # jinja2's nodes are untyped
+    """Return one of our filters around a value."""
     return nodes.Filter(value, name, [], [], None, None, lineno=line)
 
 
 def _spending(body: list[nodes.Node], line: int) -> nodes.Node:
-    """A statement that takes what running a body once costs."""
+    """Return a statement that takes the cost of running a body once."""
     return nodes.ExprStmt(_use(_SPEND, nodes.Const(_cost(body)), line), lineno=line)
 
 
 def _cost(body: Iterable[nodes.Node]) -> int:
-    """Units that straight code takes: by its length, and by the text that it writes."""
+    """Return the units of straight-line code: by its length, and by the text that it writes."""
     count, texts = 0, 0
     for node in body:
         count += 1 + sum(1 for _ in node.find_all(nodes.Node))

@@ -1,10 +1,10 @@
 """Text to token ids and token ids to bytes, over a byte-level `tokenizer.json`.
 
-In: a tokenizer.json. Out: a `Tokenizer`. Knows nothing about chat or generation. Text is always encoded without added
-special tokens: rendered chat text carries its own, and GLM's post-processor would add them twice.
+In: a tokenizer.json. Out: a `Tokenizer`. Knows nothing about chat or generation. Text is always encoded without adding
+special tokens: rendered chat text has its own, and GLM's post-processor would add them twice.
 
-The library is told once to see no special tokens in text, and text is split at them here: whether it sees them is a
-property of the whole tokenizer there, which threads would have to take turns with.
+The library is told once not to recognise special tokens in text, and text is split at them here. In the library, this
+is a property of the whole tokenizer, so threads would have to take turns changing it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 
 import tokenizers
 
-from edge.runtime.errors import PromptError, TokenizerError, in_words, telling_line
+from edge.runtime.errors import PromptError, TokenizerError, in_words, shown, telling_line
 from edge.runtime.files import read_file
 from edge.runtime.markup import MarkedText, Markup, split_marked
 from edge.runtime.tokenizer_json import ADVICE, check_tokenizer_json
@@ -28,20 +28,19 @@ T = TypeVar("T")
 
 MAX_TEXT = 50_000_000  # characters of a text; a context of a million tokens has about 4 million
 
-# What Rust's \s matches, and so what tokens that take the white space beside them take; str.strip() takes more.
+# What Rust's \s matches: the white space that a token with lstrip or rstrip takes. str.strip() would take more.
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
-_MOST_PADDING = 10_000  # rows of an embedding that no token has; the next multiple of some number is usual
+_MOST_PADDING = 10_000  # rows of an embedding without a token; it is usually padded to a multiple of some number
 MOST_IDS = 10_000_000  # of tokens
-_PANICS = "pyo3_runtime"  # where the exceptions of Rust's panics say that they are from
+_PANICS = "pyo3_runtime"  # module of the exceptions that Rust's panics become
 
 
 class Tokenizer:
     """A byte-level BPE tokenizer: every token is a fixed run of bytes.
 
-    num_rows: ids that the model's embedding has rows for; ids beyond them are not the model's, and `num_tokens` and
-    `to_json` leave them out. What the file says about cutting texts off, filling them up and leaving out merges at
-    random is for training, and is not done. Raises TokenizerError when the file cannot be read or decodes in another
-    way, and for what `check_tokenizer_json` refuses.
+    num_rows: rows of the model's embedding; ids beyond them do not belong to the model, and `num_tokens` and `to_json`
+    omit them. Truncation, padding and dropout in the file are for training, and are ignored. Raises TokenizerError when
+    the file cannot be read or does not decode bytes, and when `check_tokenizer_json` refuses it.
     """
 
     def __init__(self, path: Path, num_rows: int | None = None) -> None:
@@ -49,7 +48,7 @@ class Tokenizer:
 
     @classmethod
     def from_text(cls, tokenizer_json: str | bytes, num_rows: int | None = None) -> Self:
-        """Of the content of a tokenizer.json."""
+        """Make a tokenizer from the content of a tokenizer.json."""
         self = cls.__new__(cls)
         self._open(_decoded(tokenizer_json, "the text"), "the text", num_rows)
         return self
@@ -57,29 +56,29 @@ class Tokenizer:
     def _open(self, text: str, name: str, num_rows: int | None) -> None:
         check_tokenizer_json(text, name)
         self._tokenizer: Any = _trusted(
-            lambda: tokenizers.Tokenizer.from_str(text), f"{name} does not read as a tokenizer.json"
+            lambda: tokenizers.Tokenizer.from_str(text), f"{name} cannot be read as a tokenizer.json"
         )
         decoder = type(self._tokenizer.decoder).__name__
         if decoder != "ByteLevel":
             raise TokenizerError(f"{name} decodes with {decoder}, expected ByteLevel (GLM-4, GLM-Edge, GPT-2 style)")
         _for_use(self._tokenizer)
-        self._tokenizer.encode_special_tokens = True  # what looks like one in a text is text
+        self._tokenizer.encode_special_tokens = True  # the library then treats them as text
         self._name, self._num_rows = name, num_rows
         added = self._tokenizer.get_added_tokens_decoder()
         self._special: frozenset[int] = frozenset(i for i, token in added.items() if token.special)
         self._special_ids: dict[str, int] = {added[i].content: i for i in self._special}
         self._takes_left = {token.content for token in added.values() if token.special and token.lstrip}
         self._takes_right = {token.content for token in added.values() if token.special and token.rstrip}
-        first = [token for token in added.values() if not token.normalized]  # found in the text as it is
+        first = [token for token in added.values() if not token.normalized]  # found before normalization
         odd = any(token.lstrip or token.rstrip or token.single_word for token in first)
         self._plain = not odd and not any(token.special and token.normalized for token in added.values())
         self.markup = Markup(self._special_ids, [token.content for token in first if not token.special])
-        self._bytes_of: dict[int, bytes] = {}  # of the tokens seen so far
+        self._bytes_of: dict[int, bytes] = {}  # token id -> its bytes, for tokens seen so far
         self.num_tokens: int = self._last_id(num_rows) + 1  # ids that a model may be given, and may choose
 
     def _last_id(self, num_rows: int | None) -> int:
-        """The largest id of a token; with `num_rows`, of those below."""
-        if num_rows is not None:  # looked for from above: a list of all tokens takes 0.1 s for GLM-4's
+        """Return the largest id of a token, below `num_rows` if given."""
+        if num_rows is not None:  # search from above: listing all of GLM-4's tokens takes 0.1 s
             above = range(num_rows - 1, max(num_rows - _MOST_PADDING, 0) - 1, -1)
             if (found := next((i for i in above if self._tokenizer.id_to_token(i) is not None), None)) is not None:
                 return found
@@ -87,12 +86,12 @@ class Tokenizer:
         return max((i for i in ids if num_rows is None or i < num_rows), default=-1)
 
     def to_json(self) -> str:
-        """The content of a tokenizer.json of the same tokenizer."""
+        """Return this tokenizer as the content of a tokenizer.json."""
         return self._text if self._num_rows is None else _below(self._text, self._num_rows)
 
     @property
     def _text(self) -> str:
-        """All of it as JSON. The library counts up to the largest id, so that has to be a sensible one."""
+        """The whole tokenizer as JSON. The library counts up to the largest id, so its size is checked."""
         largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
         if largest > MOST_IDS:
             raise TokenizerError(f"{self._name} has the id {largest:,}, expected at most {MOST_IDS:,}; {ADVICE}")
@@ -100,9 +99,9 @@ class Tokenizer:
         return text
 
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
-        """Ids of `text`; none is added. Raises PromptError for what is no text, or no valid Unicode.
+        """Return the ids of `text`, and no others. Raises PromptError for anything but valid Unicode text.
 
-        parse_special: special tokens are recognised where they stand in it. Else all of it is text.
+        parse_special: recognise special tokens in it; otherwise, all of it is text.
         """
         _check_length(check_text(text, "the text"))
         if not parse_special:
@@ -112,12 +111,12 @@ class Tokenizer:
         return self._join(self.markup.split(text))
 
     def encode_marked(self, text: MarkedText) -> list[int]:
-        """Ids of a rendered conversation: its marked special tokens, and all else as text. Raises PromptError."""
+        """Return ids of a rendered conversation: its marked special tokens, the rest as text. Raises PromptError."""
         _check_length(check_text(text, "the text"))
         return self._join(self._without_taken(list(split_marked(text))))
 
     def _without_taken(self, pieces: Sequence[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
-        """The pieces, less the white space that a special token takes from the text beside it."""
+        """Yield the pieces without the white space that special tokens take from the text beside them."""
         tokens = [piece if special else "" for piece, special in pieces]
         for (piece, special), before, after in zip(pieces, ["", *tokens], [*tokens[1:], ""], strict=False):
             left = not special and before in self._takes_right
@@ -135,32 +134,34 @@ class Tokenizer:
         return ids
 
     def _encode_text(self, text: str) -> list[int]:
-        """Ids of text, none of them special."""
+        """Return ids of text, none of them special."""
         ids = _encoded(self._tokenizer, text, self._name)
         if self._special.isdisjoint(ids):
             return ids
-        # Special tokens that are words of the vocabulary as well come about like any word.
+        # A special token that is also in the vocabulary can result from text like any other word.
         bounds = [0, *self.markup.seams(text), len(text)]
         parts = [text[a:b] for a, b in pairwise(bounds)]
         ids = [i for part in parts for i in _encoded(self._tokenizer, part, self._name)]
         if found := self._special.intersection(ids):
             token = self.token_text(min(found))
-            raise PromptError(f"the text holds {token!r}, which this tokenizer cannot write but as a special token")
+            raise PromptError(
+                f"the text holds {shown(token)}, which this tokenizer can only write as a special token; remove it"
+            )
         return ids
 
     @cached_property
     def _seeing_special(self) -> Any:
-        """The library's own way to find special tokens, for tokenizers with other rules than the plain ones."""
+        """The library's own search for special tokens, for tokenizers whose rules `Markup` does not know."""
         text = self._text
         return _trusted(lambda: tokenizers.Tokenizer.from_str(text), f"{self._name} has two tokens of one id, or worse")
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, without special tokens; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of ids, without special tokens; bytes that are not UTF-8 become U+FFFD."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes a token stands for; empty for special tokens and for ids without a token."""
+        """Return the bytes of a token; empty for special tokens, and for ids without a token."""
         if token_id not in self._bytes_of:
             self._bytes_of[token_id] = self._find_bytes(token_id)
         return self._bytes_of[token_id]
@@ -177,12 +178,12 @@ class Tokenizer:
         return token.encode("utf-8")  # an added token in plain text
 
     def token_id(self, token: str) -> int | None:
-        """Id of a token by its exact text."""
+        """Return the id of a token with exactly this text, or None."""
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
     def token_text(self, token_id: int) -> str:
-        """A token as it stands in the vocabulary, special tokens included; empty for ids without a token."""
+        """Return a token as the vocabulary writes it, also a special one; empty for ids without a token."""
         return self._tokenizer.id_to_token(token_id) or ""
 
     def is_special(self, token_id: int) -> bool:
@@ -195,7 +196,7 @@ class Tokenizer:
 
 
 def _decoded(content: str | bytes, name: str) -> str:
-    """Text without a byte-order mark. Raises TokenizerError."""
+    """Return text without a byte-order mark. Raises TokenizerError."""
     try:
         return content.decode("utf-8-sig") if isinstance(content, bytes) else content.removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -203,23 +204,23 @@ def _decoded(content: str | bytes, name: str) -> str:
 
 
 def _trusted(call: Callable[[], T], failure: str) -> T:
-    """What a call of the library gives. Raises TokenizerError for what it raises, a panic of Rust among it."""
+    """Return what a call of the library returns. Raises TokenizerError for all that it raises, even panics of Rust."""
     try:
         return call()
-    except BaseException as error:  # a PanicException is no Exception
+    except BaseException as error:  # a PanicException is not an Exception
         if not isinstance(error, Exception) and type(error).__module__ != _PANICS:
             raise
         raise TokenizerError(f"{failure} ({in_words(telling_line(error))})") from error
 
 
 def _encoded(tokenizer: Any, text: str, name: str) -> list[int]:
-    failure = f"{name} is a tokenizer.json that fails at a text"
+    failure = f"{name} is a tokenizer.json that fails on a text"
     ids: list[int] = _trusted(lambda: tokenizer.encode(text, add_special_tokens=False).ids, failure)
     return ids
 
 
 def _for_use(tokenizer: Any) -> None:
-    """Let it encode all of a text, with nothing added, and the same way each time."""
+    """Make it encode a whole text, without adding anything, and always in the same way."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if getattr(tokenizer.model, "dropout", None) is not None:
@@ -233,7 +234,7 @@ def _check_length(text: str) -> None:
 
 
 def _below(tokenizer_json: str, num_rows: int) -> str:
-    """A tokenizer.json without the tokens whose ids are `num_rows` or more."""
+    """Return a tokenizer.json without the tokens whose ids are `num_rows` or more."""
     content = json.loads(tokenizer_json)
     model, added = content["model"], content["added_tokens"]
     vocab = model["vocab"] if isinstance(model["vocab"], dict) else {}
@@ -242,7 +243,7 @@ def _below(tokenizer_json: str, num_rows: int) -> str:
     if not gone and len(kept) == len(added):
         return tokenizer_json
     content["added_tokens"] = kept
-    # A token that is added is counted on from the vocabulary, which is smaller now; one that is in it keeps its id.
+    # The library numbers added tokens after the vocabulary, which is smaller now; those within it keep their ids.
     model["vocab"] = {token: i for token, i in vocab.items() if token not in gone}
     if gone:
         model["vocab"] |= {token["content"]: token["id"] for token in kept}
@@ -253,7 +254,7 @@ def _below(tokenizer_json: str, num_rows: int) -> str:
 
 
 def byte_of_character() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes (openai/gpt-2 src/encoder.py, bytes_to_unicode)."""
+    """Return the byte for each of GPT-2's printable stand-ins (openai/gpt-2 src/encoder.py, bytes_to_unicode)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(hidden)}

@@ -1,10 +1,10 @@
-"""What may stand in a tokenizer.json that the tokenizers library is to read.
+"""Checks of a tokenizer.json before the tokenizers library reads it.
 
-In: the text of one. Out: nothing, or a TokenizerError. Knows nothing about what its tokens are for.
+In: its text. Out: nothing, or a TokenizerError. Knows nothing about what its tokens are for.
 
-The library believes the file: a normalizer may make ten thousand characters of one, a table that it cannot read ends
-the process, and expressions may take for ever at a text; none of it can be interrupted. So normalizers and expressions
-are looked at before it is given the file.
+The library trusts the file: a normalizer may turn one character into ten thousand, a table that it cannot read ends the
+process, and an expression may take for ever on a text; none of this can be interrupted. So normalizers and expressions
+are checked first.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from edge.runtime.json_reader import parse_json
 
 MAX_TOKEN = 1000  # characters of an added token
 ADVICE = "use the tokenizer.json that the model was published with"
-_MOST_GROWTH = 20  # characters that normalizers may make of one; NFKC makes 18 of U+FDFA
+_MOST_GROWTH = 20  # characters that normalizers may turn one into; NFKC turns U+FDFA into 18
 _MOST_ADDED = 1000  # characters that they may add to a text
 _MOST_UNLIMITED = 2  # repetitions without an upper limit in one branch of an expression; published ones have 2
 _MOST_VARIABLE = 8  # repetitions of any kind there
 _LONGEST_EXPRESSION = 5000  # characters
-# Characters of one that a normalizer makes at most. Precompiled tables are for tokenizers that are not byte-level.
+# The most characters that a normalizer turns one into. Precompiled tables are for tokenizers that are not byte-level.
 _GROWTH = {
     **dict.fromkeys(("Lowercase", "StripAccents", "Strip", "Nmt", "Prepend", "Sequence"), 1),
     **{"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "BertNormalizer": 4, "ByteLevel": 4},
 }
-# Whether a file may hold more than the library can be trusted with is seen without reading 20 MB of JSON twice.
+# Signs of content that needs a closer look, found without parsing 20 MB of JSON twice.
 _NORMALIZER = re.compile(r'"normalizer"\s*:\s*(?!\s|null\b|\d)')
 _LONG_TOKEN = re.compile(rf'"content"\s*:\s*"[^"]{{{MAX_TOKEN}}}')
 _HIDDEN_LETTER = re.compile(r"\\u00[4-7]")
@@ -46,7 +46,7 @@ _PARTS = (
 
 
 def check_tokenizer_json(text: str, name: str) -> None:
-    """Raises TokenizerError for what the library must not be given; whether it is a tokenizer, the library finds."""
+    """Raise TokenizerError for content that the library must not read. Whether it is a tokenizer, the library tells."""
     try:
         if any(sign.search(text) for sign in (_HIDDEN_LETTER, _NORMALIZER, _LONG_TOKEN)):
             data = parse_json(text, name, TokenizerError, ADVICE, unique_keys=True)
@@ -89,11 +89,11 @@ def _check_normalizer(value: object) -> None:
             added += len(str(part.get("prepend")))
         growth *= _GROWTH.get(kind, 1)
         if growth > _MOST_GROWTH * _GROWTH["NFC"] or added > _MOST_ADDED:
-            raise ValueError(f"its normalizers make a text {growth:,.0f} times as long, and longer by {added:,}")
+            raise ValueError(f"its normalizers make a text {growth:,.0f} times as long, plus {added:,} characters")
 
 
 def _replace_growth(part: dict[str, Any]) -> float:
-    """Characters that a Replace makes of one, at most. Raises ValueError."""
+    """Return the most characters that a Replace turns one into. Raises ValueError."""
     pattern, content = part.get("pattern"), part.get("content")
     if not isinstance(pattern, dict) or not isinstance(content, str):
         raise ValueError(f"the normalizer {shown(part)} has no pattern and content")
@@ -118,16 +118,16 @@ def _expressions(data: object) -> Iterator[str]:
 
 
 def _check_expression(pattern: str) -> None:
-    """Raises ValueError for an expression that may try so many ways at one place of a text that it seems to hang.
+    """Raise ValueError for an expression that may try so many ways to match a text that it seems to hang.
 
-    The library gives up after ten million ways at one place, and there may be a million places. So a repetition in a
-    repetition is refused, and more than a few beside each other.
+    The library gives up after ten million ways at one place, and there may be a million places. So repetitions within
+    repetitions are refused, and so are more than a few beside each other.
     """
     if len(pattern) > _LONGEST_EXPRESSION:
         raise ValueError(f"an expression of {len(pattern):,} characters, expected at most {_LONGEST_EXPRESSION:,}")
     branch = _Repetitions()
-    around: list[_Repetitions] = []  # branches of the groups that the place is in
-    last = 0  # repetitions in what stands before
+    around: list[_Repetitions] = []  # branches of the enclosing groups
+    last = 0  # repetitions in the part before
     place, classes = 0, 0
     while place < len(pattern):
         found = next(filter(None, (kind.match(pattern, place) for kind in _PARTS)))
@@ -153,7 +153,7 @@ def _check_expression(pattern: str) -> None:
 
 @dataclass
 class _Repetitions:
-    """Those of a branch of an expression, and the most that branches beside it have."""
+    """Repetitions in one branch of an expression, and the most in the branches beside it."""
 
     variable: int = 0  # of any kind but a fixed number
     unlimited: int = 0
@@ -161,7 +161,7 @@ class _Repetitions:
     most_unlimited: int = 0
 
     def repeat(self, mark: str) -> int:
-        """Count one; returns how many it is."""
+        """Count a repetition; return 1, or 0 for a fixed number."""
         low, comma, high = mark.strip("{}").partition(",")
         if mark.startswith("{") and (not comma or low == high):
             return 0
@@ -170,13 +170,13 @@ class _Repetitions:
         return 1
 
     def end(self) -> None:
-        """The branch is over, and another one begins."""
+        """End the branch, and begin another."""
         self.most_variable = max(self.most_variable, self.variable)
         self.most_unlimited = max(self.most_unlimited, self.unlimited)
         self.variable = self.unlimited = 0
 
     def add(self, group: _Repetitions) -> int:
-        """Count those of a group in this branch; returns how many they are."""
+        """Count the repetitions of a group in this branch; return how many they are."""
         group.end()
         self.variable += group.most_variable
         self.unlimited += group.most_unlimited

@@ -1,7 +1,7 @@
-"""Tools that a request declares, checked.
+"""Checks of the tools that a request declares.
 
-In: a list of mappings as OpenAI has them, or GLM-4's own tools, which are nothing but a type. Out: the same as a tuple.
-Knows nothing about templates or how a model calls a tool. Errors are PromptErrors whose `param` is a path.
+In: a list of mappings in OpenAI's form, or GLM-4's own tools, which have only a type. Out: the tools as a tuple. Knows
+nothing about templates, or how a model calls a tool. Errors are PromptErrors whose `param` is a path.
 """
 
 from __future__ import annotations
@@ -10,34 +10,34 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from edge.runtime.errors import PromptError, in_words, not_expected
+from edge.runtime.errors import PromptError, in_words, not_expected, shown
 from edge.runtime.unicode import check_text
 
 GLM_TOOLS = ("python", "simple_browser", "cogview")  # GLM-4's "All Tools": described in its template, by type alone
 
-JsonObject = Mapping[str, Any]  # its values are what JSON has, at any depth; `check_json` sees to that
+JsonObject = Mapping[str, Any]  # its values are JSON at any depth, as `check_json` checks
 
 _EXAMPLE = "{'type': 'function', 'function': {'name': ..., 'description': ..., 'parameters': {...}}}"
 _DEEPEST = 64  # levels of a schema or an object
 
 
 def checked_tools(values: object, path: str = "tools") -> tuple[JsonObject, ...]:
-    """The tools, as they are. Raises PromptError."""
+    """Return the tools unchanged. Raises PromptError."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
         raise not_expected(path, values, f"a list of tools like {_EXAMPLE}")
     names: set[str] = set()
     for i, tool in enumerate(values):
         name = _check_tool(tool, f"{path}[{i}]")
         if name in names:
-            raise PromptError(f"{path}[{i}] is a second tool named {name!r}; give each its own name", param=path)
+            raise PromptError(f"{path}[{i}] is a second tool named {shown(name)}; give each its own name", param=path)
         names.add(name)
     return tuple(values)
 
 
 def check_json(value: object, path: str, depth: int = 0) -> None:
-    """Raises PromptError for what JSON cannot say, text that is no Unicode, and what is nested without end."""
+    """Raise PromptError for a value that JSON cannot hold, text that is not Unicode, and nesting that is too deep."""
     if depth > _DEEPEST:
-        raise PromptError(f"{path[:80]} is nested more than {_DEEPEST} levels deep; give it flatter", param=path[:80])
+        raise PromptError(f"{path[:80]} is nested more than {_DEEPEST} levels deep; flatten it", param=path[:80])
     if isinstance(value, str):
         check_text(value, path, param=path)
     elif isinstance(value, Mapping):
@@ -48,13 +48,13 @@ def check_json(value: object, path: str, depth: int = 0) -> None:
         for i, item in enumerate(value):
             check_json(item, f"{path}[{i}]", depth + 1)
     elif isinstance(value, float) and not isfinite(value):
-        raise not_expected(path, value, "a number that JSON has")
+        raise not_expected(path, value, "a finite number, as JSON has")
     elif value is not None and not isinstance(value, bool | int | float):
         raise not_expected(path, value, "a value of JSON")
 
 
 def _check_tool(tool: object, path: str) -> str:
-    """Returns its name."""
+    """Return a tool's name. Raises PromptError."""
     if not isinstance(tool, Mapping):
         raise not_expected(path, tool, f"a mapping like {_EXAMPLE}")
     check_json(tool, path)

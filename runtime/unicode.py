@@ -2,24 +2,19 @@
 
 In: text or bytes from outside, and a word for where they come from. Out: the text. Knows nothing about tokens.
 
-A str can hold what no UTF-8 can: half of a surrogate pair, out of JSON or JavaScript, and the stand-ins that Python
-decodes bytes to which are no UTF-8 (PEP 383: U+DC80 to U+DCFF, in arguments of the command line).
+A str can hold what UTF-8 cannot: half of a surrogate pair, from JSON or JavaScript, and the stand-ins to which Python
+decodes bytes that are not UTF-8 (PEP 383: U+DC80 to U+DCFF, in arguments of the command line).
 """
 
 from __future__ import annotations
 
 import codecs
-import re
 
 from edge.runtime.errors import PromptError, shown
 
-# Control characters, which move a terminal's cursor or begin its escape sequences; ends of lines and paragraphs; what
-# turns the direction of writing; halves of surrogate pairs.
-_NOT_ON_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
 
 def check_text(text: object, what: str, *, param: str | None = None) -> str:
-    """The text itself. Raises PromptError when it is not a str, or holds a surrogate."""
+    """Return the text itself. Raises PromptError if it is not a str, or holds a surrogate."""
     if not isinstance(text, str):
         raise PromptError(f"{what} is {shown(text)}, expected text (a str)", param=param)
     try:
@@ -38,7 +33,7 @@ def check_text(text: object, what: str, *, param: str | None = None) -> str:
 
 
 def decode_text(data: bytes, what: str) -> str:
-    """The text of UTF-8 bytes. Raises PromptError."""
+    """Return the text of UTF-8 bytes. Raises PromptError."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -46,8 +41,3 @@ def decode_text(data: bytes, what: str) -> str:
         raise PromptError(
             f"{what} is not UTF-8: byte 0x{data[error.start]:02X} at position {error.start}{looks}; convert it to UTF-8"
         ) from None
-
-
-def on_one_line(text: str) -> str:
-    """The text as a terminal can show it on one line: what would do anything else there is escaped as in Python."""
-    return text if text.isprintable() else _NOT_ON_A_LINE.sub(lambda found: ascii(found[0])[1:-1], text)

@@ -1,7 +1,7 @@
-"""Whether a bundle still computes what it did when it was exported, on this machine and device.
+"""Whether a bundle still computes what it did at export, on this machine and device.
 
-In: a bundle. Out: a `Report`, or an error. Knows nothing about checkpoints: the bundle's golden.npz holds token ids
-with the logits that the float model and the compressed weights gave for them.
+In: a bundle. Out: a `Report` for each engine, or an error. Knows nothing about checkpoints: the bundle's golden.npz has
+token ids, with the logits that the float model and the compressed weights gave for them.
 """
 
 from __future__ import annotations
@@ -15,26 +15,23 @@ import numpy.typing as npt
 
 from edge.runtime import bundle as bundles
 from edge.runtime.arrays import Logits
+from edge.runtime.differences import FLOAT32_BOUND, distance, kl_divergence
 from edge.runtime.engines.choice import engines_for, open_engine
 from edge.runtime.errors import BundleError, VerificationError
 from edge.runtime.golden import GoldenLogits, read_golden
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import EngineSettings
 
-# Largest logit difference over the logit scale that float32 kernels in another order can make. One rounding is 6e-8;
-# a few hundred products in a row with widths in the thousands stay below 1e-4. A wrong weight shows far above 1e-2.
-FLOAT32_BOUND = 1e-3
-
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a verification measured."""
+    """What a verification measured on one engine."""
 
     engine: str
     device: str
     exact_error: float  # largest logit difference over the logit scale, activations in float32
     kld_exact: float  # nats/token from the float model, activations in float32
-    kld_device: float  # the same with the device's default settings, KV cache included
+    kld_device: float  # likewise, with the device's default settings, including its KV cache
 
 
 def verify(
@@ -54,7 +51,7 @@ def _verify_engine(bundle: bundles.Bundle, engine: str, device: str) -> Report:
     usual = EngineSettings(engine, device)
     exact = replace(usual, inference_precision="f32", kv_precision="f32", dynamic_quantization_group=0)
     ours = _last_rows(bundle, ids, len(stored), exact)
-    error = float(np.abs(ours - stored).max() / np.abs(stored).max())
+    error = distance(ours, stored)
     if not error <= FLOAT32_BOUND:  # also true for NaN
         raise VerificationError(
             f"{bundle.path}: engine {engine} on {device} gives logits that differ by {error:.2g} of their scale from "
@@ -65,14 +62,8 @@ def _verify_engine(bundle: bundles.Bundle, engine: str, device: str) -> Report:
     return Report(engine, device, error, kl_divergence(float_logits, ours), kl_divergence(float_logits, as_it_runs))
 
 
-def kl_divergence(reference: Logits, other: Logits) -> float:
-    """Mean over rows of KL(reference || other), nats/token."""
-    p, q = _log_softmax(reference), _log_softmax(other)
-    return float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1)))
-
-
 def _last_rows(bundle: bundles.Bundle, ids: npt.NDArray[np.int64], count: int, settings: EngineSettings) -> Logits:
-    """Logits of the last `count` tokens, decoded one by one so that the KV cache takes part."""
+    """Return logits of the last `count` tokens, decoded one by one so that the KV cache takes part."""
     engine = open_engine(bundle, settings)
     sequence = CacheSequence(engine.pool)
     prompt = ids.size - count
@@ -86,16 +77,8 @@ def _last_rows(bundle: bundles.Bundle, ids: npt.NDArray[np.int64], count: int, s
 
 
 def _golden(bundle: bundles.Bundle) -> GoldenLogits:
-    content = bundle.read(bundles.GOLDEN)
-    if content is None:
-        raise BundleError(f"{bundle.path} holds no {bundles.GOLDEN}; export the bundle again")
+    content = bundle.required(bundles.GOLDEN)
     try:
         return read_golden(content, bundle.manifest.spec.vocab_size)
     except BundleError as error:
         raise BundleError(f"{bundle.path}: {error}") from error
-
-
-def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    log_probabilities: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return log_probabilities

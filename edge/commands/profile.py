@@ -269,7 +269,7 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
 def _progress() -> Iterator[Callable[[Progress], None]]:
     """A line on stderr for each cell; where stderr is a terminal, below them a bar with the step and the time left."""
     from edge.commands.console import terminal_bar
-    from edge.commands.streams import visible
+    from edge.runtime.terminal_text import visible
 
     with terminal_bar() as bar:
         if bar is None:

@@ -17,7 +17,6 @@ import contextlib
 import errno
 import io
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,19 +25,13 @@ from typing import TextIO
 
 from edge.runtime.errors import OutputError, PromptError, SettingsError
 from edge.runtime.files import SMALL_BYTES
+from edge.runtime.terminal_text import visible
 
-# All of C0 but tab and line feed, DEL, C1, and what turns the direction of the text around it.
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _STDIN = "standard input"
 
 
 class ReaderLeft(BrokenPipeError):
     """Whoever read stdout has gone, like `head` after its lines."""
-
-
-def visible(text: str) -> str:
-    """A text whose control characters are shown as Python writes them: `\\x1b` for an escape."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class _Guard(io.TextIOWrapper):

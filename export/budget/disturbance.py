@@ -15,8 +15,8 @@ from edge.export.compress.precision import Precision
 from edge.export.graph.numpy_parallel import ROWS, ParallelBuilder
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of
+from edge.runtime.differences import kl_divergence
 from edge.runtime.spec import ModelSpec
-from edge.runtime.verify import kl_divergence
 
 CARRIED = 4  # windows that errors and KLD are measured on
 PIECE = 64  # rows of logits in float64

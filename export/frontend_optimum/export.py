@@ -33,12 +33,13 @@ from edge.export.interop.sidecars import write_server_graph, write_sidecars
 from edge.export.output import check_space, work_folder
 from edge.export.pipeline import SIDECAR_BYTES, check_arguments
 from edge.export.plan import source_sha256, tensor_sha256, versions
-from edge.export.proof import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden, distance
+from edge.export.proof import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden
 from edge.export.settings import ExportSettings
 from edge.export.source_files import SourceFiles
 from edge.export.stages import Progress
 from edge.runtime import bundle
 from edge.runtime.arrays import Logits
+from edge.runtime.differences import FLOAT32_BOUND, distance
 from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
 from edge.runtime.errors import (
@@ -52,7 +53,6 @@ from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.manifest import SCHEMA_VERSION, Manifest, StageCheck
 from edge.runtime.settings import EngineSettings
 from edge.runtime.spec import ModelSpec
-from edge.runtime.verify import FLOAT32_BOUND
 
 VERSIONED = ("optimum-intel", "optimum", "transformers", "torch")
 # Where rows of a bias say that q, k and v have one, in a config that does not.

@@ -1,4 +1,4 @@
-"""Which engine runs a bundle, and where: the one place where that is decided.
+"""Which engine runs a bundle on which device: the only place where that is decided.
 
 In: a bundle, settings and the registry. Out: an open `Engine`.
 """
@@ -11,16 +11,16 @@ from edge.runtime.bundle import Bundle
 from edge.runtime.engines.engine import Engine
 from edge.runtime.engines.limits import cache_budget
 from edge.runtime.engines.registry import ENGINES, Device, EngineRecord, find
-from edge.runtime.errors import BundleError, DeviceError, MissingPackageError
+from edge.runtime.errors import BundleError, DeviceError, MissingPackageError, plain, shown
 from edge.runtime.settings import EngineSettings
 
-LONG_PROMPT = 1500  # tokens, from where on OpenVINO's faster prefill makes up for its longer start
+LONG_PROMPT = 1500  # tokens from which OpenVINO's faster prefill makes up for its longer start
 
 logger = logging.getLogger(__name__)
 
 
 def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
-    """The engine for a bundle. Raises BundleError, DeviceError and SettingsError."""
+    """Open the engine for a bundle. Raises BundleError, DeviceError and SettingsError."""
     record = find(choose(bundle, settings))
     if not record.holds(bundle):
         others = [other.name for other in ENGINES.values() if other.holds(bundle)]
@@ -30,7 +30,7 @@ def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
         )
     if not record.installed:
         raise MissingPackageError(f"{record.package} is not installed; {record.advice}")
-    bundle.check_weights(record.weights(bundle))  # before a library reads them: it may die of wrong ones
+    bundle.check_weights(record.weights(bundle))  # before a library reads them, which may crash on wrong ones
     engine = record.open(bundle, settings)
     info = engine.info
     logger.info("%s: engine %s on %s, %d tokens of context", bundle.path, info.name, info.device, info.max_context)
@@ -38,14 +38,14 @@ def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
 
 
 def choose(bundle: Bundle, settings: EngineSettings) -> str:
-    """The engine that settings name; for "auto", the first of these that can run here and whose line holds.
+    """Return the engine that the settings name; for "auto", the first of these that can run here and applies.
 
-        onnx      on a CPU, for weights of 4 bits: it starts in a third of the time and decodes faster; unless prompts
+        onnx      on a CPU with 4-bit weights: it starts in a third of the time and decodes faster; but not if prompts
                   are long, a float32 cache of max_context does not fit, or weights are links to another folder
-        openvino  everything else: it takes in long prompts faster, multiplies 8-bit weights faster, has 8-bit caches
-                  and other devices
+        openvino  otherwise: it reads long prompts faster, multiplies 8-bit weights faster, has 8-bit caches, and runs
+                  on other devices
 
-    The figures are in benchmarks/README.md; `edge bench --engine all` shows how right this is on a machine. Raises
+    The figures are in benchmarks/README.md; `edge bench --engine all` shows whether this holds on a machine. Raises
     BundleError, DeviceError, and SettingsError for an unknown name.
     """
     if settings.engine != "auto":
@@ -62,14 +62,14 @@ def choose(bundle: Bundle, settings: EngineSettings) -> str:
 
 
 def engines_for(bundle: Bundle, device: str) -> list[str]:
-    """Engines that can run a bundle on a device. Raises BundleError and DeviceError where there is none."""
+    """Return the engines that can run a bundle on a device. Raises BundleError and DeviceError if there is none."""
     runs_there = [record for record in ENGINES.values() if record.runs_on(device)]
     if not runs_there:
         names = ", ".join(there.name for there in find_devices())
-        raise DeviceError(f"device {device!r}: no engine runs on it, choose another; devices here: {names}")
+        raise DeviceError(f"device {shown(device)}: no engine runs on it, choose another; devices here: {names}")
     held = [record for record in runs_there if record.holds(bundle)]
     if not held:
-        raise BundleError(f"{bundle.path} holds nothing that runs on {device}; export it with --format both")
+        raise BundleError(f"{bundle.path} holds nothing that runs on {plain(device)}; export it with --format both")
     if not (able := [record.name for record in held if record.installed]):
         wanted = " or ".join(record.advice for record in held)
         raise DeviceError(f"no engine for {bundle.path} is installed; {wanted}")
@@ -77,7 +77,7 @@ def engines_for(bundle: Bundle, device: str) -> list[str]:
 
 
 def find_devices() -> dict[Device, list[str]]:
-    """All devices of this machine, usable or not, with the names of the engines that run on them."""
+    """Return all devices of this machine, usable or not, with the names of the engines that run on them."""
     found: dict[str, tuple[Device, list[EngineRecord]]] = {}
     for record in ENGINES.values():
         for device in record.devices() if record.installed else ():

@@ -1,7 +1,7 @@
-"""What the scheduler needs of an engine, and what an engine says about itself.
+"""What the scheduler needs from an engine, and what an engine says about itself.
 
-In: nothing. Out: the `Engine` protocol, the steps it takes, and `EngineInfo`, by which callers decide what to ask of
-it. Knows nothing about any single engine: those have a file each here, and a record in `registry`.
+In: nothing. Out: the `Engine` protocol, the steps it takes, and `EngineInfo`, which tells callers what to ask for.
+Knows nothing about any single engine: each has its own file in this folder, and a record in `registry`.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ from edge.runtime.settings import CachePrecision
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an open engine is and can do. What it cannot do is never asked of it."""
+    """What an open engine is and can do. It is never asked for anything else."""
 
     name: str  # in the registry
     device: str
     max_context: int  # tokens that one sequence can hold
-    prefill_chunk: int  # new tokens that one forward takes well: more take more memory, and an interrupt longer
+    prefill_chunk: int  # best number of new tokens for one forward: more take more memory, and delay an interrupt
     kv_bytes_per_token: int  # all layers
     kv_precision: CachePrecision
     reproducible: bool  # the same bits whatever else is or was computed
-    max_sequences: int = 1  # whose new tokens one `decode` computes in one pass; more of them take turns
+    max_sequences: int = 1  # sequences that one `decode` computes in one pass; more of them take turns
     max_step_rows: int | None = None  # new tokens of one sequence in a decode: 1 cannot verify drafts; None: any number
-    ragged: bool = False  # whether sequences with several new tokens each share a pass too
-    logits_rows: Literal["any", "last"] = "any"  # rows of a forward that logits can be had of
-    can_trim: bool = True  # a sequence can go on from fewer tokens than were computed into it
+    ragged: bool = False  # whether sequences with several new tokens each share a pass, too
+    logits_rows: Literal["any", "last"] = "any"  # rows of a forward whose logits are available
+    can_trim: bool = True  # a sequence can continue from fewer tokens than were computed into it
     can_fork: bool = True  # tokens of one sequence can be copied or shared to start another
-    can_snapshot: bool = True  # what blocks hold can be written to a file and read back
-    decodes_as_it_reads: bool = False  # an answer's tokens leave the same bits in the cache as if they were read again
-    takes_positions: bool = False  # of tokens, other than their places in the sequence
-    embedding_size: int | None = None  # width of embeddings taken in the place of ids; None: takes ids alone
+    can_snapshot: bool = True  # the content of blocks can be written to a file and read back
+    decodes_as_it_reads: bool = False  # decoding a token leaves the same bits in the cache as reading it in a prompt
+    takes_positions: bool = False  # positions of tokens may differ from their indices in the sequence
+    embedding_size: int | None = None  # width of embeddings that may replace ids; None: only ids are accepted
 
 
 class Embedding(NamedTuple):
-    """Rows that stand in for the embeddings of consecutive tokens: a picture's patches."""
+    """Rows that replace the embeddings of consecutive tokens, such as a picture's patches."""
 
     start: int  # index of the first of them
     rows: Hidden  # (n, hidden_size)
 
 
 class Inputs(NamedTuple):
-    """What new tokens are besides their ids, where they are more than text."""
+    """What describes new tokens besides their ids, if they are more than text."""
 
-    positions: Ids | None = None  # (n,); None: their places in the sequence
+    positions: Ids | None = None  # (n,); None: their indices in the sequence
     embeddings: tuple[Embedding, ...] = ()  # `start` is counted from the first new token
 
     @property
     def are_text(self) -> bool:
-        """Whether ids say everything."""
+        """Whether the ids say everything."""
         return self.positions is None and not self.embeddings
 
 
@@ -65,7 +65,7 @@ class Step(NamedTuple):
 
     sequence: CacheSequence
     ids: Ids  # (n,), n >= 1
-    positions: Ids | None = None  # (n,); None: their places in the sequence
+    positions: Ids | None = None  # (n,); None: their indices in the sequence
 
 
 class StepInterrupted(Exception):
@@ -73,9 +73,9 @@ class StepInterrupted(Exception):
 
 
 class Engine(Protocol):
-    """A decoder with a KV pool. `interrupt` may be called from any thread, the rest from one at a time.
+    """A decoder with a KV pool. `interrupt` may be called from any thread, the rest from one thread at a time.
 
-    An exception out of `forward` or `decode`, at any line, leaves the engine fit for the next call.
+    After an exception in `forward` or `decode`, at any line, the engine is ready for the next call.
     """
 
     @property
@@ -88,8 +88,10 @@ class Engine(Protocol):
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """What keys and values in the pool depend on besides the model: engines with equal identities can exchange
-        them byte by byte."""
+        """What keys and values in the pool depend on, besides the model.
+
+        Engines with equal identities can exchange them byte by byte.
+        """
 
     def forward(self, ids: Ids, sequence: CacheSequence, rows: Ids, inputs: Inputs = TEXT) -> Logits:
         """Run new tokens after those of a sequence and commit them to it: prefill.
@@ -106,10 +108,10 @@ class Engine(Protocol):
         """
 
     def interrupt(self, *, final: bool) -> None:
-        """Let a `forward` or `decode` that runs now end soon, with StepInterrupted; it may also end as it would.
+        """Ask a running `forward` or `decode` to end soon, with StepInterrupted; it may also complete.
 
-        final: nothing is computed any more afterwards.
+        final: nothing is computed afterwards.
         """
 
     def close(self) -> None:
-        """Give back the model's memory and the KV pool; nothing may be called afterwards. A second time is fine."""
+        """Free the model's memory and the KV pool; nothing may be called afterwards, except `close` again."""

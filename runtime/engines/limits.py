@@ -1,6 +1,6 @@
 """How much context and memory an engine may take.
 
-In: settings, the model's shape and what memory is free. Out: tokens and bytes. Knows nothing about any single engine.
+In: settings, the model's shape, and free memory. Out: tokens and bytes. Knows nothing about any single engine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from edge.runtime.spec import ModelSpec
 
 
 def context_limit(settings: EngineSettings, spec: ModelSpec) -> int:
-    """Tokens of context that are asked for, the model's limit where none are. Raises SettingsError beyond it."""
+    """Return the requested tokens of context, by default the model's limit. Raises SettingsError above that limit."""
     limit = spec.max_position_embeddings if settings.max_context is None else settings.max_context
     if limit > spec.max_position_embeddings:
         raise SettingsError(
@@ -23,7 +23,7 @@ def context_limit(settings: EngineSettings, spec: ModelSpec) -> int:
 
 
 def cache_budget(settings: EngineSettings) -> int:
-    """Bytes that the KV cache may take: never more than are free."""
+    """Return the bytes that the KV cache may take, never more than are free."""
     free = available_bytes()
     share = settings.kv_cache_share
     return min(settings.kv_cache_bytes, free) if share is None else int(free * share)

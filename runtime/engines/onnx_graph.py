@@ -1,7 +1,7 @@
-"""The parts of a bundle's ONNX graph, opened and held against the manifest.
+"""The parts of a bundle's ONNX graph, compared with the manifest.
 
-In: sessions of all parts, in order, and a `ModelSpec`. Out: nothing, or a BundleError. Knows nothing about how they are
-run.
+In: sessions of all parts, in order, and a `ModelSpec`. Out: nothing, or a BundleError. Knows nothing about running
+them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge.runtime.errors import BundleError
-from edge.runtime.graph_check import AGAIN, Cached, check_cached, check_last, check_spec
+from edge.runtime.errors import EXPORT_AGAIN, BundleError
+from edge.runtime.graph_check import Cached, check_cached, check_last, check_spec
 from edge.runtime.graph_names import HIDDEN, NEXT_HIDDEN, ROTARY_TABLES, SPEC, WANTED_ROWS, past_name
 from edge.runtime.spec import ModelSpec
 
@@ -23,9 +23,9 @@ def check_parts(
     *,
     float16_cache: bool,
 ) -> None:
-    """Compare what the parts take and give with the spec, and with each other. Raises BundleError.
+    """Compare inputs and outputs of the parts with the spec, and with each other. Raises BundleError.
 
-    sessions: of each path, one.
+    sessions: one for each path.
     """
     cached: list[Cached] = []
     for index, (session, path) in enumerate(zip(sessions, paths, strict=True)):
@@ -36,7 +36,7 @@ def check_parts(
         wanted = {"input_ids" if first else HIDDEN, *([WANTED_ROWS] if last else [])}
         given = "logits" if last else NEXT_HIDDEN
         if missing := sorted((wanted - set(inputs)) | ({given} - set(outputs))):
-            raise BundleError(f"{path} has no {missing[0]}, so a part of this graph is missing; {AGAIN}")
+            raise BundleError(f"{path} has no {missing[0]}, so a part of this graph is missing; {EXPORT_AGAIN}")
         check_last(outputs[given].shape[-1], spec.vocab_size if last else spec.hidden_size, given, path)
         if not first:
             check_last(inputs[HIDDEN].shape[-1], spec.hidden_size, HIDDEN, path)
@@ -48,5 +48,5 @@ def check_parts(
             if name.startswith(start):
                 cached.append(Cached(name.removeprefix(start), tuple(n for n in value.shape if isinstance(n, int))))
                 if value.type != kind:
-                    raise BundleError(f"{path} caches {value.type}, expected {kind}; {AGAIN}")
+                    raise BundleError(f"{path} caches {value.type}, expected {kind}; {EXPORT_AGAIN}")
     check_cached(cached, spec, paths[0])

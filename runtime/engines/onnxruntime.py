@@ -2,30 +2,36 @@
 
 In: a bundle and settings. Out: an `Engine`. Knows nothing about tokenizers or sampling.
 
-The graph comes in parts, each with a session of its own: a session prepares its weights on one core, and so all cores
-load. Past and present of a layer are one buffer of (num_slots, n_kv, max_context, head_dim): a step writes its new
-tokens behind the old ones and copies nothing, and trimming is a smaller length. A block of the pool is a row of all
-buffers and holds a whole sequence; a batch is computed in neighbouring rows, and bound again when those change.
+The graph comes in parts, each with its own session: a session prepares its weights on a single core, so several load in
+parallel. Past and present of a layer are one buffer of (num_slots, n_kv, max_context, head_dim): a step writes its new
+tokens after the old ones without copying, and trimming only shortens the length. A block of the pool is one row of all
+buffers, and holds a whole sequence. A batch is computed in neighbouring rows, which are bound anew when they change.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
-from edge.runtime.arrays import Ids, Logits
+from edge.runtime.arrays import Array, Ids, Logits
 from edge.runtime.bundle import Bundle, OnnxKernels
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
 from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.engines.onnx_graph import check_parts
-from edge.runtime.errors import BundleError, ContextLengthError, DeviceError, SettingsError, telling_line
+from edge.runtime.engines.onnx_session import SessionPart
+from edge.runtime.errors import (
+    COPY_AGAIN,
+    BundleError,
+    ContextLengthError,
+    DeviceError,
+    SettingsError,
+    shown,
+    telling_line,
+)
 from edge.runtime.graph_names import (
     HIDDEN,
     NEXT_HIDDEN,
@@ -40,22 +46,20 @@ from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of, physical_cores
 from edge.runtime.settings import CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
-from edge.runtime.unicode import on_one_line
 
-MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized takes 8 bits; 1.22.1 refuses the graph
+MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized supports 8 bits; 1.22.1 refuses the graph
 CACHE_TYPES: dict[CachePrecision, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}  # any width
-PREFILL_CHUNK = 128  # tokens; of 512 a prefill is no faster, and every part keeps four times the memory
-MAX_SLOTS = 16  # sequences kept at once; a slot that is not used takes no memory
-Array = npt.NDArray[Any]  # of any dtype
+PREFILL_CHUNK = 128  # tokens; with 512, a prefill is not faster, and every part keeps four times the memory
+MAX_SLOTS = 16  # sequences kept at once; an unused slot takes no memory
 
 
 class OnnxRuntimeEngine:
-    """The sessions of a graph and the KV buffers of some sequences. Raises BundleError, DeviceError, SettingsError.
+    """The sessions of a graph, and the KV buffers of several sequences. Raises BundleError, DeviceError, SettingsError.
 
-    What settings leave open: activations are rounded to int8 where weights have 4 bits, and the cache has 32 bits; the
-    figures behind that are in benchmarks/README.md. Threads: one for each physical core that the process may use.
+    Defaults: activations are rounded to int8 if the weights have 4 bits, and the cache has 32 bits (the figures are in
+    benchmarks/README.md); there is one thread for each physical core that the process may use.
 
-    A row that is left over from pairs takes another kernel, which rounds otherwise: `reproducible` pads to pairs, and
+    Rows are computed in pairs, and one left over by a kernel that rounds differently. `reproducible` pads to pairs:
     results are then bit-equal however tokens are cut into steps.
     """
 
@@ -67,14 +71,14 @@ class OnnxRuntimeEngine:
         kind = CACHE_TYPES[kv_precision]
         self._reproducible = bool(settings.reproducible)
         self._max_context, slots, max_tokens = _context(spec, kind, settings)
-        length = self._max_context + self._reproducible  # of the buffers: a padded step writes one token more
+        length = self._max_context + self._reproducible  # of the buffers, as a padded step writes one more token
         threads = settings.threads or physical_cores()
         kernels = _kernels(bundle, settings)
         paths = bundle.onnx_parts(kernels)
         if not paths:
-            raise BundleError(f"{bundle.path}: {kernels.part(0)} is missing; copy the bundle again or export it again")
+            raise BundleError(f"{bundle.path}: {kernels.part(0)} is missing; {COPY_AGAIN}")
         with ThreadPoolExecutor(threads, "load") as loaders:
-            self._parts = list(loaders.map(lambda path: _Part(path, threads), paths))
+            self._parts = list(loaders.map(lambda path: SessionPart(path, threads), paths))
         check_parts([part.session for part in self._parts], paths, spec, float16_cache=kernels.float16_cache)
         self._positions, self._ones = np.arange(length), np.ones((1, length), np.int64)
         self._tables: tuple[Array, ...] = _rotary_tables(spec, length, kind)
@@ -82,13 +86,13 @@ class OnnxRuntimeEngine:
         shape = (spec.num_kv_heads, length, spec.head_dim)
         try:
             self._memory = SlotMemory(slots, len(self._cached), shape, kind)
-        except SettingsError:  # a system that promises no more memory than it has: no more slots than the budget fills
+        except SettingsError:  # a system without overcommit: no more slots than the budget fills
             slots = min(max(max_tokens // self._max_context, 1), MAX_SLOTS)
             self._memory = SlotMemory(slots, len(self._cached), shape, kind)
         self.pool = BlockPool(slots, self._max_context, self._memory, max_tokens)
         for part in self._parts:
             part.bind(dict(zip(ROTARY_TABLES, self._tables, strict=True)))
-        self._bound_rows: tuple[int, int] | None = None  # of the KV buffers: the first, and how many
+        self._bound_rows: tuple[int, int] | None = None  # rows of the KV buffers: the first, and how many
         self._options = ort.RunOptions()  # of the latest run
         self.info = EngineInfo(
             name="onnx",
@@ -119,9 +123,9 @@ class OnnxRuntimeEngine:
         return logits
 
     def decode(self, steps: list[Step]) -> list[Logits]:
-        """Single tokens share one run; drafts, and whatever is to be reproducible, take turns.
+        """Compute single tokens in one run; drafts, and all steps with `reproducible`, take turns.
 
-        Attention takes several new tokens of one sequence, or one of each, and rounds otherwise for one than for more.
+        Attention accepts several new tokens of one sequence, or one token of each, and rounds these two differently.
         """
         for sequence, ids, _ in steps:
             self._reserve(sequence, ids.size)
@@ -134,7 +138,7 @@ class OnnxRuntimeEngine:
         return found
 
     def _infer_several(self, steps: list[Step]) -> list[Logits]:
-        """Logits (n, vocab) of each step, copied where several runs share the memory of their outputs."""
+        """Return logits (n, vocab) of each step, copied if several runs share the memory of their outputs."""
         shared = [] if self._reproducible else [index for index, step in enumerate(steps) if step.ids.size == 1]
         runs = ([shared] if shared else []) + [[index] for index in range(len(steps)) if index not in shared]
         found: dict[int, Logits] = {}
@@ -144,11 +148,11 @@ class OnnxRuntimeEngine:
             found.update(zip(run, logits if len(runs) == 1 else [rows.copy() for rows in logits], strict=True))
         return [found[index] for index in range(len(steps))]
 
-    def interrupt(self, *, final: bool) -> None:  # noqa: ARG002  # a run that was ended leaves nothing behind
+    def interrupt(self, *, final: bool) -> None:  # noqa: ARG002  # an interrupted run leaves no trace
         self._options.terminate = True
 
     def close(self) -> None:
-        """Let go of the sessions and of the pool's memory."""
+        """Release the sessions and the pool's memory."""
         self._parts, self._tables = [], ()
         self._memory.close()
         self.pool.memory = NoMemory()
@@ -160,9 +164,9 @@ class OnnxRuntimeEngine:
         sequence.reserve(count)
 
     def _infer(self, ids: Ids, sequences: list[CacheSequence], rows: Ids) -> list[Logits]:
-        """Logits (R, vocab) of each sequence, of the wanted rows R among new tokens (B, T) that are reserved for it.
+        """Return logits (R, vocab) of each sequence, for the wanted rows R among its new, reserved tokens (B, T).
 
-        B or T is 1: attention takes no others.
+        B or T is 1: attention accepts nothing else.
         """
         try:
             return self._bind_and_run(ids, sequences, rows)
@@ -172,7 +176,7 @@ class OnnxRuntimeEngine:
 
     def _bind_and_run(self, ids: Ids, sequences: list[CacheSequence], rows: Ids) -> list[Logits]:
         count = rows.size
-        if self._reproducible:  # pairs of rows have a kernel of their own; a token behind the others changes none
+        if self._reproducible:  # pairs of rows have their own kernel; a token after the others changes none of them
             ids, rows = np.pad(ids, ((0, 0), (0, ids.size % 2))), np.pad(rows, (0, count % 2), mode="edge")
         size, new = ids.shape
         totals = [sequence.num_tokens + new for sequence in sequences]
@@ -196,9 +200,9 @@ class OnnxRuntimeEngine:
         return [logits[place, :count] for place in places]
 
     def _bind_rows(self, totals: dict[int, int]) -> list[int]:
-        """Let keys and values of some blocks be read and written; returns the place of each among the rows bound.
+        """Bind keys and values of some blocks; return the place of each block among the bound rows.
 
-        totals: block -> its tokens when the new ones are written.
+        totals: block -> its number of tokens, including the new ones.
         """
         rows, size = self._memory.rows(totals), len(totals)
         if max(rows) - min(rows) >= size:
@@ -215,84 +219,35 @@ class OnnxRuntimeEngine:
         return [row - first for row in rows]
 
     def _run(self) -> None:
-        """One inference, which `interrupt` can end."""
+        """Run one inference, which `interrupt` can end."""
         options = self._options = ort.RunOptions()
         try:
             for part in self._parts:
                 part.run(options)
-        except Exception as error:  # pybind's exceptions have no common base of their own
+        except Exception as error:  # pybind's exceptions share no base class
             if options.terminate:
                 raise StepInterrupted from error
             raise DeviceError(f"the engine failed: {telling_line(error)}; try a shorter context") from error
 
     def _forget_bindings(self) -> None:
-        """Bind everything again in the next step: after a failure nobody knows what is bound."""
+        """Bind everything anew in the next step: after a failure, it is unknown what is bound."""
         self._bound_rows = None
         for part in self._parts:
             part.forget()
-
-
-class _Part:
-    """One session with the memory that is bound to it. What a part has no use for is not bound."""
-
-    def __init__(self, path: Path, threads: int) -> None:
-        self.session = _open(path, threads)
-        self._inputs = {value.name for value in self.session.get_inputs()}
-        self._outputs = {value.name for value in self.session.get_outputs()}
-        self._binding = self.session.io_binding()
-        self._flat: dict[str, Array] = {}  # memory of small inputs and of outputs
-        self._own: dict[str, Array] = {}  # what of it is bound
-
-    def bind(self, arrays: dict[str, Array]) -> None:
-        """Bind inputs and outputs to memory that its owner keeps."""
-        for name, array in arrays.items():
-            place = ("cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-            if name in self._inputs:
-                self._binding.bind_input(name, *place)
-            elif name in self._outputs:
-                self._binding.bind_output(name, *place)
-
-    def give(self, name: str, values: npt.NDArray[np.int64]) -> None:
-        """Set a small input: in place where its shape is that of the last call."""
-        self._keep(name, values.shape, np.int64)[...] = values
-
-    def take(self, name: str, shape: tuple[int, ...]) -> Array:
-        """Where a float32 output will be; the same memory as long as its shape stays."""
-        return self._keep(name, shape, np.float32)
-
-    def run(self, options: Any) -> None:
-        self.session.run_with_iobinding(self._binding, options)
-
-    def forget(self) -> None:
-        """Bind inputs and outputs again when they are needed next."""
-        self._own.clear()
-
-    def _keep(self, name: str, shape: tuple[int, ...], kind: type[np.generic]) -> Array:
-        """Memory that only grows: steps of one and of several sequences, and prompts, may take turns."""
-        if name not in self._own or self._own[name].shape != shape:
-            self._own.pop(name, None)  # until it is bound
-            size = math.prod(shape)
-            if name not in self._flat or self._flat[name].size < size:
-                self._flat[name] = np.empty(size, kind)
-            array = self._flat[name][:size].reshape(shape)
-            self.bind({name: array})
-            self._own[name] = array
-        return self._own[name]
 
 
 def _check_version() -> None:
     found = tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:2])
     if found < tuple(int(part) for part in MIN_VERSION.split(".")):
         raise DeviceError(
-            f"onnxruntime {ort.__version__} is too old, its GatherBlockQuantized lacks 8 bits: "
-            f"expected {MIN_VERSION} or newer; "
-            "pip install --upgrade onnxruntime"
+            f"onnxruntime {ort.__version__} is too old: its GatherBlockQuantized does not support 8 bits; expected "
+            f"{MIN_VERSION} or newer; pip install --upgrade onnxruntime"
         )
 
 
 def _check_settings(settings: EngineSettings) -> None:
     if family_of(settings.device) != "CPU":
-        raise DeviceError(f"device {settings.device!r}: the onnx engine runs on the CPU; use --engine openvino")
+        raise DeviceError(f"device {shown(settings.device)}: the onnx engine runs on the CPU; use --engine openvino")
     if settings.inference_precision not in (None, "f32"):
         raise SettingsError(f"inference_precision is {settings.inference_precision}, the onnx engine has f32")
     if settings.kv_precision not in (None, *CACHE_TYPES):
@@ -307,7 +262,7 @@ def _kernels(bundle: Bundle, settings: EngineSettings) -> OnnxKernels:
 
 
 def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSettings) -> tuple[int, int, int]:
-    """Tokens that a slot is made for, the number of slots, and tokens of all together. Raises SettingsError."""
+    """Return the tokens of one slot, the number of slots, and the tokens of all together. Raises SettingsError."""
     limit, budget = context_limit(settings, spec), cache_budget(settings)
     bytes_per_token = spec.kv_values_per_token * np.dtype(kind).itemsize
     padding = int(bool(settings.reproducible))
@@ -317,28 +272,12 @@ def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSett
             f"a context of {limit} tokens needs {(limit + padding) * bytes_per_token:,} bytes of KV cache, "
             f"{budget:,} are allowed; lower max_context, raise kv_cache_bytes, or set kv_precision to f16"
         )
-    # A slot takes memory as its tokens come, so there may be more of them than the budget would fill.
+    # A slot takes memory as its tokens come, so there may be more slots than the budget would fill.
     slots = MAX_SLOTS if CAN_ADVISE else min(allowed // min(limit, allowed), MAX_SLOTS)
     return min(limit, allowed), slots, allowed
 
 
 def _rotary_tables(spec: ModelSpec, positions: int, kind: type[np.floating[Any]]) -> tuple[Array, Array]:
-    """cos and sin of position * theta^(-2i / rotary_dim), (positions, rotary_dim / 2); angles in float32."""
+    """Return cos and sin of position * theta^(-2i / rotary_dim), (positions, rotary_dim / 2); angles in float32."""
     angles = np.arange(positions, dtype=np.float32)[:, None] * spec.inverse_frequencies()
     return np.cos(angles).astype(kind), np.sin(angles).astype(kind)
-
-
-def _open(path: Path, threads: int) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # what goes wrong is raised, and said in our words
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # parts take turns on the same cores
-    try:
-        return ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    except Exception as error:  # pybind's exceptions have no common base of their own
-        said = on_one_line(telling_line(error))
-        if "External data path" in said:  # which some versions of it take only from the folder of the graph
-            advice = "put the file itself there instead of a link, or use --engine openvino"
-        else:
-            advice = "run edge verify, export the bundle again, or update onnxruntime"
-        raise DeviceError(f"onnxruntime {ort.__version__} cannot open {path}: {said}; {advice}") from error

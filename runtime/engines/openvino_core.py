@@ -1,9 +1,9 @@
-"""OpenVINO, kept away from the stack that signals of the main thread are handled on.
+"""OpenVINO, kept away from the stack on which signals of the main thread are handled.
 
-OpenVINO's CPU plugin gives the thread that loads it an alternate signal stack, and unmaps it when the plugin goes,
-whether or not the thread still has it (SigAltStackSetup in openvino src/plugins/intel_cpu/src/plugin.cpp, 2026.4).
-Ctrl-C is then handled, by Python's handler, on memory that is gone or another's: a crash, or wrong results. So plugins
-are loaded in threads that end, and with them their stacks.
+OpenVINO's CPU plugin gives the thread that loads it an alternate signal stack, and unmaps it when the plugin goes, even
+if the thread still uses it (SigAltStackSetup in openvino src/plugins/intel_cpu/src/plugin.cpp, 2026.4). Python's
+handler of Ctrl-C then runs on memory that is unmapped or in use elsewhere: a crash, or wrong results. So plugins are
+loaded in threads that end, and their stacks with them.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ R = TypeVar("R")
 
 
 def make_core() -> ov.Core:
-    """A core that has its CPU plugin already. Raises DeviceError."""
+    """Return a core that has already loaded its CPU plugin. Raises DeviceError."""
     try:
         return in_own_thread(_make_core)
-    except RuntimeError as error:  # of OpenVINO, or of a thread that the system refuses
+    except RuntimeError as error:  # from OpenVINO, or because the system refuses a thread
         raise DeviceError(
             f"OpenVINO does not start: {telling_line(error)}; free some memory, or install openvino again"
         ) from error
 
 
-def find_devices() -> list[tuple[str, str]]:
-    """All devices that OpenVINO finds on this machine: name and full name. Raises DeviceError."""
+def openvino_devices() -> list[tuple[str, str]]:
+    """Return name and full name of all devices that OpenVINO finds on this machine. Raises DeviceError."""
     core = make_core()
     return [(name, str(core.get_property(name, "FULL_DEVICE_NAME")).strip()) for name in core.available_devices]
 
 
 def in_own_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call what may make cores of its own; Ctrl-C takes effect when it has ended."""
+    """Call a function that may make cores of its own; Ctrl-C takes effect after it has ended."""
     with ThreadPoolExecutor(1, "openvino") as thread:
         return thread.submit(function, *args, **kwargs).result()
 

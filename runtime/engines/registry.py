@@ -1,7 +1,7 @@
-"""The engines there are: one record each, and everything that lists engines reads it here.
+"""All engines, one record each; everything that lists engines reads them here.
 
 In: nothing; packages are imported when an engine is opened, so that each may be missing. Out: `ENGINES`, in the order
-in which tables show them. To add an engine: write its file beside this one, and add its record here.
+of tables. To add an engine, write its file in this folder, and add its record here.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
-from edge.runtime.errors import SettingsError
+from edge.runtime.errors import SettingsError, shown
 from edge.runtime.extras import install_command
 from edge.runtime.machine import family_of, processor_name
 from edge.runtime.settings import KV_PRECISIONS, CachePrecision, EngineSettings
 
-if TYPE_CHECKING:  # the command line lists engines, and goes without numpy
+if TYPE_CHECKING:  # the command line lists engines without importing numpy
     from edge.runtime.bundle import Bundle
     from edge.runtime.engines.engine import Engine
 
@@ -32,17 +32,17 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class EngineRecord:
-    """What is known of an engine before it is opened."""
+    """What is known about an engine before it is opened."""
 
     name: str
-    package: str  # what has to be importable
+    package: str  # the package that must be importable
     extra: str  # edgeglm[extra] installs it
-    graph: str  # what a bundle holds for it, in words
-    bundle_format: Literal["openvino", "onnx"]  # `edge export --format` that makes what it needs
+    graph: str  # its part of a bundle, in words
+    bundle_format: Literal["openvino", "onnx"]  # the `edge export --format` that makes that part
     families: tuple[str, ...]  # kinds of device that it runs on
     kv_precisions: tuple[CachePrecision, ...]
     reads_links: bool  # whether weights may be links to another folder
-    holds: Callable[[Bundle], bool]  # whether a bundle has what it needs
+    holds: Callable[[Bundle], bool]  # whether a bundle has the files that it needs
     weights: Callable[[Bundle], list[str]]  # the files with weights that it reads
     open: Callable[[Bundle, EngineSettings], Engine]  # raises BundleError, DeviceError and SettingsError
     devices: Callable[[], list[Device]]  # all that its package finds on this machine, usable or not
@@ -57,22 +57,22 @@ class EngineRecord:
         return install_command(self.extra)
 
     def reaches(self, bundle: Bundle) -> bool:
-        """Whether it reads the weights of a bundle from where they are."""
+        """Whether it can read a bundle's weights from their place."""
         return self.reads_links or not bundle.has_links(self.weights(bundle))
 
     def runs_on(self, device: str) -> bool:
-        """Whether it runs on a device of this kind, there or not."""
+        """Whether it runs on devices of this kind, even if this machine has none."""
         return family_of(device) in self.families
 
 
 def find(name: str) -> EngineRecord:
-    """The record of a name. Raises SettingsError, with the known names and what installs them."""
+    """Return the record of a name. Raises SettingsError, with all known names and how to install them."""
     if name in ENGINES:
         return ENGINES[name]
     close = get_close_matches(name.lower(), ENGINES, 1)
     hint = f", did you mean {close[0]!r}?" if close else ";"
     known = (f"{r.name} ({'installed' if r.installed else r.advice})" for r in ENGINES.values())
-    raise SettingsError(f"engine {name!r} is unknown{hint} known are auto, {', '.join(known)}", param="engine")
+    raise SettingsError(f"engine {shown(name)} is unknown{hint} known are auto, {', '.join(known)}", param="engine")
 
 
 def _holds_openvino(bundle: Bundle) -> bool:
@@ -95,9 +95,9 @@ def _open_openvino(bundle: Bundle, settings: EngineSettings) -> Engine:
 
 
 def _openvino_devices() -> list[Device]:
-    from edge.runtime.engines.openvino_core import find_devices
+    from edge.runtime.engines.openvino_core import openvino_devices
 
-    return [Device(name, full_name) for name, full_name in find_devices()]
+    return [Device(name, full_name) for name, full_name in openvino_devices()]
 
 
 def _holds_onnx(bundle: Bundle) -> bool:

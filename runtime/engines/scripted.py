@@ -1,13 +1,13 @@
-"""An engine that answers what it is told to: for tests of programs, and of everything above an engine.
+"""An engine that gives scripted answers: for tests of programs, and of everything above an engine.
 
-In: a script, a function from the tokens so far to the next one. Out: an `Engine` that needs no model and no package.
-Knows nothing about any real engine.
+In: a script, a function from the tokens so far to the next one. Out: an `Engine` that needs neither a model nor a
+package. Knows nothing about any real engine.
 
     llm = edge.scripted_llm(edge.replies({"Hello": "Hello to you"}))
     llm.chat([{"role": "user", "content": "Hello"}]).text()   # "Hello to you"
 
-It is strict where a mistake would go unseen on a real engine for long: the script is given what the KV blocks of a
-sequence hold, and not what the sequence ought to hold. Wrong sharing, trimming or copying of blocks changes answers.
+It is strict where a real engine would hide a mistake for long: the script sees what the KV blocks of a sequence hold,
+not what the sequence should hold. Wrong sharing, trimming or copying of blocks therefore changes answers.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from edge.runtime.arrays import Ids, Logits
+from edge.runtime.arrays import Array, Ids, Logits
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step
-from edge.runtime.kv.memory import Array, NoMemory, untouched
+from edge.runtime.kv.memory import NoMemory, untouched
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.tokenizer import byte_of_character
 
@@ -35,11 +35,11 @@ TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-CERTAIN = np.float32(30.0)  # logit of the scripted id; all others have 0
+CERTAIN = np.float32(30.0)  # logit of the scripted id; all others are 0
 
 
 class IdMemory:
-    """Blocks that hold what stands for a token's keys and values: its id, position and embedding in one number."""
+    """Blocks that hold one number in place of a token's keys and values, made from its id, position and embedding."""
 
     def __init__(self, num_blocks: int, block_size: int, *, opaque: bool) -> None:
         self.cells = untouched((num_blocks, block_size), np.int64)
@@ -58,10 +58,10 @@ class IdMemory:
 
 
 class ScriptedEngine:
-    """An `Engine` of blocks of tokens, whose next token a script decides.
+    """An `Engine` over blocks of tokens, whose next token a script decides.
 
-    block_size, num_blocks and max_tokens: of the KV pool. changes: fields of `EngineInfo`, to play an engine that
-    cannot do everything (`can_trim=False, max_sequences=1`). What `info` says it cannot do is refused with an
+    block_size, num_blocks and max_tokens: of the KV pool. changes: fields of `EngineInfo`, to imitate an engine that
+    cannot do everything (`can_trim=False, max_sequences=1`). Asking for more than `info` promises raises an
     AssertionError.
     """
 
@@ -94,7 +94,7 @@ class ScriptedEngine:
         self.info = replace(info, **changes)
         opaque = not (self.info.can_fork or self.info.can_snapshot)
         self._memory = IdMemory(num_blocks, block_size, opaque=opaque)
-        self._written: dict[int, int] = {}  # tokens that a block was last left with
+        self._written: dict[int, int] = {}  # block -> tokens in it after the last write
         self.pool = BlockPool(num_blocks, block_size, self._memory, max_tokens)
         self.identity = {"engine": "scripted", "block": str(block_size)}
 
@@ -114,19 +114,19 @@ class ScriptedEngine:
             self._logits(step.sequence, [step.sequence.num_tokens + i + 1 for i in range(step.ids.size)])
             for step in steps
         ]
-        for sequence, ids, _ in steps:  # last: a script that raises has changed nothing
+        for sequence, ids, _ in steps:  # last, so that a script that raises changes nothing
             sequence.commit(ids.size)
         return found
 
     def interrupt(self, *, final: bool) -> None:
-        """A script is over soon."""
+        """Do nothing: a script ends soon."""
 
     def close(self) -> None:
         self._memory.cells = np.zeros((0, 0), np.int64)
         self.pool.memory = NoMemory()
 
     def held(self, sequence: CacheSequence, num_tokens: int) -> list[int]:
-        """What the blocks of a sequence hold of its first tokens."""
+        """Return what the blocks of a sequence hold for its first tokens."""
         blocks = sequence.block_table[: self.pool.blocks_for(num_tokens)]
         found: list[int] = self._memory.cells[blocks].ravel()[:num_tokens].tolist()
         return found
@@ -145,7 +145,7 @@ class ScriptedEngine:
             self._written[block] = inside + 1
 
     def _logits(self, sequence: CacheSequence, lengths: list[int]) -> Logits:
-        """(len(lengths), vocab) after the first so many tokens of a sequence."""
+        """Return logits (len(lengths), vocab) after each of these numbers of tokens of a sequence."""
         held = self.held(sequence, max(lengths))
         found = np.zeros((len(lengths), self._vocab_size), np.float32)
         for row, length in zip(found, lengths, strict=True):
@@ -158,9 +158,9 @@ class ScriptedEngine:
 
 
 def replies(answers: Mapping[str, str] | Callable[[str], str], otherwise: str = "") -> Script:
-    """A script for conversations of TEMPLATE: what is said to the last user message, and then the end.
+    """Return a script for conversations of TEMPLATE: it answers the last user message, and then ends.
 
-    answers: by message, or a function of it. otherwise: the answer to a message that is not among them.
+    answers: by message, or a function of it. otherwise: the answer to any other message.
     """
 
     def next_id(held: Sequence[int]) -> int:
@@ -174,7 +174,7 @@ def replies(answers: Mapping[str, str] | Callable[[str], str], otherwise: str = 
 
 
 def noise(seed: int = 0, vocab_size: int = 256) -> Script:
-    """A script of random logits that follow from every token so far: any error in what is cached changes them."""
+    """Return a script of random logits that depend on every token so far: any error in the cache changes them."""
 
     def row(held: Sequence[int]) -> Logits:
         digest = zlib.crc32(np.array(held, np.int64).tobytes(), seed)
@@ -184,7 +184,7 @@ def noise(seed: int = 0, vocab_size: int = 256) -> Script:
 
 
 def tokenizer_json() -> str:
-    """A tokenizer of bytes: ids 0 to 255, and the special tokens from 256 on."""
+    """Return a tokenizer of bytes: ids 0 to 255, and the special tokens from 256 on."""
     vocabulary = dict(sorted(byte_of_character().items(), key=lambda entry: entry[1]))
     added = [
         {"id": 256 + i, "content": token, "special": True, "normalized": False}
@@ -205,7 +205,7 @@ def tokenizer_json() -> str:
 
 
 def _cells(ids: Ids, begin: int, inputs: Inputs) -> list[int]:
-    """What the cache holds of new tokens: the ids, or for more than text numbers that also follow from the rest."""
+    """Return what the cache holds for new tokens: their ids, or for more than text, numbers made from everything."""
     keys = [int(token_id) for token_id in ids]
     if inputs.are_text:
         return keys
@@ -222,5 +222,5 @@ def _cells(ids: Ids, begin: int, inputs: Inputs) -> list[int]:
 
 
 def _last(held: Sequence[int], token_id: int) -> int:
-    """Index of the last token with this id, -1 where there is none."""
+    """Return the index of the last token with this id, or -1."""
     return next((i for i in range(len(held) - 1, -1, -1) if held[i] == token_id), -1)

@@ -1,7 +1,7 @@
-"""Sequences that somebody reads while steps go on: to write them to a file, or until they are pinned.
+"""Sequences that are read while steps continue: to write them to a file, or until they are pinned.
 
-In: sequences. Out: a `Held` for each, whose holder need not give it back: one that nobody has any more is swept up, and
-an interrupt has no code to skip. Knows nothing about requests or engines.
+In: sequences. Out: a `Held` for each, which need not be given back: once no reference to it is left, it is swept up, so
+an interrupt has no clean-up code to skip. Knows nothing about requests or engines.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from edge.runtime.kv.pool import CacheSequence
 
 
 class Held:
-    """A sequence that is kept as long as somebody has this."""
+    """Keeps a sequence for as long as this object is referenced."""
 
     __slots__ = ("__weakref__", "sequence")
 
@@ -21,14 +21,14 @@ class Held:
 
 
 class HeldSequences:
-    """All that are held. Not for several threads at once."""
+    """All held sequences. Not for several threads at once."""
 
     def __init__(self) -> None:
         self._entries: list[tuple[weakref.ref[Held], CacheSequence]] = []
 
     @property
     def blocks(self) -> list[int]:
-        """Every block of them, once for each, for the pool's integrity check."""
+        """Every block, once for each sequence that holds it, for the pool's integrity check."""
         return [block for _, sequence in self._entries for block in sequence.block_table]
 
     def hold(self, sequence: CacheSequence) -> Held:
@@ -38,16 +38,16 @@ class HeldSequences:
         return held
 
     def release(self, held: Held) -> None:
-        """Give one back."""
+        """Give one sequence back."""
         self._free(held.sequence)
 
     def sweep(self) -> None:
-        """Give back those that nobody has any more."""
+        """Give back those that are no longer referenced."""
         for sequence in [sequence for reference, sequence in self._entries if reference() is None]:
             self._free(sequence)
 
     def forget(self) -> None:
-        """Know of none: the pool has taken all blocks back."""
+        """Forget all of them: the pool has taken its blocks back."""
         self._entries.clear()
 
     def _free(self, sequence: CacheSequence) -> None:

@@ -1,9 +1,9 @@
-"""The bytes behind a pool's blocks, and how a part of a block is read, copied and written.
+"""The memory of a pool's blocks, and how a part of a block is read, copied and written.
 
-In: shapes. Out: buffers that an engine computes in, and views of single blocks in them. Knows nothing about who holds
-a block or what its tokens are.
+In: shapes. Out: buffers that an engine computes in, and views of single blocks in them. Knows nothing about who holds a
+block, or what its tokens are.
 
-Memory is mapped and left untouched, so that it is taken page by page as tokens arrive.
+Memory is mapped and left untouched, so that pages are taken only as tokens arrive.
 """
 
 from __future__ import annotations
@@ -11,32 +11,31 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from edge.runtime.arrays import Array
 from edge.runtime.errors import CacheError, SettingsError
 
-Array = npt.NDArray[Any]  # of any dtype
 CAN_ADVISE = hasattr(mmap, "MADV_NOHUGEPAGE")  # on Linux
 
 
 class BlockMemory(Protocol):
-    """Where the keys and values of blocks are."""
+    """Where the keys and values of blocks are stored."""
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block, all layers."""
 
     def views(self, block: int, num_tokens: int) -> list[Array]:
-        """Writable views of a block's first tokens, one a buffer; the same shapes for every block."""
+        """Return writable views of a block's first tokens, one per buffer, with the same shapes for every block."""
 
     def blank(self, block: int) -> None:
-        """Forget what a block held, where `views` may show more than the tokens that were asked for."""
+        """Erase what a block held, if `views` may show more than the requested tokens."""
 
     def give_back(self, block: int) -> None:
-        """A block is free: where memory is taken token by token, let the system have it."""
+        """Return the memory of a freed block to the system, if memory is taken token by token."""
 
 
 def copy_block(memory: BlockMemory, source: int, target: int, num_tokens: int) -> None:
@@ -46,10 +45,10 @@ def copy_block(memory: BlockMemory, source: int, target: int, num_tokens: int) -
 
 
 class PagedMemory:
-    """Blocks whose inside is the engine's own affair: they are copied whole. Raises SettingsError."""
+    """Blocks whose layout only the engine knows, so they are copied whole. Raises SettingsError."""
 
     def __init__(self, num_blocks: int, buffer_bytes: Sequence[int]) -> None:
-        """`buffer_bytes`: what one block takes in each buffer."""
+        """buffer_bytes: what one block takes in each buffer."""
         self.block_bytes = sum(buffer_bytes)
         mappings = _mappings([num_blocks * size for size in buffer_bytes])
         self.buffers: list[Array] = [np.frombuffer(m, np.uint8).reshape(num_blocks, -1) for m in mappings]
@@ -62,11 +61,11 @@ class PagedMemory:
             buffer[block] = 0
 
     def give_back(self, block: int) -> None:
-        """Blocks are small, and soon another's."""
+        """Do nothing: blocks are small, and soon used again."""
 
 
 class NoMemory:
-    """What a closed engine leaves: whoever still wants blocks of it gets a CacheError."""
+    """The memory of a closed engine: using its blocks raises CacheError."""
 
     block_bytes = 0
 
@@ -77,14 +76,14 @@ class NoMemory:
         raise CacheError(f"block {block}: this model has been closed; load it again")
 
     def give_back(self, block: int) -> None:
-        """There is nothing to give."""
+        """Do nothing: there is no memory left."""
 
 
 class SlotMemory:
     """Blocks that hold a whole sequence each, as rows of buffers of (num_slots, n_kv, length, head_dim).
 
-    A batch is computed in neighbouring rows, so blocks change rows when a batch needs it: what is written of them is
-    copied. At 9B shapes that takes up to 0.2 ms a token, most of it for fresh pages, where computing one takes 40.
+    A batch is computed in neighbouring rows, so blocks change rows when a batch needs it, and their written part is
+    copied. With 9B shapes that takes up to 0.2 ms per token, most of it for fresh pages; computing one takes 40 ms.
     Raises SettingsError.
     """
 
@@ -96,17 +95,17 @@ class SlotMemory:
         self._written = [0] * num_slots  # block -> its first tokens that may have been written since it was blank
 
     def close(self) -> None:
-        """Give the memory back, as soon as nobody has a view of it any more."""
+        """Give the memory back as soon as no view of it is left."""
         self.buffers.clear()
         self._mappings.clear()
 
     def views(self, block: int, num_tokens: int) -> list[Array]:
-        """Of shape (n_kv, num_tokens, head_dim), and the block's until the next `gather`."""
+        """Return views of shape (n_kv, num_tokens, head_dim), which are the block's until the next `gather`."""
         self._written[block] = max(self._written[block], num_tokens)
         return [buffer[self._row_of[block], :, :num_tokens] for buffer in self.buffers]
 
     def blank(self, block: int) -> None:
-        """Views are cut: they never show what an earlier sequence left. It need not be kept, though."""
+        """Count nothing as written. Views are cut, so they never show what an earlier sequence left."""
         self._written[block] = 0
 
     def give_back(self, block: int) -> None:
@@ -115,15 +114,15 @@ class SlotMemory:
         self._written[block] = 0
 
     def rows(self, num_tokens: Mapping[int, int]) -> list[int]:
-        """The row of each block, where so many of its tokens will be written; theirs until the next `gather`."""
+        """Return the row of each block (valid until the next `gather`), into which `num_tokens` will be written."""
         for block, count in num_tokens.items():
             self._written[block] = max(self._written[block], count)
         return [self._row_of[block] for block in num_tokens]
 
     def gather(self, blocks: Collection[int]) -> None:
-        """Let blocks have consecutive rows, in any order. A failure on the way loses what is in them.
+        """Move blocks to consecutive rows, in any order. A failure in between loses what is in them.
 
-        Of all places for them, that one is taken where the fewest tokens have to move.
+        The rows are chosen so that the fewest tokens have to move.
         """
         block_in = sorted(range(len(self._row_of)), key=self._row_of.__getitem__)  # row -> block
         places = (block_in[first : first + len(blocks)] for first in range(len(block_in) - len(blocks) + 1))
@@ -134,7 +133,7 @@ class SlotMemory:
             self._swap(one, other)
 
     def _swap(self, one: int, other: int) -> None:
-        """Exchange the rows of two blocks, and give back the memory that the shorter one does not need."""
+        """Swap the rows of two blocks, and give back the memory that the shorter one does not need."""
         a, b = self._row_of[one], self._row_of[other]
         in_a, in_b = self._written[one], self._written[other]
         row, shorter, longer = (a, in_b, in_a) if in_b < in_a else (b, in_a, in_b)
@@ -147,13 +146,13 @@ class SlotMemory:
 
 
 def untouched(shape: tuple[int, ...], kind: type[np.generic]) -> Array:
-    """An array whose memory comes page by page as it is written. Raises SettingsError."""
+    """Return an array whose memory is taken page by page as it is written. Raises SettingsError."""
     (memory,) = _mappings([math.prod(shape) * np.dtype(kind).itemsize])
     return np.frombuffer(memory, kind).reshape(shape)
 
 
 def _mappings(sizes: list[int]) -> list[mmap.mmap]:
-    """Memory of our own, none of it taken yet. Raises SettingsError where the system refuses so many bytes."""
+    """Map memory without taking any of it yet. Raises SettingsError if the system refuses that many bytes."""
     try:
         return [_mapping(size) for size in sizes]
     except (OSError, OverflowError, MemoryError) as error:
@@ -166,10 +165,10 @@ def _mappings(sizes: list[int]) -> list[mmap.mmap]:
 
 
 def _mapping(size: int) -> mmap.mmap:
-    """So many bytes.
+    """Map `size` bytes, private and without huge pages.
 
-    numpy asks for huge pages, of which the first token alone would take one a head and layer: 0.3 GB at 9B shapes.
-    What mmap maps by default is shared, which is taken when it is read as well.
+    numpy asks for huge pages, and the first token alone would take one per head and layer: 0.3 GB with 9B shapes.
+    mmap's default is shared memory, whose pages are taken by reading them, too.
     """
     if not CAN_ADVISE:
         return mmap.mmap(-1, size)
@@ -179,7 +178,7 @@ def _mapping(size: int) -> mmap.mmap:
 
 
 def _give_back_tokens(mapping: mmap.mmap, buffer: Array, row: int, start: int, stop: int) -> None:
-    """Let go of some tokens of one row of a buffer of (rows, n_kv, length, head_dim)."""
+    """Give back the memory of some tokens of one row of a buffer of (rows, n_kv, length, head_dim)."""
     _, num_heads, length, _ = buffer.shape
     token_bytes = buffer.strides[2]
     for head in range(row * num_heads, (row + 1) * num_heads):
@@ -187,7 +186,7 @@ def _give_back_tokens(mapping: mmap.mmap, buffer: Array, row: int, start: int, s
 
 
 def _give_back(memory: mmap.mmap, start: int, stop: int) -> None:
-    """Let go of the whole pages among some bytes, whose content is lost; a page at either end holds others' too."""
+    """Give back the whole pages within a range, losing their content. A partial page at either end holds other data."""
     start, stop = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
     if CAN_ADVISE and start < stop:
         memory.madvise(mmap.MADV_DONTNEED, start, stop - start)

@@ -1,9 +1,9 @@
 """A fixed pool of KV blocks and the block tables over it.
 
 In: token counts. Out: block numbers. A block holds keys and values of `block_size` tokens in every layer. Several
-holders may share one: it is counted how many, and who writes into a shared block gets a copy first. The pool never
-grows; when it is full, it asks for blocks that are only kept for later, then it refuses. Knows nothing about token ids
-or what is in a block.
+holders may share a block: they are counted, and a holder that writes into it gets a copy first. The pool never grows;
+when it is full, it asks for blocks that are only kept for later, and then refuses. Knows nothing about token ids or
+what is in a block.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from edge.runtime.kv.memory import BlockMemory, copy_block
 
 
 class BlockPool:
-    """Hands out numbered blocks and takes them back when their last holder lets go.
+    """Hands out numbered blocks and takes them back when their last holder releases them.
 
-    max_tokens: of all blocks together, for memory that is taken token by token. A block then holds a whole sequence,
-    and there may be more blocks than the budget would fill.
+    max_tokens: the limit of all blocks together, for memory that is taken token by token. A block then holds a whole
+    sequence, and there may be more blocks than the budget would fill.
     """
 
     def __init__(self, num_blocks: int, block_size: int, memory: BlockMemory, max_tokens: int | None = None) -> None:
@@ -27,19 +27,19 @@ class BlockPool:
         self.memory = memory
         self.max_tokens = num_blocks * block_size if max_tokens is None else max_tokens
         self.counts_tokens = max_tokens is not None
-        # Gives back what is kept for later: so many blocks and tokens of them, or nothing where it has not as many.
+        # Gives back that many blocks and tokens which are only kept for later, or nothing if there are fewer.
         self.reclaim: Callable[[int, int], None] = lambda _blocks, _tokens: None
-        self.generation = 0  # sequences of an earlier one hold nothing any more
+        self.generation = 0  # sequences of an earlier generation hold nothing
         self._start()
 
     def _start(self) -> None:
-        self._filled = [0] * self.num_blocks  # tokens of each block that memory may be taken for
+        self._filled = [0] * self.num_blocks  # block -> tokens for which it may take memory
         self._num_filled = 0
         self._free = list(range(self.num_blocks - 1, -1, -1))  # the lowest number is handed out first
         self._holders = [0] * self.num_blocks
 
     def start_over(self) -> None:
-        """Take every block back, whoever holds it and whatever a failure left half done."""
+        """Take every block back, even if it is held, or a failure left it half written."""
         self.generation += 1
         self._start()
         for block in range(self.num_blocks):
@@ -47,48 +47,48 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody holds."""
+        """How many blocks are free."""
         return len(self._free)
 
     @property
     def bytes(self) -> int:
-        """The budget, of which no more is ever taken."""
+        """The budget in bytes, which is never exceeded."""
         return self.max_tokens * self.memory.block_bytes // self.block_size
 
     @property
     def bytes_held(self) -> int:
-        """Bytes of what somebody holds."""
+        """Bytes in use."""
         return self.bytes - self.num_free_tokens * self.memory.block_bytes // self.block_size
 
     @property
     def num_free_tokens(self) -> int:
-        """Tokens that memory is left for."""
+        """For how many tokens there is memory left."""
         return self.max_tokens - self._num_filled if self.counts_tokens else self.num_free * self.block_size
 
     def filled(self, block: int) -> int:
-        """Tokens that a block takes memory for."""
+        """Return for how many tokens a block takes memory."""
         return self._filled[block] if self.counts_tokens else self.block_size
 
     def holders(self, block: int) -> int:
-        """How many hold a block."""
+        """Return how many holders a block has."""
         return self._holders[block]
 
     def blocks_for(self, num_tokens: int) -> int:
-        """How many blocks so many tokens take."""
+        """Return how many blocks `num_tokens` tokens take."""
         return -(-num_tokens // self.block_size)
 
     def allocate(self, count: int, tokens: int = 0) -> list[int]:
-        """Take blocks, when so many tokens are free as well. Raises CacheFullError, taking none, when they are not."""
+        """Take blocks, and memory for `tokens` tokens. Raises CacheFullError, taking nothing, if too few are free."""
         self.require(count, tokens)
         taken = self._free[len(self._free) - count :][::-1]
         del self._free[len(self._free) - count :]
         for block in taken:
             self._holders[block] = 1
-            self.memory.blank(block)  # or a file of this block could hold another's conversation
+            self.memory.blank(block)  # or a file of this block could contain another user's conversation
         return taken
 
     def require(self, count: int, tokens: int) -> None:
-        """Have blocks and tokens free, if what is kept for later has to go. Raises CacheFullError."""
+        """Make sure that blocks and tokens are free, evicting what is only kept for later. Raises CacheFullError."""
         tokens = tokens if self.counts_tokens else 0
         missing, missing_tokens = max(count - len(self._free), 0), max(tokens - self.num_free_tokens, 0)
         if missing or missing_tokens:
@@ -107,18 +107,18 @@ class BlockPool:
             )
 
     def fill(self, block: int, num_tokens: int) -> None:
-        """Note that the first tokens of a block are going to be written; room for them was required."""
+        """Note that the first tokens of a block will be written; `require` has made room for them."""
         if self.counts_tokens and num_tokens > self._filled[block]:
             self._num_filled += num_tokens - self._filled[block]
             self._filled[block] = num_tokens
 
     def retain(self, block: int) -> None:
-        """Hold a block that somebody holds already."""
+        """Add a holder to a block that has one already."""
         assert self._holders[block] > 0, "a free block cannot be shared"
         self._holders[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
-        """Let go of blocks; those that nobody else holds are free again."""
+        """Release blocks; those without another holder are free again."""
         freed = []
         for block in blocks:
             assert self._holders[block] > 0, "a block is released twice"
@@ -132,7 +132,7 @@ class BlockPool:
         self._free.extend(reversed(freed))
 
     def check_integrity(self, held: Iterable[int]) -> None:
-        """Assert that the holders of every block are those in `held`, where a block stands once for each of them."""
+        """Assert that every block has the holders in `held`, which lists a block once for each holder."""
         counts = [0] * self.num_blocks
         for block in held:
             counts[block] += 1
@@ -144,10 +144,10 @@ class BlockPool:
 
 
 class CacheSequence:
-    """The cached tokens of one conversation: a block table and how many tokens in it are computed."""
+    """The cached tokens of one conversation: a block table, and how many of its tokens are computed."""
 
     def __init__(self, pool: BlockPool, blocks: Iterable[int] = (), num_tokens: int = 0) -> None:
-        """Takes over `blocks` that were allocated or retained for it."""
+        """Take over `blocks`, which were allocated or retained for this sequence."""
         self._pool = pool
         self._generation = pool.generation
         self.block_table = list(blocks)
@@ -156,13 +156,13 @@ class CacheSequence:
 
     @property
     def freed(self) -> bool:
-        """Whether it holds nothing for good: it was freed, or the pool has started over."""
+        """Whether it holds nothing and never will: it was freed, or the pool has started over."""
         return self._freed or self._generation != self._pool.generation
 
     def reserve(self, count: int) -> None:
-        """Make room for `count` more tokens; they count only after `commit`, so an interrupted step changes nothing.
+        """Make room for `count` more tokens. They count only after `commit`, so an interrupted step changes nothing.
 
-        A shared block that they would be written into is copied first. Raises CacheFullError, changing nothing.
+        If they would be written into a shared block, it is copied first. Raises CacheFullError, changing nothing.
         """
         self._check()
         pool, inside = self._pool, self.num_tokens % self._pool.block_size
@@ -190,7 +190,7 @@ class CacheSequence:
         self.num_tokens += count
 
     def trim(self, num_tokens: int) -> int:
-        """Keep the first `num_tokens` tokens, give back blocks beyond them; returns how many tokens went."""
+        """Keep the first `num_tokens` tokens and give back the blocks after them; return how many tokens were cut."""
         self._check()
         assert 0 <= num_tokens <= self.num_tokens, "trim cannot add tokens"
         removed = self.num_tokens - num_tokens
@@ -201,19 +201,19 @@ class CacheSequence:
         return removed
 
     def fork(self) -> CacheSequence:
-        """A second sequence over the same blocks; what one of the two adds is its own."""
+        """Return a second sequence over the same blocks. What either adds from now on is its own."""
         self._check()
-        self.trim(self.num_tokens)  # room that is reserved is not shared
+        self.trim(self.num_tokens)  # reserved room is not shared
         for block in self.block_table:
             self._pool.retain(block)
         return CacheSequence(self._pool, self.block_table, self.num_tokens)
 
     def free(self) -> None:
-        """Give everything back, for good. A second time changes nothing."""
+        """Give everything back for good. A second call changes nothing."""
         if not self.freed:
             self.trim(0)
         self._freed = True
 
     def _check(self) -> None:
         if self.freed:
-            raise CacheError("this sequence has been freed, its blocks may be another's; start a new one")
+            raise CacheError("this sequence has been freed and its blocks may be in use elsewhere; start a new one")

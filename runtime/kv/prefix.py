@@ -1,9 +1,9 @@
 """Blocks kept for later, found again by the cache keys of the tokens they hold.
 
-In: cache keys, one a token (for text its id), and the sequence that holds what was computed of them; later, other keys.
-Out: a sequence that already holds what the two share. Blocks form a tree: a full block may have followers, a block that
-is not full has none. Keys themselves are compared, never hashes of them. When the pool runs full, the blocks that were
-used least recently go first; pinned ones stay. Knows nothing about engines or requests.
+In: cache keys, one per token (for text, its id), and the sequence that holds their keys and values; later, other keys.
+Out: a sequence that already holds what the two have in common. Blocks form a tree: a full block may have followers, a
+block that is not full has none. The keys themselves are compared, never hashes of them. When the pool is full, the
+least recently used blocks go first; pinned ones stay. Knows nothing about engines or requests.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ Keys = list[int]
 
 @dataclass(frozen=True, slots=True)
 class PrefixStats:
-    """What the cache has done so far."""
+    """What the cache holds and has done so far."""
 
     lookups: int
     lookup_tokens: int  # of the prompts that were looked up
-    hit_tokens: int  # of those, tokens that did not need to be computed
+    hit_tokens: int  # those of them that did not need to be computed
     evicted_blocks: int
-    tokens: int  # kept at present
+    tokens: int  # kept now
     blocks: int
     pinned_blocks: int
 
     @property
     def hit_rate(self) -> float:
-        """Share of prompt tokens that were found."""
+        """Share of prompt tokens that were in the cache."""
         return self.hit_tokens / self.lookup_tokens if self.lookup_tokens else 0.0
 
 
@@ -58,10 +58,10 @@ class _Node:
 
 
 class PrefixCache:
-    """The tree over one pool. It holds every block in it once, and gives blocks back when the pool asks.
+    """The tree over one pool. It holds each of its blocks once, and gives blocks back when the pool asks.
 
-    For an engine that cannot trim or fork, whose blocks then hold a whole sequence each, a block is found only where
-    new keys begin with all of its own, and the new sequence takes it over. `stats` may be read from any thread.
+    An engine that cannot trim or fork keeps a whole sequence in each block: such a block is found only if the new keys
+    begin with all of its own, and the new sequence takes it over. `stats` may be read from any thread.
     """
 
     def __init__(self, pool: BlockPool, *, can_trim: bool = True, can_fork: bool = True) -> None:
@@ -87,12 +87,12 @@ class PrefixCache:
 
     @property
     def num_evictable(self) -> int:
-        """Blocks that the pool would get back if it asked for all."""
+        """How many blocks the pool would get back if it asked for all."""
         return self.evictable[0]
 
     @property
     def evictable(self) -> tuple[int, int]:
-        """Blocks that the pool would get back if it asked for all, and the tokens that memory is taken for in them."""
+        """How many blocks the pool would get back if it asked for all, and for how many tokens they take memory."""
         stays: set[_Node | None] = set()
         blocks = tokens = 0
         for node in reversed(list(self._nodes())):  # followers before what they follow
@@ -105,24 +105,24 @@ class PrefixCache:
 
     @property
     def num_pinned_tokens(self) -> int:
-        """Tokens that pinned blocks take memory for."""
+        """For how many tokens pinned blocks take memory."""
         return sum(self._pool.filled(node.block) for node in self._nodes() if node.pinned) if self._num_pinned else 0
 
     def room(self, keys: Keys, limit: int) -> tuple[int, int]:
-        """How many full blocks a sequence of the first `limit` keys would share, and how many others are evictable."""
+        """Return how many full blocks a sequence of the first `limit` keys would share, and how many more could go."""
         full = [node for node, shared in self._path(keys, limit) if shared == self._pool.block_size]
         spare = sum(not node.pinned and self._pool.holders(node.block) == 1 for node in full)
         return len(full), self.num_evictable - spare
 
     def count_match(self, keys: Keys) -> int:
-        """How many of the keys are kept, from the first on. Changes nothing."""
+        """Return how many leading keys are kept. Changes nothing."""
         return sum(shared for _, shared in self._path(keys, len(keys)))
 
     def match(self, keys: Keys, limit: int) -> CacheSequence:
-        """A sequence with as many of the first `limit` keys as are kept.
+        """Return a sequence with as many of the first `limit` keys as are kept.
 
-        The sequence may append at once: into a block of its own, which it takes out of the tree when it continues all
-        of what that held or when there is no room for a copy.
+        It may append at once, into a block of its own: either a copy, or a block taken out of the tree, if the sequence
+        continues all that the block held or there is no room for a copy.
         """
         path = self._path(keys, limit)
         self._clock += 1
@@ -136,7 +136,7 @@ class PrefixCache:
         return sequence
 
     def count_lookup(self, num_tokens: int, num_hits: int) -> None:
-        """Count a prompt in the statistics, and how many of its tokens did not need to be computed."""
+        """Count a prompt in the statistics, with the number of its tokens that did not need to be computed."""
         self._lookups += 1
         self._lookup_tokens += num_tokens
         self._hit_tokens += num_hits
@@ -144,8 +144,8 @@ class PrefixCache:
     def insert(self, keys: Keys, sequence: CacheSequence, *, whole: bool) -> None:
         """Keep the blocks of a sequence whose tokens have the first `sequence.num_tokens` of `keys`.
 
-        Full blocks alone, which the sequence then shares, or with `whole` the last one too: the sequence must not
-        append to it any more. Where a block of the same keys is kept already, the sequence gets that one for its own.
+        Only full blocks, which the sequence then shares, or with `whole` the last one too: the sequence must not append
+        to it any more. Where a block of the same keys is already kept, it replaces the sequence's own.
         """
         size, table = self._pool.block_size, sequence.block_table
         node, self._clock = self._root, self._clock + 1
@@ -175,7 +175,7 @@ class PrefixCache:
             node = found
 
     def pin(self, keys: Keys) -> int:
-        """Never evict the blocks that hold the first of these keys; returns how many tokens that are."""
+        """Never evict the blocks that hold the first of these keys; return how many tokens that is."""
         path = self._path(keys, len(keys))
         for node, _ in path:
             self._num_pinned += not node.pinned
@@ -197,7 +197,7 @@ class PrefixCache:
         self._evict(self._pool.num_blocks)
 
     def start_over(self) -> None:
-        """Keep nothing, pinned or not: the pool has taken all blocks back."""
+        """Forget everything, pinned or not: the pool has taken all blocks back."""
         self._root = _Node((), -1, None)
         self._num_blocks = self._num_tokens = self._num_pinned = 0
 
@@ -206,7 +206,7 @@ class PrefixCache:
         return [node.block for node in self._nodes()]
 
     def check_integrity(self) -> None:
-        """Assert that the tree is one: full blocks inside, no two siblings of which one begins the other."""
+        """Assert that the tree is sound: inner blocks are full, and no block's keys begin those of a sibling."""
         nodes = list(self._nodes())
         assert len(nodes) == self._num_blocks, "the count of blocks is wrong"
         assert sum(len(node.keys) for node in nodes) == self._num_tokens, "the count of tokens is wrong"
@@ -225,7 +225,7 @@ class PrefixCache:
                 assert not begins, "one block's keys begin another's"
 
     def _path(self, keys: Keys, limit: int) -> list[tuple[_Node, int]]:
-        """Blocks that hold the first keys, with how many tokens of each are shared."""
+        """Return the blocks that hold the first keys, each with the number of its tokens that are shared."""
         path: list[tuple[_Node, int]] = []
         node, at = self._root, 0
         while at < limit:
@@ -245,7 +245,7 @@ class PrefixCache:
         return path if self._is_usable(path) else []
 
     def _is_usable(self, path: list[tuple[_Node, int]]) -> bool:
-        """Whether the engine can go on from the end of a path."""
+        """Whether the engine can continue from the end of a path."""
         if not path or (self._can_trim and self._can_fork):
             return True
         node, shared = path[-1]
@@ -254,7 +254,7 @@ class PrefixCache:
         return (self._can_trim or whole) and (self._can_fork or (alone and whole))
 
     def _make_writable(self, sequence: CacheSequence, node: _Node, shared: int) -> None:
-        """Let a sequence append behind the first `shared` tokens of a kept block."""
+        """Let a sequence append after the first `shared` tokens of a kept block."""
         mine = not node.children and not node.pinned and self._pool.holders(node.block) == 2  # the tree's and ours
         if mine and shared == len(node.keys):
             self._remove(node)
@@ -270,19 +270,19 @@ class PrefixCache:
         sequence.trim(sequence.num_tokens)
 
     def _drop_shorter(self, parent: _Node, keys: tuple[int, ...]) -> None:
-        """Remove followers whose keys begin these: what they hold, these hold too."""
+        """Remove followers whose keys begin these: a block with these keys holds all that they do."""
         for child in list(parent.children.get(keys[0], ())):
             if len(child.keys) < len(keys) and keys[: len(child.keys)] == child.keys and not child.pinned:
                 self._remove(child)
 
     def _reclaim(self, count: int, tokens: int = 0) -> None:
-        """Give back so many blocks and tokens, or none where so many cannot be had: they would be lost for nothing."""
+        """Give back `count` blocks and `tokens` tokens, or nothing if that many cannot be freed: it would not help."""
         blocks_kept, tokens_kept = self.evictable
         if count <= blocks_kept and tokens <= tokens_kept:
             self._evict(count, tokens)
 
     def _evict(self, count: int, tokens: int = 0) -> None:
-        """Give back up to so many blocks and tokens, the least recently used first, from the tree's ends inwards."""
+        """Give back up to `count` blocks and `tokens` tokens, least recently used first, from the leaves inwards."""
         before = self._evicted
         ends = [(node.used, id(node), node) for node in self._nodes() if self._is_spare(node)]
         heapq.heapify(ends)
@@ -321,7 +321,7 @@ class PrefixCache:
 
 
 def common_prefix(a: Keys | tuple[int, ...], b: Keys | tuple[int, ...]) -> int:
-    """How many leading keys, or ids, are the same."""
+    """Return how many leading keys, or ids, are equal."""
     if a[: len(b)] == b[: len(a)]:
         return min(len(a), len(b))
     return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)

@@ -1,12 +1,12 @@
-"""A computed prefix as a file: keys and values that another session, process or day goes on from.
+"""A computed prefix as a file: keys and values that another session or process can start from later.
 
-In: a sequence with the cache keys of its tokens (their ids, where they are text) and an identity, which says what its
-keys and values depend on; later, the file and the identity they are wanted for. Out: the file; later, a sequence. Knows
-nothing about engines, models, how a header is written or who keeps a prefix. A file that is damaged, or made for
-something else, is refused with the reason.
+In: a sequence with the cache keys of its tokens (for text, their ids) and an identity, which says what its keys and
+values depend on; later, the file and the identity it is needed for. Out: the file; later, a sequence. Knows nothing
+about engines, models, how a header is written, or who keeps a prefix. A file that is damaged, or was made for something
+else, is refused with the reason.
 
-For each block of the sequence is stored what `BlockMemory.views` shows of its tokens. Where an engine's memory cannot
-be cut, the last block is stored whole, with room that a pool hands out blank.
+For each block of the sequence, the file has what `BlockMemory.views` shows of its tokens. If an engine's memory cannot
+be cut, the last block is stored whole; the pool hands its unused part out blank.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import weakref
 from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
+from edge.runtime.arrays import Array
 from edge.runtime.atomic import write_atomically
 from edge.runtime.errors import CacheError, SnapshotError
 from edge.runtime.kv.memory import BlockMemory
@@ -38,17 +38,16 @@ from edge.runtime.kv.snapshot_format import (
     open_checked,
 )
 
-_HASHED_AT_ONCE = 1 << 24  # bytes, so that an interrupt need not wait for all
+_HASHED_AT_ONCE = 1 << 24  # bytes, so that an interrupt takes effect in between
 
-Array = npt.NDArray[Any]  # of any dtype
 _NO_FORM: Form = ("nothing", ())
 
 
 class Snapshot:
-    """A file that has been checked, mapped as long as this lives. Of use in forked processes too."""
+    """A checked file, mapped for as long as this object lives. It can be used in forked processes, too."""
 
     def __init__(self, path: Path, header: Header, begin: int, file: BinaryIO) -> None:
-        """Use `open_snapshot`. Takes over the file; its payload begins at `begin`."""
+        """Use `open_snapshot`. Takes over the file, whose payload begins at `begin`."""
         self._path = path
         self._header = header
         self._begin = begin
@@ -72,20 +71,20 @@ class Snapshot:
 
     @property
     def bytes(self) -> int:
-        """Of the keys and values."""
+        """Size of the keys and values."""
         return self._header.payload_bytes
 
     def restore(self, pool: BlockPool, num_tokens: int, sequence: CacheSequence | None = None) -> CacheSequence:
-        """A sequence of the first `num_tokens` tokens: a new one, or `sequence`, which has the first few, made longer.
+        """Return a sequence of the first `num_tokens` tokens: a new one, or `sequence`, which has some of them already.
 
         Raises CacheFullError when the pool is full, and SnapshotError when its blocks have another form or the file
-        was written over since it was opened; then no more is held than before.
+        was overwritten since it was opened; no more is held then than before.
         """
         assert 0 <= num_tokens <= self.num_tokens, "the file has fewer tokens"
         if not self._release.alive:
             raise CacheError(f"{self._path} has been closed; open it again")
-        if _state(self._file) != self._state:  # what is read may be anything, and beyond the file's end kills us
-            raise SnapshotError(f"{self._path} was written over since it was opened; open it again")
+        if _state(self._file) != self._state:  # it could hold anything, and reading beyond its end kills the process
+            raise SnapshotError(f"{self._path} was overwritten since it was opened; open it again")
         if num_tokens:
             self._check_fits(pool, num_tokens)
         found = CacheSequence(pool) if sequence is None else sequence
@@ -102,7 +101,7 @@ class Snapshot:
         return found
 
     def check_payload(self) -> None:
-        """Raise SnapshotError when the payload is not what was saved."""
+        """Raise SnapshotError if the payload is not what was saved."""
         digest = hashlib.sha256()
         with memoryview(self._map) as content:
             for begin in range(self._begin, len(content), _HASHED_AT_ONCE):
@@ -113,13 +112,13 @@ class Snapshot:
             )
 
     def close(self) -> None:
-        """Unmap the file. A second time changes nothing."""
+        """Unmap the file. A second call changes nothing."""
         if self._release.alive:
             self._map.close()
             self._release()
 
     def _copy(self, index: int, views: list[Array]) -> None:
-        """Fill the arrays of a block with what the file has for them."""
+        """Fill the arrays of a block from the file."""
         forms, _ = self._header.block(index)
         at = self._begin + index * bytes_of(self._header.full)
         for view, (kind, shape) in zip(views, forms, strict=True):
@@ -129,7 +128,7 @@ class Snapshot:
             at += stored.nbytes
 
     def _check_fits(self, pool: BlockPool, num_tokens: int) -> None:
-        """Raise SnapshotError when blocks of this pool cannot take the first tokens."""
+        """Raise SnapshotError if the blocks of this pool cannot take the first tokens."""
         header = self._header
         in_one_block = header.num_blocks == 1 and num_tokens <= pool.block_size
         if header.block_size != pool.block_size and not in_one_block:
@@ -143,7 +142,7 @@ class Snapshot:
             self._check_forms(pool, 0, pool.block_size)
 
     def _check_forms(self, pool: BlockPool, index: int, num_tokens: int) -> None:
-        """Raise SnapshotError unless a block's arrays have the form of a pool's, or more tokens of it."""
+        """Raise SnapshotError unless a block's arrays have the form of the pool's, with as many tokens or more."""
         stored, stored_tokens = self._header.block(index)
         wanted = _forms_of(pool.memory, 0, num_tokens)
         for (kind, shape), (wanted_kind, wanted_shape) in zip_longest(stored, wanted, fillvalue=_NO_FORM):
@@ -168,9 +167,9 @@ def save_snapshot(
 ) -> None:
     """Write the tokens of a sequence, whose keys are the first of `keys`; nothing may be computed into it meanwhile.
 
-    `system` is the message that they stand for, for whoever wants to send it along. Raises OutputError when the file
-    cannot be written, or is there and no prefix file; then the old one is still there. Raises CacheError for a sequence
-    that is freed or empty.
+    system: the message that the tokens are, if they are one, so that a reader of the file can send it along. Raises
+    OutputError when the file cannot be written, or would replace another kind of file; the old one is then unchanged.
+    Raises CacheError for a sequence that is freed or empty.
     """
     if sequence.freed or not sequence.num_tokens:
         raise CacheError("this sequence holds no tokens, so there is nothing to save; compute the prefix first")
@@ -195,15 +194,12 @@ def save_snapshot(
 
 
 def open_snapshot(path: Path, identity: SnapshotIdentity) -> Snapshot:
-    """Open a file that must be whole and have this identity. Raises SnapshotError.
-
-    Reads it once, for its sha256.
-    """
+    """Open a file that must be whole and have this identity. Reads it once, for its sha256. Raises SnapshotError."""
     file, header, begin = open_checked(path)
     try:
         if differences := header.identity.differences(identity):
             raise SnapshotError(
-                f"{path} was made for something else: {'; '.join(differences)}; load with what it was made for, or "
+                f"{path} was made for something else: {'; '.join(differences)}; load with the matching settings, or "
                 f"{REBUILD}"
             )
         snapshot = Snapshot(path, header, begin, file)
@@ -219,12 +215,12 @@ def open_snapshot(path: Path, identity: SnapshotIdentity) -> Snapshot:
 
 
 def _payload(sequence: CacheSequence, pool: BlockPool) -> Iterator[memoryview]:
-    """The bytes of every array of every block."""
+    """Yield the bytes of every array of every block."""
     for index in range(pool.blocks_for(sequence.num_tokens)):
         tokens = min(sequence.num_tokens - index * pool.block_size, pool.block_size)
         for view in pool.memory.views(sequence.block_table[index], tokens):
             yield np.ascontiguousarray(view).reshape(-1).view(np.uint8).data
-        if sequence.freed:  # the pool has started over, and these blocks may be another's
+        if sequence.freed:  # the pool has started over, and its blocks may be in use elsewhere
             raise CacheError("the KV cache was emptied while a prefix of it was being saved; save it again")
 
 
@@ -233,6 +229,6 @@ def _forms_of(memory: BlockMemory, block: int, num_tokens: int) -> list[Form]:
 
 
 def _state(file: BinaryIO) -> tuple[int, int]:
-    """What changes when somebody writes into a file."""
+    """Return what changes when a file is written to."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns

@@ -1,15 +1,15 @@
 """The file of a computed prefix: its bytes, its header, and whether it is whole.
 
 In: a header; later, a path. Out: the bytes before the payload; later, the header, the open file and where its payload
-begins. Knows nothing about caches: an array is a type and a shape here. What is damaged or no such file is refused with
-the reason.
+begins. Knows nothing about caches: here, an array is a type and a shape. A damaged or foreign file is refused with the
+reason.
 
-One file, little-endian, for its owner alone:
+One file, little-endian, readable by its owner only:
 
     lead     magic, version, length of the header; sha256 of these and the header
     header   JSON: identity, system message, block size, key of every token, type and shape of every array, bytes and
              sha256 of the payload; blanks up to the next page
-    payload  for each block of the sequence the bytes of its arrays
+    payload  for each block of the sequence, the bytes of its arrays
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _SIGNED = _LEAD.size - 32  # bytes of the lead that the digest covers
 _PAGE = 4096
 _MAX_HEADER_BYTES = 1 << 28
 _MAX_DIMENSIONS, _MAX_ARRAYS = 8, 10_000  # of a block
-_MAX_NUMBER = 2**128  # keys of pictures are hashes
+_MAX_NUMBER = 2**128  # the keys of pictures are hashes
 REBUILD = "build it again with `edge prefix build`"
 
-Form = tuple[str, tuple[int, ...]]  # type, as numpy writes it, and shape of an array
+Form = tuple[str, tuple[int, ...]]  # an array's type, as numpy writes it, and its shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class SnapshotIdentity:
     layout: Mapping[str, str]  # `Engine.identity`
 
     def differences(self, expected: SnapshotIdentity) -> list[str]:
-        """In words what is other than expected; nothing where all is equal."""
+        """Return in words what differs from the expected identity; nothing if they are equal."""
         found = [
             f"{what} has sha256 {ours[:16]}…, expected {theirs[:16]}…"
             for what, ours, theirs in (
@@ -75,7 +75,7 @@ class SnapshotInfo:
     num_tokens: int
     block_size: int  # tokens
     bytes: int  # of the whole file
-    system: str | None  # the system message that the prefix is, where it is one
+    system: str | None  # the system message, if the prefix is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Header:
 
     identity: SnapshotIdentity
     block_size: int  # tokens
-    keys: list[int]  # of all tokens; of text their ids, of pictures also numbers beyond any id
+    keys: list[int]  # of all tokens: ids for text, and numbers beyond any id for pictures
     full: list[Form]  # arrays of every block but the last
     last: list[Form]
     payload_bytes: int
@@ -100,13 +100,13 @@ class Header:
         return -(-self.num_tokens // self.block_size)
 
     def block(self, index: int) -> tuple[list[Form], int]:
-        """Arrays and tokens of one block."""
+        """Return the arrays and the number of tokens of one block."""
         if index < self.num_blocks - 1:
             return self.full, self.block_size
         return self.last, self.num_tokens - index * self.block_size
 
     def to_bytes(self) -> bytes:
-        """All that stands before the payload: a whole number of pages."""
+        """Return everything before the payload: a whole number of pages."""
         text = json.dumps(self._to_json(), sort_keys=True).encode()
         text += b" " * (-(_LEAD.size + len(text)) % _PAGE)
         lead = _LEAD.pack(_MAGIC, _VERSION, len(text), b"")[:_SIGNED]
@@ -120,7 +120,7 @@ class Header:
                 "layout": dict(self.identity.layout),
             },
             "block_size": self.block_size,
-            "ids": self.keys,  # they were ids when the format was made; files from then still open
+            "ids": self.keys,  # all keys were ids when the format was made, and such files still open
             "full": self.full,
             "last": self.last,
             "payload_bytes": self.payload_bytes,
@@ -130,7 +130,7 @@ class Header:
 
     @classmethod
     def from_json(cls, text: bytes) -> Header:
-        """Raises SnapshotError, ValueError, KeyError, TypeError and AttributeError for what is no header."""
+        """Raises SnapshotError, ValueError, KeyError, TypeError and AttributeError for an invalid header."""
         data = parse_json(text, "the header", SnapshotError, REBUILD, unique_keys=True)
         identity = data["identity"]
         header = cls(
@@ -149,17 +149,17 @@ class Header:
         )
         sizes = (header.num_blocks - 1) * bytes_of(header.full) + bytes_of(header.last)
         if not header.keys or sizes != header.payload_bytes:
-            raise ValueError(f"arrays take {sizes} bytes, {header.payload_bytes} are stated")
+            raise ValueError(f"its arrays take {sizes} bytes, it states {header.payload_bytes}")
         return header
 
 
 def open_checked(path: Path) -> tuple[BinaryIO, Header, int]:
-    """The open file, its header, and where the payload begins. Raises SnapshotError."""
+    """Return the open file, its header, and where the payload begins. Raises SnapshotError."""
     try:
         if not path.exists():
             raise SnapshotError(f"{shown_path(path)}: no such file; make one with `edge prefix build`")
         if not path.is_file():
-            raise SnapshotError(f"{shown_path(path)} is no file, expected one made by `edge prefix build`")
+            raise SnapshotError(f"{shown_path(path)} is not a file; expected one made by `edge prefix build`")
         file = path.open("rb")
         try:
             return file, *_parse(path, file)
@@ -171,7 +171,7 @@ def open_checked(path: Path) -> tuple[BinaryIO, Header, int]:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises OutputError where something else than a prefix file is at the place of a new one."""
+    """Raises OutputError if a new prefix file would replace a file of another kind."""
     if not path.is_file():
         return
     try:
@@ -180,11 +180,11 @@ def check_replaceable(path: Path) -> None:
     except OSError as error:
         raise OutputError(f"{path} cannot be read ({error.strerror}); name another file") from error
     if found and found != _MAGIC:
-        raise OutputError(f"{path} is there and is no prefix file; move it away, or name another file")
+        raise OutputError(f"{path} exists and is not a prefix file; move it away, or name another file")
 
 
 def read_header(path: Path) -> SnapshotInfo:
-    """What a file says about itself; its keys and values are not looked at. Raises SnapshotError."""
+    """Return what a file says about itself, without reading its keys and values. Raises SnapshotError."""
     file, header, begin = open_checked(path)
     file.close()
     size = begin + header.payload_bytes
@@ -199,7 +199,7 @@ def _parse(path: Path, file: BinaryIO) -> tuple[Header, int]:
     size = os.fstat(file.fileno()).st_size
     lead = file.read(_LEAD.size)
     if lead[: len(_MAGIC)] != _MAGIC:
-        raise SnapshotError(f"{path} is no prefix file; make one with `edge prefix build`")
+        raise SnapshotError(f"{path} is not a prefix file; make one with `edge prefix build`")
     damaged = f"{path} is damaged: {{}}; copy it again or {REBUILD}"
     if len(lead) < _LEAD.size:
         raise SnapshotError(damaged.format(f"it ends after {size} bytes"))
@@ -233,5 +233,5 @@ def _forms_from(data: Any) -> list[Form]:
 
 def _natural(value: Any, least: int = 1) -> int:
     if type(value) is not int or not least <= value < _MAX_NUMBER:
-        raise ValueError(f"{shown(value)} is no integer from {least} on")
+        raise ValueError(f"{shown(value)} is not an integer of {least} or more")
     return value

@@ -1,6 +1,6 @@
-"""The suffix automaton of a growing text of token ids: where did what I just wrote stand before, and what came next?
+"""The suffix automaton of a growing text of token ids: where did its latest ids occur before, and what came next?
 
-In: ids, one after another. Out: the longest suffix that has occurred before and what followed it then. Knows nothing
+In: ids, one after another. Out: the longest suffix that has occurred before, and what followed it then. Knows nothing
 about models, probabilities or files.
 
 The automaton is Blumer's (Blumer et al. 1985, "The smallest automaton recognizing the subwords of a text"). Drafting
@@ -12,36 +12,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-# Suffixes of one end whose latest end is noted, from the longest on: `draft` says what the bound costs.
+# How many suffixes of one end get it as their latest, from the longest on; `draft` says what this limit costs.
 _NOTED = 16
 
 
 class SuffixAutomaton:
     """All substrings of a text, online, amortized O(1) per id.
 
-    Ids are 0 or more. At most two states per id: flat lists hold a state's first transition, a dictionary the others,
-    for most states have one transition only.
+    Ids are 0 or more. There are at most two states per id. Most have a single transition: flat lists hold the first one
+    of each state, and a dictionary holds the others.
     """
 
     def __init__(self, ids: Iterable[int] = ()) -> None:
-        self._text: list[int] = []  # separators are negative, each another number, so that nothing matches across
+        self._text: list[int] = []  # separators are negative and all different, so that nothing matches across
         self._breaks = 0
         self._last = 0  # the state of the whole text
-        # Of each state; 0 is the empty string.
+        # One entry per state; state 0 is the empty string.
         self._length = [0]  # of its longest string
         self._link = [-1]  # the state of its longest suffix that ends in more places
-        self._end = [-1]  # where it ended latest with an id behind it; -1 for nowhere
+        self._end = [-1]  # where it last ended with an id after it; -1 for nowhere
         self._token: list[int | None] = [None]  # its first transition ...
         self._target = [0]
         self._more: dict[int, dict[int, int]] = {}  # ... and the others
         self.extend(ids)
 
     def __len__(self) -> int:
-        """Ids so far, a break counting as one."""
+        """How many ids it has so far; a break counts as one."""
         return len(self._text)
 
     def tail(self, count: int) -> list[int]:
-        """The last `count` ids, or all where there are fewer."""
+        """Return the last `count` ids, or all if there are fewer."""
         return self._text[-count:] if count > 0 else []
 
     def append(self, token_id: int) -> None:
@@ -82,9 +82,9 @@ class SuffixAutomaton:
                 state = link[state]
 
     def _note_end(self) -> None:
-        """What ends with the text is about to be followed by an id.
+        """Note where the suffixes of the text end, as an id is about to follow.
 
-        Whatever has such an end, its suffixes have too: so the walk may stop at the first one beyond the bound.
+        If a string has such an end, so have its suffixes: the walk may stop at the first noted one after the limit.
         """
         end, link, state = self._end, self._link, self._last
         here, noted = len(self._text) - 1, 0
@@ -102,12 +102,12 @@ class SuffixAutomaton:
         return len(self._length) - 1
 
     def _join(self, state: int, token: int, found: int) -> None:
-        """Link the text's state: `found`, which `token` leads to from `state`, holds its longest repeated suffix."""
+        """Link the text's state to that of its longest repeated suffix: `found`, where `token` leads from `state`."""
         length, link, first, target, more = self._length, self._link, self._token, self._target, self._more
         if length[found] == length[state] + 1:
             link[self._last] = found
             return
-        # The strings of `found` that end here too become a state of their own.
+        # The strings of `found` that also end here become a state of their own.
         clone = self._new_state(length[state] + 1)
         link[clone], self._end[clone] = link[found], self._end[found]
         first[clone], target[clone] = first[found], target[found]
@@ -124,12 +124,12 @@ class SuffixAutomaton:
         link[found] = link[self._last] = clone
 
     def draft(self, count: int) -> tuple[int, list[int]]:
-        """What followed the longest suffix of the text that occurred before: its length, and `count` ids.
+        """Return the length of the longest suffix of the text that occurred before, and `count` ids that followed it.
 
-        (0, []) where the last id is new. The length is exact. Of the earlier occurrences the latest is followed;
-        one that was itself the end of 15 or more longer repeats, each with a state of its own, may be passed over for
-        an earlier one. Where the occurrence ends fewer than `count` ids ago, the draft goes on with its own
-        beginning: a loop is drafted to any length.
+        (0, []) if the last id is new. The length is exact. The ids are from the latest earlier occurrence; one that was
+        itself the end of 15 or more longer repeats, each with a state of its own, may be passed over for an earlier
+        one. If the occurrence ends fewer than `count` ids ago, the draft continues with its own beginning: a loop is
+        drafted to any length.
         """
         state = self._followed(self._link[self._last])
         if state == 0:
@@ -141,10 +141,10 @@ class SuffixAutomaton:
         return self._length[state], self._up_to_break(ids)
 
     def find(self, tail_ids: Sequence[int], count: int) -> tuple[int, list[int]]:
-        """What followed the longest suffix of other ids in this text: its length, and up to `count` ids.
+        """Return the length of the longest suffix of other ids in this text, and up to `count` ids that followed it.
 
-        (0, []) where the text has no such suffix with an id behind it. Of several occurrences one is chosen as in
-        `draft`. O(len(tail_ids)).
+        (0, []) if the text has no such suffix with an id after it. Of several occurrences, one is chosen as in `draft`.
+        O(len(tail_ids)).
         """
         length, link, first, target, more = self._length, self._link, self._token, self._target, self._more
         state = matched = 0
@@ -168,7 +168,7 @@ class SuffixAutomaton:
         return min(matched, length[followed]), self._up_to_break(self._text[begin : begin + max(count, 0)])
 
     def _followed(self, state: int) -> int:
-        """The state of the longest suffix of a state's strings that has an id behind it somewhere; 0 without one."""
+        """Return the state of the longest suffix of a state's strings with an id after it somewhere, or 0."""
         while state > 0 and self._end[state] < 0:
             state = self._link[state]
         return max(state, 0)

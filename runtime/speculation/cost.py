@@ -1,10 +1,10 @@
-"""What a forward of several rows costs on this engine, learned from the steps it takes.
+"""What a forward of several rows costs on this engine, learned from its steps.
 
-In: rows and milliseconds of each decode step. Out: the milliseconds a step of n rows will take. Knows nothing about
-engines or drafts.
+In: rows and milliseconds of each decode step. Out: the milliseconds that a step of n rows will take. Knows nothing
+about engines or drafts.
 
-A step's cost is taken as level × ratio(rows). The level is what one row costs at present: it follows the context's
-growth and the machine's mood within a few steps. The ratios change little, so they are kept for long.
+A step's cost is modelled as level × ratio(rows). The level is the present cost of one row: it follows the growth of the
+context and the load of the machine within a few steps. The ratios change little, so they are kept for longer.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from statistics import median
 
 MAX_ROWS = 64
 
-# Before there are measurements: what one more row adds, in costs of one row. Measured between 0.1 (a model of 0.5 B
-# parameters) and 0.03 (four layers of the 9 B) up to 8 rows, 0.07 at 32.
+# What one more row adds, in costs of one row, before there are measurements. Measured: between 0.1 (a model of 0.5 B
+# parameters) and 0.03 (four layers of the 9 B) up to 8 rows, and 0.07 at 32.
 _PRIOR_SLOPE = 0.08
 _PRIOR_WEIGHT = 128.0  # of the prior slope, as Σ(rows - 1)²: two samples of 9 rows
-_LINE_WEIGHT = 2.0  # of the line in a ratio, in samples of just that many rows
-_RECENT = 9  # samples a median is taken of
-_LEVEL_AGE = 32  # steps after which one row's cost says nothing about the present
-_RATIO_AGE = 2048  # steps after which a ratio is forgotten, so that one bad spell is not believed for ever
-_CLIP = 2.0  # a sample counts as at most this many times, and at least this part of, what was expected
+_LINE_WEIGHT = 2.0  # of the line in a ratio, in samples of exactly that many rows
+_RECENT = 9  # samples for a median
+_LEVEL_AGE = 32  # steps after which one row's cost no longer describes the present
+_RATIO_AGE = 2048  # steps after which a ratio is forgotten, so that a slow spell does not count for ever
+_CLIP = 2.0  # a sample is limited to this multiple, and to this fraction, of the expected value
 
 
 class StepCost:
-    """Cost of a decode step by its number of rows; one object for one engine, shared by its answers."""
+    """Cost of a decode step by its number of rows: one object for each engine, shared by its answers."""
 
     def __init__(self) -> None:
         self._step = 0
@@ -39,7 +39,7 @@ class StepCost:
         self._level_ms = 1.0
 
     def record(self, rows: int, ms: float) -> None:
-        """Learn from one step. More than 64 rows are a prefill, which teaches nothing about steps."""
+        """Learn from one step. More than 64 rows are a prefill, which says nothing about steps."""
         assert rows >= 1, f"a step of {rows} rows"
         assert 0 < ms < math.inf, f"a step of {ms} ms"
         if rows > MAX_ROWS:
@@ -54,12 +54,12 @@ class StepCost:
         self._level_ms = median(self._level)
 
     def ms(self, rows: int) -> float:
-        """Expected milliseconds of a step of 1 to 64 rows; never falls as rows grow. At first, one row costs 1."""
+        """Return the expected ms of a step of 1 to 64 rows, never fewer for more rows. At first, one row costs 1."""
         assert 1 <= rows <= MAX_ROWS, f"the cost of {rows} rows"
         return self._level_ms * self._table[rows]
 
     def _record_ratio(self, rows: int, ratio: float) -> None:
-        if rows not in self._ratios:  # an engine's first step of a new shape also pays for setting it up
+        if rows not in self._ratios:  # an engine's first step of a new shape includes setting it up
             self._ratios[rows] = deque(maxlen=_RECENT)
             return
         expected = self._table[rows]
@@ -67,9 +67,9 @@ class StepCost:
         self._table = self._fit()
 
     def _fit(self) -> list[float]:
-        """Ratios by rows, [0] unused: medians where there are samples, drawn to the line 1 + slope × (rows - 1).
+        """Return ratios by rows ([0] is unused): medians where there are samples, pulled to 1 + slope × (rows - 1).
 
-        Straight between them, and beyond the last with the line's slope.
+        Between samples they are interpolated, and after the last they rise with that slope.
         """
         oldest = self._step - _RATIO_AGE
         medians: list[tuple[int, int, float]] = []  # (rows, samples, ratio)

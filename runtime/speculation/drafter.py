@@ -1,12 +1,12 @@
 """How many tokens to draft for one running answer, and from where.
 
-In: prompt ids, then the ids each step appended. Out: drafted ids for the next step, or none where they would not pay.
-Knows nothing about engines, sampling or files: whoever verifies a draft says what became of it.
+In: prompt ids, then the ids that each step appended. Out: drafted ids for the next step, or none if they would not pay.
+Knows nothing about engines, sampling or files: the caller verifies drafts and reports the result.
 
-Drafts are copied: from the prompt and the answer so far (prompt lookup decoding, Saxena 2023) and from stored texts
-(REST, He et al. 2023). Their length follows from what a row costs and how often drafts like this one were right, as
-SuffixDecoding (Oliaro et al. 2024) bounds it by the match length. Drafts that are not submitted are scored too, against
-what the model wrote instead: so learning that they fail costs nothing.
+Drafts are copied: from the prompt and the answer so far (prompt lookup decoding, Saxena 2023), and from stored texts
+(REST, He et al. 2023). Their length is chosen from the cost per row and the recent acceptance of such drafts, much as
+SuffixDecoding (Oliaro et al. 2024) limits it by the match length. Drafts that are not submitted are also compared with
+what the model wrote, so learning that they fail costs nothing.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from edge.runtime.speculation.store import DraftStore
 
 Source = Literal["text", "store"]
 
-# Match lengths 1, 2, 3-4, 5-8, 9-16, 17 and more: the bucket of each, and the chance that the next id is right before
-# anything is known. Short matches are mere chance in most texts; a long one is a copy.
+# Match lengths 1, 2, 3-4, 5-8, 9-16, 17 and more: the bucket of each, and the initial chance that the next id is right.
+# In most texts, short matches are accidental; a long one is a copy.
 _BUCKET = (0, 0, 1, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4, 4, 5)
 _PRIOR = (0.03, 0.1, 0.4, 0.75, 0.9, 0.96)
-_PRIOR_WEIGHT = 3.0  # ids the prior counts for
-_DECAY = 0.98  # of what is known, for every id learned: about the last 50 count
+_PRIOR_WEIGHT = 3.0  # the prior counts as this many ids
+_DECAY = 0.98  # of earlier counts with each new id: about the last 50 matter
 
-_MIN_GAIN = 1.02  # a draft must promise this much more speed: the chances are estimates
+_MIN_GAIN = 1.02  # least speed-up that a draft must promise, as the chances are estimates
 
 
 class Acceptance:
     """How often drafted ids were right, by source and match length.
 
-    A beta posterior for each: prior counts, plus what was seen, decaying. Share one object between the answers of a
-    session: an answer then starts with what the earlier ones taught, and a few dozen tokens outweigh it.
+    A beta posterior for each: prior counts, plus decaying counts of what was seen. Share one object between the answers
+    of a session: an answer then starts with the experience of earlier ones, and a few dozen tokens outweigh it.
     """
 
     def __init__(self) -> None:
         self._counts: dict[Source, list[list[float]]] = {s: [[0.0, 0.0] for _ in _PRIOR] for s in ("text", "store")}
 
     def probability(self, source: Source, match_length: int) -> float:
-        """Chance that the id after a match of this length (1 or more) is right."""
+        """Return the chance that the id after a match of this length (1 or more) is right."""
         return self.probabilities(source, match_length, 1)[0]
 
     def probabilities(self, source: Source, match_length: int, count: int) -> list[float]:
-        """The same for `count` ids in a row, each given that those before it were right: the match grows with them."""
+        """Return it for `count` ids in a row, each given that those before it were right: the match grows with them."""
         chances = [
             (right + _PRIOR_WEIGHT * prior) / (right + wrong + _PRIOR_WEIGHT)
             for (right, wrong), prior in zip(self._counts[source], _PRIOR, strict=True)
@@ -55,7 +55,7 @@ class Acceptance:
         return [chances[_BUCKET[min(match_length + i, top)]] for i in range(count)]
 
     def learn(self, source: Source, match_length: int, right: int, wrong: bool) -> None:
-        """Of a draft after a match of this length, the first `right` ids were right, and then one was wrong or none."""
+        """Learn that the first `right` ids after a match of this length were right, and whether the next was wrong."""
         counts, top = self._counts[source], len(_BUCKET) - 1
         for i in range(right + wrong):
             count = counts[_BUCKET[min(match_length + i, top)]]
@@ -64,7 +64,7 @@ class Acceptance:
 
 
 class _Candidate(NamedTuple):
-    """What one source would draft."""
+    """The draft of one source."""
 
     source: Source
     match_length: int
@@ -74,8 +74,8 @@ class _Candidate(NamedTuple):
 class Drafter:
     """Drafts for one running answer: `draft`, verify, `observe`, and again.
 
-    `prompt_ids` are indexed at the first `draft`, about 3 µs an id, so the first token does not wait for it. `cost` and
-    `acceptance` are learned; keep them for the next answer.
+    `prompt_ids` are indexed at the first `draft`, about 3 µs per id, so the first token does not wait for it. `cost`
+    and `acceptance` are learned; keep them for the next answer.
     """
 
     def __init__(
@@ -93,16 +93,16 @@ class Drafter:
         self._store = store
         self._acceptance = Acceptance() if acceptance is None else acceptance
         self._candidates: list[_Candidate] = []  # of the coming step, submitted or not
-        self._forced: list[int] = []  # what stands before them
+        self._forced: list[int] = []  # ids before them
         self.steps = 0
         self.drafted = 0  # ids that were verified
         self.accepted = 0  # ids of them that were right
 
     def draft(self, limit: int, forced: Sequence[int] = ()) -> list[int]:
-        """Ids to verify in the next step, possibly none: then decode plainly.
+        """Return ids to verify in the next step; with none, decode plainly.
 
-        `limit` is how many tokens still fit. A step appends one more than it drafts, so at most limit - 1 ids are
-        drafted. `forced` are ids that nothing else may follow (a grammar's): they come first, as many as fit.
+        limit: how many tokens still fit. A step appends one more than it drafts, so at most limit - 1 ids are drafted.
+        forced: ids that must come next (by a grammar); they come first, as many as fit.
         """
         self._index()
         self._candidates, self._forced = [], []
@@ -121,7 +121,7 @@ class Drafter:
         return best
 
     def observe(self, token_ids: list[int], drafted: int) -> None:
-        """The ids the last step appended: accepted drafts and the model's own one. `drafted` ids were verified."""
+        """Learn from the ids that the last step appended, right drafts and the model's own. `drafted` were verified."""
         assert len(token_ids) <= drafted + 1, f"{len(token_ids)} tokens followed {drafted} drafted ones"
         self._pending += token_ids
         self.steps += 1
@@ -139,14 +139,14 @@ class Drafter:
         self._pending = []
 
     def _find(self, count: int) -> list[_Candidate]:
-        """What each source has to follow the text and what is forced behind it."""
+        """Return what each source has to follow the text and the forced ids after it."""
         tail = self._text.tail(MAX_MATCH)
         if self._forced:
             tail = (tail + self._forced)[-MAX_MATCH:]
             found: list[tuple[Source, tuple[int, list[int]]]] = [("text", self._text.find(tail, count))]
         else:
             found = [("text", self._text.draft(count))]
-        if self._store is not None and found[0][1][0] < MAX_MATCH:  # it could not find a longer one
+        if self._store is not None and found[0][1][0] < MAX_MATCH:  # the store could not find a longer one
             found.append(("store", self._store.draft(tail, count)))
         return [
             _Candidate(source, length, ids)
@@ -155,7 +155,7 @@ class Drafter:
         ]
 
     def _gain(self, candidate: _Candidate) -> tuple[float, int]:
-        """The best speed the candidate promises, against drafting what is forced only, and how many of its ids to take.
+        """Return the best speed-up over drafting only forced ids, and how many of the candidate's ids give it.
 
         Tokens of a step with n ids: 1 + p₁ + p₁p₂ + ... + p₁...pₙ.
         """

@@ -1,16 +1,16 @@
 """Earlier answers and given documents on disk, to draft from.
 
-In: sequences of token ids. Out: what followed the last few ids of a running text most often in them. Knows nothing
-about text, models or how well its drafts do.
+In: sequences of token ids. Out: what most often followed the last few ids of a running text in them. Knows nothing
+about text, models, or how well its drafts do.
 
-Retrieval by suffix array is REST (He et al. 2023). One file, little-endian but for the ids:
+Retrieval by suffix array is REST (He et al. 2023). One file, little-endian except for the ids:
 
     header       magic, version, tokenizer's sha256, number of ids, of suffixes; sha256 of these and all that follows
-    ids          uint32, big-endian, so that comparing bytes compares ids: each id + 1, a 0 behind each sequence, and
-                 64 zeros at the end
-    suffix array int32: where every suffix that begins with an id begins, in the order of its first 64 ids
+    ids          uint32, big-endian, so that comparing bytes compares ids: each id + 1, a 0 after each sequence, and 64
+                 zeros at the end
+    suffix array int32: the start of every suffix that begins with an id, in the order of their first 64 ids
 
-What is added is searched in memory, by a suffix automaton, until `save` writes it.
+New sequences are searched in memory, by a suffix automaton, until `save` writes them.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from edge.runtime.files import open_file, shown_path
 from edge.runtime.locks import hold
 from edge.runtime.settings import MAX_DRAFT, MAX_MATCH
 from edge.runtime.speculation.automaton import SuffixAutomaton
-from edge.runtime.speculation.suffix_array import MAX_ID, SORTED, Ids, SuffixArray, suffix_array
+from edge.runtime.speculation.suffix_array import MAX_ID, SORTED, StoredIds, SuffixArray, suffix_array
 
 _MIN_MATCH = 2
-_MIN_SEQUENCE = 4  # ids; a shorter text is not worth a place
-_WINDOW = 200_000  # ids of this session that are indexed before they are saved; half of them stay when it is full
+_MIN_SEQUENCE = 4  # ids; a shorter text is not worth storing
+_WINDOW = 200_000  # ids of this session to index before they are saved; half of them stay when it is full
 _LOCK_WAIT_S = 60.0
 
 _MAGIC = b"EDGEDRFT"
@@ -44,14 +44,14 @@ _VERSION = 1
 _HEADER = struct.Struct("<8sI32sQQ")
 _DIGEST = 32  # bytes of sha256
 _BEGIN = _HEADER.size + _DIGEST
-_MAX_BYTES = 2**34  # of 2**30 ids and their order, and more than that
+_MAX_BYTES = 2**34  # more than 2**30 ids and their order take
 
 
 class DraftStore:
     """A persistent collection of id sequences that belongs to one tokenizer. Not for several threads at once.
 
-    The file holds what was answered, so only its owner may read it (mode 600). Whoever saves merges, under a lock, what
-    others saved in between.
+    The file holds answers, so only its owner may read it (mode 600). Saving merges, under a lock, what other processes
+    have saved in between.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class DraftStore:
         self._max_tokens = max_tokens
         self._num_ids = num_ids
         self._saved = saved
-        self._added: list[Ids] = []
-        self._known: set[bytes] | None = None  # digests of all sequences; made when first needed
+        self._added: list[StoredIds] = []
+        self._known: set[bytes] | None = None  # digests of all sequences, made when first needed
         self._recent = SuffixAutomaton()
         self._indexed = 0  # sequences of `_added` that are in `_recent`
 
@@ -72,10 +72,9 @@ class DraftStore:
     def open(cls, path: Path, tokenizer_sha256: str, max_tokens: int = 1_000_000, *, num_ids: int = MAX_ID + 1) -> Self:
         """Open a store, or create an empty one.
 
-        `tokenizer_sha256` is 64 hexadecimal digits. `max_tokens` bounds the ids that are kept, 8 bytes each. `num_ids`:
-        of the tokenizer; no higher one is drafted. Raises DraftStoreError for a file that is no store, is damaged or
-        truncated, or belongs to another tokenizer, and leaves it as it is; OutputError when there is none and it cannot
-        be created.
+        tokenizer_sha256: 64 hexadecimal digits. max_tokens: how many ids to keep, 8 bytes each. num_ids: of the
+        tokenizer; no higher id is drafted. Raises DraftStoreError for a file that is not a store, is damaged or
+        truncated, or belongs to another tokenizer, and leaves it unchanged; OutputError if a new one cannot be created.
         """
         if len(tokenizer_sha256) != 2 * _DIGEST or not set(tokenizer_sha256) <= set("0123456789abcdef"):
             raise SettingsError(f"tokenizer_sha256 is {shown(tokenizer_sha256)}, expected 64 digits from 0 to f")
@@ -95,14 +94,14 @@ class DraftStore:
 
     @property
     def num_tokens(self) -> int:
-        """Ids in the store, those of this session included; `save` drops what is more than max_tokens."""
+        """How many ids are in the store, including this session's; `save` drops those above max_tokens."""
         return len(self._saved.order) + sum(ids.size for ids in self._added)
 
     def add(self, ids: Sequence[int]) -> bool:
-        """Remember a sequence; `draft` finds it from now on, other sessions after `save`.
+        """Remember a sequence; `draft` finds it from now on, and other sessions after `save`.
 
-        False, and nothing is added, where it is in the store already or has fewer than 4 ids. Of a sequence longer than
-        max_tokens the end is kept. Raises SettingsError for an id below 0 or above 2³¹ - 2.
+        Returns False, and adds nothing, if the store has it already or it has fewer than 4 ids. Of a sequence longer
+        than max_tokens, the end is kept. Raises SettingsError for an id below 0 or above 2³¹ - 2.
         """
         wide = np.asarray(ids, np.int64)[-self._max_tokens :]
         if wide.size < _MIN_SEQUENCE:
@@ -121,12 +120,12 @@ class DraftStore:
         return True
 
     def draft(self, tail_ids: Sequence[int], count: int) -> tuple[int, list[int]]:
-        """What followed the longest suffix of `tail_ids` that is in the store: its length, and up to `count` ids.
+        """Return the length of the longest suffix of `tail_ids` in the store, and up to `count` ids that followed it.
 
-        The suffix has 2 to 32 ids and something behind it in one sequence; (0, []) without one. At most 32 ids are
-        drafted, fewer where the sequence ends. In what is saved, every id is the one that most of the occurrences still
-        in agreement have next, the later stored one where two are equally many, until fewer than an eighth agree; of
-        more than 64 occurrences as many, evenly spread in their order, vote. Where this session's unsaved part has a
+        The suffix has 2 to 32 ids, and others after it in its sequence; (0, []) without one. At most 32 ids are
+        drafted, fewer where a sequence ends. Among saved sequences, the occurrences vote on each id: the most frequent
+        one wins (of two equals, the later stored one), and other occurrences drop out, until fewer than an eighth are
+        left; of more than 64 occurrences, 64 vote, evenly spread in their order. If this session's unsaved part has a
         suffix as long, its draft is taken: what followed latest.
         """
         tail, count = list(tail_ids[-MAX_MATCH:]), min(count, MAX_DRAFT)
@@ -143,11 +142,11 @@ class DraftStore:
         return length, ids
 
     def save(self) -> None:
-        """Write what was added, with what other processes have saved meanwhile; the oldest beyond max_tokens goes.
+        """Write what was added, with what other processes have saved meanwhile; drop the oldest above max_tokens.
 
-        The new file takes the old one's place at once, or not at all. Raises OutputError when it cannot be written or
-        the lock is not to be had within a minute, DraftStoreError when the file has become unusable as in `open`; then
-        the file is as it was, and what was added is still there.
+        The new file replaces the old one at once, or not at all. Raises OutputError if it cannot be written or another
+        process keeps the lock for a minute, DraftStoreError if the file has become unusable as in `open`; the file is
+        unchanged then, and what was added is still in memory.
         """
         if not self._added and len(self._saved.order) <= self._max_tokens:
             return
@@ -169,13 +168,13 @@ class DraftStore:
         self._recent, self._indexed = SuffixAutomaton(), 0
 
     def _index(self) -> None:
-        """Take what was added into the automaton: at the first draft behind it, so that adding many is cheap."""
+        """Index what was added, at the first draft after it, so that adding many sequences is cheap."""
         if self._indexed == len(self._added):
             return
         new, limit = self._added[self._indexed :], _WINDOW
         if len(self._recent) + sum(ids.size + 1 for ids in new) > _WINDOW:
             self._recent, new, limit = SuffixAutomaton(), self._added, _WINDOW // 2
-        kept: list[Ids] = []
+        kept: list[StoredIds] = []
         for ids in reversed(new):
             if limit < _MIN_SEQUENCE:
                 break
@@ -188,7 +187,7 @@ class DraftStore:
 
 
 def _real(path: Path) -> Path:
-    """Where a path leads; a loop of links stays one, and cannot be opened. Raises DraftStoreError."""
+    """Resolve the links of a path; a loop of links stays, and cannot be opened. Raises DraftStoreError."""
     try:
         return Path(os.path.realpath(path))
     except (OSError, ValueError) as error:  # a zero byte in it
@@ -196,16 +195,13 @@ def _real(path: Path) -> Path:
 
 
 def _read(path: Path, tokenizer_sha256: str, num_tokens: int) -> SuffixArray | None:
-    """The content of a store, mapped and checked; None where there is no file.
-
-    Raises DraftStoreError for one that cannot be used.
-    """
+    """Return the content of a store, mapped and checked; None if there is no file. Raises DraftStoreError."""
     advice = "move it away or name another file"
     try:
         path.lstat()
         with open_file(path, DraftStoreError, advice) as file:
             size = os.fstat(file.fileno()).st_size
-            # Windows does not replace a file that is mapped.
+            # Windows cannot replace a mapped file.
             whole = size < _BEGIN or (sys.platform == "win32" and size <= _MAX_BYTES)
             content = file.read(size) if whole else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
@@ -215,7 +211,7 @@ def _read(path: Path, tokenizer_sha256: str, num_tokens: int) -> SuffixArray | N
         raise DraftStoreError(f"{shown_path(path)} cannot be read as a draft store ({reason}); {advice}") from error
     path = Path(shown_path(path))
     if size < _BEGIN or content[: len(_MAGIC)] != _MAGIC:
-        raise DraftStoreError(f"{path} is no draft store; {advice}")
+        raise DraftStoreError(f"{path} is not a draft store; {advice}")
     _, version, tokenizer, num_ids, num_suffixes = _HEADER.unpack(content[: _HEADER.size])
     if version != _VERSION:
         raise DraftStoreError(f"{path} is a draft store of version {version}, expected {_VERSION}; {advice}")
@@ -234,12 +230,12 @@ def _read(path: Path, tokenizer_sha256: str, num_tokens: int) -> SuffixArray | N
         )
     try:
         return SuffixArray(content, _BEGIN, num_ids, num_tokens)
-    except ValueError as error:  # somebody computed a sha256 for it
+    except ValueError as error:  # with a sha256 that was computed for it
         raise DraftStoreError(f"{path} is damaged: {error}; {advice}") from error
 
 
-def _encode(tokenizer_sha256: str, sequences: list[Ids]) -> list[bytes]:
-    """Parts of a store's file."""
+def _encode(tokenizer_sha256: str, sequences: list[StoredIds]) -> list[bytes]:
+    """Return the parts of a store's file."""
     separator = np.zeros(1, ">u4")
     parts = [part for sequence in sequences for part in (sequence, separator)]
     ids = np.concatenate([*parts, separator[:0]]).astype(">u4", copy=False)
@@ -253,10 +249,10 @@ def _encode(tokenizer_sha256: str, sequences: list[Ids]) -> list[bytes]:
 
 
 def _lock_file(path: Path) -> Path:
-    """Beside the store, whose own file is replaced by every save."""
+    """Return the lock file beside the store, whose own file is replaced by every save."""
     return path.with_name(path.name + ".lock")
 
 
-def _digest(ids: Ids) -> bytes:
-    """What tells one sequence from another."""
+def _digest(ids: StoredIds) -> bytes:
+    """Return what tells one sequence from another."""
     return hashlib.sha256(ids.tobytes()).digest()[:16]

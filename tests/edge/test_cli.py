@@ -193,7 +193,7 @@ def test_bad_requests(demo_bundle: Path, options: list[str], message: str) -> No
 
 def test_bad_bundles(tiny_bundle: Path, tmp_path: Path) -> None:
     assert "no such path" in fails("run", tmp_path / "nothing", "hi")
-    assert "is no bundle" in fails("run", tmp_path, "hi")
+    assert "is not a bundle" in fails("run", tmp_path, "hi")
     copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
     with (copy / "openvino_model.bin").open("r+b") as file:
         file.seek(5000)

@@ -18,9 +18,9 @@ from edge.export.graph import numpy_builder
 from edge.export.pipeline import export
 from edge.export.tensors import Float32Array, FloatArray, Weight
 from edge.export.weights.names import canonical_shapes
+from edge.runtime.differences import FLOAT32_BOUND
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
-from edge.runtime.verify import FLOAT32_BOUND
 from tests.oracle import dequantize
 
 INT4 = Precision(4, group_size=32)

@@ -22,9 +22,10 @@ from edge.export.settings import ExportSettings
 from edge.export.tensors import Float32Array, FloatArray, Weight, to_float32
 from edge.export.weights.names import canonical_shapes
 from edge.runtime.bundle import open_bundle
+from edge.runtime.differences import FLOAT32_BOUND
 from edge.runtime.errors import CalibrationError, RecipeError
 from edge.runtime.manifest import Manifest
-from edge.runtime.verify import FLOAT32_BOUND, verify
+from edge.runtime.verify import verify
 from tests import tiny
 from tests.conftest import ENGINES
 

@@ -12,12 +12,11 @@ from edge.export.compress import gptq, low_rank
 from edge.export.compress.nncf import Compressor
 from edge.export.compress.precision import Precision
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
-from edge.export.proof import distance
 from edge.export.tensors import Float32Array, PackedTensor, Weight, as_unsigned, rows_of
 from edge.export.weights.names import canonical_shapes
 from edge.export.weights.store import WeightStore
+from edge.runtime.differences import FLOAT32_BOUND, distance
 from edge.runtime.spec import ModelSpec
-from edge.runtime.verify import FLOAT32_BOUND
 from tests.oracle import dequantize
 
 RANK = 16

@@ -25,7 +25,7 @@ from edge.export.frontend_optimum.export import export_with_optimum
 from edge.export.pipeline import export
 from edge.export.stages import Progress
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines.openvino_paged import _head_input, _keep_wanted_rows
+from edge.runtime.engines.openvino_rows import head_input, keep_wanted_rows
 from edge.runtime.errors import CheckpointError, EdgeError, OutputError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
@@ -254,13 +254,13 @@ def graph(kind: str) -> ov.Model:
 def test_only_wanted_rows_reach_the_head(kind: str, reader: str) -> None:
     """Where the head can be told, it computes the wanted rows alone; where it cannot, they are picked from its rows."""
     model = graph(kind)
-    node = _head_input(model).get_node()
+    node = head_input(model).get_node()
     assert reader in (node.get_friendly_name(), node.get_type_name())
     ids, rows = np.array([3, 1, 4, 1, 5]), np.array([4, 0, 2])
     core = ov.Core()
     everything = core.compile_model(graph(kind), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(ids)[0]
     model = graph(kind)
-    _keep_wanted_rows(model)
+    keep_wanted_rows(model)
     some = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([ids, rows])[0]
     np.testing.assert_allclose(some.reshape(3, 6), everything.reshape(5, 6)[rows], rtol=1e-6)
 

@@ -21,10 +21,11 @@ from edge.export.pipeline import export
 from edge.export.stages import Progress
 from edge.runtime import bundle
 from edge.runtime.bundle import open_bundle
+from edge.runtime.differences import FLOAT32_BOUND
 from edge.runtime.errors import CheckpointError, OutputError, RecipeError, SettingsError, TokenizerError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
-from edge.runtime.verify import FLOAT32_BOUND, verify
+from edge.runtime.verify import verify
 from tests import tiny
 from tests.conftest import EXACT
 

@@ -360,5 +360,5 @@ def test_files_that_are_damaged(name: str, content: Any, tmp_path: Path) -> None
 
 def test_what_is_refused_is_an_error_of_ours(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(EdgeError, match=r"does not read as a tokenizer\.json"):
+    with pytest.raises(EdgeError, match=r"cannot be read as a tokenizer\.json"):
         usable_tokenizer(tmp_path / "tokenizer.json")

@@ -14,9 +14,9 @@ from edge.export.graph.numpy_parallel import ParallelBuilder
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner
 from edge.export.tensors import Float32Array, Weight
 from edge.export.weights.names import canonical_shapes
+from edge.runtime.differences import FLOAT32_BOUND
 from edge.runtime.errors import BundleError
 from edge.runtime.spec import ModelSpec
-from edge.runtime.verify import FLOAT32_BOUND
 
 WITHOUT = ModelSpec(
     "qwen3", 1, 64, 32, 4, 2, 16, 16, 1e6, 1e-6, 32, 64, qkv_bias=False, tied_embeddings=True, output_norms=False

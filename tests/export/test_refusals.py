@@ -91,7 +91,7 @@ def make_a_pipe(folder: Path) -> None:
             "a model that was exported to OpenVINO",
         ),
         (lambda f: (f / "config.json").rename(f / "adapter_config.json"), "a LoRA .* this folder with --adapter"),
-        (make_a_pipe, "model.safetensors is no ordinary file"),
+        (make_a_pipe, "model.safetensors is not an ordinary file"),
     ],
 )  # fmt: skip
 def test_folders_that_are_none(checkpoint: Path, change: Callable[[Path], object], what: str) -> None:

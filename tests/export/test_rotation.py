@@ -17,8 +17,8 @@ from edge.export.tensors import Float32Array, to_float32
 from edge.export.weights.names import canonical_shapes
 from edge.export.weights.rotation import RotatedWeights, Rotation
 from edge.export.weights.source import Weights, WeightSource
+from edge.runtime.differences import FLOAT32_BOUND
 from edge.runtime.errors import RecipeError
-from edge.runtime.verify import FLOAT32_BOUND
 from tests import tiny
 
 IDS: npt.NDArray[Any] = np.arange(2, 50).reshape(2, 24)

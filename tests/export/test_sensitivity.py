@@ -20,7 +20,7 @@ from edge.export.graph.numpy_builder import NumpyBuilder
 from edge.export.tensors import Float32Array, to_float32
 from edge.export.weights.names import canonical_shapes
 from edge.export.weights.source import Weights
-from edge.runtime.verify import kl_divergence
+from edge.runtime.differences import kl_divergence
 from tests import tiny
 from tests.oracle import dequantize
 

@@ -291,7 +291,7 @@ def test_files_of_others_stay(weights: WeightSource, tmp_path: Path) -> None:
         build(weights, WINDOWS, path, key="a", settings=SOME)
     assert path.read_text() == "mine"
     for wrong in (path, tmp_path / "absent", tmp_path, Path("/dev/zero"), Path("x" * 300), Path("a\0b")):
-        with pytest.raises(CalibrationError, match=r"not read as a reference|cannot be read|no ordinary file"):
+        with pytest.raises(CalibrationError, match=r"not read as a reference|cannot be read|not an ordinary file"):
             open_reference(wrong)
     with pytest.raises(OutputError, match="cannot be written"):
         build(weights, WINDOWS, path / "below", key="a", settings=SOME)

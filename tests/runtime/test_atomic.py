@@ -74,7 +74,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_how_much_is_missing(
 
     monkeypatch.setattr(call, full)
     with pytest.raises(
-        OutputError, match=r"file cannot be written \(No space left.*: 2,003 bytes are wanted, [\d,]+ free"
+        OutputError, match=r"file cannot be written \(No space left.*: 2,003 bytes are needed, [\d,]+ free"
     ):
         write_atomically(path, [b"new", bytes(2000)])
     assert path.read_bytes() == b"old"
@@ -100,7 +100,7 @@ def test_a_file_that_cannot_grow_leaves_the_old_one(path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FILL, str(path)], capture_output=True, text=True, timeout=60, check=True
     )
-    assert re.search(r"File too large: 7,000,000 bytes are wanted", done.stdout), done
+    assert re.search(r"File too large: 7,000,000 bytes are needed", done.stdout), done
     assert path.read_bytes() == b"old"
     assert names(path.parent) == ["file"]
 
@@ -121,7 +121,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     for name in ("folder", "pipe"):
-        with pytest.raises(OutputError, match=f"{name} is there and is no file"):
+        with pytest.raises(OutputError, match=f"{name} exists and is not a file"):
             write_atomically(tmp_path / name, [b"new"])
     assert names(tmp_path) == ["folder", "pipe"]
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)

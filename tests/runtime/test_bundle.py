@@ -18,10 +18,11 @@ import pytest
 from edge.cli import main
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import open_bundle
+from edge.runtime.differences import kl_divergence
 from edge.runtime.errors import BundleError, VerificationError
 from edge.runtime.llm import LLM
 from edge.runtime.manifest import DIGEST, SCHEMA_VERSION, Manifest
-from edge.runtime.verify import kl_divergence, verify
+from edge.runtime.verify import verify
 from tests.conftest import ENGINES
 from tests.forging import forge_file, forge_manifest, read_manifest
 
@@ -68,7 +69,7 @@ def test_no_such_path(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_no_bundle(tiny_checkpoint: Path) -> None:
-    with pytest.raises(BundleError, match="it is no bundle; make one with `edge export"):
+    with pytest.raises(BundleError, match="it is not a bundle; make one with `edge export"):
         LLM(tiny_checkpoint)
 
 

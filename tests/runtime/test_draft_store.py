@@ -326,10 +326,10 @@ def refused(path: Path, content: bytes, match: str, tokenizer: str = TOKENIZER) 
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     content = make(tmp_path / "drafts")
     for size in (len(content) - 4, len(content) // 2, 100):
-        refused(tmp_path / "drafts", content[:size], "is damaged: it has|is no draft store")
+        refused(tmp_path / "drafts", content[:size], "is damaged: it has|is not a draft store")
     refused(tmp_path / "drafts", content + b"\0", "is damaged: it has")
-    refused(tmp_path / "drafts", content[:20], "is no draft store")
-    refused(tmp_path / "drafts", b"", "is no draft store")
+    refused(tmp_path / "drafts", content[:20], "is not a draft store")
+    refused(tmp_path / "drafts", b"", "is not a draft store")
 
 
 def test_an_altered_byte_is_found_wherever_it_is(tmp_path: Path) -> None:
@@ -337,16 +337,16 @@ def test_an_altered_byte_is_found_wherever_it_is(tmp_path: Path) -> None:
     content = make(path)
     for at in range(0, len(content), 7):
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        with pytest.raises(DraftStoreError, match=r"is damaged|is no draft store|of version"):
+        with pytest.raises(DraftStoreError, match=r"is damaged|is not a draft store|of version"):
             DraftStore.open(path, TOKENIZER)
     refused(path, content[:-1] + bytes([content[-1] ^ 1]), "differs from its sha256")
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "drafts", b"a letter to someone, and a rather long one at that" * 20, "is no draft store")
+    refused(tmp_path / "drafts", b"a letter to someone, and a rather long one at that" * 20, "is not a draft store")
     content = make(tmp_path / "other")
     refused(tmp_path / "drafts", content[:8] + b"\x09" + content[9:], "of version 9, expected 1")
-    with pytest.raises(DraftStoreError, match="is no ordinary file"):
+    with pytest.raises(DraftStoreError, match="is not an ordinary file"):
         DraftStore.open(tmp_path, TOKENIZER)
 
 
@@ -487,8 +487,8 @@ def put(raw: bytearray, at: int, layout: str, number: int) -> int:
         (lambda raw: put(raw, len(raw) - 4, "<i", 9), "its order leads outside of its ids"),
         (lambda raw: put(raw, 92, ">I", 2**32 - 1), "it holds token id 4294967294, expected 0 to 99"),
         (lambda raw: put(raw, 92, ">I", 101), "it holds token id 100, expected 0 to 99"),
-        (lambda raw: put(raw, 92 + 8 * 4, ">I", 5), "no separators behind it"),
-        (lambda raw: put(raw, 92 + 72 * 4, ">I", 5), "no separators behind it"),
+        (lambda raw: put(raw, 92 + 8 * 4, ">I", 5), "no separators after it"),
+        (lambda raw: put(raw, 92 + 72 * 4, ">I", 5), "no separators after it"),
         (lambda raw: [put(raw, 44, "<Q", 40), put(raw, 52, "<Q", 41)], "it has 40 ids, expected at least the 64"),
         (lambda raw: put(raw, 44, "<Q", 2**62), "it has [0-9]* bytes, expected"),
     ],

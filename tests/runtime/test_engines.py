@@ -9,13 +9,13 @@ import pytest
 
 from edge.export.pipeline import export
 from edge.runtime.bundle import open_bundle
+from edge.runtime.differences import FLOAT32_BOUND
 from edge.runtime.engines import registry
 from edge.runtime.engines.choice import choose, open_engine
 from edge.runtime.errors import DeviceError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.settings import EngineSettings
-from edge.runtime.verify import FLOAT32_BOUND
 from tests.conftest import ENGINES, EXACT
 from tests.export.test_reference import PROMPTS
 from tests.tiny import TINIES, Tiny, make

@@ -103,7 +103,7 @@ def test_an_archive_that_asks_for_a_password() -> None:
     for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flags of an entry, twice
         at = raw.index(mark) + offset
         raw[at] |= 1
-    with pytest.raises(BundleError, match=r"golden\.npz does not read as arrays \(.*password"):
+    with pytest.raises(BundleError, match=r"golden\.npz cannot be read as arrays \(.*password"):
         read_golden(bytes(raw), VOCAB)
 
 

@@ -164,7 +164,7 @@ def test_a_closed_stream_ends_the_step_that_only_it_waits_for_where_that_is_safe
     with load(demo_bundle, engine=engine, reproducible=True, max_context=8192) as llm:
         expected = llm.generate("hello", max_new_tokens=2).answer().token_ids
         llm.clear_cache()
-        monkeypatch.setattr(llm._scheduler, "_info", replace(llm.engine.info, prefill_chunk=6000))
+        monkeypatch.setattr(llm.engine, "info", replace(llm.engine.info, prefill_chunk=6000))
         forward, began, interrupted = llm.engine.forward, threading.Event(), list[int]()
 
         def watched(ids: Ids, *more: Any) -> Logits:

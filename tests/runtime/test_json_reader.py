@@ -119,9 +119,9 @@ def test_open_file_gives_ordinary_files_only(tmp_path: Path) -> None:
         assert file.read() == b"abc"
     os.mkfifo(tmp_path / "pipe")
     for path, what in (
-        (tmp_path / "pipe", "no ordinary file"),
-        (tmp_path, "no ordinary file|cannot be read"),
-        (Path("/dev/zero"), "no ordinary file"),
+        (tmp_path / "pipe", "not an ordinary file"),
+        (tmp_path, "not an ordinary file|cannot be read"),
+        (Path("/dev/zero"), "not an ordinary file"),
         (tmp_path / "absent", "cannot be read"),
         (Path("a\0b"), "cannot be read"),
     ):

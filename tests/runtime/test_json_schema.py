@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edge.runtime.constraint import Constraint
-from edge.runtime.constraints import Constraints, ConstraintState
+from edge.runtime.constraint_masks import Constraints, ConstraintState
 from edge.runtime.errors import GenerationError, SettingsError
 from edge.runtime.json_schema import prepare_schema
 from edge.runtime.tokenizer import Tokenizer, byte_of_character
@@ -172,9 +172,9 @@ class Broken:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"type": "json_schema", "json_schema": {"name": "n"}}, "has no schema in it"),
-        ({"type": "json_schema", "json_schema": "x"}, "has no schema in it"),
-        ({"type": "json_schema"}, "has no schema in it"),
+        ({"type": "json_schema", "json_schema": {"name": "n"}}, "holds no schema"),
+        ({"type": "json_schema", "json_schema": "x"}, "holds no schema"),
+        ({"type": "json_schema"}, "holds no schema"),
         (Broken, "no schema for Thing"),
         ("[" * 100_000, "nest"),
         ('{"minimum": 1e999}', "beyond a 64-bit float"),
@@ -209,7 +209,7 @@ def chain(length: int, link: str) -> dict[str, Any]:
                 "type": "object", "properties": {"score": {"type": "integer"}}, "required": ["score"],
                 "additionalProperties": False, "patternProperties": {"^score$": {"type": "integer"}},
             }),
-            "leads nowhere: behind '{\"score\": 0, ' nothing may follow",
+            "leads nowhere: after '{\"score\": 0, ' nothing may follow",
         ),
         (  # the same in an array, behind other names
             Constraint.json_schema({
@@ -244,7 +244,7 @@ def chain(length: int, link: str) -> dict[str, Any]:
         (Constraint.json_schema({"type": "integer", "multipleOf": 999983}), "multipleOf is 999983"),
         (Constraint.json_schema({"properties": {f"p{i}": {} for i in range(5000)}}), "5,000 properties"),
         (Constraint.json_schema({"type": "object", "required": [f"p{i}" for i in range(30_000)]}), "30,000 required"),
-        (Constraint.json_schema({"const": list(range(30_000))}), "const or enum"),
+        (Constraint.json_schema({"const": list(range(30_000))}), "const and enum"),
         (Constraint.json_schema({"description": "a" * 2_000_000}), "2,000,019 characters"),
         (Constraint.regex("(a|b)?" * 30_000), "180,000 characters"),
         (Constraint.regex(r"[^\s\S]"), "nothing may follow"),
@@ -328,7 +328,7 @@ def test_no_process_dies_of_a_schema(tmp_path: Path) -> None:
 import json, threading
 from pathlib import Path
 from edge.runtime.constraint import Constraint
-from edge.runtime.constraints import Constraints, MAX_RULES
+from edge.runtime.constraint_masks import Constraints, MAX_RULES
 from edge.runtime.errors import SettingsError
 from edge.runtime.json_schema import MAX_LEVELS
 from edge.runtime.tokenizer import Tokenizer

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from edge.runtime.bundle import open_bundle
+from edge.runtime.differences import FLOAT32_BOUND
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine, Step
 from edge.runtime.errors import CacheFullError
@@ -29,7 +30,6 @@ from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.kv.prefix import PrefixCache
 from edge.runtime.kv.snapshot import Snapshot, open_snapshot, save_snapshot
 from edge.runtime.kv.snapshot_format import SnapshotIdentity
-from edge.runtime.verify import FLOAT32_BOUND
 from tests.conftest import EXACT
 from tests.runtime import test_prefix
 

@@ -288,7 +288,7 @@ def test_ctrl_c_ends_a_long_prefill_at_once(demo_llm: LLM, engine: str, monkeypa
     prompt, other = [7, 9, 11] * 2000, [5, 6, 7, 8] * 10
     expected = ids_of(fresh(llm, other, max_new_tokens=8, ignore_stop_ids=True))
     llm.clear_cache()
-    monkeypatch.setattr(llm._scheduler, "_info", replace(llm.engine.info, prefill_chunk=6000))
+    monkeypatch.setattr(llm.engine, "info", replace(llm.engine.info, prefill_chunk=6000))
     signalled: list[float] = []
 
     def press() -> None:

@@ -19,6 +19,7 @@ from edge.export.pipeline import export
 from edge.runtime import bundle as bundles
 from edge.runtime import machine
 from edge.runtime.bundle import OnnxKernels, open_bundle
+from edge.runtime.differences import FLOAT32_BOUND
 from edge.runtime.engines import onnxruntime as engines
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Step
@@ -28,7 +29,7 @@ from edge.runtime.kv import memory
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.settings import CachePrecision, EngineOptions, EngineSettings, engine_settings
-from edge.runtime.verify import FLOAT32_BOUND, verify
+from edge.runtime.verify import verify
 from tests.forging import forge_file
 
 IDS = np.random.default_rng(4).integers(0, 256, 50)

@@ -10,7 +10,7 @@ import pytest
 
 from edge.export.pipeline import export
 from edge.runtime.bundle import open_bundle
-from edge.runtime.engines.openvino_paged import _properties
+from edge.runtime.engines.openvino_properties import properties
 from edge.runtime.errors import SettingsError
 from edge.runtime.llm import LLM
 from edge.runtime.settings import CachePrecision, EngineSettings
@@ -55,7 +55,7 @@ def chosen(core: str, bundle: Path, **options: Any) -> tuple[str | None, str | N
     """Inference precision, where one is set, and that of the cache."""
     manifest = open_bundle(bundle).manifest
     settings = EngineSettings("openvino", **options)
-    found = _properties(_Core(core), settings, "CPU", manifest.spec, manifest.fewest_bits, 1 << 30, 256)
+    found = properties(_Core(core), settings, "CPU", manifest.spec, manifest.fewest_bits, 1 << 30, 256)
     return found.get("INFERENCE_PRECISION_HINT"), found.get("KV_CACHE_PRECISION")
 
 

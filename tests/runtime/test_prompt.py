@@ -132,7 +132,7 @@ def test_engines_say_what_they_cannot_take(tiny_bundle: Path, llm: LLM) -> None:
         llm.generate(Prompt([1, 2], embeddings=(Embedding(0, np.zeros((2, 3), np.float32)),)))
     for engine in ("openvino", "onnx"):
         real = LLM(tiny_bundle, EngineSettings(engine))
-        with pytest.raises(PromptError, match=f"the {engine} engine takes token ids alone"):
+        with pytest.raises(PromptError, match=f"the {engine} engine takes only token ids"):
             real.generate(Prompt([1, 2], embeddings=(Embedding(0, picture(0)[:2]),)))
     with pytest.raises(PromptError, match="the onnx engine counts tokens itself"):
         LLM(tiny_bundle, EngineSettings("onnx")).generate(Prompt([1, 2], positions=np.array([0, 0])))

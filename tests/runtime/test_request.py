@@ -15,7 +15,7 @@ import edge
 from edge.api import scripted_llm
 from edge.runtime.chunk import StoppedBy
 from edge.runtime.constraint import Constraint
-from edge.runtime.constraints import Constraints
+from edge.runtime.constraint_masks import Constraints
 from edge.runtime.engines.scripted import noise, tokenizer_json
 from edge.runtime.errors import DeviceError, SettingsError
 from edge.runtime.llm import LLM

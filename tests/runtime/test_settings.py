@@ -161,7 +161,7 @@ def test_a_path_that_no_system_takes_is_refused(path: str) -> None:
 
 def test_paths_up_to_what_systems_take() -> None:
     for path in ("x" * 255, "ü" * 127, ".", "..", "/", "a b", "-"):
-        with pytest.raises(EdgeError, match=r"no such path|so it is no bundle"):
+        with pytest.raises(EdgeError, match=r"no such path|so it is not a bundle"):
             edge.load(path)
 
 

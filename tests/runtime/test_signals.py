@@ -14,7 +14,7 @@ SCRIPT = """
 import ctypes, gc, os, signal, sys, time
 from edge.export.pipeline import export
 from edge.runtime.settings import EngineSettings
-from edge.runtime.engines.openvino_core import find_devices
+from edge.runtime.engines.openvino_core import openvino_devices
 from edge.runtime.llm import LLM
 
 class Stack(ctypes.Structure):
@@ -27,7 +27,7 @@ def stack():
 
 before = stack()
 export(sys.argv[1], sys.argv[2], "int8-asym")
-find_devices()
+openvino_devices()
 first = LLM(sys.argv[2], EngineSettings("openvino"))
 second = LLM(sys.argv[2], EngineSettings("openvino"))
 del first

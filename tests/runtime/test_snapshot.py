@@ -236,7 +236,7 @@ def test_a_file_of_the_first_version_opens_and_is_still_written_so(tmp_path: Pat
 def test_files_of_others_stay(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
-    with pytest.raises(OutputError, match="is there and is no prefix file"):
+    with pytest.raises(OutputError, match="exists and is not a prefix file"):
         save(path)
     assert path.read_bytes() == content
     path.write_bytes(b"")  # as mktemp makes one
@@ -301,7 +301,7 @@ def test_a_truncated_file(make: Callable[..., BlockPool], tmp_path: Path) -> Non
     whole = save(path, make(seed=1))
     for size in (1, 7):
         path.write_bytes(whole[:size])
-        refused(path, "is no prefix file")
+        refused(path, "is not a prefix file")
     for size in (8, 12, 51, 52, 500, 4095, 4096, 4097, len(whole) // 2 + 2048, len(whole) - 1):
         path.write_bytes(whole[:size])
         refused(path, "is damaged: it (ends|has)")
@@ -321,7 +321,7 @@ def test_an_altered_byte_wherever_it_is(tmp_path: Path) -> None:
     for at in [*range(len(whole[:52])), id_at, blank_at, *range(52, 4096, 97), *range(4096, len(whole), 5)]:
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         if at < 8:
-            refused(path, "is no prefix file")
+            refused(path, "is not a prefix file")
         elif at < 12:
             refused(path, r"is a prefix file of version \d+, expected 1")
         elif at < 4096:
@@ -388,13 +388,13 @@ def sealed(text: bytes) -> bytes:
 def test_what_is_no_prefix_file(tmp_path: Path) -> None:
     path = tmp_path / "prefix"
     refused(path, "prefix: no such file; make one")
-    refused(tmp_path, "is no file")
+    refused(tmp_path, "is not a file")
     path.write_bytes(b"")
-    refused(path, "is no prefix file")
+    refused(path, "is not a prefix file")
     path.write_bytes(b"a letter to someone" * 1000)
-    refused(path, "is no prefix file")
+    refused(path, "is not a prefix file")
     os.mkfifo(tmp_path / "pipe")
-    refused(tmp_path / "pipe", "is no file")  # and does not wait for a writer
+    refused(tmp_path / "pipe", "is not a file")  # and does not wait for a writer
     refused(tmp_path / ("x" * 300), "cannot be read")
 
 
@@ -473,7 +473,7 @@ def test_a_file_that_is_written_over_while_it_is_open(tmp_path: Path, size: int 
     snapshot = open_snapshot(path, IDENTITY)
     path.write_bytes(whole[:size])
     os.utime(path, ns=(1, 1))  # a clock may be too coarse to tell
-    with pytest.raises(SnapshotError, match="was written over since it was opened"):
+    with pytest.raises(SnapshotError, match="was overwritten since it was opened"):
         snapshot.restore(paged(), 10)
 
 
@@ -496,7 +496,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patch:
         patch.setattr(fails, full)
-        with pytest.raises(OutputError, match=r"No space left on device: 4,288 bytes are wanted, [\d,]+ free"):
+        with pytest.raises(OutputError, match=r"No space left on device: 4,288 bytes are needed, [\d,]+ free"):
             save(tmp_path / "prefix", paged(seed=2))
     assert (tmp_path / "prefix").read_bytes() == whole
     assert names(tmp_path) == ["prefix"]
@@ -528,7 +528,7 @@ def test_a_file_that_cannot_grow_leaves_the_old_one(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FILL, str(tmp_path / "prefix")], capture_output=True, text=True, timeout=60, check=True
     )
-    assert "File too large: 4,004,096 bytes are wanted" in done.stdout
+    assert "File too large: 4,004,096 bytes are needed" in done.stdout
     assert (tmp_path / "prefix").read_bytes() == whole
     assert names(tmp_path) == ["prefix"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edge.runtime.constraint import Constraint
-from edge.runtime.constraints import Constraints
+from edge.runtime.constraint_masks import Constraints
 from edge.runtime.errors import SettingsError
 from edge.runtime.tokenizer import Tokenizer
 from tests import tiny

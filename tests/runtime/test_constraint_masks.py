@@ -15,7 +15,7 @@ import pytest
 import tokenizers
 
 from edge.runtime.constraint import Constraint
-from edge.runtime.constraints import Constraints, ConstraintState
+from edge.runtime.constraint_masks import Constraints, ConstraintState
 from edge.runtime.errors import GenerationError, SettingsError, TokenizerError
 from edge.runtime.sampling import Sampler
 from edge.runtime.settings import Sampling
@@ -428,7 +428,7 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from edge.runtime.constraint import Constraint
-from edge.runtime.constraints import Constraints
+from edge.runtime.constraint_masks import Constraints
 from edge.runtime.tokenizer import Tokenizer
 assert "llguidance" not in sys.modules
 for name in ("torch", "transformers"):

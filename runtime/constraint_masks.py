@@ -1,20 +1,19 @@
-"""What an answer may look like: JSON, a schema, a regular expression or a grammar, as masks over the vocabulary.
+"""What a constraint (JSON, a schema, a regular expression or a grammar) allows next, as masks over the vocabulary.
 
-In: a tokenizer and a constraint. Out: for every step the ids that may come next. Knows nothing about logits beyond
+In: a tokenizer and a constraint. Out: for every step, the ids that may come next. Knows nothing about logits beyond
 their order, or about sampling. The work is done by guidance-ai/llguidance, an optional dependency that is imported when
 the first constraint starts.
 
-JSON is written as Python's json.dumps writes it by default: one space behind a comma or colon of the structure and no
-other white space, so that a model cannot fill the answer with it, and so that more of the text is forced. A schema may
-choose otherwise with llguidance's own "x-guidance" key. Nothing that a schema demands is dropped: a keyword that
-llguidance does not implement is refused, and so is a schema that it warns about, unless the schema itself asks for that
-with {"x-guidance": {"lenient": true}}. Keywords that JSON Schema does not know stay without effect, as its
-specification wants it, and so do formats that llguidance does not know (`json_schema`). Properties come in the order of
-the schema.
+JSON is written as Python's json.dumps writes it by default: one space after a comma or colon of the structure and no
+other white space, so that a model cannot fill the answer with it, and more of the text is forced. A schema may choose
+differently with llguidance's own "x-guidance" key. Nothing that a schema requires is dropped: a keyword that llguidance
+does not implement is refused, and so is a schema that it warns about, unless the schema itself asks for leniency with
+{"x-guidance": {"lenient": true}}. Keywords unknown to JSON Schema have no effect, as its specification demands, and
+neither have formats that llguidance does not know (`json_schema`). Properties come in the order of the schema.
 
-What cannot be followed to an end is refused when it starts, before anything is written: what the library refuses, what
-would end the process (it has no limit of its own on how deep rules and $refs lead), and what a search finds to lead
-nowhere (`dead_ends`).
+A constraint that cannot be completed is refused at the start, before anything is written: one that the library refuses,
+one that would end the process (the library has no limit on how deep rules and $refs go), and one in which a search
+finds a dead end (`dead_ends`).
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ from edge.runtime.json_reader import parse_json
 from edge.runtime.json_schema import Schema, prepare_schema
 from edge.runtime.tokenizer import Tokenizer
 
-# What the library takes within about two seconds.
+# What the library reads within about two seconds.
 MAX_CHARACTERS = {"json_schema": 1_000_000, "json": 0, "regex": 50_000, "lark": 500_000}
-MAX_RULES = 500  # of a grammar: 3,000 that lead to each other have overflown the library's stack
+MAX_RULES = 500  # of a grammar: a chain of 3,000 overflowed the library's stack
 _RULE = re.compile(r"[A-Za-z_]\w*\s*(?:\[[^]\n]*\]|\{[^}\n]*\}|\.-?\d+)?\s*:")
-_KEPT = 64  # constraints that are known to be good
-_WORDS = {  # for the library's names of what went wrong
+_KEPT = 64  # constraints that were checked and found good
+_WORDS = {  # the library's names of errors -> words
     "NoExtension": "nothing may follow",
     "NoExtensionBias": "nothing may follow",
     "ParserTooComplex": "it is too complex to follow",
@@ -54,22 +53,22 @@ _WORDS = {  # for the library's names of what went wrong
 class Constraints:
     """Starts constraints over one tokenizer.
 
-    num_tokens: ids of a row of logits; ids of the tokenizer beyond them never come. stop_ids: all ids that end an
-    answer, each of them allowed where the text may end. The library reads the tokenizer when the first constraint
-    starts: about 1.5 s and 130 MB for GLM-4's 151,343 tokens (two cores of an AMD EPYC, llguidance 1.9.1).
+    num_tokens: ids in a row of logits; higher ids of the tokenizer never come. stop_ids: all ids that end an answer,
+    each of them allowed where the text may end. The library reads the tokenizer when the first constraint starts: about
+    1.5 s and 130 MB for GLM-4's 151,343 tokens (two cores of an AMD EPYC, llguidance 1.9.1).
     """
 
     def __init__(self, tokenizer: Tokenizer, num_tokens: int, stop_ids: Collection[int]) -> None:
         self._ours = tokenizer
         self._num_tokens = num_tokens
         self._stop_ids = sorted(i for i in stop_ids if 0 <= i < num_tokens)
-        self._good: set[Constraint] = set()  # been searched for dead ends
+        self._good: set[Constraint] = set()  # searched for dead ends, without finding one
 
     def start(self, constraint: Constraint) -> ConstraintState:
-        """The state before the first token of an answer.
+        """Return the state before the first token of an answer.
 
-        Raises SettingsError when llguidance is not installed, when it refuses the constraint, when the constraint is
-        too large, and when it leads nowhere; TokenizerError when it does not read the tokenizer.
+        Raises SettingsError when llguidance is not installed or refuses the constraint, and when the constraint is too
+        large or leads nowhere; TokenizerError when llguidance cannot read the tokenizer.
         """
         llguidance, tokenizer, kind = self._library, self._tokenizer, constraint.kind
         if len(constraint.text) > MAX_CHARACTERS[kind]:
@@ -80,7 +79,7 @@ class Constraints:
         try:
             grammar, schema = self._grammar(constraint)
             matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
-        except ValueError as error:  # text that is no Unicode
+        except ValueError as error:  # text that is not valid Unicode
             raise SettingsError(f"the {kind} constraint is refused: {_reason(str(error))}") from error
         if matcher.is_error():
             raise SettingsError(f"the {kind} constraint is refused: {_reason(matcher.get_error())}")
@@ -101,17 +100,17 @@ class Constraints:
     def _check_leads_somewhere(self, kind: str, grammar: str, schema: Schema) -> None:
         """Raises SettingsError."""
         matcher = self._library.LLMatcher(self._bytes, grammar, log_level=0)
-        if matcher.is_error():  # a grammar that names tokens: there are none here
+        if matcher.is_error():  # a grammar that names tokens: over bytes there are none
             return
         if (found := dead_end(matcher, _names(schema))) is not None:
             text, reason = found
-            behind = f"behind {shown(text)} " if text else ""
+            place = f"after {shown(text)} " if text else ""
             said = _reason(reason) if reason else _WORDS["NoExtension"]
             advice = "change the schema" if schema else "change it"
-            raise SettingsError(f"the {kind} constraint leads nowhere: {behind}{said}; {advice}")
+            raise SettingsError(f"the {kind} constraint leads nowhere: {place}{said}; {advice}")
 
     def _grammar(self, constraint: Constraint) -> tuple[str, Schema]:
-        """The constraint in llguidance's own form, and the schema in it. Raises SettingsError for what is too large."""
+        """Return the constraint in llguidance's form, and the schema in it. Raises SettingsError if it is too large."""
         matcher, text = self._library.LLMatcher, constraint.text
         if constraint.kind == "regex":
             return str(matcher.grammar_from_regex(text)), {}
@@ -135,7 +134,7 @@ class Constraints:
         return self._accepts({"$schema": uri, "type": "string"})
 
     def _accepts(self, schema: Schema) -> bool:
-        """Whether the library reads a schema; versions of it know different formats."""
+        """Whether the library accepts a schema; its versions know different formats."""
         matcher = self._library.LLMatcher
         return not matcher.validate_grammar(matcher.grammar_from_json_schema(json.dumps(schema)))
 
@@ -153,13 +152,13 @@ class Constraints:
     @cached_property
     def _tokenizer(self) -> Any:
         if not self._stop_ids:
-            raise SettingsError("a constraint needs a stop id to end the answer with, and this model has none")
+            raise SettingsError("a constraint needs a stop id to end the answer, and this model has none")
         try:
             text = _without_markup(self._ours.to_json())
             size = max(self._num_tokens, self._ours.num_tokens)
             return self._library.LLTokenizer(text, n_vocab=size, eos_token=self._stop_ids)
         except (ValueError, KeyError, TypeError) as error:
-            raise TokenizerError(f"llguidance does not read the tokenizer ({_reason(str(error))})") from error
+            raise TokenizerError(f"llguidance cannot read the tokenizer ({_reason(str(error))})") from error
 
     @cached_property
     def _bytes(self) -> Any:
@@ -168,15 +167,15 @@ class Constraints:
 
     @cached_property
     def _special(self) -> Ids:
-        """Ids of special tokens, and of the byte 255, which no UTF-8 has and which marks them in the library."""
+        """Ids of special tokens, and of the byte 255, which marks them in the library and never occurs in UTF-8."""
         is_special, size = self._tokenizer.is_special_token, self._tokenizer.vocab_size
         return np.array([i for i in range(size) if is_special(i)], np.int64)
 
 
 class ConstraintState:
-    """How far one answer has come through its constraint. Made by `Constraints.start`."""
+    """How far one answer has come in its constraint. Made by `Constraints.start`."""
 
-    def __init__(self, matcher: Any, special: Ids, stop_ids: Ids, num_tokens: int) -> None:  # of llguidance, no types
+    def __init__(self, matcher: Any, special: Ids, stop_ids: Ids, num_tokens: int) -> None:  # llguidance has no types
         self._matcher = matcher
         self._special = special
         self._stop_ids = stop_ids
@@ -184,18 +183,18 @@ class ConstraintState:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing but a stop id may follow, or one has come."""
+        """Whether only a stop id may follow, or one has come."""
         stopped: bool = self._matcher.is_stopped()
         return stopped
 
     def allowed(self) -> npt.NDArray[np.bool_]:
-        """(num_tokens,) which ids may come next: text within the constraint, and all stop ids where it may end.
+        """Return (num_tokens,) which ids may come next: text within the constraint, and all stop ids where it may end.
 
-        Other special tokens never may. Raises GenerationError when the constraint has become too complex to follow, or
-        when nothing may come.
+        Other special tokens are never allowed. Raises GenerationError when the constraint has become too complex to
+        follow, or allows nothing.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        self._check()  # after an error the library allows the end
+        self._check()  # after an error, the library would allow the end
         allowed = np.unpackbits(bits, bitorder="little").view(np.bool_)
         allowed[self._special] = False
         allowed[self._stop_ids] = self._matcher.is_accepting()
@@ -205,22 +204,22 @@ class ConstraintState:
         return allowed
 
     def mask(self, logits: Logits) -> Logits:
-        """A copy of a row with -inf at every id that may not come next. Raises as `allowed` does.
+        """Return a copy of a row with -inf at every id that may not come next. Raises as `allowed` does.
 
-        Of a model with fewer rows than its tokenizer has tokens the row is shorter: the others never come.
+        If the model has fewer rows than its tokenizer has tokens, the row is shorter, and the other tokens never come.
         """
         self._num_tokens = min(self._num_tokens, logits.size)
         return np.where(self.allowed(), logits, np.float32(-np.inf))
 
     def advance(self, token_id: int) -> None:
-        """Take a token of the answer. Raises GenerationError for one that may not come; the state is then of no use."""
+        """Take a token of the answer. Raises GenerationError for one that may not come; the state is useless then."""
         if not self._matcher.consume_token(token_id):
             raise GenerationError(f"token id {token_id} may not come here: {_reason(self._matcher.get_error())}")
 
     def forced(self) -> list[int]:
-        """The ids that are bound to come next, as far as that is known without the model; often none.
+        """Return the ids that must come next, as far as that is known without the model; often none.
 
-        They are drafts: a model may spell the same text with other tokens, so they are verified as any draft is.
+        They are drafts: a model may spell the same text with other tokens, so they are verified like any draft.
         """
         ids: list[int] = self._matcher.compute_ff_tokens()
         return list(takewhile(lambda token_id: token_id < self._num_tokens, ids))
@@ -231,7 +230,7 @@ class ConstraintState:
 
 
 def _asked_for(warning: str, schema: Schema) -> bool:
-    """Whether a schema says itself that what the library warns about is to be left out."""
+    """Whether a schema itself asks to ignore what the library warns about."""
     options = schema.get("x-guidance")
     if not isinstance(options, dict):
         return False
@@ -239,19 +238,19 @@ def _asked_for(warning: str, schema: Schema) -> bool:
 
 
 def _embedded_schemas(grammar: str) -> Iterator[Schema]:
-    """JSON schemas within a Lark grammar, behind %json. What is no JSON is left to the library."""
+    """Yield the JSON schemas within a Lark grammar, each after %json. Invalid JSON is left to the library."""
     for found in re.finditer(r"%json\s*(?=\{)", grammar):
         try:
             schema, _ = json.JSONDecoder().raw_decode(grammar, found.end())
         except RecursionError:
-            raise SettingsError("%json in the grammar nests too deep; make it smaller") from None
+            raise SettingsError("%json in the grammar nests too deeply; make it smaller") from None
         except ValueError:
             continue
         yield schema
 
 
 def _names(value: object) -> Iterator[str]:
-    """Names of properties in a schema, as JSON writes them between quotes."""
+    """Yield the names of properties in a schema, as JSON writes them between quotes."""
     waiting = [value]
     while waiting:
         item = waiting.pop()
@@ -264,9 +263,9 @@ def _names(value: object) -> Iterator[str]:
 
 
 def _without_markup(tokenizer_json: str) -> str:
-    """A tokenizer.json whose special tokens have names that no text has: U+10FFFD and the id.
+    """Return a tokenizer.json whose special tokens have names that no text has: U+10FFFD and the id.
 
-    Else the library would read forced text such as "<|user|>" as the special token, and allow that alone.
+    Otherwise the library would read forced text such as "<|user|>" as the special token, and allow only that.
     """
     content = json.loads(tokenizer_json)
     vocab = content["model"]["vocab"]
@@ -276,18 +275,18 @@ def _without_markup(tokenizer_json: str) -> str:
             if token["content"] in vocab:
                 vocab[name] = vocab.pop(token["content"])
             token["content"] = name
-    content["post_processor"] = None  # it names them too; nothing is to be added to text
+    content["post_processor"] = None  # it names them too, and nothing is to be added to text
     return json.dumps(content, ensure_ascii=False)
 
 
 def _reason(message: str) -> str:
-    """What is wrong, by llguidance's message, without a list of our own names."""
+    """Return what is wrong according to llguidance's message, without its list of our made-up names."""
     said = telling_line(message).partition("; following special tokens are available")[0]
     said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)
     if said.startswith("Unimplemented keys"):
         return (
-            f'{said}; leave them out of the schema, or put "x-guidance": {{"lenient": true}} into it to have them '
-            "ignored, and check the answer for them"
+            f'{said}; remove them from the schema, or add "x-guidance": {{"lenient": true}} to have them ignored, and '
+            "check the answer for them yourself"
         )
     if said.startswith("panic"):
         return f"it is too large, or not what llguidance can follow ({shown(said)})"
