@@ -42,7 +42,15 @@ def _section(parser: argparse.ArgumentParser, name: str, help_text: str, level: 
     usage = f"{name} ACTION ..." if subs else " ".join([name, *_usage(parser)])
     wrapped = textwrap.fill(usage, 100, subsequent_indent=" " * 4, break_long_words=False, break_on_hyphens=False)
     lines = ["", f"{'#' * level} {name}", "", *_description(parser.description or help_text)]
-    lines += ["", "```text", wrapped, "```", "", *([] if subs else _options(parser)), *_description(parser.epilog or "")]
+    lines += [
+        "",
+        "```text",
+        wrapped,
+        "```",
+        "",
+        *([] if subs else _options(parser)),
+        *_description(parser.epilog or ""),
+    ]
     for action, action_help, sub in subs:
         lines += _section(sub, f"{name} {action}", action_help, level + 1)
     return lines
@@ -92,7 +100,9 @@ def _options(parser: argparse.ArgumentParser) -> list[str]:
         actions = [action for action in actions if _is_of(parser, action)]
         if not actions:
             continue
-        title = {"positional arguments": "arguments", "optional arguments": "options"}.get(group.title or "", group.title)
+        title = {"positional arguments": "arguments", "optional arguments": "options"}.get(
+            group.title or "", group.title
+        )
         lines += ["", f"**{(title or 'options').capitalize()}**", ""]
         if group.description:
             lines += [*_description(group.description), ""]

@@ -18,11 +18,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("benchmarks", "docs", "edge", "export", "profiles", "runtime", "tests")  # paths begin with one of them
 
-_FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>[\w-]*)[^\n]*\n(?P<body>.*?)^ *(?P=fence) *$", re.M | re.S)
+_FENCE = re.compile(
+    r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>[\w-]*)[^\n]*\n(?P<body>.*?)^ *(?P=fence) *$", re.M | re.S
+)
 _INDENTED = re.compile(r"(?:^|\n)\n((?: {4}[^\n]*\n(?:[ ]*\n)*)+)")
 _SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.S)
 _COMMENT = re.compile(r"<!--.*?-->", re.S)
-_LINK = re.compile(r"(?<!!)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^()\s]+)\)|!\[[^\]]*\]\((?P<image>[^()\s]+)\)", re.S)
+_LINK = re.compile(
+    r"(?<!!)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^()\s]+)\)|!\[[^\]]*\]\((?P<image>[^()\s]+)\)", re.S
+)
 _HEADING = re.compile(r"^(#{1,6}) +(.+?) *#*$", re.M)
 _PATH = re.compile(rf"(?<![\w./<>{{}}-])(?:{'|'.join(FOLDERS)})/[\w./{{}},*-]*")
 _BRACES = re.compile(r"\{([^{}]*)\}")

@@ -1,4 +1,4 @@
-"""Documents hang together: links and anchors lead somewhere, paths exist, every page is in the site, the site builds."""
+"""Documents hold together: links and anchors lead somewhere, paths exist, and the site has every page and builds."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def broken(page: Path, link: str) -> str | None:
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=name)
 def test_links_lead_somewhere(page: Path) -> None:
-    assert [found for link in links(read(page)) if (found := broken(page, link))] == []
+    found = [wrong for link in links(read(page)) if (wrong := broken(page, link))]
+    assert not found, "\n".join(found)
 
 
 def test_what_is_broken_is_found(tmp_path: Path) -> None:
@@ -78,7 +79,8 @@ def test_what_is_broken_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", DOCUMENTS, ids=name)
 def test_paths_exist(page: Path) -> None:
     """Files and folders that a document names in code are there, under that name."""
-    assert [path for path in dict.fromkeys(paths(read(page))) if not _exists(path)] == []
+    missing = [path for path in dict.fromkeys(paths(read(page))) if not _exists(path)]
+    assert not missing, "\n".join(missing)
 
 
 def _exists(path: str) -> bool:
@@ -97,7 +99,9 @@ def test_the_site_needs_nothing_of_others() -> None:
     assert set(re.findall(r"https?://[^\s'\"]+", text)) == {"https://github.com/edgeglm/edgeglm"}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason='mkdocs is not installed: pip install -e ".[docs]"')
+@pytest.mark.skipif(
+    importlib.util.find_spec("mkdocs") is None, reason='mkdocs is not installed: pip install -e ".[docs]"'
+)
 def test_the_site_builds(tmp_path: Path) -> None:
     """With every warning an error, and without the network: sockets that are opened to elsewhere fail."""
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
@@ -112,7 +116,10 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     for page in PAGES:
         built = tmp_path / "site" / f"{page.stem}.html"
-        loaded = re.findall(r'<(?:script|img)[^>]* src="(https?:[^"]+)"|<link rel="stylesheet"[^>]* href="(https?:[^"]+)"', built.read_text())
+        loaded = re.findall(
+            r'<(?:script|img)[^>]* src="(https?:[^"]+)"|<link rel="stylesheet"[^>]* href="(https?:[^"]+)"',
+            built.read_text(),
+        )
         assert loaded == [], page
 
 
