@@ -106,9 +106,7 @@ def test_exit_codes_are_those_of_the_command() -> None:
     assert told == [0, 1, 2, cli.INTERRUPTED, cli.READER_LEFT]
 
 
-def test_the_recipe_of_the_page_is_one(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_recipe_of_the_page_is_one(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table that docs/add-a-recipe.md adds, in the place where recipes are read from."""
     (table,) = [block.code for block in blocks(read(DOCS / "add-a-recipe.md"), "toml")]
     ((name, settings),) = tomllib.loads(table).items()
