@@ -140,7 +140,10 @@ def _description(text: str) -> list[str]:
     lines: list[str] = []
     for indented, part in _parts(textwrap.dedent(text).strip("\n")):
         if indented:
-            lines += ["", "```text", textwrap.dedent(part), "```", ""]
+            language = "sh" if re.search(r"^ *edge ", part, re.M) else "text"
+            lines += ["", f"```{language}", textwrap.dedent(part), "```", ""]
+        elif part.endswith(":") and "\n" not in part:  # what an example or a list stands under
+            lines += [f"**{part[:-1].capitalize()}**", ""]
         else:
             lines += [_wrapped(_escaped(part)), ""]
     return lines

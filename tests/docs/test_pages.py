@@ -59,7 +59,7 @@ def public(kind: type) -> set[str]:
         set(EngineOptions.__annotations__) | {"device", "speculation", "draft_store"},
         {name for name in edge.load.__annotations__ if name not in ("options", "return")},
     ],
-    ids=lambda names: min(names),
+    ids=min,
 )
 def test_every_member_is_in_the_python_page(names: set[str]) -> None:
     assert names <= words() | {word for block in blocks(API) for word in re.findall(r"\w+", block.code)}
