@@ -105,10 +105,14 @@ def test_the_site_needs_nothing_of_others() -> None:
 def test_the_site_builds(tmp_path: Path) -> None:
     """With every warning an error, and without the network: sockets that are opened to elsewhere fail."""
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NO_MKDOCS_2_WARNING": "1"}
+    ask = [sys.executable, "-c", "import socket; socket.create_connection(('127.0.0.1', 9))"]
+    asked = subprocess.run(ask, env=environment, capture_output=True, text=True, check=False)
+    assert "the network was used" in asked.stderr
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "NO_MKDOCS_2_WARNING": "1"},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
@@ -116,11 +120,10 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     for page in PAGES:
         built = tmp_path / "site" / f"{page.stem}.html"
-        loaded = re.findall(
-            r'<(?:script|img)[^>]* src="(https?:[^"]+)"|<link rel="stylesheet"[^>]* href="(https?:[^"]+)"',
-            built.read_text(),
-        )
+        text = built.read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:script|img|iframe)[^>]* src="https?:|<link[^>]* href="https?:', text)
         assert loaded == [], page
+        assert 'data-md-component="source"' not in text, "a script would ask api.github.com for stars"
 
 
 NO_NETWORK = """
