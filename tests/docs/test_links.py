@@ -100,7 +100,8 @@ def test_the_site_needs_nothing_of_others() -> None:
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("mkdocs") is None, reason='mkdocs is not installed: pip install -e ".[docs]"'
+    importlib.util.find_spec("material") is None,
+    reason='mkdocs-material is not installed: pip install -e ".[docs]"',
 )
 def test_the_site_builds(tmp_path: Path) -> None:
     """With every warning an error, and without the network: sockets that are opened to elsewhere fail."""

@@ -21,7 +21,7 @@ from edge.runtime.session import ChatSession
 from edge.runtime.settings import EngineOptions, GenerationOptions
 from edge.runtime.stream import Stream
 from tests.docs import command_line
-from tests.docs.markdown import ROOT, blocks, inline_code, read
+from tests.docs.markdown import ROOT, blocks, inline_code, paths, read
 
 DOCS = ROOT / "docs"
 API = read(DOCS / "python-api.md")
@@ -99,6 +99,21 @@ def test_every_error_is_in_the_tree_and_has_advice() -> None:
         assert vars(errors)[name].__base__.__name__ == parent
     advised = re.findall(r"^\| `(\w+)` \|", read(DOCS / "errors.md"), re.M)
     assert sorted(advised) == sorted(kind.__name__ for kind in CLASSES)
+
+
+def test_every_module_has_its_place_in_the_architecture_page() -> None:
+    """By its own path, or by that of its folder inside one of the four parts."""
+    told = set(paths(read(DOCS / "architecture.md")))
+    folders = tuple(path for path in told if path.endswith("/") and path.count("/") > 1)
+    files = [
+        file.relative_to(ROOT).as_posix()
+        for part in ("edge", "export", "profiles", "runtime")
+        for file in (ROOT / part).rglob("*.py")  # follows no links to the other parts
+        if not file.name.startswith("__")
+    ]
+    assert len(files) > 100
+    lost = [file for file in files if file not in told and not file.startswith(folders)]
+    assert not lost, sorted(lost)
 
 
 def test_exit_codes_are_those_of_the_command() -> None:
