@@ -35,7 +35,7 @@ def broken(page: Path, link: str) -> str | None:
     else:
         file = (page.parent / target).resolve() if target else page
         in_site = page in PAGES
-        if in_site and file not in PAGES and file.suffix == ".md":
+        if in_site and not file.is_relative_to(ROOT / "docs"):
             return f"{link}: a page of the site can link to pages of docs/ alone; write {REPOSITORY}..."
     if not file.exists():
         return f"{link}: {name(file) if file.is_relative_to(ROOT) else file} does not exist"
