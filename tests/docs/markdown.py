@@ -1,7 +1,7 @@
-"""What the tests of documents read out of a page: headings, links, code, and the paths that it names.
+"""What the tests of documents read in the sentences of a page: headings, links, code, and the paths that it names.
 
 In: Markdown as this project writes it (ATX headings, fenced blocks, no raw HTML but comments). Out: plain lists. Knows
-nothing about which pages there are, or what they should say.
+nothing about which pages there are, or what they should say; blocks of code are `shown`'s.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.docs.shown import blocks
+
 FOLDERS = ("benchmarks", "docs", "edge", "export", "profiles", "runtime", "tests")  # paths begin with one of them
 
 _FENCE = re.compile(
@@ -32,30 +32,10 @@ _PATH = re.compile(rf"(?<![\w./<>{{}}-])(?:{'|'.join(FOLDERS)})/[\w./{{}},*-]*")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A fenced block of code."""
-
-    language: str  # "" where none is given
-    code: str
-    line: int  # of its fence, from 1
-
-
 @cache
 def read(path: Path) -> str:
     """A page's text."""
     return path.read_text(encoding="utf-8")
-
-
-def blocks(text: str, language: str | None = None) -> list[Block]:
-    """Fenced blocks, of one language or of all, without the indent that a list gives them."""
-    found = []
-    for match in _FENCE.finditer(text):
-        indent = len(match["indent"])
-        code = "".join(line[indent:] if line[:indent].isspace() else line for line in match["body"].splitlines(True))
-        if language in (None, match["language"]):
-            found.append(Block(match["language"], code, text.count("\n", 0, match.start()) + 1))
-    return found
 
 
 def prose(text: str) -> str:
@@ -94,7 +74,7 @@ def paths(text: str) -> list[str]:
 
     What stands before a placeholder is a path as well: `tests/<name>.py` names the folder `tests/`.
     """
-    code = [*inline_code(text), *(block.code for block in blocks(text)), *_INDENTED.findall(_FENCE.sub("", text))]
+    code = [*inline_code(text), *(block.text for block in blocks(text)), *_INDENTED.findall(_FENCE.sub("", text))]
     named = itertools.chain.from_iterable(_PATH.findall(part) for part in code)
     return [path.rstrip(".,") for name in named for path in _spelled_out(name)]
 

@@ -15,7 +15,8 @@ from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import EngineSettings, GenerationOptions
 from tests.docs import example_engine
 from tests.docs.example_engine import BLOCK, RECORD, WIDTH, MeanEngine
-from tests.docs.markdown import ROOT, blocks, read
+from tests.docs.markdown import read
+from tests.docs.shown import ROOT, blocks
 
 PAGE = ROOT / "docs" / "add-an-engine.md"
 PROMPTS = [f"Question {i}: what comes after {'a long introduction and ' * i}this?" for i in range(6)]
@@ -46,19 +47,8 @@ def alone(tiny_bundle: Path) -> Ids:
 
 
 def test_the_page_shows_this_engine() -> None:
-    (code,) = [block.code for block in blocks(read(PAGE), "python") if "class MeanEngine" in block.code]
+    (code,) = [block.text for block in blocks(read(PAGE)) if "class MeanEngine" in block.text]
     assert code == read(Path(example_engine.__file__))
-
-
-def test_the_other_code_of_the_page_runs(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it stands there, with a bundle where the page has one."""
-    (tmp_path / "glm4-int4").symlink_to(tiny_bundle)
-    monkeypatch.chdir(tmp_path)
-    code = [block.code for block in blocks(read(PAGE), "python") if "class MeanEngine" not in block.code]
-    assert code
-    names: dict[str, object] = {"RECORD": RECORD}
-    for part in code:
-        exec(compile(part, str(PAGE), "exec"), names)
 
 
 def test_it_is_an_engine(tiny_bundle: Path) -> None:

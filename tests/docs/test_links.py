@@ -12,7 +12,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.docs.markdown import ROOT, github_anchors, links, mkdocs_anchors, paths, read
+from tests.docs.markdown import github_anchors, links, mkdocs_anchors, paths, read
+from tests.docs.shown import ROOT
 
 REPOSITORY = "https://github.com/edgeglm/edgeglm/blob/main/"  # what a page of the site calls files outside docs/
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -9,7 +9,8 @@ import pytest
 
 import edge
 from edge.cli import main
-from tests.docs.markdown import ROOT, read
+from tests.docs.markdown import read
+from tests.docs.shown import ROOT
 
 PAGE = read(ROOT / "docs" / "troubleshooting.md")
 SAID = {
