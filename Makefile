@@ -13,7 +13,7 @@ DEMO_BUNDLE ?= build/demo-bundle
 
 FUZZ_INPUTS ?= 500
 
-.PHONY: demo test test-slow check bench dist clean help
+.PHONY: demo test test-slow check bench dist docs clean help
 
 help:
 	@echo "make demo   install, export the default checkpoint, answer a question"
@@ -22,6 +22,7 @@ help:
 	@echo "make check  lint, types, import floors"
 	@echo "make bench  compare with openvino_genai on the same weights"
 	@echo "make dist   build wheel and sdist, and check them"
+	@echo "make docs   build the documentation as a site, in site/"
 
 demo: $(VENV)/.base
 	$(BIN)/edge demo $(DEMO_BUNDLE)
@@ -50,8 +51,12 @@ dist: $(VENV)/.dist
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
 
+docs: $(VENV)/.dev
+	$(BIN)/python -m tests.docs.command_line
+	$(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
 
 $(BIN)/python$(EXE):
 	$(PYTHON) -m venv $(VENV)
