@@ -20,7 +20,7 @@ from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
 
-# Symmetric ones beside these make models no better (benchmarks/README.md), and bundles of two formats hold them twice.
+# Symmetric ones beside these make models no better (docs/findings.md), and bundles of two formats hold them twice.
 USUAL = tuple(
     Precision.parse(text)
     for text in ("int4-asym-channel", "int4-asym-g128", "int4-asym-g64", "int4-asym-g32", "int8-asym")
@@ -47,7 +47,7 @@ def options_of(
     """What each matrix may be, smallest first. Raises RecipeError when not even the smallest model fits.
 
     fixed: the one precision that a matrix gets, if the user wants it. awq: whether channels may be scaled; behind a
-    rotation that gains nothing (benchmarks/README.md), and measuring it takes as long as all else.
+    rotation that gains nothing (docs/findings.md), and measuring it takes as long as all else.
     """
     found = {}
     for name, shape in canonical_shapes(spec).items():

@@ -39,7 +39,7 @@ class Compressor:
     """Compresses one matrix after the other.
 
     nncf is given float32 out of one buffer that stays: it allocates a third less for that than for the 16 bits of the
-    checkpoint, and fresh memory takes it as long as its arithmetic (benchmarks/README.md).
+    checkpoint, and fresh memory takes it as long as its arithmetic (docs/findings.md).
     """
 
     def __init__(self) -> None:
