@@ -229,27 +229,15 @@ class Admission:
         """
         keys = request.keys
         kept = min(self.prefixes.count_match(keys), limit)
-        files = [(min(common_prefix(stored.keys, keys), limit), stored) for stored in self.snapshots]
-        others = [
-            (
-                min(common_prefix(other.keys[: -1 if self._shares_answers else other.num_prompt_tokens], keys), limit),
-                other.sequence,
-            )
-            for other in decoding
-            if other.sequence is not None and self._info.can_fork and self._info.can_trim
-        ]
-        in_file, in_use = (max((shared for shared, _ in found), default=0) for found in (files, others))
-        if in_use > max(kept, in_file):
-            sequence = next(other for shared, other in others if shared == in_use).fork()
-            sequence.trim(in_use)
-            try:
-                sequence.reserve(1)  # copies a shared block while there is room for the copy
-            except CacheFullError:
-                sequence.free()
-                return None
-            sequence.trim(in_use)
-        elif in_file > kept:
-            stored = next(stored for shared, stored in files if shared == in_file)
+        in_use, running = self._longest_running(keys, limit, decoding)
+        in_file, stored = max(
+            ((min(common_prefix(stored.keys, keys), limit), stored) for stored in self.snapshots),
+            key=lambda found: found[0],
+            default=(0, None),
+        )
+        if running is not None and in_use > max(kept, in_file):
+            sequence = _forked(running, in_use)
+        elif stored is not None and in_file > kept:
             try:
                 sequence = stored.restore(self._pool, in_file)
             except SnapshotError as error:  # the file was overwritten; what it held can be computed
@@ -260,5 +248,33 @@ class Admission:
                 return None
         else:
             return self.prefixes.match(keys, limit)
-        self.prefixes.count_lookup(len(keys), sequence.num_tokens)
+        if sequence is not None:
+            self.prefixes.count_lookup(len(keys), sequence.num_tokens)
         return sequence
+
+    def _longest_running(
+        self, keys: list[int], limit: int, decoding: Sequence[Request]
+    ) -> tuple[int, CacheSequence | None]:
+        """Return how many of the first `limit` keys a running answer's sequence shares at most, and that sequence."""
+        best: tuple[int, CacheSequence | None] = (0, None)
+        if not (self._info.can_fork and self._info.can_trim):
+            return best
+        for other in decoding:
+            sharable = other.keys[: -1 if self._shares_answers else other.num_prompt_tokens]
+            shared = min(common_prefix(sharable, keys), limit)
+            if other.sequence is not None and shared > best[0]:
+                best = shared, other.sequence
+        return best
+
+
+def _forked(other: CacheSequence, num_tokens: int) -> CacheSequence | None:
+    """Return a sequence with the first tokens of another one, ready to append; None if there is no room for that."""
+    sequence = other.fork()
+    sequence.trim(num_tokens)
+    try:
+        sequence.reserve(1)  # copies a shared block while there is room for the copy
+    except CacheFullError:
+        sequence.free()
+        return None
+    sequence.trim(num_tokens)
+    return sequence

@@ -8,6 +8,8 @@ model, never assumed.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +50,18 @@ class _Run(NamedTuple):
     blocks: list[int]
 
 
+class _Cache(NamedTuple):
+    """An input of the compiled model that holds keys or values, as blocks."""
+
+    name: str
+    shape: list[int]  # of one block
+    kind: Any  # ov.Type, which has no types
+
+    @property
+    def block_bytes(self) -> int:
+        return int(self.kind.bitwidth * math.prod(self.shape) // 8)
+
+
 class OpenVINOPagedEngine:
     """One compiled model and its KV pools. Raises BundleError, DeviceError and SettingsError.
 
@@ -64,17 +78,12 @@ class OpenVINOPagedEngine:
         family = _checked_family(core, settings.device)
 
         def compile_model() -> Any:
-            try:
+            with _told(f"{settings.device} cannot run {model_xml}"):
                 chosen = properties(core, settings, family, spec, weight_bits, budget, limit)
                 model = read_graph(core, model_xml, spec)
                 paged_attention_transformation(model)
                 keep_wanted_rows(model)
                 return core.compile_model(model, settings.device, chosen)
-            except EdgeError:
-                raise
-            except Exception as error:  # RuntimeError, and what bindings raise for bytes that are not text
-                said = on_one_line(telling_line(error, last=True))
-                raise DeviceError(f"{settings.device} cannot run {model_xml}: {said}") from error
 
         self._compile = compile_model
         self._model: Any = compile_model()
@@ -85,28 +94,26 @@ class OpenVINOPagedEngine:
         self._block_size = BLOCK_SIZES[family]
         self._reproducible = bool(settings.reproducible)
 
-        caches = [port for port in compiled.inputs if port.any_name.startswith(("key_cache.", "value_cache."))]
+        caches = _caches_of(compiled)
         if not caches:
             raise DeviceError(f"{settings.device} finds no attention over a cache in {model_xml}; export it again")
-        shapes = [[d.get_length() for d in list(port.partial_shape)[1:]] for port in caches]
-        sizes = [port.element_type.bitwidth * math.prod(shape) // 8 for port, shape in zip(caches, shapes, strict=True)]
-        self._independent_tokens = all(port.element_type.is_real() for port in caches)
-        block_bytes, spare = sum(sizes), int(self._reproducible)
+        self._independent_tokens = all(cache.kind.is_real() for cache in caches)
+        block_bytes, spare = sum(cache.block_bytes for cache in caches), int(self._reproducible)
         wanted, allowed = math.ceil(limit / self._block_size), budget // block_bytes - spare
         if allowed < (1 if settings.max_context is None else wanted):
             raise SettingsError(
                 f"a context of {limit} tokens needs {(wanted + spare) * block_bytes:,} bytes of KV cache, "
                 f"{budget:,} are allowed; lower max_context, raise kv_cache_bytes, or set kv_precision to u8 or u4"
             )
-        memory = PagedMemory(allowed + spare, sizes)
+        memory = PagedMemory(allowed + spare, [cache.block_bytes for cache in caches])
         self._spare = allowed  # the block that padding rows write to
         self.pool = BlockPool(allowed, self._block_size, memory)
         self._caches = {
-            port.any_name: ov.Tensor(buffer, ov.Shape([len(buffer), *shape]), port.element_type)
-            for port, shape, buffer in zip(caches, shapes, memory.buffers, strict=True)
+            cache.name: ov.Tensor(buffer, ov.Shape([len(buffer), *cache.shape]), cache.kind)
+            for cache, buffer in zip(caches, memory.buffers, strict=True)
         }
         self._request = self._new_request()
-        types = dict.fromkeys(port.element_type.to_string() for port in caches)
+        types = dict.fromkeys(cache.kind.to_string() for cache in caches)
         self.info = EngineInfo(
             name="openvino",
             device=settings.device,
@@ -125,7 +132,7 @@ class OpenVINOPagedEngine:
             "device": family,
             "reproducible": str(self._reproducible),
             "kv precision": "/".join(types),
-            "cache": " ".join(dict.fromkeys(str(shape) for shape in shapes)),
+            "cache": " ".join(dict.fromkeys(str(cache.shape) for cache in caches)),
             "inference precision": compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
             "group of rounded activations": str(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")),
         }
@@ -250,3 +257,23 @@ def _checked_family(core: ov.Core, device: str) -> str:
     if not any(name.split(".")[0] == family for name in devices):
         raise DeviceError(f"device {shown(device)} does not exist on this machine; {here}")
     return family
+
+
+@contextmanager
+def _told(failure: str) -> Iterator[None]:
+    """Turn what OpenVINO raises into a DeviceError."""
+    try:
+        yield
+    except EdgeError:
+        raise
+    except Exception as error:  # RuntimeError, and what bindings raise for bytes that are not text
+        raise DeviceError(f"{failure}: {on_one_line(telling_line(error, last=True))}") from error
+
+
+def _caches_of(compiled: Any) -> list[_Cache]:
+    """Return the caches of a compiled model; their first dim is the block."""
+    ports = [port for port in compiled.inputs if port.any_name.startswith(("key_cache.", "value_cache."))]
+    return [
+        _Cache(port.any_name, [dim.get_length() for dim in list(port.partial_shape)[1:]], port.element_type)
+        for port in ports
+    ]

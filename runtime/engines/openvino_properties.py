@@ -24,7 +24,7 @@ def properties(
     weight_bits: int,
     budget: int,
     limit: int,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # values as `compile_model` takes them
     """Return what the settings say and, on the CPU, our own choices for the rest (figures: docs/findings.md)."""
     kv_precision, group = settings.kv_precision, settings.dynamic_quantization_group
     precision = settings.inference_precision

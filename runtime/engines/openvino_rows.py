@@ -38,7 +38,7 @@ def keep_wanted_rows(model: ov.Model) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def head_input(model: ov.Model) -> Any:
+def head_input(model: ov.Model) -> Any:  # ov.Input, which has no types
     """Return the port where hidden states enter the vocabulary projection, or else where logits leave the graph.
 
     After the projection, only operations that treat every row alike are allowed (a bias, a scale, a soft cap): those
