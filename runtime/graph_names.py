@@ -1,6 +1,6 @@
 """What a bundle's graphs call the values by which export and engines, or two parts of a graph, find each other.
 
-In: layers. Out: names. Knows nothing about graphs. They stand in exported files: a new name is a new version of those.
+In: layers. Out: names. Knows nothing about graphs. They are in exported files: a new name is a new version of those.
 Inputs and outputs that every exporter calls the same (input_ids, attention_mask, logits) are not here.
 """
 
@@ -13,7 +13,7 @@ HIDDEN = "hidden"  # input of a part or stage: (B, T, hidden_size) float32
 NEXT_HIDDEN = "next_hidden"  # output of a part: what the following one has as HIDDEN
 ROTARY_TABLES = ("cos", "sin")  # inputs: (positions, rotary_dim / 2)
 
-SPEC = ("edgeglm", "spec")  # where a graph carries the ModelSpec that it was made for, beside its nodes
+SPEC = ("edgeglm", "spec")  # where a graph carries the ModelSpec that it was made for, apart from its nodes
 
 ATTENTION_OUT = ".attn.o"  # ends the name of a layer's output projection
 ATTENTION_RESIDUAL = ".attn.residual"  # ends the name of the sum of that, normed or not, and what it is added to
@@ -30,5 +30,5 @@ def past_name(name: str) -> str:
 
 
 def present_name(name: str) -> str:
-    """Output with the new tokens behind them."""
+    """Output with the new tokens after those."""
     return f"present.{name}"
