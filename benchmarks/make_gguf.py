@@ -145,7 +145,7 @@ def write_like(path: Path, like: Weights, weights: FloatWeights) -> None:
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, parts in parts_of.items():
-            weight, start = in_pairs(name, to_float32(weights.read(name)), weights.spec), 0
+            weight, start = as_stored(name, to_float32(weights.read(name)), like), 0
             for shape in parts.values():
                 writer.write_tensor_data(np.ascontiguousarray(weight[start : start + shape[0]]))
                 start += shape[0]
@@ -154,9 +154,10 @@ def write_like(path: Path, like: Weights, weights: FloatWeights) -> None:
         writer.close()
 
 
-def in_pairs(name: str, weight: Float32Array, spec: ModelSpec) -> Float32Array:
-    """Rows of q and k from halves back to pairs, as every GGUF that we read has them."""
-    return weight[np.argsort(rotary_halves(spec))] if ".attn.qkv." in name else weight
+def as_stored(name: str, weight: Float32Array, like: Weights) -> Float32Array:
+    """Rows of q and k from halves back to pairs, where the GGUF has those."""
+    in_pairs = like.layout.stored == "pairs" and ".attn.qkv." in name
+    return weight[np.argsort(rotary_halves(like.spec))] if in_pairs else weight
 
 
 def gguf_names(architecture: str, spec: ModelSpec) -> Mapping[str, tuple[str, ...]]:

@@ -69,7 +69,7 @@ def _check(spec: ModelSpec, checkpoint: Checkpoint) -> None:
 
 
 def can_rotate(rotary_dim: int, head_dim: int) -> bool:
-    """Whether so many leading dims of a head can rotate: in pairs, and no more than there are."""
+    """Whether `rotary_dim` leading dims of a head can rotate: in pairs, and no more than there are."""
     return 2 <= rotary_dim <= head_dim and rotary_dim % 2 == 0
 
 

@@ -45,7 +45,7 @@ class Lengths(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """A sum that the norm behind it writes: one operator does both."""
+    """A sum that the norm after it writes: one operator does both."""
 
     a: str
     b: str
@@ -205,7 +205,7 @@ class OnnxBuilder(OnnxParts):
     def add(self, a: Value, b: Value, name: str) -> Value:
         a, b = self.written(a), self.written(b)
         if name == f"layers.{self._spec.num_layers - 1}{ATTENTION_RESIDUAL}":
-            # All tokens have given their keys and values now; only those with wanted logits go on.
+            # All tokens have given their keys and values now; only those with wanted logits continue.
             a, b = self._pick_rows(a), self._pick_rows(b)
         return Sum(a, b, name)
 
