@@ -20,6 +20,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from edge.export.compress.precision import Precision
+from edge.export.compress.rounding import nearest
 from edge.export.graph import decoder
 from edge.export.graph.numpy_parallel import ParallelBuilder
 from edge.export.parallel import in_parallel
@@ -161,7 +162,9 @@ def scales_of_inputs(
     def loss(power: float) -> float:
         """Of the product, squared."""
         s = scaled(power)
-        lost = _rounding(rows * s, precision)
+        scaled_rows = rows * s
+        lost = nearest(scaled_rows, precision)
+        lost -= scaled_rows
         lost /= s
         return float(np.square(lost @ tokens).sum(dtype=np.float64))
 
@@ -174,23 +177,3 @@ def _shared(size: Float32Array, channels: tuple[int, int, int]) -> Float32Array:
     """The mean over channels that share a scale, for each of them: (K,)."""
     mean = size.reshape(channels).mean(axis=1, keepdims=True)
     return np.broadcast_to(mean, channels).ravel()
-
-
-def _rounding(rows: Float32Array, precision: Precision) -> Float32Array:
-    """What rounding to nearest takes from rows (R, K), or adds."""
-    grouped = rows.reshape(len(rows), -1, precision.group_size or rows.shape[1])
-    least, most = np.minimum(grouped.min(axis=-1, keepdims=True), 0), np.maximum(grouped.max(axis=-1, keepdims=True), 0)
-    if precision.symmetric:
-        low, high = -8, 7
-        step = np.where(-least >= most, -least, -most) / 8
-    else:
-        low, high = 0, 15
-        step = (most - least) / 15
-    step = np.where(step == 0, np.float32(1), step)
-    middle = 0 if precision.symmetric else np.rint(-least / step)
-    restored = np.clip(np.rint(grouped / step) + middle, low, high)
-    restored -= middle
-    restored *= step
-    restored -= grouped
-    lost: Float32Array = restored.reshape(rows.shape)
-    return lost

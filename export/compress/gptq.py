@@ -20,6 +20,7 @@ import numpy.typing as npt
 from scipy.linalg.lapack import spotrf
 
 from edge.export.compress.precision import Precision
+from edge.export.compress.rounding import limits, middles, ranges, restored, steps
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array, PackedTensor, pack
 from edge.runtime.errors import RecipeError
@@ -115,10 +116,6 @@ def _mirror(square: Float32Array) -> None:
         corner[...] = np.triu(corner) + np.triu(corner, 1).T
 
 
-def _limits(precision: Precision) -> tuple[int, int]:
-    return (-8, 7) if precision.symmetric else (0, 15)
-
-
 def _scales(
     rows: Float32Array, importance: Float32Array, precision: Precision
 ) -> tuple[Float32Array, npt.NDArray[np.int8]]:
@@ -138,27 +135,19 @@ def _best_clip(
     rows: Float32Array, weights: Float32Array, precision: Precision
 ) -> tuple[Float32Array, npt.NDArray[np.int8]]:
     """The same for rows (n, groups, group): of the clipped ranges, the one that errs least."""
-    low, high = _limits(precision)
-    least, most = np.minimum(rows.min(axis=-1), 0), np.maximum(rows.max(axis=-1), 0)
+    least, most = ranges(rows)  # (n, groups, 1), as all below but `lost`
     best = np.full(least.shape, np.inf, np.float32)
     scale, zero = np.empty_like(best), np.zeros(best.shape, np.float32)
     for clip in CLIPS:
-        if precision.symmetric:  # the sign of a scale is free: the longer side gets the -8
-            longer = np.where(-least >= most, -least, -most)
-            tried = _representable(clip * longer / -low)
-            middle = np.zeros_like(tried)
-        else:
-            tried = _representable(clip * (most - least) / (high - low))
-            middle = np.clip(np.rint(-clip * least / tried), low, high)
-        restored = np.clip(np.rint(rows / tried[..., None]) + middle[..., None], low, high)
-        restored -= middle[..., None]
-        restored *= tried[..., None]
-        restored -= rows
-        np.square(restored, out=restored)
-        error = np.einsum("ngk,ngk->ng", restored, np.broadcast_to(weights, restored.shape))
+        step = _representable(steps(least, most, precision, clip))
+        middle = middles(least, step, precision, clip)
+        lost = restored(rows, step, middle, precision)
+        lost -= rows
+        np.square(lost, out=lost)
+        error = np.einsum("ngk,ngk->ng", lost, np.broadcast_to(weights, lost.shape))[..., None]
         better = error < best
-        best, scale, zero = (np.where(better, new, old) for new, old in ((error, best), (tried, scale), (middle, zero)))
-    return scale, zero.astype(np.int8)
+        best, scale, zero = (np.where(better, new, old) for new, old in ((error, best), (step, scale), (middle, zero)))
+    return scale[..., 0], zero[..., 0].astype(np.int8)
 
 
 def _representable(scale: Float32Array) -> Float32Array:
@@ -224,7 +213,7 @@ def _round_columns(
     """
     k, n = columns.shape
     diagonal = np.diagonal(factor)[:, None]
-    low, high = _limits(precision)
+    low, high = limits(precision)
     lost = np.empty((k, n), np.float32)  # what rounding took from each column
     integers = np.empty((k, n), np.int8)
     for stop in range(k, 0, -BLOCK):
