@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.export.text.documents import Document, read_documents
-from edge.export.text.overlap import _Shingles
+from edge.export.text.overlap import Runs
 from edge.runtime.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def builtin_calibration() -> list[Document]:
     Raises CalibrationError where Python was installed without its sources.
     """
     folder = Path(sysconfig.get_path("stdlib"))
-    forbidden = _Shingles([document.text for document in builtin_evaluation()], SHARED_WORDS_BUILTIN)
+    forbidden = Runs([document.text for document in builtin_evaluation()], SHARED_WORDS_BUILTIN)
     documents, seen = [], set()
     for name in CALIBRATION_FILES:
         if not (folder / name).is_file():  # another version of Python
