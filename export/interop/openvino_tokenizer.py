@@ -103,7 +103,8 @@ class Conversion:
         self._reason: str | None = None
         # All that it writes goes here first, the temporary files of the two packages as well.
         self._scratch = Path(tempfile.mkdtemp(prefix=".openvino_tokenizer.", dir=folder)).absolute()
-        arguments = [Path(__file__).absolute().parents[2], folder / "tokenizer.json", self._scratch]
+        root = Path(__file__).absolute().parents[__name__.count(".")]  # that `edge` is in
+        arguments = [root, folder / "tokenizer.json", self._scratch]
         eos = "" if eos_token_id is None else str(eos_token_id)
         try:
             with (self._scratch / "stderr").open("wb") as stderr:
