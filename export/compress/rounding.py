@@ -53,7 +53,9 @@ def middles(least: Float32Array, step: Float32Array, precision: Precision, clip:
     """The zero point for each range: the integer that stands for 0."""
     if precision.symmetric:
         return np.zeros_like(step)
-    return np.clip(np.rint(-clip * least / step), *limits(precision))
+    low, high = limits(precision)
+    middle: Float32Array = np.clip(np.rint(-clip * least / step), low, high)
+    return middle
 
 
 def restored(groups: Float32Array, step: Float32Array, middle: Float32Array, precision: Precision) -> Float32Array:
