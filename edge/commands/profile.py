@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edge.profiles.comparison import Pair
     from edge.profiles.record import Profile
-    from edge.profiles.sweep import Progress
     from edge.profiles.sweep_plan import SweepSettings
+    from edge.profiles.sweep_progress import SweepProgress
 
 NEEDED = ("matplotlib", "nncf", "scipy")  # by the last steps of hours of work, so looked for before
 
@@ -223,7 +223,7 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[Progress], None]]:
+def _progress() -> Iterator[Callable[[SweepProgress], None]]:
     """A line on stderr for each cell; where stderr is a terminal, below them a bar with the step and the time left."""
     from edge.commands.console import terminal_bar
     from edge.commands.streams import visible
@@ -234,7 +234,7 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
             return
         task = bar.task_ids[0]
 
-        def show(progress: Progress) -> None:
+        def show(progress: SweepProgress) -> None:
             if line := _line(progress):
                 bar.console.print(visible(line), markup=False, highlight=False)
             left = "" if progress.seconds_left is None else f"{progress.seconds_left:.0f} s left"
@@ -249,12 +249,12 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _tell(progress: Progress) -> None:
+def _tell(progress: SweepProgress) -> None:
     if line := _line(progress):
         print(line, file=sys.stderr, flush=True)
 
 
-def _line(progress: Progress) -> str:
+def _line(progress: SweepProgress) -> str:
     """What stays of a cell that is finished; empty while one is under way."""
     row, done = progress.row, f"[{progress.steps_done}/{progress.num_steps}]"
     if progress.failure is not None:

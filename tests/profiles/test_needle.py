@@ -34,8 +34,8 @@ def result(llm: LLM) -> NeedleResult:
     return needle.run(llm, LENGTHS, DEPTHS, seed=1)
 
 
-def plans(llm: LLM, seed: int = 1) -> dict[tuple[int, float], needle._Plan]:
-    found, _ = needle._plan(llm, needle.make_needle(llm.tokenizer, seed), sorted(LENGTHS), sorted(DEPTHS))
+def plans(llm: LLM, seed: int = 1) -> dict[tuple[int, float], needle._Prompt]:
+    found, _ = needle._prompts(llm, needle.make_needle(llm.tokenizer, seed), sorted(LENGTHS), sorted(DEPTHS))
     return {(plan.context, plan.depth): plan for plan in found}
 
 
@@ -48,8 +48,8 @@ def test_prompts(llm: LLM) -> None:
     room = {}
     for (length, depth), plan in plans(llm).items():
         answer = max(ANSWER_TOKENS, len(f"{hidden.lead} {hidden.secret}"))
-        assert len(plan.prompt) == length - answer
-        prompt = "".join(map(llm.tokenizer.token_text, plan.prompt)).replace("Ġ", " ").replace("Ċ", "\n")
+        assert len(plan.ids) == length - answer
+        prompt = "".join(map(llm.tokenizer.token_text, plan.ids)).replace("Ġ", " ").replace("Ċ", "\n")
         assert prompt.startswith(before)
         assert prompt.endswith(after)
         inside = prompt[len(before) : len(prompt) - len(after)]
@@ -72,7 +72,7 @@ def test_cells_are_what_fresh_runs_give(llm: LLM, result: NeedleResult) -> None:
     lead = llm.tokenizer.encode(result.needle.lead)
     numbers = [llm.tokenizer.encode(f" {number}") for number in (result.needle.secret, *result.needle.wrong)]
     for cell in result.cells:
-        prompt = prompts[cell.context, cell.depth].prompt
+        prompt = prompts[cell.context, cell.depth].ids
         queries = [Query((*prompt, *lead), tuple(number)) for number in numbers]
         fresh = [score(llm.engine, llm.tokenizer.num_tokens, [query])[0].logprob for query in queries]
         assert [cell.logprob, *cell.wrong_logprobs] == fresh
@@ -147,7 +147,7 @@ def test_refused_before_anything_is_computed(
 
 def test_a_text_that_starts_again_says_so(llm: LLM, result: NeedleResult, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.repeats == 1
-    assert "No part of the haystack stands in a prompt twice." in needle_report.to_markdown(result)
+    assert "No part of the haystack is in a prompt twice." in needle_report.to_markdown(result)
     monkeypatch.setattr(needle, "_text", lambda: ["one\n", "two\n"])
     again = needle.run(llm, [220], [50], seed=1)
     room = plans(llm)[220, 0].haystack_tokens
