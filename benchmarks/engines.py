@@ -3,16 +3,16 @@
     python benchmarks/engines.py BUNDLE [--gguf FILE] [--llama-python PYTHON] [--rounds 5] [--new-tokens 32] [--long]
                                  [--json]
 
-BUNDLE is what all but llama.cpp open; FILE is the same model, or one of the same shapes (make_gguf.py), for llama.cpp,
-which runs under a Python that has llama_cpp. A peer that is not installed, or has no file to open, is skipped.
+All but llama.cpp open BUNDLE. FILE is the same model, or one of the same shapes (make_gguf.py), for llama.cpp, which
+runs under a Python that has llama_cpp. A peer that is not installed, or has no file to open, is skipped.
 
-Every measurement is a fresh process: it loads, answers a prompt of 32 random ids, which are the same for all engines
-and rounds, and goes on greedily whatever the tokens are; with --long it then takes in a prompt of 512 others, the first
-of that length in its life. Everybody has his defaults, except that llama.cpp is given as many threads as there are
-cores, as its own programs take. The order rotates by round. The figures are medians over the rounds, and the ratios, of
-each engine to our ONNX Runtime, medians of the rounds' own ratios. The machine has to be idle: what shares its cores
-does not fall on all alike. Next to one busy process of low priority on two cores, llama.cpp decoded 135M parameters at
-5 tok/s with two threads and at 43 with one. The report holds the load.
+Every measurement is a fresh process: it loads, reads a prompt of 32 random ids, which are the same for all engines and
+rounds, and writes greedily whatever the tokens are; with --long it then reads a prompt of 512 other ids, its first of
+that length. Every engine runs with its defaults, except that llama.cpp gets as many threads as there are cores, as its
+own programs do. The order rotates by round. The figures are medians over the rounds, and the ratios, of each engine to
+our ONNX Runtime, are medians of the rounds' own ratios. The machine has to be idle: other load does not slow down all
+engines equally. Next to one busy process of low priority on two cores, llama.cpp decoded 135M parameters at 5 tok/s
+with two threads and at 43 with one. The report contains the load.
 
 start_to_first_token_s is from the start of the process, imports included, with the model's files in the page cache.
 peak_anonymous_gb is memory that the process allocated and the kernel cannot drop: the largest RssAnon among samples
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from edge.runtime.bundle import Bundle
     from edge.runtime.spec import ModelSpec
 
-# numpy and edge are imported where they are needed: the Python of llama.cpp has no edge, and imports are measured.
+# numpy and edge are imported where they are needed: llama.cpp's Python does not have edge, and imports are measured.
 
 OURS = {"edge-onnx": "onnx", "edge-openvino": "openvino"}  # name -> engine
 BASE = "edge-onnx"
 OPENVINO_GENAI, ONNXRUNTIME_GENAI, LLAMA = "openvino_genai", "onnxruntime_genai", "llama.cpp"
-GENAI_CONFIG = "genai_config.json"  # what onnxruntime_genai opens a folder by
+GENAI_CONFIG = "genai_config.json"  # without which onnxruntime_genai does not open a folder
 VERSIONED = ("edgeglm", "onnxruntime", "openvino", "openvino-genai", "onnxruntime-genai")
 LLAMA_VERSION = "from importlib.metadata import version; print(version('llama-cpp-python'))"
 PROMPT_TOKENS, LONG_PROMPT_TOKENS = 32, 512
@@ -55,7 +55,7 @@ SAMPLE_S = 0.02
 WORKER = "--worker"
 
 Figures = dict[str, float]
-# Prompt ids, how many tokens to make, what to call as each of them is known.
+# Takes prompt ids, the number of tokens to generate, and what to call for each of them.
 Generate = Callable[[list[int], int, Callable[[], None]], None]
 
 
@@ -72,14 +72,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Side:
-    """One engine, as it is run here."""
+    """One engine and how it is run here."""
 
     path: Path  # what it opens
     command: list[str]
 
 
 class EngineFailedError(Exception):
-    """Its message is what the process complained of."""
+    """Its message is what the process reported."""
 
 
 def main() -> int:
@@ -92,7 +92,7 @@ def main() -> int:
     parser.add_argument("--llama-python", default=sys.executable, metavar="PYTHON", help="default: this one")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=32, help="timed tokens after the first")
-    parser.add_argument("--long", action="store_true", help=f"also take in a prompt of {LONG_PROMPT_TOKENS} tokens")
+    parser.add_argument("--long", action="store_true", help=f"also read a prompt of {LONG_PROMPT_TOKENS} tokens")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
@@ -131,7 +131,7 @@ def compare(args: argparse.Namespace) -> int:
     figures, errors = measure_rounds(sides, args.rounds)
     report: dict[str, Any] = {
         **about_machine(VERSIONED),
-        **({"load_before": round(load, 2)} if load is not None else {}),  # processes that ran, mean of a minute
+        **({"load_before": round(load, 2)} if load is not None else {}),  # running processes, mean of a minute
         "bundle": {"name": args.bundle.resolve().name, "recipe": bundle.manifest.recipe},
         "settings": {
             "rounds": args.rounds,
@@ -155,7 +155,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def llama_version(python: str) -> str | None:
-    """Of the llama-cpp-python that another Python has; None where there is none."""
+    """The version of llama-cpp-python in another Python; None if it has none."""
     try:
         found = subprocess.run([python, "-c", LLAMA_VERSION], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
@@ -164,7 +164,7 @@ def llama_version(python: str) -> str | None:
 
 
 def reasons_to_skip(bundle: Bundle, gguf: Path | None, llama: str | None) -> dict[str, str]:
-    """Engine -> why it cannot run, for those that cannot. Raises BundleError and DeviceError where ours cannot."""
+    """Engine -> why it cannot run, for those that cannot. Raises BundleError and DeviceError if ours cannot."""
     from edge.runtime.bundle import MODEL_XML
     from edge.runtime.engines.choice import engines_for
 
@@ -190,7 +190,7 @@ def reasons_to_skip(bundle: Bundle, gguf: Path | None, llama: str | None) -> dic
 
 
 def check_shapes(gguf: Path, spec: ModelSpec) -> None:
-    """Raises CheckpointError where a GGUF has other shapes than a bundle."""
+    """Raises CheckpointError if a GGUF does not have the bundle's shapes."""
     from edge.export.architectures.registry import describe
     from edge.export.checkpoint.checkpoint import open_checkpoint
     from edge.runtime.errors import CheckpointError
@@ -203,7 +203,7 @@ def check_shapes(gguf: Path, spec: ModelSpec) -> None:
 
 
 def prompts(folder: Path) -> tuple[list[int], list[int]]:
-    """A short and a long one, of ids that the bundle's tokenizer knows."""
+    """A short and a long prompt, of ids that the bundle's tokenizer knows."""
     import numpy as np
 
     from edge.runtime.bundle import TOKENIZER
@@ -218,7 +218,7 @@ def prompts(folder: Path) -> tuple[list[int], list[int]]:
 
 
 def measure_rounds(sides: Mapping[str, Side], rounds: int) -> tuple[dict[str, list[Figures]], dict[str, str]]:
-    """The figures of each engine by round, and why an engine failed; it does not run again then."""
+    """The figures of each engine by round, and why an engine failed; one that failed is not run again."""
     figures: dict[str, list[Figures]] = {name: [] for name in sides}
     errors: dict[str, str] = {}
     names = list(sides)
@@ -235,7 +235,7 @@ def measure_rounds(sides: Mapping[str, Side], rounds: int) -> tuple[dict[str, li
 
 
 def cache(path: Path) -> None:
-    """Read a file, or the files of a folder, so that the page cache holds them: a disk's speed is no engine's."""
+    """Read a file, or the files of a folder, so that they are in the page cache: the disk is not to be measured."""
     for file in [path] if path.is_file() else sorted(path.iterdir()):
         with file.open("rb", buffering=0) as stream:
             while stream.read(1 << 24):
@@ -243,7 +243,7 @@ def cache(path: Path) -> None:
 
 
 def measure(command: list[str]) -> Figures:
-    """One fresh process. Raises EngineFailedError."""
+    """Run one fresh process. Raises EngineFailedError."""
     environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1"}  # ONNX Runtime's packages report to a server otherwise
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as log:
         started = time.time()
@@ -255,7 +255,7 @@ def measure(command: list[str]) -> Figures:
                     peak_anonymous_kb = max(peak_anonymous_kb, status_kb(process.pid, "RssAnon"))
                 time.sleep(SAMPLE_S)
         finally:
-            process.kill()  # nothing where it has ended
+            process.kill()  # does nothing if it has ended
             process.wait()
         if process.returncode:
             raise EngineFailedError(f"exit {process.returncode}: {last_line(log) or 'nothing printed'}")
@@ -265,7 +265,7 @@ def measure(command: list[str]) -> Figures:
 
 
 def status_kb(pid: int | str, key: str) -> int:
-    """A line of /proc/PID/status; 0 for a process that is gone."""
+    """A line of /proc/PID/status in kB; 0 for a process that has ended."""
     try:
         lines = Path("/proc", str(pid), "status").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -280,12 +280,12 @@ def last_line(file: IO[bytes]) -> str:
 
 
 def medians(rounds: list[Figures]) -> Figures:
-    """Of each figure, over the rounds."""
+    """The median of each figure over the rounds."""
     return {key: round(statistics.median(figures[key] for figures in rounds), 3) for key in rounds[0]}
 
 
 def ratios(theirs: list[Figures], base: list[Figures]) -> Figures:
-    """Of each figure, the median of the rounds' own ratios, theirs to the base's."""
+    """For each figure, the median of the rounds' own ratios, theirs to the base's."""
     pairs = list(zip(theirs, base, strict=True))
     return {key: round(statistics.median(a[key] / b[key] for a, b in pairs), 3) for key in theirs[0]}
 
@@ -294,7 +294,7 @@ def ratios(theirs: list[Figures], base: list[Figures]) -> Figures:
 
 
 def work(name: str, job: Job) -> Figures:
-    """Load and answer; the moment of the first token is in seconds since the epoch."""
+    """Load and answer. `first_token_at` is in seconds since the epoch."""
     generate = OPENERS[name](job)
     moments = token_moments(generate, job.prompt, 1 + job.new_tokens)
     figures = {"first_token_at": moments[0], "decode_tok_s": job.new_tokens / (moments[-1] - moments[0])}
@@ -308,7 +308,7 @@ def work(name: str, job: Job) -> Figures:
 
 
 def token_moments(generate: Generate, prompt: list[int], count: int) -> list[float]:
-    """When each token was known. Raises EngineFailedError when an engine makes another number of them."""
+    """When each token was known. Raises EngineFailedError when an engine does not generate `count` of them."""
     moments: list[float] = []
     generate(prompt, count, lambda: moments.append(time.time()))
     if len(moments) != count:
@@ -380,7 +380,7 @@ def open_onnxruntime_genai(job: Job) -> Generate:
 
 
 def open_llama(job: Job) -> Generate:
-    """Over the C interface, as llama.cpp's own programs use it: llama_cpp.Llama adds Python to every token."""
+    """Through the C interface, which llama.cpp's own programs use: llama_cpp.Llama adds Python to every token."""
     import llama_cpp as llama
 
     llama.llama_backend_init()

@@ -4,31 +4,32 @@
                             [--json]
     python benchmarks/kv.py BUNDLE --part long [--long-tokens 100000]
 
-Without --part all but `long` run, which makes a model of its own and takes some minutes.
+Without --part, all run but `long`, which makes a model of its own and takes some minutes.
 
 overhead  The time of a decode step that is neither the engine's inference nor the choice of a token and its text
           (`Request.accept`): scheduler, block tables, prefix cache, and setting the engine's inputs. "a step" is the
-          median over the decode steps of answers of 128 tokens behind 512, one a round, "of TPOT" its share of the
-          whole step; "engine" is the part of it inside Engine.decode, around the inference. "an answer" is what comes
-          once for each: looking a prompt up, and keeping it when it has ended. Targets: below 2 % at the widths of a
-          9B model, below 10 % on a smaller one. Of a model cut to fewer layers the share is larger than of the whole.
+          median over the decode steps of answers of 128 tokens after 512, one a round, "of TPOT" its share of the
+          whole step; "engine" is the part of it inside Engine.decode, around the inference. "an answer" is what each
+          answer takes once: looking its prompt up, and keeping it when it has ended. Targets: below 2 % at the widths
+          of a 9B model, below 10 % on a smaller one. In a model cut to fewer layers the share is larger than in the
+          whole model.
 
 snapshot  A prefix of 2,000 tokens and 16 more: time to the first token by computing all of it, against opening the
-          file, checking its sha256, copying it into the cache and computing the rest. Both with a warm engine in one
-          process, by turns, the prefix cache cleared and the file in the page cache; paired ratios. Target: 20.
-          "process" is one `edge run` each way, from start to end, the model's load included. "save" writes a prefix
-          that is in the cache already.
+          file, checking its sha256, copying it into the cache and computing the rest. Both use a warm engine in one
+          process, in turn, with the prefix cache cleared and the file in the page cache; the ratios are paired. Target:
+          20. "process" is one `edge run` each way, from start to end, including the model's load. "save" writes a
+          prefix that is in the cache already.
 
 long      Memory of 100,000 tokens in a model of four small layers that is made for this, in fresh processes: the
-          largest resident memory (VmHWM) and the anonymous memory that is left at the end, against weights, keys and
-          values by Engine.kv_bytes_per_token, and 1 GB. Targets: no more than that, and u4 at most 0.6 of u8's bytes.
+          largest resident memory (VmHWM) and the anonymous memory at the end, against weights, keys and values by
+          Engine.kv_bytes_per_token, and 1 GB. Targets: no more than that, and u4 at most 0.6 of u8's bytes.
 
-margins   How far results may part where the same is computed in another way: the largest difference of a logit, and how
-          many greedy choices change, over 2 x 200 tokens of text (CPython's documentation), each fed to both ways
-          whatever they would choose. What is bit-equal differs by 0: with a reproducible engine, rows, sequences and
-          chunks, where the cache's tokens do not depend on each other as those of u8 and u4 do. "answer from decode
-          steps, read" compares a follow-up behind an answer whose keys and values are kept from its decode steps with
-          one behind the same ids read as a prompt; OpenVINO's attention rounds those two otherwise in any case.
+margins   How far results may differ when the same is computed in different ways: the largest difference of a logit, and
+          how many greedy choices change, over 2 x 200 tokens of text (CPython's documentation), each given to both
+          ways whatever they would choose. What is bit-equal differs by 0: with a reproducible engine that holds for
+          rows, sequences and chunks, unless the cache's tokens depend on each other, as in u8 and u4. "answer from
+          decode steps, read" compares a follow-up to an answer whose keys and values are kept from its decode steps
+          with a follow-up to the same ids read as a prompt; OpenVINO's attention rounds these two differently anyway.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ Ids = npt.NDArray[np.int64]
 
 # --- overhead
 PROMPT, NEW = 512, 128  # tokens
-WIDE = 4096  # hidden size from which on a model counts as one of 9B shapes
+WIDE = 4096  # hidden size from which a model counts as having 9B shapes
 SHARES = {True: 0.02, False: 0.10}  # wide -> largest share of TPOT
 
 # --- snapshot
@@ -83,7 +84,7 @@ MAX_U4 = 0.6  # bytes of u4 over those of u8
 
 # --- margins
 READ, DECODED, TEXTS = 64, 200, 2  # tokens, tokens, texts
-DRAFTED = 7  # tokens behind the one a step has anyway
+DRAFTED = 7  # tokens after the one that a step has anyway
 CHUNKS = (512, 16)
 TOGETHER = 8  # sequences
 ROUNDED: dict[str, tuple[CachePrecision, ...]] = {"openvino": ("u8", "u4"), "onnx": ("f16",)}  # caches by engine
@@ -123,7 +124,7 @@ def main() -> int:
 
 
 class Timed:
-    """A method of one object, whose time is added up."""
+    """Replaces a method of one object and adds up its time."""
 
     def __init__(self, owner: Any, name: str) -> None:
         self.seconds = 0.0
@@ -246,7 +247,7 @@ def snapshot(folder: Path, engine: str, rounds: int) -> list[dict[str, Any]]:
 
 
 def first_token(llm: edge.LLM, ids: list[int], path: Path | None) -> tuple[float, float, int]:
-    """Milliseconds to the first token and, of them, to the opened file; and the token."""
+    """Milliseconds to the first token, of them those to open the file, and the token."""
     llm.clear_cache()
     llm._scheduler.snapshots.clear()
     started = time.perf_counter()
@@ -329,7 +330,7 @@ def long(engines: list[str], tokens: int) -> list[dict[str, Any]]:
 
 
 def read_long(folder: str, engine: str, precision: CachePrecision, tokens: int) -> dict[str, Any]:
-    """In a process of its own: load, read so many random ids, answer two tokens; bytes of memory."""
+    """Run in a process of its own: load, read `tokens` random ids, answer two tokens; returns bytes of memory."""
     llm = edge.load(folder, engine=engine, kv_precision=precision, max_context=tokens + 64)
     prompt = np.random.default_rng(0).integers(0, llm.tokenizer.num_tokens, tokens).tolist()
     before = status_kb("self", "RssAnon") * 1024
@@ -350,7 +351,7 @@ Logits = npt.NDArray[np.float32]
 
 
 class Way(NamedTuple):
-    """How a text is computed: what is read at once, what a step takes, what is read again before the last part."""
+    """How a text is computed: what is read at once, what a step takes, what came from decode steps before."""
 
     chunk: int = CHUNKS[0]  # tokens of a forward
     rows: int = 1  # tokens of a decode step
@@ -359,7 +360,7 @@ class Way(NamedTuple):
 
 
 def margins(folder: Path, engine: str) -> list[dict[str, Any]]:
-    """Rows: what is compared, under which setting, and how far the two part."""
+    """Rows: what is compared, under which setting, and how far the two differ."""
     rows: list[dict[str, Any]] = []
     for reproducible in (True, False):
         with engine_of(folder, engine, reproducible) as one:
@@ -436,9 +437,9 @@ def compare(
 
 
 def follow(engine: Engine, ids: Ids, others: list[Ids], way: Way) -> Logits:
-    """Logits (DECODED, vocab) behind a text's last tokens, each given those before it.
+    """Logits (DECODED, vocab) for a text's last tokens, each given those before it.
 
-    READ + DECODED tokens come first: as a prompt, or the latter by decode steps as those of an earlier answer.
+    READ + DECODED tokens come first: as a prompt, or the latter from decode steps like those of an earlier answer.
     """
     running = [ids, *others[: way.together - 1]]
     sequences = [CacheSequence(engine.pool) for _ in running]

@@ -2,16 +2,17 @@
 
     python benchmarks/make_checkpoint.py glm-4-9b-chat-hf OUT [--layers N] [--seed S] [--dtype bfloat16]
 
-For measuring exports and speed where the real weights are not at hand. A 9B model takes 18.8 GB and the 32B one 65 GB;
-delete them afterwards. No two tensors or rows are equal, because OpenVINO stores equal constants once and disks may.
-What a tensor holds follows from the seed and its name alone: fewer layers hold the same first layers.
+It is for measuring exports and speed without the real weights. A 9B model takes 18.8 GB and the 32B one 65 GB; delete
+them afterwards. No two tensors or rows are equal, because OpenVINO stores equal constants once, and disks may too. What
+a tensor holds depends only on the seed and its name: a checkpoint with fewer layers has the same first layers.
 
 Each weight is the normal quantile of 16 random bits, looked up in a table: deviation 0.02 around 0, norms around 1.
-That is an exact normal distribution of 65,536 steps, up to 4.3 deviations, at a fifth of the cost of a normal
-generator, and it leaves the disk as the limit. Weights are written as they are made, so memory stays below 100 MB.
+That is an exact normal distribution in 65,536 steps, up to 4.3 deviations, at a fifth of the cost of a normal
+generator, so that the disk is the limit. Weights are written as they are made, so memory stays below 100 MB.
 
-config.json has the keys and values of the published one. Differences: no auto_map (there is no remote code here), and
-eos and pad are ids of the byte-level tokenizer written beside it. The image ids of glm-4v-9b stay as published.
+config.json has the keys and values of the published one, with two differences: it has no auto_map (as it comes without
+remote code), and eos and pad are ids of the byte-level tokenizer written next to it. The image ids of glm-4v-9b stay as
+published.
 """
 
 from __future__ import annotations
@@ -163,12 +164,12 @@ MEMBERS: dict[str, Config] = {
         "vision_config": VISION_4V,
     },
     "glm-4-9b-hf": GLM_9B,
-    # Published so: the conversion lost rope_ratio, and the base should be 5e6 here and 1e8 below.
+    # As published: the conversion lost rope_ratio, and the base should be 5e6 here and 1e8 below.
     "glm-4-9b-chat-hf": GLM_9B | {"max_position_embeddings": 131072},
-    # Not seen; what the same conversion makes of glm-4-9b-chat-1m.
+    # Not seen; it is what the same conversion would make of glm-4-9b-chat-1m.
     "glm-4-9b-chat-1m-hf": GLM_9B | {"max_position_embeddings": 1048576, "num_key_value_heads": 4},
     "glm-edge-1.5b-chat": EDGE_1_5B,
-    # Shapes as in glm-edge-v-5b's text part; max_position_embeddings was not seen and is that of 1.5b.
+    # Shapes as in glm-edge-v-5b's text part; max_position_embeddings was not seen and is taken from 1.5b.
     "glm-edge-4b-chat": EDGE_1_5B
     | {
         "hidden_size": 3072,
@@ -198,7 +199,7 @@ def chatglm_tensors(config: Config) -> Tensors:
     q_size = config["num_attention_heads"] * head_dim
     qkv_size = q_size + 2 * config["multi_query_group_num"] * head_dim
     yield "transformer.embedding.word_embeddings.weight", (config["padded_vocab_size"], hidden)
-    yield "transformer.rotary_pos_emb.inv_freq", (head_dim // 4,)  # a buffer, no parameter; half of a head rotates
+    yield "transformer.rotary_pos_emb.inv_freq", (head_dim // 4,)  # a buffer, not a parameter; half of a head rotates
     for layer in range(config["num_layers"]):
         prefix = f"transformer.encoder.layers.{layer}"
         yield f"{prefix}.input_layernorm.weight", (hidden,)
@@ -278,10 +279,10 @@ def decoder_tensors(config: Config, norms: tuple[str, ...]) -> Tensors:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one model_type is published."""
+    """The form in which one model_type is published."""
 
     tensors: Callable[[Config], Tensors]
-    shard_bytes: int  # no file of several tensors is larger
+    shard_bytes: int  # most bytes of a file with several tensors
 
 
 LAYOUTS = {
@@ -297,7 +298,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("member", choices=MEMBERS)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--layers", type=int, help="fewer layers than the member has, also of its vision tower")
+    parser.add_argument("--layers", type=int, help="write only the first layers, also of a vision tower")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     args = parser.parse_args()
@@ -319,7 +320,7 @@ def with_layers(config: Config, layers: int) -> Config:
 
 
 def write_checkpoint(folder: Path, config: Config, seed: int = 0, shard_bytes: int | None = None) -> int:
-    """Write config, tokenizer and weights into a new folder; bytes of the weights. Raises OSError, leaving nothing."""
+    """Write config, tokenizer and weights into a new folder; returns bytes of weights. On OSError nothing is left."""
     layout = LAYOUTS[config["model_type"]]
     itemsize = DTYPES[config["torch_dtype"]][1].itemsize
     files = split(dict(layout.tensors(config)), itemsize, shard_bytes or layout.shard_bytes)
@@ -343,7 +344,7 @@ def write_checkpoint(folder: Path, config: Config, seed: int = 0, shard_bytes: i
 
 
 def split(shapes: dict[str, tuple[int, ...]], itemsize: int, shard_bytes: int) -> dict[str, dict[str, tuple[int, ...]]]:
-    """File name -> its tensors: in their order, a new file where the next tensor does not fit, as transformers does."""
+    """File name -> its tensors, in order; a new file begins where the next tensor does not fit, as in transformers."""
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     used = 0
     for name, shape in shapes.items():
