@@ -20,10 +20,10 @@ import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import numpy as np
 from report import about_machine
+from texts import text_ids
 
 from edge.export.checkpoint.default import find_checkpoint
 from edge.export.pipeline import export
@@ -32,7 +32,6 @@ from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import EngineSettings
-from edge.runtime.tokenizer import Tokenizer
 from edge.runtime.verify import kl_divergence
 
 WINDOW, CHUNK = 512, 16  # tokens
@@ -129,10 +128,7 @@ def describe(settings: EngineSettings) -> str:
 
 def text_windows(folder: Path, count: int) -> list[np.ndarray]:
     """Token ids of the text, cut into windows."""
-    text = "\n".join(topics[name] for name in sorted(topics))
-    path = open_bundle(folder).file("tokenizer.json")
-    assert path is not None
-    ids = np.array(Tokenizer(path).encode(text[: 8 * count])[:count], np.int64)
+    ids = np.array(text_ids(folder, count), np.int64)
     return [ids[start : start + WINDOW] for start in range(0, ids.size, WINDOW)]
 
 
