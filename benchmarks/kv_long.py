@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engines import status_kb
+from engine_worker import status_kb
 
 import edge
 from edge.runtime.settings import CachePrecision
@@ -27,7 +27,8 @@ SPARE_BYTES = 1e9
 
 def long(engines: list[str], tokens: int) -> list[dict[str, Any]]:
     """A row for each engine and cache. The model: four layers of two heads of 128 each, and a vocabulary of bytes."""
-    from make_checkpoint import GLM_9B, write_checkpoint
+    from make_checkpoint import write_checkpoint
+    from members import GLM_9B
 
     from edge.export.pipeline import export
 
