@@ -15,7 +15,7 @@ from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.checkpoint.fields import Fields
 from edge.export.proof import GOLDEN_TEXT
 from edge.runtime.chat import ChatTemplate
-from edge.runtime.errors import PromptError, TokenizerError, shown
+from edge.runtime.errors import PromptError, TokenizerError, in_words, shown
 from edge.runtime.markup import plain_text
 from edge.runtime.messages import MessageLike
 from edge.runtime.spec import ModelSpec
@@ -82,7 +82,7 @@ def find_stop_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[tuple[i
     warnings = []
     if impossible := sorted(set(given) - set(ids)):
         warnings.append(
-            f"stop ids {', '.join(map(str, impossible))} are left out: the model has tokens 0 to "
+            f"stop ids {in_words(', '.join(map(str, impossible)))} are left out: the model has tokens 0 to "
             f"{tokenizer.num_tokens - 1}"
         )
     glm = [tokenizer.token_id(token) for token in _GLM_ENDS]

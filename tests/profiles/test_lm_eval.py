@@ -203,6 +203,14 @@ def test_settings(tiny_bundle: Path) -> None:
         EdgeLM(tiny_bundle, engin="onnx")
     with pytest.raises(SettingsError, match="batch_size is 'many'"):
         EdgeLM(lm.llm, batch_size="many")
+    with pytest.raises(SettingsError, match="max_batch_size is 'none', expected a number above 0"):
+        EdgeLM(lm.llm, batch_size="auto", max_batch_size="none")
+    with pytest.raises(SettingsError) as long:
+        EdgeLM(lm.llm, batch_size="many" * 1000)
+    assert len(str(long.value)) < 200
+    with pytest.raises(PromptError) as quoted:
+        lm.loglikelihood([asked("loglikelihood", "a" * 1000, "")], disable_tqdm=True)
+    assert len(str(quoted.value)) < 200
     with pytest.raises(SettingsError, match="max_length is 65, expected 2 to 64"):
         EdgeLM(lm.llm, max_length=65)
     with pytest.raises(SettingsError, match="engine is set when a model is loaded"):
