@@ -1,4 +1,4 @@
-"""A bundle behind lm-evaluation-harness: against torch's log-softmax of single runs, and in tasks of local files."""
+"""A bundle in lm-evaluation-harness: against torch's log-softmax of single runs, and in tasks from local files."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def plain(lm: EdgeLM, context: list[int], continuation: list[int]) -> tuple[floa
 
 
 def near(answer: tuple[float, bool]) -> tuple[object, bool]:
-    """What a sum in another order equals."""
+    """A value that a sum in another order equals."""
     return pytest.approx(answer[0], rel=1e-12), answer[1]
 
 
@@ -265,7 +265,7 @@ def write_tasks(folder: Path) -> None:
 
 
 def test_real_tasks(lm: EdgeLM, tmp_path: Path, engine: str) -> None:
-    """Tasks of local files through the harness itself, without a network."""
+    """Tasks from local files, run by the harness itself, without a network."""
     from lm_eval.tasks import TaskManager
 
     write_tasks(tmp_path)

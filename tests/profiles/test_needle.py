@@ -40,7 +40,7 @@ def plans(llm: LLM, seed: int = 1) -> dict[tuple[int, float], needle._Prompt]:
 
 
 def test_prompts(llm: LLM) -> None:
-    """The beginning of the documentation, cut at the length that is left, with the needle between two lines of it."""
+    """The beginning of the documentation, cut to the length that remains, with the needle between two of its lines."""
     hidden = needle.make_needle(llm.tokenizer, 1)
     before, after = llm.render([{"role": "user", "content": f"HAY\n\n{hidden.question}"}]).split("HAY")
     text = "".join(needle._text())
@@ -197,7 +197,7 @@ def test_command(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("name", ["needle.json", "needle.md", "needle.png", "needle.svg"])
 def test_files_of_others_stay(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before a model is loaded; results of this command are replaced."""
+    """They are noticed before a model is loaded; results of this command are replaced."""
     monkeypatch.setattr("edge.api.load", lambda *_args, **_options: pytest.fail("a model was loaded"))
     (tmp_path / name).write_text('{"needle": "of a haystack"}')
     with pytest.raises(OutputError, match=f"holds {name} and no needle.json of an earlier run"):
@@ -206,7 +206,7 @@ def test_files_of_others_stay(name: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command line makes one line of it, before a model is loaded."""
+    """The command line says so in one line, before a model is loaded."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ModuleNotFoundError) as raised:
         command.run(parse(str(tmp_path / "no-bundle"), "out"))
@@ -214,7 +214,7 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_demo_model_sees_the_needle(demo_llm: LLM) -> None:
-    """A model that does not see it is about as likely to give another number."""
+    """A model that does not see the number is about as likely to give another one."""
     found = needle.run(demo_llm, [200], [50])
     assert found.cells[0].margin > 5  # 13 to 15 were seen
     lead = tuple(demo_llm.tokenizer.encode(found.needle.lead))

@@ -173,7 +173,7 @@ def test_tables_have_a_cell_for_every_column(report: Path) -> None:
     "name", ["profile.md", "profile.html", "pareto_bytes.svg", "pareto_bytes.png", "pareto_speed.svg"]
 )
 def test_files_of_others_stay(name: str, tmp_path: Path) -> None:
-    """Beside a profile.json that somebody copied into his own folder."""
+    """They are next to a profile.json that somebody copied into a folder of their own."""
     (tmp_path / name).write_text("# Work: accuracy first\n")
     with pytest.raises(OutputError, match=f"holds {name} but no profile.md of an earlier report"):
         write_report(profile(row(tps=None)), tmp_path)
@@ -201,7 +201,7 @@ def _with(one: Row, *windows: float) -> Row:
 
 
 def test_comparison_is_paired(tmp_path: Path) -> None:
-    """Windows differ by far more than rows do; in pairs the difference is clear all the same."""
+    """Windows differ by far more than rows do; in pairs the difference is still clear."""
     a, b = _with(row("a"), 0.1, 0.5, 0.9, 0.3), _with(row("b"), 0.08, 0.47, 0.88, 0.27)
     (tmp_path / PROFILE).write_text(profile(a, b).to_json())
     (pair,) = compare_named(f"{tmp_path}:a/onnx", f"{tmp_path / PROFILE}:b/onnx")

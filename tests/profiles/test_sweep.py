@@ -1,6 +1,6 @@
 """Sweeps: what is measured, in which order, what is never measured twice, and what is refused before any work.
 
-Steps are played by a stand-in here, which keeps a list of them; tests/edge/test_profile_command.py runs the real ones.
+Steps are played by a stand-in here, which keeps a list of them; tests/edge/test_profile_command.py runs real ones.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def test_kept_bundles_stay(steps: Steps, tiny_checkpoint: Path, tmp_path: Path) 
 
 
 def test_only_bundles_of_sweeps_are_removed(tmp_path: Path) -> None:
-    """Those that an export is recorded of, and of them what their manifests name."""
+    """Bundles with a recorded export are removed, and of each only what its manifest names."""
     bundles, exports = tmp_path / "bundles", tmp_path / "exports"
     for folder in ("ours", "mixed", "theirs", ".ours-2.partial/bundle", ".theirs.partial/photos"):
         (bundles / folder).mkdir(parents=True)
@@ -345,7 +345,7 @@ def test_text_decides_the_windows(tiny_checkpoint: Path, tmp_path: Path) -> None
 
 
 def test_a_step_says_why_it_failed(tmp_path: Path) -> None:
-    """A real process: an error of ours by its message, another by its last line."""
+    """In a real process an error of ours is told by its message, any other by its last line."""
     task = {"task": "export", "source": str(tmp_path / "nothing"), "out": str(tmp_path / "out"), "recipe": "int8-asym"}
     with pytest.raises(ProfileError, match=r"nothing: no such path"):
         run_step({**task, "format": "onnx", "calibration": None})
