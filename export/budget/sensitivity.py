@@ -270,7 +270,7 @@ class _Measurement:
         scalable, scales = _with(candidates, awq=True), None
         if scalable:
             channels, precision = awq.shared_channels(name, self._spec), _middle(scalable).precision
-            scales = awq.scales_of_inputs(weight, fitting[: awq.TOKENS], precision, channels)
+            scales = awq.scales_of_inputs(weight, fitting[: awq.SEARCHED_TOKENS], precision, channels)
         moments, swap, replacement = gptq.moments(fitting), _middle(candidates), None
         look(_with(candidates, awq=False), moments, 1.0)
         if scalable and scales is None:  # none are the best

@@ -109,7 +109,7 @@ def test_log_probabilities_to_16_bits(vocab: int, tmp_path: Path) -> None:
 
 
 def test_a_base_file_is_what_llama_perplexity_reads(tmp_path: Path) -> None:
-    """Byte by byte, as tools/perplexity/perplexity.cpp has it."""
+    """Byte by byte, as in tools/perplexity/perplexity.cpp."""
     logits = np.array([[0.0, math.log(3)]], np.float32)
     write_base(tmp_path / "base", np.array([[5, 6, 7, 8]]), 2, [logits])
     data = (tmp_path / "base").read_bytes()
