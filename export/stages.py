@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,21 +22,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from edge.export.assignment import Assignment
 from edge.export.compress import awq, gptq, low_rank
 from edge.export.compress.calibration import Calibration
 from edge.export.compress.precision import Precision
-from edge.export.compress.recipes import Recipe
+from edge.export.compress.recipes import Method
 from edge.export.journal import Journal
 from edge.export.plan import Plan, tensor_sha256
 from edge.export.proof import Golden, Verifier
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, as_unsigned, to_float32
-from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
+from edge.export.weights.names import EMBEDDING, HEAD
 from edge.export.weights.source import ReadWhenNeeded, WeightSource
 from edge.export.weights.store import StoredWeight, WeightStore
 from edge.runtime.atomic import write_durably
 from edge.runtime.errors import TensorError, VerificationError
 from edge.runtime.manifest import StageCheck
-from edge.runtime.spec import ModelSpec
 
 if TYPE_CHECKING:
     from edge.export.compress.nncf import Compressor, Fitting
@@ -116,7 +115,7 @@ def compress(
     names = ["embedding", *(f"block {layer}" for layer in range(spec.num_layers)), "head"]
     stages = list(begun.stages)
     first = len(stages)
-    done = np.cumsum([_parameters(name, spec) for name in names]).tolist()
+    done = np.cumsum([plan.assignments.of_stage(name).parameters for name in names]).tolist()
     resumed = done[first - 1] if first else 0
     if begun.hidden is not None:
         verifier.hidden = begun.hidden
@@ -130,10 +129,11 @@ def compress(
         nonlocal golden
         for name, weight in packed.items():
             store.put(name, weight)
-        stored = {name: store[name] for name in _needed(names[index], spec)}
+        stored = {name: store[name] for name in plan.assignments.needed_by(names[index])}
         result, golden = _check(names[index], verifier, plan.weights, stored)
-        parts = {part for name in _own(names[index], spec) for part in plan.weights.sources[name]}
-        records = {name: store.records[name] for name in _own(names[index], spec)}
+        own = plan.assignments.of_stage(names[index])
+        parts = {part for name in own for part in plan.weights.sources[name]}
+        records = {name: store.records[name] for name in own}
         hashes = tensor_sha256(plan.checkpoint, parts)
         stage = Stage(store.end, records, result, hashes, store.hash_written(), "", "")
         if golden is None:
@@ -168,56 +168,37 @@ def compress(
     return Compressed(tuple(stages), golden)
 
 
-def _own(stage: str, spec: ModelSpec) -> list[str]:
-    """The weights that a stage brings."""
-    if stage == "embedding":
-        return [EMBEDDING]
-    if stage == "head":
-        return ["norm.weight", *([] if spec.tied_embeddings else [HEAD])]
-    prefix = f"layers.{stage.removeprefix('block ')}."
-    return [name for name in canonical_shapes(spec) if name.startswith(prefix)]
-
-
-def _needed(stage: str, spec: ModelSpec) -> list[str]:
-    """The weights that a stage computes with."""
-    return _own(stage, spec) + ([EMBEDDING] if stage == "head" and spec.tied_embeddings else [])
-
-
-def _parameters(stage: str, spec: ModelSpec) -> int:
-    shapes = canonical_shapes(spec)
-    return sum(math.prod(shapes[name]) for name in _own(stage, spec))
-
-
 def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibration | None) -> dict[str, Weight]:
-    """The weights of a stage, each in the precision that the recipe gives it. Raises TensorError."""
-    own, shapes = _own(stage, plan.spec), canonical_shapes(plan.spec)
+    """The weights of a stage, each as the plan assigns it. Raises TensorError."""
+    own = plan.assignments.of_stage(stage)
     plan.checkpoint.prefetch(part for name in own for part in plan.weights.sources[name])
     floats = ReadWhenNeeded(plan.weights.read, own)
 
     def compressed(
         name: str, weight: FloatArray, inputs: Float32Array | None = None, drift: Float32Array | None = None
     ) -> Weight:
-        precision = plan.recipe.precision_of(name, weight.shape)[0]
-        if precision.is_float:
-            return _to_float(weight, name, precision)
-        if inputs is None or precision.bits > 4:
-            packed = compressor.compress(name, weight, precision)
+        assigned = own[name]
+        if assigned.precision.is_float:
+            return _to_float(weight, assigned)
+        if inputs is None or assigned.precision.bits > 4:
+            packed = compressor.compress(name, weight, assigned.precision)
         else:
-            packed = _fit(name, weight, inputs, drift, plan.recipe, compressor)
+            packed = _fit(assigned, weight, inputs, drift, plan.recipe.method, compressor)
+        assert packed.nbytes == assigned.nbytes, f"{name}: {packed.nbytes} bytes, {assigned.nbytes} planned"
         return packed if plan.openvino else as_unsigned(packed)  # ONNX has no signed operators
 
     fitted: dict[str, Weight] = {}
     if stage.startswith("block "):
         layer = int(stage.removeprefix("block "))
-        scaled = [name for name in own if len(shapes[name]) == 2 and plan.recipe.scales(name)]
-        if scaled:
-            precisions = {name: plan.recipe.precision_of(name, shapes[name])[0] for name in scaled}
-            hidden = None if calibration is None or plan.recipe.awq == "weights" else calibration.hidden
+        if scaled := {name: assigned for name, assigned in own.items() if assigned.scaled != "off"}:
+            by_inputs = any(assigned.scaled == "inputs" for assigned in scaled.values())
+            hidden = calibration.hidden if by_inputs and calibration is not None else None
+            precisions = {name: assigned.precision for name, assigned in scaled.items()}
             floats = awq.fold(floats, layer, plan.spec, precisions, hidden)
         if calibration is not None:
             fitted = calibration.block(layer, floats, compressed)
     elif calibration is not None and stage == "head" and HEAD in own:
-        needed = plan.recipe.precision_of(HEAD, shapes[HEAD])[0].bits <= 4
+        needed = own[HEAD].precision.bits <= 4
         fitted = {HEAD: compressed(HEAD, floats[HEAD], calibration.last(floats))} if needed else {}
     packed = {name: fitted[name] if name in fitted else compressed(name, floats[name]) for name in own}
     if calibration is not None and stage == "embedding":
@@ -226,25 +207,25 @@ def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibrati
 
 
 def _fit(
-    name: str,
+    assigned: Assignment,
     weight: FloatArray,
     inputs: Float32Array,
     drift: Float32Array | None,
-    recipe: Recipe,
+    method: Method,
     compressor: Compressor,
 ) -> PackedTensor:
-    """A matrix in 4 bits, by the recipe's method, for inputs (T, K) and with outputs that are moved by the drift."""
-    precision, rank = recipe.precision_of(name, weight.shape)[0], recipe.rank_of(name, weight.shape)
-    moments = gptq.moments(inputs) if recipe.method == "gptq" or rank else None
-    if recipe.method == "gptq":
+    """A matrix in 4 bits by this method, for inputs (T, K) and with outputs that are moved by the drift."""
+    name, precision, rank = assigned.name, assigned.precision, assigned.rank
+    moments = gptq.moments(inputs) if method == "gptq" or rank else None
+    if method == "gptq":
         assert moments is not None
         weight = to_float32(weight)
         weight = weight if drift is None else gptq.move(weight, moments, drift)
         packed = gptq.quantize(weight, moments, precision)
-    elif recipe.method == "data-free":
+    elif method == "data-free":
         packed = compressor.compress(name, weight, precision)
     else:
-        fitting: Fitting = "gptq" if recipe.method == "nncf-gptq" else "scale_estimation"
+        fitting: Fitting = "gptq" if method == "nncf-gptq" else "scale_estimation"
         packed = compressor.fit(name, weight, precision, inputs, fitting)
     if moments is None or not rank:
         return packed
@@ -273,12 +254,14 @@ def _check(
         raise
 
 
-def _to_float(weight: FloatArray, name: str, precision: Precision) -> Weight:
+def _to_float(weight: FloatArray, assigned: Assignment) -> Weight:
     values = to_float32(weight)
-    if precision.bits == 32:
+    if assigned.precision.bits == 32:
         return values
     if np.abs(values).max(initial=0) > np.finfo(np.float16).max:
-        raise TensorError(f"{name} reaches {np.abs(values).max():.3g}, beyond float16; use recipe fp32 or an int8 one")
+        raise TensorError(
+            f"{assigned.name} reaches {np.abs(values).max():.3g}, beyond float16; use recipe fp32 or an int8 one"
+        )
     return values.astype(np.float16)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from edge.runtime.spec import ModelSpec
 
-EMBEDDING, HEAD = "embed.weight", "lm_head.weight"
+EMBEDDING, FINAL_NORM, HEAD = "embed.weight", "norm.weight", "lm_head.weight"
 Sources = Mapping[str, tuple[str, ...]]  # canonical name -> tensors whose rows follow each other
 
 
@@ -25,7 +25,7 @@ def canonical_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (spec.vocab_size, h)}
     for layer in range(spec.num_layers):
         shapes |= {f"layers.{layer}.{name}": shape for name, shape in _block_shapes(h, f, qkv, spec).items()}
-    shapes["norm.weight"] = (h,)
+    shapes[FINAL_NORM] = (h,)
     if not spec.tied_embeddings:
         shapes[HEAD] = (spec.vocab_size, h)
     return shapes
