@@ -28,7 +28,7 @@ from edge.export.journal import Journal
 from edge.export.manifest_of import make_manifest
 from edge.export.output import Work, check_space, work_folder
 from edge.export.plan import Plan, make_plan, source_sha256, tensor_sha256, versions
-from edge.export.proof import GOLDEN_TEXT, Verifier
+from edge.export.proof import GOLDEN_TEXT, GOLDEN_TOKENS, Verifier
 from edge.export.settings import DEFAULT_FORMAT, Device, ExportSettings, Format, Limits
 from edge.export.source_files import SourceFiles
 from edge.export.stages import Progress, compress, done_bytes, open_store
@@ -141,7 +141,8 @@ def export_with(
         _check_inputs(journal, folder, plan)
         if limits is not None:
             plan = _within(limits, plan, tokenizer, work.kept / SENSITIVITY, progress)
-        check_space(folder, _expected_bytes(plan) - done_bytes(journal))
+        needed = bundle_bytes(plan, plan.assignments.nbytes) + work_bytes(plan)
+        check_space(folder, needed - done_bytes(journal))
         conversion = None
         if plan.onnx:
             write_genai_config(plan.checkpoint, plan.spec, stop_ids, folder)
@@ -245,10 +246,17 @@ def is_export_of(out: Path, source: Path, recipe: str) -> bool:
     return manifest.source_sha256 == source_sha256(plan.checkpoint, hashes, plan.small_files)
 
 
-def _expected_bytes(plan: Plan) -> int:
-    """About what the bundle will take, at most."""
-    copied = plan.assignments.signed_bytes if plan.format == "both" else 0
-    return plan.assignments.nbytes + copied + SIDECAR_BYTES
+def bundle_bytes(plan: Plan, weights: int) -> int:
+    """About what a bundle with this many bytes of weights takes, at most."""
+    signed = plan.assignments.signed_bytes  # for a budget, that of all matrices in 8 bits
+    copied = min(signed, weights) if plan.format == "both" else 0
+    return weights + copied + SIDECAR_BYTES
+
+
+def work_bytes(plan: Plan) -> int:
+    """What hidden states take, at most, while the bundle is made: those of a stage, and of the stage before it."""
+    calibrated = 0 if plan.calibration is None else WINDOWS * WINDOW * (2 if plan.recipe.method == "gptq" else 1)
+    return 2 * 4 * plan.spec.hidden_size * (2 * GOLDEN_TOKENS + calibrated)
 
 
 def _calibration(corpus: Corpus, plan: Plan, tokenizer: Tokenizer) -> Calibration:

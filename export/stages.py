@@ -156,7 +156,7 @@ def compress(
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(1) as second:
         pending: Future[Stage] | None = None
         for index in range(first, len(names)):
-            packed = _pack(names[index], plan, compressor, calibration)
+            packed = pack_stage(names[index], plan, compressor, calibration)
             if pending is not None:
                 finish(pending)
                 plan.checkpoint.release()
@@ -168,7 +168,7 @@ def compress(
     return Compressed(tuple(stages), golden)
 
 
-def _pack(stage: str, plan: Plan, compressor: Compressor, calibration: Calibration | None) -> dict[str, Weight]:
+def pack_stage(stage: str, plan: Plan, compressor: Compressor, calibration: Calibration | None) -> dict[str, Weight]:
     """The weights of a stage, each as the plan assigns it. Raises TensorError."""
     own = plan.assignments.of_stage(stage)
     plan.checkpoint.prefetch(part for name in own for part in plan.weights.sources[name])
