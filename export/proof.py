@@ -22,6 +22,7 @@ from edge.export.graph import numpy_builder
 from edge.export.graph.runners import Runner
 from edge.export.npz import put_array
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, take_rows, to_float32
+from edge.export.weights.names import EMBEDDING, HEAD
 from edge.runtime.differences import FLOAT32_BOUND, distance, kl_divergence
 from edge.runtime.errors import VerificationError
 from edge.runtime.golden import GoldenLogits
@@ -82,7 +83,7 @@ class Verifier:
         ids = self.ids[None]
         self.hidden = np.concatenate([numpy_builder.embed(w, ids, self._spec) for w in (weights, packed)])
         found, places = np.unique(ids, return_inverse=True)  # the graph is the same with these rows alone
-        few = {"embed.weight": take_rows(packed["embed.weight"], found)}
+        few = {EMBEDDING: take_rows(packed[EMBEDDING], found)}
         places = places.reshape(ids.shape)
         self._prove("embedding", lambda runner: runner.embedding(few, places, self._spec), self.hidden[1:])
         return self._check("embedding", self.hidden[1], self.hidden[0], 0, weights, packed)
@@ -102,7 +103,7 @@ class Verifier:
         last = self.hidden[:, -GOLDEN_ROWS:]
         expected = numpy_builder.head(weights, last[:1], self._spec)[0]
         found = numpy_builder.head(packed, last, self._spec)
-        name = "embed.weight" if self._spec.tied_embeddings else "lm_head.weight"
+        name = EMBEDDING if self._spec.tied_embeddings else HEAD
         few = {**packed, name: take_rows(packed[name], np.arange(min(PROVEN_ROWS, found.shape[-1])))}
         self._prove("head", lambda runner: runner.head(few, last, self._spec), found[..., :PROVEN_ROWS])
         check = self._check("head", found[0], expected, 0, weights, packed)

@@ -37,7 +37,7 @@ from edge.export.journal import Journal
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32
 from edge.export.walk import Batches, Walk
-from edge.export.weights.names import EMBEDDING, HEAD
+from edge.export.weights.names import EMBEDDING, FINAL_NORM, HEAD
 from edge.export.weights.source import ReadWhenNeeded, WeightSource
 
 Candidates = Mapping[str, Sequence[Rounding]]  # a matrix's canonical name -> what it may be, smallest first
@@ -219,7 +219,7 @@ class _Measurement:
         tied = spec.tied_embeddings
         name = EMBEDDING if tied else HEAD
         matrix = self._weights.read(name)
-        floats: dict[str, Weight] = {HEAD: matrix, "norm.weight": self._weights.read("norm.weight")}
+        floats: dict[str, Weight] = {HEAD: matrix, FINAL_NORM: self._weights.read(FINAL_NORM)}
         builder = self._float(floats)
 
         def normed(hidden: Float32Array) -> Float32Array:

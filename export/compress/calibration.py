@@ -18,6 +18,7 @@ from edge.export.graph import decoder
 from edge.export.graph.numpy_builder import NumpyBuilder
 from edge.export.graph.numpy_parallel import ParallelBuilder
 from edge.export.tensors import Float32Array, FloatArray, Weight
+from edge.export.weights.names import EMBEDDING
 from edge.runtime.spec import ModelSpec
 
 WINDOW = 512  # tokens; fewer where the model takes fewer
@@ -39,7 +40,7 @@ class Calibration:
     def embed(self, embedding: Weight, compressed: Weight) -> None:
         """Start, with the embeddings of both models."""
         models = (embedding, compressed) if self._twin else (compressed,)
-        builders = [NumpyBuilder({"embed.weight": model}, self._spec) for model in models]
+        builders = [NumpyBuilder({EMBEDDING: model}, self._spec) for model in models]
         self.hidden = np.concatenate([builder.embedding(self._ids, "embed") for builder in builders])
 
     def block(self, layer: int, weights: Mapping[str, FloatArray], pack: twin.Round) -> dict[str, Weight]:

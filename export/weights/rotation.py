@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.tensors import Float32Array, FloatArray, to_float32
-from edge.export.weights.names import EMBEDDING, HEAD, Sources
+from edge.export.weights.names import EMBEDDING, FINAL_NORM, HEAD, Sources
 from edge.export.weights.source import Weights
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
@@ -71,13 +71,13 @@ class RotatedWeights:
         if kind in (EMBEDDING, HEAD):
             tied = self.original.spec.tied_embeddings
             matrix = self.original.read(EMBEDDING if tied else name)
-            return self._rotate_rows(matrix, "norm.weight" if kind == HEAD else None)
+            return self._rotate_rows(matrix, FINAL_NORM if kind == HEAD else None)
         if kind in READERS:
             return self._rotate_rows(self.original.read(name), name.replace(kind, READERS[kind]))
         if kind in WRITERS:
             columns = np.ascontiguousarray(to_float32(self.original.read(name)).T)
             return np.ascontiguousarray(self.rotation.apply(columns).T)
-        if kind in (*READERS.values(), "norm.weight"):
+        if kind in (*READERS.values(), FINAL_NORM):
             return np.ones(self.spec.hidden_size, np.float32)
         return self.original.read(name)
 
