@@ -1,24 +1,25 @@
-"""What several answers at once gain over one, whether they stay the same, and how fair a long prompt is to others.
+"""What several answers at once gain over one, whether they stay the same, and how a long prompt delays others.
 
     python benchmarks/batching.py BUNDLE [--engine openvino|onnx] [--sequences 1,2,4,8,16] [--prompt-tokens 64]
                                   [--new-tokens 48] [--rounds 3] [--json]
 
-Everything runs reproducible and plain (the engine's fastest kernels), with an empty prefix cache and prompts of random
-ids, greedily and past stop ids. ONNX Runtime shares steps in the plain setting only; reproducible answers take turns.
+Everything runs in two settings, reproducible and plain (the engine's fastest kernels), with an empty prefix cache and
+prompts of random ids, greedily and past stop ids. ONNX Runtime shares steps in the plain setting only; reproducible
+answers take turns.
 
 Throughput: k requests are submitted at once and the scheduler is driven step by step. tok/s are those of decode: all
-tokens that follow the moment when every request has its first, divided by the time from then until the last request
-ends. "with prefill" counts all tokens and the whole time. Rounds go through the settings and through k in a rotating
-order; a ratio is that of k requests to one alone in the same round, "of one" in the same setting, "of the fastest one"
-to the better of both settings: the median of the rounds, with the lowest and the highest. "as alone" is how many
+tokens after the moment when every request has its first, divided by the time from then until the last request ends.
+"with prefill" counts all tokens and the whole time. Rounds go through the settings and through k in a rotating order. A
+ratio compares k requests with one alone in the same round, "of one" in the same setting, "of the fastest one" with the
+better of the two settings; shown are the median of the rounds, the lowest and the highest. "as alone" is how many
 requests got the ids they get alone, over all rounds; the largest k goes through LLM.generate_batch as well.
 
-Fairness: a short prompt arrives in an idle engine ("alone"), beside a prompt of 2,000 tokens that is being read ("while
-a long prompt is read"), and beside that while four answers are being written as well ("and four others decode"). The
-time to the first token counts from the request. "longest gap" is the longest time between two tokens of the four while
-the long prompt is read, "usual gap" the median before it arrives.
+Fairness: a short prompt arrives in an idle engine ("alone"), while a prompt of 2,000 tokens is being read ("while a
+long prompt is read"), and while four answers are being written as well ("and four others decode"). The time to the
+first token counts from the request. "longest gap" is the longest time between two tokens of the four while the long
+prompt is read, "usual gap" the median before it arrives.
 
-Targets: 8 requests at least 4.0 times one alone where they share steps, and reproducible answers as alone.
+Targets: 8 requests at least 4.0 times as fast as one alone where they share steps, and reproducible answers as alone.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from edge.runtime.errors import EdgeError
 from edge.runtime.stream import Stream
 
 SETTINGS = {"reproducible": True, "plain": False}
-SHARES = {"openvino": ("reproducible", "plain"), "onnx": ("plain",)}  # steps, in these settings
+SHARES = {"openvino": ("reproducible", "plain"), "onnx": ("plain",)}  # settings in which requests share steps
 TARGET_SEQUENCES, TARGET = 8, 4.0
 MAX_CONTEXT = 4096
 LONG_TOKENS, SHORT_TOKENS, RUNNING = 2000, 16, 4
@@ -50,7 +51,7 @@ Prompt = list[int]
 
 
 class Batch(NamedTuple):
-    """What came of some requests at once."""
+    """The answers to some requests at once, and their speed."""
 
     ids: list[list[int]]
     decode_tok_s: float
@@ -100,7 +101,7 @@ def main() -> int:
 
 
 def counts(text: str) -> list[int]:
-    """Of requests at once, 1 among them: it is what others are held against."""
+    """Numbers of requests at once, always including 1, which the others are compared with."""
     return sorted({1, *(int(part) for part in text.split(","))})
 
 
@@ -113,7 +114,7 @@ def throughput(
     """A row of figures for each setting and number of requests."""
     alone = {name: [run(llm, [prompt], new_tokens).ids[0] for prompt in prompts] for name, llm in llms.items()}
     for llm in llms.values():
-        run(llm, prompts, new_tokens)  # the kernels of so many rows
+        run(llm, prompts, new_tokens)  # prepares the kernels for this many rows
     names = list(llms)
     found: dict[tuple[str, int], list[Batch]] = {(name, size): [] for name in names for size in sizes}
     for number in range(rounds):
@@ -138,7 +139,7 @@ def throughput(
 
 
 def run(llm: edge.LLM, prompts: list[Prompt], new_tokens: int) -> Batch:
-    """Answer all at once. The steps are made here, so that it is known what each of them added."""
+    """Answer all at once. The steps are driven from here, so that it is known what each of them added."""
     llm.clear_cache()
     started = time.perf_counter()
     streams = [submit(llm, prompt, new_tokens) for prompt in prompts]
@@ -158,7 +159,7 @@ def submit(llm: edge.LLM, prompt: Prompt, new_tokens: int) -> Stream:
 
 
 def same(ids: Sequence[Sequence[int]], alone: Sequence[Sequence[int]]) -> int:
-    """How many of the first answers are those given alone."""
+    """How many answers equal those given alone."""
     return sum(list(a) == list(b) for a, b in zip(ids, alone, strict=False))
 
 
@@ -186,7 +187,7 @@ def targets(rows: list[dict[str, Any]], sharing: tuple[str, ...]) -> list[dict[s
 
 
 def fairness(llms: dict[str, edge.LLM], rng: np.random.Generator, known: int, rounds: int) -> list[dict[str, Any]]:
-    """A row of medians for each setting. The first round prepares kernels and does not count."""
+    """A row of medians for each setting. The first round only prepares kernels and is not counted."""
     rows = []
     for name, llm in llms.items():
         found = [one_round(llm, rng, known) for _ in range(rounds + 1)][1:]
@@ -234,7 +235,7 @@ def one_round(llm: edge.LLM, rng: np.random.Generator, known: int) -> Fairness:
 
 
 def first_token_ms(llm: edge.LLM, stream: Stream, started: float) -> tuple[float, list[float]]:
-    """From a moment until a stream has its first token, and the milliseconds of each step till then."""
+    """Milliseconds from a moment until a stream has its first token, and of each step until then."""
     steps = []
     while not stream._request.answer_ids:
         steps.append(step_ms(llm))

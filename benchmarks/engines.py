@@ -3,16 +3,16 @@
     python benchmarks/engines.py BUNDLE [--gguf FILE] [--llama-python PYTHON] [--rounds 5] [--new-tokens 32] [--long]
                                  [--json]
 
-BUNDLE is what all but llama.cpp open; FILE is the same model, or one of the same shapes (make_gguf.py), for llama.cpp,
-which runs under a Python that has llama_cpp. A peer that is not installed, or has no file to open, is skipped.
+All but llama.cpp open BUNDLE. FILE is the same model, or one of the same shapes (make_gguf.py), for llama.cpp, which
+runs under a Python that has llama_cpp. A peer that is not installed, or has no file to open, is skipped.
 
-Every measurement is a fresh process: it loads, answers a prompt of 32 random ids, which are the same for all engines
-and rounds, and goes on greedily whatever the tokens are; with --long it then takes in a prompt of 512 others, the first
-of that length in its life. Everybody has his defaults, except that llama.cpp is given as many threads as there are
-cores, as its own programs take. The order rotates by round. The figures are medians over the rounds, and the ratios, of
-each engine to our ONNX Runtime, medians of the rounds' own ratios. The machine has to be idle: what shares its cores
-does not fall on all alike. Next to one busy process of low priority on two cores, llama.cpp decoded 135M parameters at
-5 tok/s with two threads and at 43 with one. The report holds the load.
+Every measurement is a fresh process: it loads, reads a prompt of 32 random ids, which are the same for all engines and
+rounds, and writes greedily whatever the tokens are; with --long it then reads a prompt of 512 other ids, its first of
+that length. Every engine runs with its defaults, except that llama.cpp gets as many threads as there are cores, as its
+own programs do. The order rotates by round. The figures are medians over the rounds, and the ratios, of each engine to
+our ONNX Runtime, are medians of the rounds' own ratios. The machine has to be idle: other load does not slow down all
+engines equally. Next to one busy process of low priority on two cores, llama.cpp decoded 135M parameters at 5 tok/s
+with two threads and at 43 with one. The report contains the load.
 
 start_to_first_token_s is from the start of the process, imports included, with the model's files in the page cache.
 peak_anonymous_gb is memory that the process allocated and the kernel cannot drop: the largest RssAnon among samples
@@ -30,69 +30,54 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+import engine_worker
+from engine_worker import (
+    LLAMA,
+    ON_LINUX,
+    ONNXRUNTIME_GENAI,
+    OPENERS,
+    OPENVINO_GENAI,
+    OURS,
+    EngineFailedError,
+    Figures,
+    Job,
+    status_kb,
+)
 
 if TYPE_CHECKING:
     from edge.runtime.bundle import Bundle
     from edge.runtime.spec import ModelSpec
 
-# numpy and edge are imported where they are needed: the Python of llama.cpp has no edge, and imports are measured.
-
-OURS = {"edge-onnx": "onnx", "edge-openvino": "openvino"}  # name -> engine
 BASE = "edge-onnx"
-OPENVINO_GENAI, ONNXRUNTIME_GENAI, LLAMA = "openvino_genai", "onnxruntime_genai", "llama.cpp"
-GENAI_CONFIG = "genai_config.json"  # what onnxruntime_genai opens a folder by
+GENAI_CONFIG = "genai_config.json"  # without which onnxruntime_genai does not open a folder
 VERSIONED = ("edgeglm", "onnxruntime", "openvino", "openvino-genai", "onnxruntime-genai")
 LLAMA_VERSION = "from importlib.metadata import version; print(version('llama-cpp-python'))"
 PROMPT_TOKENS, LONG_PROMPT_TOKENS = 32, 512
-ON_LINUX = sys.platform == "linux"
 SAMPLE_S = 0.02
-WORKER = "--worker"
-
-Figures = dict[str, float]
-# Prompt ids, how many tokens to make, what to call as each of them is known.
-Generate = Callable[[list[int], int, Callable[[], None]], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a fresh process does."""
-
-    path: str  # a bundle or a GGUF
-    prompt: list[int]
-    long_prompt: list[int]  # empty: none
-    new_tokens: int  # after the first
-    threads: int  # for llama.cpp
 
 
 @dataclass(frozen=True)
 class Side:
-    """One engine, as it is run here."""
+    """One engine and how it is run here."""
 
     path: Path  # what it opens
     command: list[str]
 
 
-class EngineFailedError(Exception):
-    """Its message is what the process complained of."""
-
-
 def main() -> int:
-    if sys.argv[1:2] == [WORKER]:
-        print(json.dumps(work(sys.argv[2], Job(**json.loads(sys.argv[3])))))
-        return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--gguf", type=Path, metavar="FILE")
     parser.add_argument("--llama-python", default=sys.executable, metavar="PYTHON", help="default: this one")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=32, help="timed tokens after the first")
-    parser.add_argument("--long", action="store_true", help=f"also take in a prompt of {LONG_PROMPT_TOKENS} tokens")
+    parser.add_argument("--long", action="store_true", help=f"also read a prompt of {LONG_PROMPT_TOKENS} tokens")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
@@ -127,11 +112,11 @@ def compare(args: argparse.Namespace) -> int:
     for name in (name for name in OPENERS if name not in skipped):
         python, path = (args.llama_python, args.gguf) if name == LLAMA else (sys.executable, args.bundle)
         job = Job(str(path), prompt, long_prompt if args.long else [], args.new_tokens, threads)
-        sides[name] = Side(path, [python, __file__, WORKER, name, json.dumps(asdict(job))])
+        sides[name] = Side(path, [python, engine_worker.__file__, name, json.dumps(asdict(job))])
     figures, errors = measure_rounds(sides, args.rounds)
     report: dict[str, Any] = {
         **about_machine(VERSIONED),
-        **({"load_before": round(load, 2)} if load is not None else {}),  # processes that ran, mean of a minute
+        **({"load_before": round(load, 2)} if load is not None else {}),  # running processes, mean of a minute
         "bundle": {"name": args.bundle.resolve().name, "recipe": bundle.manifest.recipe},
         "settings": {
             "rounds": args.rounds,
@@ -155,7 +140,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def llama_version(python: str) -> str | None:
-    """Of the llama-cpp-python that another Python has; None where there is none."""
+    """The version of llama-cpp-python in another Python; None if it has none."""
     try:
         found = subprocess.run([python, "-c", LLAMA_VERSION], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
@@ -164,7 +149,7 @@ def llama_version(python: str) -> str | None:
 
 
 def reasons_to_skip(bundle: Bundle, gguf: Path | None, llama: str | None) -> dict[str, str]:
-    """Engine -> why it cannot run, for those that cannot. Raises BundleError and DeviceError where ours cannot."""
+    """Engine -> why it cannot run, for those that cannot. Raises BundleError and DeviceError if ours cannot."""
     from edge.runtime.bundle import MODEL_XML
     from edge.runtime.engines.choice import engines_for
 
@@ -190,7 +175,7 @@ def reasons_to_skip(bundle: Bundle, gguf: Path | None, llama: str | None) -> dic
 
 
 def check_shapes(gguf: Path, spec: ModelSpec) -> None:
-    """Raises CheckpointError where a GGUF has other shapes than a bundle."""
+    """Raises CheckpointError if a GGUF does not have the bundle's shapes."""
     from edge.export.architectures.registry import describe
     from edge.export.checkpoint.checkpoint import open_checkpoint
     from edge.runtime.errors import CheckpointError
@@ -203,7 +188,7 @@ def check_shapes(gguf: Path, spec: ModelSpec) -> None:
 
 
 def prompts(folder: Path) -> tuple[list[int], list[int]]:
-    """A short and a long one, of ids that the bundle's tokenizer knows."""
+    """A short and a long prompt, of ids that the bundle's tokenizer knows."""
     import numpy as np
 
     from edge.runtime.bundle import TOKENIZER
@@ -218,7 +203,7 @@ def prompts(folder: Path) -> tuple[list[int], list[int]]:
 
 
 def measure_rounds(sides: Mapping[str, Side], rounds: int) -> tuple[dict[str, list[Figures]], dict[str, str]]:
-    """The figures of each engine by round, and why an engine failed; it does not run again then."""
+    """The figures of each engine by round, and why an engine failed; one that failed is not run again."""
     figures: dict[str, list[Figures]] = {name: [] for name in sides}
     errors: dict[str, str] = {}
     names = list(sides)
@@ -235,7 +220,7 @@ def measure_rounds(sides: Mapping[str, Side], rounds: int) -> tuple[dict[str, li
 
 
 def cache(path: Path) -> None:
-    """Read a file, or the files of a folder, so that the page cache holds them: a disk's speed is no engine's."""
+    """Read a file, or the files of a folder, so that they are in the page cache: the disk is not to be measured."""
     for file in [path] if path.is_file() else sorted(path.iterdir()):
         with file.open("rb", buffering=0) as stream:
             while stream.read(1 << 24):
@@ -243,7 +228,7 @@ def cache(path: Path) -> None:
 
 
 def measure(command: list[str]) -> Figures:
-    """One fresh process. Raises EngineFailedError."""
+    """Run one fresh process. Raises EngineFailedError."""
     environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1"}  # ONNX Runtime's packages report to a server otherwise
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as log:
         started = time.time()
@@ -255,22 +240,13 @@ def measure(command: list[str]) -> Figures:
                     peak_anonymous_kb = max(peak_anonymous_kb, status_kb(process.pid, "RssAnon"))
                 time.sleep(SAMPLE_S)
         finally:
-            process.kill()  # nothing where it has ended
+            process.kill()  # does nothing if it has ended
             process.wait()
         if process.returncode:
             raise EngineFailedError(f"exit {process.returncode}: {last_line(log) or 'nothing printed'}")
         found: Figures = json.loads(last_line(output))
     figures = {"start_to_first_token_s": found.pop("first_token_at") - started, **found}
     return figures | ({"peak_anonymous_gb": peak_anonymous_kb * 1024 / 1e9} if ON_LINUX else {})
-
-
-def status_kb(pid: int | str, key: str) -> int:
-    """A line of /proc/PID/status; 0 for a process that is gone."""
-    try:
-        lines = Path("/proc", str(pid), "status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), 0)
 
 
 def last_line(file: IO[bytes]) -> str:
@@ -280,140 +256,15 @@ def last_line(file: IO[bytes]) -> str:
 
 
 def medians(rounds: list[Figures]) -> Figures:
-    """Of each figure, over the rounds."""
+    """The median of each figure over the rounds."""
     return {key: round(statistics.median(figures[key] for figures in rounds), 3) for key in rounds[0]}
 
 
 def ratios(theirs: list[Figures], base: list[Figures]) -> Figures:
-    """Of each figure, the median of the rounds' own ratios, theirs to the base's."""
+    """For each figure, the median of the rounds' own ratios, theirs to the base's."""
     pairs = list(zip(theirs, base, strict=True))
     return {key: round(statistics.median(a[key] / b[key] for a, b in pairs), 3) for key in theirs[0]}
 
-
-# --- In a process of its own: one engine ------------------------------------------------------------------------------
-
-
-def work(name: str, job: Job) -> Figures:
-    """Load and answer; the moment of the first token is in seconds since the epoch."""
-    generate = OPENERS[name](job)
-    moments = token_moments(generate, job.prompt, 1 + job.new_tokens)
-    figures = {"first_token_at": moments[0], "decode_tok_s": job.new_tokens / (moments[-1] - moments[0])}
-    if job.long_prompt:
-        started = time.time()
-        [first] = token_moments(generate, job.long_prompt, 1)
-        figures["long_prefill_tok_s"] = len(job.long_prompt) / (first - started)
-    if ON_LINUX:
-        figures["peak_rss_gb"] = status_kb("self", "VmHWM") * 1024 / 1e9
-    return figures
-
-
-def token_moments(generate: Generate, prompt: list[int], count: int) -> list[float]:
-    """When each token was known. Raises EngineFailedError when an engine makes another number of them."""
-    moments: list[float] = []
-    generate(prompt, count, lambda: moments.append(time.time()))
-    if len(moments) != count:
-        raise EngineFailedError(f"{len(moments)} tokens generated, expected {count}")
-    return moments
-
-
-def open_ours(engine: str, job: Job) -> Generate:
-    import edge
-
-    llm = edge.load(job.path, engine=engine)
-
-    def generate(prompt: list[int], count: int, on_token: Callable[[], None]) -> None:
-        for chunk in llm.generate(prompt, max_new_tokens=count, ignore_stop_ids=True):
-            for _ in chunk.token_ids:  # none while a long prompt is read
-                on_token()
-
-    return generate
-
-
-def open_openvino_genai(job: Job) -> Generate:
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # `import openvino` reports to a server with it
-    import numpy as np
-    import openvino as ov
-    import openvino_genai
-
-    pipeline = openvino_genai.LLMPipeline(job.path, "CPU")
-
-    class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]  # a package without types
-        def __init__(self, on_token: Callable[[], None]) -> None:
-            super().__init__()
-            self.on_token = on_token
-
-        def write(self, token: int | list[int]) -> openvino_genai.StreamingStatus:
-            for _ in token if isinstance(token, list) else [token]:
-                self.on_token()
-            return openvino_genai.StreamingStatus.RUNNING
-
-        def end(self) -> None:
-            pass
-
-    def generate(prompt: list[int], count: int, on_token: Callable[[], None]) -> None:
-        greedy = openvino_genai.GenerationConfig()
-        greedy.max_new_tokens, greedy.ignore_eos, greedy.do_sample = count, True, False
-        ids = np.array([prompt], np.int64)
-        inputs = openvino_genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids)))
-        pipeline.generate(inputs, greedy, Streamer(on_token))
-
-    return generate
-
-
-def open_onnxruntime_genai(job: Job) -> Generate:
-    import numpy as np
-    import onnxruntime_genai
-
-    model = onnxruntime_genai.Model(job.path)
-
-    def generate(prompt: list[int], count: int, on_token: Callable[[], None]) -> None:
-        params = onnxruntime_genai.GeneratorParams(model)
-        total = len(prompt) + count
-        params.set_search_options(do_sample=False, max_length=total, min_length=total)  # no stop id before that
-        generator = onnxruntime_genai.Generator(model, params)
-        generator.append_tokens(np.array(prompt, np.int32))
-        for _ in range(count):
-            generator.generate_next_token()
-            on_token()
-
-    return generate
-
-
-def open_llama(job: Job) -> Generate:
-    """Over the C interface, as llama.cpp's own programs use it: llama_cpp.Llama adds Python to every token."""
-    import llama_cpp as llama
-
-    llama.llama_backend_init()
-    model_settings = llama.llama_model_default_params()
-    model_settings.load_mode = llama.LLAMA_LOAD_MODE_MMAP
-    settings = llama.llama_context_default_params()
-    settings.n_ctx = max(len(job.prompt) + job.new_tokens, len(job.long_prompt)) + 1
-    settings.n_threads = settings.n_threads_batch = job.threads
-    model = llama.llama_model_load_from_file(job.path.encode(), model_settings)
-    context = llama.llama_init_from_model(model, settings) if model else None
-    if not context:
-        raise EngineFailedError(f"llama.cpp did not open {job.path}; it says why above")
-    greedy = llama.llama_sampler_init_greedy()
-
-    def generate(prompt: list[int], count: int, on_token: Callable[[], None]) -> None:
-        llama.llama_memory_clear(llama.llama_get_memory(context), True)
-        ids = prompt
-        for _ in range(count):
-            tokens = (llama.llama_token * len(ids))(*ids)
-            if status := llama.llama_decode(context, llama.llama_batch_get_one(tokens, len(ids))):
-                raise EngineFailedError(f"llama_decode returned {status}")
-            ids = [llama.llama_sampler_sample(greedy, context, -1)]
-            on_token()
-
-    return generate
-
-
-OPENERS: dict[str, Callable[[Job], Generate]] = {
-    **{name: partial(open_ours, engine) for name, engine in OURS.items()},
-    OPENVINO_GENAI: open_openvino_genai,
-    ONNXRUNTIME_GENAI: open_onnxruntime_genai,
-    LLAMA: open_llama,
-}
 
 if __name__ == "__main__":
     sys.exit(main())

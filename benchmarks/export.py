@@ -2,14 +2,14 @@
 
     python benchmarks/export.py CHECKPOINT [--recipe int4-asym-g128] [--rounds 1] [--work FOLDER] [--json]
 
-Each export is a fresh offline process whose output is deleted when it has been measured; the side that goes first
-alternates by round. The figures are medians over the rounds, and the ratios, ours to theirs, medians of the rounds' own
-ratios: below 1, ours takes less.
+Each export is a fresh offline process whose output is deleted after it has been measured; the side that goes first
+alternates by round. The figures are medians over the rounds, and the ratios, ours to theirs, are medians of the rounds'
+own ratios: below 1, ours takes less.
 
 peak_anonymous_gb is memory that a process allocated and the kernel cannot drop; peak_rss_gb counts mapped files as
 well, which it can. Both are the largest sum over the process and its children among samples 20 ms apart. written_gb is
-what was handed to a disk, temporary files among it (a tmpfs counts nothing: choose --work accordingly); weights_gb is
-openvino_model.bin. Memory and written bytes come from /proc and are measured on Linux only.
+what was written to a disk, including temporary files (a tmpfs counts as nothing: choose --work accordingly); weights_gb
+is openvino_model.bin. Memory and written bytes come from /proc and are measured on Linux only.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ OURS, THEIRS = "edge", "optimum"
 VERSIONED = ("edgeglm", "openvino", "nncf", "numpy", "optimum-intel", "transformers", "torch")
 ON_LINUX = sys.platform == "linux"
 SAMPLE_S = 0.02
-MAPS_EVERY = 10  # samples; the list of mapped files is long, and a library stays once it is loaded
+MAPS_EVERY = 10  # samples: the list of mapped files is long, and a library stays once it is loaded
 
-# optimum-cli, kept from reporting to a server as `import edge` keeps ours: both fall back to a stub.
+# optimum-cli, kept from reporting to a server just as `import edge` does for ours: both fall back to a stub.
 START_THEIRS = """
 import sys
 sys.modules["openvino_telemetry"] = None
@@ -46,7 +46,7 @@ from optimum.commands.optimum_cli import main
 main()
 """
 
-# What optimum calls our recipes. Embedding and head get 8 bits a row on both sides where linear layers have fewer.
+# Our recipes in optimum's terms. Embedding and head get 8 bits a row on both sides if linear layers have fewer.
 WEIGHT_OPTIONS = {
     "fp32": "--weight-format fp32",
     "fp16": "--weight-format fp16",
@@ -73,7 +73,7 @@ class Cost:
 
 
 class ExportFailedError(Exception):
-    """Its message is what the process complained of."""
+    """Its message is what the process reported."""
 
 
 def main() -> int:
@@ -81,11 +81,15 @@ def main() -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--recipe", default="int4-asym-g128")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--work", type=Path, help="where outputs are written, and deleted; default: the system's own")
+    parser.add_argument(
+        "--work", type=Path, help="folder for outputs, which are deleted; default: the system's temporary folder"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.recipe not in WEIGHT_OPTIONS:
-        print(f"optimum has no equal of {args.recipe}; it has {', '.join(WEIGHT_OPTIONS)}", file=sys.stderr)
+        print(
+            f"optimum has no counterpart of {args.recipe}; choose one of {', '.join(WEIGHT_OPTIONS)}", file=sys.stderr
+        )
         return 1
     if not (args.checkpoint / "config.json").is_file():
         print(f"{args.checkpoint} has no config.json; expected a folder with it and *.safetensors", file=sys.stderr)
@@ -124,7 +128,7 @@ def describe(checkpoint: Path) -> dict[str, Any]:
 def measure_sides(
     sides: list[str], checkpoint: Path, recipe: str, rounds: int, work: Path | None
 ) -> tuple[dict[str, list[Cost]], dict[str, str]]:
-    """The costs of each side by round, and why a side failed; it does not run again then."""
+    """The costs of each side by round, and why a side failed; one that failed is not run again."""
     commands = {OURS: our_command, THEIRS: their_command}
     costs: dict[str, list[Cost]] = {side: [] for side in sides}
     errors: dict[str, str] = {}
@@ -173,7 +177,7 @@ def measure_export(
                 process.wait()
                 wall_s, cpu_s = time.perf_counter() - started, children_cpu_s() - cpu_before
             finally:
-                process.kill()  # nothing where it has ended
+                process.kill()  # does nothing if it has ended
                 process.wait()
         if process.returncode:
             raise ExportFailedError(f"exit {process.returncode}: {complaint(log)}")
@@ -189,14 +193,14 @@ def measure_export(
 
 
 def complaint(log: Path) -> str:
-    """The last line that names an exception, or the last of all."""
+    """The last line that names an exception, or else the last line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
     return (named or lines or ["nothing printed"])[-1]
 
 
 def children_cpu_s() -> float:
-    """Of all processes that have been waited for, and theirs."""
+    """CPU time of all children that have been waited for, and of their children."""
     times = os.times()
     return times.children_user + times.children_system
 
@@ -213,7 +217,7 @@ class ProcessTree:
         self._known: set[int] = set()  # all processes of the last sample; a new one's parent is looked up once
 
     def watch(self) -> None:
-        """Sample until the root has ended; it is left to be waited for, because its counters go when it is."""
+        """Sample until the root has ended, but do not wait for it: its counters vanish when it is waited for."""
         samples = 0
         while os.waitid(os.P_PID, self.root, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             self._sample_memory()
@@ -232,7 +236,7 @@ class ProcessTree:
         self._find_children()
 
     def _find_children(self) -> None:
-        """After the sample, so a child counts from the next one on: before its exec it shows its parent's memory."""
+        """Called after a sample, so a child counts from the next one: before its exec it shows its parent's memory."""
         pids = {int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()}
         for pid in sorted(pids - self._known):  # parents come before their children
             if proc_numbers(pid, "status").get("PPid") in self._members:
@@ -242,7 +246,7 @@ class ProcessTree:
 
 
 def proc_numbers(pid: int, name: str) -> dict[str, int]:
-    """The lines `key: number [kB]` of /proc/PID/name; empty for a process that is gone."""
+    """The lines `key: number [kB]` of /proc/PID/name; empty for a process that has ended."""
     pairs = (line.split(":", 1) for line in read_proc(pid, name).splitlines() if ":" in line)
     words = ((key, value.split()) for key, value in pairs)
     return {key: int(value[0]) for key, value in words if value and value[0].isdigit()}
@@ -256,12 +260,12 @@ def read_proc(pid: int, name: str) -> str:
 
 
 def medians(costs: list[Cost]) -> dict[str, Any]:
-    """Of each figure, over the rounds."""
+    """The median of each figure over the rounds."""
     return {key: summary(values) for key, values in by_figure(costs).items()}
 
 
 def ratios(ours: list[Cost], theirs: list[Cost]) -> dict[str, float]:
-    """Of each figure, the median of the rounds' own ratios; none for a figure that is 0."""
+    """For each figure, the median of the rounds' own ratios; none for a figure that is 0."""
     found = {}
     for key, our_values in by_figure(ours).items():
         their_values = by_figure(theirs)[key]

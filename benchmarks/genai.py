@@ -2,9 +2,9 @@
 
     python benchmarks/genai.py BUNDLE [--rounds 21] [--new-tokens 48] [--json]
 
-Each round runs ours and theirs one after the other on the same random prompt, so that whatever else the machine does
-falls on both; the figures are medians, and the ratios are medians of the rounds' own ratios. A third part starts fresh
-processes and takes the time from process start to the first token.
+Each round runs ours and theirs one after the other on the same random prompt, so that other load on the machine affects
+both; the figures are medians, and the ratios are medians of the rounds' own ratios. A third part starts fresh processes
+and measures the time from process start to the first token.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import openvino_genai
 
 PROMPT_TOKENS = (32, 512)
-Times = tuple[float, float]  # to the first token, for each further one; ms
+Times = tuple[float, float]  # ms to the first token, ms for each further one
 
 # What a process of ours or theirs does until its first token; argv[1] is the folder.
 START_OURS = """
@@ -75,7 +75,7 @@ def compare_speed(folder: Path, rounds: int, new_tokens: int) -> dict[str, Any]:
         pairs: list[tuple[Times, Times]] = []
         for _ in range(rounds + 1):
             ids = rng.integers(0, ours.tokenizer.num_tokens, count)
-            if len(pairs) % 2:  # neither is always the one that runs second
+            if len(pairs) % 2:  # so that neither always runs second
                 their_run, our_run = run_theirs(theirs, ids, new_tokens), run_ours(ours, ids, new_tokens)
             else:
                 our_run, their_run = run_ours(ours, ids, new_tokens), run_theirs(theirs, ids, new_tokens)
@@ -92,7 +92,7 @@ def run_ours(llm: edge.LLM, ids: np.ndarray, new_tokens: int) -> Times:
 
 
 def run_theirs(pipeline: openvino_genai.LLMPipeline, ids: np.ndarray, new_tokens: int) -> Times:
-    """From its own metrics."""
+    """Times from openvino_genai's own metrics."""
     import openvino as ov
     import openvino_genai
 

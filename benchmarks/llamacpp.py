@@ -1,7 +1,7 @@
 """llama.cpp's programs for accuracy, and the file of log-probabilities that they exchange.
 
-In: the folder of the programs, models, a text, logits. Out: quantized models; a base file; what llama-perplexity says.
-Knows nothing about our bundles. Borrowed facts: tools/perplexity/perplexity.cpp of ggml-org/llama.cpp as in
+In: the folder of the programs, models, a text, logits. Out: quantized models; a base file; llama-perplexity's figures.
+Knows nothing about our bundles. Facts are taken from tools/perplexity/perplexity.cpp of ggml-org/llama.cpp as in
 llama-cpp-python 0.3.36 (`perplexity`, `kl_divergence`, `log_softmax`, `process_logits`).
 """
 
@@ -18,25 +18,25 @@ import numpy as np
 import numpy.typing as npt
 
 WINDOW = 512  # tokens; llama-perplexity's default
-CLIPPED = 16.0  # nats below the best log-probability; nothing lower is kept, or counted where it is below -16 itself
+CLIPPED = 16.0  # nats below the best log-probability: nothing lower is kept; and nothing below -16 itself is counted
 MAGIC = b"_logits_"
 
-# One line of the table that llama-perplexity prints, a window each; columns are means up to this one.
+# One line of the table that llama-perplexity prints, one for each window; columns are means up to that window.
 _LINE = re.compile(r"^ *(\d+) +(?:\S+ ± +\S+) +(\S+) ± +\S+ +(\S+) ± +\S+ +\S+ ± +\S+ % +\S+ ± +\S+ %$", re.M)
 _TOP = re.compile(r"^Same top p: +(\S+) ±", re.M)
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What one model's predictions are worth, by window."""
+    """How good one model's predictions are, by window."""
 
     window_kld: tuple[float, ...]  # mean over the scored tokens of each window, nats/token
-    window_log_ppl_ratio: tuple[float, ...]  # the same of the true token's log-probability, reference - other
+    window_log_ppl_ratio: tuple[float, ...]  # the same for the true token's log-probability, reference - other
     top1: float  # share of scored tokens whose best next token is the reference's
 
 
 class Tools:
-    """llama.cpp's programs. Raises OSError where one is missing or fails, with the end of what it said."""
+    """llama.cpp's programs. Raises OSError if one is missing or fails, with the end of its output."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         self.folder, self.threads = folder, threads
@@ -45,7 +45,7 @@ class Tools:
                 raise OSError(f"{folder} has no {name}; build it in llama.cpp: cmake --build build --target {name}")
 
     def importance(self, model: Path, text: Path, out: Path) -> None:
-        """Mean squares of what goes into every matrix, from windows of the text."""
+        """Mean squares of the inputs of every matrix, from windows of the text."""
         self._run("llama-imatrix", "-m", model, "-f", text, "-o", out, "-c", WINDOW, "--no-ppl", "-t", self.threads)
 
     def quantize(self, model: Path, importance: Path, out: Path, form: str) -> None:
@@ -53,7 +53,7 @@ class Tools:
         self._run("llama-quantize", "--imatrix", importance, *eight_bits, model, out, form, self.threads)
 
     def score(self, model: Path, base: Path, *settings: str) -> Scores:
-        """Against the log-probabilities in `base`."""
+        """Compare a model with the log-probabilities in `base`."""
         against = ("--kl-divergence", "--kl-divergence-base", base)
         said = self._run(
             "llama-perplexity", "-m", model, *against, "-c", WINDOW, "-b", WINDOW, "-t", self.threads, *settings
@@ -61,7 +61,7 @@ class Tools:
         return parse_scores(said)
 
     def version(self) -> str:
-        """As the programs have it, without the commit: that is of whatever repository they were built inside."""
+        """The programs' version without the commit, which is that of any repository they were built inside."""
         found = re.search(r"version: (\S+)", self._run("llama-perplexity", "--version"))
         return found[1] if found else "unknown"
 
@@ -76,7 +76,7 @@ class Tools:
 
 
 def parse_scores(said: str) -> Scores:
-    """What llama-perplexity prints, from running means back to the windows' own. Raises OSError without a table."""
+    """Turn the running means that llama-perplexity prints into the windows' own. Raises OSError without a table."""
     lines, top = _LINE.findall(said), _TOP.search(said)
     if not lines or top is None:
         raise OSError(f"llama-perplexity printed no table of divergences:\n{said[-2000:]}")
@@ -127,7 +127,7 @@ def read_base(path: Path) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[n
     """Ids of each window (n,), and log-probabilities of its scored rows (rows, vocab)."""
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
-            raise OSError(f"{path} is no file of llama-perplexity's log-probabilities")
+            raise OSError(f"{path} is not a file of llama-perplexity's log-probabilities")
         length, vocab, count = struct.unpack("<iii", file.read(12))
         ids = np.fromfile(file, "<i4", count * length).reshape(count, length).astype(np.int64)
         for of_window in ids:

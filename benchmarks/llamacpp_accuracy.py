@@ -1,4 +1,4 @@
-"""llama.cpp's quantizations and ours, held against the same float model on the same tokens.
+"""llama.cpp's quantizations and ours, compared with the same float model on the same tokens.
 
     python benchmarks/llamacpp_accuracy.py TOOLS [--source FILE.gguf] [--types Q4_0,Q4_K_M] [--recipes int4-asym-g64]
                                            [--budgets 133.7e6] [--engines onnx] [--rotate] [--windows 40]
@@ -6,21 +6,21 @@
 
 TOOLS: the folder with llama.cpp's llama-quantize, llama-imatrix and llama-perplexity.
 
-The float model runs once, as edgeglm's fp32 bundle with everything in float32. Its log-probabilities go into a file as
-`llama-perplexity --kl-divergence-base` writes it, and both sides are measured against that file. llama-perplexity takes
-token ids from it too, so there is no second tokenization. Of a window of n tokens it scores those behind the first
+The float model runs once, as edgeglm's fp32 bundle with everything in float32. Its log-probabilities go into a file in
+the form of `llama-perplexity --kl-divergence-base`, and both sides are measured against that file. llama-perplexity
+takes token ids from it too, so nothing is tokenized twice. Of a window of n tokens it scores those after the first
 n / 2: rows n / 2 to n - 2, and so do we (tools/perplexity/perplexity.cpp of ggml-org/llama.cpp, `kl_divergence`). It
-would put BOS in place of a window's first token where a file says so; files made here do not.
+would replace a window's first token by BOS if a file says so; files made here do not.
 
-llama.cpp's quantizer starts from float32 weights in a GGUF that is made of those edgeglm reads, and it is shown first
+llama.cpp's quantizer starts from float32 weights in a GGUF that is made from those edgeglm reads, and it is shown first
 that llama.cpp computes the same function from it. Its importance matrix is from the text that our data-aware recipes
-calibrate with, cut into as many tokens as --calibration-windows says. Embedding and head get 8 bits (q8_0), as in our
-recipes. Both sides run as they usually do, activations and cache included; our windows pass in chunks of 16.
+calibrate with, cut to the number of tokens that --calibration-windows says. Embedding and head get 8 bits (q8_0), as in
+our recipes. Both sides run as they usually do, activations and cache included; our windows are read in chunks of 16.
 
-With --rotate, llama.cpp gets the rotated weights that our rotating recipes compress: another set of numbers for the
-same function. The demo checkpoint's own lie on the grid of Q4_1, which favours formats with blocks of 32.
+With --rotate, llama.cpp gets the rotated weights that our rotating recipes compress: other numbers for the same
+function. The demo checkpoint's own weights are on the grid of Q4_1, which favours formats with blocks of 32.
 
-Error bars: of the means of windows. Tokens of one window are no independent samples.
+Error bars are those of means over windows: tokens of one window are not independent samples.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ from edge.runtime.settings import EngineSettings
 from edge.runtime.tokenizer import Tokenizer
 
 CHUNK = 16  # tokens
-SAME_FUNCTION = 1e-3  # KLD, nats/token, of llama.cpp on the float weights; 16 bits a log-probability cost less
+SAME_FUNCTION = (
+    1e-3  # KLD, nats/token, of llama.cpp on the float weights; keeping log-probabilities in 16 bits costs less
+)
 EXACT = EngineSettings(engine="openvino", inference_precision="f32", kv_precision="f32", dynamic_quantization_group=0)
 
 
@@ -76,7 +78,7 @@ class Row:
     name: str
     weight_bytes: int  # of all tensors, without metadata and tokenizer
     bits_per_weight: float
-    block_bits_per_weight: float  # of matrices in decoder blocks alone
+    block_bits_per_weight: float  # of matrices in decoder blocks only
     kld: float
     kld_error: float
     ppl_ratio: float
@@ -96,14 +98,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tools", type=Path, help="llama.cpp's folder of programs, like build/bin")
     parser.add_argument("--source", type=Path, metavar="FILE.gguf", help="default: the demo checkpoint")
-    parser.add_argument("--types", default="Q4_0,Q4_1,IQ4_NL,Q4_K_M", help="of llama-quantize; '' for none")
-    parser.add_argument("--recipes", default="int4-asym-g64,int4-sym-g128", help="ours; '' for none")
-    parser.add_argument("--budgets", default="", help="bytes, within which ours is the best; '' for none")
-    parser.add_argument("--engines", default="openvino,onnx", help="of our bundles, with their default settings")
+    parser.add_argument("--types", default="Q4_0,Q4_1,IQ4_NL,Q4_K_M", help="llama-quantize's types; '' for none")
+    parser.add_argument("--recipes", default="int4-asym-g64,int4-sym-g128", help="our recipes; '' for none")
+    parser.add_argument("--budgets", default="", help="sizes in bytes to export our best bundle for; '' for none")
+    parser.add_argument("--engines", default="openvino,onnx", help="engines for our bundles, with default settings")
     parser.add_argument("--rotate", action="store_true", help="llama.cpp quantizes rotated weights")
-    parser.add_argument("--windows", type=int, default=40, metavar="N", help=f"of {WINDOW} tokens, half of them scored")
-    parser.add_argument("--calibration-windows", type=int, default=64, metavar="N", help=f"of {WINDOW} tokens")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="of llama.cpp's programs")
+    parser.add_argument(
+        "--windows", type=int, default=40, metavar="N", help=f"windows of {WINDOW} tokens, half of them scored"
+    )
+    parser.add_argument(
+        "--calibration-windows", type=int, default=64, metavar="N", help=f"windows of {WINDOW} tokens to calibrate with"
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="threads of llama.cpp")
     parser.add_argument(
         "--work", type=Path, metavar="FOLDER", help="keep files there; default: a folder that is removed"
     )
@@ -125,12 +131,12 @@ def compare(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     source = args.source or find_checkpoint()
     spec, weights = describe(open_checkpoint(source))
     if weights.checkpoint.format != "gguf":
-        raise OSError(f"{source} is no GGUF; llama.cpp needs the tokenizer that only such a file has in its form")
+        raise OSError(f"{source} is not a GGUF; give one: only such a file has the tokenizer in llama.cpp's form")
     evaluation, calibration = texts(weights, args.windows, args.calibration_windows, work)
     chosen = reference_weights(weights, rotate=args.rotate)
     key = make_plan(source, ExportSettings("fp32", format="openvino")).key + evaluation.sha256
     base = work / f"float-{hashlib.sha256(key.encode()).hexdigest()[:16]}.logits"
-    if not base.is_file():  # a folder that was kept has it from the last time
+    if not base.is_file():  # a kept folder has it from the last run
         write_base(base, evaluation.ids, spec.vocab_size, float_logits(source, work / "fp32", evaluation))
     rows = list(theirs(tools, weights, chosen, args.types.split(",") if args.types else [], base, calibration, work))
     for recipe in args.recipes.split(",") if args.recipes else []:
@@ -153,12 +159,12 @@ def compare(args: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def reference_weights(weights: Weights, *, rotate: bool) -> FloatWeights:
-    """What llama.cpp's quantizer starts from: a checkpoint's weights as they are, or rotated."""
+    """The weights that llama.cpp's quantizer starts from: a checkpoint's own, or rotated ones."""
     return RotatedWeights(weights) if rotate else weights
 
 
 def texts(weights: Weights, windows: int, calibration_windows: int, work: Path) -> tuple[Windows, Path]:
-    """The windows to measure by, and a file of text for the importance matrix. The two have nothing in common."""
+    """The windows to measure with, and a text file for the importance matrix. They have nothing in common."""
     weights.checkpoint.write_tokenizer(work / "tokenizer.json")
     tokenizer = Tokenizer(work / "tokenizer.json")
     measured, calibrated = builtin_evaluation(), builtin_calibration()
@@ -172,8 +178,10 @@ def texts(weights: Weights, windows: int, calibration_windows: int, work: Path) 
 def theirs(
     tools: Tools, like: Weights, weights: FloatWeights, forms: list[str], base: Path, calibration: Path, work: Path
 ) -> Iterator[Row]:
-    """llama.cpp's quantizations of the weights, the float ones first. Raises OSError where those compute another
-    function than ours."""
+    """llama.cpp's quantizations of the weights, after the float ones.
+
+    Raises OSError where the float ones compute a different function from ours.
+    """
     if not forms:
         return
     model, importance = work / "float32.gguf", work / "importance.gguf"
@@ -181,7 +189,7 @@ def theirs(
     exact = row("llama.cpp", "F32", gguf_size(model, weights), tools.score(model, base, "-ctk", "f32", "-ctv", "f32"))
     yield exact
     if not exact.kld <= SAME_FUNCTION:
-        raise OSError(f"llama.cpp computes another function from {model}: KLD {exact.kld:.6f} from ours in float")
+        raise OSError(f"llama.cpp computes a different function from {model}: KLD {exact.kld:.6f} from ours in float")
     tools.importance(model, calibration, importance)
     for form in forms:
         out = work / f"{form}.gguf"
@@ -205,7 +213,7 @@ def float_logits(source: Path, folder: Path, windows: Windows) -> Iterator[npt.N
 
 
 def window_logits(engine: Engine, ids: npt.NDArray[np.int64], chunk: int) -> npt.NDArray[np.float32]:
-    """Logits of the scored rows of a window that passes in chunks."""
+    """Logits of the scored rows of a window that is read in chunks."""
     sequence, wanted, found = CacheSequence(engine.pool), scored_rows(ids.size), []
     for start in range(0, ids.size, chunk):
         part = ids[start : start + chunk]
@@ -218,7 +226,7 @@ def window_logits(engine: Engine, ids: npt.NDArray[np.int64], chunk: int) -> npt
 
 
 def score(engine: Engine, base: Path) -> Scores:
-    """An engine of ours against a base file, with llama-perplexity's formulas."""
+    """Compare an engine of ours with a base file, by llama-perplexity's formulas."""
     klds, ratios, same = [], [], []
     for ids, reference in read_base(base):
         other = log_softmax(window_logits(engine, ids, CHUNK))
@@ -249,7 +257,7 @@ def row(side: str, name: str, size: Size, scores: Scores) -> Row:
 
 
 def mean_and_error(values: tuple[float, ...]) -> tuple[float, float]:
-    """The mean and its standard error, values being independent."""
+    """The mean and its standard error, for independent values."""
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return float(np.mean(values)), error
 

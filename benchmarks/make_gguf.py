@@ -1,19 +1,19 @@
-"""Write a GGUF of Q4_0 out of a GLM checkpoint, for running the same shapes in llama.cpp.
+"""Write a Q4_0 GGUF from a GLM checkpoint, for running the same shapes in llama.cpp.
 
     python benchmarks/make_gguf.py CHECKPOINT OUT.gguf [--quantize-with PYTHON]
 
 In: a folder with config.json and *.safetensors, as make_checkpoint.py writes it. Out: one file of architecture chatglm,
-or glm4 where attention and MLP have norms of their own behind them. Tensors have the names and forms that llama.cpp's
-own conversion gives them (conversion/{chatglm,glm}.py of ggml-org/llama.cpp): matrices as stored, rows unchanged, q, k
-and v joined; vectors in float32.
+or glm4 if attention and MLP are followed by norms of their own. Tensors have the names and forms that llama.cpp's own
+conversion gives them (conversion/{chatglm,glm}.py of ggml-org/llama.cpp): matrices as stored, rows unchanged, q, k and
+v joined; vectors in float32.
 
 The weights go into OUT.unquantized first, tensor by tensor, and llama.cpp's quantizer (llama_model_quantize with its
-defaults) makes Q4_0 of them; the head gets what llama.cpp gives it. That runs under PYTHON, one that has llama_cpp;
-default: this one. 9B take 18.8 GB beside the checkpoint while it runs, 5.5 GB in the end.
+defaults) converts them to Q4_0; the head gets what llama.cpp gives it. That runs under PYTHON, one that has llama_cpp;
+default: this one. 9B take 18.8 GB in addition to the checkpoint while it runs, 5.5 GB at the end.
 
-The vocabulary has the right size and one name per id, so that llama.cpp loads it: prompts are ids, text is no use.
+The vocabulary has the right size and one name per id, so that llama.cpp loads it: prompts have to be ids, not text.
 
-`write_like` makes a whole file, tokenizer and all, of other weights for a GGUF that is there.
+`write_like` makes a complete file with other weights, given an existing GGUF, including its tokenizer.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ STORED = {
 }
 
 GGUF_HEAD = "output.weight"
-# What a file says about itself: how its weights are stored, and the parts it is split into.
+# What a file says about itself only: how its weights are stored, and the parts it is split into.
 NOT_COPIED = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version", "split.",
               "tokenizer.ggml.add_bos_token")  # fmt: skip
 
@@ -84,20 +84,20 @@ def main() -> int:
 
 
 def check_quantizer(python: str) -> None:
-    """Raises OSError before anything is written."""
+    """Raises OSError, before anything is written, if a Python has no quantizer."""
     if subprocess.run([python, "-c", "import llama_cpp"], check=False, capture_output=True).returncode:
         raise OSError(f"{python} has no llama_cpp; --quantize-with names a Python that has it")
 
 
 def check_space(folder: Path, weights: Weights) -> None:
-    """Raises OSError when the weights and a third of their size, which Q4_0 stays below, do not fit."""
+    """Raises OSError when the weights, and a third of their size for Q4_0, which takes less, do not fit."""
     stored = sum(file.stat().st_size for file in weights.checkpoint.weight_files())
     if (free := shutil.disk_usage(folder).free) < (needed := stored * 4 // 3):
         raise OSError(f"{folder}: {needed:,} bytes needed, {free:,} are free")
 
 
 def write_gguf(path: Path, spec: ModelSpec, weights: Weights) -> None:
-    """All weights, unquantized; one tensor at a time is in memory."""
+    """Write all weights, unquantized, with one tensor at a time in memory."""
     name = "glm4" if spec.output_norms else "chatglm"
     writer = gguf.GGUFWriter(path, name)
     add_metadata(writer, spec)
@@ -122,10 +122,10 @@ def write_gguf(path: Path, spec: ModelSpec, weights: Weights) -> None:
 
 
 def write_like(path: Path, like: Weights, weights: FloatWeights) -> None:
-    """A GGUF with the metadata and tokenizer of the one that `like` comes from, and float32 `weights`.
+    """Write a GGUF with float32 `weights`, and the metadata and tokenizer of the one that `like` comes from.
 
-    Shapes are those of `like`, but for a head that may have been untied. llama.cpp reads ids as they are given: no
-    token is put before a text, whatever the file said. One weight at a time is in memory.
+    Shapes are those of `like`, except for a head that may have been untied. llama.cpp reads ids as they are given: no
+    token is put before a text, whatever the original file said. One weight at a time is in memory.
     """
     writer = gguf.GGUFWriter(path, like.checkpoint.architecture)
     for field in gguf.GGUFReader(like.checkpoint.weight_files()[0]).fields.values():
@@ -145,7 +145,7 @@ def write_like(path: Path, like: Weights, weights: FloatWeights) -> None:
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, parts in parts_of.items():
-            weight, start = in_pairs(name, to_float32(weights.read(name)), weights.spec), 0
+            weight, start = as_stored(name, to_float32(weights.read(name)), like), 0
             for shape in parts.values():
                 writer.write_tensor_data(np.ascontiguousarray(weight[start : start + shape[0]]))
                 start += shape[0]
@@ -154,18 +154,19 @@ def write_like(path: Path, like: Weights, weights: FloatWeights) -> None:
         writer.close()
 
 
-def in_pairs(name: str, weight: Float32Array, spec: ModelSpec) -> Float32Array:
-    """Rows of q and k from halves back to pairs, as every GGUF that we read has them."""
-    return weight[np.argsort(rotary_halves(spec))] if ".attn.qkv." in name else weight
+def as_stored(name: str, weight: Float32Array, like: Weights) -> Float32Array:
+    """Rows of q and k from halves back to pairs, where the GGUF has those."""
+    in_pairs = like.layout.stored == "pairs" and ".attn.qkv." in name
+    return weight[np.argsort(rotary_halves(like.spec))] if in_pairs else weight
 
 
 def gguf_names(architecture: str, spec: ModelSpec) -> Mapping[str, tuple[str, ...]]:
-    """Canonical name -> the one tensor in a GGUF whose q, k and v are joined, as are gate and up."""
+    """Canonical name -> the one tensor in a GGUF in which q, k and v are joined, and so are gate and up."""
     return ARCHITECTURES["gguf", architecture].sources(spec, ["blk.0.attn_qkv.weight"])
 
 
 def stored_dtype(weights: Weights, name: str, shape: tuple[int, ...]) -> np.dtype:
-    """As in the checkpoint, but float32 for norms and biases: llama.cpp adds and multiplies by nothing else."""
+    """The checkpoint's dtype, but float32 for norms and biases: llama.cpp accepts nothing else there."""
     is_matrix = len(shape) == 2
     return weights.checkpoint.read(weights.sources[name][0]).dtype if is_matrix else np.dtype(np.float32)
 
@@ -189,7 +190,7 @@ def add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
 
 
 def quantize(python: str, source: Path, out: Path) -> None:
-    """Raises OSError, leaving nothing."""
+    """Run llama.cpp's quantizer. Raises OSError, leaving nothing."""
     try:
         if subprocess.run([python, "-c", QUANTIZE, str(source), str(out)], check=False).returncode:
             raise OSError(f"{source}: llama.cpp's quantizer failed; it says why above")

@@ -3,13 +3,13 @@
     python benchmarks/mixed.py [--source CHECKPOINT] [--bits 4.5,5,5.5,6] [--criteria max_activation_variance,...]
                                [--windows 40] [--work FOLDER] [--json]
 
-Both sides start from one float32 graph, edgeglm's, run on one engine with its defaults, and are held against the float
-model on Python's documentation. NNCF gives some matrices 4 bits in groups of 64 and the others 8, as many as the bits
-per weight of the decoder blocks allow; its criterion ranks them. weight_quantization_error looks at the weights alone;
+Both sides start from one float32 graph, edgeglm's, run on one engine with its defaults, and are compared with the float
+model on Python's documentation. NNCF gives some matrices 4 bits in groups of 64 and as many others 8 bits as the bits
+per weight of the decoder blocks allow; its criterion ranks them. weight_quantization_error looks only at the weights;
 the others look at calibration text, as do AWQ and scale estimation, which are then on. Ours gets the bytes that NNCF's
-smallest model of these bits takes. Embedding and head have 8 bits on both sides, which is NNCF's rule.
+smallest model with these bits takes. Embedding and head have 8 bits on both sides, which is NNCF's rule.
 
-Error bars: of the means of windows; of the difference from ours, paired.
+Error bars are those of means over windows; for the difference from ours, paired.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ FOUR, EIGHT = Precision(4, group_size=64), Precision(8)
 class Row:
     """One compressed model."""
 
-    bits: float  # asked for, per weight of decoder blocks
+    bits: float  # requested, per weight of decoder blocks
     side: str
     nbytes: int  # of openvino_model.bin
     export_s: float
@@ -73,9 +73,9 @@ class Row:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, metavar="CHECKPOINT", help="default: the demo checkpoint")
-    parser.add_argument("--bits", default="4.5,5,5.5,6", help="per weight of decoder blocks")
-    parser.add_argument("--criteria", default=",".join(CRITERIA), help="of NNCF's SensitivityMetric")
-    parser.add_argument("--windows", type=int, default=40, metavar="N", help="of 512 tokens to measure by")
+    parser.add_argument("--bits", default="4.5,5,5.5,6", help="bits per weight of decoder blocks")
+    parser.add_argument("--criteria", default=",".join(CRITERIA), help="values of NNCF's SensitivityMetric")
+    parser.add_argument("--windows", type=int, default=40, metavar="N", help="windows of 512 tokens to measure with")
     parser.add_argument(
         "--work", type=Path, metavar="FOLDER", help="keep files there; default: a folder that is removed"
     )
@@ -120,7 +120,7 @@ def measure(source: Path, bits: Sequence[float], criteria: Sequence[str], window
             took = time.perf_counter() - started
             found.append((f"NNCF, {criterion}", size(out), took, accuracy(out, reference)))
         started, out = time.perf_counter(), work / f"edgeglm-{wanted}"
-        # What both have beside weights is not in the budget; of it, ours may have a little more.
+        # What both files have besides weights is not in the budget, and ours may have a little more of it.
         beside = size(floats) - open_bundle(floats).manifest.weight_bytes + SLACK
         budget = min(nbytes for _, nbytes, _, _ in found) - beside
         tied = plan.spec.tied_embeddings
@@ -146,7 +146,7 @@ def measure(source: Path, bits: Sequence[float], criteria: Sequence[str], window
 def theirs(
     floats: Path, out: Path, spec: ModelSpec, bits: float, criterion: str, calibration: npt.NDArray[np.int64]
 ) -> None:
-    """A bundle with the weights that NNCF makes of the float one's graph."""
+    """Make a bundle with the weights that NNCF makes from the float one's graph."""
     matrices = {n: s for n, s in canonical_shapes(spec).items() if n.startswith("layers.") and len(s) == 2}
     count = sum(math.prod(shape) for shape in matrices.values())
     four, eight = (

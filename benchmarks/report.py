@@ -38,7 +38,7 @@ def about(folder: Path) -> dict[str, Any]:
 
 
 def about_machine(packages: Iterable[str], **versions: str) -> dict[str, Any]:
-    """The processor, and the versions of those packages that are installed, and of what is no package."""
+    """The processor, the versions of those packages that are installed, and versions of other things."""
     versions |= {name: found for name in packages if (found := installed(name))}
     return {"machine": f"{processor_name()}, {os.cpu_count()} cores", "versions": versions}
 
@@ -52,7 +52,7 @@ def installed(name: str) -> str | None:
 
 @contextmanager
 def work_folder(kept: Path | None) -> Iterator[Path]:
-    """The folder that files are to be kept in; without one, a folder that is removed."""
+    """The given folder; without one, a temporary folder."""
     with ExitStack() as stack:
         work = kept or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def work_folder(kept: Path | None) -> Iterator[Path]:
 
 
 def spread(ratios: Sequence[float]) -> dict[str, float]:
-    """Of paired ratios: the median, the lowest and the highest."""
+    """The median, the lowest and the highest of paired ratios."""
     if not ratios:
         return dict.fromkeys(("median", "low", "high"), 0.0)
     return {
@@ -99,5 +99,5 @@ def met_text(met: bool) -> str:
 
 
 def put_out(report: dict[str, Any], show: Callable[[dict[str, Any]], None], *, as_json: bool) -> None:
-    """The report as one JSON object or as `show` has it."""
+    """Print the report as one JSON object, or as `show` does."""
     (print_json if as_json else show)(report)

@@ -2,8 +2,8 @@
 
     python benchmarks/results.py [--profile FOLDER]
 
-Without --profile, the default profile is measured, for half an hour on two cores that nothing else uses. FOLDER holds
-one that `edge profile` has measured.
+Without --profile, the default profile is measured, which takes half an hour on two otherwise idle cores. FOLDER holds a
+profile that `edge profile` has measured.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 from edge.export.checkpoint.default import find_checkpoint
 from edge.profiles.record import PROFILE, Profile, read_profile
 from edge.profiles.report import COLUMNS, markdown_table, write_report
-from edge.profiles.sweep import Progress, sweep
+from edge.profiles.sweep import sweep
+from edge.profiles.sweep_progress import SweepProgress
 from edge.runtime.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +28,7 @@ LEFT_OUT = ("setting", "load, s")  # of the page's table, which is wide enough
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="that has been measured already")
+    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="a profile that has been measured already")
     args = parser.parse_args()
     profile = measured() if args.profile is None else read_profile(args.profile)
     RESULTS.mkdir(exist_ok=True)
@@ -39,7 +40,7 @@ def main() -> int:
 
 
 def measured() -> Profile:
-    def show(progress: Progress) -> None:
+    def show(progress: SweepProgress) -> None:
         if progress.row is not None or progress.phase == "start":
             print(f"{progress.steps_done} of {progress.num_steps}: {progress.step}", file=sys.stderr)
 
@@ -48,7 +49,7 @@ def measured() -> Profile:
 
 
 def with_table(text: str, profile: Profile) -> str:
-    """A document with the profile's table between its marks."""
+    """The document with the profile's table between the two marks."""
     before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     assert end, f"{PAGE} has no {BEGIN.strip()} with an end"

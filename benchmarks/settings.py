@@ -1,11 +1,12 @@
-"""What each engine setting costs in accuracy and buys in speed, on the default checkpoint.
+"""What each engine setting costs in accuracy and gains in speed, on the default checkpoint.
 
     python benchmarks/settings.py [--recipes int4-asym-g64,int8-asym] [--tokens 4096] [--json]
 
-Accuracy is the mean KL divergence, in nats/token, from the same weights with float32 activations and cache, and is held
-against the recipe's own: that of those weights from the float checkpoint. A default may cost 2 % of the latter.
-The text is the documentation inside CPython (pydoc_data.topics), in windows of 512 tokens that pass in chunks of 16, so
-that what is read from the cache has been through its precision. Speed is the time of one token behind 512 others.
+Accuracy is the mean KL divergence, in nats/token, from the same weights with float32 activations and cache. It is
+compared with the recipe's own: the divergence of those weights from the float checkpoint. A default may cost 2 % of the
+latter. The text is the documentation inside CPython (pydoc_data.topics), in windows of 512 tokens that are read in
+chunks of 16, so that what is read from the cache has been rounded to its precision. Speed is the time of one token
+after 512 others.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import numpy as np
 from report import about_machine
+from texts import text_ids
 
 from edge.export.checkpoint.default import find_checkpoint
 from edge.export.pipeline import export
@@ -32,7 +33,6 @@ from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import EngineSettings
-from edge.runtime.tokenizer import Tokenizer
 
 WINDOW, CHUNK = 512, 16  # tokens
 ALLOWED = 0.02  # of the recipe's own divergence
@@ -67,10 +67,10 @@ class Cost:
 
     recipe: str
     setting: str
-    kld: float  # from the same weights, exactly computed
+    kld: float  # from the same weights in exact arithmetic
     share: float  # of the recipe's own divergence
     top1: float  # share of tokens whose best next token is the same
-    tpot_ms: float  # behind 512 tokens
+    tpot_ms: float  # after 512 tokens
 
     @property
     def allowed(self) -> bool:
@@ -127,11 +127,8 @@ def describe(settings: EngineSettings) -> str:
 
 
 def text_windows(folder: Path, count: int) -> list[np.ndarray]:
-    """Token ids of the text, in windows."""
-    text = "\n".join(topics[name] for name in sorted(topics))
-    path = open_bundle(folder).file("tokenizer.json")
-    assert path is not None
-    ids = np.array(Tokenizer(path).encode(text[: 8 * count])[:count], np.int64)
+    """Token ids of the text, cut into windows."""
+    ids = np.array(text_ids(folder, count), np.int64)
     return [ids[start : start + WINDOW] for start in range(0, ids.size, WINDOW)]
 
 
@@ -160,7 +157,7 @@ def tpot_ms(folder: Path, settings: EngineSettings) -> float:
 
 @lru_cache(maxsize=1)
 def engine_of(folder: Path, settings: EngineSettings) -> Engine:
-    """The engine, as long as no other is asked for."""
+    """The engine, kept until another one is asked for."""
     return open_engine(open_bundle(folder), settings)
 
 

@@ -1,4 +1,4 @@
-"""What drafting gains where an answer repeats something, and what it costs where it does not.
+"""What drafting gains when an answer repeats something, and what it costs when it does not.
 
     python benchmarks/speculation.py BUNDLE [--engine openvino|onnx|both] [--rounds 2] [--new-tokens 120] [--json]
 
@@ -9,11 +9,11 @@ differs a little from one Python to the next:
     copy            repeat a passage
     rewrite         repeat it with one word changed everywhere
     context         answer questions about a passage in its own words
-    asked before    questions that were answered once, by another LLM, whose draft store is opened in a fresh one
+    asked before    questions that another LLM has answered once, whose draft store is opened in a fresh one
     control         free text that shares nothing with its prompt, greedily
     control sampled the same at temperature 1.0, where it does not repeat itself
 
-Each prompt is answered by four set-ups, one after the other, and the next prompt begins with the next of them:
+Each prompt is answered by four set-ups, one after the other; which one is first rotates from prompt to prompt:
 
     a  plain         reproducible engine, no drafts
     b  drafts        reproducible engine, drafts: what speculation=True means
@@ -24,13 +24,14 @@ Each prompt is answered by four set-ups, one after the other, and the next promp
 tok/s are those of decode (Stats.tokens_per_second), medians over prompts and rounds; the ratios are medians of the
 ratios of pairs that answered the same prompt in the same round, with the lowest and the highest. The prefix cache is
 cleared before every answer. A first pass over the first prompts of every task is not timed: it prepares kernels and
-lets the LLMs learn what a step costs and how often drafts are right. The LLMs with the draft store warm up with the
-passages to copy and not with the questions: those they see for the first time when they are timed.
+lets the LLMs learn what a step costs and how often drafts are right. The LLMs with the draft store warm up on the
+passages to copy and not on the questions, which they see for the first time when they are timed.
 
-b must give the ids of a. d may part from c, since several rows are rounded otherwise than one: "margin" is by how much
-the best logit led the second where the two parted, recomputed by c behind the same ids (greedy tasks only). "repeats"
-is the share of the answer's tokens that end four ids which stood earlier in the answer, "quotes" those that end four
-ids of the prompt: a model that runs in a circle makes drafting look good, so look at this before the ratios.
+b must give the ids of a. d may differ from c, since several rows are rounded differently from one: "margin" is by how
+much the best logit led the second where the two diverged, recomputed by c after the same ids (greedy tasks only).
+"repeats" is the share of the answer's tokens that end a run of four ids which occurred earlier in the answer, "quotes"
+of those that end four ids of the prompt: a model that repeats itself endlessly makes drafting look good, so check these
+before the ratios.
 
 Targets: b/a and b/c at least 2.0 with identical ids for the first four tasks, at least 0.97 for the controls.
 """
@@ -103,7 +104,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Round:
-    """What every set-up answered to one prompt, one after the other."""
+    """The answers of all set-ups to one prompt."""
 
     task: Task
     prompt_ids: list[int]
@@ -185,7 +186,7 @@ def compare(bundle: Path, engine: str, rounds: int, new_tokens: int) -> list[dic
 
 @contextmanager
 def set_ups(bundle: Path, engine: str, tasks: list[Task], new_tokens: int) -> Iterator[LLMs]:
-    """(Set-up, whether it has the draft store of answers to the questions asked before) -> its LLM."""
+    """(Set-up, whether it has the draft store with answers to the questions asked before) -> its LLM."""
     asked = [task for task in tasks if task.name == ASKED]
     with tempfile.TemporaryDirectory() as scratch:
         llms = {}
@@ -233,7 +234,7 @@ def messages_of(task: Task) -> list[dict[str, str]]:
 
 
 def summarize(found: list[Round], plain: edge.LLM) -> dict[str, Any]:
-    """Figures of one task; answers of a single token have no speed and do not count."""
+    """Figures of one task; answers of a single token have no speed and are not counted."""
     timed = [r for r in found if all(r.speed(name) for name in SETUPS)]
     drafted = [r.answers[DRAFTS].stats for r in found]
     row: dict[str, Any] = {
@@ -261,7 +262,7 @@ def summarize(found: list[Round], plain: edge.LLM) -> dict[str, Any]:
 
 
 def repeated(ids: Sequence[int], prompt: Sequence[int] = ()) -> float:
-    """The share of ids that end GRAM ids which occur in the prompt; without one, earlier among these ids."""
+    """The share of ids that end a run of GRAM ids which occurs in the prompt or, without one, earlier in these ids."""
     seen = {tuple(prompt[i : i + GRAM]) for i in range(len(prompt) - GRAM + 1)}
     count = 0
     for i in range(len(ids) - GRAM + 1):
@@ -273,7 +274,7 @@ def repeated(ids: Sequence[int], prompt: Sequence[int] = ()) -> float:
 
 
 def margin(found: Round, plain: edge.LLM) -> float | None:
-    """Between the best two logits where d parted from c; None where it did not, or where chance chose."""
+    """The difference of the best two logits where d diverged from c; None if it did not, or if tokens were sampled."""
     with_drafts, without = found.answers[FASTEST_DRAFTS].token_ids, found.answers[FASTEST].token_ids
     if with_drafts == without or found.task.sampling:
         return None

@@ -1,12 +1,12 @@
-"""The folder that a user wants a bundle in: what is there, whether a bundle may go there, and putting it there.
+"""The folder that a user wants a bundle in: what it holds now, whether a bundle may go there, and putting it there.
 
 In: a path as the user gave it. Out: a `Destination`, or an error before anything is computed. Knows nothing about how
 a bundle is made.
 
-A folder that is not there is made beside the place and renamed. One that is there stays the folder that it is: it may
-be a mount point, a link's target, a shell's current folder, or lie where nobody may write beside it. The work is done
-inside it, and at the end the files of the old bundle go aside, the new ones take their places, and only then the old
-ones are removed. What a bundle's manifest does not name is never touched: a prefix file or a draft store stays.
+A folder that does not exist is made next to its place and renamed. One that exists is kept: it may be a mount point, a
+link's target, a shell's current folder, or its parent may not be writable. The work is done inside it, and at the end
+the files of the old bundle are moved aside, the new ones take their places, and only then are the old ones removed.
+What a bundle's manifest does not name is never touched: a prefix file or a draft store stays.
 
     beside: PARENT/.NAME.partial     inside: OUT/.export.partial     each with bundle/ journal/ kept/ old/
 """
@@ -29,24 +29,24 @@ from edge.runtime.errors import OutputError, shown
 from edge.runtime.files import sha256_of
 from edge.runtime.json_reader import read_json_object
 
-PARTIAL, LOCK = ".partial", ".edgeglm-lock"  # behind the name, or in a folder that is there already
+PARTIAL, LOCK = ".partial", ".edgeglm-lock"  # after the folder's name, or inside it where it exists already
 PARTS = ("bundle", "journal", "kept", _OLD := "old")  # of a work folder
-# What file systems keep in their first folder.
+# What file systems keep in their root folder.
 _SYSTEM = ("lost+found", "System Volume Information")
-# Names that a new bundle may need, which a file that is no bundle's must not have.
+# Names that a new bundle may need, and that files not named by the old bundle's manifest must not have.
 _OURS = re.compile(r"manifest\.json|openvino_\w+\.(xml|bin)|model\w*(\.\d+)?\.onnx(\.data)?|graph\.pbtxt|golden\.npz")
 _CONFIGS = ("tokenizer.json", "chat_template.jinja", "config.json", "generation_config.json", "tokenizer_config.json")
-_MAX_NAMED = 3  # strangers in a message
+_MAX_NAMED = 3  # unknown files in a message
 
 
 @dataclass(frozen=True)
 class Destination:
-    """A place for a bundle, as it was found. `check_unchanged` compares, `take` puts the bundle there."""
+    """A place for a bundle, as it was found. `check_unchanged` compares, `take` moves the bundle there."""
 
     given: Path  # for messages
     path: Path  # absolute, without links
-    inside: bool  # whether it is a folder that was there
-    identity: tuple[object, ...]  # of what was there
+    inside: bool  # whether the folder existed, so that the work is done in it
+    identity: tuple[object, ...]  # of what existed
 
     @property
     def work(self) -> Path:
@@ -55,17 +55,17 @@ class Destination:
 
     @property
     def lock(self) -> Path:
-        """The file that whoever writes here holds."""
+        """The file that a process locks while it writes here."""
         return self.path / LOCK if self.inside else name_beside(self.path, LOCK, hidden=True)
 
     def check(self, force: bool) -> None:
-        """Raises OutputError when what is there may not be replaced."""
+        """Raises OutputError when what is at the place may not be replaced."""
         entries = self._entries()
         if not entries:
             return
         if bundle.MANIFEST not in entries:
             raise OutputError(
-                f"{self.given} holds {_named(entries)} and is not a bundle, which nothing replaces; choose another or "
+                f"{self.given} holds {_named(entries)} and is not a bundle, so it is not replaced; choose another or "
                 "an empty folder"
             )
         if not force:
@@ -76,12 +76,12 @@ class Destination:
         ]
         if clashing:
             raise OutputError(
-                f"{self.given} holds {_named(clashing)}, which its {bundle.MANIFEST} does not name and which stands "
-                "where the new bundle needs a file; move it away, or choose another folder"
+                f"{self.given} holds {_named(clashing)}, which its {bundle.MANIFEST} does not name and which is where "
+                "the new bundle needs a file; move it away, or choose another folder"
             )
 
     def check_unchanged(self, force: bool) -> None:
-        """Raises OutputError when something else is there than at the beginning."""
+        """Raises OutputError when the place changed since the beginning."""
         if not self.inside:
             if os.path.lexists(self.path) and not _is_empty_folder(self.path):
                 raise OutputError(f"{self.given} appeared while the export ran, and is not replaced")
@@ -91,7 +91,7 @@ class Destination:
         self.check(force)
 
     def take(self) -> None:
-        """Put the bundle in the work folder there. Raises OSError, and OutputError where a file of others is met."""
+        """Move the work folder's bundle there. Raises OSError, and OutputError where it meets somebody else's file."""
         fresh = self.work / "bundle"
         if self.inside:
             _fill(fresh, self.path, self.work / "old")
@@ -106,9 +106,9 @@ class Destination:
             raise
 
     def repair(self) -> None:
-        """Bring back what a killed process had put aside, or remove it where its successor is in place.
+        """Bring back what a killed process had moved aside, or remove it where its successor is in place.
 
-        Raises OutputError when neither can be told, and OSError.
+        Raises OutputError when it is unclear which, and OSError.
         """
         old, fresh = self.work / "old", self.work / "bundle"
         if not self.inside or not old.is_dir():
@@ -119,21 +119,21 @@ class Destination:
             return
         remove_bundle(old)
         if old.is_dir():
-            raise OutputError(f"{old} holds {_named(_names(old))} of a bundle that was there; move or delete it")
+            raise OutputError(f"{old} holds {_named(_names(old))} of an earlier bundle; move or delete it")
 
     def _entries(self) -> set[str]:
-        """What is there, without what is ours or the system's."""
+        """The names in the folder, without those that are ours or the system's."""
         return _names(self.path) - {self.work.name, self.lock.name, *_SYSTEM} if self.inside else set()
 
 
 def find_destination(out: Path) -> Destination:
-    """Where a bundle goes that is wanted at `out`. Raises OutputError for a place that cannot take one."""
+    """The place of a bundle that is wanted at `out`. Raises OutputError for one that cannot take a bundle."""
     for place in (out, *out.parents):
         if _is_dangling(place):
             target = shown(os.path.realpath(place))
             raise OutputError(
-                f"{place} is a link to {target}, which is not there; mount its disk or make the folder, or remove the "
-                "link"
+                f"{place} is a link to {target}, which does not exist; mount its disk or make the folder, or remove "
+                "the link"
             )
     path = Path(os.path.realpath(out))
     try:
@@ -152,10 +152,10 @@ def find_destination(out: Path) -> Destination:
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:  # Any: JSON of any version
-    """The manifest of a bundle of any version, as JSON. Raises OutputError for what is not a bundle's.
+    """The manifest of a bundle of any version, as JSON. Raises OutputError for anything else.
 
-    Less is asked of it than of a bundle that is opened: one that is damaged, or of an earlier version, is to be
-    replaced. Which files are its own has to be certain.
+    It is checked less strictly than that of a bundle to be opened: a bundle that is damaged, or of an earlier version,
+    may be replaced. But it must be certain which files are its own.
     """
     advice = "delete it yourself, or choose another folder"
     data = read_json_object(folder / bundle.MANIFEST, OutputError, advice)
@@ -164,21 +164,21 @@ def manifest_of(folder: Path) -> dict[str, Any]:  # Any: JSON of any version
         raise OutputError(f"{folder} is not a bundle: its {bundle.MANIFEST} is something else's; {advice}")
     if wrong := [name for name in files if Path(name).name != name or name in ("", "..") or "\0" in name]:
         raise OutputError(
-            f"{folder / bundle.MANIFEST} names {shown(wrong[0])}, which is no file of the folder; {advice}"
+            f"{folder / bundle.MANIFEST} names {shown(wrong[0])}, which is not a file in the folder; {advice}"
         )
     return data
 
 
 def remove_bundle(folder: Path) -> None:
-    """Remove the files that a folder's manifest names, then the manifest; and the folder if it is empty then.
+    """Remove the files that a folder's manifest names, then the manifest, then the folder if it is empty.
 
-    Nothing happens where there is no manifest of a bundle. Raises OSError.
+    Does nothing in a folder without a bundle's manifest. Raises OSError.
     """
     try:
         names = _files(manifest_of(folder))
     except OutputError:
         names = frozenset()
-    for name in sorted(names - {bundle.MANIFEST}) + sorted(names & {bundle.MANIFEST}):  # it goes last, as it knows them
+    for name in sorted(names - {bundle.MANIFEST}) + sorted(names & {bundle.MANIFEST}):  # last, as it names the others
         if os.path.lexists(folder / name) and not (folder / name).is_dir():
             (folder / name).unlink()
     if folder.is_dir() and not any(folder.iterdir()):
@@ -186,7 +186,7 @@ def remove_bundle(folder: Path) -> None:
 
 
 def check_ours(work: Path, parts: Collection[str]) -> None:
-    """Raises OutputError when there is something at the name of a work folder that is not made of these parts."""
+    """Raises OutputError when something at the name of a work folder does not consist of these parts."""
     if not os.path.lexists(work):
         return
     strange = sorted(_names(work) - {*parts}) if work.is_dir() and not work.is_symlink() else [work.name]
@@ -195,21 +195,21 @@ def check_ours(work: Path, parts: Collection[str]) -> None:
 
 
 def remove_work(work: Path, parts: Collection[str]) -> None:
-    """Remove these parts of a work folder, and the folder if it is empty then. An old bundle in it is not removed."""
+    """Remove these parts of a work folder, then the folder if it is empty. An old bundle in it is not removed."""
     with contextlib.suppress(OSError):
         (work / _OLD).rmdir()
     for part in {*parts} - {_OLD}:
         if (work / part).is_file():
             (work / part).unlink(missing_ok=True)
         shutil.rmtree(work / part, ignore_errors=True)
-    with contextlib.suppress(OSError):  # not there, or somebody put something into it
+    with contextlib.suppress(OSError):  # it does not exist, or somebody put something into it
         work.rmdir()
 
 
 def _fill(fresh: Path, out: Path, old: Path) -> None:
-    """Move a bundle's files into a folder, those of the bundle there aside and, at the very end, away.
+    """Move a bundle's files into a folder; those of its old bundle are moved aside first and removed at the end.
 
-    The old manifest goes first and the new one comes last: whatever is in between is no bundle to anybody.
+    The old manifest goes first and the new one comes last: in between, nobody takes the folder for a bundle.
     """
     names = _files(manifest_of(fresh))
     leaving = _files(manifest_of(out)) if (out / bundle.MANIFEST).exists() else frozenset()
@@ -228,7 +228,7 @@ def _fill(fresh: Path, out: Path, old: Path) -> None:
 
 
 def _restore(fresh: Path, out: Path, old: Path) -> None:
-    """Undo what `_fill` had done when it was ended; its parts are undone in any order."""
+    """Undo what `_fill` had done when it was interrupted; the order of its parts does not matter."""
     names = _files(manifest_of(fresh)) if (fresh / bundle.MANIFEST).exists() else frozenset()
     for name in names - {bundle.MANIFEST}:
         here, there = out / name, fresh / name
@@ -266,7 +266,7 @@ def _may_be_needed(name: str) -> bool:
 
 
 def _identity(folder: Path) -> tuple[object, ...]:
-    """What tells a folder from another one at its place, and its bundle from another one in it."""
+    """What distinguishes a folder from another at its place, and its bundle from another in it."""
     stat = folder.stat()
     try:
         manifest = sha256_of(folder / bundle.MANIFEST)
@@ -276,7 +276,7 @@ def _identity(folder: Path) -> tuple[object, ...]:
 
 
 def _is_dangling(path: Path) -> bool:
-    """Whether it is a link to nothing; what cannot be looked at is not known to be one."""
+    """Whether it is a link to nothing; False where that cannot be found out."""
     with contextlib.suppress(OSError, ValueError):
         return path.is_symlink() and not path.exists()
     return False

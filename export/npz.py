@@ -1,8 +1,8 @@
 """Arrays in an .npz file whose bytes follow from the arrays alone.
 
 In: an open archive, a name and an array; later, the archive and the name. Out: the entry that numpy would write, but
-without the time of writing; later, the array. Nothing is allocated that the file does not hold. Knows nothing about
-what the arrays mean.
+without the time of writing; later, the array. Nothing is allocated beyond what the file holds. Knows nothing about what
+the arrays mean.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ DAMAGE = (
 def put_array(
     archive: zipfile.ZipFile,
     name: str,
-    array: npt.NDArray[Any],  # of any dtype, but of no objects
+    array: npt.NDArray[Any],  # of any dtype except object
     *,
     compressed: bool = False,
 ) -> None:
-    """Add an array, as `np.load` finds it under its name. Nothing but the array is held in memory."""
+    """Add an array that `np.load` finds under this name. Nothing but the array is held in memory."""
     entry = zipfile.ZipInfo(f"{name}.npy")
     entry.compress_type = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
-    entry.file_size = array.nbytes  # about, for now: several GB need an entry of another form
+    entry.file_size = array.nbytes  # roughly, for now: several GB need another form of entry
     with archive.open(entry, "w") as file:
         np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-def get_array(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:  # of any dtype, but of no objects
-    """An array that `put_array` or `np.savez` wrote, not compressed.
+def get_array(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:  # of any dtype except object
+    """An array that `put_array` or `np.savez` wrote without compression.
 
     Raises ValueError for anything else, and what `zipfile` raises for a damaged archive.
     """
@@ -54,11 +54,11 @@ def get_array(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:  # of an
         elif version == (2, 0):
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
         else:
-            raise ValueError(f"{name} is an array of version {version}")
+            raise ValueError(f"{name} is an array in format version {version}")
         wanted = math.prod(shape) * dtype.itemsize
         if dtype.hasobject or min(shape, default=0) < 0 or wanted > entry.file_size:
-            raise ValueError(f"{name} says to be an array of {dtype} {shape}, and has {entry.file_size:,} bytes")
+            raise ValueError(f"{name} claims to be an array of {dtype} {shape}, and has {entry.file_size:,} bytes")
         content = file.read()
     if len(content) != wanted:
-        raise ValueError(f"{name} says to have {wanted:,} bytes and has {len(content):,}")
+        raise ValueError(f"{name} claims {wanted:,} bytes and has {len(content):,}")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")

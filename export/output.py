@@ -1,9 +1,9 @@
-"""Where an export is written: whole, or not at all; and where one that was ended goes on.
+"""Where an export is written: completely or not at all; and where an interrupted one resumes.
 
 In: the folder a user asked for and a key that says what is being made. Out: a work folder for the body of a `with`,
-whose bundle takes its place at the end, and in it a journal of what is done already. An error that the input would give
-again removes the work folder. One that it would not (an interrupt, a full disk, something in the way at the end) leaves
-it, as a killed process does, and the next export with the same key goes on from its journal. Knows nothing about what
+whose bundle is moved into place at the end, and in it a journal of what is done already. An error that the same input
+would cause again removes the work folder. Any other (an interrupt, a full disk, something in the way at the end) leaves
+it, as a killed process does, and the next export with the same key resumes from its journal. Knows nothing about what
 is written into it.
 """
 
@@ -28,23 +28,23 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Work:
-    """An export under way."""
+    """An export in progress."""
 
     root: Path  # a hidden folder
     journal: Journal
 
     @property
     def folder(self) -> Path:
-        """That of the bundle: what is in it when the body ends is the bundle."""
+        """The bundle's folder: what is in it when the body ends is the bundle."""
         return self.root / "bundle"
 
     @property
     def kept(self) -> Path:
-        """That of files which outlast a change of the key, and know by themselves what they are good for."""
+        """The folder of files that outlast a change of the key; each says itself what it is valid for."""
         return self.root / "kept"
 
     def clear(self, keep: str) -> None:
-        """Remove what an ended export left in the bundle's folder, but for one file."""
+        """Remove everything but one file that an interrupted export left in the bundle's folder."""
         for path in self.folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -56,11 +56,11 @@ class Work:
 def work_folder(out: Path, force: bool, key: str) -> Iterator[Work]:
     """A folder to make a bundle in; the bundle takes its place at `out` when the body succeeds.
 
-    What an ended export left there stays if its key is the same, with the journal that tells how far it came. An error
-    that leaves it has a note (PEP 678) that says how to go on.
+    What an interrupted export left there is kept if its key is the same, with the journal that says how far it came. An
+    error that leaves it has a note (PEP 678) that says how to resume.
 
-    Raises OutputError when `out` may not be replaced or written, when another process is at work there, for a full
-    disk, and when there is something else at `out` in the end than there was at the beginning.
+    Raises OutputError when `out` may not be replaced or written, when another process is at work there, when the disk
+    is full, and when `out` changed between the beginning and the end.
     """
     place = find_destination(out)
     if not (place.work / "old").exists():
@@ -93,9 +93,9 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def _open_work(place: Destination, key: str) -> Work:
-    """The work folder, with what was done in it if that was for the same key."""
+    """The work folder, with what it already holds if that is for the same key."""
     if place.inside and not place.work.exists():
-        # Of an export from before there was the folder.
+        # An export may have begun before the folder existed.
         beside = name_beside(place.path, PARTIAL, hidden=True)
         if beside.is_dir():
             check_ours(beside, PARTS)
@@ -103,8 +103,8 @@ def _open_work(place: Destination, key: str) -> Work:
                 beside.rename(place.work)
             except OSError as error:
                 raise OutputError(
-                    f"{beside} is left of an export and cannot be moved into {place.given} ({error.strerror}); move or "
-                    "delete it"
+                    f"{beside} is left over from an export and cannot be moved into {place.given} ({error.strerror}); "
+                    "move or delete it"
                 ) from error
     check_ours(place.work, PARTS)
     work = Work(place.work, Journal(place.work / "journal", key))
@@ -117,7 +117,7 @@ def _open_work(place: Destination, key: str) -> Work:
 
 
 def _guarded(place: Destination, work: Work, force: bool) -> Iterator[Work]:
-    """Hand out the work, then put the bundle in its place; on an error keep what is worth it."""
+    """Hand out the work, then move the bundle into place; on an error keep what is worth keeping."""
     made = taken = False
     try:
         yield work
@@ -144,7 +144,7 @@ def _guarded(place: Destination, work: Work, force: bool) -> Iterator[Work]:
         if not work.root.is_dir() or not worth or not _may_pass(told):
             remove_work(work.root, PARTS)
         elif not (made and isinstance(told, OutputError)):  # which says it already
-            kept = f"what is done is kept in {work.root}: the same command goes on from there; to give it up, delete it"
+            kept = f"what is done is kept in {work.root}: the same command resumes there; to give it up, delete it"
             if isinstance(told, OutputError):
                 raise OutputError(f"{told}; {kept}") from error
             told.add_note(kept)
@@ -155,22 +155,22 @@ def _guarded(place: Destination, work: Work, force: bool) -> Iterator[Work]:
 
 def _finished(work: Work) -> str:
     return (
-        f"the finished bundle is kept as {work.folder}: move it to where you want it, or move away what stands in its "
-        "place and give the same command again"
+        f"the finished bundle is kept as {work.folder}: move it to where you want it, or move away what is in its "
+        "place and run the same command again"
     )
 
 
 def _in_our_words(error: BaseException, place: Destination, work: Work) -> BaseException:
-    """The same error, or an OutputError where the system refused something."""
+    """The error, or an OutputError instead where the system refused something."""
     if isinstance(error, Exception) and not work.root.is_dir():
-        return OutputError(f"{work.root} was removed while the export worked in it; give the command again")
+        return OutputError(f"{work.root} was removed while the export worked in it; run the command again")
     if not isinstance(error, OSError) or error.errno is None or isinstance(error, BrokenPipeError):
         return error
     parent = work.root.parent
     if error.errno in FULL:
         return OutputError(f"{parent}: the disk is full ({error.strerror}); free some space")
     file = "" if error.filename is None else f" at {error.filename}"
-    return OutputError(f"the export to {place.given} failed: {error.strerror}{file}; give the command again")
+    return OutputError(f"the export to {place.given} failed: {error.strerror}{file}; run the command again")
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -183,8 +183,8 @@ def _has_files(folder: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Have a file on the disk before anything that it replaces goes."""
-    descriptor = os.open(path, os.O_RDWR)  # Windows syncs no file that is only read
+    """Have a file on the disk before anything that it replaces is removed."""
+    descriptor = os.open(path, os.O_RDWR)  # Windows does not sync a file that is only open for reading
     try:
         os.fsync(descriptor)
     finally:
@@ -193,7 +193,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _told(given: Path) -> Iterator[None]:
-    """What the system refuses is an OutputError."""
+    """Turn what the system refuses into an OutputError."""
     try:
         yield
     except OSError as error:

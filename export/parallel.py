@@ -1,7 +1,7 @@
 """Work that falls into independent pieces, on all cores.
 
-In: a function and its arguments. Out: its results. Each piece computes on one core (numpy lets go of Python's lock), so
-that results do not depend on how many cores there are, as those of a BLAS with several threads do.
+In: a function and its arguments. Out: its results. Each piece is computed on one core (numpy releases Python's lock),
+so that results do not depend on the number of cores, as those of a BLAS with several threads do.
 """
 
 from __future__ import annotations

@@ -25,15 +25,15 @@ from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
 from edge.export.interop import openvino_tokenizer
 from edge.export.interop.sidecars import write_genai_config, write_server_graph, write_sidecars
 from edge.export.journal import Journal
+from edge.export.manifest_of import make_manifest
 from edge.export.output import Work, check_space, work_folder
-from edge.export.plan import Plan, make_plan, signed_bytes, source_sha256, tensor_sha256, versions
-from edge.export.proof import GOLDEN_TEXT, Verifier
+from edge.export.plan import Plan, make_plan, source_sha256, tensor_sha256, versions
+from edge.export.proof import GOLDEN_TEXT, GOLDEN_TOKENS, Verifier
 from edge.export.settings import DEFAULT_FORMAT, Device, ExportSettings, Format, Limits
 from edge.export.source_files import SourceFiles
-from edge.export.stages import Compressed, Progress, compress, done_bytes, open_store
+from edge.export.stages import Progress, compress, done_bytes, open_store
 from edge.export.text.corpus import Corpus
 from edge.export.text.windows import token_windows
-from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
 from edge.export.weights.store import WeightStore
 from edge.runtime import bundle
 from edge.runtime.atomic import write_durably
@@ -42,7 +42,7 @@ from edge.runtime.errors import BundleError, OutputError, RecipeError, SettingsE
 from edge.runtime.extras import missing_packages_named
 from edge.runtime.files import sha256_of
 from edge.runtime.json_reader import read_json_object
-from edge.runtime.manifest import SCHEMA_VERSION, FileRecord, Manifest, TensorRecord
+from edge.runtime.manifest import SCHEMA_VERSION, FileRecord, Manifest
 from edge.runtime.rules import FilePath, check_value
 from edge.runtime.tokenizer import Tokenizer
 
@@ -141,7 +141,8 @@ def export_with(
         _check_inputs(journal, folder, plan)
         if limits is not None:
             plan = _within(limits, plan, tokenizer, work.kept / SENSITIVITY, progress)
-        check_space(folder, _expected_bytes(plan) - done_bytes(journal))
+        needed = bundle_bytes(plan, plan.assignments.nbytes) + work_bytes(plan)
+        check_space(folder, needed - done_bytes(journal))
         conversion = None
         if plan.onnx:
             write_genai_config(plan.checkpoint, plan.spec, stop_ids, folder)
@@ -160,8 +161,24 @@ def export_with(
         done.golden.write(folder / bundle.GOLDEN)
         if conversion is not None and (problem := conversion.finish()) is not None:
             plan = replace(plan, warnings=(*plan.warnings, f"openvino_genai will find no tokenizer: {problem}"))
-        manifest = _manifest(plan, store, weights, done, stop_ids, folder)
         hashes = {name: sha256 for stage in done.stages for name, sha256 in stage.sha256.items()}
+        manifest = make_manifest(
+            source=plan.source,
+            source_sha256=source_sha256(plan.checkpoint, hashes, plan.small_files),
+            spec=plan.spec,
+            recipe=plan.recipe.name,
+            assignments=plan.assignments,
+            stop_ids=stop_ids,
+            golden_kld=done.golden.kld,
+            warnings=plan.warnings,
+            decisions=plan.decisions,
+            adapter=None if plan.adapter is None else plan.adapter.path,
+            calibration=plan.calibration,
+            checks=tuple(stage.check for stage in done.stages),
+            folder=folder,
+            hashed={plan.weight_file: weights},  # as it was written
+            versions=versions(plan.format),
+        )
         sources.check_unchanged(plan.checkpoint, hashes)
         (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         journal.note("manifest", sha256_of(folder / bundle.MANIFEST))
@@ -229,11 +246,17 @@ def is_export_of(out: Path, source: Path, recipe: str) -> bool:
     return manifest.source_sha256 == source_sha256(plan.checkpoint, hashes, plan.small_files)
 
 
-def _expected_bytes(plan: Plan) -> int:
-    """About what the bundle will take, at most."""
-    sizes = [plan.recipe.bytes_of(name, shape) for name, shape in canonical_shapes(plan.spec).items()]
-    copied = signed_bytes(plan.recipe, plan.spec) if plan.format == "both" else 0
-    return sum(sizes) + copied + SIDECAR_BYTES
+def bundle_bytes(plan: Plan, weights: int) -> int:
+    """About what a bundle with this many bytes of weights takes, at most."""
+    signed = plan.assignments.signed_bytes  # for a budget, that of all matrices in 8 bits
+    copied = min(signed, weights) if plan.format == "both" else 0
+    return weights + copied + SIDECAR_BYTES
+
+
+def work_bytes(plan: Plan) -> int:
+    """What hidden states take, at most, while the bundle is made: those of a stage, and of the stage before it."""
+    calibrated = 0 if plan.calibration is None else WINDOWS * WINDOW * (2 if plan.recipe.method == "gptq" else 1)
+    return 2 * 4 * plan.spec.hidden_size * (2 * GOLDEN_TOKENS + calibrated)
 
 
 def _calibration(corpus: Corpus, plan: Plan, tokenizer: Tokenizer) -> Calibration:
@@ -276,7 +299,7 @@ def _within(limits: Limits, plan: Plan, tokenizer: Tokenizer, kept: Path, progre
         measured = sensitivity.measure(plan.checkpoint, plan.weights, plan.options, ids, show, journal)
         write_durably(kept, json.dumps({"key": key, **measured.to_json()}).encode())
         journal.clear()  # states of many models, which nobody needs any more
-    return plan.choose(*decide(plan.spec, plan.options, measured, limits))
+    return plan.choose(*decide(plan.assignments, plan.options, measured, limits))
 
 
 def _read_sensitivity(path: Path, key: str) -> Sensitivity | None:
@@ -309,48 +332,3 @@ def _write_graphs(plan: Plan, store: WeightStore, folder: Path) -> None:
             f"{folder.parents[1]}: the model could not be written ({error}); the disk is full or refuses, free some "
             "space"
         ) from error
-
-
-def _manifest(
-    plan: Plan,
-    store: WeightStore,
-    weights: FileRecord,
-    done: Compressed,
-    stop_ids: tuple[int, ...],
-    folder: Path,
-) -> Manifest:
-    tensors = {}
-    groups: dict[bool, set[int]] = {False: set(), True: set()}  # of linear layers, and of the vocabulary matrices
-    for name, record in store.records.items():
-        precision, note = plan.recipe.precision_of(name, record.shape)
-        if record.rank:
-            note = "; ".join((*([note] if note else []), f"with a product of rank {record.rank} added"))
-        size = sum(size for _, size in record.constants.values())
-        tensors[name] = TensorRecord(record.shape, str(precision), size, note)
-        groups[name in (EMBEDDING, HEAD)].add(precision.group_size)
-    weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    files = {plan.weight_file: weights}  # hashed as it was written
-    for path in folder.iterdir():
-        if path.is_file() and path.name not in (plan.weight_file, bundle.MANIFEST):
-            files[path.name] = bundle.record_of(path)
-    hashes = {name: sha256 for stage in done.stages for name, sha256 in stage.sha256.items()}
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        source=plan.source,
-        source_sha256=source_sha256(plan.checkpoint, hashes, plan.small_files),
-        spec=plan.spec,
-        recipe=plan.recipe.name,
-        weight_group_size=min((groups[False] | groups[True]) - {0}) if groups[False] - {0} else 0,
-        stop_token_ids=tuple(i for i in stop_ids if i < plan.spec.vocab_size),  # others no model can give
-        bits_per_weight=round(8 * weight_bytes / plan.spec.num_parameters, 4),
-        weight_bytes=weight_bytes,
-        golden_kld=done.golden.kld,
-        warnings=plan.warnings,
-        decisions=plan.decisions,
-        adapter="" if plan.adapter is None else plan.adapter.path.resolve().name,
-        calibration="" if plan.calibration is None else f"{plan.calibration.name}, sha256 {plan.calibration.sha256}",
-        checks=tuple(stage.check for stage in done.stages),
-        tensors=tensors,
-        files=dict(sorted(files.items())),
-        versions=versions(plan.format),
-    )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from edge.export.architectures.doubts import doubts
 from edge.export.architectures.registry import can_rotate, describe
+from edge.export.assignment import Assignments, assign
 from edge.export.budget.choose import base_recipe, options_of
 from edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edge.export.compress import recipes
@@ -24,9 +25,9 @@ from edge.export.graph.onnx.blocks import block_size
 from edge.export.settings import ExportSettings, Format, Limits
 from edge.export.text.corpus import Corpus, calibration_corpus
 from edge.export.weights.adapter import Adapter
-from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
+from edge.export.weights.names import EMBEDDING, HEAD
 from edge.export.weights.rotation import RotatedWeights
-from edge.export.weights.source import WeightSource
+from edge.export.weights.source import Weights, WeightSource
 from edge.runtime import bundle
 from edge.runtime.errors import SettingsError
 from edge.runtime.files import sha256_of
@@ -43,6 +44,7 @@ class Plan:
     checkpoint: Checkpoint
     weights: WeightSource
     recipe: Recipe
+    assignments: Assignments  # what the recipe gives every weight
     format: Format
     adapter: Adapter | None  # merged into the weights
     calibration: Corpus | None  # where the recipe needs text
@@ -94,19 +96,57 @@ class Plan:
     def choose(self, choices: Mapping[str, Rounding], decisions: tuple[str, ...]) -> Plan:
         """The plan with these choices, and the decisions that led to them."""
         recipe = replace(self.recipe, choices=dict(choices))
-        copied = _copied(recipe, self.spec) if self.format == "both" else ()
-        return replace(self, recipe=recipe, warnings=(*self.warnings, *copied), decisions=(*self.decisions, *decisions))
+        assignments = assign(recipe, self.spec)
+        return replace(
+            self,
+            recipe=recipe,
+            assignments=assignments,
+            warnings=(*self.warnings, *_copied(assignments, self.format)),
+            decisions=(*self.decisions, *decisions),
+        )
 
 
-def make_plan(source: str | Path, settings: ExportSettings) -> Plan:
-    """Open and check everything that export reads.
+def make_plan(source: str | Path, settings: ExportSettings, *, download: bool = True) -> Plan:
+    """Open and check everything that an export reads. download: a model of a hub that is not on the disk yet.
 
     Raises CheckpointError, SettingsError, RecipeError and CalibrationError.
 
     Where the settings have limits instead of a recipe, the plan's recipe makes no choices yet; `Plan.choose` does.
     """
     format, limits = settings.format, settings.limits
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, download=download)
+    own, adapter, decisions = _opened(checkpoint, settings)
+    named = recipes.find_recipe(settings.recipe or recipes.DEFAULT)
+    recipe = named if limits is None else base_recipe(limits, own.spec)
+    weights: WeightSource = RotatedWeights(own) if recipe.rotate else own
+    spec = weights.spec
+    embedding, head = settings.embedding, settings.head
+    recipe = recipe.with_vocabulary(embedding, head, tied=spec.tied_embeddings)
+    assignments = assign(recipe, spec)
+    if format != "openvino":
+        _check_groups(assignments)
+    options: dict[str, tuple[Rounding, ...]] = {}
+    if limits is not None:
+        fixed = {EMBEDDING: embedding, HEAD: head} if not spec.tied_embeddings else {EMBEDDING: embedding or head}
+        options = options_of(assignments, limits, fixed, onnx=format != "openvino", awq=not recipe.rotate)
+    return Plan(
+        source=Path(source).resolve().name if Path(source).exists() else str(source),
+        checkpoint=checkpoint,
+        weights=weights,
+        recipe=recipe,
+        assignments=assignments,
+        format=format,
+        adapter=adapter,
+        calibration=calibration_corpus(settings.calibration) if recipe.calibrated else None,
+        warnings=(*doubts(checkpoint, spec), *(() if options else _copied(assignments, format))),
+        decisions=decisions,
+        limits=limits,
+        options=options,
+    )
+
+
+def _opened(checkpoint: Checkpoint, settings: ExportSettings) -> tuple[Weights, Adapter | None, tuple[str, ...]]:
+    """The checkpoint's weights with what the settings merge into them, and what these set against the checkpoint."""
     spec, stored = describe(checkpoint)
     decisions: tuple[str, ...] = ()
     if settings.rope_theta is not None:
@@ -121,33 +161,8 @@ def make_plan(source: str | Path, settings: ExportSettings) -> Plan:
             )
         decisions += (f"rotary_dim {settings.rotary_dim}; the checkpoint says {spec.rotary_dim}",)
         spec = replace(spec, rotary_dim=settings.rotary_dim)
-    change = None if settings.adapter is None else Adapter(Path(settings.adapter), spec, stored.layout)
-    own = replace(stored, spec=spec, change=change)
-    named = recipes.find_recipe(settings.recipe or recipes.DEFAULT)
-    recipe = named if limits is None else base_recipe(limits, spec)
-    weights: WeightSource = RotatedWeights(own) if recipe.rotate else own
-    spec = weights.spec
-    embedding, head = settings.embedding, settings.head
-    recipe = recipe.with_vocabulary(embedding, head, tied=spec.tied_embeddings)
-    if format != "openvino":
-        _check_groups(recipe, spec)
-    options: dict[str, tuple[Rounding, ...]] = {}
-    if limits is not None:
-        fixed = {EMBEDDING: embedding, HEAD: head} if not spec.tied_embeddings else {EMBEDDING: embedding or head}
-        options = options_of(spec, limits, fixed, onnx=format != "openvino", awq=not recipe.rotate)
-    return Plan(
-        Path(source).resolve().name if Path(source).exists() else str(source),
-        checkpoint,
-        weights,
-        recipe,
-        format,
-        change,
-        calibration_corpus(settings.calibration) if recipe.calibrated else None,
-        (*doubts(checkpoint, spec), *(_copied(recipe, spec) if format == "both" and not options else ())),
-        decisions,
-        limits,
-        options,
-    )
+    adapter = None if settings.adapter is None else Adapter(Path(settings.adapter), spec, stored.layout)
+    return replace(stored, spec=spec, change=adapter), adapter, decisions
 
 
 def versions(format: Format) -> dict[str, str]:
@@ -155,18 +170,10 @@ def versions(format: Format) -> dict[str, str]:
     return {name: version(name) for name in (*VERSIONED, *(() if format == "openvino" else ("onnx",)))}
 
 
-def signed_bytes(recipe: Recipe, spec: ModelSpec) -> int:
-    """Bytes of signed integers, which OpenVINO has and ONNX wants unsigned."""
-    sizes = 0
-    for name, shape in canonical_shapes(spec).items():
-        precision = recipe.precision_of(name, shape)[0]
-        if precision.symmetric and not precision.is_float:
-            sizes += recipe.bytes_of(name, shape)
-    return sizes
-
-
-def _copied(recipe: Recipe, spec: ModelSpec) -> tuple[str, ...]:
-    if not (size := signed_bytes(recipe, spec)):
+def _copied(assignments: Assignments, format: Format) -> tuple[str, ...]:
+    """A warning where a bundle for both formats holds bytes twice."""
+    size = assignments.signed_bytes
+    if format != "both" or not size:
         return ()
     return (
         f"ONNX's operators know no signed integers: {size:,} bytes of weights are in {bundle.ONNX_DATA} again as "
@@ -174,12 +181,11 @@ def _copied(recipe: Recipe, spec: ModelSpec) -> tuple[str, ...]:
     )
 
 
-def _check_groups(recipe: Recipe, spec: ModelSpec) -> None:
+def _check_groups(assignments: Assignments) -> None:
     """Raises RecipeError for a weight that ONNX's operators cannot hold, before anything is compressed."""
-    for name, shape in canonical_shapes(spec).items():
-        precision = recipe.precision_of(name, shape)[0]
-        if len(shape) == 2 and not precision.is_float:
-            block_size(name, precision.group_size or shape[1])
+    for name, found in assignments.items():
+        if found.is_matrix and not found.precision.is_float:
+            block_size(name, found.precision.group_size or found.shape[1])
 
 
 def tensor_sha256(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, str]:

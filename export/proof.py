@@ -1,9 +1,9 @@
-"""Proof that what export wrote is the model it read: the same tokens through float and compressed weights.
+"""Proof that what export wrote is the model it read: the same tokens go through float and compressed weights.
 
 In: one stage at a time (embedding, a decoder block, the head), as float weights and as compressed ones. Out: how far
-the stage is off, beside how far rounding to its recipe explains; and golden logits of both for the bundle. Both sides
-are computed in plain numpy from the stored bytes, and the graphs that the bundle is made of are held against that.
-Memory is that of one block. Knows nothing about files.
+the stage is off, and how much of that its recipe's rounding explains; and golden logits of both for the bundle. Both
+sides are computed in plain numpy from the stored bytes, and the bundle's graphs are compared with the result. Memory is
+that of one block. Knows nothing about files.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from edge.export.graph import numpy_builder
 from edge.export.graph.runners import Runner
 from edge.export.npz import put_array
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, take_rows, to_float32
+from edge.export.weights.names import EMBEDDING, HEAD
 from edge.runtime.differences import FLOAT32_BOUND, distance, kl_divergence
 from edge.runtime.errors import VerificationError
 from edge.runtime.golden import GoldenLogits
@@ -29,12 +30,12 @@ from edge.runtime.manifest import StageCheck
 from edge.runtime.spec import ModelSpec
 
 GOLDEN_TEXT = "The capital of France is Paris. 法国的首都是巴黎。 def f(x): return x + 1"
-GOLDEN_TOKENS = 8  # of the text, at most: time goes by their number, and the proof does not
+GOLDEN_TOKENS = 8  # of the text, at most: more take more time and prove nothing more
 GOLDEN_ROWS = 4  # rows of logits kept: the last ones, which have seen the most
 PROVEN_ROWS = 4096  # of the head, whose graph does not depend on their number
-SAMPLED_ROWS = 256  # of a matrix, to know the size of its weights
+SAMPLED_ROWS = 256  # of a matrix, to estimate the size of its weights
 
-# A stage may be off by this many times what rounding explains on average. Attention and norms can amplify noise a few
+# A stage may be off by this many times what rounding explains on average. Attention and norms can amplify noise several
 # times; a misplaced scale or a wrong order of rows gives an error as large as the output itself.
 TOLERATED = 8.0
 WRONG = 1.0  # an error as large as what the stage computes, whatever the recipe
@@ -42,10 +43,10 @@ WRONG = 1.0  # an error as large as what the stage computes, whatever the recipe
 
 @dataclass(frozen=True)
 class Golden(GoldenLogits):
-    """What a bundle gets: logits of the last GOLDEN_ROWS tokens."""
+    """What is stored in a bundle: logits of the last GOLDEN_ROWS tokens."""
 
     def write(self, path: Path) -> None:
-        """As an .npz: same golden, same bytes."""
+        """Write an .npz: same golden logits, same bytes."""
         arrays: dict[str, npt.NDArray[Any]] = {
             "ids": self.ids,
             "float_logits": self.float_logits,
@@ -64,16 +65,16 @@ class Golden(GoldenLogits):
 class Verifier:
     """Carries hidden states of the golden tokens through both models, stage by stage.
 
-    Every stage runs twice with the compressed weights: on the float model's input, which tells the stage's own error,
-    and on what the compressed stages before it gave. The graph is run where it is a new one: blocks whose weights have
-    the same precisions share a graph. Raises VerificationError when a stage is broken.
+    Every stage runs twice with the compressed weights: on the float model's input, which shows the stage's own error,
+    and on the output of the compressed stages before it. Its graph is run only if it is a new one: blocks whose weights
+    have the same precisions share a graph. Raises VerificationError when a stage is broken.
     """
 
     def __init__(self, ids: list[int], spec: ModelSpec, runners: Sequence[Runner]) -> None:
         self.ids = np.array(ids[:GOLDEN_TOKENS], np.int64)
         self._spec = spec
         self._runners = runners  # of the graphs that the bundle will hold
-        self._proven: set[tuple[str, ...]] = set()  # graphs that compute what numpy does
+        self._proven: set[tuple[str, ...]] = set()  # graphs that were seen to compute what numpy does
         # Hidden states of the float model and of the compressed one: (2, T, H). Set it to resume.
         self.hidden: Float32Array = np.zeros((2, self.ids.size, spec.hidden_size), np.float32)
 
@@ -82,7 +83,7 @@ class Verifier:
         ids = self.ids[None]
         self.hidden = np.concatenate([numpy_builder.embed(w, ids, self._spec) for w in (weights, packed)])
         found, places = np.unique(ids, return_inverse=True)  # the graph is the same with these rows alone
-        few = {"embed.weight": take_rows(packed["embed.weight"], found)}
+        few = {EMBEDDING: take_rows(packed[EMBEDDING], found)}
         places = places.reshape(ids.shape)
         self._prove("embedding", lambda runner: runner.embedding(few, places, self._spec), self.hidden[1:])
         return self._check("embedding", self.hidden[1], self.hidden[0], 0, weights, packed)
@@ -102,7 +103,7 @@ class Verifier:
         last = self.hidden[:, -GOLDEN_ROWS:]
         expected = numpy_builder.head(weights, last[:1], self._spec)[0]
         found = numpy_builder.head(packed, last, self._spec)
-        name = "embed.weight" if self._spec.tied_embeddings else "lm_head.weight"
+        name = EMBEDDING if self._spec.tied_embeddings else HEAD
         few = {**packed, name: take_rows(packed[name], np.arange(min(PROVEN_ROWS, found.shape[-1])))}
         self._prove("head", lambda runner: runner.head(few, last, self._spec), found[..., :PROVEN_ROWS])
         check = self._check("head", found[0], expected, 0, weights, packed)
@@ -117,14 +118,14 @@ class Verifier:
         weights: Mapping[str, FloatArray],
         packed: Mapping[str, Weight],
     ) -> StageCheck:
-        """Compare what a stage adds to `start`."""
+        """Compare what a stage adds to `start` in the two models."""
         if not np.isfinite(found).all():
             raise VerificationError(f"{stage} of the compressed model gives NaN or infinity; try another recipe")
         error = float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected - start)), 1e-30))
         rounding = float(np.sqrt(sum(rounding_error(weights[name], packed[name]) ** 2 for name in packed)))
         if not error <= min(FLOAT32_BOUND + TOLERATED * rounding, WRONG):
             raise VerificationError(
-                f"{stage} is off by {error:.2g} of its output, rounding its weights explains about {rounding:.2g}; "
+                f"{stage} is off by {error:.2g} of its output, and rounding its weights explains about {rounding:.2g}; "
                 "the compressed weights are wrong, please report this with the checkpoint's name and the recipe"
             )
         return StageCheck(stage, error, rounding)
@@ -136,9 +137,9 @@ class Verifier:
         expected: Float32Array,
         layout: list[str] | None = None,
     ) -> None:
-        """Run a stage's graphs, unless such have been run, against what numpy makes of the same bytes.
+        """Compare a stage's graphs with what numpy computes from the same bytes, unless equal graphs were proven.
 
-        In float32 and with float activations, so that only the order of sums differs.
+        They run in float32 with float activations, so that only the order of sums differs.
         """
         graph = tuple([stage] if layout is None else layout)
         if graph in self._proven:
@@ -155,7 +156,7 @@ class Verifier:
 
 
 def _kind(weight: Weight) -> str:
-    """What a graph's form depends on."""
+    """Everything about a weight that decides the form of its graph."""
     if isinstance(weight, PackedTensor):
         rank = 0 if weight.low_rank is None else weight.low_rank.a.shape[0]
         return f"{weight.bits} {weight.signed} {weight.zero_point is None} {weight.group_size} {weight.shape} {rank}"
@@ -163,10 +164,10 @@ def _kind(weight: Weight) -> str:
 
 
 def rounding_error(weight: FloatArray, packed: Weight) -> float:
-    """Expected relative error of a product with a compressed matrix; 0 for what is no matrix or was not rounded.
+    """Expected relative error of a product with a compressed matrix; 0 for a vector, and for what was not rounded.
 
-    Rounding to steps of s errs by s / sqrt(12) on average (uniform in half a step to both sides), and errors of
-    different weights add up as independent ones do: relative to the product, as step to weight.
+    Rounding to steps of s errs by s / sqrt(12) on average (uniform over half a step to either side), and the errors of
+    different weights add up like independent ones: relative to the product, they are as the step to the weight.
     """
     if packed.shape != weight.shape or len(packed.shape) != 2:
         return 0.0

@@ -1,10 +1,10 @@
 """Whether the files of a checkpoint are still those that an export began with.
 
-In: the files, at the beginning; digests of what was read of them, at the end. Out: an error where they changed.
+In: the files, at the beginning; digests of what was read from them, at the end. Out: an error where they changed.
 
-A file that was written to has another size or date (to the nanosecond), which is what is compared. Of small files the
-content is, too, and of a large one that another file took the place of, with the same size and date. What is not
-noticed: weights that change in place by a program that then sets their date back.
+A file that was written to has another size or date (to the nanosecond), and these are compared. The content is compared
+too for small files, and for a large one that was replaced by another file with the same size and date. What goes
+unnoticed is a program that changes weights in place and then sets their date back.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _SMALL_BYTES = 32_000_000  # files up to here are hashed, which takes millisecon
 
 
 class SourceFiles:
-    """Files as they are now. Raises OSError where one cannot be read."""
+    """The files as they are when this is made. Raises OSError where one cannot be read."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._stats = {file: _stat(file) for file in files}
         self._hashes = {file: sha256_of(file) for file, stat in self._stats.items() if stat[0] <= _SMALL_BYTES}
 
     def check_unchanged(self, checkpoint: Checkpoint, tensors: Mapping[str, str]) -> None:
-        """Compare with now; `tensors` are the sha256 of those that were read. Raises CheckpointError."""
+        """Compare with how they are now; `tensors` are the sha256 of those read. Raises CheckpointError."""
         for file in self._stats:
             if not self._is_as_it_was(file):
                 raise CheckpointError(

@@ -9,7 +9,6 @@ the weight file, and the tensors of the checkpoint that went in. Knows nothing a
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,21 +19,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from edge.export.assignment import Assignment
 from edge.export.compress import awq, gptq, low_rank
 from edge.export.compress.calibration import Calibration
 from edge.export.compress.precision import Precision
-from edge.export.compress.recipes import Recipe
+from edge.export.compress.recipes import Method
 from edge.export.journal import Journal
 from edge.export.plan import Plan, tensor_sha256
 from edge.export.proof import Golden, Verifier
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, as_unsigned, to_float32
-from edge.export.walk import Stage, Walk
-from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
+from edge.export.walk import Walk
+from edge.export.weights.names import EMBEDDING, HEAD, Stage
 from edge.export.weights.source import ReadWhenNeeded, WeightSource
 from edge.export.weights.store import StoredWeight, WeightStore
 from edge.runtime.errors import TensorError, VerificationError
 from edge.runtime.manifest import StageCheck
-from edge.runtime.spec import ModelSpec
 
 if TYPE_CHECKING:
     from edge.export.compress.nncf import Compressor, Fitting
@@ -101,7 +100,7 @@ def compress(
 
     spec = plan.spec
     stages = [DoneStage.from_json(record) for record in walk.records]
-    done = np.cumsum([_parameters(stage, spec) for stage in walk.stages]).tolist()
+    done = np.cumsum([plan.assignments.of_stage(stage).parameters for stage in walk.stages]).tolist()
     resumed = done[len(stages) - 1] if stages else 0
     if stages:
         verifier.hidden = np.array(walk.states(HIDDEN))
@@ -136,7 +135,7 @@ def compress(
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(1) as second:
         pending: Future[DoneStage] | None = None
         for stage in walk.remaining:
-            packed = _pack(stage, plan, compressor, calibration)
+            packed = pack_stage(stage, plan, compressor, calibration)
             if pending is not None:
                 finish(pending)
                 plan.checkpoint.release()
@@ -148,40 +147,36 @@ def compress(
     return Compressed(tuple(stages), golden)
 
 
-def _parameters(stage: Stage, spec: ModelSpec) -> int:
-    shapes = canonical_shapes(spec)
-    return sum(math.prod(shapes[name]) for name in stage.own(spec))
-
-
-def _pack(stage: Stage, plan: Plan, compressor: Compressor, calibration: Calibration | None) -> dict[str, Weight]:
-    """The weights of a stage, each in the precision that the recipe gives it. Raises TensorError."""
-    own, shapes, layer = stage.own(plan.spec), canonical_shapes(plan.spec), stage.layer
+def pack_stage(stage: Stage, plan: Plan, compressor: Compressor, calibration: Calibration | None) -> dict[str, Weight]:
+    """The weights of a stage, each as the plan assigns it. Raises TensorError."""
+    own = plan.assignments.of_stage(stage)
     plan.checkpoint.prefetch(part for name in own for part in plan.weights.sources[name])
     floats = ReadWhenNeeded(plan.weights.read, own)
 
     def compressed(
         name: str, weight: FloatArray, inputs: Float32Array | None = None, drift: Float32Array | None = None
     ) -> Weight:
-        precision = plan.recipe.precision_of(name, weight.shape)[0]
-        if precision.is_float:
-            return _to_float(weight, name, precision)
-        if inputs is None or precision.bits > 4:
-            packed = compressor.compress(name, weight, precision)
+        assigned = own[name]
+        if assigned.precision.is_float:
+            return _to_float(weight, assigned)
+        if inputs is None or assigned.precision.bits > 4:
+            packed = compressor.compress(name, weight, assigned.precision)
         else:
-            packed = _fit(name, weight, inputs, drift, plan.recipe, compressor)
+            packed = _fit(assigned, weight, inputs, drift, plan.recipe.method, compressor)
+        assert packed.nbytes == assigned.nbytes, f"{name}: {packed.nbytes} bytes, {assigned.nbytes} planned"
         return packed if plan.openvino else as_unsigned(packed)  # ONNX has no signed operators
 
     fitted: dict[str, Weight] = {}
-    if layer is not None:
-        scaled = [name for name in own if len(shapes[name]) == 2 and plan.recipe.scales(name)]
-        if scaled:
-            precisions = {name: plan.recipe.precision_of(name, shapes[name])[0] for name in scaled}
-            hidden = None if calibration is None or plan.recipe.awq == "weights" else calibration.hidden
-            floats = awq.fold(floats, layer, plan.spec, precisions, hidden)
+    if stage.layer is not None:
+        if scaled := {name: assigned for name, assigned in own.items() if assigned.scaled != "off"}:
+            by_inputs = any(assigned.scaled == "inputs" for assigned in scaled.values())
+            hidden = calibration.hidden if by_inputs and calibration is not None else None
+            precisions = {name: assigned.precision for name, assigned in scaled.items()}
+            floats = awq.fold(floats, stage.layer, plan.spec, precisions, hidden)
         if calibration is not None:
-            fitted = calibration.block(layer, floats, compressed)
+            fitted = calibration.block(stage.layer, floats, compressed)
     elif calibration is not None and HEAD in own:
-        needed = plan.recipe.precision_of(HEAD, shapes[HEAD])[0].bits <= 4
+        needed = own[HEAD].precision.bits <= 4
         fitted = {HEAD: compressed(HEAD, floats[HEAD], calibration.last(floats))} if needed else {}
     packed = {name: fitted[name] if name in fitted else compressed(name, floats[name]) for name in own}
     if calibration is not None and EMBEDDING in own:
@@ -190,25 +185,25 @@ def _pack(stage: Stage, plan: Plan, compressor: Compressor, calibration: Calibra
 
 
 def _fit(
-    name: str,
+    assigned: Assignment,
     weight: FloatArray,
     inputs: Float32Array,
     drift: Float32Array | None,
-    recipe: Recipe,
+    method: Method,
     compressor: Compressor,
 ) -> PackedTensor:
-    """A matrix in 4 bits, by the recipe's method, for inputs (T, K) and with outputs that are moved by the drift."""
-    precision, rank = recipe.precision_of(name, weight.shape)[0], recipe.rank_of(name, weight.shape)
-    moments = gptq.moments(inputs) if recipe.method == "gptq" or rank else None
-    if recipe.method == "gptq":
+    """A matrix in 4 bits by this method, for inputs (T, K) and with outputs that are moved by the drift."""
+    name, precision, rank = assigned.name, assigned.precision, assigned.rank
+    moments = gptq.moments(inputs) if method == "gptq" or rank else None
+    if method == "gptq":
         assert moments is not None
         weight = to_float32(weight)
         weight = weight if drift is None else gptq.move(weight, moments, drift)
         packed = gptq.quantize(weight, moments, precision)
-    elif recipe.method == "data-free":
+    elif method == "data-free":
         packed = compressor.compress(name, weight, precision)
     else:
-        fitting: Fitting = "gptq" if recipe.method == "nncf-gptq" else "scale_estimation"
+        fitting: Fitting = "gptq" if method == "nncf-gptq" else "scale_estimation"
         packed = compressor.fit(name, weight, precision, inputs, fitting)
     if moments is None or not rank:
         return packed
@@ -237,12 +232,14 @@ def _check(
         raise
 
 
-def _to_float(weight: FloatArray, name: str, precision: Precision) -> Weight:
+def _to_float(weight: FloatArray, assigned: Assignment) -> Weight:
     values = to_float32(weight)
-    if precision.bits == 32:
+    if assigned.precision.bits == 32:
         return values
     if np.abs(values).max(initial=0) > np.finfo(np.float16).max:
-        raise TensorError(f"{name} reaches {np.abs(values).max():.3g}, beyond float16; use recipe fp32 or an int8 one")
+        raise TensorError(
+            f"{assigned.name} reaches {np.abs(values).max():.3g}, beyond float16; use recipe fp32 or an int8 one"
+        )
     return values.astype(np.float16)
 
 

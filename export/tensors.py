@@ -1,8 +1,8 @@
 """What a weight is between compression and graph.
 
 A weight is either a numpy float array in the dtype it is stored in, or a `PackedTensor`: the integers, scales and zero
-points that were chosen, in the byte layout that OpenVINO's u4/i4/u8/i8 constants have, perhaps with a product of two
-narrow matrices that is added. Knows nothing about graphs or about how the numbers were chosen.
+points that were chosen, in the byte layout of OpenVINO's u4/i4/u8/i8 constants, perhaps with the product of two narrow
+matrices added to them. Knows nothing about graphs or about how the numbers were chosen.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ class PackedTensor:
     """Integers of a (N, K) matrix in groups of `group_size` along K.
 
     Element (n, k) means `(q[n, k] - zero_point[n, k // group_size]) * scale[n, k // group_size]`. Symmetric tensors
-    have no zero points: theirs is 0 where integers are signed, as in OpenVINO, else the middle of the range.
-    4-bit values lie two a byte, low nibble first.
+    store no zero points: theirs is 0 where integers are signed, as in OpenVINO, else the middle of the range.
+    4-bit values are stored two to a byte, low nibble first.
     """
 
     shape: tuple[int, int]  # (N, K)
     bits: int  # 4 or 8
     signed: bool
-    group_size: int  # K where a whole row is one group
+    group_size: int  # K if a whole row is one group
     data: Bytes  # (N * K * bits / 8,)
     scale: npt.NDArray[np.float16]  # (N, K / group_size)
     zero_point: Bytes | None  # (ceil(N * K / group_size * bits / 8),), packed like data
-    low_rank: LowRank | None = None  # added to all the above
+    low_rank: LowRank | None = None  # added to what the integers mean
 
     @property
     def middle(self) -> int:
@@ -44,7 +44,7 @@ class PackedTensor:
 
     @property
     def groups(self) -> int:
-        """Groups in one row."""
+        """Number of groups in one row."""
         return self.shape[1] // self.group_size
 
     @property
@@ -56,7 +56,7 @@ class PackedTensor:
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """b a, a matrix (N, K) of rank R. Both have 8 bits, one scale a row, and signs like what they are added to."""
+    """b a, a matrix (N, K) of rank R. Both have 8 bits, one scale a row, and the signedness of what they add to."""
 
     a: PackedTensor  # (R, K)
     b: PackedTensor  # (N, R)
@@ -68,7 +68,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def to_float32(values: FloatArray) -> Float32Array:
-    """The same numbers in float32, which holds all of them; a float32 array itself and no copy."""
+    """The same numbers in float32, exactly; a float32 array is returned itself, not a copy."""
     if values.dtype == np.float32:
         return values
     wide = np.empty(values.shape, np.float32)
@@ -77,7 +77,7 @@ def to_float32(values: FloatArray) -> Float32Array:
 
 
 def write_float32(values: FloatArray, out: Float32Array) -> None:
-    """The same numbers into an array that is there."""
+    """Write the same numbers into a given array."""
     if values.dtype == BFLOAT16:  # the upper half of float32; a shift takes a third of the time of a conversion
         np.left_shift(values.view(np.uint16), 16, dtype=np.uint32, out=out.view(np.uint32))
     else:
@@ -85,7 +85,7 @@ def write_float32(values: FloatArray, out: Float32Array) -> None:
 
 
 def unpack(packed: Bytes, count: int, bits: int, *, signed: bool) -> npt.NDArray[np.int16]:
-    """The first `count` integers out of their bytes, as int16 of shape (count,)."""
+    """The first `count` integers that these bytes hold, as int16 of shape (count,)."""
     packed = packed[: -(-count * bits // 8)]
     if bits == 8:
         return (packed.view(np.int8) if signed else packed).astype(np.int16)[:count]
@@ -125,7 +125,7 @@ def rows_of(weight: Weight, start: int, stop: int) -> Float32Array:
 
 
 def take_rows(weight: Weight, rows: npt.NDArray[np.int64]) -> Weight:
-    """Some rows of a matrix as a small one, stored in the same way."""
+    """Some rows of a matrix as a matrix of their own, stored in the same way."""
     if not isinstance(weight, PackedTensor):
         return np.ascontiguousarray(weight[rows])
     n, k = weight.shape
@@ -134,12 +134,12 @@ def take_rows(weight: Weight, rows: npt.NDArray[np.int64]) -> Weight:
     if zero_point is not None:
         zero = unpack(zero_point, n * weight.groups, weight.bits, signed=False).reshape(n, -1)[rows]
         zero_point = pack(zero.reshape(-1), weight.bits)
-    assert weight.low_rank is None, "of matrices of words only"
+    assert weight.low_rank is None, "only embedding and head lose rows, and they have no low rank"
     return replace(weight, shape=(len(rows), k), data=data, scale=weight.scale[rows], zero_point=zero_point)
 
 
 def as_unsigned(weight: PackedTensor) -> PackedTensor:
-    """The same weights with unsigned integers, a copy; signed ones have their highest bit turned."""
+    """The same weights with unsigned integers, as a copy: the highest bit of signed ones is flipped."""
     if not weight.signed:
         return weight
     more = weight.low_rank
@@ -164,7 +164,7 @@ def pack(values: npt.NDArray[Any], bits: int) -> Bytes:  # whole numbers of any 
 
 
 def _pairs(signed: bool) -> npt.NDArray[np.complex64]:
-    """Both nibbles of every byte as two float32 in one value of 8 bytes: unpacking is then one table lookup."""
+    """For each byte both nibbles, as two float32 in one value of 8 bytes: unpacking is then one table lookup."""
     nibbles = unpack(np.arange(256, dtype=np.uint8), 512, 4, signed=signed)
     return nibbles.astype(np.float32).view(np.complex64)
 

@@ -21,41 +21,9 @@ import numpy as np
 
 from edge.export.journal import Journal
 from edge.export.tensors import Float32Array
-from edge.export.weights.names import EMBEDDING, HEAD, canonical_shapes
+from edge.export.weights.names import Stage, stages_of
 from edge.runtime.files import sha256_of
 from edge.runtime.spec import ModelSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A part of a model that is computed as a whole."""
-
-    index: int  # in the walk
-    name: str  # "embedding", "block 3", "head"
-    layer: int | None = None  # of a block
-
-    def own(self, spec: ModelSpec) -> list[str]:
-        """The weights that this stage brings, by canonical name."""
-        if self.layer is not None:
-            prefix = f"layers.{self.layer}."
-            return [name for name in canonical_shapes(spec) if name.startswith(prefix)]
-        if self.index == 0:
-            return [EMBEDDING]
-        return ["norm.weight", *([] if spec.tied_embeddings else [HEAD])]
-
-    def needed(self, spec: ModelSpec) -> list[str]:
-        """The weights that this stage computes with: a tied head computes with the embedding."""
-        return self.own(spec) + ([EMBEDDING] if self.is_head and spec.tied_embeddings else [])
-
-    @property
-    def is_head(self) -> bool:
-        return self.layer is None and self.index > 0
-
-
-def stages_of(spec: ModelSpec) -> tuple[Stage, ...]:
-    """All stages of a model, in the order in which a token meets them."""
-    blocks = (Stage(1 + layer, f"block {layer}", layer) for layer in range(spec.num_layers))
-    return (Stage(0, "embedding"), *blocks, Stage(1 + spec.num_layers, "head"))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """How far a bundle on an engine, with its settings, is from the float checkpoint.
 
 In: a loaded engine and a `Reference`. Out: an `Accuracy`: KL divergence, perplexity and agreement, all with error bars,
-and what two of them differ by. Windows run in small chunks behind each other, as a dialogue does, so that what the
-engine makes of activations and of the KV cache takes part. Knows nothing about checkpoints, recipes or files.
+and the difference between two of them. Windows run in small chunks one after the other, as a dialogue does, so that the
+engine's rounding of activations and of the KV cache is included. Knows nothing about checkpoints, recipes or files.
 
 Errors are standard errors of means over windows, whose tokens depend on each other: sqrt(var / n) of the n window
 means, with n - 1 degrees of freedom. One window has none (None).
@@ -26,7 +26,7 @@ from edge.runtime.engines.engine import Engine, Step
 from edge.runtime.errors import CalibrationError, ContextLengthError, shown
 from edge.runtime.kv.pool import CacheSequence
 
-FloatArray = npt.NDArray[np.float64]
+Float64Array = npt.NDArray[np.float64]
 
 AT_ONCE = 8  # windows in one step, where an engine takes several sequences of several tokens each in one pass
 QUARTERS = 4
@@ -35,7 +35,7 @@ FORMAT = 1  # of to_json
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The figures of a part of the text. KLD in nats/token."""
+    """Figures of a part of the text. KLD in nats/token."""
 
     name: str  # a language, or "quarter 1" of the scored rows of each window
     tokens: int
@@ -47,7 +47,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Figures of one bundle on one engine. p is the float model's distribution of the next token, q the bundle's."""
+    """Figures of one bundle on one engine. p: the float model's distribution of the next token, q: the bundle's."""
 
     reference_key: str  # equal keys: same checkpoint, windows and scored rows
     engine: str
@@ -56,7 +56,7 @@ class Accuracy:
     windows: int
     kld: float  # KL(p || q), nats/token, mean
     kld_stderr: float | None
-    kld_storage_stderr: float  # the part of kld_stderr that is there because the reference keeps only samples of tails
+    kld_storage_stderr: float  # the part of kld_stderr that arises because the reference keeps only samples of tails
     kld_median: float  # of single tokens
     kld_p99: float  # of single tokens
     ppl: float  # of the text to the bundle
@@ -64,11 +64,11 @@ class Accuracy:
     ppl_ratio: float  # ppl / reference_ppl
     ppl_ratio_stderr: float | None  # delta method: ppl_ratio times the error of the mean log-ratio
     top1: float  # share of tokens whose most probable next token is that of the float model
-    top5: float  # share of tokens where the float model's most probable one is among the bundle's first five
+    top5: float  # share of tokens where the float model's most probable one is among the bundle's five most probable
     probability_change: float  # mean of q - p of the token that follows in the text
     probability_change_rms: float
     languages: tuple[Part, ...]
-    quarters: tuple[Part, ...]  # of the rows of each window, from the first on: errors may grow with the context
+    quarters: tuple[Part, ...]  # of the rows of each window, in order: errors may grow with the context
     per_window_kld: tuple[float, ...]  # means, for paired comparison
     per_window_log_ratio: tuple[float, ...]  # mean log(p / q) of the token that follows in the text
 
@@ -77,12 +77,12 @@ class Accuracy:
 
     @classmethod
     def from_json(cls, data: object) -> Accuracy:
-        """Raises CalibrationError for something else than `to_json` gave."""
+        """Raises CalibrationError for anything that `to_json` did not give."""
         what, advice = "a record of an accuracy", "measure again"
         if isinstance(data, dict):
             data = dict(data)
             if (found := data.pop("format", None)) != FORMAT:
-                raise CalibrationError(f"accuracy of format {shown(found)}, expected {FORMAT}; {advice}")
+                raise CalibrationError(f"an accuracy of format {shown(found)}, expected {FORMAT}; {advice}")
         values = read_fields(cls, data, what, CalibrationError, advice, elsewhere=frozenset(("languages", "quarters")))
         for name in ("languages", "quarters"):
             if not isinstance(values[name], list | tuple):
@@ -90,18 +90,18 @@ class Accuracy:
             parts = [read_fields(Part, part, f"{name} of {what}", CalibrationError, advice) for part in values[name]]
             values[name] = tuple([Part(**part) for part in parts])
         if not len(values["per_window_kld"]) == len(values["per_window_log_ratio"]) == values["windows"]:
-            raise CalibrationError(f"{what} has not a figure for each of its windows; {advice}")
+            raise CalibrationError(f"{what} does not have one figure for each of its windows; {advice}")
         return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What b has more than a, on the same tokens."""
+    """By how much b exceeds a, on the same tokens."""
 
     mean: float
     stderr: float
     z: float  # mean / stderr
-    p: float  # two-sided, of Student's t: how likely chance alone gives as much where there is no difference
+    p: float  # two-sided, of Student's t: how likely chance alone gives as much if the two do not differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +122,9 @@ def evaluate(
 ) -> Accuracy:
     """Run the reference's windows through an engine. progress: windows done, windows in all.
 
-    chunk: tokens of a window in one step; 1 is decoding; None: few where the cache rounds. at_once: windows in one
-    step, as far as the KV pool has room; None: what is quickest on the engine. Sequences are freed, also after an
-    error. Raises ContextLengthError for windows longer than the context, CalibrationError for a bundle with another
+    chunk: tokens of a window in one step; 1 is decoding; None: few if the cache rounds. at_once: windows in one step,
+    as far as the KV pool has room; None: what is fastest on the engine. Sequences are freed, even after an error.
+    Raises ContextLengthError for windows longer than the context, CalibrationError for a bundle with another
     vocabulary.
     """
     if chunk is None:
@@ -148,14 +148,14 @@ def evaluate(
 
 
 def compare(a: Accuracy, b: Accuracy) -> Comparison:
-    """What b has more than a. Raises CalibrationError when they were not measured against the same reference."""
+    """By how much b exceeds a. Raises CalibrationError when they were not measured against the same reference."""
     if a.reference_key != b.reference_key or (a.windows != b.windows and min(a.windows, b.windows) > 1):
         raise CalibrationError(
-            "these were measured with other checkpoints, texts or windows, so their tokens cannot be paired; measure "
-            "both with one reference"
+            "these were measured with different checkpoints, texts or windows, so their tokens cannot be paired; "
+            "measure both with one reference"
         )
     if min(a.windows, b.windows) < 2:
-        raise CalibrationError("one window tells nothing about chance; measure with two or more")
+        raise CalibrationError("one window says nothing about chance; measure with two or more")
     return Comparison(
         _difference(a.per_window_kld, b.per_window_kld), _difference(a.per_window_log_ratio, b.per_window_log_ratio)
     )
@@ -165,12 +165,12 @@ def compare(a: Accuracy, b: Accuracy) -> Comparison:
 _SCORES = ("kld", "variance", "logprob", "log_ratio", "change", "top1", "top5")
 
 
-def _run(engine: Engine, reference: Reference, windows: range, chunk: int) -> Iterator[tuple[int, slice, FloatArray]]:
-    """Scores (S, r) of some of a window's rows: window, rows of the reference, scores."""
+def _run(engine: Engine, reference: Reference, windows: range, chunk: int) -> Iterator[tuple[int, slice, Float64Array]]:
+    """For some rows of a window at a time: window, rows of the reference, scores (S, r)."""
     first_scored, length = reference.settings.first_scored, reference.windows.length
     sequences = [CacheSequence(engine.pool) for _ in windows]
     try:
-        for start in range(0, length - 1, chunk):  # the last token has none to predict
+        for start in range(0, length - 1, chunk):  # nothing follows the last token
             stop = min(start + chunk, length - 1)
             steps = [
                 Step(sequence, reference.windows.ids[window, start:stop])
@@ -182,7 +182,7 @@ def _run(engine: Engine, reference: Reference, windows: range, chunk: int) -> It
                 if logits.shape[1] != reference.vocab_size:
                     raise CalibrationError(
                         f"the bundle has a vocabulary of {logits.shape[1]}, the reference {reference.vocab_size}; "
-                        "they are not of one checkpoint"
+                        "they are from different checkpoints; measure a bundle with a reference of its own checkpoint"
                     )
                 if skipped < stop - start:
                     following = reference.windows.ids[window, start + skipped + 1 : stop + 1]
@@ -192,12 +192,12 @@ def _run(engine: Engine, reference: Reference, windows: range, chunk: int) -> It
             sequence.free()
 
 
-def score(logits: npt.NDArray[np.float32], following: npt.NDArray[np.int64], kept: Rows) -> FloatArray:
-    """What there is to know of rows of logits, beside what the reference keeps of the same rows.
+def score(logits: npt.NDArray[np.float32], following: npt.NDArray[np.int64], kept: Rows) -> Float64Array:
+    """Scores of rows of logits, compared with what the reference keeps of the same rows.
 
     logits: (R, vocab). following: (R,) the text's own next tokens. Returns (S, R) in the order of _SCORES: the KL
-    divergence and the variance of its estimate, log q of the next token, log p - log q of it, q - p of it, whether the
-    most probable token is the reference's, and whether that is among the first five.
+    divergence and the variance of its estimate; log q, log p - log q and q - p of the next token; whether the most
+    probable token is the reference's, and whether the reference's is among the five most probable.
     """
     log_total = log_sum_exp(logits)
     top = _logprobs(logits, kept.top_ids, log_total)
@@ -220,18 +220,18 @@ def score(logits: npt.NDArray[np.float32], following: npt.NDArray[np.int64], kep
             p_next - logprob,
             np.exp(logprob) - np.exp(p_next),
             logits.argmax(axis=1) == best[:, 0],
-            np.count_nonzero(logits > of_best, axis=1) < 5,  # of equal ones all count
+            np.count_nonzero(logits > of_best, axis=1) < 5,  # ties count as among the five
         ]
     )
 
 
-def _logprobs(logits: npt.NDArray[np.float32], ids: npt.NDArray[Any], log_total: FloatArray) -> FloatArray:
-    found: FloatArray = np.take_along_axis(logits, ids.astype(np.int64), 1) - log_total[:, None]
+def _logprobs(logits: npt.NDArray[np.float32], ids: npt.NDArray[Any], log_total: Float64Array) -> Float64Array:
+    found: Float64Array = np.take_along_axis(logits, ids.astype(np.int64), 1) - log_total[:, None]
     return found
 
 
-def _summary(engine: str, chunk: int, reference: Reference, scores: dict[str, FloatArray]) -> Accuracy:
-    """Figures of scores (n, R) each."""
+def _summary(engine: str, chunk: int, reference: Reference, scores: dict[str, Float64Array]) -> Accuracy:
+    """Figures from scores, (n, R) each."""
     kld, log_ratio = scores["kld"], scores["log_ratio"]
     if not np.isfinite(kld).all():
         raise CalibrationError("the bundle gives NaN or infinity on this text; verify it (edge verify)")
@@ -269,7 +269,7 @@ def _summary(engine: str, chunk: int, reference: Reference, scores: dict[str, Fl
     )
 
 
-def _part(name: str, scores: dict[str, FloatArray], place: Any) -> Part:
+def _part(name: str, scores: dict[str, Float64Array], place: Any) -> Part:
     kld = scores["kld"][place]
     ratio = math.exp(scores["log_ratio"][place].mean())
     return Part(
@@ -277,13 +277,13 @@ def _part(name: str, scores: dict[str, FloatArray], place: Any) -> Part:
     )
 
 
-def _stderr(means: FloatArray) -> float | None:
+def _stderr(means: Float64Array) -> float | None:
     """Standard error of the mean of window means."""
     return float(means.std(ddof=1) / math.sqrt(means.size)) if means.size > 1 else None
 
 
 def _difference(a: Sequence[float], b: Sequence[float]) -> Difference:
-    from scipy.special import stdtr  # here: a profile that was made elsewhere is read and drawn without scipy
+    from scipy.special import stdtr  # imported here: a profile made elsewhere is read and drawn without scipy
 
     differences = np.array(b) - np.array(a)
     mean, stderr = float(differences.mean()), _stderr(differences)

@@ -1,6 +1,6 @@
 """Two measurements on the same text, paired: which is better, and whether that is more than chance.
 
-In: what a user names: a profile, one row of it, or the file of one cell. Out: pairs of rows with their differences.
+In: what a user names: a profile, one of its rows, or the file of one cell. Out: pairs of rows with their differences.
 Knows nothing about printing.
 """
 
@@ -13,15 +13,15 @@ from pathlib import Path
 
 from edge.profiles.accuracy import Comparison, Difference, compare
 from edge.profiles.record import Profile, Row, read_profile, read_record
-from edge.runtime.errors import CalibrationError, ProfileError, shown
+from edge.runtime.errors import CalibrationError, ProfileError, in_words, shown
 from edge.runtime.files import shown_path
 
-SIGNIFICANT = 0.05  # p below which a difference is taken for more than chance
+SIGNIFICANT = 0.05  # a difference with p below this is taken for more than chance
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two rows, and what b has more than a."""
+    """Two rows, and by how much b exceeds a."""
 
     a: Row
     b: Row
@@ -31,8 +31,8 @@ class Pair:
 def compare_named(a: str, b: str) -> list[Pair]:
     """Compare what two texts name: FILE, or FILE:RECIPE/ENGINE[/SETTING].
 
-    FILE is a profile.json, the folder that holds it, or a file in its cells/. Where each names one row, these two are
-    compared; else rows of the same name. Raises ProfileError, also where nothing can be paired.
+    FILE is a profile.json, the folder that holds it, or a file in its cells/. If each names one row, these two are
+    compared; otherwise rows of the same name. Raises ProfileError, also where nothing can be paired.
     """
     ours, theirs = named_rows(a), named_rows(b)
     if len(ours) == len(theirs) == 1:
@@ -64,7 +64,7 @@ def named_rows(text: str) -> list[Row]:
         return rows
     chosen = [row for row in rows if row.name == name]
     if not chosen:
-        raise ProfileError(f"{shown_path(path)} has no row {shown(name)}, it has {_names(rows)}")
+        raise ProfileError(f"{shown_path(path)} has no row {shown(name)}; choose one of {_names(rows)}")
     return chosen
 
 
@@ -88,4 +88,4 @@ def _read_rows(path: Path) -> list[Row]:
 
 
 def _names(rows: Sequence[Row]) -> str:
-    return ", ".join(row.name for row in rows)
+    return in_words(", ".join(row.name for row in rows))

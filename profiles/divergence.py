@@ -1,9 +1,9 @@
 """How long a bundle's greedy text stays the one that the float model would write.
 
-In: a loaded bundle and prompts; then the float weights and what was written. Out: a `Divergence`. The float model need
+In: a loaded bundle and prompts; then the float weights and what was written. Out: a `Divergence`. The float model does
 not write, which would take a pass over all its weights for every token. It reads what the bundle wrote, once and a
-block at a time: up to the first token that is not its own most probable one, both have read the same, so that there
-its own text would have left. Knows nothing about recipes or settings.
+block at a time: up to the first token that is not its own most probable one, both have read the same, so that is where
+its own text would differ. Knows nothing about recipes or settings.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from edge.runtime.errors import ProfileError
 if TYPE_CHECKING:
     from edge.runtime.llm import LLM
 
-BEST = 128  # tokens, among which there is one that can be written
-Ids = npt.NDArray[np.int64]
+BEST = 128  # most probable tokens that are kept, so that one of them can be written
+TokenRows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """After how many tokens greedy texts leave those of the float model."""
+    """After how many tokens greedy texts diverge from those of the float model."""
 
     lengths: tuple[int, ...]  # tokens in common, one number a prompt
-    new_tokens: int  # written; a text that never leaves counts as this many
+    new_tokens: int  # written; a text that never diverges counts as this many
     mean: float
     median: float
-    never: float  # share of texts that are equal to the end
+    never: float  # share of texts that never diverge
 
     @property
     def stderr(self) -> float | None:
@@ -54,10 +54,10 @@ class Divergence:
         return cls(**read_fields(cls, data, "a record of a divergence", ProfileError, "run `edge profile run` again"))
 
 
-def write_greedily(llm: LLM, prompts: Ids, new_tokens: int) -> Ids:
-    """The most probable token, `new_tokens` times, behind each prompt: (n, P) -> (n, P + new_tokens).
+def write_greedily(llm: LLM, prompts: TokenRows, new_tokens: int) -> TokenRows:
+    """Append the most probable token to each prompt, `new_tokens` times: (n, P) -> (n, P + new_tokens).
 
-    Stop ids do not end it. Raises what `generate` raises.
+    Stop ids do not end a text. Raises what `generate` raises.
     """
     settings: dict[str, Any] = {"max_new_tokens": new_tokens, "ignore_stop_ids": True, "temperature": 0.0}
     answers = llm.generate_batch(prompts.tolist(), **settings)
@@ -67,11 +67,11 @@ def write_greedily(llm: LLM, prompts: Ids, new_tokens: int) -> Ids:
     return np.concatenate([prompts, np.array([answer.token_ids for answer in answers], np.int64)], axis=1)
 
 
-def first_divergence(weights: FloatWeights, texts: Ids, prompt_tokens: int, num_tokens: int) -> Divergence:
-    """How much of texts (n, T) behind their prompts is what the float model writes greedily.
+def first_divergence(weights: FloatWeights, texts: TokenRows, prompt_tokens: int, num_tokens: int) -> Divergence:
+    """How much of texts (n, T), after their prompts, is what the float model writes greedily.
 
-    num_tokens: of the tokenizer; a model may have more ids than that, which are never written. Raises
-    CalibrationError for texts that the model cannot read, TensorError for weights that give NaN.
+    num_tokens: of the tokenizer; a model may have more ids, which are never written. Raises CalibrationError for texts
+    that the model cannot read, TensorError for weights that give NaN.
     """
     written = texts.shape[1] - prompt_tokens
     with TemporaryDirectory() as folder:

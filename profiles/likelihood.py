@@ -1,13 +1,13 @@
 """How likely given continuations are, with everything that they share computed once.
 
-In: an engine, and pairs of token ids: a context and what may follow it. Out: the log-probability of each, and whether
-greedy decoding would have written it. Knows nothing about text.
+In: an engine, and pairs of token ids: a context and what may follow it. Out: the log-probability of each continuation,
+and whether greedy decoding would have written it. Knows nothing about text.
 
-Inputs are taken in the order of their ids, so one sequence in the KV cache can follow them all: it is cut back to what
-the next input has in common with the last one, and computes the rest. Contexts, few-shot examples and beginnings of any
-length are thereby computed once. No piece is a single token, whose kernels round otherwise than those for several: with
-16- and 32-bit caches the rows are those of one run over the whole input, bit by bit, on OpenVINO always and on ONNX
-Runtime with `reproducible`.
+Inputs are taken in the order of their ids, so one sequence in the KV cache can serve them all: it is cut back to what
+the next input shares with the last one, and computes the rest. Shared contexts, few-shot examples and beginnings of any
+length are thus computed once. No piece is a single token, because single-token kernels round differently from those for
+several: with 16- and 32-bit caches the rows are bit for bit those of one run over the whole input, on OpenVINO always
+and on ONNX Runtime with `reproducible`.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from edge.runtime.kv.prefix import common_prefix
 from edge.runtime.logprobs import token_logprob
 from edge.runtime.sampling import check_finite
 
-ROWS = 128  # of logits at once: 78 MB with a vocabulary of 151,552
-BATCH = 16  # continuations in one run of the engine, where it can
+LOGITS_ROWS = 128  # at once: 78 MB with a vocabulary of 151,552
+BATCH = 16  # continuations in one run of an engine that can batch them
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is asked for: the log-probability of `continuation` behind `context`, both at least one token id."""
+    """What is asked for: the log-probability of `continuation` after `context`, both at least one token id."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
 
     @property
     def input(self) -> tuple[int, ...]:
-        """What the model has to see: the last id is only predicted. Of a single id two, whose first row is the same."""
+        """What the model must see: the last id is only predicted. A single id is doubled; its first row is the same."""
         seen = self.context + self.continuation[:-1]
         return seen if len(seen) > 1 else seen * 2
 
@@ -50,17 +50,17 @@ class Likelihood:
     """How likely a continuation is."""
 
     logprob: float  # nats, summed over its tokens
-    is_greedy: bool  # whether each of its tokens is the most likely one
+    is_greedy: bool  # whether each of its tokens is the most likely one there
 
 
 class Trunk:
-    """One sequence of the KV cache that moves from one run of ids to another, keeping what they have in common."""
+    """One sequence in the KV cache that moves from one run of ids to another, keeping what they have in common."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._sequence = CacheSequence(engine.pool)
         self.ids: list[int] = []  # whose keys and values it holds
-        self.num_computed = 0  # tokens in all
+        self.num_computed = 0  # tokens so far
 
     def __enter__(self) -> Self:
         return self
@@ -75,22 +75,22 @@ class Trunk:
         wanted = list(ids)
         kept = common_prefix(self.ids, wanted)
         if kept == len(wanted) - 1:
-            kept = max(kept - 1, 0)  # or one token would be computed alone
+            kept = max(kept - 1, 0)  # otherwise one token would be computed alone
         self._trim(kept)
         for piece in _pieces(len(wanted) - kept, self._engine.info.prefill_chunk):
             self._forward(wanted[len(self.ids) : len(self.ids) + piece], np.array([piece - 1], np.int64))
 
     def extend(self, ids: Sequence[int]) -> Iterator[Logits]:
-        """Add ids; a row of logits (vocab,) behind each, valid until the next. Raises as `seek` does."""
+        """Add ids; yields a row of logits (vocab,) for each, valid until the next. Raises as `seek` does."""
         done = 0
-        for piece in _pieces(len(ids), ROWS):
+        for piece in _pieces(len(ids), LOGITS_ROWS):
             yield from self._forward(list(ids[done : done + piece]), np.arange(piece, dtype=np.int64))
             done += piece
 
     def branch(self, branches: Sequence[Sequence[int]]) -> list[Logits]:
-        """Logits (n, vocab) behind each id of every branch, all of which begin here, in one run of the engine.
+        """Logits (n, vocab) of each id of every branch, all of which begin here, in one run of the engine.
 
-        The trunk stays where it is. Raises CacheFullError, changing nothing, where they do not fit side by side.
+        The trunk stays where it is. Raises CacheFullError, changing nothing, if they do not fit side by side.
         """
         forks: list[CacheSequence] = []
         try:
@@ -118,7 +118,7 @@ class Trunk:
 
 
 def _check_finite(found: Sequence[Logits]) -> None:
-    """Raises DeviceError: a likelihood of NaN would be a figure like any other."""
+    """Raises DeviceError: a likelihood of NaN would look like any other figure."""
     for rows in found:
         for row in rows:
             check_finite(row)
@@ -135,11 +135,10 @@ def score(
 ) -> list[Likelihood]:
     """The likelihood of every query, in their order.
 
-    num_tokens: of the vocabulary; rows of the head beyond it are padding and take no part. batch: how many
-    continuations of one context may share a run of the engine, where it computes several at once and does not have to
-    keep them apart (`reproducible`). trunk: to go on from, and to leave at what was computed last. progress: told how
-    many more queries are done. Raises PromptError for an empty context or continuation, ContextLengthError and
-    DeviceError.
+    num_tokens: of the vocabulary; rows of the head beyond it are padding and are ignored. batch: how many continuations
+    of one context may share a run of the engine, if it computes several at once and need not keep them apart
+    (`reproducible`). trunk: the one to start from; it is left at what was computed last. progress: told how many more
+    queries are done. Raises PromptError for an empty context or continuation, ContextLengthError and DeviceError.
     """
     inputs = _grouped(engine, queries)
     order = sorted(inputs)
@@ -157,20 +156,20 @@ def score(
 
 
 class _Input:
-    """One run of ids with all that is asked about it."""
+    """One run of ids with everything that is asked about it."""
 
     def __init__(self, length: int) -> None:
         self.length = length
-        self.queries: dict[int, Query] = {}  # by their place in what was asked
+        self.queries: dict[int, Query] = {}  # by their index among those asked
         self.start = length  # of the first row that is needed
 
     def add(self, index: int, query: Query) -> None:
         self.queries[index] = query
         start = min(self.start, len(query.context) - 1, self.length - 2)
-        self.start = start if start > 1 else 0  # two rows at least, behind two tokens or none
+        self.start = start if start > 1 else 0  # two rows at least, after two tokens or none
 
     def likelihoods(self, rows: Iterator[Logits] | Logits, num_tokens: int) -> dict[int, Likelihood]:
-        """From the rows of the ids from `start` on."""
+        """The likelihood of each query, given the rows of the ids from `start` on."""
         sums = dict.fromkeys(self.queries, 0.0)
         greedy = dict.fromkeys(self.queries, True)
         for position, row in enumerate(rows, start=self.start + 1):  # of the id that the row predicts
@@ -186,7 +185,7 @@ class _Input:
 
 
 class _Borrowed:
-    """A trunk that is not ours to free."""
+    """A trunk that the caller frees."""
 
     def __init__(self, trunk: Trunk) -> None:
         self._trunk = trunk
@@ -213,21 +212,21 @@ def _grouped(engine: Engine, queries: Sequence[Query]) -> dict[tuple[int, ...], 
 
 
 def _can_batch(engine: Engine) -> bool:
-    """Whether sequences share blocks, and several new tokens of several sequences are computed as those of one are."""
+    """Whether an engine takes several sequences with several new tokens each, and need not give the bits of one."""
     return engine.info.ragged and not engine.info.reproducible
 
 
 def _side_by_side(
     order: Sequence[tuple[int, ...]], inputs: dict[tuple[int, ...], _Input], batch: int
 ) -> list[tuple[int, ...]]:
-    """The first inputs that branch at the same place and that one run may take."""
+    """The first inputs that branch at the same place and that fit into one run."""
     first = order[0]
     head, rows = first[: inputs[first].start], len(first) - inputs[first].start
     group = [first]
     for ids in order[1:batch]:
         start = inputs[ids].start
         rows += len(ids) - start
-        if ids[:start] != head or rows > ROWS:
+        if ids[:start] != head or rows > LOGITS_ROWS:
             break
         group.append(ids)
     return group
@@ -240,7 +239,7 @@ def _rows(trunk: Trunk, group: Sequence[tuple[int, ...]], start: int) -> Iterato
         try:
             yield from trunk.branch([ids[start:] for ids in group])
             return
-        except CacheFullError:  # no room for all of them at once
+        except CacheFullError:  # not enough room for all of them at once
             pass
     for ids in group:
         trunk.seek(ids[:start])
@@ -248,7 +247,7 @@ def _rows(trunk: Trunk, group: Sequence[tuple[int, ...]], start: int) -> Iterato
 
 
 def _pieces(count: int, limit: int) -> list[int]:
-    """`count` tokens in pieces of up to `limit`, none of which is a single one, if `count` is not."""
+    """`count` tokens in pieces of up to `limit`, none of which is a single token unless `count` is 1."""
     pieces = [limit] * (count // limit) + ([count % limit] if count % limit else [])
     if len(pieces) > 1 and pieces[-1] == 1:
         pieces[-2:] = [limit - 1, 2]

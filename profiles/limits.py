@@ -1,6 +1,7 @@
 """Limits on what a profile may show: `kld>0.05` fails every row whose KLD is above that.
 
-In: text like "metric op number", and rows. Out: which rows break which limit. Knows nothing about where rows come from.
+In: text like "metric op number", and rows. Out: which rows break which limits. Knows nothing about where rows come
+from.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from edge.profiles.record import Row
-from edge.runtime.errors import SettingsError
+from edge.runtime.errors import SettingsError, shown
 
 METRICS: dict[str, Callable[[Row], float | None]] = {
     "kld": lambda row: row.accuracy.kld,
@@ -24,7 +25,7 @@ METRICS: dict[str, Callable[[Row], float | None]] = {
     "ttft_ms": lambda row: row.ttft_ms,
     "tps": lambda row: row.decode_tokens_per_second,
 }
-SPEED_METRICS = ("ttft_ms", "tps")  # which rows measured without speed have not
+SPEED_METRICS = ("ttft_ms", "tps")  # missing in rows that were measured without speed
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -36,7 +37,7 @@ _LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*(<=|>=|<|>)\s*([+-]?(?:\d+(?:\.\d*)?|\.\
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A row fails where this holds of it."""
+    """A condition; a row fails if it is true of the row."""
 
     metric: str
     operator: str
@@ -46,24 +47,24 @@ class Limit:
         return f"{self.metric}{self.operator}{self.value:g}"
 
     def fails(self, row: Row) -> bool:
-        """Whether the row breaks this limit; what is no number always does, and what was not measured never."""
+        """Whether the row breaks this limit; NaN always does, and what was not measured never."""
         found = METRICS[self.metric](row)
         return found is not None and (math.isnan(found) or OPERATORS[self.operator](found, self.value))
 
 
 def parse_limit(text: str) -> Limit:
-    """`metric op number`, blanks anywhere between. Raises SettingsError."""
+    """Parse `metric op number`, with blanks anywhere between. Raises SettingsError."""
     match = _LIMIT.fullmatch(text)
     if match is None or match[1] not in METRICS or not math.isfinite(float(match[3])):
         raise SettingsError(
-            f"limit {text!r} does not read as METRIC OP NUMBER, like kld>0.05; metrics are {', '.join(METRICS)}, "
+            f"limit {shown(text)} does not read as METRIC OP NUMBER, like kld>0.05; metrics are {', '.join(METRICS)}, "
             f"operators {' '.join(OPERATORS)}"
         )
     return Limit(match[1], match[2], float(match[3]))
 
 
 def describe_failures(limits: Iterable[Limit], rows: Sequence[Row]) -> str:
-    """One line that names every row that fails and why; empty where none does."""
+    """One line that names every failing row and why it fails; empty if none does."""
     broken = [
         f"{row.name} ({limit.metric} {METRICS[limit.metric](row):g}, fails if {limit})"
         for limit in limits

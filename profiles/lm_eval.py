@@ -3,11 +3,11 @@
     python -m edge.profiles.lm_eval run --model edge --model_args bundle=glm4-int4,engine=onnx --batch_size auto \\
         --tasks my_task --include_path tasks/
 
-is `lm-eval run` with this model known to it: the harness does not look for models in other packages, so this module has
+is `lm-eval run` with this model registered: the harness does not look for models in other packages, so this module has
 to be imported first. In Python, `lm_eval.simple_evaluate(model=EdgeLM("glm4-int4"), ...)`.
 
 In: the harness's requests. Out: log-likelihoods and texts. Knows nothing about tasks. Log-likelihoods come from rows of
-logits (edge.profiles.likelihood): in natural logarithms, over the tokens of the vocabulary without padding rows.
+logits (edge.profiles.likelihood): natural logarithms, over the tokens of the vocabulary without padding rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import tokenizers
 
 from edge.profiles.likelihood import BATCH, Query, score
 from edge.runtime import bundle as bundles
-from edge.runtime.errors import ContextLengthError, EdgeError, PromptError, SettingsError
+from edge.runtime.errors import ContextLengthError, EdgeError, PromptError, SettingsError, shown
 from edge.runtime.extras import missing_package
 from edge.runtime.llm import LLM
 from edge.runtime.rules import refuse_unknown
@@ -38,7 +38,7 @@ try:
     from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     from tqdm import tqdm
-except ModuleNotFoundError as error:  # as a command it says so in a line, as `edge` does
+except ModuleNotFoundError as error:  # as a command, it says so in one line, as `edge` does
     if __name__ != "__main__" or (missing := missing_package(error)) is None:
         raise
     sys.exit(f"edge: {missing}")
@@ -50,12 +50,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_GEN_TOKS = 256  # where a task does not say, as with the harness's own models
+MAX_GEN_TOKS = 256  # if a task does not say, as with the harness's own models
 
 
 @register_model("edge")  # type: ignore[untyped-decorator,unused-ignore]
 class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
-    """A loaded bundle behind the harness's interface."""
+    """A loaded bundle, as the harness's interface wants a model."""
 
     def __init__(
         self,
@@ -71,12 +71,12 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
     ) -> None:
         """`settings` are the fields of `EngineSettings`, like engine, max_context, kv_precision, reproducible, threads.
 
-        bundle: a folder, or a model that is loaded. batch_size: requests that are computed at once, as far as the
-        engine does that; "auto" and None: 16. max_length: tokens that the model may see, the engine's context if None.
-        add_bos_token: whether text starts with what the model's tokenizer puts before it (GLM-4: [gMASK]<sop>), which
-        is the default. prefix_token_id: what stands for an empty context; None: the last of those tokens, else the
-        first stop id. device: as the harness's --device gives it; cuda:0, its default, is None, which is CPU. Raises
-        SettingsError, and what loading a bundle raises.
+        bundle: a folder, or a loaded model. batch_size: requests that are computed at once, if the engine can; "auto"
+        and None: 16. max_length: tokens that the model may see, the engine's context if None. add_bos_token: whether
+        text starts with what the model's tokenizer puts before it (GLM-4: [gMASK]<sop>), which is the default.
+        prefix_token_id: the token used as an empty context; None: the last of those tokens, else the first stop id.
+        device: as the harness's --device gives it; cuda:0, its default, is None, which is CPU. Raises SettingsError,
+        and what loading a bundle raises.
         """
         super().__init__()
         if isinstance(bundle, LLM):
@@ -90,7 +90,7 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
             self.llm = LLM(bundle, EngineSettings(**settings))
         limit = self.llm.engine.info.max_context
         if max_length is not None and not 1 < max_length <= limit:
-            raise SettingsError(f"max_length is {max_length}, expected 2 to {limit}, the context")
+            raise SettingsError(f"max_length is {shown(max_length)}, expected 2 to {limit}, the context")
         self._max_length = max_length or limit
         self._max_gen_toks = max_gen_toks
         self.batch_size = _batch_size(batch_size, max_batch_size)
@@ -104,7 +104,7 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
             self._prefix = [stop_ids[0]]
         else:
             raise SettingsError(
-                f"{self.llm.bundle.path} has no stop token to stand for an empty context; give prefix_token_id"
+                f"{self.llm.bundle.path} has no stop token to use as an empty context; give prefix_token_id"
             )
 
     @property
@@ -114,31 +114,31 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
 
     @property
     def max_gen_toks(self) -> int:
-        """New tokens where a task does not say how many."""
+        """New tokens if a task does not say how many."""
         return self._max_gen_toks
 
     @property
     def eot_token_id(self) -> int:
-        """What ends a text."""
+        """The id that ends a text."""
         stop_ids = self.llm.bundle.manifest.stop_token_ids
         return stop_ids[0] if stop_ids else self._prefix[-1]
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands for an empty context; the last id of it where there are several."""
+        """The id used as an empty context; the last of them if there are several."""
         return self._prefix[-1]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-        """Ids of a text; with what the tokenizer puts before text, unless it stands there already."""
+        """Ids of a text, after those that the tokenizer puts before text unless it begins with them already."""
         ids = self.llm.tokenizer.encode(string)
         added = [] if add_special_tokens is False else self._added
         return ids if ids[: len(added)] == added else [*added, *ids]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, in windows of the context without overlap, each token predicted once."""
+        """Log-likelihood of whole texts, in windows of the context that do not overlap; each token counts once."""
         queries: list[Query] = []
         owners: list[int] = []
-        extra = len(self._prefix) - 1  # the harness knows one token of it
+        extra = len(self._prefix) - 1  # the harness knows only one token of it
         for owner, request in enumerate(requests):
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
             windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length - extra, context_len=1)
@@ -164,13 +164,15 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
         for texts, context, continuation in requests:
             whole = self._prefix if texts is not None and not texts[0] and len(context) == 1 else context
             if not continuation:
-                raise PromptError(f"{texts}: the continuation has no tokens of its own; a task must give it some text")
+                raise PromptError(
+                    f"{shown(texts)}: the continuation has no tokens of its own; a task must give it some text"
+                )
             if len(continuation) > self.max_length:
                 raise ContextLengthError(
                     f"a continuation has {len(continuation)} tokens and the context holds {self.max_length}; "
                     "load with a larger max_context, or leave the request out"
                 )
-            room = self.max_length + 1 - len(continuation)  # the last token is not seen
+            room = self.max_length + 1 - len(continuation)  # the model does not see the last token
             cut += len(whole) > room
             queries.append(Query(tuple(whole[-room:]), tuple(continuation)))
         self._warn_cut(cut, len(requests))
@@ -181,7 +183,7 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
         return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Texts, up to a stop string (left out), a stop id, or max_gen_toks. Greedy unless a task samples.
+        """Texts up to a stop string (not included), a stop id, or max_gen_toks. Greedy unless a task samples.
 
         Raises SettingsError for a setting that the sampler does not have.
         """
@@ -210,7 +212,7 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
                 self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
                 bar.update()
 
-            for index in sorted(range(len(prompts)), key=lambda i: prompts[i][0]):  # what begins alike, side by side
+            for index in sorted(range(len(prompts)), key=lambda i: prompts[i][0]):  # similar beginnings together
                 prompt, settings = prompts[index]
                 running.append((index, self.llm.generate(prompt, **settings)))
                 if len(running) == self.batch_size:
@@ -220,7 +222,7 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
         return texts
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Messages as text. Without a generation prompt the last message stays open, for the model to go on with it.
+        """Messages as text. Without a generation prompt the last message stays open, for the model to continue it.
 
         Raises PromptError.
         """
@@ -230,7 +232,7 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
         last = chat_history[-1]["content"].strip()
         if (at := text.rfind(last)) < 0:
             raise PromptError(
-                "the chat template changes the last message, so it cannot be gone on with; leave out gen_prefix"
+                "the chat template changes the last message, so it cannot be continued; leave out gen_prefix"
             )
         return text[: at + len(last)]
 
@@ -239,7 +241,7 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
         if chat_template is False or chat_template is None:
             return None
         if isinstance(chat_template, str):
-            log.warning("a bundle has one chat template, which is used instead of %r", chat_template)
+            log.warning("a bundle has one chat template, which is used instead of %s", shown(chat_template))
         text = self.llm.bundle.text(bundles.CHAT_TEMPLATE)
         if text is None:
             raise PromptError(f"{self.llm.bundle.path} has no chat template; leave out --apply_chat_template")
@@ -247,7 +249,7 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
 
     @property
     def tokenizer_name(self) -> str:
-        """Tokenizer and template, for the names of cached requests."""
+        """Identifies tokenizer and template in the names of cached requests."""
         files = self.llm.bundle.manifest.files
         known = [files[name].sha256 for name in (bundles.TOKENIZER, bundles.CHAT_TEMPLATE) if name in files]
         return f"edge-{hashlib.sha256(' '.join(known).encode()).hexdigest()[:16]}"
@@ -285,7 +287,7 @@ class EdgeLM(TemplateLM):  # type: ignore[misc,unused-ignore]
 
 
 def main() -> int:
-    """The harness's own command line, with the model `edge`; returns the exit code."""
+    """The harness's own command line with the model `edge`; returns the exit code."""
     from lm_eval.__main__ import cli_evaluate
 
     try:
@@ -306,14 +308,18 @@ def _added_ids(bundle: Bundle) -> list[int]:
 
 
 def _batch_size(value: int | str | None, limit: int | str | None) -> int:
-    """Raises SettingsError. "auto" and "auto:N" are the harness's words for: as you like."""
+    """Requests at once; with "auto" and "auto:N" the harness leaves it to the model. Raises SettingsError."""
     if value is None or str(value).startswith("auto"):
         size = BATCH
     elif str(value).isdecimal() and int(value) > 0:
         size = int(value)
     else:
-        raise SettingsError(f"batch_size is {value!r}, expected a number above 0, or auto")
-    return size if limit is None else min(size, int(limit))
+        raise SettingsError(f"batch_size is {shown(value)}, expected a number above 0, or auto")
+    if limit is None:
+        return size
+    if not str(limit).isdecimal() or int(limit) < 1:
+        raise SettingsError(f"max_batch_size is {shown(limit)}, expected a number above 0")
+    return min(size, int(limit))
 
 
 def _generation_settings(arguments: Mapping[str, Any], max_gen_toks: int) -> dict[str, Any]:
@@ -321,7 +327,7 @@ def _generation_settings(arguments: Mapping[str, Any], max_gen_toks: int) -> dic
     given = dict(normalize_gen_kwargs(dict(arguments), max_gen_toks))
     sampled = given.pop("do_sample", False)
     until = [stop for stop in given.pop("until") if stop]
-    # transformers samples with temperature 1 where none is given, and that is what tasks mean.
+    # transformers samples with temperature 1 if none is given, and that is what tasks expect.
     temperature = given.pop("temperature", 1.0) if sampled else 0.0
     return {"max_new_tokens": given.pop("max_gen_toks"), "stop": tuple(until), "temperature": temperature, **given}
 

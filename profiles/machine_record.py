@@ -1,6 +1,6 @@
 """The machine and the versions that figures belong to.
 
-In: nothing. Out: plain values for JSON, asked of the system at every call.
+In: nothing. Out: plain values for JSON, which the system is asked for at every call.
 """
 
 from __future__ import annotations

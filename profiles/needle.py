@@ -1,12 +1,13 @@
-"""Needle in a haystack: is one sentence found again, wherever it stands in a long text?
+"""Needle in a haystack: does a model find one sentence in a long text, wherever it is?
 
-In: an `LLM`, context lengths, depths and a seed. Out: a `NeedleResult`, its JSON and Markdown, and a heat map. Knows
-nothing about files.
+In: an `LLM`, context lengths, depths and a seed. Out: a `NeedleResult` and its JSON. Knows nothing about files;
+`needle_report.py` shows results.
 
 The needle is "The secret number of <a city> is <a number>." between lines of CPython's documentation; the question
-about it stands at the end. Two scores. Retrieved: the greedy answer contains the number. Margin: how much more likely
-the number is than other numbers of the same length behind "The secret number of <the city> is", in nats and as a mean
-over WRONG of them; about 0 where a model cannot see it, and smooth, so that it tells models apart that answer nothing.
+about it comes last. There are two scores. Retrieved: the greedy answer contains the number. Margin: how much more
+likely the number is than other numbers of the same length after "The secret number of <the city> is", in nats, as a
+mean over WRONG of them. It is about 0 if a model cannot see the number, and smooth, so that it distinguishes even
+models that never answer.
 
 Cells are computed in the order of their ids over one sequence in the KV cache (edge.profiles.likelihood), so that what
 two prompts have in common, the text before the needle, is read once.
@@ -48,7 +49,7 @@ CITIES = (
 )
 DIGITS = 5
 WRONG = 4  # other numbers that the right one is compared with
-ANSWER_TOKENS = 32  # a context of N holds a prompt of N - ANSWER_TOKENS and what is written behind it
+ANSWER_TOKENS = 32  # a context of N holds a prompt of N - ANSWER_TOKENS and the answer after it
 MAX_DRAWS = 1000
 MISSED, FOUND = "○", "●"
 
@@ -63,7 +64,7 @@ class Needle:
 
     @property
     def lead(self) -> str:
-        """What stands before the number, in the needle and in a full answer."""
+        """What comes before the number, in the needle and in a full answer."""
         return f"The secret number of {self.city} is"
 
     @property
@@ -76,11 +77,11 @@ class Needle:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One length and depth."""
+class NeedleCell:
+    """What was found at one length and depth."""
 
     context: int  # tokens of prompt and answer
-    depth: float  # percent of the haystack that stands before the needle, as asked
+    depth: float  # percent of the haystack that comes before the needle, as asked
     position: int  # tokens of the prompt before the needle
     prompt_tokens: int
     answer: str  # greedy
@@ -96,7 +97,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class NeedleResult:
-    """All cells, and what they belong to."""
+    """All cells, and what they were measured with."""
 
     bundle: str  # name of the folder
     recipe: str
@@ -104,9 +105,9 @@ class NeedleResult:
     kv_cache: str  # precision of keys and values
     seed: int
     needle: Needle
-    repeats: int  # how often the longest prompt begins the text; above 1, it stands there more than once
-    cells: tuple[Cell, ...]  # by length, then depth
-    computed_tokens: int  # all that was read and written; the prompts have sum(prompt_tokens)
+    repeats: int  # how often the longest prompt begins the text; above 1, it has parts of the text more than once
+    cells: tuple[NeedleCell, ...]  # by length, then depth
+    computed_tokens: int  # everything read and written; the prompts have sum(prompt_tokens)
     machine: MachineRecord = field(default_factory=machine_record)
     versions: dict[str, str] = field(default_factory=versions_record)
 
@@ -116,14 +117,14 @@ class NeedleResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """A cell before it is run."""
+class _Prompt:
+    """The prompt of a cell."""
 
     context: int
     depth: float
     position: int
     haystack_tokens: int
-    prompt: tuple[int, ...]
+    ids: tuple[int, ...]
 
 
 def run(
@@ -135,17 +136,17 @@ def run(
 ) -> NeedleResult:
     """Hide a needle at every depth of every length, and ask for it.
 
-    lengths: tokens of prompt and answer. depths: percent. progress: told the cells done and how many there are. Raises
-    SettingsError for a length or depth that cannot be, ContextLengthError for one beyond the context, both before
-    anything is computed, and DeviceError.
+    lengths: tokens of prompt and answer. depths: percent. progress: told the cells done and the cells in all. Raises
+    SettingsError for an impossible length or depth, ContextLengthError for one beyond the context, both before anything
+    is computed, and DeviceError.
     """
     needle = make_needle(llm.tokenizer, seed)
-    plans, repeats = _plan(llm, needle, sorted(set(lengths)), sorted(set(depths)))
-    cells: dict[tuple[int, float], Cell] = {}
+    prompts, repeats = _prompts(llm, needle, sorted(set(lengths)), sorted(set(depths)))
+    cells: dict[tuple[int, float], NeedleCell] = {}
     with Trunk(llm.engine) as trunk:
-        for plan in sorted(plans, key=lambda plan: plan.prompt):
-            cells[plan.context, plan.depth] = _ask(llm, needle, plan, trunk)
-            progress(len(cells), len(plans))
+        for prompt in sorted(prompts, key=lambda prompt: prompt.ids):
+            cells[prompt.context, prompt.depth] = _ask(llm, needle, prompt, trunk)
+            progress(len(cells), len(prompts))
     manifest = llm.bundle.manifest
     return NeedleResult(
         bundle=llm.bundle.path.resolve().name,
@@ -161,7 +162,7 @@ def run(
 
 
 def make_needle(tokenizer: Tokenizer, seed: int) -> Needle:
-    """A city, its number and other numbers of as many tokens, all drawn with the seed."""
+    """A city, its number and other numbers with as many tokens, all drawn with the seed."""
     rng = np.random.default_rng(seed)
     city = CITIES[int(rng.integers(len(CITIES)))]
     drawn: list[str] = []
@@ -175,19 +176,19 @@ def make_needle(tokenizer: Tokenizer, seed: int) -> Needle:
     raise AssertionError(f"no {1 + WRONG} numbers of {DIGITS} digits have as many tokens as each other")
 
 
-def _ask(llm: LLM, needle: Needle, plan: _Plan, trunk: Trunk) -> Cell:
-    """One cell: greedy answer, then the numbers behind the lead of a full answer."""
-    trunk.seek(plan.prompt)
-    answer = _greedy(llm, plan.prompt, trunk)
+def _ask(llm: LLM, needle: Needle, prompt: _Prompt, trunk: Trunk) -> NeedleCell:
+    """One cell: the greedy answer, then how likely the numbers are after the lead of a full answer."""
+    trunk.seek(prompt.ids)
+    answer = _greedy(llm, prompt.ids, trunk)
     lead = tuple(llm.tokenizer.encode(_lead(llm, needle)))
     numbers = [tuple(llm.tokenizer.encode(f" {number}")) for number in (needle.secret, *needle.wrong)]
-    queries = [Query(plan.prompt + lead, number) for number in numbers]
+    queries = [Query(prompt.ids + lead, number) for number in numbers]
     secret, *wrong = (one.logprob for one in score(llm.engine, llm.tokenizer.num_tokens, queries, trunk=trunk))
-    return Cell(
-        context=plan.context,
-        depth=plan.depth,
-        position=plan.position,
-        prompt_tokens=len(plan.prompt),
+    return NeedleCell(
+        context=prompt.context,
+        depth=prompt.depth,
+        position=prompt.position,
+        prompt_tokens=len(prompt.ids),
         answer=answer,
         retrieved=needle.secret in answer,
         logprob=secret,
@@ -196,7 +197,7 @@ def _ask(llm: LLM, needle: Needle, plan: _Plan, trunk: Trunk) -> Cell:
 
 
 def _greedy(llm: LLM, prompt: Sequence[int], trunk: Trunk) -> str:
-    """What `LLM.generate` would write, from a sequence that is there already."""
+    """What `LLM.generate` would write, continuing a sequence that has the prompt already."""
     trunk.seek(prompt[:-2])
     rows = list(trunk.extend(prompt[-2:]))
     new: list[int] = []
@@ -211,8 +212,8 @@ def _greedy(llm: LLM, prompt: Sequence[int], trunk: Trunk) -> str:
     return llm.tokenizer.decode(new)
 
 
-def _plan(llm: LLM, needle: Needle, lengths: Sequence[int], depths: Sequence[float]) -> tuple[list[_Plan], int]:
-    """All prompts as ids, and how often the longest begins the text. Raises SettingsError and ContextLengthError."""
+def _prompts(llm: LLM, needle: Needle, lengths: Sequence[int], depths: Sequence[float]) -> tuple[list[_Prompt], int]:
+    """All prompts, and how often the longest begins the text. Raises SettingsError and ContextLengthError."""
     if not lengths or not depths:
         raise SettingsError("no lengths or no depths; give at least one of each")
     if wrong := [depth for depth in depths if not 0 <= depth <= 100]:
@@ -224,7 +225,7 @@ def _plan(llm: LLM, needle: Needle, lengths: Sequence[int], depths: Sequence[flo
     limit, least = llm.engine.info.max_context, fixed + answer + 1
     if lengths[-1] > limit:
         raise ContextLengthError(
-            f"a length is {lengths[-1]} tokens and the context holds {limit}; ask for less, or load with a larger "
+            f"a length is {lengths[-1]} tokens and the context holds {limit}; ask for fewer, or load with a larger "
             "max_context or KV cache"
         )
     if lengths[0] < least:
@@ -234,18 +235,18 @@ def _plan(llm: LLM, needle: Needle, lengths: Sequence[int], depths: Sequence[flo
     lines, repeats = _haystack(llm.tokenizer, lengths[-1] - answer - fixed)
     tokens = [token_id for line in lines for token_id in line]
     ends = [0, *accumulate(map(len, lines))]
-    plans = []
+    prompts = []
     for length in lengths:
         room = length - answer - fixed
         for depth in depths:
             at = room if depth == 100 else ends[bisect_right(ends, room * depth / 100) - 1]  # where a line ends
-            prompt = (*before, *tokens[:at], *hidden, *tokens[at:room], *after)
-            plans.append(_Plan(length, float(depth), len(before) + at, room, prompt))
-    return plans, repeats
+            ids = (*before, *tokens[:at], *hidden, *tokens[at:room], *after)
+            prompts.append(_Prompt(length, float(depth), len(before) + at, room, ids))
+    return prompts, repeats
 
 
 def _frame(llm: LLM, needle: Needle) -> tuple[list[int], list[int]]:
-    """Ids before and behind the haystack: the chat template, where there is one, and the question."""
+    """Ids before and after the haystack: the chat template, if the bundle has one, and the question."""
     question, place = f"\n\n{needle.question}", "\x00"
     if llm.template is None:
         return [], llm.tokenizer.encode(f"{question}\nAnswer:")
@@ -259,7 +260,7 @@ def _lead(llm: LLM, needle: Needle) -> str:
 
 
 def _haystack(tokenizer: Tokenizer, num_tokens: int) -> tuple[list[list[int]], int]:
-    """Ids of lines, so many tokens or more of them, and how often the text is begun for that."""
+    """Ids of lines, `num_tokens` of them or more, and how often the text is begun for that."""
     lines: list[list[int]] = []
     missing = num_tokens
     for begun in count(1):

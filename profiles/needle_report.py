@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge.profiles.needle import FOUND, MISSED, Cell, NeedleResult
-from edge.profiles.plot import INK
+from edge.profiles.needle import FOUND, MISSED, NeedleCell, NeedleResult
+from edge.profiles.plot_labels import INK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def to_markdown(result: NeedleResult) -> str:
-    """A table of margins, depths down and lengths across, and what it was measured with."""
+    """A table of margins, with depths as rows and lengths as columns, and what it was measured with."""
     lengths, depths = _axes(result)
     by_place = {(cell.context, cell.depth): cell for cell in result.cells}
     found = sum(cell.retrieved for cell in result.cells)
@@ -27,7 +27,7 @@ def to_markdown(result: NeedleResult) -> str:
         "",
         f"Recipe {result.recipe}, engine {result.engine}, keys and values in {result.kv_cache}, seed {result.seed}. "
         f'Needle: "{result.needle.sentence}" {FOUND} the greedy answer contains the number, {MISSED} it does not: '
-        f"{found} of {len(result.cells)}. Beside it, by how many nats the number is more likely than others like it.",
+        f"{found} of {len(result.cells)}. Next to it, how much more likely the number is than others like it, in nats.",
         "",
         "| depth | " + " | ".join(f"{length:,} tokens" for length in lengths) + " |",
         "|---:|" + "---:|" * len(lengths),
@@ -42,7 +42,7 @@ def to_markdown(result: NeedleResult) -> str:
 
 
 def heat_map(result: NeedleResult) -> Figure:
-    """Depths down, lengths across, margins as colour and number; raises ModuleNotFoundError without matplotlib."""
+    """Margins as colour and number, depths by lengths; raises ModuleNotFoundError without matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -75,11 +75,11 @@ def _axes(result: NeedleResult) -> tuple[list[int], list[float]]:
     return sorted({cell.context for cell in result.cells}), sorted({cell.depth for cell in result.cells})
 
 
-def _label(cell: Cell) -> str:
+def _label(cell: NeedleCell) -> str:
     return f"{FOUND if cell.retrieved else MISSED} {cell.margin:+.1f}"
 
 
 def _about_the_text(result: NeedleResult) -> str:
     if result.repeats == 1:
-        return "No part of the haystack stands in a prompt twice."
+        return "No part of the haystack is in a prompt twice."
     return f"The text of the haystack starts again {result.repeats - 1} times in the longest."

@@ -1,4 +1,4 @@
-"""One step of a sweep or of `edge bench` in a process of its own, and what it took.
+"""One step of a sweep or of `edge bench` in a process of its own, with the time and memory it took.
 
 In: a task, as JSON. Out: its result, with seconds and peaks of memory. A step that fails is an error with what the
 process said; no step outlives this process. Knows nothing about what the tasks are: `worker.py` does them.
@@ -24,7 +24,7 @@ from edge.runtime.errors import ProfileError, shown, telling_line
 from edge.runtime.json_reader import parse_json
 
 SAMPLE_S = 0.02
-FIND_CHILDREN_EVERY = 10  # samples; the list of all processes is long
+FIND_CHILDREN_EVERY = 10  # samples: listing all processes takes long
 WORKER = "edge.profiles.worker"
 
 Tell = Callable[[str, int, int], None]  # phase, done, total
@@ -40,14 +40,14 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a step gave and took."""
+    """The result of a step, and the time and memory it took."""
 
     result: dict[str, Any]  # JSON, as a task of profiles/worker.py gives it
     seconds: float
-    peaks: Mapping[str, Peak]  # by phase, "" before the first; of the processes' life up to its end; empty off Linux
+    peaks: Mapping[str, Peak]  # by phase, "" before the first; only on Linux
 
     def peak_up_to(self, phase: str) -> Peak | None:
-        """Over a phase and all before it; None where it is not known."""
+        """The peak of a phase and all phases before it; None if unknown."""
         names = list(self.peaks)
         chosen = [self.peaks[name] for name in names[: names.index(phase) + 1]] if phase in names else []
         if not any(peak.rss_bytes for peak in chosen):
@@ -76,7 +76,7 @@ def run_step(task: Mapping[str, object], tell: Tell = lambda _phase, _done, _tot
             process.wait()
             answer, seconds = {}, 0.0
         finally:
-            process.kill()  # nothing where it has ended
+            process.kill()  # does nothing if it has ended
             process.stdin.close()
             process.stdout.close()
             process.wait()
@@ -89,7 +89,7 @@ def run_step(task: Mapping[str, object], tell: Tell = lambda _phase, _done, _tot
 
 
 def _listen(lines: IO[str], watch: _Watch, tell: Tell) -> dict[str, Any]:
-    """Pass on progress until the answer comes; {} where none does."""
+    """Pass on progress until the answer comes; {} if none does."""
     answer: dict[str, Any] = {}
     for line in lines:
         message = parse_json(line, "what the process said", ProfileError, "run it again", infinite=True)
@@ -100,12 +100,12 @@ def _listen(lines: IO[str], watch: _Watch, tell: Tell) -> dict[str, Any]:
             case {"result": dict()} | {"error": str()}:
                 answer = message
             case _:
-                raise ProfileError(f"the process said {shown(message)}, which is no message; run it again")
+                raise ProfileError(f"the process said {shown(message)}, which is not a message; run it again")
     return answer
 
 
 def _complaint(log: IO[bytes]) -> str:
-    """The last line of what a process said; empty where it said nothing."""
+    """The last line of what a process said; empty if it said nothing."""
     log.seek(0)
     said = log.read().decode(errors="replace")
     return telling_line(said, last=True) if said.strip() else ""
@@ -113,7 +113,7 @@ def _complaint(log: IO[bytes]) -> str:
 
 @dataclass
 class _Watch:
-    """Samples the memory of a process and its children, from /proc; does nothing where there is none."""
+    """Samples the memory of a process and its children from /proc; does nothing on systems without it."""
 
     root: int
     peaks: dict[str, Peak] = field(default_factory=lambda: {"": Peak()})
@@ -157,7 +157,7 @@ def _with_children(root: int) -> set[int]:
 
 
 def _status(pid: int) -> dict[str, int]:
-    """The numbers of /proc/PID/status, kB where they are sizes; {} for a process that is gone."""
+    """The numbers in /proc/PID/status, sizes in kB; {} for a process that has ended."""
     try:
         text = Path("/proc", str(pid), "status").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,7 +1,7 @@
-"""What a sweep found: `profile.json`, typed. The contract between what measures and what shows.
+"""What a sweep found: `profile.json`, typed. The contract between the code that measures and the code that shows.
 
 In: rows and facts, or JSON text. Out: JSON text, or a `Profile` that has been checked. Knows nothing about how a figure
-came about or what it will look like.
+was measured or how it will be shown.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _MAX_BYTES = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One recipe on one engine with one setting. None: was not measured."""
+    """One recipe on one engine with one setting. None: not measured."""
 
     recipe: str
     engine: str
-    setting: str  # what was asked of the engine, like "kv u8"; DEFAULT_SETTING where nothing was
+    setting: str  # what was asked of the engine, like "kv u8"; DEFAULT_SETTING if nothing was
     bits_per_weight: float
     weight_bytes: int
-    export_s: float | None  # None where a killed export was gone on with
-    export_peak_bytes: int | None  # memory that the export allocated: mapped files are not in it
+    export_s: float | None  # None if a killed export was resumed
+    export_peak_bytes: int | None  # memory that the export allocated, without mapped files
     load_s: float | None
-    peak_anonymous_bytes: int | None  # of loading, a prompt and an answer; mapped files are not in it
+    peak_anonymous_bytes: int | None  # memory allocated for loading, a prompt and an answer, without mapped files
     peak_rss_bytes: int | None  # the same with mapped files, which the system can drop
-    prompt_tokens: int | None  # that TTFT and speed were measured behind
+    prompt_tokens: int | None  # of the prompt that TTFT and speed were measured with
     ttft_ms: float | None
     decode_tokens_per_second: float | None
     kv_cache: str  # what the engine keeps keys and values in
@@ -73,7 +73,7 @@ class Row:
 
 
 def cell_name(recipe: str, engine: str, setting: str) -> str:
-    """How people and messages call a row."""
+    """The name that people and messages use for a row."""
     return f"{recipe}/{engine}" + ("" if setting == DEFAULT_SETTING else f"/{setting}")
 
 
@@ -90,7 +90,7 @@ class Profile:
     """All rows of a sweep, and what they were measured with."""
 
     source: str
-    text: str  # what it is, in words
+    text: str  # that was measured with, described in words
     windows_sha256: str
     num_windows: int
     window_tokens: int
@@ -101,7 +101,7 @@ class Profile:
     notes: tuple[str, ...]  # what was left out, and why
 
     def to_json(self) -> str:
-        """Stable text: same profile, same bytes."""
+        """JSON text: same profile, same bytes."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         rows, failures = [row.to_json() for row in self.rows], [asdict(failure) for failure in self.failures]
         data = {"schema_version": SCHEMA_VERSION, **own, "rows": rows, "failures": failures}
@@ -114,9 +114,9 @@ class Profile:
 
     @classmethod
     def from_data(cls, data: object) -> Self:
-        """`from_json` of JSON that is read. Raises ProfileError."""
+        """Like `from_json`, from JSON that has been parsed. Raises ProfileError."""
         if not isinstance(data, dict) or "schema_version" not in data:
-            raise ProfileError(f"this is no {PROFILE}; {_MAKE}")
+            raise ProfileError(f"this is not a {PROFILE}; {_MAKE}")
         data = dict(data)
         if (version := data.pop("schema_version")) != SCHEMA_VERSION:
             raise ProfileError(f"schema version {shown(version)}, this edgeglm reads {SCHEMA_VERSION}; {_AGAIN}")
@@ -144,7 +144,7 @@ class _Machine:
 
 
 def read_profile(path: Path) -> Profile:
-    """Of a `profile.json`, or the folder that holds one. Raises ProfileError."""
+    """Read a `profile.json`, given its path or its folder. Raises ProfileError."""
     file = path / PROFILE if path.is_dir() else path
     data = read_record(file)
     try:
@@ -154,7 +154,7 @@ def read_profile(path: Path) -> Profile:
 
 
 def read_record(file: Path) -> Any:  # JSON
-    """What a file of a profile holds: NaN is a figure there. Raises ProfileError."""
+    """The content of a profile's file, where NaN is allowed as a figure. Raises ProfileError."""
     return read_json(
         file,
         ProfileError,

@@ -1,7 +1,7 @@
 """A profile as pages: a Markdown table, one self-contained HTML file, and the plots.
 
-In: a `Profile`. Out: files in a folder; same profile, same bytes. Knows nothing about measuring: everything is made
-from `profile.json`, at any time again.
+In: a `Profile`. Out: files in a folder; same profile, same bytes. Knows nothing about measuring: everything can be made
+again from `profile.json` at any time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edge.runtime.errors import OutputError
 MARKDOWN, HTML = "profile.md", "profile.html"
 PLOTS = ("pareto_bytes", "pareto_speed")  # .svg and .png
 UNKNOWN = "-"
-_TITLE, _TITLE_LINE = "accuracy, size and speed", 10_000  # characters of the line that ends with it, at most
+_TITLE, _TITLE_LINE = "accuracy, size and speed", 10_000  # the end of the first line; most characters of that line
 _FILES = frozenset((MARKDOWN, HTML, *(f"{name}.{kind}" for name in PLOTS for kind in ("svg", "png"))))
 
 
@@ -31,7 +31,7 @@ class Column:
 
     title: str
     text: Callable[[Row], str]
-    number: Callable[[Row], float | None] | None = None  # to sort by; None: the text
+    number: Callable[[Row], float | None] | None = None  # to sort by; None: sort by the text
 
 
 def _shown(value: float | None, form: str, scale: float = 1.0) -> str:
@@ -39,7 +39,7 @@ def _shown(value: float | None, form: str, scale: float = 1.0) -> str:
 
 
 def _kld_text(row: Row) -> str:
-    """With the digits that it deserves."""
+    """The KLD with one digit more if it is small."""
     return _with_error(row.accuracy.kld, row.accuracy.kld_stderr, 5 if row.accuracy.kld < 0.02 else 4)
 
 
@@ -48,7 +48,7 @@ def _with_error(value: float, error: float | None, digits: int) -> str:
 
 
 def _same_text(row: Row) -> str:
-    """Tokens in common, of those written."""
+    """Tokens in common, out of those written."""
     if row.divergence is None:
         return UNKNOWN
     return f"{_with_error(row.divergence.mean, row.divergence.stderr, 0)} of {row.divergence.new_tokens}"
@@ -86,9 +86,9 @@ COLUMNS = (
 
 
 def write_report(profile: Profile, out: Path) -> list[Path]:
-    """Write tables, page and plots into a folder, over those of an earlier report; returns what was written.
+    """Write table, page and plots into a folder, replacing those of an earlier report; returns what was written.
 
-    Raises OutputError, also where something else than a report is in the place of one of the files.
+    Raises OutputError, also where one of the files exists and is not a report's.
     """
     check_folder(out)
     files: dict[str, bytes] = {}
@@ -100,7 +100,7 @@ def write_report(profile: Profile, out: Path) -> list[Path]:
                 files[f"{name}.svg"] = plot.svg_bytes(figure)
                 files[f"{name}.png"] = plot.png_bytes(figure)
                 inline[name] = plot.inline_svg(files[f"{name}.svg"])
-    # The table first: it tells whose the others are.
+    # The table comes first: it shows that the others are a report's.
     files = {MARKDOWN: to_markdown(profile, list(inline)).encode(), **files, HTML: to_html(profile, inline).encode()}
     for name in _FILES - files.keys():
         (out / name).unlink(missing_ok=True)  # of an earlier report
@@ -114,7 +114,7 @@ def check_folder(out: Path) -> None:
     found = sorted(name for name in _FILES if os.path.lexists(out / name))
     if found and not _is_report(out / MARKDOWN):
         raise OutputError(
-            f"{out} holds {', '.join(found)} and no {MARKDOWN} of an earlier report, so they are somebody else's; move "
+            f"{out} holds {', '.join(found)} but no {MARKDOWN} of an earlier report, so they are not a report's; move "
             "them away, or use another folder"
         )
 
@@ -128,7 +128,7 @@ def _is_report(table: Path) -> bool:
 
 
 def to_markdown(profile: Profile, plots: list[str]) -> str:
-    """The table with what it takes to read it; `plots` are names of SVG files beside it."""
+    """The table with everything needed to read it; `plots` are names of SVG files next to it."""
     lines = [f"# {_cell(profile.source)}: {_TITLE}", "", *markdown_table(profile)]
     lines += ["", *(f"- {_cell(fact)}" for fact in _facts(profile)), ""]
     for name in plots:
@@ -144,7 +144,7 @@ def markdown_table(profile: Profile, columns: Sequence[Column] = COLUMNS) -> lis
 
 
 def to_html(profile: Profile, plots: Mapping[str, str]) -> str:
-    """One page without any link to elsewhere; `plots` are SVG elements."""
+    """One page without external links; `plots` are SVG elements."""
     heads = "".join(
         f'<th scope="col"{"" if column.number is None else " class=n"} aria-sort="none">'
         f"<button>{escape(column.title)}</button></th>"
@@ -171,7 +171,7 @@ def _html_cell(column: Column, row: Row) -> str:
 
 
 def _facts(profile: Profile) -> list[str]:
-    """What the figures belong to and how they are meant."""
+    """What the figures were measured with, and what they mean."""
     machine, memory = profile.machine, profile.machine.get("memory_bytes")
     on = f"{machine['processor']}, {machine['cores']} cores"
     on += f", {memory / 1e9:.0f} GB" if memory else ""
@@ -181,14 +181,14 @@ def _facts(profile: Profile) -> list[str]:
         f"sha256 {profile.windows_sha256[:16]}.",
         "KLD: mean KL divergence from the float checkpoint's distribution of the next token, nats/token. ppl ratio: "
         "perplexity over the float checkpoint's. top-1: share of tokens whose most probable next token is the float "
-        "checkpoint's. same text: tokens of greedy text before it leaves that of the float checkpoint, mean over "
-        "prompts. Behind ±: standard error, over windows or prompts; bars in plots are 95 %.",
-        "Peaks: memory that the process allocated; mapped files are not in them. export peak is that of the export.",
+        "checkpoint's. same text: tokens of greedy text before it diverges from the float checkpoint's, mean over "
+        "prompts. After ±: standard error, over windows or prompts; bars in plots are 95 %.",
+        "Peaks: memory that the process allocated, without mapped files. export peak is that of the export.",
     ]
     if prompts:
         facts.append(
             f"TTFT: time to the first token of a prompt of {' or '.join(map(str, prompts))} tokens, median; tok/s: "
-            "decoding behind it. Each row a fresh process, one at a time."
+            "decoding after it. Each row is a fresh process, one at a time."
         )
     facts.append(f"Machine: {on}, {machine['system']}.")
     facts.append("Versions: " + ", ".join(f"{name} {found}" for name, found in sorted(profile.versions.items())) + ".")
@@ -221,7 +221,7 @@ figure { margin: 1rem 0; flex: 1 1 32rem; max-width: 44rem }
 figure svg { width: 100%; height: auto }
 """
 
-# A click on a heading sorts by it, a second one the other way round; what was not measured stays below.
+# A click on a heading sorts by it, a second one in reverse; what was not measured stays at the end.
 _SCRIPT = """
 const body = document.querySelector("tbody"), heads = [...document.querySelectorAll("th")];
 heads.forEach((head, i) => head.firstChild.addEventListener("click", () => {

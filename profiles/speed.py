@@ -1,7 +1,7 @@
-"""How fast a loaded bundle is, with the definitions every speed figure of this project uses.
+"""How fast a loaded bundle is, with the definitions that every speed figure of this project uses.
 
-In: an `LLM`, or a bundle to load, and token counts. Out: one `Speed` for each prompt length. Prompts are random ids,
-seeded, and never in the cache; stop ids are ignored, so that the number of tokens is what was asked for.
+In: an `LLM`, or a bundle to load, and token counts. Out: one `Speed` for each prompt length. Prompts are seeded random
+ids and never in the cache; stop ids are ignored, so that the number of tokens is what was asked for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REPEATS = 3  # after one cold run; medians are reported
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Figures of one prompt length."""
+    """Figures for one prompt length."""
 
     prompt_tokens: int
     new_tokens: int

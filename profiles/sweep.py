@@ -1,20 +1,19 @@
-"""A sweep: what each recipe costs in accuracy and buys in size and speed, on each engine.
+"""A sweep: what each recipe costs in accuracy and gains in size and speed, on each engine.
 
 In: a checkpoint, a folder, settings. Out: a `Profile`, and the folder filled. A cell is a recipe on an engine with a
-setting; cells are measured one after the other, so that none disturbs another's time. Each export, the float reference
-and each cell have a process of their own. What is finished stands in the folder and is not measured again while all
-that decides it is the same: a sweep that was killed, or that gets one more recipe, does what is missing. Knows nothing
-about how results are shown.
+setting; cells are measured one at a time, so that none slows another down. Each export, the float reference and each
+cell run in a process of their own. What is finished stays in the folder and is not measured again as long as everything
+that decides it is the same: a sweep that was killed, or that gets one more recipe, measures what is missing. Knows
+nothing about how results are shown.
 
-    profile.json     all rows                          cells/NAME-KEY.json      a row each, as soon as it is there
-    reference.npz    what the float checkpoint says    exports/NAME-KEY.json    what an export took
+    profile.json     all rows                          cells/NAME-KEY.json      a row each, as soon as it is measured
+    reference.npz    the float checkpoint's rows       exports/NAME-KEY.json    what an export took
     windows.npz      the text as token ids             bundles/NAME-KEY         deleted after use, unless kept
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from edge.profiles.sweep_plan import (
     SweepPlan,
     plan_sweep,
 )
+from edge.profiles.sweep_progress import Steps, SweepProgress
 from edge.profiles.typed_json import read_value
 from edge.profiles.worker import write_windows
 from edge.runtime.atomic import write_atomically
@@ -47,43 +47,29 @@ from edge.runtime.errors import BundleError, OutputError, ProfileError
 from edge.runtime.locks import hold_now
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a sweep is."""
-
-    step: str  # "reference", "export int8-asym", "int8-asym/onnx"
-    phase: str  # of the step: "reference", "export", "load", "speed", "accuracy"
-    share: float  # of the step, 0 to 1
-    steps_done: int
-    num_steps: int
-    seconds_left: float | None  # about; None while nothing is known
-    row: Row | None = None  # a cell that has just been finished
-    failure: Failure | None = None  # one that has not
-
-
 def sweep(
     source: str | Path,
     out: str | Path,
     settings: SweepSettings | None = None,
-    progress: Callable[[Progress], None] = lambda _progress: None,
+    progress: Callable[[SweepProgress], None] = lambda _progress: None,
 ) -> Profile:
     """Measure every cell that is not in `out` yet; returns and writes the profile.
 
-    A cell that fails is among the profile's failures, and the others go on. Raises what `plan_sweep` does before any
-    work, OutputError when another sweep is at work in `out`, and ProfileError when the float reference cannot be
+    A cell that fails is among the profile's failures, and the others are measured. Raises what `plan_sweep` does before
+    any work, OutputError when another sweep is running in `out`, and ProfileError when the float reference cannot be
     computed.
     """
     plan = plan_sweep(source, Path(out), settings or SweepSettings())
     with _own_folder(plan.out):
-        return _Run(plan, progress).run()
+        return _Sweep(plan, progress).run()
 
 
 @dataclass
-class _Run:
-    """One sweep under way."""
+class _Sweep:
+    """One sweep in progress."""
 
     plan: SweepPlan
-    progress: Callable[[Progress], None]
+    progress: Callable[[SweepProgress], None]
     rows: dict[str, Row] = field(default_factory=dict)  # by cell
     failures: list[Failure] = field(default_factory=list)
 
@@ -93,7 +79,7 @@ class _Run:
         missing = [cell for cell in plan.cells if cell.name not in self.rows]
         recipes = list(dict.fromkeys(cell.recipe for cell in missing))
         exports = [recipe for recipe in recipes if self._exported(recipe) is None]
-        self._steps = _Steps(["reference"] * bool(missing) + ["export"] * len(exports) + ["measure"] * len(missing))
+        self._steps = Steps(["reference"] * bool(missing) + ["export"] * len(exports) + ["measure"] * len(missing))
         if missing:
             write_windows(plan.windows, plan.out / WINDOWS)
             task = {"task": "reference", "source": plan.source, "windows": str(plan.out / WINDOWS)}
@@ -144,16 +130,16 @@ class _Run:
         return self.plan.out / BUNDLES / f"{recipe}-{self.plan.export_keys[recipe][:KEY_DIGITS]}"
 
     def _record(self, recipe: str) -> Path:
-        """What the export of a recipe took."""
+        """The file that says what the export of a recipe took."""
         return self.plan.out / EXPORTS / f"{self._bundle(recipe).name}.json"
 
     def _exported(self, recipe: str) -> dict[str, Any] | None:
-        """What the export took whose bundle is still there; None where one is needed."""
+        """What the export took, if its bundle still exists; None if it has to be made."""
         known = _read_keyed(self._record(recipe), self.plan.export_keys[recipe])
         return known if known is not None and _is_cost(known) and _opens(self._bundle(recipe)) else None
 
     def _export(self, recipe: str) -> dict[str, Any]:
-        """Make a bundle, and keep what it took. Raises ProfileError."""
+        """Make a bundle, and record what it took. Raises ProfileError."""
         plan, bundle = self.plan, self._bundle(recipe)
         given = plan.settings.calibration if plan.plans[recipe].calibration is not None else None
         calibration = None if given is None else str(given)
@@ -172,7 +158,7 @@ class _Run:
         def tell(phase: str, done: int, total: int) -> None:
             share = done / total
             if task["task"] == "measure" and phase != "accuracy":
-                share = 0.0  # accuracy takes the most by far
+                share = 0.0  # accuracy takes by far the most time
             self.progress(self._steps.progress(name, phase, share))
 
         self.progress(self._steps.progress(name, "start", 0.0))
@@ -197,53 +183,6 @@ class _Run:
             failures=tuple(self.failures),
             notes=plan.notes,
         )
-
-
-class _Steps:
-    """Steps done and to do, and what they took: a step will take what others of its kind took on average."""
-
-    def __init__(self, kinds: Sequence[str]) -> None:
-        self._left = list(kinds)
-        self._total = len(kinds)
-        self._seconds: dict[str, list[float]] = {}
-        self._started: float | None = None
-
-    @contextmanager
-    def timed(self, kind: str) -> Iterator[None]:
-        """A step of this kind is under way; one that fails is over as well."""
-        self._started = time.perf_counter()
-        try:
-            yield
-            self._seconds.setdefault(kind, []).append(time.perf_counter() - self._started)
-        finally:
-            self._started = None
-            self._left.remove(kind)
-
-    def skip(self, kind: str) -> None:
-        """A step that turns out not to be possible."""
-        self._left.remove(kind)
-
-    def progress(
-        self, step: str, phase: str, share: float, row: Row | None = None, failure: Failure | None = None
-    ) -> Progress:
-        """What there is to tell while `share` of the step that runs is done."""
-        done = self._total - len(self._left)
-        return Progress(step, phase, share, done, self._total, self._seconds_left(share), row, failure)
-
-    def _seconds_left(self, share: float) -> float | None:
-        took = [seconds for found in self._seconds.values() for seconds in found]
-        if not took:
-            return None
-        means = {kind: sum(found) / len(found) for kind, found in self._seconds.items()}
-        overall = sum(took) / len(took)
-        left = [means.get(kind, overall) for kind in self._left]
-        under_way = 0.0
-        if self._started is not None and left:
-            elapsed = time.perf_counter() - self._started
-            whole = elapsed / share if share > 0.05 else max(left[0], elapsed)
-            under_way = whole - elapsed
-            left = left[1:]
-        return under_way + sum(left)
 
 
 def _row(cell: Cell, cost: Mapping[str, Any], outcome: Outcome) -> Row:
@@ -271,7 +210,7 @@ def _row(cell: Cell, cost: Mapping[str, Any], outcome: Outcome) -> Row:
 
 
 def _finished(cell: Cell, out: Path, settings: SweepSettings) -> Row | None:
-    """What an earlier sweep measured of a cell; None where it did not, or not all that is asked for now."""
+    """A cell's row from an earlier sweep; None if it has none, or not everything that is asked for now."""
     known = _read_keyed(cell.file(out), cell.key)
     if known is None:
         return None
@@ -283,7 +222,7 @@ def _finished(cell: Cell, out: Path, settings: SweepSettings) -> Row | None:
 
 
 def _read_keyed(path: Path, key: str) -> dict[str, Any] | None:
-    """A JSON object of ours with this key, without it; None where there is none."""
+    """A JSON object that we wrote with this key, without the key; None for anything else."""
     try:
         data = read_record(path)
     except ProfileError:
@@ -292,7 +231,7 @@ def _read_keyed(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def _is_cost(known: Mapping[str, Any]) -> bool:
-    """Whether a record says what an export took."""
+    """Whether a record has all figures of an export."""
     kinds = {"bits_per_weight": "float", "weight_bytes": "int", "export_s": "float | None"}
     try:
         for name, kind in {**kinds, "export_peak_bytes": "int | None"}.items():
@@ -303,9 +242,9 @@ def _is_cost(known: Mapping[str, Any]) -> bool:
 
 
 def _remove_bundles(out: Path, *, unfinished: bool) -> None:
-    """Remove the bundles that sweeps made here, and the folder if it is empty then.
+    """Remove the bundles that sweeps made here, then the folder if it is empty.
 
-    unfinished: those that an export was ended in, too; else the next sweep goes on with them.
+    unfinished: also those of interrupted exports; otherwise the next sweep resumes them.
     """
     for bundle in (out / BUNDLES).iterdir():
         if (out / EXPORTS / f"{bundle.name}.json").is_file():

@@ -1,4 +1,4 @@
-"""What a sweep will do: the cells to measure, and everything that can be known to fail before any work.
+"""What a sweep will do: the cells to measure, after a check for everything that would be bound to fail.
 
 In: a checkpoint, a folder, settings as a user gives them. Out: a `SweepPlan`, or an error. Reads the text and writes
 nothing. Knows nothing about measuring.
@@ -28,7 +28,7 @@ from edge.profiles.settings import SweepSettings
 from edge.runtime import bundle as bundles
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.engines.registry import find
-from edge.runtime.errors import DeviceError, OutputError, SettingsError
+from edge.runtime.errors import DeviceError, OutputError, SettingsError, plain
 from edge.runtime.settings import CachePrecision
 from edge.runtime.tokenizer import Tokenizer
 
@@ -57,14 +57,14 @@ class Cell:
         return cell_name(self.recipe, self.engine, self.setting)
 
     def file(self, out: Path) -> Path:
-        """Where its result goes: cells that differ in anything have files of their own."""
+        """The file for its result: cells that differ in anything have different files."""
         parts = (self.recipe, self.engine, *([] if self.kv_precision is None else [self.kv_precision]))
         return out / CELLS / f"{'.'.join(parts)}-{self.key[:KEY_DIGITS]}.json"
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep that has been checked: everything that can be known to fail has not."""
+    """A sweep that has been checked: nothing in it is known to fail."""
 
     source: str
     out: Path
@@ -72,13 +72,13 @@ class SweepPlan:
     plans: Mapping[str, Plan]  # recipe -> plan of its export
     export_keys: Mapping[str, str]  # recipe -> key of everything that decides its bundle
     windows: Windows
-    text: str  # what it is, in words
+    text: str  # that the windows are from, described in words
     cells: tuple[Cell, ...]
     notes: tuple[str, ...]
 
     @property
     def format(self) -> Format:
-        """Graphs of the bundles."""
+        """The graphs that the bundles get."""
         return _format(self.settings)
 
 
@@ -93,8 +93,8 @@ def plan_sweep(source: str | Path, out: Path, settings: SweepSettings) -> SweepP
     fitted = [recipe for recipe in settings.recipes if find_recipe(recipe).calibrated]
     if settings.calibration is not None and not fitted:
         raise SettingsError(
-            f"none of the recipes {', '.join(settings.recipes)} takes calibration text; leave it out, or add one like "
-            "int4-asym-g64-gptq"
+            f"none of the recipes {', '.join(settings.recipes)} uses calibration text; leave it out, or add a recipe "
+            "like int4-asym-g64-gptq"
         )
     plans = {
         recipe: make_plan(
@@ -111,7 +111,7 @@ def plan_sweep(source: str | Path, out: Path, settings: SweepSettings) -> SweepP
     limit = first.spec.max_position_embeddings
     if not 2 <= settings.window_tokens <= limit:
         raise SettingsError(
-            f"windows of {settings.window_tokens} tokens are asked for, expected 2 to {limit}, the model's limit"
+            f"windows of {settings.window_tokens} tokens were asked for, expected 2 to {limit}, the model's limit"
         )
     count = settings.num_tokens // settings.window_tokens
     if count < MIN_WINDOWS:
@@ -148,47 +148,47 @@ def _check_names(settings: SweepSettings) -> None:
         if not values:
             raise SettingsError(f"no {name} is given, expected one or more")
         if twice := sorted({value for value in values if values.count(value) > 1}):
-            raise SettingsError(f"{name} {twice[0]} is given twice; once is enough")
+            raise SettingsError(f"{name} {plain(twice[0])} is given twice; give it once")
     for recipe in settings.recipes:
         find_recipe(recipe)
     for engine in settings.engines:
         if not find(engine).installed:
             raise DeviceError(f"engine {engine} is not installed; {find(engine).advice}")
     if settings.chunk_tokens is not None and settings.chunk_tokens < 1:
-        raise SettingsError(f"chunks of {settings.chunk_tokens} tokens are asked for, expected 1 or more")
+        raise SettingsError(f"chunks of {settings.chunk_tokens} tokens were asked for, expected 1 or more")
     if settings.greedy_tokens < 0:
-        raise SettingsError(f"{settings.greedy_tokens} tokens of greedy text are asked for, expected 0 or more")
+        raise SettingsError(f"{settings.greedy_tokens} tokens of greedy text were asked for, expected 0 or more")
 
 
 def _able(settings: SweepSettings) -> tuple[list[tuple[str, CachePrecision | None]], tuple[str, ...]]:
-    """Engines with the caches that they have, and what was left out. Raises SettingsError when nothing remains."""
+    """Pairs of engine and cache that can run, and notes on the others. Raises SettingsError when no pair remains."""
     pairs: list[tuple[str, CachePrecision | None]] = []
     notes = []
     for engine, kv in product(settings.engines, settings.kv_precisions):
         record = find(engine)
         if kv not in (None, *record.kv_precisions):
-            notes.append(f"Left out: engine {engine} has no cache of {kv}")
+            notes.append(f"Left out: engine {engine} has no {kv} cache")
         elif not record.runs_on(settings.device):
             notes.append(f"Left out: engine {engine} does not run on {settings.device}")
         else:
             pairs.append((engine, kv))
     if not pairs:
-        raise SettingsError(f"{notes[0].removeprefix('Left out: ')}, and nothing else is asked for")
+        raise SettingsError(f"{notes[0].removeprefix('Left out: ')}, and nothing else was asked for; ask for another")
     return pairs, tuple(dict.fromkeys(notes))
 
 
 def _check_folder(out: Path) -> None:
-    """Raises OutputError where `out` is something else than a profile."""
+    """Raises OutputError where `out` is something other than a profile."""
     if not out.exists():
         return
     if not out.is_dir():
-        raise OutputError(f"{out} is there and is no folder; choose another name")
+        raise OutputError(f"{out} exists and is not a folder; choose another name")
     if any(out.iterdir()) and not ((out / CELLS).is_dir() and (out / EXPORTS).is_dir()):
-        raise OutputError(f"{out} holds something else than a profile; choose an empty or a new folder")
+        raise OutputError(f"{out} holds something other than a profile; choose an empty or a new folder")
 
 
 def _documents(settings: SweepSettings) -> tuple[list[Document], str]:
-    """The text to measure by, and what it is in words. Raises CalibrationError."""
+    """The text to measure with, and its description. Raises CalibrationError."""
     documents = [document for path in settings.texts for document in read_documents(path)]
     text = ", ".join(path.name for path in settings.texts)
     if not settings.texts:
@@ -197,7 +197,7 @@ def _documents(settings: SweepSettings) -> tuple[list[Document], str]:
 
 
 def _tokenizer(plan: Plan) -> tuple[Tokenizer, ChatTemplate | None]:
-    """Of the checkpoint. Raises TokenizerError."""
+    """The checkpoint's tokenizer and chat template. Raises TokenizerError."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / bundles.TOKENIZER
         plan.checkpoint.write_tokenizer(path)
@@ -207,7 +207,7 @@ def _tokenizer(plan: Plan) -> tuple[Tokenizer, ChatTemplate | None]:
 
 
 def _format(settings: SweepSettings) -> Format:
-    """Graphs for the engines that are measured, and no others."""
+    """The format that has graphs for the engines that are measured, and no others."""
     formats = {find(engine).bundle_format for engine in settings.engines}
     return formats.pop() if len(formats) == 1 else "both"
 

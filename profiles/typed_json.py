@@ -1,7 +1,7 @@
-"""Records out of JSON that somebody may have altered: every field there, known, and of its type.
+"""Records from JSON that somebody may have altered: every field is present, known, and of its type.
 
-In: what JSON holds, and a dataclass whose annotations are plain. Out: values for its fields. Knows nothing about what
-they mean.
+In: parsed JSON, and a dataclass whose annotations are plain. Out: values for its fields. Knows nothing about what they
+mean.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from edge.runtime.errors import EdgeError, shown
 
 _LARGEST = 2**63 - 1
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would follow them
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # characters that a terminal would obey
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
@@ -35,12 +35,13 @@ def read_fields(
     *,
     elsewhere: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:  # Any: each of its field's type
-    """Values by field; those of the fields `elsewhere` as they are. Raises `error`: "`what` ...; `advice`"."""
+    """Values by field; those of the fields `elsewhere` are not checked. Raises `error`: "`what` ...; `advice`"."""
     if not isinstance(data, dict):
         raise error(f"{what} is {shown(data)}, expected an object; {advice}")
     known = {field.name: str(field.type) for field in fields(cls)}
     if wrong := sorted(set(data) ^ set(known)):
-        raise error(f"{what} has {shown(wrong[0])} too many or too few; {advice}")
+        name = shown(wrong[0])
+        raise error(f"{what} {f'has no {name}' if wrong[0] in known else f'has an unknown {name}'}; {advice}")
     return {
         name: value if name in elsewhere else read_value(value, known[name], f"{name} of {what}", error, advice)
         for name, value in data.items()
@@ -48,7 +49,7 @@ def read_fields(
 
 
 def read_value(value: object, kind: str, what: str, error: type[EdgeError], advice: str) -> Any:  # Any: as `kind` says
-    """A value of an annotation like "int | None" or "tuple[float, ...]". Raises `error`."""
+    """A value checked against an annotation like "int | None" or "tuple[float, ...]". Raises `error`."""
     if (inner := _LISTS.get(kind)) is not None:
         if not isinstance(value, list | tuple):
             raise error(f"{what} is {shown(value)}, expected a list; {advice}")
@@ -62,7 +63,7 @@ def read_value(value: object, kind: str, what: str, error: type[EdgeError], advi
 
 
 def read_texts(data: object, what: str, error: type[EdgeError], advice: str) -> Mapping[str, str]:
-    """An object of texts. Raises `error`."""
+    """An object whose values are all text. Raises `error`."""
     if not isinstance(data, dict):
         raise error(f"{what} is {shown(data)}, expected an object; {advice}")
     return {

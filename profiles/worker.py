@@ -1,7 +1,7 @@
-"""What has a process of its own: a sweep's float reference, exports and measurements, and timing for `edge bench`.
+"""What runs in a process of its own: a sweep's float reference, exports and measurements, and timing for `edge bench`.
 
-In: one task, a line of JSON on stdin. Out: progress and a result, lines of JSON on stdout; `processes.py` has both
-sides of that. Knows nothing about which steps make a sweep.
+In: one task, a line of JSON on stdin. Out: progress and a result, lines of JSON on stdout; `processes.py` describes
+both. Knows nothing about which steps make a sweep.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.export.npz import DAMAGE, get_array
+from edge.export.npz import DAMAGE, get_array, put_array
 from edge.export.settings import ExportSettings, Format
 from edge.export.text.windows import Windows
 from edge.profiles.processes import Tell
@@ -27,14 +27,14 @@ from edge.runtime.errors import CalibrationError, EdgeError, shown
 from edge.runtime.files import open_file
 from edge.runtime.settings import CachePrecision, EngineOptions, EngineSettings, engine_settings
 
-GREEDY_PROMPTS, GREEDY_PROMPT_TOKENS = 8, 64  # the beginnings of so many windows, behind which text is written
-SPEED_PROMPT_TOKENS, SPEED_NEW_TOKENS = 512, 64  # behind which TTFT and decoding are timed; fewer in a short context
+GREEDY_PROMPTS, GREEDY_PROMPT_TOKENS = 8, 64  # beginnings of windows that greedy text continues, and their length
+SPEED_PROMPT_TOKENS, SPEED_NEW_TOKENS = 512, 64  # of the prompt and answer that are timed; fewer in a short context
 
 
 def main() -> int:
     """Do the task that stdin names; 0 if it gave a result."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print is not an answer
     line = b""
     while not line.endswith(b"\n"):
         if not (part := os.read(0, 1 << 16)):
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def _end_with_stdin() -> None:
-    """Whoever asked for the work is gone when the pipe ends, and nobody would read the result."""
+    """End this process when the pipe ends: the process that asked for the work has gone."""
     while os.read(0, 1 << 16):
         pass
     os._exit(1)
@@ -65,7 +65,7 @@ def _end_with_stdin() -> None:
 def export_bundle(
     tell: Tell, source: str, out: str, recipe: str, format: Format, calibration: str | None
 ) -> dict[str, object]:
-    """Export one recipe. `resumed`: whether an earlier process had done a part."""
+    """Export one recipe. `resumed` in the result: whether an earlier process had done a part."""
     from edge.export.pipeline import export
     from edge.export.stages import Progress
 
@@ -86,7 +86,7 @@ def export_bundle(
 
 
 def build_reference(tell: Tell, source: str, windows: str, out: str) -> dict[str, object]:
-    """What the float checkpoint says of the text; goes on where an earlier process stopped."""
+    """Compute the float checkpoint's rows for the text; resumes where an earlier process stopped."""
     from edge.export.plan import make_plan
     from edge.profiles.reference import build
 
@@ -161,13 +161,14 @@ def bench(
 
 
 def write_windows(windows: Windows, path: Path) -> None:
-    """Keep the text for the processes to come."""
-    with path.open("wb") as file:
-        np.savez(file, ids=windows.ids, languages=np.array(windows.languages, dtype=np.str_))
+    """Keep the text for the processes to come: same windows, same bytes."""
+    with zipfile.ZipFile(path, "w") as archive:
+        put_array(archive, "ids", windows.ids)
+        put_array(archive, "languages", np.array(windows.languages, dtype=np.str_))
 
 
 def read_windows(path: Path) -> Windows:
-    """What `write_windows` kept. Raises CalibrationError for anything else."""
+    """Read what `write_windows` wrote. Raises CalibrationError for anything else."""
     advice = "run the profile again"
     try:
         with open_file(path, CalibrationError, advice) as file, zipfile.ZipFile(file) as archive:
@@ -175,12 +176,12 @@ def read_windows(path: Path) -> Windows:
     except DAMAGE as error:
         raise CalibrationError(f"{path} does not read as windows of text ({shown(str(error))}); {advice}") from error
     if ids.ndim != 2 or ids.dtype != np.int64 or languages.shape != ids.shape[:1] or not _is_text(languages):
-        raise CalibrationError(f"{path} holds no windows of text; {advice}")
+        raise CalibrationError(f"{path} does not hold windows of text; {advice}")
     return Windows(ids, tuple(languages.tolist()))
 
 
 def _is_text(array: npt.NDArray[Any]) -> bool:
-    """Whether an array is of text, and of characters that there are."""
+    """Whether an array holds text made of characters that exist."""
     if not array.dtype.str.startswith("<U"):
         return False
     codes = array.view("<u4")

@@ -44,7 +44,7 @@ class _News:
 
 
 class _Worker:
-    """The thread's side. Holds no reference to its runner, so that a model that is no longer used can go."""
+    """The thread's side. Holds no reference to its runner, so that a model that is no longer used can be freed."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler

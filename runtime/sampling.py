@@ -5,7 +5,9 @@ grammars; an id that a grammar forbids arrives as -inf and is never chosen.
 
 The order is that of huggingface/transformers' generate (generation/utils.py, _get_logits_processor): logit bias,
 repetition penalty, temperature, top-k, top-p, min-p, typical, then one draw. Presence and frequency penalties, which
-transformers lacks, follow the repetition penalty. Temperature 0 is greedy: only bias and penalties apply.
+transformers lacks, follow the repetition penalty; a grammar's mask follows all penalties. Top-k is cut before the
+temperature is applied, which keeps the same tokens in fewer steps. Temperature 0 is greedy: only bias and penalties
+apply.
 """
 
 from __future__ import annotations

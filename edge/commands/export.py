@@ -10,6 +10,7 @@ examples:
   edge export THUDM/glm-4-9b-chat-hf glm4-int4
   edge export model.gguf out --recipe int4-asym-g64 --force
   edge export glm-4-9b-chat-hf glm4-5gb --max-bytes 5.2GB
+  edge export glm-4-9b-chat-hf glm4-5gb --recipe int4-asym-g128-rot-gptq --dry-run
   edge export Qwen/Qwen2.5-0.5B-Instruct qwen --frontend optimum
 """
 
@@ -30,6 +31,7 @@ from edge.export.settings import DEVICES, FORMATS, ExportSettings, Limits
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edge.export.settings import ExportSettings
     from edge.export.stages import Progress
     from edge.runtime.manifest import Manifest
 
@@ -49,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--force",
         action="store_true",
         help="replace the bundle in OUT; files there that its manifest does not name are kept",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what every weight would get, the bytes, the disk and about the time, and write nothing",
     )
     parser.add_argument(
         "--format",
@@ -104,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
     from edge.commands.console import export_progress, human_bytes
     from edge.commands.ending import telling_what_is_kept
 
+    if args.dry_run:
+        return _dry_run(args)
     started = time.perf_counter()
     with telling_what_is_kept(Path(args.out)), export_progress() as progress:
         manifest = _export(args, progress)
@@ -135,6 +144,7 @@ def _export(args: argparse.Namespace, progress: Callable[[Progress], None]) -> M
         from edge.export.frontend_optimum.export import export_with_optimum
         from edge.runtime.errors import RecipeError
 
+        names = [field.name for field in fields(ExportSettings)]
         if given := [name for name in names if name not in SHARED and getattr(args, name) is not None]:
             option = given[0].replace("_", "-")
             raise RecipeError(f"--{option} needs the native frontend; leave it or --frontend optimum out")
@@ -144,6 +154,20 @@ def _export(args: argparse.Namespace, progress: Callable[[Progress], None]) -> M
     from edge.export.pipeline import export_with
 
     return export_with(_settings(args), args.source, args.out, progress)
+
+
+def _dry_run(args: argparse.Namespace) -> int:
+    from edge.commands.export_dry_run import show_dry_run
+    from edge.export.forecast.dry_run import dry_run
+    from edge.runtime.errors import RecipeError
+
+    if args.frontend == "optimum":
+        raise RecipeError(
+            "--dry-run cannot tell the weights of a graph that optimum-intel has yet to make; leave it or --frontend "
+            "optimum out"
+        )
+    show_dry_run(dry_run(_settings(args), args.source, args.out), args.out)
+    return 0
 
 
 def _settings(args: argparse.Namespace) -> ExportSettings:

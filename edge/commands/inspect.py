@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edge.commands import options
+
+AS_SAID = "as the recipe says"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +41,7 @@ def _bundle(path: Path, as_json: bool) -> int:
     import json
 
     from edge.commands.console import human_bytes, print_json, print_table
+    from edge.commands.weight_rows import alike
     from edge.runtime.bundle import open_bundle
 
     manifest = open_bundle(path).manifest
@@ -61,15 +64,13 @@ def _bundle(path: Path, as_json: bool) -> int:
     if manifest.checks:
         worst = max(manifest.checks, key=lambda check: check.error)
         print(f"stages checked at export: {len(manifest.checks)}, the worst {worst.stage}, off by {worst.error:.2g}")
-    kinds = Counter((tensor.precision, tensor.note) for tensor in manifest.tensors.values())
-    sizes: Counter[tuple[str, str]] = Counter()
-    for tensor in manifest.tensors.values():
-        sizes[tensor.precision, tensor.note] += tensor.nbytes
+    rows = []
+    said = {name: (t.shape, t.precision, t.note) for name, t in manifest.tensors.items()}
+    for name, names, (shape, precision, note) in alike(said):
+        size = sum(manifest.tensors[one].nbytes for one in names)
+        rows.append([name, len(names), " x ".join(map(str, shape)), precision, human_bytes(size), note or AS_SAID])
     print()
-    print_table(
-        ["precision", "weights", "bytes", "why"],
-        ([kind[0], count, human_bytes(sizes[kind]), kind[1] or "as the recipe says"] for kind, count in kinds.items()),
-    )
+    print_table(["weight", "count", "shape", "precision", "bytes", "why"], rows)
     print()
     print_table(["file", "bytes"], ([name, human_bytes(file.size)] for name, file in manifest.files.items()))
     return 0
@@ -77,16 +78,19 @@ def _bundle(path: Path, as_json: bool) -> int:
 
 def _checkpoint(source: str, as_json: bool) -> int:
     from edge.commands.console import human_bytes, print_json, print_table
-    from edge.commands.recipes import weight_bytes
     from edge.export.architectures.doubts import doubts
     from edge.export.architectures.registry import describe
+    from edge.export.assignment import assign
     from edge.export.checkpoint.checkpoint import open_checkpoint
     from edge.export.compress.recipes import recipes
 
     checkpoint = open_checkpoint(source, download=False)
     spec, _ = describe(checkpoint)
     warnings = doubts(checkpoint, spec)
-    sizes = {name: size for name, recipe in recipes().items() if (size := weight_bytes(recipe, spec)) is not None}
+    sizes = {
+        name: assign(recipe, replace(spec, tied_embeddings=spec.tied_embeddings and not recipe.rotate)).nbytes
+        for name, recipe in recipes().items()  # a rotated model has a head of its own
+    }
     tensors = len(checkpoint.shapes)
     if as_json:
         print_json(

@@ -26,7 +26,7 @@ from edge.runtime.settings import KV_PRECISIONS
 if TYPE_CHECKING:
     from edge.profiles.comparison import Pair
     from edge.profiles.record import Profile
-    from edge.profiles.sweep import Progress
+    from edge.profiles.sweep_progress import SweepProgress
 
 ADVICE = "to measure a checkpoint: edge profile run CHECKPOINT OUT"  # to those who give no action
 NEEDED = ("matplotlib", "nncf", "scipy")  # by the last steps of hours of work, so looked for before
@@ -266,7 +266,7 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[Progress], None]]:
+def _progress() -> Iterator[Callable[[SweepProgress], None]]:
     """A line on stderr for each cell; where stderr is a terminal, below them a bar with the step and the time left."""
     from edge.commands.console import terminal_bar
     from edge.runtime.terminal_text import visible
@@ -277,7 +277,7 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
             return
         task = bar.task_ids[0]
 
-        def show(progress: Progress) -> None:
+        def show(progress: SweepProgress) -> None:
             if line := _line(progress):
                 bar.console.print(visible(line), markup=False, highlight=False)
             left = "" if progress.seconds_left is None else f"{progress.seconds_left:.0f} s left"
@@ -292,12 +292,12 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _tell(progress: Progress) -> None:
+def _tell(progress: SweepProgress) -> None:
     if line := _line(progress):
         print(line, file=sys.stderr, flush=True)
 
 
-def _line(progress: Progress) -> str:
+def _line(progress: SweepProgress) -> str:
     """What is left on the screen of a finished cell; empty while one is being measured."""
     row, done = progress.row, f"[{progress.steps_done}/{progress.num_steps}]"
     if progress.failure is not None:

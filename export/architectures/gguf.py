@@ -53,7 +53,7 @@ def _gguf_spec(checkpoint: Checkpoint) -> ModelSpec:
 
 
 def _rows(checkpoint: Checkpoint, name: str) -> int:
-    """Of a matrix; 0 where the tensor is not there or has none."""
+    """Rows of a matrix; 0 where there is no such tensor or it has no dims."""
     shape = checkpoint.shapes.get(name, ())
     return shape[0] if shape else 0
 

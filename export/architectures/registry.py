@@ -17,7 +17,7 @@ from edge.export.architectures.gguf import GGUF_CHATGLM, GGUF_GLM4, GGUF_LLAMA, 
 from edge.export.architectures.glm import GLM, GLM4
 from edge.export.architectures.llama import LLAMA, MISTRAL
 from edge.export.architectures.qwen import QWEN2, QWEN3
-from edge.export.checkpoint.checkpoint import Checkpoint, Format
+from edge.export.checkpoint.checkpoint import Checkpoint, FileFormat
 from edge.export.weights.source import Weights, map_names
 from edge.runtime.errors import CheckpointError, ConfigError, shown
 from edge.runtime.spec import ModelSpec
@@ -69,11 +69,11 @@ def _check(spec: ModelSpec, checkpoint: Checkpoint) -> None:
 
 
 def can_rotate(rotary_dim: int, head_dim: int) -> bool:
-    """Whether so many leading dims of a head can rotate: in pairs, and no more than there are."""
+    """Whether `rotary_dim` leading dims of a head can rotate: in pairs, and no more than there are."""
     return 2 <= rotary_dim <= head_dim and rotary_dim % 2 == 0
 
 
-ARCHITECTURES: dict[tuple[Format, str], Architecture] = {
+ARCHITECTURES: dict[tuple[FileFormat, str], Architecture] = {
     ("safetensors", "chatglm"): CHATGLM,
     ("safetensors", "glm"): GLM,
     ("safetensors", "glm4"): GLM4,

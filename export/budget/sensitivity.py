@@ -37,7 +37,7 @@ from edge.export.journal import Journal
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32
 from edge.export.walk import Batches, Walk
-from edge.export.weights.names import EMBEDDING, HEAD
+from edge.export.weights.names import EMBEDDING, FINAL_NORM, HEAD
 from edge.export.weights.source import ReadWhenNeeded, WeightSource
 
 Candidates = Mapping[str, Sequence[Rounding]]  # a matrix's canonical name -> what it may be, smallest first
@@ -219,7 +219,7 @@ class _Measurement:
         tied = spec.tied_embeddings
         name = EMBEDDING if tied else HEAD
         matrix = self._weights.read(name)
-        floats: dict[str, Weight] = {HEAD: matrix, "norm.weight": self._weights.read("norm.weight")}
+        floats: dict[str, Weight] = {HEAD: matrix, FINAL_NORM: self._weights.read(FINAL_NORM)}
         builder = self._float(floats)
 
         def normed(hidden: Float32Array) -> Float32Array:
@@ -270,7 +270,7 @@ class _Measurement:
         scalable, scales = _with(candidates, awq=True), None
         if scalable:
             channels, precision = awq.shared_channels(name, self._spec), _middle(scalable).precision
-            scales = awq.scales_of_inputs(weight, fitting[: awq.TOKENS], precision, channels)
+            scales = awq.scales_of_inputs(weight, fitting[: awq.SEARCHED_TOKENS], precision, channels)
         moments, swap, replacement = gptq.moments(fitting), _middle(candidates), None
         look(_with(candidates, awq=False), moments, 1.0)
         if scalable and scales is None:  # none are the best

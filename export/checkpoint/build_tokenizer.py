@@ -126,7 +126,7 @@ def check_added(tokens: Sequence[AddedToken]) -> None:
 
 
 def added_token(entry: Mapping[str, object]) -> AddedToken:
-    """Of a mapping with its text as `content`, and properties."""
+    """The token that a mapping describes: its text as `content`, and properties."""
     return AddedToken(str(entry["content"]), **{flag: entry[flag] is True for flag in _FLAGS if flag in entry})
 
 
@@ -134,7 +134,7 @@ def from_tiktoken(path: Path, special: Mapping[int, AddedToken]) -> Tokenizer:
     """A byte-level BPE tokenizer from tiktoken's ranks, one `base64 rank` a line, and tokens beyond them by id.
 
     Without `special`, GLM-4's own are taken where the number of ranks is GLM-4's. Text is cut as GLM-4 cuts it.
-    Raises TokenizerError for a file that is no such list, and for special tokens that do not fit it.
+    Raises TokenizerError for a file that is not such a list, and for special tokens that do not fit it.
     """
     tokens = _read_ranks(path)
     if not special and len(tokens) == _GLM4_RANKS:
@@ -157,7 +157,7 @@ def from_tiktoken(path: Path, special: Mapping[int, AddedToken]) -> Tokenizer:
     for i in sorted(special):
         if (first := vocab.setdefault(special[i].content, i)) != i:
             raise TokenizerError(
-                f"{path}: special token {i}, {special[i].content!r}, is token {first} as well; download "
+                f"{path}: special token {i}, {special[i].content!r}, is also token {first}; download "
                 "tokenizer_config.json again"
             )
     tokenizer = Tokenizer(models.BPE(vocab, [(names[a], names[b]) for a, b in _merges(tokens)], ignore_merges=True))
@@ -201,7 +201,7 @@ def _merges(tokens: Sequence[bytes]) -> list[tuple[int, int]]:
     """For each token, in the order of ranks, the two tokens that tiktoken makes it from.
 
     tiktoken merges the neighbours whose bytes together have the lowest rank, the leftmost first. Inside the bytes of a
-    token that comes out, these steps are the same whatever stands around them, so there is one last pair for each
+    token that comes out, these steps are the same whatever surrounds them, so there is one last pair for each
     token, and BPE over these pairs takes tiktoken's steps. That pair may hold higher ranks than its own. A token whose
     bytes end as something else has no pair: it is found only as a whole word, which ignore_merges does.
     """

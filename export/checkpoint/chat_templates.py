@@ -1,13 +1,13 @@
-"""Which text is a checkpoint's chat template, among the places and forms in which templates are published.
+"""Finds a checkpoint's chat template in the places and forms in which templates are published.
 
 In: a folder of a checkpoint with its tokenizer_config.json, or the metadata of a GGUF file. Out: one template, None for
 a base model, or a TokenizerError. Knows nothing about what a template does: `prompt_check.py` tries it.
 
-As huggingface/transformers (4.57.6, tokenization_utils_base.py) has it: files win over tokenizer_config.json, a
-template may be text, a mapping or a list of named ones, and of named ones `tool_use` is taken where tools are given,
-`default` else. These two become one template here, so that a bundle has one file. What transformers does not take:
-a byte-order mark is no part of the text, {"template": ...} is a template, an empty text is none, and
-chat_template.json, of processors, is looked at last.
+As in huggingface/transformers (4.57.6, tokenization_utils_base.py): files win over tokenizer_config.json; a template
+may be text, a mapping or a list of named ones; and of named ones `tool_use` is used where tools are given, otherwise
+`default`. These two become one template here, so that a bundle has one file. Beyond what transformers does: a
+byte-order mark is not part of the text, {"template": ...} is a template, an empty text is none, and the
+chat_template.json of processors is looked at last.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from edge.runtime.errors import TokenizerError, shown
+from edge.runtime.errors import TokenizerError, in_words, shown
 from edge.runtime.files import read_file
 from edge.runtime.json_reader import read_json_object
 
@@ -23,13 +23,13 @@ FILE = "chat_template.jinja"
 MORE_FILES = "additional_chat_templates"
 PROCESSOR_FILE = "chat_template.json"
 ADVICE = (
-    f"put a {FILE} that fits the model beside its weights, an empty one to export the model without a template and ask "
-    "it with --raw"
+    f"put a {FILE} that fits the model next to its weights, or an empty one to export the model without a template and "
+    "ask it with --raw"
 )
 _GGUF_KEY = "tokenizer.chat_template"
 
-# Names that GGUF files have in the place of a template, for those built into llama.cpp (src/llama-chat.cpp). What a
-# prompt of the model looks like is written here anew; tools are left to the models' own templates.
+# Names that GGUF files have instead of a template, for those built into llama.cpp (src/llama-chat.cpp). The templates
+# were written for this project from what the models' prompts look like; tools are left to the models' own templates.
 _GLM4 = (
     "[gMASK]<sop>{% for message in messages %}{% if message.content %}"
     "<|{{ message.role }}|>{{ message.metadata }}\n{{ message.content }}"
@@ -48,7 +48,7 @@ BUILT_IN = {"chatglm4": _GLM4, "glmedge": _GLM_EDGE, "chatml": _CHATML}
 
 
 def template_files(folder: Path) -> list[Path]:
-    """The files of a folder that hold templates and nothing else, in a stable order."""
+    """The files in a folder that hold only templates, in a stable order."""
     files = [folder / FILE, folder / PROCESSOR_FILE, *sorted((folder / MORE_FILES).glob("*.jinja"))]
     return [file for file in files if file.is_file()]
 
@@ -80,7 +80,7 @@ def gguf_template(path: Path, metadata: Mapping[str, object]) -> str | None:
 
 
 def read_template(path: Path) -> str:
-    """The text of a template's file, its line ends as \\n. Raises TokenizerError."""
+    """The text of a template file, with \\n as line ends. Raises TokenizerError."""
     try:
         text = read_file(path, TokenizerError, ADVICE, max_bytes=10_000_000).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -89,7 +89,7 @@ def read_template(path: Path) -> str:
 
 
 def choose(given: object, origin: str) -> str | None:
-    """One template of whatever form templates are given in. Raises TokenizerError."""
+    """One template from any form that templates come in. Raises TokenizerError."""
     if isinstance(given, list):
         names = [part.get("name") if isinstance(part, Mapping) else None for part in given]
         if not given or not all(isinstance(name, str) for name in names):
@@ -101,8 +101,8 @@ def choose(given: object, origin: str) -> str | None:
         if "default" not in given and "template" in given:
             return choose(given["template"], origin)
         if "default" not in given:
-            there = ", ".join(map(shown, given)) or "none"
-            raise TokenizerError(f"{origin}: of the chat templates ({there}) none is named 'default'; {ADVICE}")
+            named = in_words(", ".join(map(shown, given))) or "none"
+            raise TokenizerError(f"{origin}: of the chat templates ({named}) none is named 'default'; {ADVICE}")
         default, tools = choose(given["default"], origin), choose(given.get("tool_use"), origin)
         return default if default is None or tools is None or tools == default else _either(tools, default)
     if given is None:
@@ -118,11 +118,11 @@ def choose(given: object, origin: str) -> str | None:
         return BUILT_IN[text.strip()]
     raise TokenizerError(
         f"{origin}: the chat template {shown(text)} has no place for messages; it may be the name of one that is built "
-        f"into llama.cpp, and known here are {', '.join(BUILT_IN)}; {ADVICE}"
+        f"into llama.cpp, of which edgeglm knows {', '.join(BUILT_IN)}; {ADVICE}"
     )
 
 
 def _either(tools: str, default: str) -> str:
-    """One template of two: the first where tools are given. The signs keep white space as it is beside the tags."""
+    """One template made of two: the first is used where tools are given. The signs keep white space at the tags."""
     first, second = (text.removesuffix("\n") for text in (tools, default))
     return f"{{%- if tools is not none +%}}{first}{{%+ else +%}}{second}{{%+ endif %}}"

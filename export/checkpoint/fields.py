@@ -1,7 +1,7 @@
 """Typed reads of a checkpoint's configuration.
 
-In: a JSON object or GGUF metadata. Out: values of the expected type, and of a size that later stages can compute with;
-or a ConfigError that names the key. Knows nothing about what the keys mean.
+In: a JSON object or GGUF metadata. Out: values of the expected type and of a size that later stages can handle; or a
+ConfigError that names the key. Knows nothing about what the keys mean.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeVar
 from edge.runtime.errors import ConfigError, shown
 
 LARGEST = 2**31 - 1  # of counts, widths and ids: graphs and engines have 32-bit integers for them
-# What files say where there is no token: -1, also as the unsigned integer that GGUF makes of it.
+# What files write for no token: -1, or the unsigned integer that GGUF makes of it.
 _NO_ID = (-1, 2**32 - 1)
 _WORDS = {int: f"a whole number of at most {LARGEST}", float: "a finite number", str: "text", bool: "true or false"}
 
@@ -21,14 +21,14 @@ T = TypeVar("T", int, float, str, bool)
 
 
 class Fields:
-    """A configuration with typed reads. A key may be a path ("rope_parameters.rope_theta") and have later places."""
+    """A configuration with typed reads. A key may be a path, like "rope_parameters.rope_theta"."""
 
     def __init__(self, values: Mapping[str, object], origin: str) -> None:
         self.values = values
         self.origin = origin
 
     def read(self, kind: type[T], *keys: str, default: T | None = None) -> T:
-        """The first of `keys` that is there, as `kind`. Raises ConfigError when none is and there is no default."""
+        """The first of `keys` that is present, as `kind`. Raises ConfigError when none is and no default is given."""
         for key in keys:
             if (found := self.find(key)) is None:
                 continue
@@ -48,14 +48,14 @@ class Fields:
         return value
 
     def part(self, *keys: str, default: float) -> float:
-        """Like `read(float, ...)`; raises ConfigError outside of 0 to 1."""
+        """Like `read(float, ...)`; raises ConfigError outside 0 to 1."""
         value = self.read(float, *keys, default=default)
         if not 0 <= value <= 1:
-            raise ConfigError(f"{self.origin}: {' or '.join(keys)} is {value}, expected a part, from 0 to 1")
+            raise ConfigError(f"{self.origin}: {' or '.join(keys)} is {value}, expected a share from 0 to 1")
         return value
 
     def require(self, key: str, *allowed: object) -> None:
-        """Raises ConfigError when a key is there with another value than those we implement."""
+        """Raises ConfigError when a key has a value other than those we implement."""
         value = self.find(key)
         if value is not None and value not in allowed:
             raise ConfigError(
@@ -64,7 +64,7 @@ class Fields:
             )
 
     def ids(self, key: str) -> tuple[int, ...]:
-        """Token ids given as one number or a list; empty where the key is missing or says that there is none."""
+        """Token ids given as one number or a list; empty where the key is missing or says "none"."""
         value = self.find(key)
         given = [] if value is None else value if isinstance(value, list) else [value]
         found = [i for i in given if not (type(i) is int and i in _NO_ID)]
@@ -75,7 +75,7 @@ class Fields:
 
     def find(self, key: str) -> object:
         """The raw value of a key, or None."""
-        if key in self.values:  # GGUF keys hold dots
+        if key in self.values:  # GGUF keys contain dots
             return self.values[key]
         value: object = self.values
         for part in key.split("."):

@@ -1,7 +1,7 @@
-"""A GGUF file, or the parts of a split one: weights, configuration, tokenizer and chat template in one.
+"""A GGUF file, or the parts of a split one: weights, configuration, tokenizer and chat template in one file.
 
 In: the file (or one of its parts). Out: a `Checkpoint`. Tensors stay in the mapped files and are dequantized one at a
-time by the `gguf` package. A tokenizer.json beside the file wins over the one inside.
+time by the `gguf` package. A tokenizer.json next to the file wins over the one inside.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.export.checkpoint import build_tokenizer, chat_templates, tokenizer_files
-from edge.export.checkpoint.checkpoint import Format
+from edge.export.checkpoint.checkpoint import FileFormat
 from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.gguf_metadata import Header, TensorInfo, read_header
 from edge.export.checkpoint.mapped import MappedFiles
@@ -34,11 +34,11 @@ _NAMED_KEYS = {
 # How gguf-split names parts (ggml-org/llama.cpp, tools/gguf-split).
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.ASCII)
 _BESIDE = "put the model's tokenizer.json into the same folder as the GGUF file"
-# What general.type says of files that are no model (gguf.GGUFType), and names by which older ones show it.
+# Files that are not a model, by their general.type (gguf.GGUFType); `_other_than_a_model` finds older ones by names.
 _NO_MODELS = {
     "adapter": "a LoRA, not a model; give the model's own file, and the LoRA as a PEFT folder with --adapter",
     "mmproj": "the image tower of a model; give the file with the language model",
-    "imatrix": "an importance matrix, which quantization is helped by, not a model",
+    "imatrix": "an importance matrix, which helps quantization, not a model; give the model's own file",
     "vocab": "a vocabulary without a model; give the model's own file",
 }
 
@@ -46,14 +46,14 @@ _NO_MODELS = {
 class GGUFCheckpoint:
     """Raises CheckpointError and TensorError."""
 
-    format: Format = "gguf"
+    format: FileFormat = "gguf"
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not (head := read_head(path, CheckpointError)).startswith(b"GGUF"):
             if kind := other_kind(head):
                 raise CheckpointError(f"{path} is {kind}")
-            raise CheckpointError(f"{path}: does not begin with 'GGUF', so it is no GGUF file; {AGAIN}")
+            raise CheckpointError(f"{path}: does not begin with 'GGUF', so it is not a GGUF file; {AGAIN}")
         self._parts = _parts(path)
         headers = {part: read_header(part) for part in self._parts}
         self._metadata = headers[self._parts[0]].fields
@@ -63,7 +63,8 @@ class GGUFCheckpoint:
             for name, info in header.tensors.items():
                 if name in self._tensors:
                     raise TensorError(
-                        f"tensor {plain(name)} stands in both {self._tensors[name][0].name} and {part.name}"
+                        f"tensor {plain(name)} is in both {self._tensors[name][0].name} and {part.name}; download the "
+                        "parts again"
                     )
                 self._tensors[name] = part, info
         if (kind := self._other_than_a_model()) is not None:
@@ -170,24 +171,24 @@ class GGUFCheckpoint:
         return _NO_MODELS.get(kind) if isinstance(kind, str) else None
 
     def _check_parts(self, headers: dict[Path, Header]) -> None:
-        """A split file says how many parts and tensors it has."""
+        """Raises CheckpointError where a split file says that it has other parts or tensors."""
         count = self.config.read(int, "split.count", default=1) or 1
         total = self.config.read(int, "split.tensors.count", default=len(self._tensors))
         if (count, total) != (len(headers), len(self._tensors)) and count > 1 and len(headers) == 1:
             raise CheckpointError(
-                f"{self.path}: one of the {count} parts of a split file, and not named like one; give each part its "
-                "name back, like NAME-00001-of-00003.gguf, put all into one folder and give the first"
+                f"{self.path}: one of the {count} parts of a split file, and not named like one; rename each part back "
+                "to a name like NAME-00001-of-00003.gguf, put all into one folder and give the first"
             )
         if count != len(headers) or total != len(self._tensors):
             raise CheckpointError(
-                f"{self.path}: {len(headers)} parts with {len(self._tensors)} tensors, its metadata say {count} parts "
-                f"with {total}; put all parts into one folder and give the first"
+                f"{self.path}: {len(headers)} parts with {len(self._tensors)} tensors, but its metadata says {count} "
+                f"parts with {total}; put all parts into one folder and give the first"
             )
 
 
 @cache
 def _is_readable(kind: gguf.GGMLQuantizationType) -> bool:
-    """Known before a weight is read, or it would end an export that has run for hours."""
+    """Whether gguf can read this type; asked before an export, which would otherwise fail after hours."""
     block_bytes = gguf.GGML_QUANT_SIZES[kind][1]
     try:
         gguf.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
@@ -201,7 +202,7 @@ def _or_missing(value: object) -> str:
 
 
 def part_names(name: str) -> list[str]:
-    """The file names of all parts of a split file, in order, whichever is given; else the name itself."""
+    """The file names of all parts of a split file, in order, given any one of them; else the name itself."""
     match = _PART.fullmatch(name)
     count = 0 if match is None else int(match["count"])
     if match is None or not 1 <= int(match["number"]) <= count:
@@ -210,7 +211,7 @@ def part_names(name: str) -> list[str]:
 
 
 def _parts(path: Path) -> list[Path]:
-    """All parts of a split file, in order, whichever was given; else the file itself. Raises CheckpointError."""
+    """All parts of a split file, in order, given any one of them; else the file itself. Raises CheckpointError."""
     parts = [path.with_name(name) for name in part_names(path.name)]
     if missing := [part.name for part in parts if part != path and not part.is_file()]:
         raise CheckpointError(

@@ -1,8 +1,8 @@
-"""What stands before the weights of a GGUF file: metadata, and where each tensor lies.
+"""The header of a GGUF file, which comes before the weights: metadata, and where each tensor is.
 
 In: a file. Out: a `Header` of plain Python values, or a CheckpointError. Every length is checked against the file and
-against sense before it is used. Knows nothing about what the keys mean, and reads no weights: `gguf.dequantize` takes
-the bytes at a tensor's offset, as uint8 of its byte_shape.
+against a plausible limit before it is used. Knows nothing about what the keys mean, and reads no weights:
+`gguf.dequantize` takes the bytes at a tensor's offset, as uint8 of its byte_shape.
 
 The format is that of ggml-org/ggml docs/gguf.md, versions 2 and 3, little-endian. `gguf.GGUFReader` reads it too, but
 makes two arrays of every string: 11 s and 0.8 GB for GLM-4's vocabulary, where this takes 0.3 s and 0.1 GB.
@@ -25,13 +25,13 @@ from edge.export.checkpoint.weight_files import AGAIN, open_weights
 from edge.runtime.errors import CheckpointError, TensorError, plain, shown
 
 _VERSIONS = (2, 3)
-_ALIGNMENT = 32  # of the weights, where general.alignment does not say
+_ALIGNMENT = 32  # of the weights, if general.alignment is missing
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _NAMES = ("<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<u1", None, None, "<u8", "<i8", "<f8")
 _NUMBERS = {code: np.dtype(name) for code, name in enumerate(_NAMES) if name}
-# Far beyond what files hold (GLM-4's: 10 MB, 0.6 million, 40, 523), yet a damaged length cannot fill the memory.
+# Far more than files have (GLM-4's: 10 MB, 0.6 million, 40, 523), yet a damaged length cannot fill the memory.
 _MAX_HEADER = 1 << 27  # bytes
-_FIRST_READ = 1 << 24  # bytes, of which most files need no more
+_FIRST_READ = 1 << 24  # bytes, which is enough for most files
 _MAX_ITEMS = 1 << 22  # in all arrays together
 _MAX_FIELDS = 1 << 14
 _MAX_TENSORS = 1 << 18
@@ -39,7 +39,7 @@ _FIELD_BYTES, _TENSOR_BYTES = 13, 24  # of a field and of a tensor's entry, at l
 _MAX_DEPTH = 4  # arrays in arrays
 _MAX_DIMENSIONS = 4
 _ALIGNMENTS = tuple(1 << bits for bits in range(21))
-# Types that llama.cpp had and has no more (ggml-org/llama.cpp, ggml/include/ggml.h).
+# Types that llama.cpp has removed (ggml-org/llama.cpp, ggml/include/ggml.h).
 _REMOVED = {
     4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
     36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8",
@@ -49,9 +49,9 @@ _U64 = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor, not read."""
+    """Where one tensor is, and its type; its values are not read."""
 
-    shape: tuple[int, ...]  # rows first; the file has it the other way round
+    shape: tuple[int, ...]  # rows first; the file stores the reverse
     type: gguf.GGMLQuantizationType
     offset: int  # bytes from the beginning of the file
     nbytes: int
@@ -65,17 +65,17 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Metadata by key, as numbers, bools, strings and lists of them; and the tensors by name, in the file's order."""
+    """Metadata by key, as numbers, bools, strings and lists of them; and tensors by name, in the order of the file."""
 
     fields: Mapping[str, object]
     tensors: Mapping[str, TensorInfo]
 
 
 def read_header(path: Path) -> Header:
-    """Raises CheckpointError where the file is truncated, damaged or of another version, or overlaps with itself."""
+    """The header of a file. Raises CheckpointError where it is truncated, damaged or another version, or overlaps."""
     with open_weights(path) as file:
         size = os.fstat(file.fileno()).st_size
-        data = file.read(min(size, _FIRST_READ))  # and no map: a file that shrinks meanwhile would end the process
+        data = file.read(min(size, _FIRST_READ))  # not mapped: a file that shrinks meanwhile would end the process
         try:
             return _header(_Cursor(data, size, path))
         except _LongHeader:
@@ -83,11 +83,11 @@ def read_header(path: Path) -> Header:
 
 
 class _LongHeader(Exception):
-    """The header goes on behind what was read."""
+    """The header continues after the bytes that were read."""
 
 
 class _Cursor:
-    """A place in the beginning of a file that moves on with every read, and never beyond the end."""
+    """A position in the beginning of a file; every read advances it, but never beyond the end."""
 
     def __init__(self, data: bytes, size: int, path: Path) -> None:
         self.data = data
@@ -98,7 +98,7 @@ class _Cursor:
         self.at = 0
 
     def fail(self, what: str) -> NoReturn:
-        if self.end == _FIRST_READ < self.size:  # whatever it is, it may be no more than where the reading ended
+        if self.end == _FIRST_READ < self.size:  # the cause may just be that reading stopped here
             raise _LongHeader
         raise CheckpointError(f"{self.path}: truncated or damaged GGUF, {what} at byte {self.at}; {AGAIN}")
 
@@ -109,7 +109,7 @@ class _Cursor:
         return self.data[start : self.at]
 
     def check_count(self, what: str, count: int, nbytes: int, most: int) -> None:
-        """Before anything is counted: each of these takes so many bytes at least."""
+        """Fail on an impossible count before it is used: each item takes at least `nbytes`."""
         if count > most or count * nbytes > self.end - self.at:
             self.fail(f"{count} {what} in {self.end - self.at} bytes")
 
@@ -129,7 +129,7 @@ class _Cursor:
         return int.from_bytes(self.take(8), "little")
 
     def strings(self, count: int) -> list[str]:
-        """Written out, since a vocabulary has half a million."""
+        """Many strings; inlined for speed, since a vocabulary has half a million."""
         data, at, limit, unpack = self.data, self.at, self.end, _U64.unpack_from
         found = []
         for _ in range(count):
@@ -142,7 +142,7 @@ class _Cursor:
                 found.append(str(data[start:end], "utf-8"))
             except UnicodeDecodeError:
                 self.at = at
-                self.fail("a string that is no UTF-8")
+                self.fail("a string that is not UTF-8")
             at = end
         self.at = at
         return found
@@ -150,7 +150,7 @@ class _Cursor:
     def value(self, code: int, depth: int = 0) -> Any:
         if code == _ARRAY:
             code, count = self.u32(), self.u64()
-            self.items_left -= count + 1  # an empty array is a list all the same
+            self.items_left -= count + 1  # an empty array is still a list
             if self.items_left < 0 or depth == _MAX_DEPTH:
                 self.fail(f"an array of {count} values in {depth} others")
             if code == _ARRAY:
@@ -174,7 +174,7 @@ def _header(cursor: _Cursor) -> Header:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
         what = f"{swapped}, big-endian" if swapped in _VERSIONS else f"{version:#x}"
         raise CheckpointError(
-            f"{cursor.path}: GGUF version {what}, expected 2 or 3, little-endian; get a file of these, or convert the "
+            f"{cursor.path}: GGUF version {what}, expected 2 or 3, little-endian; get such a file, or convert the "
             "model again"
         )
     num_tensors, num_fields = cursor.u64(), cursor.u64()
@@ -198,7 +198,7 @@ def _header(cursor: _Cursor) -> Header:
         infos[name] = tuple(reversed(dimensions)), cursor.u32(), cursor.u64()
     alignment = fields.get("general.alignment", _ALIGNMENT)
     if type(alignment) is not int or alignment not in _ALIGNMENTS:
-        cursor.fail(f"general.alignment {shown(alignment)}, which is no power of two up to {_ALIGNMENTS[-1]},")
+        cursor.fail(f"general.alignment {shown(alignment)}, which is not a power of two up to {_ALIGNMENTS[-1]},")
     start = -(-cursor.at // alignment) * alignment
     tensors = {name: _tensor(cursor, name, *info, start, alignment) for name, info in infos.items()}
     _check_neighbours(cursor, tensors, start, alignment)
@@ -212,9 +212,9 @@ def _tensor(
         kind = gguf.GGMLQuantizationType(code)
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     except (ValueError, KeyError):
-        known = f"type {_REMOVED[code]}, which was removed" if code in _REMOVED else f"type {code}, which is not known"
+        known = f"type {_REMOVED[code]}, which was removed" if code in _REMOVED else f"type {code}, which is unknown"
         raise TensorError(
-            f"{cursor.path}: tensor {plain(name)} is of {known}; get another quantization of the model, like Q8_0 or "
+            f"{cursor.path}: tensor {plain(name)} has {known}; get another quantization of the model, like Q8_0 or "
             "Q4_K_M"
         ) from None
     if shape and shape[-1] % block:
@@ -226,12 +226,12 @@ def _tensor(
 
 
 def _check_neighbours(cursor: _Cursor, tensors: Mapping[str, TensorInfo], start: int, alignment: int) -> None:
-    """Tensors follow each other, each on the next multiple of the alignment; llama.cpp reads no other files."""
+    """Tensors follow one another, each at the next multiple of the alignment; llama.cpp reads no other files either."""
     expected, before = start, "the header"
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if info.offset != expected:
             raise TensorError(
-                f"{cursor.path}: tensor {plain(name)} is said to begin at byte {info.offset}, and {before} before it "
+                f"{cursor.path}: tensor {plain(name)} is said to begin at byte {info.offset}, but {before} before it "
                 f"ends at {expected}; the file is damaged, {AGAIN}"
             )
         expected = info.offset + -(-info.nbytes // alignment) * alignment

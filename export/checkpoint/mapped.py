@@ -2,9 +2,9 @@
 
 In: places in files. Out: their bytes. Knows nothing about formats.
 
-A map of a file that shrinks ends the process with SIGBUS where it is looked at. So what is not large is read, which
-fails with an error. Embeddings are mapped all the same: a gigabyte that the system may drop at any time would be one
-more that it may not. That a file still has its bytes is looked at before each of them is handed out.
+Touching a memory-mapped file that has shrunk ends the process with SIGBUS. So all but the largest tensors are read,
+which fails with an error instead. Embeddings are mapped nevertheless: read, they would take a gigabyte that the system
+cannot drop. Whether a file still has its bytes is checked each time before some of them are handed out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ READ_BYTES = 256 << 20  # more is mapped; the largest matrix of a block of GLM-4
 
 
 class MappedFiles:
-    """Each file is opened when it is first read, and stays the same whatever takes its name."""
+    """Each file is opened when it is first read, and stays that file even if another one takes its name."""
 
     def __init__(self) -> None:
         self._opened: dict[Path, int] = {}
@@ -32,7 +32,7 @@ class MappedFiles:
         self._lock = threading.Lock()
 
     def view(self, file: Path, start: int, nbytes: int) -> npt.NDArray[np.uint8]:
-        """These bytes, not to be written to. Raises TensorError when the file does not have them any more."""
+        """These bytes, which must not be written to. Raises TensorError when the file no longer has them."""
         if not nbytes:
             return np.empty(0, np.uint8)
         descriptor = self._open(file)
@@ -50,12 +50,12 @@ class MappedFiles:
         return found
 
     def prefetch(self, file: Path, start: int, nbytes: int) -> None:
-        """Have the system begin to read these bytes."""
+        """Ask the system to begin reading these bytes."""
         if hasattr(os, "posix_fadvise"):  # on Linux
             os.posix_fadvise(self._open(file), start, nbytes, os.POSIX_FADV_WILLNEED)
 
     def release(self) -> None:
-        """Unmap what was looked at; views stay valid and read the files again."""
+        """Unmap what was read; views stay valid and read the files again."""
         if hasattr(mmap, "MADV_DONTNEED"):
             for mapped in self._maps.values():
                 mapped.madvise(mmap.MADV_DONTNEED)
@@ -75,10 +75,10 @@ class MappedFiles:
             return self._maps[file]
 
     def _read_into(self, descriptor: int, memory: memoryview, start: int) -> int:
-        """Read into memory; how many bytes it were."""
+        """Read into memory; returns the number of bytes."""
         if hasattr(os, "preadv"):
             return os.preadv(descriptor, [memory], start)
-        with self._lock:  # the place in the file is shared
+        with self._lock:  # the position in the file is shared
             os.lseek(descriptor, start, os.SEEK_SET)
             data = os.read(descriptor, len(memory))
         memory[: len(data)] = data

@@ -1,9 +1,9 @@
 """A Hugging Face folder: config.json, *.safetensors (one file, or shards with an index), tokenizer.json.
 
-In: the folder. Out: a `Checkpoint`. Files are memory-mapped and checked before anything is read: a truncated file or an
-offset outside it is an error here, not garbage later. Tensors are views into the mapped files, in the dtype they are
-stored in: the safetensors package would copy them, and refuses bfloat16 for numpy. Pickle files are refused, and so are
-quantized checkpoints, which hold other integers and scales than ours.
+In: the folder. Out: a `Checkpoint`. Files are checked before any tensor is read: a truncated file or an offset outside
+it is an error here, not garbage later. Tensors keep the dtype they are stored in, and large ones are views into the
+mapped files: the safetensors package would copy them, and refuses bfloat16 for numpy. Pickle files are refused, and so
+are quantized checkpoints, whose integers and scales differ from ours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.export.checkpoint import build_tokenizer, chat_templates, tokenizer_files
-from edge.export.checkpoint.checkpoint import Format
+from edge.export.checkpoint.checkpoint import FileFormat
 from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.mapped import MappedFiles
 from edge.export.checkpoint.refusals import why_no_checkpoint
@@ -35,20 +35,20 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_CONFIG_BYTES = 1 << 22  # a thousand times what there is
+_CONFIG_BYTES = 1 << 22  # a thousand times what such files have
 _LISTING_BYTES = 1 << 24  # of files that list tensors or tokens: the index of a model of 163 shards has 9 MB
 _SHARD_NAME = re.compile(r"[^/\\:\0]{1,200}\.safetensors")
-# What tensors of quantized checkpoints are called: GPTQ, AWQ, bitsandbytes, fp8, compressed-tensors, HQQ, AQLM.
+# Parts of the names of tensors in quantized checkpoints: GPTQ, AWQ, bitsandbytes, fp8, compressed-tensors, HQQ, AQLM.
 _QUANTIZED_NAME = re.compile(r"qweight|qzeros|scale|absmax|quant|SCB|codebook|packed|W_q")
 _QUANTIZED_KEYS = ("quantization_config", "quantization", "compression_config")
 
 
 class SafetensorsFiles:
-    """The tensors of one or several files; none is read before it is asked for.
+    """The tensors of one or several files; each is read only when asked for.
 
     `index` maps tensor names to file names, as model.safetensors.index.json does, and must agree with the files.
-    any_dtype: let tensors pass that `read` does not know; whoever reads asks `check_readable` before.
-    Raises TensorError for damaged files and for a tensor that stands in two of them.
+    any_dtype: accept dtypes that `read` does not support; the caller runs `check_readable` before it reads.
+    Raises TensorError for damaged files and for a tensor that is in two of them.
     """
 
     def __init__(self, files: list[Path], index: dict[str, str] | None = None, *, any_dtype: bool = False) -> None:
@@ -59,7 +59,7 @@ class SafetensorsFiles:
                 if name in self._entries:
                     first = self._entries[name].file.name
                     raise TensorError(
-                        f"{file.parent}: tensor {plain(name)} stands in both {first} and {file.name}; "
+                        f"{file.parent}: tensor {plain(name)} is in both {first} and {file.name}; "
                         "remove the one that does not belong to this model"
                     )
                 self._entries[name] = entry
@@ -72,7 +72,7 @@ class SafetensorsFiles:
             self.check_readable(self._entries)
 
     def check_readable(self, names: Iterable[str]) -> None:
-        """Raises TensorError where one of these tensors has another dtype than `read` knows."""
+        """Raises TensorError where one of these tensors has a dtype that `read` does not support."""
         for entry, name in ((self._entries[name], name) for name in names):
             if entry.dtype not in _DTYPES:
                 raise TensorError(
@@ -81,17 +81,17 @@ class SafetensorsFiles:
                 )
 
     def read(self, name: str) -> FloatArray:
-        """One tensor, as a view into the mapped file."""
+        """One tensor, of a large one a view into the mapped file."""
         entry = self._entries[name]
         return self.raw(name).view(_DTYPES[entry.dtype]).reshape(entry.shape)
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """The stored bytes of one tensor, as a view."""
+        """The stored bytes of one tensor, of a large one as a view."""
         entry = self._entries[name]
         return self._mapped.view(entry.file, entry.start, entry.stop - entry.start)
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Have the system begin to read these tensors."""
+        """Ask the system to begin reading these tensors."""
         for name in names:
             entry = self._entries[name]
             self._mapped.prefetch(entry.file, entry.start, entry.stop - entry.start)
@@ -105,15 +105,15 @@ class SafetensorsFiles:
         for name in sorted(index.keys() | found.keys()):
             if index.get(name) != found.get(name):
                 raise TensorError(
-                    f"{self.files[0].parent}: {INDEX} puts tensor {plain(name)} into {index.get(name, 'no file')}, it "
-                    f"stands in {found.get(name, 'none')}; the shards are of different downloads, download them again"
+                    f"{self.files[0].parent}: {INDEX} puts tensor {plain(name)} into {index.get(name, 'no file')}, but "
+                    f"it is in {found.get(name, 'none')}; the shards are from different downloads, download them again"
                 )
 
 
 class SafetensorsCheckpoint:
     """Raises CheckpointError, ConfigError and TensorError."""
 
-    format: Format = "safetensors"
+    format: FileFormat = "safetensors"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -164,7 +164,7 @@ class SafetensorsCheckpoint:
             return doubts
         if not (ranks := self.path / "tokenizer.model").is_file():
             raise TokenizerError(
-                f"{self.path}: tokenizer.json is missing, and so is tokenizer.model; copy either there from the "
+                f"{self.path}: tokenizer.json and tokenizer.model are both missing; copy one of them there from the "
                 "model's repository"
             )
         refuse_lfs_pointer(ranks, TokenizerError)
@@ -181,18 +181,18 @@ class SafetensorsCheckpoint:
     def generation_config(self) -> Fields:
         file = self.path / "generation_config.json"
         found = _read_json(file) if file.is_file() else {}
-        # A bundle gets them all, and not every reader of JSON there takes the NaN and Infinity that Python writes.
+        # All of them go into a bundle, and not every JSON reader accepts the NaN and Infinity that Python writes.
         finite = {key: value for key, value in found.items() if not isinstance(value, float) or math.isfinite(value)}
         return Fields(finite, f"{self.path.name}/generation_config.json")
 
 
 def _weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The files that an index names, with the index, or all *.safetensors of the folder."""
+    """The files that an index names, with the index; or all *.safetensors in the folder."""
     if (path / INDEX).is_file():
         index = read_index(path / INDEX)
         names = sorted(set(index.values()))
         begun = unfinished_downloads(path)
-        advice = f"{begun[0].relative_to(path)} is a download that is not finished; finish it" if begun else AGAIN
+        advice = f"{begun[0].relative_to(path)} is an unfinished download; finish it" if begun else AGAIN
         if missing := [name for name in names if not exists(path / name)]:
             raise CheckpointError(
                 f"{path}: {len(missing)} of {len(names)} shards are missing, first {missing[0]}; {advice}"
@@ -205,10 +205,10 @@ def _weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Tensor name -> name of a file in the same folder, of an index of shards. Raises ConfigError."""
+    """The index of shards: tensor name -> name of a file in the same folder. Raises ConfigError."""
     index = _read_json(path, _LISTING_BYTES).get("weight_map")
     if not isinstance(index, dict) or not index:
-        raise ConfigError(f"{path}: weight_map is {shown(index)}, expected an object of tensors and files; {AGAIN}")
+        raise ConfigError(f"{path}: weight_map is {shown(index)}, expected an object of files by tensor; {AGAIN}")
     for tensor, name in index.items():
         if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name) or not name.isprintable():
             raise ConfigError(
@@ -219,7 +219,7 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def _refuse_quantized(config: Fields, dtypes: Mapping[str, str]) -> None:
-    """Raises CheckpointError for weights that are integers and scales. Where they are floats, the config is old."""
+    """Raises CheckpointError for weights that are integers and scales. If all are floats, the config is out of date."""
     telling = (name for name, dtype in dtypes.items() if dtype not in _DTYPES or _QUANTIZED_NAME.search(name))
     settings = next((value for key in _QUANTIZED_KEYS if (value := config.find(key))), None)
     if settings is None or next(telling, None) is None:

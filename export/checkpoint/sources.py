@@ -1,10 +1,10 @@
-"""What the word for a checkpoint means: a path, or a model on a hub.
+"""What the name of a checkpoint means: a path, or a model on a hub.
 
-In: the word. Out: a hub id, or none. Asks the file system and never the network, so that a mistyped path is not sent
-anywhere. Knows nothing about checkpoints or hubs.
+In: the name as a user gave it. Out: a hub id, or none. Asks the file system and never the network, so that a mistyped
+path is not sent anywhere. Knows nothing about checkpoints or hubs.
 
-A word is a hub id only if it says so (`hf:org/name`), or if it reads as one and looks like nothing that is here: no
-file or folder of its first part's name, and no path that it may be a misspelling of.
+A name is a hub id only if it says so (`hf:org/name`), or if it reads as one and resembles nothing local: no file or
+folder is named like its first part, and no path is one that it may be a misspelling of.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edge.runtime.errors import CheckpointError, shown
 
 PREFIX = "hf:"
 EXAMPLE = "THUDM/glm-4-9b-chat"
-_NAME = r"\w+(?:[-.]\w+)*"  # the hub allows no "--", no ".." and no punctuation at either end
+_NAME = r"\w+(?:[-.]\w+)*"  # the hub allows neither "--" nor "..", and no punctuation at either end
 _PART = r"\w[\w.-]*"
 HUB_ID = re.compile(
     rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<file>(?:{_PART}/)*{_PART}\.gguf))?(?:@(?P<revision>{_PART}(?:/{_PART})*))?",
@@ -30,20 +30,20 @@ _ALIKE = 0.75  # of difflib: one or two letters of a name
 def is_hub_id(source: str) -> bool:
     """Whether `source` reads as a hub id. Many relative paths do as well."""
     match = HUB_ID.fullmatch(source)
-    if match is None or match["repo"].endswith(".git"):  # the hub has none of that name
+    if match is None or match["repo"].endswith(".git"):  # the hub allows no such name
         return False
     # `models/x.gguf` is a mistyped path; a repository of that name would not be meant.
     return match["file"] is not None or not match["repo"].endswith(".gguf")
 
 
 def meant_hub_id(source: str) -> str | None:
-    """The hub id that a word which is no path stands for; None where it is none either.
+    """The hub id that a name means if it is not a path; None if it is not a hub id either.
 
-    Raises CheckpointError where it may be a mistyped path, and where `hf:` stands before what is no hub id.
+    Raises CheckpointError where it may be a mistyped path, and where what follows `hf:` is not a hub id.
     """
     if source.startswith(PREFIX):
         if not is_hub_id(name := source.removeprefix(PREFIX)):
-            raise CheckpointError(f"{shown(source)}: no hub id; expected {PREFIX}org/name, like {PREFIX}{EXAMPLE}")
+            raise CheckpointError(f"{shown(source)}: not a hub id; expected {PREFIX}org/name, like {PREFIX}{EXAMPLE}")
         return name
     if not is_hub_id(source):
         return None
@@ -62,7 +62,7 @@ def meant_hub_id(source: str) -> str | None:
 
 
 def _path_alike(source: str) -> str | None:
-    """A path that is here and differs from `source` in a letter or two of each part."""
+    """An existing path whose parts each differ from those of `source` in a letter or two."""
     found = Path()
     for part in source.split("/"):
         try:

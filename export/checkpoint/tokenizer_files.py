@@ -1,11 +1,11 @@
-"""The tokenizer.json of a bundle, out of the files in which a checkpoint's tokenizer is published.
+"""The tokenizer.json of a bundle, made from the files in which a checkpoint's tokenizer is published.
 
-In: a tokenizer.json, and the files beside it that have a say in its tokens. Out: the text of a tokenizer.json for use,
-and what is doubtful about it. Knows nothing about models, prompts or GGUF.
+In: a tokenizer.json, and the files next to it that affect its tokens. Out: the text of a tokenizer.json for use, and
+warnings about it. Knows nothing about models, prompts or GGUF.
 
-As huggingface/transformers (4.57.6) loads it: text is neither cut off nor filled up, whatever tokenizer.json says of
+As huggingface/transformers (4.57.6) loads it: text is neither truncated nor padded, whatever tokenizer.json says about
 that; tokens of `added_tokens_decoder` in tokenizer_config.json, or else of added_tokens.json, are added where they are
-missing, and so are those that have a name such as pad_token; `add_prefix_space` is tokenizer_config.json's.
+missing, and so are those that have a name such as pad_token; `add_prefix_space` is taken from tokenizer_config.json.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _DECODER = "added_tokens_decoder"
 
 @dataclass(frozen=True)
 class Beside:
-    """What the files beside a tokenizer.json say of its tokens."""
+    """What the files next to a tokenizer.json say about its tokens."""
 
-    config: Mapping[str, object]  # tokenizer_config.json, with special_tokens_map.json where that counts
+    config: Mapping[str, object]  # tokenizer_config.json, with special_tokens_map.json where that applies
     added: Mapping[int, AddedToken]  # by the ids that the files give them
-    decides: bool = True  # over tokens that tokenizer.json has an id for too
+    decides: bool = True  # whether it wins for tokens that tokenizer.json has an id for too
 
     @property
     def names(self) -> dict[str, str | list[str]]:
@@ -58,7 +58,7 @@ def read_config(folder: Path) -> dict[str, object]:
 
 
 def read_beside(folder: Path) -> Beside:
-    """Of a folder; empty where it has no such files. Raises TokenizerError and ConfigError."""
+    """What the files in a folder say; empty where it has none. Raises TokenizerError and ConfigError."""
     config = read_config(folder)
     if config.get(_DECODER) is not None:
         return Beside(config, special_tokens(config))
@@ -75,9 +75,9 @@ def read_beside(folder: Path) -> Beside:
 
 
 def usable_tokenizer(path: Path, beside: Beside | None = None) -> tuple[str, tuple[str, ...]]:
-    """The text of a tokenizer.json for use, and what is doubtful about it. Raises TokenizerError.
+    """The text of a tokenizer.json for use, and warnings about it. Raises TokenizerError.
 
-    The text is that of the file where nothing in it has to be changed.
+    The text is that of the file unless something in it has to be changed.
     """
     raw = read_file(path, TokenizerError, ADVICE)
     data = parse_json(raw, str(path), TokenizerError, ADVICE, unique_keys=True)
@@ -86,7 +86,7 @@ def usable_tokenizer(path: Path, beside: Beside | None = None) -> tuple[str, tup
     text = raw.decode("utf-8-sig")
     if _clean(data, {} if beside is None else beside.config, beside is not None):
         text = json.dumps(data, ensure_ascii=False)
-    Tokenizer.from_text(text)  # refuses what cannot be used, before the library is given the file again
+    Tokenizer.from_text(text)  # refuses what cannot be used, before the library gets the text again
     library = tokenizers.Tokenizer.from_str(text)
     if (largest := max(library.get_vocab(with_added_tokens=True).values(), default=0)) > MOST_IDS:
         raise TokenizerError(f"{path} has the id {largest:,}, expected at most {MOST_IDS:,}; {ADVICE}")
@@ -104,7 +104,7 @@ def usable_tokenizer(path: Path, beside: Beside | None = None) -> tuple[str, tup
 
 
 def _clean(data: dict[str, Any], config: Mapping[str, object], has_config: bool) -> bool:
-    """Take out what is for training, in place; whether anything was."""
+    """Remove what is for training, in place; returns whether anything was removed."""
     changed = False
     for key in ("truncation", "padding"):
         if data.get(key) is not None:
@@ -120,7 +120,7 @@ def _clean(data: dict[str, Any], config: Mapping[str, object], has_config: bool)
 
 
 def _missing(library: Any, beside: Beside) -> list[AddedToken]:
-    """The tokens to add: those that the tokenizer does not have, or not as the files beside it have them."""
+    """The tokens to add: those that the tokenizer lacks, or has differently from the files next to it."""
     known = library.get_added_tokens_decoder().values()
     as_known = {repr(token) for token in known}
     missing = [token for _, token in sorted(beside.added.items()) if repr(token) not in as_known]
@@ -136,7 +136,7 @@ def _missing(library: Any, beside: Beside) -> list[AddedToken]:
 
 
 def _moved(library: Any, declared: Mapping[int, str]) -> tuple[str, ...]:
-    """What to say where tokens get other ids than the files give them: the library counts for itself."""
+    """A warning where tokens get other ids than the files give them, because the library numbers them itself."""
     moved = [(i, text) for i, text in declared.items() if library.token_to_id(text) != i]
     if not moved:
         return ()

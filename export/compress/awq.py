@@ -1,4 +1,4 @@
-"""Channels of a block's matrices scaled, and scaled back before them, so that rounding spares those in use: AWQ.
+"""AWQ: channels of a block's matrices are scaled up, and their inputs down, so that rounding spares the busy ones.
 
 In: a decoder block's float weights, the `Precision` of each matrix that may be scaled, and hidden states that the block
 will meet. Out: float weights of the same block function. Knows nothing about how matrices are rounded later, or about
@@ -20,6 +20,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from edge.export.compress.precision import Precision
+from edge.export.compress.rounding import nearest
 from edge.export.graph import decoder
 from edge.export.graph.numpy_parallel import ParallelBuilder
 from edge.export.parallel import in_parallel
@@ -28,8 +29,9 @@ from edge.export.weights.source import ReadWhenNeeded
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
 
-TOKENS = 2048  # that scales are searched with
-ROWS = 512  # of a matrix, at most, that they are searched with: spread over all of it
+SEARCHED_TOKENS = 2048  # that scales are searched with
+SEARCHED_ROWS = 512  # of a matrix, at most, that they are searched with: spread over all of it
+SUMMED_ROWS = 512  # of a matrix in float32 at a time
 POWERS = tuple(np.linspace(0, 1, 11).tolist())  # 0: nothing is scaled
 SMALLEST = 1e-2  # size of a channel, over that of all: one that is never used does not get a scale of 0
 BITS = 4  # with more, there is nothing to spare
@@ -42,10 +44,10 @@ def fold(
     precisions: Mapping[str, Precision],
     hidden: Float32Array | None,
 ) -> ReadWhenNeeded:
-    """The block's weights with scales folded into them when they are asked for; what changed is float32 and a copy.
+    """The block's weights, with scales folded in when they are read; those that change become float32 copies.
 
     weights: of this layer, by canonical name. precisions: of the matrices whose channels may be scaled. hidden:
-    (n, T, H), before the block, of which the first TOKENS are looked at; None: scales come from weights. Raises
+    (n, T, H), before the block, of which the first SEARCHED_TOKENS are used; None: scales come from weights. Raises
     RecipeError where activations are not finite.
     """
     prefix = f"layers.{layer}"
@@ -62,7 +64,7 @@ def fold(
         return scales_of_inputs(weights[name], inputs[name], precisions[name], channels)
 
     def multiply(name: str, by: FloatArray, rows: slice = slice(None)) -> None:
-        """Some rows of a matrix or entries of a vector."""
+        """Scale some rows of a matrix, or entries of a vector."""
         name = f"{prefix}.{name}"
         if name in weights:  # biases need not be there
             found.setdefault(name, []).append((rows, by))
@@ -95,9 +97,9 @@ def fold(
 
 
 def shared_channels(name: str, spec: ModelSpec) -> tuple[int, int, int]:
-    """(g, n, m) with g n m = K of a block's matrix; the n channels that differ in the second index alone share a scale.
+    """(g, n, m) with g n m = K of a block's matrix; the n channels that differ in the second index only share a scale.
 
-    Several query heads see the values of one key-value head.
+    That is because several query heads read the values of one key-value head.
     """
     if name.endswith("attn.o.weight"):
         return spec.num_kv_heads, spec.num_heads // spec.num_kv_heads, spec.head_dim
@@ -109,8 +111,8 @@ def scales_of_weights(weight: FloatArray, precision: Precision, channels: tuple[
     if precision.bits != BITS:
         return None
     total = np.zeros(weight.shape[1])
-    for start in range(0, len(weight), ROWS):
-        total += np.abs(to_float32(weight[start : start + ROWS])).sum(axis=0, dtype=np.float64)
+    for start in range(0, len(weight), SUMMED_ROWS):
+        total += np.abs(to_float32(weight[start : start + SUMMED_ROWS])).sum(axis=0, dtype=np.float64)
     size = _shared(total.astype(np.float32), channels)
     if not size.any():
         return None
@@ -121,15 +123,15 @@ def scales_of_weights(weight: FloatArray, precision: Precision, channels: tuple[
 def _inputs(
     weights: Mapping[str, FloatArray], hidden: Float32Array, layer: int, spec: ModelSpec
 ) -> dict[str, Float32Array]:
-    """What the block's matrices get as input, (T, K), in float."""
+    """The inputs (T, K) of the block's matrices in the float model."""
     inputs: dict[str, Float32Array] = {}
 
     def record(name: str, tokens: Float32Array) -> Weight:
         inputs[name] = tokens
         return weights[name]
 
-    windows = max(TOKENS // hidden.shape[1], 1)
-    decoder.block(ParallelBuilder(weights, spec, record), hidden[:windows, :TOKENS], layer, spec)
+    windows = max(SEARCHED_TOKENS // hidden.shape[1], 1)
+    decoder.block(ParallelBuilder(weights, spec, record), hidden[:windows, :SEARCHED_TOKENS], layer, spec)
     return inputs
 
 
@@ -147,21 +149,23 @@ def scales_of_inputs(
         raise RecipeError("calibration gave activations that are NaN or infinite; is the checkpoint damaged?")
     size = _shared(size, channels)
     size = np.maximum(size, SMALLEST * size.mean())
-    rows = to_float32(weight[:: -(-len(weight) // ROWS)])
+    rows = to_float32(weight[:: -(-len(weight) // SEARCHED_ROWS)])
     if not size.any() or not rows.any():
         return None
     tokens = np.ascontiguousarray(inputs.T)
 
     def scaled(power: float) -> Float32Array:
-        """Scales that leave the size of the rows as it is."""
+        """Scales that keep the norm of the rows."""
         s: Float32Array = np.power(size / size.max(), power, dtype=np.float32)
         s *= np.linalg.norm(rows) / np.linalg.norm(rows * s)
         return s
 
     def loss(power: float) -> float:
-        """Of the product, squared."""
+        """What the product loses, squared."""
         s = scaled(power)
-        lost = _rounding(rows * s, precision)
+        scaled_rows = rows * s
+        lost = nearest(scaled_rows, precision)
+        lost -= scaled_rows
         lost /= s
         return float(np.square(lost @ tokens).sum(dtype=np.float64))
 
@@ -174,23 +178,3 @@ def _shared(size: Float32Array, channels: tuple[int, int, int]) -> Float32Array:
     """The mean over channels that share a scale, for each of them: (K,)."""
     mean = size.reshape(channels).mean(axis=1, keepdims=True)
     return np.broadcast_to(mean, channels).ravel()
-
-
-def _rounding(rows: Float32Array, precision: Precision) -> Float32Array:
-    """What rounding to nearest takes from rows (R, K), or adds."""
-    grouped = rows.reshape(len(rows), -1, precision.group_size or rows.shape[1])
-    least, most = np.minimum(grouped.min(axis=-1, keepdims=True), 0), np.maximum(grouped.max(axis=-1, keepdims=True), 0)
-    if precision.symmetric:
-        low, high = -8, 7
-        step = np.where(-least >= most, -least, -most) / 8
-    else:
-        low, high = 0, 15
-        step = (most - least) / 15
-    step = np.where(step == 0, np.float32(1), step)
-    middle = 0 if precision.symmetric else np.rint(-least / step)
-    restored = np.clip(np.rint(grouped / step) + middle, low, high)
-    restored -= middle
-    restored *= step
-    restored -= grouped
-    lost: Float32Array = restored.reshape(rows.shape)
-    return lost

@@ -1,9 +1,9 @@
-"""Calibration: tokens of real text carried through the model while it is compressed.
+"""Calibration: tokens of real text are carried through the model while it is compressed.
 
-In: windows of tokens, and one stage after the other. Out: the stage's weights, each rounded by what the tokens give it
-as input. Inputs come from the compressed stages before, so that every matrix is fitted to what it will see. All windows
-go through one matrix after the other, so memory is that of one block and of the activations around one matrix. Knows
-nothing about files or checkpoints.
+In: windows of tokens, and one stage after the other. Out: the stage's weights, each rounded for the inputs that the
+tokens give it. Inputs come from the compressed stages before it, so that every matrix is fitted to what it will see.
+All windows go through one matrix before the next, so memory is that of one block and of the activations around one
+matrix. Knows nothing about files or checkpoints.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from edge.export.graph import decoder
 from edge.export.graph.numpy_builder import NumpyBuilder
 from edge.export.graph.numpy_parallel import ParallelBuilder
 from edge.export.tensors import Float32Array, FloatArray, Weight
+from edge.export.weights.names import EMBEDDING
 from edge.runtime.spec import ModelSpec
 
-WINDOW = 512  # tokens; less where the model takes less
+WINDOW = 512  # tokens; fewer where the model takes fewer
 WINDOWS = 32
 
 
 class Calibration:
     """Hidden states of all windows between two stages, float32. Set `hidden` to resume.
 
-    Of the compressed model, (n, T, H), or with `twin` of the float model and then of the compressed one, (2 n, T, H):
-    matrices are then corrected by what these differ in (`twin.py`).
+    They are those of the compressed model, (n, T, H), or with `twin` those of the float model followed by those of the
+    compressed one, (2 n, T, H): matrices are then corrected by the difference between the two (`twin.py`).
     """
 
     def __init__(self, ids: npt.NDArray[np.int64], spec: ModelSpec, *, twin: bool) -> None:
@@ -37,13 +38,13 @@ class Calibration:
         self.hidden: Float32Array = np.zeros((0,), np.float32)
 
     def embed(self, embedding: Weight, compressed: Weight) -> None:
-        """Start, with the embedding of either model."""
+        """Start, with the embeddings of both models."""
         models = (embedding, compressed) if self._twin else (compressed,)
-        builders = [NumpyBuilder({"embed.weight": model}, self._spec) for model in models]
+        builders = [NumpyBuilder({EMBEDDING: model}, self._spec) for model in models]
         self.hidden = np.concatenate([builder.embedding(self._ids, "embed") for builder in builders])
 
-    def block(self, layer: int, weights: Mapping[str, FloatArray], pack: twin.Pack) -> dict[str, Weight]:
-        """Compress a block's matrices in the order in which tokens meet them, and go behind the block."""
+    def block(self, layer: int, weights: Mapping[str, FloatArray], pack: twin.Round) -> dict[str, Weight]:
+        """Compress a block's matrices in the order in which tokens meet them, and move on past the block."""
         if self._twin:
             twins = twin.TwinBuilder(weights, self._spec, pack)
             hidden = decoder.block(twins, self._take_hidden(), layer, self._spec)
@@ -55,12 +56,12 @@ class Calibration:
         return builder.packed
 
     def _take_hidden(self) -> Float32Array:
-        """So that nobody keeps them while the block has made others of them: they are half a gigabyte."""
+        """Give up the hidden states, half a gigabyte, so that they are freed as soon as the block has used them."""
         hidden, self.hidden = self.hidden, np.zeros((0,), np.float32)
         return hidden
 
     def last(self, weights: Mapping[str, Weight]) -> Float32Array:
-        """Inputs of the head (T, H) in the compressed model, behind the last block."""
+        """Inputs of the head (T, H) in the compressed model, after the last block."""
         hidden = self.hidden[len(self.hidden) // 2 :] if self._twin else self.hidden
         builder = NumpyBuilder(weights, self._spec)
         return builder.rms_norm(hidden, "norm", self._spec.rms_norm_eps).reshape(-1, self._spec.hidden_size)

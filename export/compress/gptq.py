@@ -1,14 +1,14 @@
-"""Rounding a matrix so that its product, not its weights, stays as it was: GPTQ.
+"""GPTQ: rounding a matrix so that its product stays as it was, rather than its weights.
 
 In: a float matrix (N, K), moments of the inputs that it will meet, and a `Precision` of 4 bits. Out: a `PackedTensor`
-in the layout that NNCF's have; or the float matrix, moved so that its outputs are what they should be. Knows nothing
-about graphs or where the inputs come from.
+in NNCF's layout; or the float matrix, moved so that its outputs are what they should be. Knows nothing about graphs or
+where the inputs come from.
 
 Columns are rounded one after the other, those that matter most first, and what one column lost is made up for by those
 still to come (Frantar et al., GPTQ, arXiv 2210.17323; the order by the diagonal is its authors' later `act_order`). It
 is written as rounding to the nearest plane of the lattice that the Cholesky factor spans (Chen et al., The Geometry of
 LLM Quantization, arXiv 2507.18553): the same result, without the inverse. Groups get their scales beforehand, from
-clipped ranges that weigh every column by its moment.
+clipped ranges, with every column's error weighted by its moment.
 """
 
 from __future__ import annotations
@@ -20,32 +20,33 @@ import numpy.typing as npt
 from scipy.linalg.lapack import spotrf
 
 from edge.export.compress.precision import Precision
+from edge.export.compress.rounding import limits, middles, ranges, restored, steps
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array, PackedTensor, pack
 from edge.runtime.errors import RecipeError
 
-DAMPING = 0.2  # of the mean moment, added to each: few tokens do not decide everything
+DAMPING = 0.2  # share of the mean moment that is added to each, so that few tokens do not decide everything
 MOST_DAMPING = 20.0
 CLIPS = np.linspace(1.0, 0.6, 13, dtype=np.float32)  # shares of a group's range to try
 BLOCK = 128  # columns whose losses are passed on together, as one matrix product
 CHUNK = 1 << 17  # weights whose clips are tried together: their copies stay in a core's cache
-ROWS = 1 << 9  # of a matrix on one core at a time
+ROWS_PER_CORE = 1 << 9  # of a matrix at a time
 PANEL = 1 << 8  # columns of the moments on one core at a time
-TOKENS = 1 << 11  # that the moments are summed over at a time
-SMALLEST_SCALE = np.float32(2.0**-24)  # the smallest of float16
+SUMMED_TOKENS = 1 << 11  # that the moments are summed over at a time
+SMALLEST_SCALE = np.float32(2.0**-24)  # the smallest float16 above 0
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What rounding needs to know of inputs: x^T x, factored."""
+    """What rounding needs to know about inputs: x^T x, factored."""
 
     importance: Float32Array  # (K,), its diagonal
     order: npt.NDArray[np.intp]  # of columns in the factor: the last is rounded first, so the heaviest comes last
-    factor: Float32Array  # (K, K), of the damped moments; below its diagonal is nothing to be used
+    factor: Float32Array  # (K, K), of the damped moments; what is below its diagonal must not be used
 
 
 def moments(inputs: Float32Array, scales: Float32Array | None = None) -> Moments:
-    """Of inputs x (T, K), divided by scales (K,) where these are given. Raises RecipeError where x is not finite."""
+    """Moments of inputs x (T, K), divided by scales (K,) if given. Raises RecipeError where x is not finite."""
     shrink: Float32Array = np.ones(inputs.shape[1], np.float32) if scales is None else np.float32(1) / scales
     importance = np.einsum("tk,tk->k", inputs, inputs) * np.square(shrink)
     order = np.argsort(importance, kind="stable")
@@ -53,16 +54,16 @@ def moments(inputs: Float32Array, scales: Float32Array | None = None) -> Moments
 
 
 def move(weight: Float32Array, inputs: Moments, drift: Float32Array) -> Float32Array:
-    """A (N, K) matrix moved so that its outputs are moved by the drift. It is put into the drift's place.
+    """A (N, K) matrix moved so that its outputs move by the drift, which it overwrites.
 
-    drift: (N, K), what outputs y (T, N) should have more than the matrix gives for inputs x (T, K), as y^T x.
+    drift: (N, K), y^T x, where y (T, N) is what the outputs for inputs x (T, K) lack.
     """
 
     def move_rows(start: int) -> None:
-        rows = slice(start, start + ROWS)
+        rows = slice(start, start + ROWS_PER_CORE)
         drift[rows] = weight[rows] + _best_move(drift[rows], inputs.factor, inputs.order)
 
-    in_parallel(move_rows, range(0, len(weight), ROWS))
+    in_parallel(move_rows, range(0, len(weight), ROWS_PER_CORE))
     return drift
 
 
@@ -76,25 +77,26 @@ def quantize(weight: Float32Array, inputs: Moments, precision: Precision) -> Pac
     values = np.empty((n, k), np.int8)
 
     def round_rows(start: int) -> None:
-        rows = weight[start : start + ROWS]
-        steps, middles = _scales(rows, importance, precision)
+        chosen = slice(start, start + ROWS_PER_CORE)
+        rows = weight[chosen]
+        found, middle = _scales(rows, importance, precision)
         columns = np.ascontiguousarray(rows[:, order].T)
-        integers = _round_columns(columns, factor, order // group, steps.T.copy(), middles.T.copy(), precision)
-        scale[start : start + ROWS], zero[start : start + ROWS] = steps, middles
-        values[start : start + ROWS, order] = integers.T
+        integers = _round_columns(columns, factor, order // group, found.T.copy(), middle.T.copy(), precision)
+        scale[chosen], zero[chosen] = found, middle
+        values[chosen, order] = integers.T
 
-    in_parallel(round_rows, range(0, n, ROWS))
+    in_parallel(round_rows, range(0, n, ROWS_PER_CORE))
     packed_zero = None if precision.symmetric else pack(zero.reshape(-1), 4)
     data = pack(values.reshape(-1), 4)
     return PackedTensor((n, k), 4, precision.symmetric, group, data, scale.astype(np.float16), packed_zero)
 
 
 def _products(inputs: Float32Array, order: npt.NDArray[np.intp], shrink: Float32Array) -> Float32Array:
-    """x^T x (K, K) of inputs x (T, K), whose columns come in this order and are multiplied by shrink (K,)."""
+    """x^T x (K, K) for inputs x (T, K) whose columns are put into this order and multiplied by shrink (K,)."""
     tokens, k = inputs.shape
     products = np.zeros((k, k), np.float32)
-    for first in range(0, tokens, TOKENS):
-        piece = inputs[first : first + TOKENS, order]
+    for first in range(0, tokens, SUMMED_TOKENS):
+        piece = inputs[first : first + SUMMED_TOKENS, order]
         piece *= shrink[order]
 
         def multiply(start: int, piece: Float32Array = piece) -> None:
@@ -107,16 +109,12 @@ def _products(inputs: Float32Array, order: npt.NDArray[np.intp], shrink: Float32
 
 
 def _mirror(square: Float32Array) -> None:
-    """Below the diagonal, what is above it."""
+    """Copy what is above the diagonal to below it."""
     for start in range(0, len(square), PANEL):
         stop = start + PANEL
         square[stop:, start:stop] = square[start:stop, stop:].T
         corner = square[start:stop, start:stop]
         corner[...] = np.triu(corner) + np.triu(corner, 1).T
-
-
-def _limits(precision: Precision) -> tuple[int, int]:
-    return (-8, 7) if precision.symmetric else (0, 15)
 
 
 def _scales(
@@ -137,28 +135,20 @@ def _scales(
 def _best_clip(
     rows: Float32Array, weights: Float32Array, precision: Precision
 ) -> tuple[Float32Array, npt.NDArray[np.int8]]:
-    """The same for rows (n, groups, group): of the clipped ranges, the one that errs least."""
-    low, high = _limits(precision)
-    least, most = np.minimum(rows.min(axis=-1), 0), np.maximum(rows.max(axis=-1), 0)
+    """Scale and zero point for rows (n, groups, group), from the clipped range that errs least."""
+    least, most = ranges(rows)  # (n, groups, 1), as all below but `lost`
     best = np.full(least.shape, np.inf, np.float32)
     scale, zero = np.empty_like(best), np.zeros(best.shape, np.float32)
     for clip in CLIPS:
-        if precision.symmetric:  # the sign of a scale is free: the longer side gets the -8
-            longer = np.where(-least >= most, -least, -most)
-            tried = _representable(clip * longer / -low)
-            middle = np.zeros_like(tried)
-        else:
-            tried = _representable(clip * (most - least) / (high - low))
-            middle = np.clip(np.rint(-clip * least / tried), low, high)
-        restored = np.clip(np.rint(rows / tried[..., None]) + middle[..., None], low, high)
-        restored -= middle[..., None]
-        restored *= tried[..., None]
-        restored -= rows
-        np.square(restored, out=restored)
-        error = np.einsum("ngk,ngk->ng", restored, np.broadcast_to(weights, restored.shape))
+        step = _representable(steps(least, most, precision, clip))
+        middle = middles(least, step, precision, clip)
+        lost = restored(rows, step, middle, precision)
+        lost -= rows
+        np.square(lost, out=lost)
+        error = np.einsum("ngk,ngk->ng", lost, np.broadcast_to(weights, lost.shape))[..., None]
         better = error < best
-        best, scale, zero = (np.where(better, new, old) for new, old in ((error, best), (tried, scale), (middle, zero)))
-    return scale, zero.astype(np.int8)
+        best, scale, zero = (np.where(better, new, old) for new, old in ((error, best), (step, scale), (middle, zero)))
+    return scale[..., 0], zero[..., 0].astype(np.int8)
 
 
 def _representable(scale: Float32Array) -> Float32Array:
@@ -168,10 +158,10 @@ def _representable(scale: Float32Array) -> Float32Array:
 
 
 def _factor(moments: Float32Array) -> Float32Array:
-    """Upper F (K, K) with F^T F = the moments, in their place. Raises RecipeError.
+    """Upper F (K, K) with F^T F = the moments, which it overwrites. Raises RecipeError.
 
-    What is below its diagonal is not to be used. The moments are damped as much as it takes; a matrix of this size is
-    there once (GLM-4-9B's largest has 750 MB), so what it takes to try again is kept below the diagonal.
+    What is below its diagonal must not be used. The moments are damped as much as it takes; memory holds one matrix of
+    this size (GLM-4-9B's largest has 750 MB), so what it takes to try again is kept below the diagonal.
     """
     diagonal = np.diagonal(moments).copy()
     mean = float(diagonal.mean(dtype=np.float64))
@@ -187,12 +177,12 @@ def _factor(moments: Float32Array) -> Float32Array:
             return moments
         damping *= 10  # rounding made small eigenvalues negative
         if damping > MOST_DAMPING:
-            raise RecipeError("calibration gave activations that no damping makes regular; take more text")
+            raise RecipeError("calibration gave activations that no damping makes regular; use more text")
         _mirror(moments.T)
 
 
 def _best_move(drift: Float32Array, factor: Float32Array, order: npt.NDArray[np.intp]) -> Float32Array:
-    """What to add to weights (n, K), so that outputs move by the drift: drift times the inverse of F^T F."""
+    """What to add to weights (n, K) so that outputs move by the drift: the drift times the inverse of F^T F."""
     values = np.ascontiguousarray(drift[:, order].T)  # (K, n)
     k = len(values)
     for start in range(0, k, BLOCK):
@@ -218,13 +208,13 @@ def _round_columns(
     zero: npt.NDArray[np.int8],
     precision: Precision,
 ) -> npt.NDArray[np.int8]:
-    """Integers (K, N) for columns (K, N), from the last to the first; scale and zero are (K / group, N).
+    """Integers (K, N) for columns (K, N), rounded from the last to the first; scale and zero are (K / group, N).
 
-    Column i is rounded at w_i + sum over j > i of F_ij / F_ii (w_j - rounded w_j).
+    What is rounded for column i is w_i + sum over j > i of F_ij / F_ii (w_j - rounded w_j).
     """
     k, n = columns.shape
     diagonal = np.diagonal(factor)[:, None]
-    low, high = _limits(precision)
+    low, high = limits(precision)
     lost = np.empty((k, n), np.float32)  # what rounding took from each column
     integers = np.empty((k, n), np.int8)
     for stop in range(k, 0, -BLOCK):

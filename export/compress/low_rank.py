@@ -1,13 +1,13 @@
-"""What rounding took from a matrix's product, made up for by a product of two narrow matrices: LoRA correction.
+"""LoRA correction: what rounding took from a matrix's product is given back by two narrow matrices.
 
-In: a float matrix (N, K), the same rounded, and the moments of the inputs that it will meet. Out: the rounded one with
+In: a float matrix (N, K), its rounded form, and the moments of the inputs that it will meet. Out: the rounded one with
 a (R, K) and b (N, R), whose product b a gives back as much of the output as rank R can. Knows nothing about how
 matrices are rounded.
 
 With F^T F = the moments and E what the rounded matrix lacks, the output lacks |E F^T|^2 of power; so b a is the best
 approximation of E F^T of rank R, seen through F: its first singular vectors. They come from subspace iteration, since
-E F^T as a whole would take as long as rounding did. (NNCF's LoRA correction looks for the same by turns, starting from
-mean inputs as LQER, arXiv 2402.02446, does.)
+decomposing all of E F^T would take as long as rounding did. (NNCF's LoRA correction searches for a and b in turn,
+starting from mean inputs as LQER, arXiv 2402.02446, does.)
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from edge.export.compress.gptq import Moments
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array, LowRank, PackedTensor, rows_of
 
-MORE = 8  # directions that are followed besides those wanted, so that the last of these are found as well
+MORE = 8  # directions followed besides those wanted, so that the last of these are accurate too
 TURNS = 4  # of the iteration
-ROWS = 1 << 9  # of the matrix on one core at a time
+ROWS_PER_CORE = 1 << 9  # of the matrix at a time
 SEED = 20_240_204
 
 
@@ -37,7 +37,7 @@ def correct(
 ) -> PackedTensor:
     """The packed matrix with a product of at most this rank, for inputs with these moments.
 
-    pack: how the two narrow matrices, "lora_a" and "lora_b", are rounded. b is fitted to what that makes of a.
+    pack: rounds the two narrow matrices, "lora_a" and "lora_b". b is fitted to the rounded a.
     """
     lack = _Lack(weight, packed, inputs)
     n, k = weight.shape
@@ -59,9 +59,9 @@ def correct(
 
 @dataclass(frozen=True)
 class _Lack:
-    """E F^T (N, K), row by row: E is what the packed matrix lacks.
+    """E F^T (N, K), some rows at a time: E is what the packed matrix lacks.
 
-    LAPACK counts columns first: to it, F^T is lower, and what is above is not read.
+    LAPACK counts columns first: to it, F^T is a lower triangle, and what is above it is not read.
     """
 
     weight: Float32Array
@@ -69,19 +69,22 @@ class _Lack:
     inputs: Moments
 
     def rows(self, start: int) -> Float32Array:
-        return self.weight[start : start + ROWS] - rows_of(self.packed, start, start + ROWS)
+        stop = start + ROWS_PER_CORE
+        return self.weight[start:stop] - rows_of(self.packed, start, stop)
 
     def times(self, directions: Float32Array) -> Float32Array:
         """(K, r) -> (N, r)."""
         seen = np.empty_like(directions, order="C")
         seen[self.inputs.order] = strmm(1.0, self.inputs.factor.T, directions, lower=1)
-        return np.concatenate(in_parallel(lambda start: self.rows(start) @ seen, range(0, len(self.weight), ROWS)))
+        starts = range(0, len(self.weight), ROWS_PER_CORE)
+        return np.concatenate(in_parallel(lambda start: self.rows(start) @ seen, starts))
 
     def transposed_times(self, outputs: Float32Array) -> Float32Array:
         """(N, r) -> (K, r)."""
         total = np.zeros((self.weight.shape[1], outputs.shape[1]), np.float32)
         for found in in_parallel(
-            lambda start: self.rows(start).T @ outputs[start : start + ROWS], range(0, len(self.weight), ROWS)
+            lambda start: self.rows(start).T @ outputs[start : start + ROWS_PER_CORE],
+            range(0, len(self.weight), ROWS_PER_CORE),
         ):
             total += found
         product: Float32Array = strmm(1.0, self.inputs.factor.T, total[self.inputs.order], lower=1, trans_a=1)

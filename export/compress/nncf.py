@@ -1,8 +1,8 @@
 """Weight compression by NNCF; the only file that imports it.
 
 In: float weights in any dtype and a `Precision` for each. Out: `PackedTensor`s with exactly the integers, scales and
-zero points that `nncf.compress_weights` chose. It sees one matrix, or some rows of it, at a time; only a graph that is
-not ours (`compress_model`) is compressed whole. Knows nothing about checkpoints or files.
+zero points that `nncf.compress_weights` chose. It sees one matrix, or some rows of it, at a time; only a graph made by
+another exporter (`compress_model`) is compressed whole. Knows nothing about checkpoints or files.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from edge.export.tensors import Bytes, Float32Array, FloatArray, PackedTensor, w
 from edge.runtime.engines.openvino_core import in_own_thread
 from edge.runtime.errors import RecipeError
 
-# Rows are independent, so a large matrix can be compressed some of them at a time, which bounds memory.
-CHUNK = 1 << 26  # weights at a time, of a matrix with more than
+# Rows are independent, so a large matrix can be compressed some rows at a time, which bounds memory.
+CHUNK = 1 << 26  # weights at a time, of a matrix with more than WHOLE
 SAMPLE = 512  # inputs that nncf looks at together
 WHOLE = 7 << 24  # weights: GLM-4-9B's gate_up has 112 million and is not worth two calls
-# What nncf does with inputs: fit scales, or make up for what was lost. The names are those of its options.
+# What nncf does with inputs: fit scales, or make up for what rounding lost. The names are those of its options.
 Fitting = Literal["scale_estimation", "gptq"]
 
 
 class Compressor:
     """Compresses one matrix after the other.
 
-    nncf is given float32 out of one buffer that stays: it allocates a third less for that than for the 16 bits of the
-    checkpoint, and fresh memory takes it as long as its arithmetic (benchmarks/README.md).
+    nncf gets float32 from one buffer that is kept: it allocates a third less for that than for the 16 bits of the
+    checkpoint, and fresh memory takes it as long as its arithmetic (docs/findings.md).
     """
 
     def __init__(self) -> None:
         self._buffer = np.empty(0, np.float32)
 
     def compress(self, name: str, weight: FloatArray, precision: Precision) -> PackedTensor:
-        """Compress one (N, K) matrix of this canonical name. Raises RecipeError where nncf does something else."""
+        """Compress the (N, K) matrix of this canonical name. Raises RecipeError where nncf does something else."""
         n, k = weight.shape
         if weight.size <= WHOLE:
             return _compress(name, self._float32(weight), precision)
@@ -68,7 +68,7 @@ class Compressor:
     def fit(
         self, name: str, weight: FloatArray, precision: Precision, inputs: Float32Array, fitting: Fitting
     ) -> PackedTensor:
-        """The same, fitted by nncf to inputs (T, K)."""
+        """Like `compress`, fitted by nncf to inputs (T, K)."""
         return _compress(name, self._float32(weight), precision, inputs, fitting)
 
     def _float32(self, rows: FloatArray) -> Float32Array:
@@ -101,12 +101,11 @@ def compress_model(
     inputs: Float32Array | None = None,
     fitting: Fitting = "scale_estimation",
 ) -> None:
-    """Compress the weights of these nodes - products and look-ups, by name - in place; all others keep theirs.
+    """Compress the weights of the nodes that the plan names, products and look-ups, in place; others are left alone.
 
-    inputs: (T, K), of the model's only input, to fit what it is multiplied with.
-
-    One NNCF call for each precision in the plan, with every other node that has weights left out of it.
+    inputs: (T, K), values of the model's only input, to fit the matrix that multiplies it.
     """
+    # One call for each precision in the plan, which leaves out every other node that has weights.
     weighted = [
         node.get_friendly_name()
         for node in model.get_ops()
@@ -132,7 +131,7 @@ def compress_model(
 
 
 def _extract(matmul: Any, name: str, precision: Precision) -> PackedTensor:
-    """Read a compressed weight back out of the graph: Constant -> Convert -> [Subtract] -> Multiply -> ..."""
+    """Read a compressed weight back from the graph: Constant -> Convert -> [Subtract] -> Multiply -> ..."""
     node = matmul.input_value(1).get_node()
     while node.get_type_name() in ("Convert", "Reshape"):
         node = node.input_value(0).get_node()
@@ -159,7 +158,7 @@ def _extract(matmul: Any, name: str, precision: Precision) -> PackedTensor:
 
 
 def _constant(output: Any) -> Any:
-    """The constant behind an output, through conversions."""
+    """The constant that an output comes from, through conversions."""
     node = output.get_node()
     while node.get_type_name() == "Convert":
         node = node.input_value(0).get_node()
@@ -175,10 +174,10 @@ def _packed_bytes(constant: Any) -> Bytes:
 
 @contextlib.contextmanager
 def alone() -> Iterator[ModuleType]:
-    """nncf on its own: it would import torch where that is installed, report to a server, and print tables.
+    """nncf by itself: it would import torch where that is installed, report to a server, and print tables.
 
-    None in `sys.modules` makes an import fail, and nncf goes on without (nncf/tensor/functions/__init__.py and
-    nncf/telemetry/wrapper.py, 3.4.0). A torch that is loaded already stays; all is as before when the block ends.
+    None in `sys.modules` makes an import fail, and nncf then does without it (nncf/tensor/functions/__init__.py and
+    nncf/telemetry/wrapper.py, 3.4.0). A torch that is loaded already stays; the block's end restores everything.
     """
     hidden = ("torch", "openvino_telemetry")
     before = {name: sys.modules[name] for name in hidden if name in sys.modules}

@@ -1,10 +1,10 @@
 """The float model and the compressed one side by side, a block at a time, the second corrected by the difference.
 
-In: hidden states of both, and a block's float weights. Out: hidden states behind it, and its compressed matrices.
-Each matrix is fitted to the inputs that compressed blocks give it, but to the outputs of the float model: what earlier
-rounding did to its inputs is made up for by moving its weights (as Arai and Ichikawa, Quantization Error Propagation,
-arXiv 2504.09629, and Li et al., GPTAQ, arXiv 2504.02692), and matrices that add to the residual stream also make up for
-what is wrong with it already. Knows nothing about how a matrix is rounded.
+In: hidden states of both, and a block's float weights. Out: hidden states after the block, and its compressed matrices.
+Each matrix is fitted to the inputs that compressed blocks give it, but to the outputs of the float model: its weights
+are moved to make up for what earlier rounding did to its inputs (as in Arai and Ichikawa, Quantization Error
+Propagation, arXiv 2504.09629, and Li et al., GPTAQ, arXiv 2504.02692), and matrices that add to the residual stream
+also make up for the error that the stream has by then. Knows nothing about how a matrix is rounded.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32
 from edge.runtime.spec import ModelSpec
 
-ROWS = 1 << 8  # of a matrix at a time
-TOKENS = 1 << 9  # at a time, on one core
-# A matrix's name, the matrix (N, K), its inputs x (T, K) in the compressed model, and (N, K): what its outputs should
-# have more, times x.
-Pack = Callable[[str, FloatArray, Float32Array, Float32Array | None], Weight]
+ROWS_PER_CORE = 1 << 8  # of a matrix at a time
+TOKENS_PER_CORE = 1 << 9  # at a time
+# Rounds a matrix, given its name, the matrix (N, K), its inputs x (T, K) in the compressed model, and y^T x (N, K),
+# where y (T, N) is what its outputs lack; None where nothing is to be made up for.
+Round = Callable[[str, FloatArray, Float32Array, Float32Array | None], Weight]
 
 
 class TwinBuilder:
-    """A `decoder.Builder` on (2 n, T, ...): n windows of the float model, then the same of the compressed one.
+    """A `decoder.Builder` on (2 n, T, ...): n windows of the float model, then the same n of the compressed one.
 
-    A product is computed a window at a time by whoever takes it, so that only what matrices multiply is ever there as a
-    whole.
+    A product is computed a window at a time by its consumer, so that only the inputs of matrices are ever in memory as
+    a whole.
     """
 
-    def __init__(self, weights: Mapping[str, FloatArray], spec: ModelSpec, pack: Pack) -> None:
+    def __init__(self, weights: Mapping[str, FloatArray], spec: ModelSpec, round_matrix: Round) -> None:
         self._weights = weights
         self._plain = NumpyBuilder(weights, spec)  # for one window
         self._spec = spec
-        self._pack = pack
-        self._stream: Float32Array | None = None  # residual, before the norm that was last
+        self._round = round_matrix
+        self._stream: Float32Array | None = None  # residual stream, before the latest norm
         self.packed: dict[str, Weight] = {}
 
     def embedding(self, ids: Value, name: str) -> Value:  # noqa: ARG002
@@ -51,7 +51,7 @@ class TwinBuilder:
         weight = to_float32(self._weights[weight_name])
         inputs = x[half:].reshape(-1, x.shape[-1])
         drift = _drift(weight, x[:half].reshape(inputs.shape), inputs, self._stream if adds_to_stream else None)
-        packed = self.packed[weight_name] = self._pack(weight_name, weight, inputs, drift)
+        packed = self.packed[weight_name] = self._round(weight_name, weight, inputs, drift)
         bias = self._weights.get(f"{name}.bias")
         return Product(x, weight, _all_rows(packed), None if bias is None else to_float32(bias))
 
@@ -85,16 +85,16 @@ def _all_rows(weight: Weight) -> Float32Array:
     wide = np.empty(weight.shape, np.float32)
 
     def widen(start: int) -> None:
-        wide[start : start + ROWS] = rows_of(weight, start, start + ROWS)
+        wide[start : start + ROWS_PER_CORE] = rows_of(weight, start, start + ROWS_PER_CORE)
 
-    in_parallel(widen, range(0, len(wide), ROWS))
+    in_parallel(widen, range(0, len(wide), ROWS_PER_CORE))
     return wide
 
 
 def _drift(
     weight: Float32Array, floats: Float32Array, inputs: Float32Array, stream: Float32Array | None
 ) -> Float32Array:
-    """(W (x_float - x)^T + (h_float - h)^T) x, (N, K): what outputs should have more, times the inputs x (T, K).
+    """(W (x_float - x)^T + (h_float - h)^T) x, (N, K): what outputs lack, times the inputs x (T, K).
 
     stream: the residual stream h of both models, (2 n, T, N), for matrices that add to it.
     """
@@ -106,9 +106,10 @@ def _drift(
         drift = np.empty((n, k), np.float32)
 
         def multiply(start: int) -> None:
-            np.matmul(weight[start : start + ROWS], cross, out=drift[start : start + ROWS])
+            rows = slice(start, start + ROWS_PER_CORE)
+            np.matmul(weight[rows], cross, out=drift[rows])
 
-        in_parallel(multiply, range(0, n, ROWS))
+        in_parallel(multiply, range(0, n, ROWS_PER_CORE))
         return drift
 
     half = 0 if stream is None else len(stream) // 2
@@ -124,9 +125,9 @@ def _drift(
 
 
 def _sum_over_tokens(piece: Callable[[slice], Float32Array], tokens: int) -> Float32Array:
-    """The sum of what all tokens give, always in the same order."""
+    """The sum of the pieces of all tokens, always in the same order."""
     total: Float32Array | None = None
-    slices = [slice(start, start + TOKENS) for start in range(0, tokens, TOKENS)]
+    slices = [slice(start, start + TOKENS_PER_CORE) for start in range(0, tokens, TOKENS_PER_CORE)]
     for first in range(0, len(slices), 2):  # two at a time: their sums are as large as a matrix
         for found in in_parallel(piece, slices[first : first + 2]):
             if total is None:

@@ -23,13 +23,15 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from edge.export.assignment import Assignments
 from edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edge.export.compress import recipes
 from edge.export.compress.recipes import Recipe
-from edge.export.frontend_optimum.matrices import check_float16_range, read_matrices, tensor_records, wanted_precision
+from edge.export.frontend_optimum.matrices import became, check_float16_range, read_matrices, wanted
 from edge.export.frontend_optimum.trace import reason, require_packages, trace
 from edge.export.interop import openvino_tokenizer
 from edge.export.interop.sidecars import write_server_graph, write_sidecars
+from edge.export.manifest_of import make_manifest
 from edge.export.output import check_space, work_folder
 from edge.export.pipeline import SIDECAR_BYTES, check_arguments
 from edge.export.plan import source_sha256, tensor_sha256, versions
@@ -50,7 +52,7 @@ from edge.runtime.errors import (
 )
 from edge.runtime.extras import missing_packages_named
 from edge.runtime.kv.pool import CacheSequence
-from edge.runtime.manifest import SCHEMA_VERSION, Manifest, StageCheck
+from edge.runtime.manifest import Manifest, StageCheck
 from edge.runtime.settings import EngineSettings
 from edge.runtime.spec import ModelSpec
 
@@ -103,40 +105,32 @@ def export_with_optimum(
             tempfile.TemporaryDirectory(prefix=".float.", dir=folder) as scratch,
         ):
             xml, said = trace(checkpoint, Path(scratch))
-            float_logits = _compress(xml, chosen, ids, folder / bundle.MODEL_XML, spec, parameters, progress)
+            float_logits, asked = _compress(xml, chosen, ids, folder / bundle.MODEL_XML, spec, parameters, progress)
         model = ov.Core().read_model(folder / bundle.MODEL_XML)  # as it is on the disk
         matrices = read_matrices(model)
         spec = replace(spec, tied_embeddings=any({"MatMul", "Gather"} <= m.kinds for m in matrices.values()))
-        tensors, group_size = tensor_records(matrices, chosen)
+        assignments = became(matrices, asked)
         golden = Golden(ids, float_logits, _logits(model, ids))
         check = _check(golden, chosen)
         _check_runtime(checkpoint, folder / bundle.MODEL_XML, spec, golden)
-        weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
         layers = spec.num_layers
-        progress(Progress("model", layers, layers, parameters, parameters, weight_bytes, 0, check))
+        progress(Progress("model", layers, layers, parameters, parameters, assignments.nbytes, 0, check))
         golden.write(folder / bundle.GOLDEN)
         if (problem := conversion.finish()) is not None:
             said = (*said, f"openvino_genai will find no tokenizer: {problem}")
         hashes = tensor_sha256(checkpoint, checkpoint.shapes)
         sources.check_unchanged(checkpoint, hashes)
-        manifest = Manifest(
-            schema_version=SCHEMA_VERSION,
+        manifest = make_manifest(
             source=Path(source).resolve().name if Path(source).exists() else str(source),
             source_sha256=source_sha256(checkpoint, hashes, checkpoint.small_files()),
             spec=spec,
             recipe=chosen.name,
-            weight_group_size=group_size,
-            stop_token_ids=tuple(i for i in stop_ids if i < spec.vocab_size),  # others no model can give
-            bits_per_weight=round(8 * weight_bytes / sum(math.prod(t.shape) for t in tensors.values()), 4),
-            weight_bytes=weight_bytes,
+            assignments=assignments,
+            stop_ids=stop_ids,
             golden_kld=golden.kld,
             warnings=(*_doubts(checkpoint), *sidecars.warnings, *said),
-            decisions=(),
-            adapter="",
-            calibration="",
             checks=(check,),
-            tensors=tensors,
-            files={p.name: bundle.record_of(p) for p in sorted(folder.iterdir()) if p.is_file()},
+            folder=folder,
             versions=versions("openvino") | {name: version(name) for name in VERSIONED},
         )
         (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -193,20 +187,20 @@ def _compress(
     spec: ModelSpec,
     parameters: int,
     progress: Callable[[Progress], None],
-) -> Logits:
-    """Write the graph with its weights as the recipe says; returns what it computed in float32."""
+) -> tuple[Logits, Assignments]:
+    """Write the graph with its weights as the recipe says; returns what it computed in float32, and what was asked."""
     model = ov.Core().read_model(xml)
     float_logits = _logits(model, ids)
     _require_finite(float_logits, "float")
     matrices = read_matrices(model)
-    wanted = {name: wanted_precision(name, matrices, recipe)[0] for name in matrices}
+    asked = wanted(matrices, recipe)
     if recipe.linear.bits == 16:
         check_float16_range(matrices)
     plan = {
-        reader: wanted[name]
+        reader: asked[name].precision
         for name, matrix in matrices.items()
         for reader in matrix.readers
-        if not wanted[name].is_float
+        if not asked[name].precision.is_float
     }
     if plan:
         from edge.export.compress.nncf import compress_model  # nncf takes seconds to import
@@ -224,7 +218,7 @@ def _compress(
             f"{out.parents[2]}: the model could not be written ({reason(error)}); the disk is full or refuses, "
             "free some space"
         ) from error
-    return float_logits
+    return float_logits, asked
 
 
 def _logits(model: ov.Model, ids: npt.NDArray[np.int64]) -> Logits:

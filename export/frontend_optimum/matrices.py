@@ -1,6 +1,6 @@
 """The weights of a traced graph: which there are, what a recipe gives each, what they became.
 
-In: OpenVINO's graph, and a recipe. Out: matrices by the name of their constant, and records for the manifest. Knows
+In: OpenVINO's graph, and a recipe. Out: matrices by the name of their constant, and an assignment for each. Knows
 nothing about checkpoints or about who made the graph.
 """
 
@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from edge.export.compress.precision import Precision
+from edge.export.assignment import Assignment, Assignments, assign_one
+from edge.export.compress.precision import Precision, stored_bytes
 from edge.export.compress.recipes import Recipe
 from edge.export.weights.names import EMBEDDING, HEAD
-from edge.runtime.errors import (
-    TensorError,
-)
-from edge.runtime.manifest import TensorRecord
+from edge.runtime.errors import TensorError
 
 
 @dataclass(frozen=True)
@@ -108,12 +106,33 @@ def _reads_input_ids(gather: Any) -> bool:
     return node.get_type_name() == "Parameter" and "input_ids" in node.output(0).get_names()
 
 
-def wanted_precision(name: str, matrices: Mapping[str, Matrix], recipe: Recipe) -> tuple[Precision, str]:
-    """What the recipe gives a matrix, and why not the linear layers' precision ("" where it does)."""
-    matrix = matrices[name]
-    if "MatMul" not in matrix.kinds and not matrix.embeds:
-        return Precision(16 if recipe.linear.bits == 16 else 32), "look-up tables other than the embedding stay float"
-    return recipe.precision_of(_role(name, matrices), (math.prod(matrix.shape[:-1]), matrix.shape[-1]))
+def wanted(matrices: Mapping[str, Matrix], recipe: Recipe) -> Assignments:
+    """The precision that a recipe gives each matrix. Only precisions: traced graphs are compressed without text."""
+    found = []
+    for name, matrix in matrices.items():
+        rows = (math.prod(matrix.shape[:-1]), matrix.shape[-1])
+        asked = assign_one(recipe, _role(name, matrices), rows)
+        precision, why = asked.precision, asked.why
+        if "MatMul" not in matrix.kinds and not matrix.embeds:
+            precision = Precision(16 if recipe.linear.bits == 16 else 32)
+            why = "look-up tables other than the embedding stay float"
+        size = stored_bytes(precision, rows)
+        found.append(Assignment(name, asked.stage, matrix.shape, precision, 0, "off", size, why))
+    return Assignments(found)
+
+
+def became(matrices: Mapping[str, Matrix], asked: Assignments) -> Assignments:
+    """What the matrices of a finished graph are, beside what each of them was to be."""
+    found = []
+    for name, matrix in matrices.items():
+        assigned, precision = asked[name], matrix.precision
+        wanted = assigned.precision
+        if precision == replace(wanted, group_size=wanted.group_size % matrix.shape[-1]):  # one group is a whole row
+            precision, why = wanted, assigned.why
+        else:
+            why = f"nncf gave it this and not {wanted}"
+        found.append(replace(assigned, precision=precision, nbytes=matrix.nbytes, why=why))
+    return Assignments(found)
 
 
 def _role(name: str, matrices: Mapping[str, Matrix]) -> str:
@@ -124,23 +143,8 @@ def _role(name: str, matrices: Mapping[str, Matrix]) -> str:
     return HEAD if name == head else name
 
 
-def tensor_records(matrices: Mapping[str, Matrix], recipe: Recipe) -> tuple[dict[str, TensorRecord], int]:
-    """What the matrices of a finished graph became, and the group size of its linear layers."""
-    records, groups = {}, set()
-    for name, matrix in matrices.items():
-        wanted, note = wanted_precision(name, matrices, recipe)
-        found = matrix.precision
-        if found == replace(wanted, group_size=wanted.group_size % matrix.shape[-1]):  # one group is a whole row
-            found = wanted
-        else:
-            note = f"nncf gave it this and not {wanted}"
-        records[name] = TensorRecord(matrix.shape, str(found), matrix.nbytes, note)
-        if _role(name, matrices) not in (EMBEDDING, HEAD):
-            groups.add(found.group_size)
-    return records, min(groups - {0}, default=0)
-
-
 def check_float16_range(matrices: Mapping[str, Matrix]) -> None:
+    """Raises TensorError for a weight that float16 cannot hold."""
     for name, matrix in matrices.items():
         largest = np.abs(matrix.constant.data).max()
         if largest > np.finfo(np.float16).max:

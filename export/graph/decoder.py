@@ -7,11 +7,11 @@ the next stage. Knows nothing about OpenVINO, ONNX, weights or files: a builder 
     x ── input_norm ── qkv ── rope ── attention ── o ──(+)── post_norm ── gate_up ── swiglu ── down ──(+)── y
       └──────────────────────────────────────────────┘  └──────────────────────────────────────────────┘
 
-Some models have norms more: of q and k before they rotate (Qwen3), after o and after down (GLM-4-0414).
+Some models have more norms: of q and k before they rotate (Qwen3), after o and after down (GLM-4-0414).
 
 Sources: GlmDecoderLayer and Glm4DecoderLayer of huggingface/transformers (models/glm/modeling_glm.py and
-models/glm4/modeling_glm4.py, 4.57.6). LlamaDecoderLayer and those of Qwen2 and Qwen3 are the first with gate and up
-stored apart.
+models/glm4/modeling_glm4.py, 4.57.6). LlamaDecoderLayer and those of Qwen2 and Qwen3 equal the first, with gate and
+up stored as two matrices.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def window_of(x: Value, index: int) -> Float32Array:
 
 
 def by_window(function: Callable[[Float32Array], Float32Array], x: Value) -> Float32Array:
-    """The same window by window: what is made on the way stays small."""
+    """`function` of all windows, one at a time, so that intermediate results stay small."""
     first = function(window_of(x, 0))
     out = np.empty((len(x), *first.shape[1:]), np.float32)
     out[:1] = first
@@ -55,7 +55,7 @@ def by_window(function: Callable[[Float32Array], Float32Array], x: Value) -> Flo
 
 
 class ParallelBuilder(NumpyBuilder):
-    """Computes the decoder with matrices that it is given on the way. Activations are (n, T, ...)."""
+    """Computes the decoder with matrices that `matrix_for` returns. Activations are (n, T, ...)."""
 
     def __init__(self, weights: Mapping[str, Weight], spec: ModelSpec, matrix_for: MatrixFor) -> None:
         super().__init__(weights, spec)
@@ -86,5 +86,5 @@ class ParallelBuilder(NumpyBuilder):
         return by_window(lambda window: super(ParallelBuilder, self).swiglu(window, spec), gate_up)
 
     def add(self, a: Float32Array, b: Float32Array, name: str) -> Float32Array:  # noqa: ARG002
-        b += a  # b is nobody else's: the output of a product or of a norm
+        b += a  # nothing else uses b: the output of a product or of a norm
         return b

@@ -1,26 +1,27 @@
 """The tokenizer as OpenVINO models, which is what openvino_genai reads.
 
 In: a folder with a tokenizer.json. Out: openvino_{tokenizer,detokenizer}.{xml,bin} in it, or one line that says why
-there are none. Text gets the ids that runtime/tokenizer.py gives it. Knows nothing about weights and chat templates.
+they were not made. Text gets the ids that runtime/tokenizer.py gives it. Knows nothing about weights and chat
+templates.
 
 openvino_tokenizers converts, and reads a tokenizer through transformers, which the exporting process must not import.
-So a process of its own does it, started first and waited for last: GLM-4's vocabulary takes 7 s of one core. Its script
-imports the two packages and hands them to `convert`; so the package imports neither, and all but the script is checked
-like the rest of it.
+So a separate process does it, started first and waited for last: GLM-4's vocabulary takes 7 s on one core. Its script
+imports the two packages and passes them to `convert`; so this package imports neither, and all but the script is
+type-checked like the rest of it.
 
-What openvino_genai (2026.4) does with the files, and what follows for them:
+What openvino_genai (2026.4) does with the files, and what follows from that:
 
 - It renders the chat template and encodes the text with add_special_tokens=False, but raw text with True. GLM-4's
   post-processor would put [gMASK]<sop> before raw text, while our runtime adds nothing to any text. The post-processor
   is left out, so that both agree: a template brings its own special tokens, and raw text is what its author wrote.
   (Converting with add_special_tokens=False instead makes a model that openvino_genai refuses to open.)
 - It takes the template from the tokenizer's rt_info, else chat_template.jinja, else tokenizer_config.json. None is put
-  into rt_info: chat_template.jinja is what our runtime reads, and there is one place to change it.
+  into rt_info: chat_template.jinja is what our runtime reads, so the template can be changed in one place.
 - It takes the ids that end an answer from generation_config.json. The one here is for padding and get_eos_token_id().
 
-openvino_tokenizers (2026.4) departs from the tokenizers package in two ways that change ids, and `convert` makes up
-for both: see `_look_up_whole_words` and `_SINGLE_DIGITS`. One is left: U+180E, the Mongolian vowel separator, is white
-space to its regular expressions only.
+openvino_tokenizers (2026.4) departs from the tokenizers package in two ways that change ids, and `convert` corrects
+both: see `_look_up_whole_words` and `_SINGLE_DIGITS`. A third one remains: only its regular expressions take U+180E,
+the Mongolian vowel separator, for white space.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ from edge.runtime.errors import OutputError, telling_line
 
 FILES = tuple(f"openvino_{name}.{suffix}" for name in ("tokenizer", "detokenizer") for suffix in ("xml", "bin"))
 
-NOT_WRITTEN = 3  # exit code where the system did not let it write: no fault of the tokenizer
+NOT_WRITTEN = 3  # exit code where the system did not let it write, which is not the tokenizer's fault
 
 # sys.argv: where the package is, tokenizer.json, folder, eos id. Its standard input ends when the exporting process
-# does, however that ends, and it ends with it. It leaves without the interpreter's clean-up, which unloads
+# does, for whatever reason, and then it ends too. It leaves without the interpreter's clean-up, which unloads
 # openvino_tokenizers before the last of its nodes is gone, and crashes.
 _SCRIPT = r"""
 import os, socket, sys, threading
@@ -71,7 +72,7 @@ except Exception as error:  # transformers has an OSError of its own, the tokeni
     os._exit(ours.NOT_WRITTEN)
 os._exit(0)
 """
-# A number as hash seed makes set order, and with it the files, the same each time.
+# A fixed hash seed makes the order of sets, and with it the files, the same each time.
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -79,15 +80,15 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "PYTHONHASHSEED": "0",
 }
-# Digits alone, and ByteLevel's expression on what lies between them, as one: white space ends before a digit as it does
-# at the end of text. openvino_tokenizers makes one of the two as well, but cuts the last space off.
+# Single digits, and ByteLevel's expression on what is between them, as one expression: white space ends before a digit
+# as it does at the end of text. openvino_tokenizers merges the two as well, but cuts the last space off.
 _SINGLE_DIGITS = (
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+"
     r"|\s+(?![^\s\p{N}])|\s+"
 )
-# openvino_tokenizers notes the versions of these where they are installed; the files would depend on what else is.
+# openvino_tokenizers notes the versions of these where they are installed, and the files would depend on them.
 _NO_PART_IN_IT = ("tiktoken", "sentencepiece")
-_MARK = "\U0010ffff"  # before a word that is looked up whole; no character, so no text holds it
+_MARK = "\U0010ffff"  # before a word that is looked up whole; it is not a character, so no text has it
 
 
 def start(folder: Path, eos_token_id: int | None) -> Conversion:
@@ -96,14 +97,15 @@ def start(folder: Path, eos_token_id: int | None) -> Conversion:
 
 
 class Conversion:
-    """A conversion under way. As a context manager it is cancelled when the body raises, and else waited for."""
+    """A conversion in progress. As a context manager: cancelled when the body raises, otherwise waited for."""
 
     def __init__(self, folder: Path, eos_token_id: int | None) -> None:
         self._folder = folder
         self._reason: str | None = None
-        # All that it writes goes here first, the temporary files of the two packages as well.
+        # Everything it writes goes here first, including the temporary files of the two packages.
         self._scratch = Path(tempfile.mkdtemp(prefix=".openvino_tokenizer.", dir=folder)).absolute()
-        arguments = [Path(__file__).absolute().parents[2], folder / "tokenizer.json", self._scratch]
+        root = Path(__file__).absolute().parents[__name__.count(".")]  # that `edge` is in
+        arguments = [root, folder / "tokenizer.json", self._scratch]
         eos = "" if eos_token_id is None else str(eos_token_id)
         try:
             with (self._scratch / "stderr").open("wb") as stderr:
@@ -121,7 +123,7 @@ class Conversion:
     def finish(self) -> str | None:
         """Wait for it. None when the models are in the folder, else one line that says why they are not.
 
-        Raises OutputError where they could not be written: a bundle does not do without them for that.
+        Raises OutputError where they could not be written: that is no reason to make a bundle without them.
         """
         if self._scratch.is_dir():
             code = self._process.wait()
@@ -134,13 +136,13 @@ class Conversion:
             shutil.rmtree(self._scratch, ignore_errors=True)
             if code == NOT_WRITTEN:
                 raise OutputError(
-                    f"{self._folder}: the tokenizer's models could not be written ({self._reason}); the disk is full "
-                    "or refuses, free some space"
+                    f"{self._folder}: the tokenizer's models could not be written ({self._reason}), the disk may be "
+                    "full; free some space"
                 )
         return self._reason
 
     def cancel(self) -> None:
-        """End it, and remove whatever it wrote."""
+        """End it, and remove everything it wrote."""
         self._process.kill()
         self._process.wait()
         self._close_input()
@@ -195,7 +197,7 @@ def convert(
 
 
 def _for_conversion(tokenizer_json: str) -> str:
-    """The same tokenizer without its post-processor, and with steps that openvino_tokenizers cuts text with alike."""
+    """The tokenizer without its post-processor, and with steps by which openvino_tokenizers splits text correctly."""
     data = json.loads(tokenizer_json)
     data["post_processor"] = None
     steps = (data.get("pre_tokenizer") or {}).get("pretokenizers", [])
@@ -209,10 +211,9 @@ def _for_conversion(tokenizer_json: str) -> str:
 def _look_up_whole_words(model: ov.Model, tokenizer: Any, operations: Any) -> None:
     """Make BPETokenizer treat tokens that no merge makes as the tokenizers package does.
 
-    With ignore_merges such a token stands for a word that is just it, and else for nothing; there are 893 in GLM-4's
-    vocabulary, " árbol" among them. BPETokenizer has no such lookup, but takes a token without merges wherever its
-    bytes occur. So these tokens get a mark before their bytes in its vocabulary, and a word that is one of them gets
-    the mark too.
+    With ignore_merges such a token encodes a word that equals it, and nothing else; GLM-4's vocabulary has 893 of them,
+    " árbol" among them. BPETokenizer lacks this lookup, and uses a token without merges wherever its bytes occur. So
+    these tokens get a mark before their bytes in its vocabulary, and a word that equals one of them gets the mark too.
     """
     whole_words, unmerged = bool(tokenizer.model.ignore_merges), _unmerged_ids(tokenizer)
     if not unmerged:
@@ -238,7 +239,7 @@ def _look_up_whole_words(model: ov.Model, tokenizer: Any, operations: Any) -> No
 
 
 def _unmerged_ids(tokenizer: Any) -> set[int]:
-    """Ids of the tokens that merging their own bytes does not give, without those that are cut out of text before."""
+    """Ids of the tokens that merging their own bytes does not give, without added tokens, which are split off first."""
     bpe = tokenizer.model
     bpe.ignore_merges = False
     vocab = tokenizer.get_vocab(with_added_tokens=False)

@@ -1,7 +1,7 @@
-"""Whether a model, its tokenizer and its chat template belong together, tried out before anything is compressed.
+"""Whether a model, its tokenizer and its chat template belong together, tried before anything is compressed.
 
-In: an open checkpoint, its spec, and its tokenizer as the bundle has it. Out: the ids that end an answer, and what is
-doubtful; or a TokenizerError where no conversation would reach the model. Knows nothing about weights.
+In: an open checkpoint, its spec, and its tokenizer as the bundle has it. Out: the ids that end an answer, and warnings;
+or a TokenizerError where no conversation would reach the model. Knows nothing about weights.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.checkpoint.fields import Fields
 from edge.export.proof import GOLDEN_TEXT
 from edge.runtime.chat import ChatTemplate
-from edge.runtime.errors import PromptError, TokenizerError, shown
+from edge.runtime.errors import PromptError, TokenizerError, in_words, shown
 from edge.runtime.markup import plain_text
 from edge.runtime.messages import MessageLike
 from edge.runtime.spec import ModelSpec
 from edge.runtime.tokenizer import Tokenizer
 
-# GLM's roles are tokens, and each ends the assistant's turn: after a call of a tool, <|observation|> does. All of its
-# generation_config.json say so; GGUF files and fine-tunes often leave it out.
+# GLM's roles are tokens, and each ends the assistant's turn: after a tool call, <|observation|> does. All of its
+# generation_config.json files say so; GGUF files and fine-tunes often leave it out.
 _GLM_ENDS = ("<|endoftext|>", "<|user|>", "<|observation|>")
-_USER, _SYSTEM = "which zebra lives in house 42", "the answer is seven"  # nothing that a tokenizer changes on the way
+_USER, _SYSTEM = "which zebra lives in house 42", "the answer is seven"  # which no tokenizer changes on the way
 _TOOL = {
     "type": "function",
     "function": {
@@ -39,7 +39,7 @@ _PADDED = 2  # an embedding has less than twice as many rows as its own tokenize
 
 @dataclass(frozen=True)
 class PromptCheck:
-    """What was found."""
+    """The ids that end an answer, and what is doubtful."""
 
     stop_ids: tuple[int, ...]
     warnings: tuple[str, ...]
@@ -48,10 +48,10 @@ class PromptCheck:
 def check_prompts(
     checkpoint: Checkpoint, spec: ModelSpec, tokenizer: Tokenizer, num_ids: int, template: str | None
 ) -> PromptCheck:
-    """Try all of it.
+    """Try tokenizer and template.
 
-    tokenizer: with the rows of the embedding as its limit. num_ids: ids that it has without that limit.
-    Raises TokenizerError where text does not come through the tokenizer, or a message not through the template.
+    tokenizer: limited to the rows of the embedding. num_ids: how many ids it has without that limit.
+    Raises TokenizerError where text does not survive the tokenizer, or a message the template.
     """
     rows = spec.vocab_size
     warnings = []
@@ -73,16 +73,16 @@ def check_prompts(
 
 
 def find_stop_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[tuple[int, ...], list[str]]:
-    """Every id that ends an answer: those of generation_config and of config, in this order, and what is doubtful.
+    """Every id that ends an answer: those of generation_config and of config, in this order; and warnings.
 
-    Raises ConfigError for what are no numbers.
+    Raises ConfigError for ids that are not numbers.
     """
     given = [*_numbers(checkpoint.generation_config()), *_numbers(checkpoint.config)]
     ids = [i for i in dict.fromkeys(given) if 0 <= i < tokenizer.num_tokens]
     warnings = []
     if impossible := sorted(set(given) - set(ids)):
         warnings.append(
-            f"stop ids {', '.join(map(str, impossible))} are left out: the model has tokens 0 to "
+            f"stop ids {in_words(', '.join(map(str, impossible)))} are left out: the model has tokens 0 to "
             f"{tokenizer.num_tokens - 1}"
         )
     glm = [tokenizer.token_id(token) for token in _GLM_ENDS]
@@ -107,7 +107,7 @@ def find_stop_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[tuple[i
 
 
 def possible_ids(fields: Fields, key: str, num_tokens: int) -> tuple[int, ...]:
-    """Ids that a configuration gives to a token, without those that there are not: -1 is written for none."""
+    """Ids that a configuration gives to a token, without impossible ones: -1 is written for none."""
     value = fields.find(key)
     given = value if isinstance(value, list) else [value]
     return tuple(i for i in given if type(i) is int and 0 <= i < num_tokens)
@@ -124,7 +124,7 @@ def _numbers(fields: Fields) -> list[int]:
 
 
 def _check_text(text: str, tokenizer: Tokenizer, rows: int) -> None:
-    """Raises TokenizerError where plain text does not come through."""
+    """Raises TokenizerError where plain text does not survive the tokenizer."""
     ids = tokenizer.encode(text, parse_special=False)
     advice = "the tokenizer is another model's, or damaged; download it again"
     if ids and max(ids) >= rows:
@@ -134,7 +134,7 @@ def _check_text(text: str, tokenizer: Tokenizer, rows: int) -> None:
 
 
 def _try_template(template: ChatTemplate, tokenizer: Tokenizer, rows: int) -> list[str]:
-    """What is doubtful. Raises TokenizerError where messages do not reach the model."""
+    """Warnings about a template. Raises TokenizerError where messages do not reach the model."""
     user = {"role": "user", "content": _USER}
     conversations: dict[str, list[MessageLike]] = {
         "a message": [user],
@@ -159,8 +159,8 @@ def _try_template(template: ChatTemplate, tokenizer: Tokenizer, rows: int) -> li
     written = {tag for text in rendered.values() for tag in _TAG.findall(text)}
     if unknown := sorted(tag for tag in written if tokenizer.token_id(tag) is None):
         warnings.append(
-            f"the chat template writes {', '.join(unknown[:5])}, which the tokenizer has no token for: it may "
-            "be another model's"
+            f"the chat template writes {', '.join(unknown[:5])}, for which the tokenizer has no token: it may be "
+            "another model's"
         )
     return warnings
 
@@ -175,7 +175,7 @@ def _try(
     rendered: dict[str, str],
     failed: dict[str, str],
 ) -> None:
-    """Render a conversation, and find the user's words in the text and in its tokens. Raises TokenizerError."""
+    """Render a conversation, and look for the user's words in its text and its tokens. Raises TokenizerError."""
     try:
         marked = template.render_marked(messages, tools=tools)
         ids = tokenizer.encode_marked(marked)

@@ -1,8 +1,8 @@
 """Text that needs no file, because it comes with Python, and the corpus that an export is calibrated with.
 
-The evaluation text is the documentation of the language in `pydoc_data.topics`, the calibration text docstrings and
-short functions of the standard library. Both are English and fixed for one version of Python. Knows nothing about
-models.
+The evaluation text is the documentation of the language in `pydoc_data.topics`; the calibration text is docstrings and
+short functions of the standard library. Both are English and the same for any one version of Python. Knows nothing
+about models.
 """
 
 from __future__ import annotations
@@ -17,21 +17,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edge.export.text.documents import Document, read_documents
-from edge.export.text.overlap import _Shingles
+from edge.export.text.overlap import Runs
 from edge.runtime.errors import CalibrationError
 
-if TYPE_CHECKING:
-    pass
-
-SHARED_WORDS_BUILTIN = 12  # the same for the text that comes with Python, where leaving pieces out is easy
-
-
+SHARED_WORDS_BUILTIN = 12  # that the texts that come with Python may not share, since leaving pieces out is easy there
 FUNCTION_LINES = range(4, 21)  # of a function that is taken as a whole, if it has a docstring
-
-
 # Files of the standard library with much to read: prose and code of many kinds.
 CALIBRATION_FILES = (
     "_pydatetime.py", "_pydecimal.py", "_pyio.py", "_strptime.py", "abc.py", "argparse.py", "ast.py",
@@ -65,7 +57,7 @@ class Corpus:
 
     @cached_property
     def sha256(self) -> str:
-        """Of all texts and their languages."""
+        """SHA-256 of all texts and their languages."""
         digest = hashlib.sha256()
         for document in self.documents:
             digest.update(json.dumps([document.text, document.language]).encode())
@@ -92,15 +84,15 @@ def builtin_evaluation() -> list[Document]:
 
 
 def builtin_calibration() -> list[Document]:
-    """Docstrings and short functions of the standard library, a document for each of CALIBRATION_FILES that is there.
+    """Docstrings and short functions of the standard library, a document for each of CALIBRATION_FILES that exists.
 
-    In the order of each file: docstrings of the module, its classes and its functions; of functions with a docstring
-    that have 4 to 20 lines, all of it. A piece that has 12 words in a row in common with the evaluation text is left
-    out, and so is one that was there before. With CPython 3.11 1.4 million characters, 376,000 tokens of SmolLM2.
-    Raises CalibrationError where Python was installed without its sources.
+    In the order of each file: docstrings of the module, its classes and its functions; functions with a docstring that
+    have 4 to 20 lines are taken as a whole. A piece that shares 12 words in a row with the evaluation text is left out,
+    and so is a repeated one. With CPython 3.11 that is 1.4 million characters, 376,000 tokens of SmolLM2. Raises
+    CalibrationError where Python was installed without its sources.
     """
     folder = Path(sysconfig.get_path("stdlib"))
-    forbidden = _Shingles([document.text for document in builtin_evaluation()], SHARED_WORDS_BUILTIN)
+    forbidden = Runs([document.text for document in builtin_evaluation()], SHARED_WORDS_BUILTIN)
     documents, seen = [], set()
     for name in CALIBRATION_FILES:
         if not (folder / name).is_file():  # another version of Python
@@ -111,13 +103,13 @@ def builtin_calibration() -> list[Document]:
         if kept := [piece for piece in pieces if forbidden.find(piece) is None]:
             documents.append(Document("\n\n".join(kept), "en", origin=f"Python's {name}"))
     if not documents:
-        raise CalibrationError(f"{folder} holds no sources of Python's library; give a text file to calibrate with")
+        raise CalibrationError(f"{folder} has no sources of Python's library; give a text file to calibrate with")
     return documents
 
 
 def _pieces(source: str) -> Iterator[str]:
     """Docstrings, and functions that are short, in the order of the file."""
-    lines = source.split("\n")  # not splitlines(): a form feed is no new line to the parser
+    lines = source.split("\n")  # not splitlines(): to the parser, a form feed does not begin a line
 
     def walk(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
         docstring = ast.get_docstring(node)

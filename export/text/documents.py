@@ -26,13 +26,13 @@ MAX_FILE_BYTES = 200_000_000  # of text: 50 million tokens; in memory up to five
 class Document:
     """One text, or one conversation."""
 
-    text: str  # of a conversation: its contents, one below the other
+    text: str  # of a conversation: the contents of its messages, one below the other
     language: str = UNKNOWN_LANGUAGE  # a label to report by, like "en" or "zh"
     messages: tuple[MessageLike, ...] = ()  # of a conversation
-    origin: str = ""  # where it comes from, for messages: "chats.jsonl, line 3"
+    origin: str = ""  # where it comes from, for errors: "chats.jsonl, line 3"
 
     def rendered(self, template: ChatTemplate | None) -> str:
-        """The text as a model sees it: a conversation through the template, where there are both."""
+        """The text as a model sees it: a conversation is rendered by the template, if there is one."""
         if template is None or not self.messages:
             return self.text
         try:
@@ -56,11 +56,11 @@ def read_documents(path: str | Path) -> list[Document]:
         line = raw[: error.start].count(b"\n") + 1
         looks = " (it looks like UTF-16)" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
         raise CalibrationError(
-            f"{name}, line {line}: byte {error.start} is no UTF-8{looks}; save the file as UTF-8"
+            f"{name}, line {line}: byte {error.start} is not UTF-8{looks}; save the file as UTF-8"
         ) from error
     if (zero := content.find("\0")) >= 0:
         line = content.count("\n", 0, zero) + 1
-        raise CalibrationError(f"{name}, line {line}: a zero byte, so this is no text; {advice}")
+        raise CalibrationError(f"{name}, line {line}: a zero byte, so this is not text; {advice}")
     content = content.replace("\r\n", "\n").replace("\r", "\n")
     if path.suffix.lower() != ".jsonl":
         documents = [Document(content, origin=name)] if content.strip() else []

@@ -27,29 +27,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Windows:
-    """Runs of tokens, all of one length, each of one language."""
+    """Runs of tokens, all of the same length, each in one language."""
 
     ids: npt.NDArray[np.int64]  # (n, length)
     languages: tuple[str, ...]  # n labels
 
     @property
     def count(self) -> int:
-        """Windows."""
+        """Number of windows."""
         return int(self.ids.shape[0])
 
     @property
     def length(self) -> int:
-        """Tokens of one window."""
+        """Tokens in one window."""
         return int(self.ids.shape[1])
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all windows."""
+        """Tokens in all windows."""
         return int(self.ids.size)
 
     @cached_property
     def sha256(self) -> str:
-        """Of the ids and their shape: what was computed for these windows is known by it."""
+        """SHA-256 of the ids and their shape, which identifies what was computed for these windows."""
         digest = hashlib.sha256(json.dumps(list(self.ids.shape)).encode())
         digest.update(np.ascontiguousarray(self.ids, "<i8").data)
         return digest.hexdigest()
@@ -64,12 +64,12 @@ def token_windows(
 ) -> Windows:
     """`count` windows of `length` tokens, spread over the whole text, languages taking turns.
 
-    Documents of one language follow each other with a newline between. A language with too little text leaves its
-    turns to the others. No token is added: special tokens are in a window where the text or the template has them.
-    Raises CalibrationError when the text is too short.
+    Documents in one language are joined by newlines. A language with too little text leaves its turns to the others. No
+    token is added: a window has special tokens only where the text or the template has them. Raises CalibrationError
+    when the text is too short.
     """
     if length < 1 or count < 1:
-        raise CalibrationError(f"{count} windows of {length} tokens are asked for, expected 1 or more of each")
+        raise CalibrationError(f"{count} windows of {length} tokens were asked for, expected 1 or more of each")
     texts: dict[str, list[str]] = {}
     for document in documents:
         texts.setdefault(document.language, []).append(document.rendered(template))
@@ -78,8 +78,8 @@ def token_windows(
     if len(turns) < count:
         found = ", ".join(f"{of_language.size:,} ({language})" for language, of_language in ids.items()) or "0"
         raise CalibrationError(
-            f"the text gives {found} tokens, {len(turns)} windows of {length}; {count} windows are asked for, "
-            "so give more text, or ask for fewer or shorter windows"
+            f"the text has {found} tokens, enough for {len(turns)} windows of {length}, and {count} windows were asked "
+            "for; give more text, or ask for fewer or shorter windows"
         )
     starts = {
         language: iter(np.arange(turns.count(language)) * of_language.size // max(turns.count(language), 1))
@@ -90,7 +90,7 @@ def token_windows(
 
 
 def _turns(capacity: Mapping[str, int], count: int) -> list[str]:
-    """Languages, one a window, in turn and as long as each has text for another window."""
+    """The language of each window: they take turns as long as they have text for another window."""
     rounds = range(max(capacity.values(), default=0))
     fair = chain.from_iterable((name for name, windows in capacity.items() if windows > turn) for turn in rounds)
     return [name for _, name in zip(range(count), fair, strict=False)]

@@ -41,13 +41,13 @@ from edge.runtime.spec import ModelSpec
 _MAX_CONFIG_BYTES = 10_000_000
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 
-# Settings under which a module computes something else than base + scaling * B @ A, and what they stand for.
+# Settings with which a module computes something other than base + scaling * B @ A, and what they mean.
 _OTHER_THAN_LORA = {
     "use_dora": "DoRA rescales the merged weight",
     "fan_in_fan_out": "its weights are stored transposed",
     "modules_to_save": "it replaces whole modules",
     "trainable_token_indices": "it replaces rows of the embedding",
-    "target_parameters": "it changes parameters that are no linear layers",
+    "target_parameters": "it changes parameters that are not linear layers",
     "layer_replication": "it stacks layers of its model repeatedly",
     "lora_bias": "it adds a bias",
     "use_qalora": "QALoRA pools its inputs",
@@ -71,7 +71,7 @@ _ADVICE = "merge it into its model with PEFT (merge_and_unload) and export the r
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a module's weight lies: rows of a canonical weight."""
+    """Where a module's weight is: rows of a canonical weight."""
 
     weight: str
     shape: tuple[int, int]  # (N, K) of the whole canonical weight
@@ -163,7 +163,7 @@ class Adapter:
                     "expected one of them, save the adapter again"
                 )
             factors[match["factor"]] = tensor
-        # Beside the LoRA of a head stands a copy of the frozen head; like every base weight it is not compared.
+        # PEFT stores a copy of the frozen head with the LoRA of one; like every base weight it is not compared.
         copies = {f"base_model.model.{module}.base_layer.weight" for module in found if places[module].weight == HEAD}
         if strangers := [tensor for tensor in strangers if tensor not in copies]:
             raise TensorError(f"{self.path}: {_why_strange(strangers, spec)}")
@@ -286,7 +286,7 @@ class _Patterns:
         if names > _MAX_NAMES or len(values) - names > _MAX_PATTERNS:
             raise ConfigError(
                 f"{origin} has {names:,} names and {len(values) - names:,} patterns of modules, expected at most "
-                f"{_MAX_NAMES:,} and {_MAX_PATTERNS}; write a pattern for what is alike"
+                f"{_MAX_NAMES:,} and {_MAX_PATTERNS}; write one pattern for modules with equal values"
             )
         for pattern in values:
             if _NAME.fullmatch(pattern):
@@ -296,12 +296,12 @@ class _Patterns:
                 self._matches.append((pattern, ModulePattern(pattern).matches))
             except ValueError as error:
                 raise ConfigError(
-                    f"{origin}: {shown(pattern)} is no regular expression that can be used: {error}; "
+                    f"{origin}: {shown(pattern)} is not a regular expression that can be used: {error}; "
                     "correct it, or write names"
                 ) from error
 
     def find(self, module: str) -> str | None:
-        """The first pattern that matches a module's name to its end, from its beginning or from behind a dot."""
+        """The first pattern that matches a module's name to its end, from its beginning or from after a dot."""
         return next((pattern for pattern, matches in self._matches if matches(module)), None)
 
 

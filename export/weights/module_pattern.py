@@ -1,10 +1,10 @@
-"""Regular expressions of strangers over names of modules, matched in time that the pattern cannot choose.
+"""Untrusted regular expressions over names of modules, matched in a time that the pattern cannot choose.
 
 In: a pattern as PEFT's rank_pattern has it, and a name. Out: whether it matches the name to its end, from its beginning
-or from behind a dot. Knows nothing about adapters.
+or from after a dot. Knows nothing about adapters.
 
-Python's own `re` goes back and tries again, for hours where a pattern is made for it: "(.*)*x". Here all places where
-a match may stand are followed at once (Thompson 1968). The syntax is Python's without what that cannot do and names of
+Python's own `re` goes back and tries again, for hours with a pattern made for that: "(.*)*x". Here all places where
+a match may be are followed at once (Thompson 1968). The syntax is Python's without what that cannot do and names of
 modules do not need: look-around, references to groups, flags, possessive repeats.
 """
 
@@ -55,7 +55,7 @@ _Node = _One | _All | _Either | _Many | _Edge
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What has to come, and where it goes on."""
+    """What has to come, and where the match continues."""
 
     kind: Literal["one", "fork", "begin", "end", "match"]
     to: tuple[int, ...] = ()
@@ -63,7 +63,7 @@ class _Step:
 
 
 class ModulePattern:
-    """A pattern. Raises ValueError, in words, for what is no pattern, too large, or beyond the syntax."""
+    """A pattern. Raises ValueError, in words, for what is not a pattern, too large, or beyond the syntax."""
 
     def __init__(self, pattern: str) -> None:
         if len(pattern) > MAX_CHARACTERS:
@@ -75,7 +75,7 @@ class ModulePattern:
         self._known: dict[tuple[frozenset[int], str], frozenset[int]] = {}
 
     def matches(self, name: str) -> bool:
-        """Whether a name, or a part of it from behind a dot to its end, matches."""
+        """Whether a name, or a part of it from after a dot to its end, matches."""
         places = self._reach({self._first}, begin=True)
         for char in name:
             after = self._known.get((places, char))
@@ -107,7 +107,7 @@ class ModulePattern:
         return len(self._steps) - 1
 
     def _build(self, node: _Node, then: int) -> int:
-        """Add the steps of a part behind which it goes on at `then`; where they begin."""
+        """Add the steps of a part after which the match continues at `then`; returns where they begin."""
         match node:
             case _One(takes):
                 return self._add(_Step("one", (then,), takes))
@@ -127,7 +127,7 @@ class ModulePattern:
                     then = loop
                 for _ in range(0 if most is None else most - least):
                     then = self._add(_Step("fork", (self._build(part, then), end)))
-                for _ in range(least):  # a step each, so that repeats of nothing come to an end as well
+                for _ in range(least):  # a step each, so that repeats of nothing end too
                     then = self._add(_Step("fork", (self._build(part, then),)))
                 return then
 
@@ -190,7 +190,7 @@ class _Parser:
         return least, least if not found[2] else int(found[3]) if found[3] else None
 
     def _bounds_at(self, begin: int) -> bool:
-        """Whether a repeat stands there."""
+        """Whether there is a repeat at `begin`."""
         self._at = begin
         found = self._bounds() is not None
         self._at = begin + 1
@@ -247,7 +247,7 @@ class _Parser:
 
     @staticmethod
     def _by_library(one: str) -> _Node:
-        """What stands for a single character, which is no work for any pattern."""
+        """What matches a single character, which takes no time whatever the pattern."""
         try:
             return _One(re.compile(one).fullmatch)
         except re.error as error:

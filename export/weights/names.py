@@ -19,7 +19,7 @@ from typing import Literal
 
 from edge.runtime.spec import ModelSpec
 
-EMBEDDING, HEAD = "embed.weight", "lm_head.weight"
+EMBEDDING, FINAL_NORM, HEAD = "embed.weight", "norm.weight", "lm_head.weight"
 Sources = Mapping[str, tuple[str, ...]]  # canonical name -> tensors whose rows follow each other
 
 # Which dims of a head turn together: neighbours (2i, 2i + 1), or one of each half (i, i + rotary_dim / 2).
@@ -44,7 +44,7 @@ def canonical_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (spec.vocab_size, h)}
     for layer in range(spec.num_layers):
         shapes |= {f"layers.{layer}.{name}": shape for name, shape in _block_shapes(h, f, qkv, spec).items()}
-    shapes["norm.weight"] = (h,)
+    shapes[FINAL_NORM] = (h,)
     if not spec.tied_embeddings:
         shapes[HEAD] = (spec.vocab_size, h)
     return shapes
@@ -63,3 +63,35 @@ def _block_shapes(h: int, f: int, qkv: int, spec: ModelSpec) -> dict[str, tuple[
         "mlp.down.weight": (h, f),
         **({"mlp.out_norm.weight": (h,)} if spec.output_norms else {}),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a model that is computed as a whole."""
+
+    index: int  # in the walk
+    name: str  # "embedding", "block 3", "head"
+    layer: int | None = None  # of a block
+
+    def own(self, spec: ModelSpec) -> list[str]:
+        """The weights that this stage brings, by canonical name."""
+        if self.layer is not None:
+            prefix = f"layers.{self.layer}."
+            return [name for name in canonical_shapes(spec) if name.startswith(prefix)]
+        if self.index == 0:
+            return [EMBEDDING]
+        return [FINAL_NORM, *([] if spec.tied_embeddings else [HEAD])]
+
+    def needed(self, spec: ModelSpec) -> list[str]:
+        """The weights that this stage computes with: a tied head computes with the embedding."""
+        return self.own(spec) + ([EMBEDDING] if self.is_head and spec.tied_embeddings else [])
+
+    @property
+    def is_head(self) -> bool:
+        return self.layer is None and self.index > 0
+
+
+def stages_of(spec: ModelSpec) -> tuple[Stage, ...]:
+    """All stages of a model, in the order in which a token meets them."""
+    blocks = (Stage(1 + layer, f"block {layer}", layer) for layer in range(spec.num_layers))
+    return (Stage(0, "embedding"), *blocks, Stage(1 + spec.num_layers, "head"))

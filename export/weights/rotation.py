@@ -4,7 +4,7 @@ In: `Weights`. Out: weights by the same names, where the residual stream is seen
 writes to it (embedding, attention and MLP outputs) is multiplied by Q, what reads from it by its transpose, so that
 nothing changes but the basis. Outliers are spread over all channels, which suits rounding that makes up for its errors
 (Ashkboos et al., QuaRot, arXiv 2404.00456; Liu et al., SpinQuant, arXiv 2405.16406). It costs nothing at run time.
-Norms must not scale channels for this, so their weights move into the matrices behind them, and a tied head into one of
+Norms must not scale channels for this, so their weights move into the matrices after them, and a tied head into one of
 its own. Knows nothing about recipes.
 """
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.tensors import Float32Array, FloatArray, to_float32
-from edge.export.weights.names import EMBEDDING, HEAD, Sources
+from edge.export.weights.names import EMBEDDING, FINAL_NORM, HEAD, Sources
 from edge.export.weights.source import Weights
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
@@ -34,14 +34,14 @@ WRITERS = ("attn.o.weight", "mlp.down.weight")
 
 @dataclass(frozen=True)
 class RotatedWeights:
-    """`Weights` in another basis, in float32. Raises RecipeError for a model whose norms stand in the way."""
+    """`Weights` in another basis, in float32. Raises RecipeError for a model whose norms prevent it."""
 
     original: Weights
 
     def __post_init__(self) -> None:
         if self.original.spec.output_norms:
             raise RecipeError(
-                f"{self.original.spec.architecture} has norms behind attention and MLP, which no rotation passes; "
+                f"{self.original.spec.architecture} has norms after attention and MLP, which a rotation cannot pass; "
                 "use -awq-gptq instead of -rot-gptq"
             )
 
@@ -62,7 +62,7 @@ class RotatedWeights:
 
     @cached_property
     def rotation(self) -> Rotation:
-        """Of the residual stream."""
+        """The rotation of the residual stream."""
         return Rotation(self.spec.hidden_size)
 
     def read(self, name: str) -> FloatArray:
@@ -71,13 +71,13 @@ class RotatedWeights:
         if kind in (EMBEDDING, HEAD):
             tied = self.original.spec.tied_embeddings
             matrix = self.original.read(EMBEDDING if tied else name)
-            return self._rotate_rows(matrix, "norm.weight" if kind == HEAD else None)
+            return self._rotate_rows(matrix, FINAL_NORM if kind == HEAD else None)
         if kind in READERS:
             return self._rotate_rows(self.original.read(name), name.replace(kind, READERS[kind]))
         if kind in WRITERS:
             columns = np.ascontiguousarray(to_float32(self.original.read(name)).T)
             return np.ascontiguousarray(self.rotation.apply(columns).T)
-        if kind in (*READERS.values(), "norm.weight"):
+        if kind in (*READERS.values(), FINAL_NORM):
             return np.ones(self.spec.hidden_size, np.float32)
         return self.original.read(name)
 

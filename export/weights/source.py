@@ -37,7 +37,7 @@ class WeightSource(Protocol):
 
     @property
     def spec(self) -> ModelSpec:
-        """Of the model that these weights are of."""
+        """The spec of the model that has these weights."""
 
     @property
     def sources(self) -> Sources:
@@ -120,7 +120,7 @@ def map_names(
 ) -> Weights:
     """Check a checkpoint against the canonical set. Raises TensorError that names every offending tensor's first few.
 
-    Tensors whose names contain one of `ignored` may be there and are not read. The spec's layers are no more than the
+    Tensors whose names contain one of `ignored` are allowed and not read. The spec has no more layers than the
     checkpoint has tensors.
     """
     wanted = {part for parts in sources.values() for part in parts}

@@ -45,7 +45,7 @@ def choose(bundle: Bundle, settings: EngineSettings) -> str:
         openvino  otherwise: it reads long prompts faster, multiplies 8-bit weights faster, has 8-bit caches, and runs
                   on other devices
 
-    The figures are in benchmarks/README.md; `edge bench --engine all` shows whether this holds on a machine. Raises
+    The figures are in docs/findings.md; `edge bench --engine all` shows whether this holds on a machine. Raises
     BundleError, DeviceError, and SettingsError for an unknown name.
     """
     if settings.engine != "auto":

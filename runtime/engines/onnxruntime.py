@@ -57,7 +57,7 @@ class OnnxRuntimeEngine:
     """The sessions of a graph, and the KV buffers of several sequences. Raises BundleError, DeviceError, SettingsError.
 
     Defaults: activations are rounded to int8 if the weights have 4 bits, and the cache has 32 bits (the figures are in
-    benchmarks/README.md); there is one thread for each physical core that the process may use.
+    docs/findings.md); there is one thread for each physical core that the process may use.
 
     Rows are computed in pairs, and one left over by a kernel that rounds differently. `reproducible` pads to pairs:
     results are then bit-equal however tokens are cut into steps.

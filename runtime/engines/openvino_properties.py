@@ -25,7 +25,7 @@ def properties(
     budget: int,
     limit: int,
 ) -> dict[str, Any]:  # values as `compile_model` takes them
-    """Return what the settings say and, on the CPU, our own choices for the rest (figures: benchmarks/README.md)."""
+    """Return what the settings say and, on the CPU, our own choices for the rest (figures: docs/findings.md)."""
     kv_precision, group = settings.kv_precision, settings.dynamic_quantization_group
     precision = settings.inference_precision
     if family == "CPU":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engines import Job, open_ours, token_moments
+from engine_worker import Job, open_ours, token_moments
 
 
 def test_tokens_are_counted_and_not_chunks(tiny_bundle: Path) -> None:

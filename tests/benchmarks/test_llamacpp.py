@@ -19,7 +19,7 @@ from edge.export.weights.names import canonical_shapes
 from edge.export.weights.source import Weights
 from edge.runtime.spec import ModelSpec
 from tests.export.test_reference import write_llama_gguf, write_plain_gguf
-from tests.tiny import Tiny, make
+from tests.tiny import TINIES, Tiny, make
 
 # As llama-perplexity prints it, with figures that are easy to follow. A line of the table is longer than ours may be.
 HEAD = "chunk             PPL               ln(PPL(Q)/PPL(base))          KL Divergence              Δp RMS"
@@ -52,13 +52,15 @@ class Other:
         return rng.standard_normal(shapes[name], np.float32)
 
 
-@pytest.fixture(params=["llama", "chatglm", "glm4", "glm4 in parts"])
+@pytest.fixture(params=["llama", "chatglm", "glm4", "glm4 in parts", "qwen3"])
 def like(request: pytest.FixtureRequest, tmp_path: Path) -> Weights:
     """A GGUF's weights: a tied head and q, k, v apart, or an untied one and q, k, v together."""
     if request.param == "llama":
         sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
         config = LlamaConfig(vocab_size=320, num_hidden_layers=2, tie_word_embeddings=True, **sizes)
         write_llama_gguf(LlamaForCausalLM(config), path := tmp_path / "llama.gguf")
+    elif request.param == "qwen3":  # rows in halves
+        path = write_plain_gguf(make(TINIES[-1], tmp_path / "qwen3"), tmp_path, "qwen3")
     else:
         name, split = request.param.split(" ")[0], "parts" in request.param
         tiny = Tiny("tiny", architecture="glm4" if name == "glm4" else "glm")
@@ -107,7 +109,7 @@ def test_log_probabilities_to_16_bits(vocab: int, tmp_path: Path) -> None:
 
 
 def test_a_base_file_is_what_llama_perplexity_reads(tmp_path: Path) -> None:
-    """Byte by byte, as tools/perplexity/perplexity.cpp has it."""
+    """Byte by byte, as in tools/perplexity/perplexity.cpp."""
     logits = np.array([[0.0, math.log(3)]], np.float32)
     write_base(tmp_path / "base", np.array([[5, 6, 7, 8]]), 2, [logits])
     data = (tmp_path / "base").read_bytes()

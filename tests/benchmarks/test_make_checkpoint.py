@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from make_checkpoint import INDEX, LAYOUTS, MEMBERS, Config, split, with_layers, write_checkpoint
+from make_checkpoint import INDEX, split, with_layers, write_checkpoint
+from members import LAYOUTS, MEMBERS, Config
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM
 

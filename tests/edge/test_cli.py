@@ -210,7 +210,7 @@ def test_bad_exports(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert "not a checkpoint" in fails("export", tmp_path, out)
     out.mkdir()
     (out / "file").touch()
-    assert "holds 'file' and is not a bundle, which nothing replaces" in fails("export", tiny_checkpoint, out)
+    assert "holds 'file' and is not a bundle, so it is not replaced" in fails("export", tiny_checkpoint, out)
     assert "edge: --max-kld is -1.0, expected a number of nats" in fails(
         "export", tiny_checkpoint, out, "--max-kld", "-1"
     )

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import make_checkpoint
+import members
 import pytest
 
 from edge.cli import main
@@ -63,7 +63,7 @@ def test_measured_figures_are_those_of_the_results(capsys: pytest.CaptureFixture
 
 
 def test_shapes_of_the_default_model_are_those_that_are_published() -> None:
-    config = make_checkpoint.GLM_9B
+    config = members.GLM_9B
     assert GLM4_9B.num_parameters == 9_399_951_360
     for field, key in (
         ("num_layers", "num_hidden_layers"),

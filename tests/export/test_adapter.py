@@ -351,11 +351,14 @@ def refuse(folder: Path, spec: ModelSpec, error: type[Exception], message: str, 
         ({"rank_pattern": [[]] * 10_000}, r"rank_pattern is \[\[\], .*…, expected an object"),
         ({"rank_pattern": {f"q{i}": 1 for i in range(6000)}}, "6,000 names and 0 patterns of modules"),
         ({"rank_pattern": {"q.*" + "?:"[i % 2] + str(i): 1 for i in range(200)}}, "0 names and 200 patterns"),
-        ({"rank_pattern": {"(?=a)b": 1}}, r"'\(\?=a\)b' is no regular expression that can be used: .* not supported"),
+        (
+            {"rank_pattern": {"(?=a)b": 1}},
+            r"'\(\?=a\)b' is not a regular expression that can be used: .* not supported",
+        ),
         ({"alpha_pattern": {"((a{999}){999}){999}": 1}}, "repeats written out"),
         ({"rank_pattern": ["q_proj"]}, r"rank_pattern is \['q_proj'\], expected an object"),
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern: q_proj is 0, expected 1 or more"),
-        ({"alpha_pattern": {"(": 1}}, r"alpha_pattern: '\(' is no regular expression"),
+        ({"alpha_pattern": {"(": 1}}, r"alpha_pattern: '\(' is not a regular expression"),
     ],
 )
 def test_settings_that_are_no_plain_lora(change: Config, message: str, adapter: Path, spec: ModelSpec) -> None:

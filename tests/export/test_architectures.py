@@ -29,7 +29,7 @@ from edge.runtime.spec import ModelSpec
 from tests import tiny
 from tests.conftest import EXACT
 from tests.export.test_adapter import assert_merges_as_peft, save_adapter
-from tests.export.test_reference import TIMES_FLOAT32, logits_in_chunks, write_plain_gguf
+from tests.export.test_reference import TIMES_FLOAT32, logits_in_chunks, write_llama_gguf, write_plain_gguf
 
 # Shapes of published models: transformers' defaults are those of small or old ones. Those of GLM are from fine-tunes
 # of GLM-4-0414; GLM-Z1 has the same. model_type, what config.json says, parameters.
@@ -226,6 +226,18 @@ def test_gguf_of_qwen_equals_transformers(name: str, tmp_path: Path) -> None:
         assert np.abs(found - expected).max() <= TIMES_FLOAT32 * float32_error
     assert type(AutoConfig.from_pretrained(tmp_path / "bundle")) is type(model.config)
     assert not [warning for warning in manifest.warnings if "rotate" in warning]
+
+
+def test_gguf_and_safetensors_of_a_llama_give_the_same_weights(tmp_path: Path) -> None:
+    """Byte by byte: one has q and k in pairs, the other in halves."""
+    model = tiny.make(replace(ADDED[0], num_heads=4), tmp_path / "checkpoint")
+    write_llama_gguf(model, tmp_path / "llama.gguf")  # and has the model compute with the rounded weights
+    model.save_pretrained(tmp_path / "checkpoint")
+    one, other = (
+        export(tmp_path / source, tmp_path / f"{source}.bundle", "int4-asym-g64", format="openvino")
+        for source in ("llama.gguf", "checkpoint")
+    )
+    assert one.files["openvino_model.bin"] == other.files["openvino_model.bin"]
 
 
 def test_gguf_with_scaled_positions_is_refused(tmp_path: Path) -> None:

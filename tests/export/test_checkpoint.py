@@ -68,7 +68,7 @@ def test_folder_without_checkpoint(tmp_path: Path) -> None:
 
 def test_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"something else")
-    with pytest.raises(CheckpointError, match="no GGUF file"):
+    with pytest.raises(CheckpointError, match="not a GGUF file"):
         open_checkpoint(tmp_path / "x.gguf")
 
 
@@ -96,13 +96,13 @@ def test_truncated_safetensors(checkpoint: Path, keep: int) -> None:
 
 def test_offsets_outside_the_file(checkpoint: Path) -> None:
     edit_header(checkpoint, lambda h: h["model.norm.weight"].update(data_offsets=[10**9, 10**9 + 256]))
-    with pytest.raises(TensorError, match=r"model\.norm\.weight lies at bytes"):
+    with pytest.raises(TensorError, match=r"model\.norm\.weight is at bytes"):
         open_checkpoint(checkpoint)
 
 
 def test_offsets_that_do_not_fit_the_shape(checkpoint: Path) -> None:
     edit_header(checkpoint, lambda h: h["model.norm.weight"].update(shape=[65]))
-    with pytest.raises(TensorError, match=r"model\.norm\.weight of shape \[65\] needs 260 bytes and has 256"):
+    with pytest.raises(TensorError, match=r"model\.norm\.weight of shape \[65\] needs 260 bytes but has 256"):
         open_checkpoint(checkpoint)
 
 
@@ -146,18 +146,18 @@ def test_shards_that_disagree_with_the_index(checkpoint: Path) -> None:
     describe(open_checkpoint(checkpoint))
     wrong = index | {"lm_head.weight": "model-00002-of-00002.safetensors"}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": wrong}))
-    with pytest.raises(TensorError, match=r"puts tensor lm_head\.weight into model-00002.*stands in model-00001"):
+    with pytest.raises(TensorError, match=r"puts tensor lm_head\.weight into model-00002.*it is in model-00001"):
         open_checkpoint(checkpoint)
     wrong = index | {"model.layers.9.mlp.down_proj.weight": "model-00002-of-00002.safetensors"}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": wrong}))
-    with pytest.raises(TensorError, match=r"model\.layers\.9\.mlp\.down_proj\.weight into .* stands in none"):
+    with pytest.raises(TensorError, match=r"model\.layers\.9\.mlp\.down_proj\.weight into .* it is in none"):
         open_checkpoint(checkpoint)
 
 
 def test_two_sources_for_one_tensor(checkpoint: Path) -> None:
     norm = load_file(checkpoint / "model.safetensors")["model.norm.weight"]
     save_file({"model.norm.weight": norm}, checkpoint / "other.safetensors")
-    with pytest.raises(TensorError, match=r"model\.norm\.weight stands in both model\.safetensors and other"):
+    with pytest.raises(TensorError, match=r"model\.norm\.weight is in both model\.safetensors and other"):
         open_checkpoint(checkpoint)
 
 
@@ -181,7 +181,7 @@ def test_index_that_names_no_file_of_the_folder(checkpoint: Path, name: object) 
 def test_index_that_names_what_no_folder_can_have(checkpoint: Path) -> None:
     index = shards(checkpoint) | {"lm_head.weight": "é" * 200 + ".safetensors"}  # 412 bytes
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    with pytest.raises(CheckpointError, match="no path that can be read"):
+    with pytest.raises(CheckpointError, match="not a path that can be read"):
         open_checkpoint(checkpoint)
 
 
@@ -296,12 +296,12 @@ def test_stop_ids_that_are_no_ids(checkpoint: Path) -> None:
         (
             "rope_parameters",
             {"rope_theta": 1e4, "partial_rotary_factor": 1e308},
-            "partial_rotary_factor is .*, expected a part, from 0 to 1",
+            "partial_rotary_factor is .*, expected a share from 0 to 1",
         ),
         (
             "rope_parameters",
             {"rope_theta": 1e4, "partial_rotary_factor": -0.5},
-            "partial_rotary_factor is .*, expected a part, from 0 to 1",
+            "partial_rotary_factor is .*, expected a share from 0 to 1",
         ),
         ("rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 0.2}, "3 of 16 head dims rotate"),
         ("rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 0}, "0 of 16 head dims rotate"),

@@ -98,7 +98,7 @@ def test_a_signal_at_random_moments(
             if process.returncode == 130 and begun and last == ["edge: interrupted"]:
                 assert work.is_dir()  # this process had not come to it yet
             elif process.returncode == 130 and work.is_dir():
-                assert f"what is done is kept in {work}: the same command goes on from there" in said
+                assert f"what is done is kept in {work}: the same command resumes there" in said
                 kept += 1
             elif process.returncode == 130:
                 assert last == ["edge: interrupted"]

@@ -181,7 +181,7 @@ DEEP = u32(ARRAY) + u64(1)
     [
         ([field(b"a", STRING, u64(HUGE))], [], "a string that ends beyond the file"),
         ([u64(2**64 - 1)], [], "a string that ends beyond the file"),
-        ([field(b"a", STRING, text(b"\xff"))], [], "a string that is no UTF-8"),
+        ([field(b"a", STRING, text(b"\xff"))], [], "a string that is not UTF-8"),
         ([field(b"a", ARRAY, u32(STRING) + u64(HUGE))], [], f"an array of {HUGE} values"),
         ([field(b"a", ARRAY, u32(STRING) + u64(1 << 21))], [], "a string that ends beyond the file"),
         ([field(b"a", ARRAY, u32(0) + u64(1 << 21))], [], "2097152 bytes expected"),
@@ -239,7 +239,7 @@ def test_another_kind_of_file(tmp_path: Path) -> None:
 def test_types_that_nobody_reads_any_more(tmp_path: Path, code: int, word: str) -> None:
     """The file is not damaged, and comes again as it is."""
     path = make(tmp_path / "x.gguf", [], [tensor(b"blk.0.attn_q.weight", [32], code)])
-    with pytest.raises(TensorError, match=f"attn_q.weight is of {word}.*get another quantization") as error:
+    with pytest.raises(TensorError, match=f"attn_q.weight has {word}.*get another quantization") as error:
         read_header(path)
     assert "download" not in str(error.value)
 

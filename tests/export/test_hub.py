@@ -369,7 +369,7 @@ def test_damaged_cache(hub: Hub, cache: Path) -> None:
 def test_token(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repositories["org/name"] = Repository(SINGLE, token="hf_secret")
     message = refusal("org/name", endpoint=hub.url, cache=cache)
-    assert f"no such path here, and no repository {hub.url}/org/name, or a private one" in message
+    assert f"no such local path, and no repository {hub.url}/org/name, or a private one" in message
     assert "HF_TOKEN" in message
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert contents(download("org/name", endpoint=hub.url, cache=cache)) == SINGLE

@@ -90,7 +90,7 @@ def test_it_does_not_depend_on_the_number_of_cores(monkeypatch: pytest.MonkeyPat
     found = []
     for cores in (1, 3):
         monkeypatch.setattr(parallel, "physical_cores", lambda cores=cores: cores)
-        monkeypatch.setattr(low_rank, "ROWS", 16)
+        monkeypatch.setattr(low_rank, "ROWS_PER_CORE", 16)
         found.append(corrected().low_rank)
     assert found[0] is not None
     assert found[1] is not None

@@ -276,6 +276,18 @@ def test_process_loads_no_torch_and_reaches_for_no_network(tmp_path: Path, monke
     assert not (tmp_path / "network").exists()
 
 
+def test_process_finds_the_package_where_the_exporting_one_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only where it is installed: the exporting process may have it from its current folder."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "sys.path[:] = [path for path in sys.path if not (Path(path) / 'edge' / '__init__.py').is_file()]\n"
+        "sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in repr(finder)]\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert start(make_folder(tmp_path / "bundle"), None).finish() is None
+
+
 def test_exporting_process_stays_light() -> None:
     script = (
         "import sys, edge.export.interop.openvino_tokenizer; "

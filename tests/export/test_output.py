@@ -119,7 +119,7 @@ def test_places_that_cannot_take_a_bundle(tmp_path: Path) -> None:
     assert "is a file" in refusal(tmp_path / "pipe")
     assert "(Not a directory)" in refusal(tmp_path / "file" / "out")
     for out in (tmp_path / "dangling", tmp_path / "dangling" / "out"):
-        assert "which is not there; mount its disk" in refusal(out)
+        assert "which does not exist; mount its disk" in refusal(out)
     assert "is a link to" in refusal(tmp_path / "loop")
     assert "(File name too long)" in refusal(tmp_path / ("n" * 256))
     assert "(File name too long)" in refusal(tmp_path.joinpath(*(["n" * 200] * 30)))
@@ -147,7 +147,7 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     for name in ("../precious", str(tmp_path / "precious"), "..", ".", "", "a\0b", "sub/file"):
         outside = {"schema_version": 2, "source_sha256": "", "files": {name: {}}}
         (out / "manifest.json").write_text(json.dumps(outside))
-        assert "which is no file of the folder" in refusal(out)
+        assert "which is not a file in the folder" in refusal(out)
     assert (tmp_path / "precious").exists()
 
 
@@ -448,7 +448,7 @@ def test_an_error_that_may_pass_keeps_the_work(error: BaseException, tmp_path: P
 
     with pytest.raises(type(error)) as found:
         export(tmp_path / "out", meanwhile=fail)
-    note = f"what is done is kept in {tmp_path}/.out.partial: the same command goes on from there"
+    note = f"what is done is kept in {tmp_path}/.out.partial: the same command resumes there"
     assert found.value.__notes__[0].startswith(note)
     with work_folder(tmp_path / "out", False, "key") as work:
         assert work.journal.steps == [{"done": "all"}]
@@ -461,7 +461,7 @@ def test_what_the_system_refuses_is_one_line_and_keeps_the_work(code: int, tmp_p
 
     with pytest.raises(OutputError, match=os.strerror(code)) as found:
         export(tmp_path / "out", meanwhile=fail)
-    assert "the same command goes on from there" in str(found.value)
+    assert "the same command resumes there" in str(found.value)
     assert ("the disk is full" in str(found.value)) == (code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
     assert (tmp_path / ".out.partial").is_dir()
 

@@ -86,7 +86,7 @@ def test_templates_that_no_bundle_gets(template: str, message: str, tmp_path: Pa
             ["several turns: integer"],
         ),
         ("{% if tools %}{{ 1 // 0 }}{% endif %}" + BODY, ["refuses tools: integer"]),
-        ("<|im_start|>" + BODY, ["writes <|im_start|>, which the tokenizer has no token for"]),
+        ("<|im_start|>" + BODY, ["writes <|im_start|>, for which the tokenizer has no token"]),
         (DEFAULT, []),
     ],
 )

@@ -33,11 +33,11 @@ def refused(path: Path, what: str) -> None:
 
 
 KINDS = [
-    (POINTER, "a pointer of Git LFS .* run `git lfs pull`"),
+    (POINTER, "a Git LFS pointer .* run `git lfs pull`"),
     (PAGE, "a web page saved as the file"),
-    (b"PK\3\4" + bytes(600), "a pickle of PyTorch"),
-    (b"\x80\2}q\0" + bytes(600), "a pickle of PyTorch"),
-    (bytes(5000), "zeros at its beginning, as a download that is not finished"),
+    (b"PK\3\4" + bytes(600), "a PyTorch pickle"),
+    (b"\x80\2}q\0" + bytes(600), "a PyTorch pickle"),
+    (bytes(5000), "a file that begins with zeros, like an unfinished download"),
     (b"tjgg\3\0\0\0" + bytes(600), "a GGML file from before GGUF"),
 ]
 
@@ -52,7 +52,7 @@ def test_files_that_are_something_else(checkpoint: Path, name: str, content: byt
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 def test_small_files_that_are_pointers(checkpoint: Path, name: str) -> None:
     (checkpoint / name).write_bytes(POINTER)
-    with pytest.raises(CheckpointError, match=rf"{name} is a pointer of Git LFS"):
+    with pytest.raises(CheckpointError, match=rf"{name} is a Git LFS pointer"):
         open_checkpoint(checkpoint).generation_config()
 
 
@@ -60,7 +60,7 @@ def test_a_tokenizer_that_is_a_pointer(checkpoint: Path, demo_gguf: Path, tmp_pa
     (checkpoint / "tokenizer.json").write_bytes(POINTER)
     (checkpoint / "model.gguf").symlink_to(demo_gguf)
     for path in (checkpoint, checkpoint / "model.gguf"):
-        with pytest.raises(TokenizerError, match=r"tokenizer\.json is a pointer of Git LFS"):
+        with pytest.raises(TokenizerError, match=r"tokenizer\.json is a Git LFS pointer"):
             open_checkpoint(path).write_tokenizer(tmp_path / "tokenizer.json")
     assert not (tmp_path / "tokenizer.json").exists()
 
@@ -79,13 +79,13 @@ def make_a_pipe(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda f: (f / "model.safetensors").rename(f / "model.safetensors.part"), "a download that is not finished"),
+        (lambda f: (f / "model.safetensors").rename(f / "model.safetensors.part"), "an unfinished download"),
         (lambda f: (f / "model.safetensors.aria2").touch(), "model.safetensors.aria2 beside it says that its download"),
-        (move_to_cache, r"x\.4d7a\.incomplete is a download that is not finished; finish it"),
+        (move_to_cache, r"x\.4d7a\.incomplete is an unfinished download; finish it"),
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), r"pickled \(pytorch_model\.bin\)"),
         (lambda f: (f / "model.safetensors").unlink(), r"config\.json but no \*\.safetensors; download"),
         (lambda f: (f / "config.json").unlink(), r"\*\.safetensors but no config\.json; download it"),
-        (lambda f: (f / "manifest.json").touch(), "a bundle, as an export writes it; give the checkpoint"),
+        (lambda f: (f / "manifest.json").touch(), "a bundle, which an export writes; give the checkpoint"),
         (
             lambda f: (f / "model.safetensors").rename(f / "openvino_model.xml"),
             "a model that was exported to OpenVINO",
@@ -107,8 +107,8 @@ def test_a_file_of_a_checkpoint(checkpoint: Path) -> None:
 def test_gguf_downloads_that_are_not_finished(demo_gguf: Path, tmp_path: Path) -> None:
     begun = tmp_path / "x.gguf.part"
     begun.write_bytes(demo_gguf.read_bytes()[:10_000])
-    refused(begun, "a download that is not finished; finish it, or give the finished file")
-    refused(tmp_path / "x.gguf", "no such path, and x.gguf.part is a download that is not finished")
+    refused(begun, "an unfinished download; finish it, or give the finished file")
+    refused(tmp_path / "x.gguf", "no such path, and x.gguf.part is an unfinished download")
     (tmp_path / "y.gguf").symlink_to(demo_gguf)
     (tmp_path / "y.gguf.aria2").touch()
     refused(tmp_path / "y.gguf", "y.gguf.aria2 beside it says")
@@ -153,4 +153,4 @@ def test_what_is_neither_file_nor_folder(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     refused(tmp_path / "pipe.gguf", "not a checkpoint; expected a folder")
     refused(Path("/dev/zero"), "not a checkpoint; expected a folder")
-    refused(tmp_path / "loop", "no path that can be read")
+    refused(tmp_path / "loop", "not a path that can be read")

@@ -85,13 +85,13 @@ def test_a_hub_id_with_the_name_of_a_folder(here: Path, asked: list[str]) -> Non
     "word", ["hf:", "hf:name", "hf:./org/name", "hf:org/name/x", "hf:https://example.org/a", "hf:\0"]
 )
 def test_a_prefix_before_something_else(here: Path, asked: list[str], word: str) -> None:
-    with pytest.raises(CheckpointError, match=r"expected hf:org/name|no path that can be read"):
+    with pytest.raises(CheckpointError, match=r"expected hf:org/name|not a path that can be read"):
         open_checkpoint(word)
     assert asked == []
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "x/" * 3000, "a\0b"], ids=["name", "path", "zero"])
 def test_paths_that_no_file_system_takes(path: str) -> None:
-    with pytest.raises(CheckpointError, match="no path that can be read") as error:
+    with pytest.raises(CheckpointError, match="not a path that can be read") as error:
         open_checkpoint(path)
     assert len(str(error.value)) < 250

@@ -97,7 +97,7 @@ def test_text_files_are_one_document_and_lines_of_jsonl_are_many(tmp_path: Path)
         (b'{"messages": []}', r"line 1: messages are \[\]"),
         (b'{"messages": [{"role": "user"}]}', "line 1: messages are"),
         (b'{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "line 1: messages are"),
-        (b'{"text": "a"}\n{"text": "\xff"}', "line 2: byte 24 is no UTF-8"),
+        (b'{"text": "a"}\n{"text": "\xff"}', "line 2: byte 24 is not UTF-8"),
         (b"\n \n", "holds no text"),
         (b"", "holds no text"),
         (b"\xef\xbb\xbf", "holds no text"),
@@ -106,10 +106,10 @@ def test_text_files_are_one_document_and_lines_of_jsonl_are_many(tmp_path: Path)
         (b'{"text": "\\ud83d"}', "line 1 is not valid JSON: it holds half a character"),
         (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "line 1 is not valid JSON: it holds an integer of 5000 digits"),
         (b'{"text": "a", "n": 1e999}', "line 1 is not valid JSON: it holds '1e999'"),
-        (b'{"text": "a"}\n\x00\n', "line 2: a zero byte, so this is no text"),
-        ('{"text": "a"}'.encode("utf-16"), r"line 1: byte 0 is no UTF-8 \(it looks like UTF-16\)"),
+        (b'{"text": "a"}\n\x00\n', "line 2: a zero byte, so this is not text"),
+        ('{"text": "a"}'.encode("utf-16"), r"line 1: byte 0 is not UTF-8 \(it looks like UTF-16\)"),
         ('{"text": "a"}'.encode("utf-16-le"), "line 1: a zero byte"),
-        (b"\x80\x04\x95\n\x00", "line 1: byte 0 is no UTF-8"),
+        (b"\x80\x04\x95\n\x00", "line 1: byte 0 is not UTF-8"),
         (b'{"text": null}', "line 1: text is None"),
         (b'{"messages": [{"role": "user", "content": null}]}', "line 1: messages are"),
         (b'{"messages": [' + b'{"role": "user", "content": 5},' * 10_000 + b"1]}", "line 1: messages are"),
@@ -177,7 +177,7 @@ def test_windows_never_overlap_and_none_is_left_out(
     documents = [Document("".join(chr(33 + i) for i in range(size)), f"l{n}") for n, size in enumerate(sizes)]
     room = sum(size // length for size in sizes)
     if room < count:
-        with pytest.raises(CalibrationError, match=f"{room} windows of {length}; {count} windows are asked for"):
+        with pytest.raises(CalibrationError, match=f"{room} windows of {length}, and {count} windows were asked for"):
             token_windows(documents, tokenizer, length, count)
         return
     windows = token_windows(documents, tokenizer, length, count)

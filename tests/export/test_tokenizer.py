@@ -207,7 +207,7 @@ def test_checkpoint_prefers_the_tokenizer_json(tmp_path: Path) -> None:
 def test_checkpoint_without_either(tmp_path: Path) -> None:
     checkpoint = SafetensorsCheckpoint(checkpoint_folder(tmp_path))
     (tmp_path / "tokenizer.model").unlink()
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json is missing, and so is tokenizer\.model"):
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json and tokenizer\.model are both missing"):
         checkpoint.write_tokenizer(tmp_path / "out.json")
 
 

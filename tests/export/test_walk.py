@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from edge.export.journal import Journal
 from edge.export.tensors import Float32Array
-from edge.export.walk import Batches, Stage, Walk, stages_of
-from edge.export.weights.names import canonical_shapes
+from edge.export.walk import Batches, Walk
+from edge.export.weights.names import Stage, canonical_shapes, stages_of
 from edge.runtime.spec import ModelSpec
 
 SPEC = ModelSpec("glm", 2, 32, 64, 2, 1, 16, 16, 1e4, 1e-5, 256, 64, False, False, False)

@@ -41,7 +41,7 @@ def weights(tiny_checkpoint: Path) -> WeightSource:
 
 @pytest.fixture(scope="module")
 def whole(weights: WeightSource, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """With every log-probability of each row."""
+    """A reference that keeps every log-probability of each row."""
     return build(weights, WINDOWS, tmp_path_factory.mktemp("whole") / "reference.npz", key="a", settings=ALL)
 
 

@@ -1,4 +1,4 @@
-"""Where a bundle's greedy text leaves the float model's: against text that the float model wrote itself."""
+"""Where a bundle's greedy text diverges from the float model's: against text that the float model wrote itself."""
 
 from __future__ import annotations
 

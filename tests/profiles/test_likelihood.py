@@ -51,7 +51,7 @@ def runs(tiny_bundle: Path, engine: str) -> Engine:
 
 
 def expected(engine: Engine, query: Query, num_tokens: int = NUM_TOKENS) -> Likelihood:
-    """One run over all of it, in one piece."""
+    """The same from one run over the whole input, in one piece."""
     whole, sequence = np.array(query.context + query.continuation), CacheSequence(engine.pool)
     rows = engine.forward(whole, sequence, np.arange(whole.size)).copy()
     sequence.free()
@@ -77,7 +77,7 @@ def test_equals_one_run_over_each_input(runs: Engine) -> None:
 
 
 def test_default_roundings(demo_llm: LLM, demo_bundle: Path, engine: str) -> None:
-    """The same with activations of 8 bits, and with a cache of 16 where the engine has one."""
+    """Likelihoods with 8-bit activations, and with a 16-bit cache where the engine has one."""
     paired = EngineSettings(engine, max_context=512, reproducible=True)
     runs = demo_llm.engine if engine == "openvino" else LLM(demo_bundle, paired).engine
     queries = [QUERIES[0], QUERIES[2], *QUERIES[4:6]]

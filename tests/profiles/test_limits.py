@@ -42,6 +42,12 @@ def test_garbage(text: str) -> None:
         parse_limit(text)
 
 
+def test_a_message_does_not_quote_all_of_a_long_limit() -> None:
+    with pytest.raises(SettingsError) as error:
+        parse_limit("kld>" + "1" * 10_000 + "x")
+    assert len(str(error.value)) < 300
+
+
 @given(st.text())
 def test_any_text_reads_or_is_refused(text: str) -> None:
     try:

@@ -1,4 +1,4 @@
-"""A bundle behind lm-evaluation-harness: against torch's log-softmax of single runs, and in tasks of local files."""
+"""A bundle in lm-evaluation-harness: against torch's log-softmax of single runs, and in tasks from local files."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def plain(lm: EdgeLM, context: list[int], continuation: list[int]) -> tuple[floa
 
 
 def near(answer: tuple[float, bool]) -> tuple[object, bool]:
-    """What a sum in another order equals."""
+    """A value that a sum in another order equals."""
     return pytest.approx(answer[0], rel=1e-12), answer[1]
 
 
@@ -203,6 +203,14 @@ def test_settings(tiny_bundle: Path) -> None:
         EdgeLM(tiny_bundle, engin="onnx")
     with pytest.raises(SettingsError, match="batch_size is 'many'"):
         EdgeLM(lm.llm, batch_size="many")
+    with pytest.raises(SettingsError, match="max_batch_size is 'none', expected a number above 0"):
+        EdgeLM(lm.llm, batch_size="auto", max_batch_size="none")
+    with pytest.raises(SettingsError) as long:
+        EdgeLM(lm.llm, batch_size="many" * 1000)
+    assert len(str(long.value)) < 200
+    with pytest.raises(PromptError) as quoted:
+        lm.loglikelihood([asked("loglikelihood", "a" * 1000, "")], disable_tqdm=True)
+    assert len(str(quoted.value)) < 200
     with pytest.raises(SettingsError, match="max_length is 65, expected 2 to 64"):
         EdgeLM(lm.llm, max_length=65)
     with pytest.raises(SettingsError, match="engine is set when a model is loaded"):
@@ -257,7 +265,7 @@ def write_tasks(folder: Path) -> None:
 
 
 def test_real_tasks(lm: EdgeLM, tmp_path: Path, engine: str) -> None:
-    """Tasks of local files through the harness itself, without a network."""
+    """Tasks from local files, run by the harness itself, without a network."""
     from lm_eval.tasks import TaskManager
 
     write_tasks(tmp_path)

@@ -34,13 +34,13 @@ def result(llm: LLM) -> NeedleResult:
     return needle.run(llm, LENGTHS, DEPTHS, seed=1)
 
 
-def plans(llm: LLM, seed: int = 1) -> dict[tuple[int, float], needle._Plan]:
-    found, _ = needle._plan(llm, needle.make_needle(llm.tokenizer, seed), sorted(LENGTHS), sorted(DEPTHS))
+def plans(llm: LLM, seed: int = 1) -> dict[tuple[int, float], needle._Prompt]:
+    found, _ = needle._prompts(llm, needle.make_needle(llm.tokenizer, seed), sorted(LENGTHS), sorted(DEPTHS))
     return {(plan.context, plan.depth): plan for plan in found}
 
 
 def test_prompts(llm: LLM) -> None:
-    """The beginning of the documentation, cut at the length that is left, with the needle between two lines of it."""
+    """The beginning of the documentation, cut to the length that remains, with the needle between two of its lines."""
     hidden = needle.make_needle(llm.tokenizer, 1)
     before, after = llm.render([{"role": "user", "content": f"HAY\n\n{hidden.question}"}]).split("HAY")
     text = "".join(needle._text())
@@ -48,8 +48,8 @@ def test_prompts(llm: LLM) -> None:
     room = {}
     for (length, depth), plan in plans(llm).items():
         answer = max(ANSWER_TOKENS, len(f"{hidden.lead} {hidden.secret}"))
-        assert len(plan.prompt) == length - answer
-        prompt = "".join(map(llm.tokenizer.token_text, plan.prompt)).replace("Ġ", " ").replace("Ċ", "\n")
+        assert len(plan.ids) == length - answer
+        prompt = "".join(map(llm.tokenizer.token_text, plan.ids)).replace("Ġ", " ").replace("Ċ", "\n")
         assert prompt.startswith(before)
         assert prompt.endswith(after)
         inside = prompt[len(before) : len(prompt) - len(after)]
@@ -72,7 +72,7 @@ def test_cells_are_what_fresh_runs_give(llm: LLM, result: NeedleResult) -> None:
     lead = llm.tokenizer.encode(result.needle.lead)
     numbers = [llm.tokenizer.encode(f" {number}") for number in (result.needle.secret, *result.needle.wrong)]
     for cell in result.cells:
-        prompt = prompts[cell.context, cell.depth].prompt
+        prompt = prompts[cell.context, cell.depth].ids
         queries = [Query((*prompt, *lead), tuple(number)) for number in numbers]
         fresh = [score(llm.engine, llm.tokenizer.num_tokens, [query])[0].logprob for query in queries]
         assert [cell.logprob, *cell.wrong_logprobs] == fresh
@@ -147,7 +147,7 @@ def test_refused_before_anything_is_computed(
 
 def test_a_text_that_starts_again_says_so(llm: LLM, result: NeedleResult, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.repeats == 1
-    assert "No part of the haystack stands in a prompt twice." in needle_report.to_markdown(result)
+    assert "No part of the haystack is in a prompt twice." in needle_report.to_markdown(result)
     monkeypatch.setattr(needle, "_text", lambda: ["one\n", "two\n"])
     again = needle.run(llm, [220], [50], seed=1)
     room = plans(llm)[220, 0].haystack_tokens
@@ -197,7 +197,7 @@ def test_command(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("name", ["needle.json", "needle.md", "needle.png", "needle.svg"])
 def test_files_of_others_stay(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before a model is loaded; results of this command are replaced."""
+    """They are noticed before a model is loaded; results of this command are replaced."""
     monkeypatch.setattr("edge.api.load", lambda *_args, **_options: pytest.fail("a model was loaded"))
     (tmp_path / name).write_text('{"needle": "of a haystack"}')
     with pytest.raises(OutputError, match=f"holds {name} and no needle.json of an earlier run"):
@@ -206,7 +206,7 @@ def test_files_of_others_stay(name: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command line makes one line of it, before a model is loaded."""
+    """The command line says so in one line, before a model is loaded."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ModuleNotFoundError) as raised:
         command.run(parse(str(tmp_path / "no-bundle"), "out"))
@@ -214,7 +214,7 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_demo_model_sees_the_needle(demo_llm: LLM) -> None:
-    """A model that does not see it is about as likely to give another number."""
+    """A model that does not see the number is about as likely to give another one."""
     found = needle.run(demo_llm, [200], [50])
     assert found.cells[0].margin > 5  # 13 to 15 were seen
     lead = tuple(demo_llm.tokenizer.encode(found.needle.lead))

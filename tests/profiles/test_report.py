@@ -49,17 +49,17 @@ def test_profile_reads_again() -> None:
     ("change", "message"),
     [
         (lambda data: data.update(schema_version=99), "schema version 99"),
-        (lambda data: data.pop("text"), "the profile has 'text' too many or too few"),
-        (lambda data: data.update(more=1), "the profile has 'more' too many or too few"),
+        (lambda data: data.pop("text"), "the profile has no 'text'"),
+        (lambda data: data.update(more=1), "the profile has an unknown 'more'"),
         (lambda data: data["rows"][0].update(weight_bytes="many"), "weight_bytes of a row is 'many'"),
-        (lambda data: data["rows"][0].pop("load_s"), "'load_s' too many or too few"),
+        (lambda data: data["rows"][0].pop("load_s"), "has no 'load_s'"),
         (lambda data: data["rows"][0].update(accuracy={}), "accuracy of format None"),
         (lambda data: data.update(rows=[1]), "a row is 1, expected an object"),
         (lambda data: data.update(rows=1), "rows are 1, expected a list"),
         (lambda data: data.update(rows={}), "rows are {}, expected a list"),
         (lambda data: data.update(versions=[1]), r"versions is \[1\], expected an object"),
         (lambda data: data.update(versions={"a": 1}), "a of versions is 1, expected str"),
-        (lambda data: data.update(machine={}), "the machine has 'cores' too many or too few"),
+        (lambda data: data.update(machine={}), "the machine has no 'cores'"),
         (lambda data: data.update(notes=[5]), "notes of the profile is 5, expected str"),
         (lambda data: data.update(failures=[{"name": "a", "error": None}]), "error of a failure is None, expected str"),
         (lambda data: data.update(num_windows=True), "num_windows of the profile is True, expected int"),
@@ -70,7 +70,7 @@ def test_profile_reads_again() -> None:
         (lambda data: data["rows"][0]["accuracy"].update(quarters=[{}]), "quarters of a record of an accuracy has"),
         (lambda data: data["rows"][0]["accuracy"].update(quarters=5), "quarters of .* is 5, expected a list"),
         (lambda data: data["rows"][0].update(divergence={"lengths": 1}), "a record of a divergence has"),
-        (lambda data: data["rows"][0]["accuracy"].update(windows=7), "not a figure for each of its windows"),
+        (lambda data: data["rows"][0]["accuracy"].update(windows=7), "not have one figure for each of its windows"),
         (lambda data: data["rows"][0].update(recipe="\x1b[2J"), "expected text without control characters"),
         (lambda data: data["rows"][0].update(divergence=5), "a record of a divergence is 5"),
     ],
@@ -87,7 +87,7 @@ def test_what_is_no_profile(change: object, message: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("text", ["", "[]", "{}", "3", "\ufeff{"])
 def test_no_json_at_all(text: str, tmp_path: Path) -> None:
     (tmp_path / PROFILE).write_text(text)
-    with pytest.raises(ProfileError, match=r"not valid JSON|is no profile"):
+    with pytest.raises(ProfileError, match=r"not valid JSON|is not a profile"):
         read_profile(tmp_path)
 
 
@@ -173,9 +173,9 @@ def test_tables_have_a_cell_for_every_column(report: Path) -> None:
     "name", ["profile.md", "profile.html", "pareto_bytes.svg", "pareto_bytes.png", "pareto_speed.svg"]
 )
 def test_files_of_others_stay(name: str, tmp_path: Path) -> None:
-    """Beside a profile.json that somebody copied into his own folder."""
+    """They are next to a profile.json that somebody copied into a folder of their own."""
     (tmp_path / name).write_text("# Work: accuracy first\n")
-    with pytest.raises(OutputError, match=f"holds {name} and no profile.md of an earlier report"):
+    with pytest.raises(OutputError, match=f"holds {name} but no profile.md of an earlier report"):
         write_report(profile(row(tps=None)), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "# Work: accuracy first\n"
@@ -201,7 +201,7 @@ def _with(one: Row, *windows: float) -> Row:
 
 
 def test_comparison_is_paired(tmp_path: Path) -> None:
-    """Windows differ by far more than rows do; in pairs the difference is clear all the same."""
+    """Windows differ by far more than rows do; in pairs the difference is still clear."""
     a, b = _with(row("a"), 0.1, 0.5, 0.9, 0.3), _with(row("b"), 0.08, 0.47, 0.88, 0.27)
     (tmp_path / PROFILE).write_text(profile(a, b).to_json())
     (pair,) = compare_named(f"{tmp_path}:a/onnx", f"{tmp_path / PROFILE}:b/onnx")
@@ -226,8 +226,8 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     (tmp_path / PROFILE).write_text(profile(one, other, row("c", setting="kv u8")).to_json())
     (tmp_path / "other.json").write_text(profile(row("x"), row("y")).to_json())
     for a, b, message in (
-        (f"{tmp_path}:a/onnx", f"{tmp_path}:b/onnx", "measured with other checkpoints, texts or windows"),
-        (f"{tmp_path}:z", f"{tmp_path}:b/onnx", "has no row 'z', it has a/onnx, b/onnx, c/onnx/kv u8"),
+        (f"{tmp_path}:a/onnx", f"{tmp_path}:b/onnx", "measured with different checkpoints, texts or windows"),
+        (f"{tmp_path}:z", f"{tmp_path}:b/onnx", "has no row 'z'; choose one of a/onnx, b/onnx, c/onnx/kv u8"),
         (str(tmp_path), str(tmp_path / "other.json"), "have no row of the same name; choose one of each"),
         (str(tmp_path / "nothing"), str(tmp_path), "cannot be read"),
     ):

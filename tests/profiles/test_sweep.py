@@ -1,6 +1,6 @@
 """Sweeps: what is measured, in which order, what is never measured twice, and what is refused before any work.
 
-Steps are played by a stand-in here, which keeps a list of them; tests/edge/test_profile_command.py runs the real ones.
+Steps are played by a stand-in here, which keeps a list of them; tests/edge/test_profile_command.py runs real ones.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from edge.profiles import sweep as sweeps
 from edge.profiles.processes import Outcome, Peak, run_step
 from edge.profiles.record import Profile, read_profile
 from edge.profiles.settings import SweepSettings
-from edge.profiles.sweep import Progress, sweep
+from edge.profiles.sweep import sweep
 from edge.profiles.sweep_plan import plan_sweep
+from edge.profiles.sweep_progress import SweepProgress
 from edge.runtime.errors import EdgeError, OutputError, ProfileError
 from tests.profiles.rows import accuracy
 
@@ -86,7 +87,7 @@ def files(out: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def test_every_cell_once_in_order(steps: Steps, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    seen: list[Progress] = []
+    seen: list[SweepProgress] = []
     profile = sweep(tiny_checkpoint, tmp_path / "out", SMALL, seen.append)
     assert steps.done == ALL_STEPS
     assert [row.name for row in profile.rows] == [
@@ -187,7 +188,7 @@ def test_export_that_was_gone_on_with_has_no_time(steps: Steps, tiny_checkpoint:
 
 def test_failures_leave_the_others_alone(steps: Steps, tiny_checkpoint: Path, tmp_path: Path) -> None:
     steps.fail = {"int8-asym openvino None": ProfileError("no room"), "export int4-asym-g64": ProfileError("no disk")}
-    seen: list[Progress] = []
+    seen: list[SweepProgress] = []
     profile = sweep(tiny_checkpoint, tmp_path, SMALL, seen.append)
     assert [row.name for row in profile.rows] == ["int8-asym/onnx"]
     assert {failure.name: failure.error for failure in profile.failures} == {
@@ -208,7 +209,7 @@ def test_kept_bundles_stay(steps: Steps, tiny_checkpoint: Path, tmp_path: Path) 
 
 
 def test_only_bundles_of_sweeps_are_removed(tmp_path: Path) -> None:
-    """Those that an export is recorded of, and of them what their manifests name."""
+    """Bundles with a recorded export are removed, and of each only what its manifest names."""
     bundles, exports = tmp_path / "bundles", tmp_path / "exports"
     for folder in ("ours", "mixed", "theirs", ".ours-2.partial/bundle", ".theirs.partial/photos"):
         (bundles / folder).mkdir(parents=True)
@@ -239,7 +240,7 @@ def test_only_bundles_of_sweeps_are_removed(tmp_path: Path) -> None:
 def test_folders_of_others_are_refused(name: str, steps: Steps, tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("precious")
-    with pytest.raises(OutputError, match="holds something else than a profile"):
+    with pytest.raises(OutputError, match="holds something other than a profile"):
         sweep(tiny_checkpoint, tmp_path, SMALL)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
     assert steps.done == []
@@ -250,7 +251,7 @@ def test_engine_without_a_cache_is_left_out(steps: Steps, tiny_checkpoint: Path,
     assert [row.name for row in profile.rows] == [
         "int8-asym/openvino/kv f16", "int8-asym/openvino/kv u8", "int8-asym/onnx/kv f16",
     ]  # fmt: skip
-    assert profile.notes == ("Left out: engine onnx has no cache of u8",)
+    assert profile.notes == ("Left out: engine onnx has no u8 cache",)
 
 
 @pytest.mark.parametrize(
@@ -260,11 +261,11 @@ def test_engine_without_a_cache_is_left_out(steps: Steps, tiny_checkpoint: Path,
         ({"recipes": ()}, "no recipe is given"),
         ({"recipes": ("int8-asym", "int8-asym")}, "recipe int8-asym is given twice"),
         ({"engines": ("openvino", "tensorrt")}, "engine 'tensorrt' is unknown; known are auto, openvino .*, onnx"),
-        ({"engines": ("onnx",), "kv_precisions": ("u8",)}, "engine onnx has no cache of u8"),
+        ({"engines": ("onnx",), "kv_precisions": ("u8",)}, "engine onnx has no u8 cache"),
         ({"engines": ("onnx",), "device": "GPU"}, "engine onnx does not run on GPU"),
         ({"num_tokens": 100}, "100 tokens are 1 windows of 64, expected 2 or more"),
-        ({"num_tokens": 10**9}, "windows are asked for, so give more text"),
-        ({"window_tokens": 257}, "windows of 257 tokens are asked for, expected 2 to 256"),
+        ({"num_tokens": 10**9}, "windows were asked for; give more text"),
+        ({"window_tokens": 257}, "windows of 257 tokens were asked for, expected 2 to 256"),
         ({"chunk_tokens": 0}, "chunks of 0 tokens"),
         ({"greedy_tokens": -1}, "-1 tokens of greedy text"),
         ({"texts": (Path("nowhere.txt"),)}, "nowhere.txt cannot be read"),
@@ -306,21 +307,21 @@ def test_text_that_comes_with_python_is_not_measured_by_those_fitted_to_it(
 
 
 def test_calibration_text_that_no_recipe_takes(steps: Steps, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(EdgeError, match="none of the recipes int8-asym, int4-asym-g64 takes calibration text"):
+    with pytest.raises(EdgeError, match="none of the recipes int8-asym, int4-asym-g64 uses calibration text"):
         sweep(tiny_checkpoint, tmp_path / "out", replace(SMALL, calibration=tmp_path / "missing.txt"))
 
 
 def test_folder_that_holds_something_else(steps: Steps, tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(OutputError, match="holds something else than a profile"):
+    with pytest.raises(OutputError, match="holds something other than a profile"):
         sweep(tiny_checkpoint, tmp_path, SMALL)
-    with pytest.raises(OutputError, match="is no folder"):
+    with pytest.raises(OutputError, match="is not a folder"):
         sweep(tiny_checkpoint, tmp_path / "letter.txt", SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
 def test_one_sweep_a_folder(steps: Steps, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    def second(_progress: Progress) -> None:
+    def second(_progress: SweepProgress) -> None:
         if tried:
             return
         with pytest.raises(OutputError, match="another sweep"):
@@ -345,7 +346,7 @@ def test_text_decides_the_windows(tiny_checkpoint: Path, tmp_path: Path) -> None
 
 
 def test_a_step_says_why_it_failed(tmp_path: Path) -> None:
-    """A real process: an error of ours by its message, another by its last line."""
+    """In a real process an error of ours is told by its message, any other by its last line."""
     task = {"task": "export", "source": str(tmp_path / "nothing"), "out": str(tmp_path / "out"), "recipe": "int8-asym"}
     with pytest.raises(ProfileError, match=r"nothing: no such path"):
         run_step({**task, "format": "onnx", "calibration": None})

@@ -1,4 +1,4 @@
-"""ONNX graphs around weights that are in a file already.
+"""ONNX graphs whose weights are in a file already.
 
 In: a `WeightStore` with all weights of a bundle. Out: the bundle's .onnx files, which point into the store's file, and
 the few bytes that ONNX needs in another form: in a file of their own where OpenVINO reads the store too, else in the

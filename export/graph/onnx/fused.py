@@ -30,7 +30,7 @@ from edge.runtime.spec import ModelSpec
 
 INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1  # values of MatMulNBits' accuracy_level
 # Weights of the head that share a scale in its kernel, and so activations that are rounded together: logits show that
-# rounding directly, and smaller blocks cost the head no time (benchmarks/README.md).
+# rounding directly, and smaller blocks cost the head no time (docs/findings.md).
 HEAD_BLOCK = 32
 # Of 8 bits, that activations are written as the sum of where they are not to be rounded: as many as float32 needs. Two
 # would take 15 % off the time of a token, and err by 4e-4 of the logits' scale, where three err by 3e-6.
@@ -45,7 +45,7 @@ class Lengths(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """A sum that the norm behind it writes: one operator does both."""
+    """A sum that the norm after it writes: one operator does both."""
 
     a: str
     b: str
@@ -205,7 +205,7 @@ class OnnxBuilder(OnnxParts):
     def add(self, a: Value, b: Value, name: str) -> Value:
         a, b = self.written(a), self.written(b)
         if name == f"layers.{self._spec.num_layers - 1}{ATTENTION_RESIDUAL}":
-            # All tokens have given their keys and values now; only those with wanted logits go on.
+            # All tokens have given their keys and values now; only those with wanted logits continue.
             a, b = self._pick_rows(a), self._pick_rows(b)
         return Sum(a, b, name)
 

@@ -23,6 +23,7 @@ from edge.export.graph import decoder
 from edge.export.graph.onnx.fused import Lengths, OnnxBuilder, Value, all_rows, turned_by_attention
 from edge.export.graph.onnx.writer import Constants, GraphWriter
 from edge.export.tensors import Weight
+from edge.export.weights.names import EMBEDDING, HEAD
 from edge.runtime.bundle import OnnxKernels
 from edge.runtime.graph_names import (
     HIDDEN,
@@ -44,7 +45,7 @@ def decoder_parts(weights: Mapping[str, Weight], spec: ModelSpec) -> list[range]
         sum(weight.nbytes for name, weight in weights.items() if name.startswith(f"layers.{layer}."))
         for layer in range(spec.num_layers)
     ]
-    total = sum(sizes) + weights["embed.weight" if spec.tied_embeddings else "lm_head.weight"].nbytes
+    total = sum(sizes) + weights[EMBEDDING if spec.tied_embeddings else HEAD].nbytes
     number = max(min(round(total / PART_BYTES), spec.num_layers), 1)
     middles = np.cumsum(sizes) - np.array(sizes) / 2
     part_of = np.minimum(middles * number // total, number - 1).tolist()

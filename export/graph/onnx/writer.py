@@ -1,4 +1,4 @@
-"""An ONNX graph while it is written: nodes, small constants, and weights that stay in the files they lie in.
+"""An ONNX graph while it is written: nodes, small constants, and weights that stay in their files.
 
 In: operations, one after the other, by the names of their values. Out: an `onnx.ModelProto`. Values are strings, as
 they are in ONNX. Knows nothing about decoders.
@@ -41,7 +41,7 @@ class Constants(Protocol):
 
 
 class Borrowed:
-    """Constants that stay in memory; whoever runs the graph hands them over by name."""
+    """Constants that stay in memory; what runs the graph is given them by name."""
 
     def __init__(self) -> None:
         self.arrays: dict[str, Array] = {}
@@ -73,7 +73,7 @@ class GraphWriter:
         self._outputs.append(helper.make_tensor_value_info(name, kind, shape))
 
     def constant(self, name: str, values: Array, source: str = "") -> str:
-        """A constant by this name, which stands for the same values wherever it is used.
+        """A constant by this name, which means the same values wherever it is used.
 
         source: the weight whose values these are in another shape, where that is not the name.
         """
@@ -108,7 +108,7 @@ class GraphWriter:
     def ops(
         self, kind: str, *inputs: str, outputs: Sequence[str] | int, domain: str = "", **attributes: Attribute
     ) -> Sequence[str]:
-        """One operation with these outputs, or so many; those that nobody wants are ""."""
+        """One operation with these outputs, or this many; outputs that are not wanted are ""."""
         if isinstance(outputs, int):
             outputs = [f"{kind}_{len(self._nodes)}_{index}" for index in range(outputs)]
         self._domains.setdefault(domain, 1)

@@ -1,4 +1,4 @@
-"""An OpenVINO IR around weights that are in a file already.
+"""An OpenVINO IR whose weights are in a file already.
 
 In: a model whose large constants are known by name to a `WeightStore`. Out: the .xml that points into the store's file;
 small constants are appended to it. `ov.serialize` would write all weights a second time. Knows nothing about decoders.

@@ -26,6 +26,7 @@ from edge.export.graph.openvino.ops import (
     parameter,
 )
 from edge.export.tensors import Weight
+from edge.export.weights.names import EMBEDDING
 from edge.runtime.graph_names import HIDDEN, SPEC
 from edge.runtime.spec import ModelSpec
 
@@ -60,7 +61,7 @@ def embedding_model(weights: Mapping[str, Weight]) -> ov.Model:
     """The embedding alone: input_ids (B, T) -> (B, T, H)."""
     input_ids = parameter("input_ids", [-1, -1], ov.Type.i64)
     return ov.Model(
-        [op.result(op.gather(matrix(weights["embed.weight"], "embed.weight"), input_ids, i64(0)))],
+        [op.result(op.gather(matrix(weights[EMBEDDING], EMBEDDING), input_ids, i64(0)))],
         [input_ids],
         "embed",
     )

@@ -1,0 +1,79 @@
+"""What `edge export --dry-run` prints.
+
+In: a `DryRun`. Out: lines on stdout, warnings on stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from edge.commands.console import human_bytes, print_table
+from edge.commands.weight_rows import alike
+
+if TYPE_CHECKING:
+    from edge.export.assignment import Assignment
+    from edge.export.forecast.dry_run import DryRun
+
+
+def show_dry_run(run: DryRun, out: str) -> None:
+    """Print all of it."""
+    (_print_options if run.options else _print_assignments)(run)
+    print()
+    for decision in run.decisions:
+        print(f"  {decision}")
+    for warning in run.warnings:
+        print(f"edge: warning: {warning}", file=sys.stderr)
+    parameters = run.assignments.parameters
+    if run.options:
+        least, most = (f"{8 * size / parameters:.2f}" for size in (run.least_bytes, run.most_bytes))
+        print(
+            f"{run.recipe}: {run.least_bytes:,} to {run.most_bytes:,} bytes of weights, {least} to {most} bits per "
+            "weight; what each matrix gets is chosen after measuring"
+        )
+    else:
+        print(
+            f"{run.recipe}: {run.least_bytes:,} bytes of weights, {run.assignments.bits_per_weight:.2f} bits per weight"
+        )
+    print(
+        f"disk: at most {human_bytes(run.bundle_bytes)} for the bundle, {human_bytes(run.peak_bytes)} while it is "
+        f"made; {human_bytes(run.free_bytes)} free"
+    )
+    if not run.fits:
+        print("edge: warning: the disk has too little room for this export; free some space", file=sys.stderr)
+    measuring = f"about {duration(run.measuring_s)} to measure matrices, then " if run.options else ""
+    print(f"time: {measuring}about {duration(run.seconds)}, on this machine as busy as it is now")
+    print(f"{out}: nothing was written")
+
+
+def _print_assignments(run: DryRun) -> None:
+    rows = []
+    for name, names, (shape, precision, scaled, note, _) in alike({n: _said(a) for n, a in run.assignments.items()}):
+        size = sum(run.assignments[one].nbytes for one in names)
+        rows.append([name, len(names), shape, precision, scaled, human_bytes(size), note])
+    print_table(["weight", "count", "shape", "precision", "channels scaled by", "bytes", "why"], rows)
+
+
+def _said(assigned: Assignment) -> tuple[str, str, str, str, int]:
+    shape = " x ".join(map(str, assigned.shape))
+    scaled = "" if assigned.scaled == "off" else assigned.scaled
+    return shape, str(assigned.precision), scaled, assigned.note or "as the recipe says", assigned.nbytes
+
+
+def _print_options(run: DryRun) -> None:
+    said = {
+        name: (
+            " x ".join(map(str, assigned.shape)),
+            ", ".join(map(str, run.options.get(name, (assigned.precision,)))),
+        )
+        for name, assigned in run.assignments.items()
+    }
+    rows = [[name, len(names), shape, candidates] for name, names, (shape, candidates) in alike(said)]
+    print_table(["weight", "count", "shape", "may become"], rows)
+
+
+def duration(seconds: float) -> str:
+    """About how long, in the unit that a reader would use."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

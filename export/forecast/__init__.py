@@ -1,0 +1,1 @@
+"""What an export would give and take, told before anything is written."""

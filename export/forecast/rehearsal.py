@@ -1,0 +1,187 @@
+"""How long an export will take: a small model of random weights goes through the same functions, and is timed.
+
+In: a plan. Out: seconds, which hold for this machine as busy as it is now. Writes nothing.
+
+The small model has one decoder block of the same form, no wider than what takes a second or two. It is compressed with
+all the tokens of a calibration, because no part of the time grows evenly with their number, and scaled up by operations
+(`_work`). Reading is timed on a matrix of the checkpoint itself. What does not depend on the model is FIXED_S.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from edge.export.assignment import Assignments, assign
+from edge.export.budget import sensitivity
+from edge.export.budget.disturbance import CARRIED
+from edge.export.compress import awq
+from edge.export.compress.calibration import WINDOW, WINDOWS, Calibration
+from edge.export.compress.precision import Precision
+from edge.export.compress.recipes import Recipe
+from edge.export.plan import Plan
+from edge.export.proof import GOLDEN_TOKENS, Verifier
+from edge.export.stages import pack_stage
+from edge.export.tensors import FloatArray
+from edge.export.weights.names import EMBEDDING, Sources, Stage, canonical_shapes, stages_of
+from edge.runtime.spec import ModelSpec
+
+# Loading packages, proving graphs, making tokenizer models, writing graphs: an export of a model of next to nothing.
+FIRST_BLOCK = Stage(1, "block 0", 0)
+FIXED_S = 4.0
+TEXT_S = 4.0  # more where the text that comes with Python is read and cut into tokens
+WIDEST = 1024  # hidden size of the small model
+WIDEST_FITTED = 256  # with calibration, where all its tokens pass the block
+WORDS = 16384  # in its vocabulary
+# Operations that take as long as rounding a weight, and as long as passing a value of a token through a block; fitted
+# to small models of 256 and 576 hidden dims.
+OF_ROUNDING, OF_VALUE = 200.0, 600.0
+
+
+@dataclass(frozen=True)
+class RandomWeights:
+    """Weights of a model that no file holds."""
+
+    spec: ModelSpec
+
+    @property
+    def sources(self) -> Sources:
+        return dict.fromkeys(canonical_shapes(self.spec), ())
+
+    def read(self, name: str) -> FloatArray:
+        shape = canonical_shapes(self.spec)[name]
+        if len(shape) == 1:
+            return np.ones(shape, np.float32)
+        rng = np.random.default_rng(len(name))
+        return rng.standard_normal(shape, np.float32) / np.float32(shape[1]) ** np.float32(0.5)
+
+    def check_finite(self, name: str) -> None:
+        """They are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What parts of the small model took."""
+
+    vocabulary_s: float  # a parameter of the embedding, compressed and checked
+    block_s: float  # the small block, compressed and checked
+    reading_s: float  # a parameter of the checkpoint
+    small: ModelSpec
+
+
+def expected_seconds(plan: Plan) -> tuple[float, float]:
+    """About how long the export will take, and about how long measuring for a budget will take before it."""
+    recipe = plan.recipe
+    if plan.options:  # most matrices will get 4 bits, in one way or another
+        recipe = replace(recipe, linear=Precision(4, recipe.linear.symmetric, 128))
+    likely = replace(plan, recipe=recipe, assignments=assign(recipe, plan.spec))
+    with threadpool_limits(1, "blas"):
+        rates = _rehearse(likely)
+    spec = plan.spec
+    vocabulary = sum(a.parameters for a in likely.assignments.values() if not a.in_block and a.is_matrix)
+    vocabulary_s = vocabulary * (rates.vocabulary_s + 2 * rates.reading_s)
+    block = likely.assignments.of_stage(FIRST_BLOCK)
+    small = assign(recipe, rates.small).of_stage(FIRST_BLOCK)
+    block_s = rates.block_s * _work(block, spec, recipe) / _work(small, rates.small, recipe)
+    block_s += 2 * block.parameters * rates.reading_s
+    total = FIXED_S + (TEXT_S if recipe.calibrated else 0) + vocabulary_s + spec.num_layers * block_s
+    return total, _measuring_tokens(plan) / (2 * WINDOWS * WINDOW) * spec.num_layers * block_s
+
+
+def _rehearse(plan: Plan) -> Rates:
+    """Time the stages of a small model."""
+    from edge.export.compress.nncf import Compressor
+
+    recipe = plan.recipe
+    small = _small(plan.spec, WIDEST_FITTED if recipe.calibrated else WIDEST)
+    weights = RandomWeights(small)
+    plan_of_small = replace(plan, weights=weights, assignments=assign(recipe, small))
+    compressor = Compressor()
+    ids = np.random.default_rng(0).integers(0, small.vocab_size, (WINDOWS, WINDOW))
+    calibration = Calibration(ids, small, twin=recipe.method == "gptq") if recipe.calibrated else None
+    warm = {"w.weight": Precision(8), "v.weight": Precision(4, group_size=128)}
+    for name, precision in warm.items():  # nncf takes seconds to import and its first call a part of one
+        compressor.compress(name, np.ones((8, 128), np.float32), precision)
+    verifier = Verifier(list(range(GOLDEN_TOKENS)), small, [])
+    embedding = stages_of(small)[0]
+
+    def embed() -> None:
+        packed = pack_stage(embedding, plan_of_small, compressor, calibration)
+        verifier.embed({EMBEDDING: weights.read(EMBEDDING)}, packed)
+
+    def pass_block() -> None:
+        packed = pack_stage(FIRST_BLOCK, plan_of_small, compressor, calibration)
+        verifier.block(0, {name: weights.read(name) for name in packed}, packed)
+
+    vocabulary_s, block_s = _seconds(embed), _seconds(pass_block)
+    if calibration is None:  # quick, and so easily disturbed
+        block_s = min(block_s, _seconds(pass_block))
+    return Rates(vocabulary_s / (small.vocab_size * small.hidden_size), block_s, _reading(plan), small)
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def _reading(plan: Plan) -> float:
+    """Seconds for a parameter of the checkpoint, of its smallest matrix in a block."""
+    block = plan.assignments.of_stage(FIRST_BLOCK)
+    matrix = min((a for a in block.values() if a.is_matrix), key=lambda a: a.parameters)
+    return _seconds(lambda: _touch(plan.weights.read(matrix.name))) / matrix.parameters
+
+
+def _touch(weight: FloatArray) -> None:
+    """So that a mapped file is really read."""
+    np.add.reduce(weight.view(np.uint8).reshape(-1)[:: 1 << 12])
+
+
+def _small(spec: ModelSpec, widest: int) -> ModelSpec:
+    """A model with one block of the same form, no wider than this."""
+    vocab_size = min(spec.vocab_size, WORDS)
+    if spec.hidden_size <= widest:
+        return replace(spec, num_layers=1, vocab_size=vocab_size)
+    share = widest / spec.hidden_size
+    kv_heads = max(round(spec.num_kv_heads * share), 1)
+    return replace(
+        spec,
+        num_layers=1,
+        hidden_size=widest,
+        intermediate_size=max(round(spec.intermediate_size * share / 128), 1) * 128,
+        num_heads=max(round(spec.num_heads * share / kv_heads), 1) * kv_heads,
+        num_kv_heads=kv_heads,
+        vocab_size=vocab_size,
+    )
+
+
+def _work(block: Assignments, spec: ModelSpec, recipe: Recipe) -> float:
+    """Operations of a block, up to a factor: rounding its weights, and what is done with all tokens."""
+    matrices = [assigned for assigned in block.values() if assigned.is_matrix]
+    work = sum(OF_ROUNDING * matrix.parameters for matrix in matrices)
+    if not recipe.calibrated:
+        return work
+    tokens, searched = WINDOWS * WINDOW, len(awq.POWERS) * awq.SEARCHED_TOKENS * awq.SEARCHED_ROWS
+    fits = recipe.method == "gptq" or recipe.rank > 0
+    # What a token is besides what it is multiplied with: attention to a window, norms, gates, sums.
+    values = spec.num_heads * WINDOW + 4 * (spec.hidden_size + spec.intermediate_size) + spec.q_size + 2 * spec.kv_size
+    work += (2 if recipe.method == "gptq" else 1) * tokens * (4.0 * WINDOW * spec.q_size + OF_VALUE * values)
+    for matrix in matrices:
+        n, k = matrix.shape
+        work += (4.0 if recipe.method == "gptq" else 2.0) * tokens * n * k
+        work += 2.0 * searched * k if matrix.scaled == "inputs" else 0.0
+        if fits:  # moments of inputs; and columns that are rounded and moved, each with all before it
+            work += tokens * k * k + 6.0 * n * k * k
+    return work
+
+
+def _measuring_tokens(plan: Plan) -> float:
+    """Tokens that pass a block while the effect of matrices is measured; a model is carried on from each of them."""
+    if not plan.options:
+        return 0.0
+    carried = min(sensitivity.DEPTHS, plan.spec.num_layers) * len(plan.options) / max(plan.spec.num_layers, 1)
+    return sensitivity.WINDOW * (sensitivity.WINDOWS + CARRIED * carried / 2)
