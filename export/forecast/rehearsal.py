@@ -26,7 +26,7 @@ from edge.export.plan import Plan
 from edge.export.proof import GOLDEN_TOKENS, Verifier
 from edge.export.stages import pack_stage
 from edge.export.tensors import FloatArray
-from edge.export.weights.names import EMBEDDING, Sources, canonical_shapes
+from edge.export.weights.names import EMBEDDING, Sources
 from edge.runtime.spec import ModelSpec
 
 # Loading packages, proving graphs, making tokenizer models, writing graphs: an export of a model of next to nothing.
@@ -40,25 +40,28 @@ WORDS = 16384  # in its vocabulary
 OF_ROUNDING, OF_VALUE = 200.0, 600.0
 
 
-@dataclass(frozen=True)
 class RandomWeights:
-    """Weights of a model that no file holds."""
+    """Weights of a model that no file holds, in memory so that reading them takes no time."""
 
-    spec: ModelSpec
+    def __init__(self, spec: ModelSpec, assignments: Assignments) -> None:
+        self.spec = spec
+        rng = np.random.default_rng(0)
+        self._values = {
+            name: rng.standard_normal(found.shape, np.float32) / np.float32(found.shape[-1]) ** np.float32(0.5)
+            if found.is_matrix
+            else np.ones(found.shape, np.float32)
+            for name, found in assignments.items()
+        }
 
     @property
     def sources(self) -> Sources:
-        return dict.fromkeys(canonical_shapes(self.spec), ())
+        return dict.fromkeys(self._values, ())
 
     def read(self, name: str) -> FloatArray:
-        shape = canonical_shapes(self.spec)[name]
-        if len(shape) == 1:
-            return np.ones(shape, np.float32)
-        rng = np.random.default_rng(len(name))
-        return rng.standard_normal(shape, np.float32) / np.float32(shape[1]) ** np.float32(0.5)
+        return self._values[name]
 
     def check_finite(self, name: str) -> None:
-        """They are."""
+        """They are finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +99,9 @@ def _rehearse(plan: Plan) -> Rates:
 
     recipe = plan.recipe
     small = _small(plan.spec, WIDEST_FITTED if recipe.calibrated else WIDEST)
-    weights = RandomWeights(small)
-    plan_of_small = replace(plan, weights=weights, assignments=assign(recipe, small))
+    assignments = assign(recipe, small)
+    weights = RandomWeights(small, assignments)
+    plan_of_small = replace(plan, weights=weights, assignments=assignments)
     compressor = Compressor()
     ids = np.random.default_rng(0).integers(0, small.vocab_size, (WINDOWS, WINDOW))
     calibration = Calibration(ids, small, twin=recipe.method == "gptq") if recipe.calibrated else None
@@ -127,10 +131,13 @@ def _seconds(run: Callable[[], None]) -> float:
 
 
 def _reading(plan: Plan) -> float:
-    """Seconds for a parameter of the checkpoint, of its smallest matrix in a block."""
-    block = plan.assignments.of_stage("block 0")
-    matrix = min((a for a in block.values() if a.is_matrix), key=lambda a: a.parameters)
-    return _seconds(lambda: _touch(plan.weights.read(matrix.name))) / matrix.parameters
+    """Seconds for a parameter of the checkpoint: of the smallest matrix in three blocks, the one in the middle."""
+    layers, found = plan.spec.num_layers, []
+    for layer in (0, layers // 2, layers - 1):
+        block = plan.assignments.of_stage(f"block {layer}")
+        matrix = min((a for a in block.values() if a.is_matrix), key=lambda a: a.parameters)
+        found.append(_seconds(lambda: _touch(plan.weights.read(matrix.name))) / matrix.parameters)  # noqa: B023
+    return sorted(found)[1]
 
 
 def _touch(weight: FloatArray) -> None:
@@ -163,7 +170,7 @@ def _work(block: Assignments, spec: ModelSpec, recipe: Recipe) -> float:
     if not recipe.calibrated:
         return work
     tokens, searched = WINDOWS * WINDOW, len(awq.POWERS) * awq.TOKENS * awq.ROWS
-    fits = recipe.method == "gptq" or recipe.rank > 0
+    fits = recipe.method.endswith("gptq") or recipe.rank > 0
     # What a token is besides what it is multiplied with: attention to a window, norms, gates, sums.
     values = spec.num_heads * WINDOW + 4 * (spec.hidden_size + spec.intermediate_size) + spec.q_size + 2 * spec.kv_size
     work += (2 if recipe.method == "gptq" else 1) * tokens * (4.0 * WINDOW * spec.q_size + OF_VALUE * values)
