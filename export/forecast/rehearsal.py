@@ -4,7 +4,8 @@ In: a plan. Out: seconds, which hold for this machine as busy as it is now. Writ
 
 The small model has one decoder block of the same form, no wider than what takes a second or two. It is compressed with
 all the tokens of a calibration, because no part of the time grows evenly with their number, and scaled up by operations
-(`_work`). Reading is timed on a matrix of the checkpoint itself. What does not depend on the model is FIXED_S.
+(`_work`); where nothing is fitted to text, calls of nncf count apart. Reading is timed on matrices of the checkpoint
+itself. What does not depend on the model is FIXED_S.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Rates:
     """What parts of the small model took."""
 
     vocabulary_s: float  # a parameter of the embedding, compressed and checked
-    block_s: float  # the small block, compressed and checked
+    block_s: float  # the small block, compressed and checked, without the calls
+    calls_s: float  # what nncf takes for the matrices of a block, however small they are
     reading_s: float  # a parameter of the checkpoint
     small: ModelSpec
 
@@ -87,7 +89,7 @@ def expected_seconds(plan: Plan) -> tuple[float, float]:
     vocabulary_s = vocabulary * (rates.vocabulary_s + 2 * rates.reading_s)
     block = likely.assignments.of_stage("block 0")
     small = assign(recipe, rates.small).of_stage("block 0")
-    block_s = rates.block_s * _work(block, spec, recipe) / _work(small, rates.small, recipe)
+    block_s = rates.calls_s + rates.block_s * _work(block, spec, recipe) / _work(small, rates.small, recipe)
     block_s += 2 * block.parameters * rates.reading_s
     total = FIXED_S + (TEXT_S if recipe.calibrated else 0) + vocabulary_s + spec.num_layers * block_s
     return total, _measuring_tokens(plan) / (2 * WINDOWS * WINDOW) * spec.num_layers * block_s
@@ -105,9 +107,13 @@ def _rehearse(plan: Plan) -> Rates:
     compressor = Compressor()
     ids = np.random.default_rng(0).integers(0, small.vocab_size, (WINDOWS, WINDOW))
     calibration = Calibration(ids, small, twin=recipe.method == "gptq") if recipe.calibrated else None
-    warm = {"w.weight": Precision(8), "v.weight": Precision(4, group_size=128)}
-    for name, precision in warm.items():  # nncf takes seconds to import and its first call a part of one
-        compressor.compress(name, np.ones((8, 128), np.float32), precision)
+
+    def call() -> None:
+        compressor.compress("w.weight", np.ones((8, 128), np.float32), Precision(4, group_size=128))
+
+    call()  # nncf takes seconds to import, and longer for its first call than for others
+    calls = sum(a.is_matrix and not a.precision.is_float for a in assignments.of_stage("block 0").values())
+    calls_s = 0.0 if recipe.calibrated else calls * min(_seconds(call), _seconds(call))
     verifier = Verifier(list(range(GOLDEN_TOKENS)), small, [])
 
     def embed() -> None:
@@ -121,7 +127,8 @@ def _rehearse(plan: Plan) -> Rates:
     vocabulary_s, block_s = _seconds(embed), _seconds(pass_block)
     if calibration is None:  # quick, and so easily disturbed
         block_s = min(block_s, _seconds(pass_block))
-    return Rates(vocabulary_s / (small.vocab_size * small.hidden_size), block_s, _reading(plan), small)
+    block_s = max(block_s - calls_s, block_s / 10)
+    return Rates(vocabulary_s / (small.vocab_size * small.hidden_size), block_s, calls_s, _reading(plan), small)
 
 
 def _seconds(run: Callable[[], None]) -> float:

@@ -52,7 +52,7 @@ def test_time_grows_with_blocks_and_a_budget_is_measured(
     """With rates that are given, so that nothing depends on how busy the machine is."""
     plan = make_plan(tiny_checkpoint, ExportSettings("int8-asym"))
     small = replace(plan.spec, num_layers=1)
-    monkeypatch.setattr(rehearsal, "_rehearse", lambda _plan: Rates(0.0, 2.0, 0.0, small))
+    monkeypatch.setattr(rehearsal, "_rehearse", lambda _plan: Rates(0.0, 1.5, 0.5, 0.0, small))
     assert expected_seconds(plan) == (FIXED_S + 3 * 2.0, 0.0)
     budget = make_plan(tiny_checkpoint, ExportSettings(max_kld=0.1))
     seconds, measuring_s = expected_seconds(budget)
