@@ -1,7 +1,7 @@
 """Export: from a checkpoint to a finished bundle.
 
-In: a source, an output folder, a recipe. Out: the bundle, and its manifest; or an error, and nothing left behind. What
-is asked for is a `plan`, the weights are made by `stages`; here the bundle is put together.
+In: a source, an output folder, a recipe. Out: the bundle, and its manifest; or an error, and nothing left over. A
+`plan` says what is asked for and `stages` makes the weights; here the bundle is put together.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def export(
     How to compress, by a recipe:
       recipe       one of the names in recipes.toml, such as "int8-asym"; the default is "int4-asym-g128"
       embedding    the precision of the embedding instead of the recipe's, such as "int4-asym-g128"
-      head         the same of the vocabulary projection
+      head         the precision of the vocabulary projection, likewise
       calibration  a text or .jsonl file for recipes that are fitted to text; the default is text that comes with Python
 
     or within a budget, which gives every matrix a precision by what each was measured to cost:
@@ -99,8 +99,8 @@ def export(
     progress       is called with a `Progress` after every stage
 
     Returns the manifest of the bundle. None for a setting means its default. When it fails, `out` is as it was before.
-    An export that was killed, interrupted or stopped by a full disk goes on where it was when it is started again with
-    the same arguments; a note of the error (PEP 678) says where its work is kept. Raises CheckpointError, also for a
+    An export that was killed, interrupted or stopped by a full disk resumes when it is started again with the same
+    arguments; a note of the error (PEP 678) says where its work is kept. Raises CheckpointError, also for a
     checkpoint that changes meanwhile, SettingsError, RecipeError, CalibrationError, OutputError, TokenizerError and
     VerificationError, and MissingPackageError where the packages that an export needs are not installed.
     """
@@ -194,9 +194,9 @@ def _key(plan: Plan) -> str:
 
 
 def _made_before(work: Work, plan: Plan) -> Manifest | None:
-    """The manifest of a bundle that an export had finished and could not put in its place; None where there is none.
+    """The manifest of a bundle that an export had finished and could not put in its place; None if there is none.
 
-    Everything is read again, the checkpoint too: seconds to a minute, instead of what it took to make.
+    Everything is read again, including the checkpoint: seconds to a minute, instead of the time it took to make.
     """
     if (made := work.journal.facts.get("manifest")) is None:
         return None
@@ -213,7 +213,7 @@ def _made_before(work: Work, plan: Plan) -> Manifest | None:
 
 
 def _check_inputs(journal: Journal, folder: Path, plan: Plan) -> None:
-    """Start anew where the small files are others, whatever their dates say: what was calibrated depends on them."""
+    """Start again if the small files differ, whatever their dates say: what was calibrated depends on them."""
     digest = hashlib.sha256()
     for path in [*sorted(path for path in folder.iterdir() if path.name != plan.weight_file), *plan.small_files]:
         digest.update(f"{path.name} {sha256_of(path)}\n".encode())
@@ -223,7 +223,7 @@ def _check_inputs(journal: Journal, folder: Path, plan: Plan) -> None:
 
 
 def check_arguments(source: str | Path, out: str | Path, progress: Callable[[Progress], None] | None) -> None:
-    """What an export takes beside its settings. Raises SettingsError."""
+    """Check what an export takes besides its settings. Raises SettingsError."""
     for name, value in (("source", source), ("out", out)):
         check_value(name, FilePath(), value)
     if progress is not None and not callable(progress):
@@ -260,13 +260,13 @@ def work_bytes(plan: Plan) -> int:
 
 
 def _calibration(corpus: Corpus, plan: Plan, tokenizer: Tokenizer) -> Calibration:
-    """The calibration text in windows of tokens. Raises CalibrationError where there is too little."""
+    """The calibration text in windows of tokens. Raises CalibrationError if there is too little."""
     ids = _windows(corpus, plan, tokenizer, WINDOW, WINDOWS)
     return Calibration(ids, plan.spec, twin=plan.recipe.method == "gptq")
 
 
 def _windows(corpus: Corpus, plan: Plan, tokenizer: Tokenizer, length: int, count: int) -> npt.NDArray[np.int64]:
-    """Token ids (count, length) of the text, or shorter ones where the model takes no more."""
+    """Token ids (count, length) of the text; shorter windows if the model takes no more."""
     template = plan.checkpoint.chat_template()
     windows = token_windows(
         corpus.documents,
@@ -279,9 +279,9 @@ def _windows(corpus: Corpus, plan: Plan, tokenizer: Tokenizer, length: int, coun
 
 
 def _within(limits: Limits, plan: Plan, tokenizer: Tokenizer, kept: Path, progress: Callable[[Progress], None]) -> Plan:
-    """The plan with the precisions that the limits ask for. Raises RecipeError where there are none.
+    """The plan with the precisions that the limits ask for. Raises RecipeError if no choice is within them.
 
-    kept: what was measured, for when this process is ended: it may take as long as all that follows.
+    kept: the file for what was measured, in case this process is killed: measuring can take as long as the rest.
     """
     assert plan.calibration is not None, "recipes with choices are calibrated"
     ids = _windows(plan.calibration, plan, tokenizer, sensitivity.WINDOW, sensitivity.WINDOWS)
@@ -303,7 +303,7 @@ def _within(limits: Limits, plan: Plan, tokenizer: Tokenizer, kept: Path, progre
 
 
 def _read_sensitivity(path: Path, key: str) -> Sensitivity | None:
-    """What an ended export had measured."""
+    """What an earlier export had measured."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecipeError):
         found = read_json_object(path, RecipeError, "it is measured anew")
         if found["key"] == key:

@@ -1,7 +1,7 @@
 """What an export is asked to do: everything that decides its bytes, opened and checked.
 
-In: a source and `ExportSettings`. Out: a `Plan`, with the key that an interrupted export is known by and the hash that
-its source is. Compresses nothing and writes nothing.
+In: a source and `ExportSettings`. Out: a `Plan`, with what every weight gets, the key by which an interrupted export is
+recognised, and the hash of its source. Compresses nothing and writes nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VERSIONED = ("edgeglm", "openvino", "nncf", "numpy")
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides what an export gives."""
+    """Everything that decides the result of an export."""
 
     source: str  # what the manifest calls it: a hub id, or the name of a file or folder
     checkpoint: Checkpoint
@@ -47,11 +47,11 @@ class Plan:
     assignments: Assignments  # what the recipe gives every weight
     format: Format
     adapter: Adapter | None  # merged into the weights
-    calibration: Corpus | None  # where the recipe needs text
+    calibration: Corpus | None  # for recipes that need text
     warnings: tuple[str, ...]
     decisions: tuple[str, ...]  # what the user set against the checkpoint, and what was chosen within limits
-    limits: Limits | None = None  # that the recipe's choices are to keep
-    options: Mapping[str, tuple[Rounding, ...]] = field(default_factory=dict)  # that these are made of
+    limits: Limits | None = None  # within which the recipe chooses
+    options: Mapping[str, tuple[Rounding, ...]] = field(default_factory=dict)  # what each matrix is chosen from
 
     @property
     def spec(self) -> ModelSpec:
@@ -59,17 +59,17 @@ class Plan:
 
     @property
     def openvino(self) -> bool:
-        """Whether the bundle gets an OpenVINO IR."""
+        """Whether the bundle gets a graph for OpenVINO."""
         return self.format != "onnx"
 
     @property
     def onnx(self) -> bool:
-        """Whether the bundle gets ONNX graphs."""
+        """Whether the bundle gets graphs for ONNX Runtime."""
         return self.format != "openvino"
 
     @property
     def weight_file(self) -> str:
-        """Where the weights go: both formats read OpenVINO's file where there is one."""
+        """The file of the weights: OpenVINO's, which both formats read, unless the bundle is for ONNX alone."""
         return bundle.MODEL_BIN if self.openvino else bundle.ONNX_DATA
 
     @property
@@ -82,7 +82,7 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """Same key, same bytes. Files are known by size and time here: hashing 19 GB to begin would take too long."""
+        """Same key, same bytes. Files are identified by size and time: hashing 19 GB first would take too long."""
         stats = [(str(path.resolve()), path.stat()) for path in self.source_files]
         files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
         text_sha256 = None if self.calibration is None else self.calibration.sha256
@@ -189,14 +189,14 @@ def _check_groups(assignments: Assignments) -> None:
 
 
 def tensor_sha256(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, str]:
-    """Of each tensor's stored bytes."""
+    """The sha256 of each tensor's stored bytes."""
     return {name: hashlib.sha256(checkpoint.raw(name).data).hexdigest() for name in names}
 
 
 def source_sha256(checkpoint: Checkpoint, tensors: Mapping[str, str], small_files: Iterable[Path]) -> str:
     """One hash over everything that decides the result: names, shapes and bytes of tensors, and the small files.
 
-    Tensors and not files, because they are hashed while they are in memory; a second pass over 19 GB would not be.
+    Tensors rather than files, because they are hashed while they are in memory; files would take another 19 GB pass.
     """
     digest = hashlib.sha256()
     for name, sha256 in sorted(tensors.items()):

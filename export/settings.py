@@ -1,4 +1,4 @@
-"""What an export is asked for, as a record: every choice but the source and where the bundle goes.
+"""What an export is asked for, as a record: every choice except the source and where the bundle goes.
 
 In: values as a caller gives them, from Python, the command line or JSON, checked as `edge.runtime.rules` says. Out: a
 frozen record. Reads no file and knows nothing about models.
@@ -25,7 +25,7 @@ PRECISION = Text("a precision like int4-asym-g128")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a model may be. At least one of the two is given; with both, the smallest within the KLD must fit."""
+    """Bounds on a model. At least one of the two is given; with both, the smallest model within the KLD must fit."""
 
     max_bytes: float | None = None  # of all weights, scales and zero points included; graphs and tokenizer are not
     max_kld: float | None = None  # predicted, nats/token
@@ -34,7 +34,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ExportSettings(Settings):
-    """The choices of one export. Raises SettingsError and RecipeError for those that cannot be."""
+    """The choices of one export. Raises SettingsError and RecipeError for impossible ones."""
 
     recipe: str | None = setting(
         None, Text(f"a name like {recipes.DEFAULT}"), "a name in recipes.toml; none: the default, or a budget's choice"
@@ -66,13 +66,13 @@ class ExportSettings(Settings):
 
     @property
     def limits(self) -> Limits | None:
-        """The budget that is to choose the precisions; None where a recipe does."""
+        """The budget that chooses the precisions; None if a recipe does."""
         if self.max_bytes is None and self.max_kld is None:
             return None
         return Limits(self.max_bytes, self.max_kld, self.device or "CPU")
 
     def check_together(self) -> None:
-        """Raises RecipeError for names that nobody knows, and for settings that exclude each other."""
+        """Raises RecipeError for unknown names, and for settings that exclude each other."""
         chosen = recipes.find_recipe(recipes.DEFAULT if self.recipe is None else self.recipe)
         for precision in (self.embedding, self.head):
             if precision is not None:

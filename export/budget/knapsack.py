@@ -1,13 +1,13 @@
 """The best choice within a budget: one option for every item, weights within a limit, least value. Exactly.
 
-In: for every item its options, each with a weight (what the limit is on) and a value (what is to be small). Out: the
-option of every item. Knows nothing about models; bytes and KLD may take either part.
+In: the options of every item, each with a weight (which the limit bounds) and a value (to be made small). Out: an
+option for every item. Knows nothing about models; bytes and KLD can take either part.
 
 This is the multiple-choice knapsack (Kellerer, Pferschy, Pisinger, Knapsack Problems, 2004, chapter 11). Items are
-added one after the other to a list of partial choices. One is dropped when another is no heavier and no worse, and when
-even a bound on what it can become is no better than a whole choice that is known. The bound is Lagrange's: with a price
-on weight every item is on its own, and what all of them then cost is a lower bound at any price; at the best price the
-gap between it and the known choice is that of one item or so, and few partial choices are left.
+added one after another to a list of partial choices. A partial choice is dropped if another one is neither heavier nor
+worse, or if even a bound on what it can become is not better than a known whole choice. The bound is Lagrange's: with a
+price on weight every item is on its own, and their total cost is a lower bound at any price; at the best price it
+differs from the known choice by one item or so, and few partial choices are left.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Choice:
 
 
 def choose(items: Sequence[Sequence[Option]], limit: float, most_states: int = MOST_STATES) -> Choice | None:
-    """The choice of least value whose weights are no more than `limit`; None where there is none.
+    """The choice of least value whose weights sum to at most `limit`; None if there is none.
 
-    Of choices with the same value a light one is taken. Where more than `most_states` partial choices stay open,
-    weights are rounded up to units of `limit` / UNITS, which bounds their number; `Choice.unit` tells.
+    Among choices with the same value a light one is taken. If more than `most_states` partial choices stay open,
+    weights are rounded up to units of `limit` / UNITS, which bounds their number; `Choice.unit` says so.
     """
     if not math.isfinite(limit) or sum(min(o.weight for o in options) for options in items) > limit:
         return None
@@ -72,7 +72,7 @@ def _total(numbers: Sequence[Float64Array], indices: Sequence[int]) -> float:
 
 
 def _priced(weights: Sequence[Float64Array], values: Sequence[Float64Array], limit: float) -> list[int]:
-    """A choice that fits: every item's best at the lowest price that makes them fit."""
+    """A choice that fits: the best option of every item at the lowest price at which they fit."""
     best = [int(np.lexsort((v, w))[0]) for w, v in zip(weights, values, strict=True)]  # an infinite price
     for price in _prices(weights, values, limit):
         chosen = [_at_price(w, v, price) for w, v in zip(weights, values, strict=True)]
@@ -82,7 +82,7 @@ def _priced(weights: Sequence[Float64Array], values: Sequence[Float64Array], lim
 
 
 def _prices(weights: Sequence[Float64Array], values: Sequence[Float64Array], limit: float) -> list[float]:
-    """Prices of a unit of weight that close in on the one where the limit is met; the last is it. 0 is the first."""
+    """Prices of a unit of weight, from 0 towards the price at which the limit is met, which is the last."""
     prices = [0.0]
     steepest = 0.0
     for w, v in zip(weights, values, strict=True):
@@ -113,9 +113,9 @@ def _search(
     known: Sequence[int],
     most_states: int | None,
 ) -> list[int] | None:
-    """The best choice; None where more than `most_states` partial ones stay open.
+    """The best choice; None if more than `most_states` partial choices stay open.
 
-    `known`, a choice whose value bounds the best one, need not fit.
+    `known` is a choice whose value bounds the best one; it need not fit.
     """
     price = _prices(weights, values, limit)[-1]
     bound = _total(values, known)

@@ -55,7 +55,7 @@ class Precision:
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """How a single matrix is rounded, where that is chosen for each."""
+    """How a single matrix is rounded, if that is chosen for each matrix."""
 
     precision: Precision
     awq: bool = False  # channels scaled by their inputs
@@ -70,7 +70,7 @@ class Rounding:
 
 
 def fit(wanted: Precision, shape: tuple[int, ...]) -> tuple[Precision, str]:
-    """The wanted precision, or the nearest that this shape allows and why."""
+    """The wanted precision, or the nearest one that the shape allows, and why."""
     if not wanted.group_size or shape[1] % wanted.group_size == 0:
         return wanted, ""
     group_size = shape[1] & -shape[1]  # the largest power of two that divides the width
@@ -81,7 +81,7 @@ def fit(wanted: Precision, shape: tuple[int, ...]) -> tuple[Precision, str]:
 
 
 def stored_bytes(precision: Precision, shape: tuple[int, ...]) -> int:
-    """Bytes of a weight in this precision, scales (float16) and zero points included."""
+    """Bytes of a weight in this precision, including scales (float16) and zero points."""
     size = math.prod(shape)
     if precision.is_float:
         return size * precision.bits // 8

@@ -1,7 +1,7 @@
-"""Named compression settings, and the rule for weights that cannot get what a recipe asks for.
+"""Named compression settings, and the rule for weights whose shape does not allow what a recipe asks for.
 
-In: `recipes.toml` and a weight's name and shape. Out: a `Precision` for that weight, with a note where it differs from
-the recipe. Knows nothing about NNCF or files.
+In: `recipes.toml` and a weight's name and shape. Out: a `Precision` for that weight, with a note if it differs from the
+recipe. Asked by `assignment.py` alone. Knows nothing about NNCF or files.
 
 The rule, for a (N, K) weight:
   1. norms and biases keep float32 (float16 in `fp16`);
@@ -53,11 +53,11 @@ class Recipe:
 
     @property
     def calibrated(self) -> bool:
-        """Whether it needs calibration text."""
+        """Whether the recipe needs calibration text."""
         return self.method != "data-free" or self.awq == "inputs" or self.rank > 0
 
     def with_vocabulary(self, embedding: str | None, head: str | None, *, tied: bool) -> Recipe:
-        """The same recipe with other precisions for embedding and head. Raises RecipeError."""
+        """A copy with these precisions for embedding and head. Raises RecipeError."""
         if tied and embedding is not None and head is not None and embedding != head:
             raise RecipeError(
                 f"embedding {embedding} and head {head}: this model has one matrix for both; give one precision"
@@ -71,7 +71,7 @@ class Recipe:
         )
 
     def precision_of(self, name: str, shape: tuple[int, ...]) -> tuple[Precision, str]:
-        """What the weight of this canonical name gets, and why not the linear layers' precision ("" where it does)."""
+        """The precision of a weight, and why it is not that of linear layers ("" if it is). name: canonical."""
         if len(shape) == 1:
             return Precision(16 if self.linear.bits == 16 else 32), "norms and biases stay float"
         if name in self.choices:
@@ -84,11 +84,11 @@ class Recipe:
         return fit(self.linear, shape)
 
     def scales(self, name: str) -> bool:
-        """Whether channels of this block's matrix may be scaled."""
+        """Whether the channels of this matrix of a block may be scaled."""
         return self.choices[name].awq if name in self.choices else self.awq != "off"
 
     def bytes_of(self, name: str, shape: tuple[int, ...]) -> int:
-        """Bytes that the weight of this canonical name takes, scales (float16) and zero points included."""
+        """Bytes that a weight takes, including scales (float16) and zero points."""
         precision, rank = self.precision_of(name, shape)[0], self.rank_of(name, shape)
         size = stored_bytes(precision, shape)
         if rank:
@@ -97,7 +97,7 @@ class Recipe:
         return size
 
     def rank_of(self, name: str, shape: tuple[int, ...]) -> int:
-        """Of what is added to the weight of this canonical name; 0: nothing is."""
+        """The rank of the product that is added to a weight; 0: none is."""
         return 0 if name in (EMBEDDING, HEAD) or self.precision_of(name, shape)[0].bits != 4 else min(self.rank, *shape)
 
 

@@ -4,7 +4,8 @@ In: a plan. Out: seconds, which hold for this machine as busy as it is now. Writ
 
 The small model has one decoder block of the same form, no wider than what takes a second or two. It is compressed with
 all the tokens of a calibration, because no part of the time grows evenly with their number, and scaled up by operations
-(`_work`). Reading is timed on a matrix of the checkpoint itself. What does not depend on the model is FIXED_S.
+(`_work`); where nothing is fitted to text, calls of nncf count apart. Reading is timed on matrices of the checkpoint
+itself. What does not depend on the model is FIXED_S.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from edge.export.plan import Plan
 from edge.export.proof import GOLDEN_TOKENS, Verifier
 from edge.export.stages import pack_stage
 from edge.export.tensors import FloatArray
-from edge.export.weights.names import EMBEDDING, Sources, Stage, canonical_shapes, stages_of
+from edge.export.weights.names import EMBEDDING, Sources, Stage, stages_of
 from edge.runtime.spec import ModelSpec
 
 # Loading packages, proving graphs, making tokenizer models, writing graphs: an export of a model of next to nothing.
@@ -42,25 +43,28 @@ WORDS = 16384  # in its vocabulary
 OF_ROUNDING, OF_VALUE = 200.0, 600.0
 
 
-@dataclass(frozen=True)
 class RandomWeights:
-    """Weights of a model that no file holds."""
+    """Weights of a model that no file holds, in memory so that reading them takes no time."""
 
-    spec: ModelSpec
+    def __init__(self, spec: ModelSpec, assignments: Assignments) -> None:
+        self.spec = spec
+        rng = np.random.default_rng(0)
+        self._values = {
+            name: rng.standard_normal(found.shape, np.float32) / np.float32(found.shape[-1]) ** np.float32(0.5)
+            if found.is_matrix
+            else np.ones(found.shape, np.float32)
+            for name, found in assignments.items()
+        }
 
     @property
     def sources(self) -> Sources:
-        return dict.fromkeys(canonical_shapes(self.spec), ())
+        return dict.fromkeys(self._values, ())
 
     def read(self, name: str) -> FloatArray:
-        shape = canonical_shapes(self.spec)[name]
-        if len(shape) == 1:
-            return np.ones(shape, np.float32)
-        rng = np.random.default_rng(len(name))
-        return rng.standard_normal(shape, np.float32) / np.float32(shape[1]) ** np.float32(0.5)
+        return self._values[name]
 
     def check_finite(self, name: str) -> None:
-        """They are."""
+        """They are finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,8 @@ class Rates:
     """What parts of the small model took."""
 
     vocabulary_s: float  # a parameter of the embedding, compressed and checked
-    block_s: float  # the small block, compressed and checked
+    block_s: float  # the small block, compressed and checked, without the calls
+    calls_s: float  # what nncf takes for the matrices of a block, however small they are
     reading_s: float  # a parameter of the checkpoint
     small: ModelSpec
 
@@ -86,7 +91,7 @@ def expected_seconds(plan: Plan) -> tuple[float, float]:
     vocabulary_s = vocabulary * (rates.vocabulary_s + 2 * rates.reading_s)
     block = likely.assignments.of_stage(FIRST_BLOCK)
     small = assign(recipe, rates.small).of_stage(FIRST_BLOCK)
-    block_s = rates.block_s * _work(block, spec, recipe) / _work(small, rates.small, recipe)
+    block_s = rates.calls_s + rates.block_s * _work(block, spec, recipe) / _work(small, rates.small, recipe)
     block_s += 2 * block.parameters * rates.reading_s
     total = FIXED_S + (TEXT_S if recipe.calibrated else 0) + vocabulary_s + spec.num_layers * block_s
     return total, _measuring_tokens(plan) / (2 * WINDOWS * WINDOW) * spec.num_layers * block_s
@@ -98,14 +103,19 @@ def _rehearse(plan: Plan) -> Rates:
 
     recipe = plan.recipe
     small = _small(plan.spec, WIDEST_FITTED if recipe.calibrated else WIDEST)
-    weights = RandomWeights(small)
-    plan_of_small = replace(plan, weights=weights, assignments=assign(recipe, small))
+    assignments = assign(recipe, small)
+    weights = RandomWeights(small, assignments)
+    plan_of_small = replace(plan, weights=weights, assignments=assignments)
     compressor = Compressor()
     ids = np.random.default_rng(0).integers(0, small.vocab_size, (WINDOWS, WINDOW))
     calibration = Calibration(ids, small, twin=recipe.method == "gptq") if recipe.calibrated else None
-    warm = {"w.weight": Precision(8), "v.weight": Precision(4, group_size=128)}
-    for name, precision in warm.items():  # nncf takes seconds to import and its first call a part of one
-        compressor.compress(name, np.ones((8, 128), np.float32), precision)
+
+    def call() -> None:
+        compressor.compress("w.weight", np.ones((8, 128), np.float32), Precision(4, group_size=128))
+
+    call()  # nncf takes seconds to import, and longer for its first call than for others
+    calls = sum(a.is_matrix and not a.precision.is_float for a in assignments.of_stage(FIRST_BLOCK).values())
+    calls_s = 0.0 if recipe.calibrated else calls * min(_seconds(call), _seconds(call))
     verifier = Verifier(list(range(GOLDEN_TOKENS)), small, [])
     embedding = stages_of(small)[0]
 
@@ -120,7 +130,8 @@ def _rehearse(plan: Plan) -> Rates:
     vocabulary_s, block_s = _seconds(embed), _seconds(pass_block)
     if calibration is None:  # quick, and so easily disturbed
         block_s = min(block_s, _seconds(pass_block))
-    return Rates(vocabulary_s / (small.vocab_size * small.hidden_size), block_s, _reading(plan), small)
+    block_s = max(block_s - calls_s, block_s / 10)
+    return Rates(vocabulary_s / (small.vocab_size * small.hidden_size), block_s, calls_s, _reading(plan), small)
 
 
 def _seconds(run: Callable[[], None]) -> float:
@@ -130,10 +141,15 @@ def _seconds(run: Callable[[], None]) -> float:
 
 
 def _reading(plan: Plan) -> float:
-    """Seconds for a parameter of the checkpoint, of its smallest matrix in a block."""
-    block = plan.assignments.of_stage(FIRST_BLOCK)
-    matrix = min((a for a in block.values() if a.is_matrix), key=lambda a: a.parameters)
-    return _seconds(lambda: _touch(plan.weights.read(matrix.name))) / matrix.parameters
+    """Seconds for a parameter of the checkpoint: of the smallest matrix in three blocks, the one in the middle."""
+    layers, found = plan.spec.num_layers, []
+    for stage in stages_of(plan.spec)[1:-1]:
+        if stage.layer not in (0, layers // 2, layers - 1):
+            continue
+        block = plan.assignments.of_stage(stage)
+        matrix = min((a for a in block.values() if a.is_matrix), key=lambda a: a.parameters)
+        found.append(_seconds(lambda: _touch(plan.weights.read(matrix.name))) / matrix.parameters)  # noqa: B023
+    return sorted(found)[len(found) // 2]
 
 
 def _touch(weight: FloatArray) -> None:
@@ -166,7 +182,7 @@ def _work(block: Assignments, spec: ModelSpec, recipe: Recipe) -> float:
     if not recipe.calibrated:
         return work
     tokens, searched = WINDOWS * WINDOW, len(awq.POWERS) * awq.SEARCHED_TOKENS * awq.SEARCHED_ROWS
-    fits = recipe.method == "gptq" or recipe.rank > 0
+    fits = recipe.method.endswith("gptq") or recipe.rank > 0
     # What a token is besides what it is multiplied with: attention to a window, norms, gates, sums.
     values = spec.num_heads * WINDOW + 4 * (spec.hidden_size + spec.intermediate_size) + spec.q_size + 2 * spec.kv_size
     work += (2 if recipe.method == "gptq" else 1) * tokens * (4.0 * WINDOW * spec.q_size + OF_VALUE * values)

@@ -1,12 +1,12 @@
 """Export through optimum-intel, for architectures that we do not map: its graph in our bundle.
 
-In: a checkpoint folder (or hub id), an output folder, a recipe. Out: the bundle, laid out as the pipeline's, and its
-manifest; or an error, and nothing left behind. optimum-intel loads the model with torch and traces it, NNCF compresses
+In: a checkpoint folder (or hub id), an output folder, a recipe. Out: the bundle, laid out like the pipeline's, and its
+manifest; or an error, and nothing left over. optimum-intel loads the model with torch and traces it, NNCF compresses
 the traced graph, and both hold the whole model in float32; nothing is resumed. Pickles and remote code are refused.
 
-Knows nothing about architectures: the graph tells its weights, and config.json the numbers of the ModelSpec, in which
-0 and False also mean that config.json does not say. Nor does it know what rounding explains of an error, which is why
-the manifest's check expects 0.0; what is checked is that the runtime computes what the stateful graph does.
+Knows nothing about architectures: weights come from the graph, and the numbers of the ModelSpec from config.json; 0 and
+False also mean that config.json does not say. It does not know how much of an error rounding explains either, so the
+manifest's check expects 0.0; what is checked is that the runtime computes what the stateful graph computes.
 """
 
 from __future__ import annotations
@@ -138,10 +138,10 @@ def export_with_optimum(
 
 
 def read_spec(checkpoint: Checkpoint) -> ModelSpec:
-    """The ModelSpec, as far as config.json tells it. Raises ConfigError where the runtime could not do without.
+    """The ModelSpec, as far as config.json gives it. Raises ConfigError if something is missing that the runtime needs.
 
-    rotary_dim, rope_theta, rms_norm_eps and intermediate_size are 0 where it does not say: in another word, or because
-    the model has none. output_norms is False, and tied_embeddings for the graph to tell.
+    rotary_dim, rope_theta, rms_norm_eps and intermediate_size are 0 if config.json does not give them, because it uses
+    another word or the model has none. output_norms is False, and so is tied_embeddings until the graph is read.
     """
     config = checkpoint.config
     hidden_size = config.positive("hidden_size", "n_embd", "d_model")
@@ -172,7 +172,7 @@ def read_spec(checkpoint: Checkpoint) -> ModelSpec:
 
 
 def _doubts(checkpoint: Checkpoint) -> list[str]:
-    """What the traced graph is known to leave out."""
+    """Warnings about what the traced graph is known to leave out."""
     if checkpoint.config.find("attn_logit_softcapping") is None:
         return []
     # Gemma2's own code has it only outside of scaled_dot_product_attention, which optimum-intel's exports need.
@@ -252,7 +252,7 @@ def _check(golden: Golden, recipe: Recipe) -> StageCheck:
 
 def _require_finite(logits: Logits, whose: str) -> None:
     if not np.isfinite(logits).all():
-        advice = "try another recipe" if whose == "compressed" else "is the checkpoint whole?"
+        advice = "try another recipe" if whose == "compressed" else "is the checkpoint complete?"
         raise VerificationError(f"the {whose} model gives NaN or infinity; {advice}")
 
 
@@ -271,5 +271,5 @@ def _check_runtime(checkpoint: Checkpoint, xml: Path, spec: ModelSpec, golden: G
     if not off <= FLOAT32_BOUND:
         raise VerificationError(
             f"with paged attention the model is off by {off:.2g} of its logits' scale, expected "
-            f"{FLOAT32_BOUND:g} or less; our runtime does not run {spec.architecture} rightly"
+            f"{FLOAT32_BOUND:g} or less; our runtime does not run {spec.architecture} correctly"
         )

@@ -25,14 +25,14 @@ PACKAGES = ("optimum.intel", "transformers", "torch")
 
 
 def require_packages() -> None:
-    """Raises ModuleNotFoundError; torch takes seconds to import, so this only looks."""
+    """Raises ModuleNotFoundError if a package is missing; only looks, because torch takes seconds to import."""
     for name in PACKAGES:
         if find_spec(name) is None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def trace(checkpoint: Checkpoint, folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """Have optimum-intel write the float32 graph: its .xml, and what it warned of. Raises CheckpointError."""
+    """Have optimum-intel write the float32 graph; returns its .xml and the warnings. Raises CheckpointError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from optimum.exporters.openvino import main_export
@@ -48,7 +48,7 @@ def trace(checkpoint: Checkpoint, folder: Path) -> tuple[Path, tuple[str, ...]]:
                 convert_tokenizer=False,
                 trust_remote_code=False,
                 local_files_only=True,
-                model_loading_kwargs={"use_safetensors": True},  # else pickles where they lie beside *.safetensors
+                model_loading_kwargs={"use_safetensors": True},  # otherwise pickles that are next to *.safetensors
             )
         except Exception as error:  # any: transformers and optimum-intel have no base class of their own
             if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
@@ -56,7 +56,7 @@ def trace(checkpoint: Checkpoint, folder: Path) -> tuple[Path, tuple[str, ...]]:
             raise CheckpointError(f"{checkpoint.path}: optimum-intel cannot export it: {reason(error)}") from error
     xml = folder / bundle.MODEL_XML
     if not xml.is_file():  # a model of several parts
-        raise CheckpointError(f"{checkpoint.path}: optimum-intel made no {xml.name} of it; is it a text model?")
+        raise CheckpointError(f"{checkpoint.path}: optimum-intel made no {xml.name} from it; is it a text model?")
     return xml, tuple(dict.fromkeys(f"optimum-intel: {line}" for line in said))
 
 
@@ -73,7 +73,7 @@ class _Collector(logging.Handler):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[list[str]]:
-    """Without the chatter of loading and tracing; what optimum-intel warns of is collected. Restores all it changes."""
+    """Silences loading and tracing, collects the warnings of optimum-intel, and restores everything it changes."""
     theirs, chatter = logging.getLogger("optimum"), logging.getLogger("transformers")
     level, handlers, propagate, collector = chatter.level, theirs.handlers, theirs.propagate, _Collector()
     theirs.handlers, theirs.propagate = [collector], False
@@ -92,5 +92,5 @@ def _quiet() -> Iterator[list[str]]:
 
 
 def reason(error: Exception) -> str:
-    """The telling line of an error, without the advice behind it."""
+    """The telling line of an error, without the advice after it."""
     return telling_line(error).split(" Please ")[0]
