@@ -108,6 +108,8 @@ def make(tiny: Tiny, folder: Path, **more: object) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             parameter.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.15)
     model.to(getattr(torch, tiny.dtype)).save_pretrained(folder)
+    written = json.loads((folder / "config.json").read_text())["model_type"]
+    assert written == tiny.architecture, f"{tiny.architecture} is tested by a checkpoint that calls itself {written}"
     add_both_rope_places(folder, tiny)
     write_tokenizer(folder)
     # Read back: .to() would have rounded the rotary frequencies as well.
