@@ -37,8 +37,8 @@ def load(
 
         engine                      "auto", "onnx" or "openvino"
         max_context                 tokens of prompt and answer; default: the model's limit
-        kv_cache_bytes              bound of the KV cache; default: 2 GiB
-        kv_cache_share              the same as a share of the memory that is free
+        kv_cache_bytes              upper bound of the KV cache; default: 2 GiB
+        kv_cache_share              the same bound as a share of the free memory
         kv_precision                "f32", "f16", "bf16", "u8" or "u4"; default: the engine's choice
         inference_precision         "f32", "f16" or "bf16"; default: the device's choice
         dynamic_quantization_group  activations that are rounded together; 0: none; default: the engine's rule

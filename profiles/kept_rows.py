@@ -18,8 +18,8 @@ How far it may be off is known from the samples' own spread. On SmolLM2-135M wit
     256      128       3.0                    4.1 %  +0.00 -0.03 -0.03               0.05
 
 and it falls with the square root of the tokens. Without samples a tail would have to be compared in groups of tokens,
-which bounds the KLD from below (log-sum inequality): behind 128 tokens, that misses 10.8 % of it with one group, 8.0 %
-with 256 and 5.2 % with 1,024; behind 1,024 tokens still 2.3 % with 256.
+which bounds the KLD from below (log-sum inequality): after 128 tokens, that misses 10.8 % of it with one group, 8.0 %
+with 256 and 5.2 % with 1,024; after 1,024 tokens still 2.3 % with 256.
 """
 
 from __future__ import annotations

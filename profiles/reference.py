@@ -71,7 +71,7 @@ def build(
     digest = reference_key(key, windows, settings, spec)
     if os.path.lexists(out):
         if not is_reference(out):
-            raise OutputError(f"{out} is there and is no whole reference; delete it, or name another file")
+            raise OutputError(f"{out} exists and is not a whole reference; delete it, or name another file")
         try:
             found = open_reference(out)
         except CalibrationError:  # damaged, or of another version
@@ -89,7 +89,7 @@ def build(
         runner.run_head(settings)
         made = assemble(work / MADE, journal.folder, windows, settings, spec, digest)
         if os.path.lexists(out) and not is_reference(out):
-            raise OutputError(f"{out} appeared meanwhile and is no reference; move it away and run this again")
+            raise OutputError(f"{out} appeared meanwhile and is not a reference; move it away and run this again")
         made.replace(out)
         remove_work(work, PARTS)
     except EdgeError as error:

@@ -68,9 +68,7 @@ def _tell_of_signal(number: int, out: Path) -> None:
 
     try:
         work = find_destination(out).work
-        kept = (
-            f"; what is done is kept in {work}: the same command goes on from there; to give it up, delete that folder"
-        )
+        kept = f"; what is done is kept in {work}: the same command resumes there; to give it up, delete that folder"
         line = f"edge: ended by {signal.Signals(number).name}{kept if work.is_dir() else ''}\n"
         os.write(2, line.encode(errors="backslashreplace"))
     except (OSError, OutputError):

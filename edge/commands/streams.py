@@ -31,7 +31,7 @@ _STDIN = "standard input"
 
 
 class ReaderLeft(BrokenPipeError):
-    """Whoever read stdout has gone, like `head` after its lines."""
+    """The reader of stdout has gone, like `head` after its lines."""
 
 
 class _Guard(io.TextIOWrapper):

@@ -12,6 +12,7 @@ import numpy as np
 
 from edge.export.compress import gptq
 from edge.export.compress.precision import Precision
+from edge.export.compress.rounding import nearest
 from edge.export.graph.numpy_parallel import ROWS, ParallelBuilder
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of
@@ -51,28 +52,6 @@ class Branching(ParallelBuilder):
     def add(self, a: Float32Array, b: Float32Array, name: str) -> Float32Array:
         branched = (len(b) - len(a)) // CARRIED  # since `a` was taken
         return super().add(np.concatenate([a, *[a[:CARRIED]] * branched]), b, name)
-
-
-def nearest(rows: Float32Array, precision: Precision) -> Float32Array:
-    """Rows of a matrix rounded to the nearest of their precision's numbers, as floats; scales from whole ranges."""
-    n, k = rows.shape
-    groups = rows.reshape(n, -1, precision.group_size or k)
-    low, high = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
-    if precision.symmetric:
-        half = 1 << (precision.bits - 1)
-        longer = np.where(-low >= high, -low, -high)  # the longer side gets the one integer more
-        scale = longer / half
-        scale[scale == 0] = 1
-        found = np.clip(np.rint(groups / scale), -half, half - 1) * scale
-    else:
-        most = (1 << precision.bits) - 1
-        low, high = np.minimum(low, 0), np.maximum(high, 0)
-        scale = (high - low) / most
-        scale[scale == 0] = 1
-        zero = np.rint(-low / scale)
-        found = (np.clip(np.rint(groups / scale) + zero, 0, most) - zero) * scale
-    rounded: Float32Array = found.reshape(n, k).astype(np.float32)
-    return rounded
 
 
 def round_as_exported(rows: Float32Array, inputs: gptq.Moments, precision: Precision) -> Weight:

@@ -27,10 +27,11 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from edge.export.budget.disturbance import CARRIED, PIECE, Branching, kld_sum, nearest, power_of, round_as_exported
+from edge.export.budget.disturbance import CARRIED, PIECE, Branching, kld_sum, power_of, round_as_exported
 from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.compress import awq, gptq
 from edge.export.compress.precision import Rounding
+from edge.export.compress.rounding import nearest
 from edge.export.graph import decoder
 from edge.export.graph.numpy_parallel import ParallelBuilder
 from edge.export.journal import Journal
@@ -112,7 +113,7 @@ def measure(
 
 
 def _measured(layers: int, depths: int) -> list[int]:
-    """The first and last two of so many blocks, which are not like those beside them, and some evenly between."""
+    """The first two and the last two blocks, which are unlike their neighbours, and some spread evenly between."""
     inner = np.linspace(1, layers - 2, depths - 2).round().astype(int).tolist()
     return sorted({0, layers - 1, *inner}) if layers > depths else list(range(layers))
 

@@ -123,7 +123,7 @@ class Conversion:
     def finish(self) -> str | None:
         """Wait for it. None when the models are in the folder, else one line that says why they are not.
 
-        Raises OutputError where they could not be written: that is no reason to make a bundle without them.
+        Raises OutputError where they could not be written: a bundle is not made without them for that.
         """
         if self._scratch.is_dir():
             code = self._process.wait()

@@ -1,7 +1,7 @@
 """The weights of a bundle in one file, written while they are made and read back from the map.
 
 In: weights by canonical name, one after the other. Out: the file (which becomes openvino_model.bin), where each
-constant lies in it, and the weights again as views into the mapped file. Knows nothing about graphs, recipes or
+constant is in it, and the weights again as views into the mapped file. Knows nothing about graphs, recipes or
 checkpoints.
 
 A constant is known as graphs know it: `NAME`, for a packed tensor also `NAME/scale` and `NAME/zero_point`, and the same
@@ -27,7 +27,7 @@ ALIGNMENT = 64  # bytes; vector loads of any engine
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """Where one weight lies in the file, and what its bytes mean."""
+    """Where one weight is in the file, and what its bytes mean."""
 
     shape: tuple[int, ...]
     bits: int  # 32 and 16 are floats
@@ -56,7 +56,7 @@ def _parts(name: str, weight: PackedTensor) -> dict[str, FloatArray]:
 
 
 class WeightStore(Mapping[str, Weight]):
-    """A file that grows by whole weights. `end` is where it ends; what lies behind that at opening is cut off."""
+    """A file that grows by whole weights. `end` is where it ends; what comes after that at opening is cut off."""
 
     def __init__(self, path: Path, records: Mapping[str, StoredWeight], end: int) -> None:
         self.path = path

@@ -173,7 +173,7 @@ def test_a_full_disk(
         assert code == "code 1"
         assert "Traceback" not in said
         assert "disk is full" in said or "bytes free, the bundle needs about" in said
-        assert (".out.partial" in there) == ("the same command goes on" in said)
+        assert (".out.partial" in there) == ("the same command resumes" in said)
         assert "out" not in there.split()
     assert {line.split()[1]: line.split()[0] for line in sums} == expected
 

@@ -1,4 +1,4 @@
-"""A killed export goes on where it was, and gives the same bytes as one that was left alone."""
+"""A killed export continues where it was, and gives the same bytes as one that was left alone."""
 
 from __future__ import annotations
 
@@ -386,7 +386,7 @@ def test_other_settings_begin_anew_with_what_was_measured(
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt) as found:
         export(tiny_checkpoint, out, max_bytes=100_000, progress=interrupt)
-    assert "the same command goes on" in found.value.__notes__[0]
+    assert "the same command resumes" in found.value.__notes__[0]
     manifest = export(tiny_checkpoint, out, max_bytes=120_000)
     assert len(calls) == 1
     assert 100_000 < manifest.weight_bytes <= 120_000

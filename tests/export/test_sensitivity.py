@@ -10,11 +10,12 @@ import pytest
 
 from edge.export import parallel
 from edge.export.budget import sensitivity
-from edge.export.budget.disturbance import CARRIED, nearest
+from edge.export.budget.disturbance import CARRIED
 from edge.export.budget.sensitivity import Sensitivity, measure
 from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.compress import awq, gptq
 from edge.export.compress.precision import Precision, Rounding
+from edge.export.compress.rounding import nearest
 from edge.export.graph import decoder
 from edge.export.graph.numpy_builder import NumpyBuilder
 from edge.export.tensors import Float32Array, to_float32

@@ -192,7 +192,7 @@ def test_what_is_there_already_is_read_and_what_is_another_is_replaced(
     other = build(weights, WINDOWS, path, key="b", settings=SOME)
     assert other.key != first.key
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(OutputError, match="no whole reference"):  # cut off: not even a zip file
+    with pytest.raises(OutputError, match="not a whole reference"):  # cut off: not even a zip file
         build(weights, WINDOWS, path, key="b", settings=SOME)
 
 
@@ -258,7 +258,7 @@ def test_an_archive_of_others_that_appears_meanwhile_stays(weights: WeightSource
         build(weights, WINDOWS, out, key="a", settings=SOME, progress=appear)
     with np.load(out) as archive:
         assert archive.files == ["mine"]
-    with pytest.raises(OutputError, match="no whole reference"):
+    with pytest.raises(OutputError, match="not a whole reference"):
         build(weights, WINDOWS, out, key="a", settings=SOME)
     with np.load(out) as archive:
         assert archive.files == ["mine"]
@@ -287,7 +287,7 @@ def test_a_damaged_file_is_refused(fresh: Path, tmp_path: Path, place: float) ->
 def test_files_of_others_stay(weights: WeightSource, tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("mine")
-    with pytest.raises(OutputError, match="no whole reference"):
+    with pytest.raises(OutputError, match="not a whole reference"):
         build(weights, WINDOWS, path, key="a", settings=SOME)
     assert path.read_text() == "mine"
     for wrong in (path, tmp_path / "absent", tmp_path, Path("/dev/zero"), Path("x" * 300), Path("a\0b")):
