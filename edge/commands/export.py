@@ -11,7 +11,7 @@ examples:
   edge export model.gguf out --recipe int4-asym-g64 --force
   edge export glm-4-9b-chat-hf glm4-5gb --max-bytes 5.2GB
   edge export glm-4-9b-chat-hf glm4-5gb --recipe int4-asym-g128-rot-gptq --dry-run
-  edge export Qwen/Qwen2.5-0.5B-Instruct qwen --frontend optimum
+  edge export google/gemma-2-2b-it gemma --frontend optimum
 """
 
 from __future__ import annotations
