@@ -54,7 +54,7 @@ NEW_TOKENS = 64
 
 
 def make_foreign(name: str, folder: Path) -> PreTrainedModel:
-    """A seeded tiny checkpoint of an architecture that we do not map; returns its model."""
+    """A seeded tiny checkpoint, of architectures that we map and of others; returns its model."""
     import transformers
 
     torch.manual_seed(11)
