@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     export_s = 0.0
     if not is_export_of(out, source, RECIPE):
         ours = _is_of_a_demo(out, source)
-        print(f"exporting {source.name} with recipe {RECIPE} to {out}", file=sys.stderr)
+        print(f"exporting {source} with recipe {RECIPE} to {out}", file=sys.stderr)
         started = time.perf_counter()
         with telling_what_is_kept(out), export_progress() as progress:
             export(source, out, RECIPE, force=ours, progress=progress)

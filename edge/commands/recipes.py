@@ -71,16 +71,14 @@ def run(args: argparse.Namespace) -> int:
 
 def weight_bytes(recipe: Recipe, spec: ModelSpec) -> int | None:
     """Bytes of all weights of a model, scales and zero points included; None where the model cannot have the recipe."""
-    from edge.export.weights.names import canonical_shapes
+    from edge.export.assignment import assign
 
     stored = _stored(recipe, spec)
-    if stored is None:
-        return None
-    return sum(recipe.bytes_of(name, shape) for name, shape in canonical_shapes(stored).items())
+    return None if stored is None else assign(recipe, stored).nbytes
 
 
 def _stored(recipe: Recipe, spec: ModelSpec) -> ModelSpec | None:
-    """The model as a bundle holds it, as `edge.export.rotation` says: a rotated one has a head of its own."""
+    """The model as a bundle holds it, as `edge.export.weights.rotation` says: a rotated one has a head of its own."""
     if not recipe.rotate:
         return spec
     return None if spec.output_norms else replace(spec, tied_embeddings=False)

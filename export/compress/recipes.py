@@ -33,6 +33,19 @@ METHODS: tuple[Method, ...] = get_args(Method)
 # What channels are scaled by before a block is rounded: nothing, the size of weights, or that of inputs.
 Scaling = Literal["off", "weights", "inputs"]
 SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
+TABLES = "recipes.toml"
+KEYS: Mapping[str, type] = {  # of a table
+    "description": str,
+    "linear": str,
+    "embedding": str,
+    "head": str,
+    "method": str,
+    "rotate": bool,
+    "awq": str,
+    "rank": int,
+}
+REQUIRED = {"description", "linear"}
+EXAMPLES = {str: '"int4-asym-g128", in quotes', bool: "true", int: "16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,27 +117,38 @@ class Recipe:
 @cache
 def recipes() -> dict[str, Recipe]:
     """All recipes by name, in the order of the file."""
-    tables = tomllib.loads((files("edge.export.compress") / "recipes.toml").read_text(encoding="utf-8"))
-    return {name: _recipe(name, **table) for name, table in tables.items()}
+    tables = tomllib.loads((files("edge.export.compress") / TABLES).read_text(encoding="utf-8"))
+    return {name: read_table(name, table) for name, table in tables.items()}
 
 
-def _recipe(
-    name: str,
-    description: str,
-    linear: str,
-    embedding: str | None = None,
-    head: str | None = None,
-    method: Method = "data-free",
-    rotate: bool = False,
-    awq: Scaling = "off",
-    rank: int = 0,
-) -> Recipe:
-    assert method in METHODS, f"{name}: method {method!r}"
-    assert awq in SCALINGS, f"{name}: awq {awq!r}"
-    precision = Precision.parse(linear)
-    default = precision if precision.is_float else Precision(8, precision.symmetric)
-    recipe = Recipe(name, description, precision, default, default, method, rotate, awq, rank)
-    return recipe.with_vocabulary(embedding, head, tied=False)
+def read_table(name: str, table: object) -> Recipe:
+    """A recipe from its table in recipes.toml. Raises RecipeError, which names the table and the key."""
+    where = f"{TABLES}, [{name}]"
+    if not isinstance(table, dict) or not table.keys() <= KEYS.keys() or not table.keys() >= REQUIRED:
+        found = ", ".join(map(shown, table)) if isinstance(table, dict) else "a single value"
+        raise RecipeError(
+            f"{where} has {found or 'nothing'}, expected {', '.join(sorted(REQUIRED))}, and of the others only "
+            f"{', '.join(sorted(KEYS.keys() - REQUIRED))}"
+        )
+    for key, value in table.items():
+        if type(value) is not KEYS[key]:
+            raise RecipeError(f"{where}: {key} is {shown(value)}, expected a value like {EXAMPLES[KEYS[key]]}")
+    method, awq, rank = table.get("method", "data-free"), table.get("awq", "off"), table.get("rank", 0)
+    for key, value, known in (("method", method, METHODS), ("awq", awq, SCALINGS)):
+        if value not in known:
+            raise RecipeError(f"{where}: {key} is {shown(value)}, expected {', '.join(known)}")
+    try:
+        linear = Precision.parse(table["linear"])
+        if linear.bits != 4 and (method, awq, rank) != ("data-free", "off", 0):
+            raise RecipeError("method, awq and rank are for linear layers of 4 bits; leave them out")
+        if rank < 0:
+            raise RecipeError(f"rank is {rank}, expected 0 or more")
+        default = linear if linear.is_float else Precision(8, linear.symmetric)
+        rotate = table.get("rotate", False)
+        recipe = Recipe(name, table["description"], linear, default, default, method, rotate, awq, rank)
+        return recipe.with_vocabulary(table.get("embedding"), table.get("head"), tied=False)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
 
 
 def find_recipe(name: str) -> Recipe:

@@ -108,7 +108,7 @@ def test_the_recipe_of_the_page_is_one(tiny_checkpoint: Path, tmp_path: Path, mo
     (table,) = [block.text for block in blocks(read(DOCS / "add-a-recipe.md")) if block.language == "toml"]
     ((name, settings),) = tomllib.loads(table).items()
     assert name not in recipes.recipes()
-    monkeypatch.setitem(recipes.recipes(), name, recipes._recipe(name, **settings))
+    monkeypatch.setitem(recipes.recipes(), name, recipes.read_table(name, settings))
     manifest = export(tiny_checkpoint, tmp_path / "out", name)
     assert manifest.recipe == name
     assert {tensor.precision for tensor in manifest.tensors.values()} >= {settings["linear"], settings["head"]}

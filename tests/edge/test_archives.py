@@ -80,7 +80,7 @@ def sources() -> set[str]:
     }
 
 
-DATA = {"edge/py.typed", "edge/export/recipes.toml", "edge/profiles/results/profile.json"}
+DATA = {"edge/py.typed", "edge/export/compress/recipes.toml", "edge/profiles/results/profile.json"}
 
 
 def test_the_wheel_holds_the_packages_and_their_data(wheel: Path) -> None:
@@ -102,7 +102,14 @@ def test_the_sdist_can_be_built_from(sdist: Path) -> None:
     root = f"edgeglm-{PROJECT['version']}"
     with tarfile.open(sdist) as archive:
         names = {name.removeprefix(f"{root}/") for name in archive.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO", "export/recipes.toml", "edge/cli.py"} <= names
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "PKG-INFO",
+        "export/compress/recipes.toml",
+        "edge/cli.py",
+    } <= names
     assert "profiles/results/profile.json" in names
     assert not [name for name in names if name.startswith((".venv", "build/", "dist/", ".git/"))]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import ml_dtypes
 import numpy as np
 import openvino as ov
@@ -10,7 +12,7 @@ import pytest
 from edge.export.compress import nncf as compress_module
 from edge.export.compress.nncf import Compressor
 from edge.export.compress.precision import Precision
-from edge.export.compress.recipes import find_recipe, recipes
+from edge.export.compress.recipes import find_recipe, read_table, recipes
 from edge.export.graph.openvino.models import linear_model
 from edge.export.tensors import PackedTensor, rows_of, take_rows, unpack
 from edge.runtime.errors import RecipeError
@@ -180,3 +182,48 @@ def test_recipes_state_their_bytes(name: str) -> None:
 def test_unknown_recipe_lists_the_known() -> None:
     with pytest.raises(RecipeError, match=r"int5.*known are .*int4-asym-g128"):
         find_recipe("int5")
+
+
+TABLE = {"description": "made up", "linear": "int4-asym-g64"}
+
+
+def test_a_table_is_a_recipe() -> None:
+    found = read_table("made-up", TABLE | {"awq": "inputs", "rank": 4, "head": "int4-sym-channel", "rotate": True})
+    assert (found.name, str(found.linear), str(found.embedding), str(found.head)) == (
+        "made-up",
+        "int4-asym-g64",
+        "int8-asym",
+        "int4-sym-channel",
+    )
+    assert (found.method, found.awq, found.rank, found.rotate, found.calibrated) == (
+        "data-free",
+        "inputs",
+        4,
+        True,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "named"),
+    [
+        (3, "a single value, expected description, linear"),
+        ({}, "has nothing, expected description, linear"),
+        ({"linear": "fp16"}, "has 'linear', expected description, linear"),
+        (TABLE | {"liner": "fp16"}, "'liner'"),
+        (TABLE | {"rank": 1.5}, "rank is 1.5, expected a value like 16"),
+        (TABLE | {"rank": True}, "rank is True"),
+        (TABLE | {"rank": -1}, "rank is -1, expected 0 or more"),
+        (TABLE | {"rotate": 1}, "rotate is 1, expected a value like true"),
+        (TABLE | {"awq": "input"}, "awq is 'input', expected off, weights, inputs"),
+        (TABLE | {"method": "gtpq"}, "method is 'gtpq', expected data-free, "),
+        (TABLE | {"linear": "int5"}, "precision 'int5' is unknown"),
+        (TABLE | {"head": "int4-asym"}, "expected a group size"),
+        (TABLE | {"linear": "int8-asym", "awq": "weights"}, "are for linear layers of 4 bits"),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_a_table_is_named(table: object, named: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(named)) as found:
+        read_table("made-up", table)
+    assert str(found.value).startswith("recipes.toml, [made-up]")
