@@ -62,7 +62,7 @@ def build(
 
     key: of the weights: `Plan.key`, with what has been changed in them since. progress: stage ("block 3", "head"),
     steps done, steps in all. What a killed or interrupted run has done stays in the folder `.NAME.partial` beside
-    `out`, which a run of the same key goes on from, after a full disk as well; an error of the input removes it. One
+    `out`, which a run of the same key continues from, after a full disk as well; an error of the input removes it. One
     process at a time may write one `out`. Raises CalibrationError for settings that do not fit the windows, TensorError
     for weights that give NaN, OutputError where the file cannot be written or `out` is something else.
     """
