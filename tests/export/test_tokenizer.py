@@ -272,7 +272,8 @@ def test_special_tokens_that_do_not_follow_the_ranks(tmp_path: Path, tokens: lis
 
 def test_special_token_that_is_a_rank(tmp_path: Path) -> None:
     config = {"added_tokens_decoder": {str(len(TOKENS)): {"content": "the"}}}
-    with pytest.raises(TokenizerError, match=f"special token {len(TOKENS)}, 'the', is also token {TOKENS.index(b'the')}"):
+    told = f"special token {len(TOKENS)}, 'the', is also token {TOKENS.index(b'the')}"
+    with pytest.raises(TokenizerError, match=told):
         from_tiktoken(write_ranks(tmp_path / "tokenizer.model", TOKENS), special_tokens(config))
 
 
