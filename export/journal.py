@@ -24,6 +24,8 @@ FORMAT = 2  # of what its makers record
 class Journal:
     """A list of steps, each a JSON object, and facts by name. On the disk before `add` and `note` return.
 
+    Where nothing is recorded under the key, opening it empties the folder, or makes it.
+
     Its `folder` also takes what a step needs of the one before it; nothing else may be there.
     """
 
@@ -34,6 +36,8 @@ class Journal:
         self.steps: list[Mapping[str, Any]] = []  # JSON, as their maker wrote them
         self.facts: dict[str, str] = {}
         self._read()
+        if self.empty:
+            self.clear()
 
     @property
     def empty(self) -> bool:

@@ -109,7 +109,6 @@ def _open_work(place: Destination, key: str) -> Work:
     check_ours(place.work, PARTS)
     work = Work(place.work, Journal(place.work / "journal", key))
     if work.journal.empty:
-        work.journal.clear()
         shutil.rmtree(work.folder, ignore_errors=True)
     for folder in (work.folder, work.kept):
         folder.mkdir(exist_ok=True)

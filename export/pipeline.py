@@ -204,9 +204,7 @@ def _made_before(work: Work, plan: Plan) -> Manifest | None:
         if sha256_of(work.folder / bundle.MANIFEST) == made:
             found = bundle.open_bundle(work.folder)
             found.check_hashes()
-            parts = {part for parts in plan.weights.sources.values() for part in parts}
-            hashes = tensor_sha256(plan.checkpoint, parts)
-            if found.manifest.source_sha256 == source_sha256(plan.checkpoint, hashes, plan.small_files):
+            if found.manifest.source_sha256 == _source_sha256(plan):
                 return found.manifest
     work.journal.clear()
     return None
@@ -240,10 +238,13 @@ def is_export_of(out: Path, source: Path, recipe: str) -> bool:
         return False
     if manifest.recipe != recipe or manifest.versions != versions(DEFAULT_FORMAT):
         return False
-    plan = make_plan(source, ExportSettings(recipe))
+    return manifest.source_sha256 == _source_sha256(make_plan(source, ExportSettings(recipe)))
+
+
+def _source_sha256(plan: Plan) -> str:
+    """The hash of a plan's source, all of which is read."""
     parts = {part for parts in plan.weights.sources.values() for part in parts}
-    hashes = tensor_sha256(plan.checkpoint, parts)
-    return manifest.source_sha256 == source_sha256(plan.checkpoint, hashes, plan.small_files)
+    return source_sha256(plan.checkpoint, tensor_sha256(plan.checkpoint, parts), plan.small_files)
 
 
 def bundle_bytes(plan: Plan, weights: int) -> int:
@@ -294,8 +295,6 @@ def _within(limits: Limits, plan: Plan, tokenizer: Tokenizer, kept: Path, progre
             progress(Progress(f"measuring {stage}", blocks, layers, total * blocks // (layers + 1), total, 0, 0, None))
 
         journal = Journal(kept.with_suffix(""), key)
-        if journal.empty:
-            journal.clear()
         measured = sensitivity.measure(plan.checkpoint, plan.weights, plan.options, ids, show, journal)
         write_durably(kept, json.dumps({"key": key, **measured.to_json()}).encode())
         journal.clear()  # states of many models, which nobody needs any more

@@ -130,7 +130,7 @@ def make_plan(source: str | Path, settings: ExportSettings, *, download: bool = 
         fixed = {EMBEDDING: embedding, HEAD: head} if not spec.tied_embeddings else {EMBEDDING: embedding or head}
         options = options_of(assignments, limits, fixed, onnx=format != "openvino", awq=not recipe.rotate)
     return Plan(
-        source=Path(source).resolve().name if Path(source).exists() else str(source),
+        source=source_name(source),
         checkpoint=checkpoint,
         weights=weights,
         recipe=recipe,
@@ -163,6 +163,11 @@ def _opened(checkpoint: Checkpoint, settings: ExportSettings) -> tuple[Weights, 
         spec = replace(spec, rotary_dim=settings.rotary_dim)
     adapter = None if settings.adapter is None else Adapter(Path(settings.adapter), spec, stored.layout)
     return replace(stored, spec=spec, change=adapter), adapter, decisions
+
+
+def source_name(source: str | Path) -> str:
+    """What a manifest calls a source: a hub id, or the name of a file or folder."""
+    return Path(source).resolve().name if Path(source).exists() else str(source)
 
 
 def versions(format: Format) -> dict[str, str]:

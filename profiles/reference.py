@@ -82,8 +82,6 @@ def build(
     check_ours(work, PARTS)
     try:
         journal = Journal(work / JOURNAL, digest)
-        if journal.empty:
-            journal.clear()
         runner = _Runner(weights, windows, journal, progress)
         runner.run_blocks()
         runner.run_head(settings)

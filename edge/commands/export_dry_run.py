@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from edge.commands.console import human_bytes, print_table
-from edge.commands.weight_rows import alike
+from edge.commands.weight_rows import AS_SAID, alike, shape_text
 
 if TYPE_CHECKING:
     from edge.export.assignment import Assignment
@@ -55,15 +55,14 @@ def _print_assignments(run: DryRun) -> None:
 
 
 def _said(assigned: Assignment) -> tuple[str, str, str, str, int]:
-    shape = " x ".join(map(str, assigned.shape))
     scaled = "" if assigned.scaled == "off" else assigned.scaled
-    return shape, str(assigned.precision), scaled, assigned.note or "as the recipe says", assigned.nbytes
+    return shape_text(assigned.shape), str(assigned.precision), scaled, assigned.note or AS_SAID, assigned.nbytes
 
 
 def _print_options(run: DryRun) -> None:
     said = {
         name: (
-            " x ".join(map(str, assigned.shape)),
+            shape_text(assigned.shape),
             ", ".join(map(str, run.options.get(name, (assigned.precision,)))),
         )
         for name, assigned in run.assignments.items()

@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edge.commands import options
-
-AS_SAID = "as the recipe says"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +38,7 @@ def _bundle(path: Path, as_json: bool) -> int:
     import json
 
     from edge.commands.console import human_bytes, print_json, print_table
-    from edge.commands.weight_rows import alike
+    from edge.commands.weight_rows import AS_SAID, alike, shape_text
     from edge.runtime.bundle import open_bundle
 
     manifest = open_bundle(path).manifest
@@ -68,7 +65,7 @@ def _bundle(path: Path, as_json: bool) -> int:
     said = {name: (t.shape, t.precision, t.note) for name, t in manifest.tensors.items()}
     for name, names, (shape, precision, note) in alike(said):
         size = sum(manifest.tensors[one].nbytes for one in names)
-        rows.append([name, len(names), " x ".join(map(str, shape)), precision, human_bytes(size), note or AS_SAID])
+        rows.append([name, len(names), shape_text(shape), precision, human_bytes(size), note or AS_SAID])
     print()
     print_table(["weight", "count", "shape", "precision", "bytes", "why"], rows)
     print()
@@ -83,13 +80,13 @@ def _checkpoint(source: str, as_json: bool) -> int:
     from edge.export.assignment import assign
     from edge.export.checkpoint.checkpoint import open_checkpoint
     from edge.export.compress.recipes import recipes
+    from edge.export.weights.rotation import rotated_spec
 
     checkpoint = open_checkpoint(source, download=False)
     spec, _ = describe(checkpoint)
     warnings = doubts(checkpoint, spec)
     sizes = {
-        name: assign(recipe, replace(spec, tied_embeddings=spec.tied_embeddings and not recipe.rotate)).nbytes
-        for name, recipe in recipes().items()  # a rotated model has a head of its own
+        name: assign(recipe, rotated_spec(spec) if recipe.rotate else spec).nbytes for name, recipe in recipes().items()
     }
     tensors = len(checkpoint.shapes)
     if as_json:

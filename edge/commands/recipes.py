@@ -12,7 +12,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edge.commands import options
@@ -20,6 +19,7 @@ from edge.commands.help import told
 from edge.runtime.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from edge.export.assignment import Assignments
     from edge.export.compress.recipes import Recipe
     from edge.profiles.record import Profile, Row
 
@@ -71,17 +71,18 @@ def run(args: argparse.Namespace) -> int:
 
 def weight_bytes(recipe: Recipe, spec: ModelSpec) -> int | None:
     """Bytes of all weights of a model, scales and zero points included; None where the model cannot have the recipe."""
+    assignments = _assigned(recipe, spec)
+    return None if assignments is None else assignments.nbytes
+
+
+def _assigned(recipe: Recipe, spec: ModelSpec) -> Assignments | None:
+    """What every weight gets; None where the model cannot have the recipe."""
     from edge.export.assignment import assign
+    from edge.export.weights.rotation import is_rotatable, rotated_spec
 
-    stored = _stored(recipe, spec)
-    return None if stored is None else assign(recipe, stored).nbytes
-
-
-def _stored(recipe: Recipe, spec: ModelSpec) -> ModelSpec | None:
-    """The model as a bundle holds it, as `edge.export.weights.rotation` says: a rotated one has a head of its own."""
     if not recipe.rotate:
-        return spec
-    return None if spec.output_norms else replace(spec, tied_embeddings=False)
+        return assign(recipe, spec)
+    return assign(recipe, rotated_spec(spec)) if is_rotatable(spec) else None
 
 
 def measured() -> Profile:
@@ -101,13 +102,13 @@ def _spec(source: str) -> ModelSpec:
 
 
 def _facts(recipe: Recipe, spec: ModelSpec, profile: Profile) -> dict[str, Any]:  # Any: JSON
-    size, stored = weight_bytes(recipe, spec), _stored(recipe, spec)
+    assignments = _assigned(recipe, spec)
     rows = [row for row in _usual_rows(profile) if row.recipe == recipe.name]
     return {
         "name": recipe.name,
         "description": recipe.description,
-        "weight_bytes": size,
-        "bits_per_weight": None if size is None or stored is None else round(8 * size / stored.num_parameters, 4),
+        "weight_bytes": None if assignments is None else assignments.nbytes,
+        "bits_per_weight": None if assignments is None else assignments.bits_per_weight,
         "needs_calibration_text": recipe.calibrated,
         "measured": {
             row.engine: {"kld": row.accuracy.kld, "kld_stderr": row.accuracy.kld_stderr, "kv_cache": row.kv_cache}

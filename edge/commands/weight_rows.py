@@ -9,6 +9,7 @@ import re
 from collections.abc import Hashable, Iterator, Mapping
 from typing import TypeVar
 
+AS_SAID = "as the recipe says"  # where a weight has no note
 LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 Said = TypeVar("Said", bound=Hashable)
 
@@ -21,6 +22,11 @@ def alike(weights: Mapping[str, Said]) -> Iterator[tuple[str, list[str], Said]]:
         found.setdefault((match[2] if match else name, said), []).append(name)
     for (_, said), names in found.items():
         yield _together(names), names, said
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """A shape as these tables show it."""
+    return " x ".join(map(str, shape))
 
 
 def _together(names: list[str]) -> str:

@@ -17,6 +17,7 @@ from edge.export.compress.precision import Precision, Rounding, fit, stored_byte
 from edge.export.compress.recipes import Recipe
 from edge.export.graph.onnx.blocks import block_size
 from edge.export.settings import Limits
+from edge.export.weights.rotation import is_rotatable
 from edge.runtime.errors import RecipeError
 from edge.runtime.spec import ModelSpec
 
@@ -32,11 +33,11 @@ NPU = tuple(Precision.parse(text) for text in ("int4-sym-channel", "int4-sym-g12
 def base_recipe(limits: Limits, spec: ModelSpec) -> Recipe:
     """What is fixed before anything is measured: how matrices are rounded, and 8 bits where nothing is chosen.
 
-    Rotated, where the model can be. It cannot with norms after attention and MLP. A tied head would become a matrix of
-    its own, for whose bytes all other matrices can have more bits.
+    Rotated, where the model can be. A tied head would become a matrix of its own, for whose bytes all other matrices
+    can have more bits.
     """
     eight = Precision(8, symmetric=limits.device == "NPU")
-    rotate = not spec.output_norms and not spec.tied_embeddings
+    rotate = is_rotatable(spec) and not spec.tied_embeddings
     name = "mixed-rot-gptq" if rotate else "mixed-gptq"
     return Recipe(name, "chosen within a budget", eight, eight, eight, "gptq", rotate=rotate)
 

@@ -65,16 +65,22 @@ class Sensitivity:
         return self.errors[name][choice] * self.gains[name]
 
     def to_json(self) -> dict[str, object]:
-        errors = {name: {str(choice): error for choice, error in found.items()} for name, found in self.errors.items()}
+        errors = {name: _by_text(found) for name, found in self.errors.items()}
         return {"errors": errors, "gains": dict(self.gains), "measured": list(self.measured)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Sensitivity:  # JSON, as to_json gives it
-        errors = {
-            name: {Rounding.parse(choice): float(error) for choice, error in found.items()}
-            for name, found in data["errors"].items()
-        }
+        errors = {name: _by_rounding(found) for name, found in data["errors"].items()}
         return cls(errors, {name: float(gain) for name, gain in data["gains"].items()}, tuple(data["measured"]))
+
+
+def _by_text(errors: Mapping[Rounding, float]) -> dict[str, float]:
+    return {str(choice): error for choice, error in errors.items()}
+
+
+def _by_rounding(errors: Mapping[str, float]) -> dict[Rounding, float]:
+    """The inverse of `_by_text`. Raises RecipeError."""
+    return {Rounding.parse(choice): float(error) for choice, error in errors.items()}
 
 
 def measure(
@@ -101,14 +107,15 @@ def measure(
     run.resume(walk)
     with threadpool_limits(1, "blas"):
         for stage in walk.remaining:
-            if stage.index == 0:
-                record, states = run.embed()
-                walk.finish(stage, record, **states)
-                continue
-            progress(stage.name, stage.index - 1)
-            if stage.layer is not None:
-                record, states = run.block(stage.layer, stage.own(spec), replace=stage.layer in measured)
-                walk.finish(stage, record, **states)
+            if stage.index > 0:
+                progress(stage.name, stage.index - 1)
+            if stage.is_head:
+                break
+            if stage.layer is None:
+                names = run.embed()
+            else:
+                names = run.block(stage.layer, stage.own(spec), replace=stage.layer in measured)
+            walk.finish(stage, run.record(names), **run.states())
         return run.head()
 
 
@@ -121,7 +128,7 @@ def _measured(layers: int, depths: int) -> list[int]:
 class _Measurement:
     """Hidden states of the float model, and of models in which one matrix is replaced, between two stages.
 
-    `embed` and `block` return what a `Walk` keeps of them, which `resume` reads back.
+    `embed` and `block` return the matrices they measured; a `Walk` keeps `record` and `states` for `resume` to read.
     """
 
     def __init__(
@@ -139,9 +146,9 @@ class _Measurement:
         """Continue after the stages that a walk has done."""
         for record in walk.records:
             for name, found in record["matrices"].items():
-                self._errors[name] = {Rounding.parse(choice): error for choice, error in found["errors"].items()}
+                self._errors[name] = _by_rounding(found["errors"])
                 if found["nearest"]:
-                    self._nearest[name] = {Rounding.parse(choice): error for choice, error in found["nearest"].items()}
+                    self._nearest[name] = _by_rounding(found["nearest"])
                 if found["swapped"] is not None:
                     self._swapped[name] = found["swapped"]
         if walk.records:
@@ -150,23 +157,23 @@ class _Measurement:
             for i, name in enumerate(walk.records[-1]["replaced"]):
                 self._replaced[name] = np.array(models[i * CARRIED : (i + 1) * CARRIED])
 
-    def _states(self) -> dict[str, Float32Array | Batches]:
+    def states(self) -> dict[str, Float32Array | Batches]:
         shape = (len(self._replaced) * CARRIED, *self._hidden.shape[1:])
         return {"hidden": self._hidden, "replaced": Batches(shape, self._replaced.values())}
 
-    def _record(self, names: Iterable[str]) -> dict[str, object]:
+    def record(self, names: Iterable[str]) -> dict[str, object]:
         """What was measured of these matrices, and the order of the states of models that one is replaced in."""
         matrices = {
             name: {
-                "errors": {str(choice): error for choice, error in self._errors[name].items()},
-                "nearest": {str(choice): error for choice, error in self._nearest.get(name, {}).items()},
+                "errors": _by_text(self._errors[name]),
+                "nearest": _by_text(self._nearest.get(name, {})),
                 "swapped": self._swapped.get(name),
             }
             for name in names
         }
         return {"matrices": matrices, "replaced": list(self._replaced)}
 
-    def embed(self) -> tuple[dict[str, object], dict[str, Float32Array | Batches]]:
+    def embed(self) -> list[str]:
         """Start."""
         matrix, spec = self._weights.read(EMBEDDING), self._spec
         self._hidden = self._float({EMBEDDING: matrix}).embedding(self._ids, "embed")
@@ -181,11 +188,9 @@ class _Measurement:
         swap = _middle(self._candidates[EMBEDDING])
         self._swapped[EMBEDDING] = self._errors[EMBEDDING][swap]
         self._replaced[EMBEDDING] = rounded[swap][places.reshape(-1)].reshape(CARRIED, -1, spec.hidden_size)
-        return self._record([EMBEDDING]), self._states()
+        return [EMBEDDING]
 
-    def block(
-        self, layer: int, names: Sequence[str], *, replace: bool
-    ) -> tuple[dict[str, object], dict[str, Float32Array | Batches]]:
+    def block(self, layer: int, names: Sequence[str], *, replace: bool) -> list[str]:
         """Pass a block of these weights; with `replace`, with models in which one of its matrices is replaced."""
         self._checkpoint.prefetch(part for name in names for part in self._weights.sources[name])
         floats = ReadWhenNeeded(self._weights.read, names)
@@ -212,7 +217,7 @@ class _Measurement:
             self._replaced[name] = out[n + i * CARRIED : n + (i + 1) * CARRIED].copy()
         self._hidden = out[:n].copy()
         self._checkpoint.release()
-        return self._record(seen), self._states()
+        return seen
 
     def head(self) -> Sensitivity:
         """Finish: the KLD of every replaced model."""

@@ -32,7 +32,6 @@ from edge.export.weights.names import EMBEDDING, Sources, Stage, stages_of
 from edge.runtime.spec import ModelSpec
 
 # Loading packages, proving graphs, making tokenizer models, writing graphs: an export of a model of next to nothing.
-FIRST_BLOCK = Stage(1, "block 0", 0)
 FIXED_S = 4.0
 TEXT_S = 4.0  # more where the text that comes with Python is read and cut into tokens
 WIDEST = 1024  # hidden size of the small model
@@ -89,8 +88,8 @@ def expected_seconds(plan: Plan) -> tuple[float, float]:
     spec = plan.spec
     vocabulary = sum(a.parameters for a in likely.assignments.values() if not a.in_block and a.is_matrix)
     vocabulary_s = vocabulary * (rates.vocabulary_s + 2 * rates.reading_s)
-    block = likely.assignments.of_stage(FIRST_BLOCK)
-    small = assign(recipe, rates.small).of_stage(FIRST_BLOCK)
+    first = stages_of(spec)[1]
+    block, small = (table.of_stage(first) for table in (likely.assignments, assign(recipe, rates.small)))
     block_s = rates.calls_s + rates.block_s * _work(block, spec, recipe) / _work(small, rates.small, recipe)
     block_s += 2 * block.parameters * rates.reading_s
     total = FIXED_S + (TEXT_S if recipe.calibrated else 0) + vocabulary_s + spec.num_layers * block_s
@@ -106,6 +105,7 @@ def _rehearse(plan: Plan) -> Rates:
     assignments = assign(recipe, small)
     weights = RandomWeights(small, assignments)
     plan_of_small = replace(plan, weights=weights, assignments=assignments)
+    embedding, block, _ = stages_of(small)
     compressor = Compressor()
     ids = np.random.default_rng(0).integers(0, small.vocab_size, (WINDOWS, WINDOW))
     calibration = Calibration(ids, small, twin=recipe.method == "gptq") if recipe.calibrated else None
@@ -114,17 +114,16 @@ def _rehearse(plan: Plan) -> Rates:
         compressor.compress("w.weight", np.ones((8, 128), np.float32), Precision(4, group_size=128))
 
     call()  # nncf takes seconds to import, and longer for its first call than for others
-    calls = sum(a.is_matrix and not a.precision.is_float for a in assignments.of_stage(FIRST_BLOCK).values())
+    calls = sum(a.is_matrix and not a.precision.is_float for a in assignments.of_stage(block).values())
     calls_s = 0.0 if recipe.calibrated else calls * min(_seconds(call), _seconds(call))
     verifier = Verifier(list(range(GOLDEN_TOKENS)), small, [])
-    embedding = stages_of(small)[0]
 
     def embed() -> None:
         packed = pack_stage(embedding, plan_of_small, compressor, calibration)
         verifier.embed({EMBEDDING: weights.read(EMBEDDING)}, packed)
 
     def pass_block() -> None:
-        packed = pack_stage(FIRST_BLOCK, plan_of_small, compressor, calibration)
+        packed = pack_stage(block, plan_of_small, compressor, calibration)
         verifier.block(0, {name: weights.read(name) for name in packed}, packed)
 
     vocabulary_s, block_s = _seconds(embed), _seconds(pass_block)
@@ -142,14 +141,14 @@ def _seconds(run: Callable[[], None]) -> float:
 
 def _reading(plan: Plan) -> float:
     """Seconds for a parameter of the checkpoint: of the smallest matrix in three blocks, the one in the middle."""
-    layers, found = plan.spec.num_layers, []
-    for stage in stages_of(plan.spec)[1:-1]:
-        if stage.layer not in (0, layers // 2, layers - 1):
-            continue
+    blocks = stages_of(plan.spec)[1:-1]
+
+    def of_block(stage: Stage) -> float:
         block = plan.assignments.of_stage(stage)
         matrix = min((a for a in block.values() if a.is_matrix), key=lambda a: a.parameters)
-        found.append(_seconds(lambda: _touch(plan.weights.read(matrix.name))) / matrix.parameters)  # noqa: B023
-    return sorted(found)[len(found) // 2]
+        return _seconds(lambda: _touch(plan.weights.read(matrix.name))) / matrix.parameters
+
+    return sorted(map(of_block, (blocks[0], blocks[len(blocks) // 2], blocks[-1])))[1]
 
 
 def _touch(weight: FloatArray) -> None:

@@ -34,7 +34,7 @@ from edge.export.interop.sidecars import write_server_graph, write_sidecars
 from edge.export.manifest_of import make_manifest
 from edge.export.output import check_space, work_folder
 from edge.export.pipeline import SIDECAR_BYTES, check_arguments
-from edge.export.plan import source_sha256, tensor_sha256, versions
+from edge.export.plan import source_name, source_sha256, tensor_sha256, versions
 from edge.export.proof import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden
 from edge.export.settings import ExportSettings
 from edge.export.source_files import SourceFiles
@@ -121,7 +121,7 @@ def export_with_optimum(
         hashes = tensor_sha256(checkpoint, checkpoint.shapes)
         sources.check_unchanged(checkpoint, hashes)
         manifest = make_manifest(
-            source=Path(source).resolve().name if Path(source).exists() else str(source),
+            source=source_name(source),
             source_sha256=source_sha256(checkpoint, hashes, checkpoint.small_files()),
             spec=spec,
             recipe=chosen.name,

@@ -126,11 +126,11 @@ def became(matrices: Mapping[str, Matrix], asked: Assignments) -> Assignments:
     found = []
     for name, matrix in matrices.items():
         assigned, precision = asked[name], matrix.precision
-        wanted = assigned.precision
-        if precision == replace(wanted, group_size=wanted.group_size % matrix.shape[-1]):  # one group is a whole row
-            precision, why = wanted, assigned.why
+        planned = assigned.precision
+        if precision == replace(planned, group_size=planned.group_size % matrix.shape[-1]):  # one group is a whole row
+            precision, why = planned, assigned.why
         else:
-            why = f"nncf gave it this and not {wanted}"
+            why = f"nncf gave it this and not {planned}"
         found.append(replace(assigned, precision=precision, nbytes=matrix.nbytes, why=why))
     return Assignments(found)
 

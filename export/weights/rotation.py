@@ -32,6 +32,16 @@ READERS = {"attn.qkv.weight": "input_norm.weight", "mlp.gate_up.weight": "post_n
 WRITERS = ("attn.o.weight", "mlp.down.weight")
 
 
+def is_rotatable(spec: ModelSpec) -> bool:
+    """Whether a model's residual stream can be rotated: norms after attention and MLP prevent it."""
+    return not spec.output_norms
+
+
+def rotated_spec(spec: ModelSpec) -> ModelSpec:
+    """The spec of a rotated model, which has a head of its own."""
+    return replace(spec, tied_embeddings=False)
+
+
 @dataclass(frozen=True)
 class RotatedWeights:
     """`Weights` in another basis, in float32. Raises RecipeError for a model whose norms prevent it."""
@@ -39,7 +49,7 @@ class RotatedWeights:
     original: Weights
 
     def __post_init__(self) -> None:
-        if self.original.spec.output_norms:
+        if not is_rotatable(self.original.spec):
             raise RecipeError(
                 f"{self.original.spec.architecture} has norms after attention and MLP, which a rotation cannot pass; "
                 "use -awq-gptq instead of -rot-gptq"
@@ -51,8 +61,7 @@ class RotatedWeights:
 
     @cached_property
     def spec(self) -> ModelSpec:
-        """With a head of its own."""
-        return replace(self.original.spec, tied_embeddings=False)
+        return rotated_spec(self.original.spec)
 
     @cached_property
     def sources(self) -> Sources:

@@ -50,8 +50,7 @@ def inline_code(text: str) -> list[str]:
 
 def headings(text: str) -> list[str]:
     """Headings as they are read: without backticks and links."""
-    plain = _INDENTED.sub("\n\n", _FENCE.sub("", _COMMENT.sub("", text)))
-    return [_LINK.sub(lambda m: m["text"] or "", match[2]).replace("`", "") for match in _HEADING.finditer(plain)]
+    return [_LINK.sub(lambda m: m["text"] or "", match[2]).replace("`", "") for match in _HEADING.finditer(prose(text))]
 
 
 def links(text: str) -> list[str]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 
 from edge.export import pipeline
@@ -33,15 +32,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         found[name] = tmp_path_factory.mktemp(name) / "checkpoint"
         tiny.make(next(t for t in tiny.TINIES if t.name == name), found[name])
     return found
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Little text, which is read in no time."""
-    path = tmp_path_factory.mktemp("text") / "words.txt"
-    words = np.random.default_rng(0).choice(["edge", "of", "the", "wood", "lies", "a", "lake", "42"], 3000)
-    path.write_text(" ".join(words.tolist()))
-    return path
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from edge.commands.kinds import size as parse_bytes
@@ -32,15 +31,6 @@ BUDGET = 110_000  # of a tiny model that has 98,080 bytes at least
 
 def digests(bundle: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(bundle.iterdir())}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Little text, which is read in no time."""
-    path = tmp_path_factory.mktemp("text") / "words.txt"
-    words = np.random.default_rng(0).choice(["edge", "of", "the", "wood", "lies", "a", "lake", "42"], 3000)
-    path.write_text(" ".join(words.tolist()))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ import pytest
 from edge.export.assignment import assign
 from edge.export.compress.recipes import Recipe, find_recipe, recipes
 from edge.export.forecast import rehearsal
-from edge.export.forecast.rehearsal import FIRST_BLOCK, FIXED_S, Rates, _small, _work, expected_seconds
+from edge.export.forecast.rehearsal import FIXED_S, Rates, _small, _work, expected_seconds
 from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
+from edge.export.weights.names import stages_of
 from edge.runtime.spec import ModelSpec
 
 NINE_B = ModelSpec(
@@ -69,7 +70,7 @@ def test_the_small_model_has_the_form_of_the_large_one(widest: int) -> None:
     assert small.intermediate_size % 128 == 0
     assert small.num_parameters < NINE_B.num_parameters / 100
     one_layer = {name for name in assign(find_recipe("int8-asym"), NINE_B) if not name.startswith("layers.")}
-    one_layer |= set(assign(find_recipe("int8-asym"), NINE_B).of_stage(FIRST_BLOCK))
+    one_layer |= set(assign(find_recipe("int8-asym"), NINE_B).of_stage(stages_of(NINE_B)[1]))
     assert set(assign(find_recipe("int8-asym"), small)) == one_layer
     assert _small(small, widest) == small
 
@@ -79,7 +80,7 @@ def test_work_is_that_of_the_recipe() -> None:
 
     def work(name: str) -> float:
         recipe = find_recipe(name)
-        return _work(assign(recipe, NINE_B).of_stage(FIRST_BLOCK), NINE_B, recipe)
+        return _work(assign(recipe, NINE_B).of_stage(stages_of(NINE_B)[1]), NINE_B, recipe)
 
     assert work("int8-asym") == work("int4-asym-g128")
     assert work("int4-asym-g128") < work("int4-asym-g128-awq") < work("int4-asym-g128-gptq")

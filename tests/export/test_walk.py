@@ -24,10 +24,7 @@ def states(index: int) -> Float32Array:
 
 
 def opened(folder: Path) -> Walk:
-    journal = Journal(folder / "journal", "key")
-    if journal.empty:
-        journal.clear()
-    return Walk(SPEC, journal)
+    return Walk(SPEC, Journal(folder / "journal", "key"))
 
 
 def walked(folder: Path, stages: int) -> Walk:
