@@ -22,7 +22,7 @@ from edge.runtime.json_reader import parse_json
 from edge.runtime.markup import GUARD, MarkedText, Markup, plain_text
 from edge.runtime.messages import MessageLike, messages_from
 from edge.runtime.template_sandbox import Sandbox, render
-from edge.runtime.tools import JsonObject, check_json, checked_tools
+from edge.runtime.tools.declared import JsonObject, check_json, checked_tools
 from edge.runtime.unicode import check_text
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from edge.runtime.errors import EdgeError
 from edge.runtime.logprobs import TokenLogprob
+from edge.runtime.messages import Message, ToolCall
 
 FinishReason = Literal["stop", "length", "tool_calls", "deadline", "cancelled", "error"]
 
@@ -48,6 +49,16 @@ class StoppedBy(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class CallPiece:
+    """A piece of a call of a tool. The first has the name and no arguments; the arguments of all, joined, are JSON."""
+
+    index: int  # of the call within the answer
+    id: str  # of the call, the same in each of its pieces
+    name: str = ""  # in the first piece only
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """What one step added.
 
@@ -62,6 +73,7 @@ class Chunk:
     finish_reason: FinishReason | None = None  # set on the last chunk only
     stopped_by: StoppedBy | None = None  # set on the last chunk only, if the reason is "stop"
     stats: Stats | None = None  # set on the last chunk only
+    calls: tuple[CallPiece, ...] = ()  # of tools; made by `LLM.chat`
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +87,9 @@ class Answer:
     logprobs: tuple[TokenLogprob, ...] = ()
     stopped_by: StoppedBy | None = None
     error: EdgeError | None = None  # if finish_reason is "error"
+    tool_calls: tuple[ToolCall, ...] = ()  # the last may be cut if finish_reason is not "tool_calls"
+
+    @property
+    def message(self) -> Message:
+        """The answer as a message of the conversation that it continues."""
+        return Message("assistant", self.text, tool_calls=self.tool_calls)

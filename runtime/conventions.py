@@ -20,7 +20,7 @@ from jinja2 import meta, nodes
 
 from edge.runtime.errors import PromptError
 from edge.runtime.messages import Message, ToolCall
-from edge.runtime.tools import GLM_TOOLS, JsonObject
+from edge.runtime.tools.declared import GLM_TOOLS, JsonObject
 
 _RESULTS = ("tool", "function", "observation")
 

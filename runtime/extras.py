@@ -19,6 +19,10 @@ EXTRAS = {
     **dict.fromkeys(("gguf", "huggingface_hub", "ml_dtypes", "nncf", "onnx", "openvino_tokenizers"), "export"),
     **dict.fromkeys(("scipy", "threadpoolctl", "transformers"), "export"),
     "argcomplete": "completion",
+    "prompt_toolkit": "chat",
+    **dict.fromkeys(("bs4", "docx", "pypdf"), "documents"),
+    "bm25s": "tools",
+    "mcp": "mcp",
     "matplotlib": "profile",
     **dict.fromkeys(("lm_eval", "tqdm"), "lm-eval"),
     **dict.fromkeys(("optimum", "torch"), "optimum"),
@@ -26,6 +30,7 @@ EXTRAS = {
 # Extra -> those it includes: work that needs the one is told of it at once, not of each part in turn.
 INCLUDED = {
     "export": frozenset({"openvino", "onnx"}),
+    "tools": frozenset({"documents", "grammar"}),
     "profile": frozenset({"openvino", "onnx", "export"}),
     "optimum": frozenset({"openvino", "onnx", "export"}),
 }

@@ -42,7 +42,7 @@ from edge.runtime.settings import (
 from edge.runtime.speculation import DraftStore, SharedDrafts
 from edge.runtime.stream import Stream, read_all
 from edge.runtime.tokenizer import Tokenizer
-from edge.runtime.tools import JsonObject
+from edge.runtime.tools.declared import JsonObject
 
 PromptLike = str | Sequence[int] | Prompt | Sequence[MessageLike]
 MAX_SAMPLES = 1024  # answers to one prompt at once

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from edge.runtime.errors import PromptError, in_words, not_expected, shown
-from edge.runtime.tools import JsonObject, checked_tools
+from edge.runtime.tools.declared import JsonObject, checked_tools
 from edge.runtime.unicode import check_text
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function", "observation"]

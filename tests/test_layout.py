@@ -12,7 +12,9 @@ PACKAGE = Path(edge.__file__).parent
 LONGEST = 350  # lines of a file of the package
 AT_THE_ROOT = 18  # files of `export/` beside its wings
 FILES = sorted(
-    path for part in ("", "commands", "export", "profiles", "runtime") for path in (PACKAGE / part).glob("*.py")
+    path
+    for part in ("", "commands", "documents", "export", "profiles", "runtime", "tools", "wire")
+    for path in (PACKAGE / part).glob("*.py")
 )
 FILES += sorted(path for part in ("export", "runtime") for path in (PACKAGE / part).glob("*/**/*.py"))
 

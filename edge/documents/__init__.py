@@ -1,0 +1,1 @@
+"""Documents of users as text for a prompt."""
