@@ -121,8 +121,7 @@ def argument_schema(function: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON
     schema: dict[str, Any] = deepcopy(dict(function.get("parameters") or _NO_ARGUMENTS))
     if schema.setdefault("type", "object") != "object":
         raise SettingsError(f"the schema's type is {schema['type']!r}, expected 'object'")
-    if not any(key in schema for key in _OPEN):
-        schema.setdefault("properties", {})
+    if "properties" in schema and not any(key in schema for key in _OPEN):
         schema["additionalProperties"] = False
     return schema
 

@@ -13,18 +13,10 @@ from hypothesis import strategies as st
 from edge.runtime.chunk import CallPiece
 from edge.runtime.tools.format import RAW_ARGUMENTS
 from edge.runtime.tools.reader import AnswerReader, CallForm
+from tests.runtime.tools.languages import LANGUAGES
 
 NAMES = ("get", "get_weather", "get_weather_now", "天气", "a b", "python")  # some are prefixes of others
 TOOLS = {name: name == "python" for name in NAMES}
-# A sentence in each of 26 languages.
-LANGUAGES = (
-    "今天天气怎么样？", "What is the weather?", "天気はどうですか。", "날씨 어때요?", "Wie ist das Wetter?",
-    "Quel temps fait-il à Besançon ?", "¿Qué tiempo hace mañana?", "Com'è il tempo? È sereno.", "Está a chover?",
-    "Какая погода?", "Jaka jest pogoda?", "Wat voor weer is het?", "Hava nasıl?", "Jaké je počasí?",
-    "Thời tiết thế nào?", "هوا چطور است؟", "Milyen az időjárás?", "Τι καιρό κάνει;", "Cum e vremea?",
-    "Hur är vädret?", "Яка погода?", "Millainen sää on?", "Hvordan er vejret?", "كيف الطقس؟", "Какво е времето?",
-    "Hvordan er været på fjellet?",
-)  # fmt: skip
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from([*LANGUAGES, "}", '{"a": 1}', "\n", "🙂"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
