@@ -125,6 +125,12 @@ class ChatSession:
         ]
         return self._ask([*self.messages, *told], tool_choice, options)
 
+    def answer(
+        self, *, tool_choice: ToolChoiceLike | None = None, **options: Unpack[GenerationOptions]
+    ) -> Generator[Chunk, None, None]:
+        """Answer the conversation as it is, after `load`. Raises as `send`."""
+        return self._ask(self.messages, tool_choice, options)
+
     def retry(self, **options: Unpack[GenerationOptions]) -> Generator[Chunk, None, None]:
         """Answer the last question again; the earlier answer is forgotten once the new one begins.
 
