@@ -21,7 +21,7 @@ EXTRAS = {
     "argcomplete": "completion",
     "prompt_toolkit": "chat",
     **dict.fromkeys(("bs4", "docx", "pypdf"), "documents"),
-    "bm25s": "tools",
+    **dict.fromkeys(("bm25s", "msgspec"), "tools"),
     "mcp": "mcp",
     "matplotlib": "profile",
     **dict.fromkeys(("lm_eval", "tqdm"), "lm-eval"),

@@ -46,8 +46,8 @@ def _events(rounds: Rounds) -> Generator[Event, None, None]:
     while True:
         with closing(rounds.ask()) as chunks:
             for chunk in chunks:
-                if (text := rounds.read(chunk)) is not None:
-                    yield text
+                if (piece := rounds.read(chunk)) is not None:
+                    yield piece
         rounds.end_answer()
         if rounds.done is not None:
             yield rounds.done

@@ -42,8 +42,8 @@ async def _events(rounds: Rounds) -> AsyncGenerator[Event, None]:
         chunks = await _in_thread(rounds.ask)
         try:
             while (chunk := await _in_thread(lambda: _next(chunks))) is not None:  # noqa: B023  # awaited at once
-                if (text := rounds.read(chunk)) is not None:
-                    yield text
+                if (piece := rounds.read(chunk)) is not None:
+                    yield piece
         finally:
             await _in_thread(chunks.close)
         rounds.end_answer()

@@ -121,7 +121,7 @@ def named_tools(tools: Tools) -> list[Tool]:
     return [_tool(tool, name) for name, tool in named]
 
 
-def _tool(given: object, name: str | None) -> Tool:
+def _tool(given: Function | Tool, name: str | None) -> Tool:
     if not isinstance(given, Tool):
         from edge.tools.function import tool_of  # needs a package, which finished tools do not
 
