@@ -10,12 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge.documents.document import Document
-from edge.documents.plain import open_plain
+from edge.documents.formats import ADVICE, opener
 from edge.documents.source import Part, Source
 from edge.runtime.errors import DocumentError
 from edge.runtime.files import open_file
-
-ADVICE = "give a file of txt, md, html, pdf or docx"
 
 
 def open_document(path: str | Path, name: str | None = None) -> Source:
@@ -28,7 +26,7 @@ def open_document(path: str | Path, name: str | None = None) -> Source:
     try:
         if not os.fstat(file.fileno()).st_size:
             raise DocumentError(f"{name} is empty; {ADVICE}")
-        return open_plain(file, name)
+        return opener(file, name)(file, name)
     except BaseException:
         file.close()
         raise

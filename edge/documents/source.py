@@ -7,7 +7,7 @@ Knows no format.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -70,3 +70,14 @@ class Source:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.file.close()
+
+
+def separated(parts: Iterator[Part]) -> Iterator[Part]:
+    """Put an empty line between parts, as the official demo does. It ends a part, where tokenizers tend to cut."""
+    before: Part | None = None
+    for part in parts:
+        if before is not None:
+            yield replace(before, text=f"{before.text}\n\n")
+        before = part
+    if before is not None:
+        yield before
