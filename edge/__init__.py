@@ -54,6 +54,7 @@ if _typing.TYPE_CHECKING:
         SnapshotError,
         TensorError,
         TokenizerError,
+        ToolError,
         VerificationError,
     )
     from edge.runtime.llm import LLM
@@ -110,6 +111,7 @@ __all__ = [
     "TokenLogprob",
     "TokenizerError",
     "ToolCall",
+    "ToolError",
     "VerificationError",
     "__version__",
     "export",
