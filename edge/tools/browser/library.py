@@ -6,6 +6,7 @@ Never writes. Links are not followed and hidden files are not read, so that all 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -164,6 +165,7 @@ class _Index:
             with missing_packages_named("tools"):
                 import bm25s
 
+            logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG, past what a program has set
             self._bm25 = bm25s.BM25()
             self._bm25.index(documents, show_progress=False)
 

@@ -124,19 +124,23 @@ class Browser:
         return "\n".join(lines)
 
     def _click(self, action: Click) -> str:
-        pages = []
-        for number in action.ids:
-            if (page := self._numbered(number)) is None:
-                last = f"0 to {len(self._results) - 1}" if self._results else "none: search first"
-                raise ToolError(f"there is no result {number}; results are {last}")
-            pages.append(page)
+        """Open what there is, as GLM-4's own browser does. Raises ToolError if that is nothing."""
+        found = {number: self._numbered(number) for number in action.ids}
+        pages = [page for page in found.values() if page is not None]
+        missing = [str(number) for number, page in found.items() if page is None]
+        last = f"0 to {len(self._results) - 1}" if self._results else "none: search first"
+        told = [f"There is no result {', '.join(missing)}; results are {last}."] if missing else []
+        if not pages:
+            raise ToolError(told[0])
         share = max(self._page_characters // len(pages), _LEAST)
-        return "\n\n".join(self._show(page, start, share) for page, start in pages)
+        return "\n\n".join([*(self._show(page, start, share) for page, start in pages), *told])
 
     def _show(self, page: Page, start: int, characters: int) -> str:
         """Return a part of a page under a new number."""
         self._opened.append((page, start))
         end = min(start + characters, len(page.text))
+        if end < len(page.text):
+            end = page.text.rfind("\n", start + characters * 3 // 4, end) + 1 or end
         length = max(len(page.text), 1)
         lines = [
             f"quote_result [{RESULTS + len(self._opened) - 1}†source]",
@@ -181,15 +185,20 @@ class Browser:
 
 
 def snippet(text: str, wanted: set[str]) -> str:
-    """Return about a line of a passage, from shortly before the first word that was searched for."""
+    """Return about a line of a passage: where the most different words are that were searched for, if any."""
     line = " ".join(text.split())
-    start = 0
-    for match in re.finditer(r"\S+", line):
-        if not wanted.isdisjoint(terms(match[0])):
-            start = max(match.start() - _SNIPPET // 4, 0)
-            break
-    start = min(start, max(len(line) - _SNIPPET, 0))
+    hits = [
+        (match.start(), found)
+        for match in re.finditer(r"\S+", line)
+        if (found := wanted.intersection(terms(match[0][:_SNIPPET])))
+    ]
+    best = start = 0
+    for first, _ in hits:
+        there = set[str]().union(*(found for at, found in hits if first <= at < first + _SNIPPET // 2))
+        if len(there) > best:
+            best, start = len(there), first
+    start = max(min(start - _SNIPPET // 4, len(line) - _SNIPPET), 0)
     if start:
         start = line.find(" ", start, start + 20) + 1 or start
-    shown_part = line[start : start + _SNIPPET]
-    return ("…" if start else "") + shown_part + ("…" if start + _SNIPPET < len(line) else "")
+    part = line[start : start + _SNIPPET]
+    return ("…" if start else "") + part + ("…" if start + _SNIPPET < len(line) else "")
