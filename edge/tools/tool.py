@@ -1,6 +1,7 @@
-"""A tool as a model and a loop see it: what it is called with, and the function that runs.
+"""A tool: what a model is told of it, and what runs when it is called.
 
-Knows nothing about models, loops, or what a tool does.
+In: a declaration in OpenAI's form and a function of parsed arguments. Out: a frozen record that every kind of tool
+shares, be it a Python function, an MCP server's or one of GLM-4's own. Knows nothing about models or the loop.
 """
 
 from __future__ import annotations
@@ -9,20 +10,34 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge.runtime.tools.declared import JsonObject
+from edge.runtime.tools.declared import JsonObject, checked_tools
 
-Run = Callable[[Mapping[str, Any]], str | Awaitable[str]]  # JSON arguments; text for the model
+
+def _nothing() -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class Tool:
-    """Something a model may call."""
+    """Something a model may call. Raises PromptError for a declaration of another form.
+
+    Native tools of GLM-4 get the raw text of a call: `{"code": ...}` for python, `{"input": ...}` for simple_browser
+    and cogview.
+    """
 
     declaration: JsonObject  # OpenAI's form: {"type": "function", "function": {...}}
-    run: Run  # may raise: the message goes back to the model
-    native: JsonObject | None = None  # {"type": "python"}: how a template that knows the tool by its type declares it
-    close: Callable[[], None] = lambda: None  # ends what it started
+    # Parsed arguments -> text for the model. May raise: the message goes back to the model. Any: values of JSON.
+    run: Callable[[Mapping[str, Any]], str | Awaitable[str]]
+    native: JsonObject | None = None  # {"type": "python"}: how a template that knows the tool by type alone declares it
+    close: Callable[[], None] = _nothing  # ends what it started, such as a child process
+
+    def __post_init__(self) -> None:
+        checked_tools([self.declaration], "declaration")
+        if self.native is not None:
+            checked_tools([self.native], "native")
 
     @property
     def name(self) -> str:
-        return str(self.declaration["function"]["name"])
+        """What the model calls it by."""
+        function = self.declaration.get("function")
+        return str(function["name"] if function is not None else self.declaration["type"])
