@@ -90,7 +90,7 @@ def parse_call(text: str) -> Action:
     return _action(name, given)
 
 
-def from_arguments(arguments: Mapping[str, Any]) -> Action:
+def from_arguments(arguments: Mapping[str, Any]) -> Action:  # Any: JSON
     """Return the action that the arguments of a function call ask for. Raises ToolError."""
     given = {key: value for key, value in arguments.items() if value is not None}
     if "input" in given and len(given) == 1:

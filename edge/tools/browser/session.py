@@ -69,7 +69,7 @@ class Browser:
         self._results: list[Passage] = []
         self._opened: list[tuple[Page, int]] = []
 
-    def run(self, arguments: Mapping[str, Any]) -> str:
+    def run(self, arguments: Mapping[str, Any]) -> str:  # Any: JSON
         """Do what a call asks for and return the text for the model. Raises ToolError and MissingPackageError."""
         return self.do(from_arguments(arguments))
 

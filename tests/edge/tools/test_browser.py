@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge import SettingsError, ToolError
+from edge.documents import Document, read_document
 from edge.runtime.tools.declared import checked_tools
 from edge.tools.browser import Browser, Citation, LibraryLimits, browser_tool
 from edge.tools.browser.library import Page, passages
@@ -136,11 +138,13 @@ def test_changes_are_seen(folder: Path) -> None:
 
 
 def test_what_has_not_changed_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edge.tools.browser import library
-
     read: list[str] = []
-    original = library.read_document
-    monkeypatch.setattr(library, "read_document", lambda path, **kw: (read.append(path.name), original(path, **kw))[1])
+
+    def reading(path: Path, *, fits: Callable[[int], bool]) -> Document:
+        read.append(path.name)
+        return read_document(path, fits=fits)
+
+    monkeypatch.setattr("edge.tools.browser.library.read_document", reading)
     browser = Browser(folder)
     assert read == []
     for _ in range(3):
