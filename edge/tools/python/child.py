@@ -17,7 +17,6 @@ import ast
 import json
 import linecache
 import os
-import resource
 import sys
 import traceback
 import types
@@ -31,6 +30,8 @@ _reserve: list[bytearray] = []
 
 
 def main() -> None:
+    import resource  # which Windows has not; this module can be imported there
+
     answers, limits = int(sys.argv[1]), json.loads(sys.argv[2])
     requests = os.dup(0)
     empty = os.open(os.devnull, os.O_RDONLY)

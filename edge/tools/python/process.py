@@ -101,7 +101,13 @@ class Interpreter:
         if ended is not None:
             self.end(output)
         error = answer.get("error") if answer else None
-        return Outcome(output.text(), error if isinstance(error, str) else None, ended)
+        # JSON can hold half a character; a prompt cannot.
+        error = error.encode("utf-8", "replace").decode() if isinstance(error, str) else None
+        return Outcome(output.text(), error, ended)
+
+    def kill(self) -> None:
+        """End a call that runs in another thread, which then finds the interpreter gone."""
+        _kill(self._process)
 
     def end(self, output: Output | None = None) -> None:
         """Kill the sandbox and all in it, and wait until nothing of it is left. Can be called again."""
@@ -186,6 +192,7 @@ class Interpreter:
         """Why the interpreter ended by itself, as far as bubblewrap's exit code tells."""
         with suppress(subprocess.TimeoutExpired):
             code = self._process.wait(_END)
+            code = 128 - code if code < 0 else code  # bubblewrap itself was killed
             if code == 128 + signal.SIGXCPU:
                 return f"it used more than {self._limits.cpu_seconds:,} seconds of processor time"
             if code > 128:

@@ -63,7 +63,13 @@ def _checked_folder(folder: str | PathLike[str]) -> Path:
     path: Path = check_value("folder", FilePath(), folder)
     if not path.is_dir():
         raise SettingsError(f"folder is {shown(str(path))}, expected a folder that exists", param="folder")
-    return path.resolve()
+    path, home = path.resolve(), Path("~").expanduser().resolve()
+    if path == Path(path.anchor) or path == home or path in home.parents:
+        raise SettingsError(
+            f"folder is {shown(str(path))}, which holds more than a model should change; give a folder inside it",
+            param="folder",
+        )
+    return path
 
 
 class _Session:
@@ -98,9 +104,12 @@ class _Session:
             return "\n".join([*told, *self._told(outcome)])
 
     def close(self) -> None:
-        """End the interpreter. A call that is running ends first."""
+        """End the interpreter, and a call that is running with it."""
+        self._closed = True
+        running = self._interpreter
+        if running is not None:
+            running.kill()
         with self._lock:
-            self._closed = True
             if self._interpreter is not None:
                 self._interpreter.end()
                 self._interpreter = None

@@ -271,6 +271,16 @@ def test_a_folder_that_goes_is_an_error(folder: Path) -> None:
         ask(browser, 'search("bees")')
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_a_name_that_is_not_unicode_is_printable(folder: Path) -> None:
+    for name in (b"odd\xff\n.txt", b"odd\xff.pdf"):
+        (folder / os.fsdecode(name)).write_text("An okapi.")
+    found = ask(Browser(folder), 'search("okapi")')
+    assert found.encode().decode() == found
+    assert "†file:odd\ufffd\ufffd.txt】" in found.replace("?", "\ufffd")
+    assert len(found.splitlines()) == 4
+
+
 @pytest.mark.parametrize("folder", ["", "missing/folder", b"x", 5, "a\0b", __file__])
 def test_folders_that_are_none(folder: object) -> None:
     with pytest.raises(SettingsError) as caught:

@@ -171,6 +171,21 @@ def test_close_ends_it_and_can_be_repeated() -> None:
         run(tool, "1")
 
 
+def test_close_ends_a_call_that_runs() -> None:
+    tool, found = python_tool(), list[str]()
+    run(tool, "1")
+    thread = threading.Thread(
+        target=lambda: found.append(run(tool, "print('so far', flush=True)\nwhile True:\n    pass"))
+    )
+    thread.start()
+    time.sleep(0.2)
+    start = time.monotonic()
+    tool.close()
+    thread.join()
+    assert time.monotonic() - start < 5
+    assert found[0].startswith("so far\n[The interpreter is gone: it was ended by signal 9.")
+
+
 def test_a_tool_that_nobody_holds_is_ended() -> None:
     tool = python_tool()
     run(tool, "1")

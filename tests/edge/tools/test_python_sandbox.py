@@ -96,9 +96,9 @@ def run(tool: Tool, code: str) -> str:
         # Memory and files
         ("bytearray(10**11)", "MemoryError"),
         ("import mmap\nmmap.mmap(-1, 10**11)", "Cannot allocate memory"),
-        ("held = []\nwhile True:\n    held.append(bytearray(10**7))", "MemoryError"),
-        ("held.clear()\nopen('large', 'wb').write(bytes(10**8))", "File too large"),
-        ("import os\nos.truncate('large', 10**12)", "File too large"),
+        ("def f():\n    held = []\n    while True:\n        held.append(bytearray(10**8))\nf()", "MemoryError"),
+        ("open('large', 'wb').write(bytes(10**8))", "File too large"),
+        ("open('large', 'wb').truncate(10**12)", "File too large"),
         ("files = []\nwhile True:\n    files.append(open('/dev/null'))", "Too many open files"),
     ],
 )

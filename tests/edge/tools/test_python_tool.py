@@ -130,6 +130,9 @@ def test_errors_of_all_kinds_leave_the_interpreter_alive(tool: Tool, code: str, 
 def test_a_cell_with_half_a_character_is_an_error(tool: Tool) -> None:
     run(tool, "alive = True")
     assert "surrogates not allowed" in run(tool, "'\ud800'")
+    found = run(tool, "raise ValueError('\\ud800')")
+    assert found.encode().decode() == found
+    assert found.endswith("ValueError: ?")
     assert run(tool, "alive") == "True"
 
 
@@ -234,6 +237,13 @@ def test_folders_that_are_none(folder: object) -> None:
     with pytest.raises(SettingsError) as caught:
         python_tool(folder)  # type: ignore[arg-type]  # which is the point
     assert caught.value.param == "folder"
+
+
+@pytest.mark.parametrize("folder", ["/", "~", "~/..", "/usr/.."])
+def test_folders_that_hold_too_much(folder: str) -> None:
+    """The host's /proc is below the root, and keys of all kinds are below a home."""
+    with pytest.raises(SettingsError, match="give a folder inside it"):
+        python_tool(Path(folder).expanduser())
 
 
 @pytest.mark.parametrize("name", Limits.__dataclass_fields__)
