@@ -15,7 +15,7 @@ from edge.runtime.unicode import check_text
 from tests.fuzz.target import Target
 
 _PAGE = """<?xml version="1.0"?><!doctype html><html><head><meta charset="utf-8"><title>A &amp; b</title>
-<style>p{}</style></head><body><h1>One</h1><p>Words <b>in</b> 你好<br>lines</p><ul><li>a<li>b<ol start="3"><li>c</ol></ul>
+<style>p{}</style></head><body><h1>One</h1><p>Words <b>in</b> 你好<br>lines</p><ul><li>a<li>b<ol start="3"><li>c</ol>
 <table><caption>t</caption><tr><th>A<th>B<tr><td>1<td><p>2</p></table><pre> x
   y</pre><!-- no --><![if !x]><script>if (a < b) {}</script><ruby>漢<rt>かん</rt></ruby><img alt="z"></body></html>"""
 _PDF_WORDS = (
