@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 from edge.batch.lines import MAX_BYTES, Line
 from edge.runtime.errors import shown
@@ -60,6 +61,8 @@ def request_of(line: Line) -> WireRequest:
             code="unsupported_parameter",
             param="stream",
         )
+    if isinstance(request, ChatRequest):
+        return replace(request, remember=False)  # or it would matter which lines are answered in one process
     return request
 
 

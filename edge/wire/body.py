@@ -91,13 +91,13 @@ def refusal_of(error: EdgeError, body: JsonObject, names: Mapping[str, str]) -> 
         return error
     about_constraint = error.param == "constraint" or (error.param is None and isinstance(error, SettingsError))
     if constraint is not None and about_constraint:
-        missing = isinstance(error.__cause__, ImportError)
-        code: Code = "unsupported_parameter" if missing else "invalid_schema"
-        return RequestError(_renamed(str(error), names), code=code, param=constraint)
+        return RequestError(_renamed(str(error), names), code=_code_of_form(error), param=constraint)
     param = _renamed(error.param or "", names) or None
     message = _renamed(str(error), names)
-    if param == "tool_choice" and isinstance(error.__cause__, ImportError | MissingPackageError):
-        return RequestError(message, code="unsupported_parameter", param=param)
+    if isinstance(error, SettingsError) and param in (None, "tool_choice") and body.get("tools"):
+        known = param is not None and not _is_missing(error)
+        code = code_at(body, param) if known else _code_of_form(error)
+        return RequestError(message, code=code, param=param or "tools")
     return RequestError(message, code=code_at(body, param), param=param)
 
 
@@ -123,6 +123,15 @@ def code_at(body: JsonObject, param: str | None) -> Code:
         return "invalid_schema"
     types = _INNER.get(name) if name else _IN_LISTS.get(segments[-2][1] if len(segments) > 1 else "")
     return "invalid_value" if types is None or is_of(value, types) else "invalid_type"
+
+
+def _code_of_form(error: EdgeError) -> Code:
+    """Say why the form of an answer cannot be held."""
+    return "unsupported_parameter" if _is_missing(error) else "invalid_schema"
+
+
+def _is_missing(error: EdgeError) -> bool:
+    return "not installed" in str(error)
 
 
 def _renamed(text: str, names: Mapping[str, str]) -> str:

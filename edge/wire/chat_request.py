@@ -35,6 +35,7 @@ class ChatRequest:
     tools: Sequence[JsonObject] | None
     tool_choice: str | JsonObject
     template_variables: JsonObject | None
+    remember: bool = True  # as in `LLM.chat_samples`
 
     @classmethod
     def from_body(cls, body: JsonObject) -> ChatRequest:
@@ -62,6 +63,7 @@ class ChatRequest:
                         tools=self.tools,
                         tool_choice=self.tool_choice,
                         template_variables=self.template_variables,
+                        remember=self.remember,
                         **settings.options,
                     )
                 )

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from edge.runtime.errors import CacheFullError, ClosedError, EdgeError, GenerationError
+from edge.runtime.errors import CacheFullError, ClosedError, ContextLengthError, EdgeError, GenerationError
 
 Code = Literal[
     "invalid_json",
@@ -28,15 +28,13 @@ Code = Literal[
     "invalid_messages",
     "invalid_schema",
     "context_length_exceeded",
-    "not_found",
-    "method_not_allowed",
     "request_too_large",
     "deadline_exceeded",
     "cache_full",
     "shutting_down",
     "internal_error",
 ]
-BAD_REQUEST, NOT_FOUND, NOT_ALLOWED, TOO_LARGE = 400, 404, 405, 413
+BAD_REQUEST, TOO_LARGE = 400, 413
 INTERNAL, UNAVAILABLE, TOO_LATE = 500, 503, 504
 
 _UNTOLD = "something went wrong while this was answered; the log says what"
@@ -90,6 +88,8 @@ def error_answer(error: BaseException, *, private: bool = False) -> ErrorAnswer:
     """
     if isinstance(error, RequestError):
         return ErrorAnswer(error.status, str(error), error.code, error.param, error.figures)
+    if isinstance(error, ContextLengthError):
+        return ErrorAnswer(BAD_REQUEST, str(error), "context_length_exceeded", error.param)
     if isinstance(error, ClosedError):
         return ErrorAnswer(UNAVAILABLE, str(error), "shutting_down")
     if isinstance(error, CacheFullError):
