@@ -160,7 +160,10 @@ class Batch:
         try:
             with self.out.open("rb") as file:
                 for line in self.lines:
-                    value = json.loads(file.readline())
+                    raw = file.readline()
+                    if not raw.endswith(b"\n"):
+                        return False
+                    value = json.loads(raw)
                     for key in path:
                         value = value[key]
                     if value != expected(line):

@@ -68,7 +68,11 @@ class Journal:
             raise OutputError(f"{shown_path(path)} is in the way of what is kept of a batch; move it away")
         try:
             self._file = path.open("r+b" if path.exists() else "x+b", buffering=0)
-            self._end = self._open(parts, anew=anew)
+            try:
+                self._end = self._open(parts, anew=anew)
+            except BaseException:
+                self._file.close()
+                raise
         except OSError as error:
             raise self._failed(error) from error
 

@@ -45,9 +45,13 @@ class Lines:
         self._file = open_file(path, PromptError, _ADVICE)
         self._state = _state_of(self._file)
         self._begins, self._numbers = array("q"), array("q")
-        self.sha256 = self._scan()
-        if not len(self):
-            raise PromptError(f"{shown_path(path)} has no lines; {_ADVICE}")
+        try:
+            self.sha256 = self._scan()
+            if not len(self):
+                raise PromptError(f"{shown_path(path)} has no lines; {_ADVICE}")
+        except BaseException:
+            self.close()
+            raise
 
     def __len__(self) -> int:
         return len(self._begins)
