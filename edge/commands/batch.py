@@ -115,7 +115,7 @@ def _progress() -> Iterator[Show]:
                 bar.update(bar.task_ids[0], description=count, completed=progress.done, total=progress.total, left=left)
             elif time.monotonic() - said >= SAY_EVERY_S:
                 said = time.monotonic()
-                print(f"edge: {count}, {left}", file=sys.stderr)
+                print(f"edge: {count}{left and f', {left}'}", file=sys.stderr)
 
         yield show
 

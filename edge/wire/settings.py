@@ -38,8 +38,11 @@ class RequestSettings:
 
 
 def read_settings(
-    body: JsonObject, fields: dict[str, Any], table: Mapping[str, Field], more: Mapping[str, object] | None = None
-) -> RequestSettings:  # Any: JSON
+    body: JsonObject,
+    fields: dict[str, Any],  # Any: JSON
+    table: Mapping[str, Field],
+    more: Mapping[str, object] | None = None,
+) -> RequestSettings:
     """Return the settings of a body. more: keywords beside those of the table. Raises RequestError."""
     names = {"template_variables": "chat_template_kwargs"}
     names |= {field.setting: name for name, field in table.items() if field.setting and field.setting != name}

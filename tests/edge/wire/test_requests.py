@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -217,6 +219,18 @@ def test_the_table_names_settings_that_exist(table: dict[str, Field]) -> None:
     for field in table.values():
         assert not field.setting or field.setting in SAMPLING_NAMES | GENERATION_NAMES
         assert bool(field.types) == (field.use == "used")
+
+
+def test_the_page_names_every_field_where_it_belongs() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "batch.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith(("| both", "| chat", "| compl"))]
+    columns = {"used": 1, "accepted": 2, "unsupported": 3}
+    streamed = {"stream", "stream_options", "return_progress", "timings_per_token"}
+    for table, kinds in ((CHAT, ("both", "chat")), (COMPLETION, ("both", "completions"))):
+        mine = [row for row in rows if row[0].strip().startswith(kinds)]
+        for use, column in columns.items():
+            told = {name for row in mine for name in re.findall(r"`(\w+)`", row[column])}
+            assert told == {name for name, field in table.items() if field.use == use} - streamed
 
 
 @pytest.mark.parametrize("name", CHAT)
