@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
 from edge.batch.lines import Line
-from edge.batch.requests import WireRequest, head_of, request_of
+from edge.batch.requests import WireRequest, head_of, name_calls, request_of
 from edge.runtime.chunk import Answer, Chunk
 from edge.runtime.errors import ClosedError, EdgeError
 from edge.runtime.llm import LLM
@@ -123,9 +123,12 @@ class _Task:
             return
         head = head_of(self._line, self._request, self._model, self._run)
         try:
-            self._end(200, self._request.answer(head, answers, self._llm))
+            body = self._request.answer(head, answers, self._llm)
         except EdgeError as error:
             self._fail(error)
+            return
+        name_calls(self._line, body)
+        self._end(200, body)
 
     def _fail(self, error: EdgeError) -> None:
         self.close()

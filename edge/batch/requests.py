@@ -72,6 +72,14 @@ def head_of(line: Line, request: WireRequest, model: str, run: str) -> Head:
     return Head(f"{prefix}-{_id('answer', line)}", 0, model, f"fp_{run[:10]}")
 
 
+def name_calls(line: Line, body: JsonBody) -> None:
+    """Give the calls of tools in an answer ids of their own: two lines may ask the same."""
+    for choice in body["choices"]:
+        for index, call in enumerate(choice.get("message", {}).get("tool_calls", ())):
+            place = f"call {choice['index']} {index}"
+            call["id"] = f"call_{_id(place, line)}"
+
+
 def line_id(line: Line) -> str:
     """Return the id of an output line."""
     return f"batch_req_{_id('line', line)}"

@@ -29,7 +29,7 @@ from edge.batch.lines import Lines
 from edge.batch.settings import BatchSettings
 from edge.runtime.errors import ClosedError, OutputError, PromptError
 from edge.runtime.locks import hold_now
-from tests.edge.batch.jobs import COMPLETIONS, Body, answers, line, many, message, model, run, write
+from tests.edge.batch.jobs import CHAT, COMPLETIONS, Body, answers, line, many, message, model, run, write
 
 ROOT = Path(__file__).parents[3]
 RNG = random.Random(18)
@@ -120,11 +120,14 @@ def test_calls_of_tools(tmp_path: Path) -> None:
     for out in ("one.jsonl", "two.jsonl"):
         run(write(tmp_path / "in.jsonl", [line("a", body), line("b", {**body, "n": 2})]), tmp_path / out)
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+    ids = set()
     for one in answers(tmp_path / "one.jsonl"):
         for choice in one["response"]["body"]["choices"]:
             (call,) = choice["message"]["tool_calls"]
+            ids.add(call["id"])
             assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
             assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("go", {})
+    assert len(ids) == 3
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 256])
@@ -169,6 +172,42 @@ def test_new_requests_start_as_old_ones_end(tmp_path: Path) -> None:
     lines.close()
     assert order == [*range(1, 61), 0]
     assert max(in_work) < 4
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 300) | st.floats(-5, 5) | st.sampled_from(["", "POST", CHAT, "a"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["role", "content", "messages", "prompt", "n", "a"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+ANY_LINE = st.binary(max_size=20) | st.builds(
+    lambda found, body: json.dumps({**found, "body": body}).encode(),
+    st.dictionaries(st.sampled_from(["method", "url"]), ANY_JSON | st.sampled_from([CHAT, COMPLETIONS, "POST"])),
+    ANY_JSON | st.builds(lambda prompt, more: {**more, "prompt": prompt, "max_tokens": 2}, ANY_JSON, st.just({})),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(found=st.lists(ANY_LINE, max_size=6))
+def test_any_lines_have_their_answers(found: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever is in a line, it gets one, and the lines around it are not disturbed."""
+    folder = tmp_path_factory.mktemp("any")
+    named = [one.replace(b"{", b'{"custom_id": "%d", ' % i, 1) for i, one in enumerate(found)]
+    requests = write(folder / "in.jsonl", [line("first"), *named, line("last")])
+    try:
+        run(requests, folder / "out.jsonl")
+    except PromptError as error:
+        assert "without a custom_id" in str(error) or "same custom_id" in str(error)  # noqa: PT017  # bytes by chance
+        return
+    got = answers(folder / "out.jsonl")
+    assert len(got) == sum(bool(one.strip()) for one in requests.read_bytes().split(b"\n"))
+    assert all(one["response"]["status_code"] in (200, 400) for one in got)
+    run(write(folder / "two.jsonl", [line("first"), line("last")]), folder / "two")
+    assert [one["response"]["body"]["choices"] for one in (got[0], got[-1])] == [
+        one["response"]["body"]["choices"] for one in answers(folder / "two")
+    ]
 
 
 # --- Resuming ---------------------------------------------------------------------------------------------------------
