@@ -146,10 +146,11 @@ def test_only_the_requests_decide_the_bytes(
 
 def test_an_answer_does_not_depend_on_those_before_it(tmp_path: Path) -> None:
     """A conversation that continues from another line's answer, by the letter, is encoded as its text."""
-    first = line("a", message("Hello", max_tokens=6, seed=3))
+    first = line("a", message("Hello", max_tokens=20, seed=3))
     run(write(tmp_path / "in.jsonl", [first]), tmp_path / "first")
     (answer,) = answers(tmp_path / "first")
     text = answer["response"]["body"]["choices"][0]["message"]["content"]
+    assert "\ufffd" in text  # which encodes to other ids than it came from
     talk = [*first["body"]["messages"], {"role": "assistant", "content": text}, {"role": "user", "content": "And?"}]
     second = line("b", {"messages": talk, "max_tokens": 8, "temperature": 1})
     run(write(tmp_path / "both.jsonl", [first, second]), tmp_path / "both", concurrency=1)
