@@ -191,12 +191,13 @@ class LLM:
         tools: Sequence[JsonObject] | None = None,
         tool_choice: ToolChoiceLike | None = None,
         template_variables: JsonObject | None = None,
+        remember: bool = True,  # the answers' ids, for prompts that continue from them
         **options: Unpack[GenerationOptions],
     ) -> list[ChatStream]:
         """Return `n` answers as `chat` does; the prompt is computed once. With a seed, answer i is that of seed + i."""
         number = check_value("n", Whole(1, MAX_SAMPLES), n)
         found = self._chats.prompts.prompt(messages, tools, template_variables)
-        settings, read = self._chats.answering(found, tool_choice, self._settings(options))
+        settings, read = self._chats.answering(found, tool_choice, self._settings(options), remember=remember)
         return [self._submit(Prompt(found.ids), one, read) for one in seeded(settings, number)]
 
     def generate_batch(self, prompts: Iterable[PromptLike], **options: Unpack[GenerationOptions]) -> list[Answer]:
