@@ -13,9 +13,9 @@ from functools import partial
 
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.chat_prompts import ChatPrompt, ChatPrompts
-from edge.runtime.chat_stream import ChatStream, Remember
+from edge.runtime.chat_stream import ChatStream
 from edge.runtime.constraint_masks import Constraints
-from edge.runtime.messages import Message
+from edge.runtime.produced_ids import ProducedIds
 from edge.runtime.request import Request
 from edge.runtime.runner import Runner
 from edge.runtime.settings import GenerationSettings
@@ -34,18 +34,18 @@ class Chats:
     """The conversations of one model."""
 
     def __init__(
-        self, template: ChatTemplate | None, tokenizer: Tokenizer, stop_ids: Collection[int], constraints: Constraints
+        self,
+        template: ChatTemplate | None,
+        tokenizer: Tokenizer,
+        stop_ids: Collection[int],
+        constraints: Constraints,
+        memory: ProducedIds,
     ) -> None:
-        self.prompts = ChatPrompts(template, tokenizer, stop_ids)
+        self.prompts = ChatPrompts(template, tokenizer, stop_ids, memory)
         self._grammars = ToolGrammars(constraints)
 
     def answering(
-        self,
-        prompt: ChatPrompt,
-        tool_choice: ToolChoiceLike | None,
-        settings: GenerationSettings,
-        *,
-        remember: bool = True,
+        self, prompt: ChatPrompt, tool_choice: ToolChoiceLike | None, settings: GenerationSettings
     ) -> tuple[GenerationSettings, Reading]:
         """Return the settings of an answer, and how to read it. Raises SettingsError and PromptError."""
         form, constraint = answer_form(
@@ -58,13 +58,9 @@ class Chats:
         )
         # The same conversation gives the same id, and a longer one another.
         call_id = f"call_{hashlib.sha256(repr(prompt.ids).encode()).hexdigest()[:ID_DIGITS]}"
-        keep: Remember = partial(self.prompts.remember, prompt) if remember else _forget
+        remember = partial(self.prompts.remember, prompt)
 
         def read(request: Request, runner: Runner) -> ChatStream:
-            return ChatStream(request, runner, AnswerReader(form, call_id), keep)
+            return ChatStream(request, runner, AnswerReader(form, call_id), remember)
 
         return replace(settings, constraint=constraint), read
-
-
-def _forget(_written: str, _ids: list[int], _answer: Message) -> None:
-    """Remember nothing."""

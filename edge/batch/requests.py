@@ -18,6 +18,7 @@ from dataclasses import replace
 
 from edge.batch.lines import MAX_BYTES, Line
 from edge.runtime.errors import shown
+from edge.runtime.produced_ids import ProducedIds
 from edge.wire.answers import Head, JsonBody
 from edge.wire.body import read_body
 from edge.wire.chat_request import ChatRequest
@@ -62,7 +63,7 @@ def request_of(line: Line) -> WireRequest:
             param="stream",
         )
     if isinstance(request, ChatRequest):
-        return replace(request, remember=False)  # or it would matter which lines are answered in one process
+        return replace(request, memory=ProducedIds(0))  # or it would matter which lines are answered in one process
     return request
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from edge.runtime.chunk import Answer
 from edge.runtime.errors import ContextLengthError, EdgeError
 from edge.runtime.llm import LLM
+from edge.runtime.produced_ids import ProducedIds
 from edge.runtime.stream import Stream
 from edge.runtime.tools.declared import JsonObject
 from edge.wire.answers import Head, JsonBody, chat_completion
@@ -35,7 +36,7 @@ class ChatRequest:
     tools: Sequence[JsonObject] | None
     tool_choice: str | JsonObject
     template_variables: JsonObject | None
-    remember: bool = True  # as in `LLM.chat_samples`
+    memory: ProducedIds | None = None  # as in `LLM.chat_samples`
 
     @classmethod
     def from_body(cls, body: JsonObject) -> ChatRequest:
@@ -63,7 +64,7 @@ class ChatRequest:
                         tools=self.tools,
                         tool_choice=self.tool_choice,
                         template_variables=self.template_variables,
-                        remember=self.remember,
+                        memory=self.memory,
                         **settings.options,
                     )
                 )
