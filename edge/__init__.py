@@ -43,6 +43,7 @@ if _typing.TYPE_CHECKING:
         ConfigError,
         ContextLengthError,
         DeviceError,
+        DocumentError,
         DraftStoreError,
         EdgeError,
         GenerationError,
@@ -55,6 +56,7 @@ if _typing.TYPE_CHECKING:
         SnapshotError,
         TensorError,
         TokenizerError,
+        ToolError,
         VerificationError,
     )
     from edge.runtime.llm import LLM
@@ -85,6 +87,7 @@ __all__ = [
     "Constraint",
     "ContextLengthError",
     "DeviceError",
+    "DocumentError",
     "DraftStoreError",
     "EdgeError",
     "Embedding",
@@ -113,6 +116,7 @@ __all__ = [
     "TokenLogprob",
     "TokenizerError",
     "ToolCall",
+    "ToolError",
     "VerificationError",
     "__version__",
     "export",

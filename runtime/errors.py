@@ -12,6 +12,7 @@
     │   └── VerificationError    a bundle opens, but computes something other than it should
     ├── MissingPackageError      a package that one of the extras installs is missing
     ├── DeviceError              an engine or device that is missing or cannot run the model
+    ├── ToolError                a tool that cannot be offered here, or whose program does not start
     ├── ClosedError              a model that is used after it was closed
     ├── TokenizerError           a tokenizer or chat template that cannot be used
     ├── CacheError               a KV cache used against its rules
@@ -20,6 +21,7 @@
     └── GenerationError          a request that cannot be run
         ├── SettingsError        a setting of the wrong type or outside its range
         ├── PromptError          an empty prompt, or messages that the template refuses
+        │   └── DocumentError    a file that is not a document, or one without text
         ├── ContextLengthError   prompt and answer can never fit into the context
         └── CacheFullError       the KV cache has no room now; other requests hold it
 
@@ -89,6 +91,10 @@ class DeviceError(EdgeError):
     """The engine or device is missing, or cannot run this model."""
 
 
+class ToolError(EdgeError):
+    """A tool cannot be offered on this machine, or the program that it runs does not start."""
+
+
 class ClosedError(EdgeError):
     """The model was closed and cannot be used any more."""
 
@@ -126,6 +132,10 @@ class SettingsError(GenerationError):
 
 class PromptError(GenerationError):
     """The prompt is empty, or the chat template refused the messages."""
+
+
+class DocumentError(PromptError):
+    """A document is unreadable, damaged, encrypted, without text, or of an unknown format."""
 
 
 class ContextLengthError(GenerationError):
