@@ -144,7 +144,7 @@ class _Servers:
 
         try:
             tool = Tool(declaration=declaration(name, listed), run=run)
-        except (PromptError, ValueError) as error:
+        except PromptError as error:  # such as a schema that is nested too deep
             logger.warning("the tool %s is left out: %s", name, in_words(server.entry.without_secrets(str(error))))
             return None
         names.add(name)

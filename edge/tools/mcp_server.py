@@ -26,6 +26,7 @@ from edge.tools.mcp_config import ServerEntry
 from edge.tools.mcp_words import result_text
 
 if TYPE_CHECKING:
+    from mcp.types import CallToolResult
     from mcp.types import Tool as ServerTool
 
 MOST_TOOLS = 10_000  # of a server
@@ -46,6 +47,7 @@ class Server:
         self._client: Client | None = None
         self._limit: asyncio.Timeout | None = None
         self._stop = asyncio.Event()
+        self._calls: set[asyncio.Task[CallToolResult]] = set()
         self._stderr = _ErrorOutput()
         self._junk: str | None = None  # the first line on stdout that is not a message
 
@@ -82,19 +84,12 @@ class Server:
         with suppress(RuntimeError):
             self._limit.reschedule(asyncio.get_running_loop().time())
 
-    async def call(self, tool: str, arguments: Mapping[str, Any]) -> str:
+    async def call(self, tool: str, arguments: Mapping[str, Any]) -> str:  # Any: JSON
         """Return what a tool brings as text. Raises ToolError, in words for the model."""
         if self._client is None:
             raise self._ended("has ended")
-        seconds = self.entry.timeout_s
         try:
-            # The package's own limit does not count the time that a full pipe holds up the request.
-            async with asyncio.timeout(seconds):
-                result = await self._client.call_tool(tool, dict(arguments))
-        except TimeoutError:
-            raise ToolError(
-                f"no answer from the MCP server {self.entry.name!r} within {seconds:g} s (timeout_ms in its entry)"
-            ) from None
+            result = await self._result(self._client, tool, arguments)
         except MCPError as error:
             if error.code == CONNECTION_CLOSED and error.message == "Connection closed":
                 await asyncio.to_thread(self._stderr.wait, _LAST_WORDS_S)
@@ -102,12 +97,32 @@ class Server:
             raise ToolError(self.entry.without_secrets(error.message)) from None
         except ValidationError as error:
             raise ToolError(f"the result is not one of the protocol's: {self._invalid(error)}") from None
+        except ToolError:
+            raise
         except Exception as error:  # such as a result that does not follow the tool's own schema
             raise ToolError(self.entry.without_secrets(in_words(_first(error), 2000))) from None
         text = result_text(result)
         if result.is_error:
             raise ToolError(self.entry.without_secrets(text) or "the tool failed and does not say why")
         return text
+
+    async def _result(self, client: Client, tool: str, arguments: Mapping[str, Any]) -> CallToolResult:
+        """Return what a call brings. Raises ToolError after the time limit, and what the package raises."""
+        seconds = self.entry.timeout_s
+        call = asyncio.create_task(client.call_tool(tool, dict(arguments)))
+        call.add_done_callback(lambda task: task.cancelled() or task.exception())  # it may be nobody's by then
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        try:
+            # Not the package's own limit: that leaves out the time in which a server does not read the request.
+            await asyncio.wait({call}, timeout=seconds)
+            if call.done():
+                return call.result()
+        finally:
+            call.cancel()  # takes seconds to tell the server, if that does not read; nobody waits for it
+        raise ToolError(
+            f"no answer from the MCP server {self.entry.name!r} within {seconds:g} s (timeout_ms in its entry)"
+        )
 
     def _new_client(self) -> Client:
         return Client(

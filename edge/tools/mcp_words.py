@@ -35,12 +35,8 @@ def tool_name(server: str, tool: str, taken: Collection[str]) -> str:
 
 
 def declaration(name: str, tool: ServerTool) -> JsonObject:
-    """Return the declaration of a server's tool. Raises ValueError for a schema that is not an object's."""
-    schema = {"type": "object", **tool.input_schema}
-    if schema["type"] != "object":
-        raise ValueError("the schema of its arguments is not an object's")
-    if not isinstance(schema.setdefault("properties", {}), dict):
-        raise ValueError("the properties of its schema are not an object")
+    """Return the declaration of a server's tool. The package has checked that its schema is an object's."""
+    schema = {"properties": {}, **tool.input_schema}
     function = {"name": name, "description": tool.description or tool.title or "", "parameters": schema}
     return {"type": "function", "function": function}
 
