@@ -8,11 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from edge.tools.tool import Tool
 
 ROOT = Path(__file__).parents[3]
 RAW = Path(__file__).with_name("raw_mcp_server.py")
 SECRET = "s3cret-t0ken"
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="scripts that can be run, processes in /proc")
 
 
 def raw(**how: Any) -> dict[str, Any]:  # Any: JSON

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from edge import SettingsError
 from edge.tools.mcp_config import ServerEntry, read_servers
 from edge.tools.mcp_words import tool_name
+from tests.edge.tools.mcp_servers import SECRET, posix
 
-SECRET = "s3cret-t0ken"
 WORKS: dict[str, Any] = {"command": sys.executable}
 
 
@@ -27,6 +27,7 @@ def one(entry: object, name: str = "a") -> ServerEntry:
     return found
 
 
+@posix
 def test_a_file_as_other_programs_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "serve"
@@ -50,6 +51,7 @@ def test_a_file_as_other_programs_have_it(tmp_path: Path, monkeypatch: pytest.Mo
     assert bare.timeout_s == 30
 
 
+@posix
 def test_a_command_is_found_on_the_servers_own_path_and_in_its_folder(tmp_path: Path) -> None:
     program = tmp_path / "serve"
     program.write_text("#!/bin/sh\n")

@@ -16,7 +16,9 @@ import pytest
 from edge import ToolError
 from edge.tools.mcp import mcp_tools
 from edge.tools.tool import Tool
-from tests.edge.tools.mcp_servers import ROOT, gone, raw, servers, told
+from tests.edge.tools.mcp_servers import ROOT, gone, posix, raw, servers, told
+
+pytestmark = posix
 
 
 def test_the_end_of_the_block_is_the_end_of_calls_and_processes() -> None:
