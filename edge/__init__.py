@@ -28,7 +28,8 @@ _logging.getLogger("edge").addHandler(_logging.NullHandler())  # silent unless t
 if _typing.TYPE_CHECKING:
     from edge.api import load, scripted_llm
     from edge.export.pipeline import export
-    from edge.runtime.chunk import Answer, Chunk, Stats, StoppedBy
+    from edge.runtime.chat_stream import ChatStream
+    from edge.runtime.chunk import Answer, CallPiece, Chunk, Stats, StoppedBy
     from edge.runtime.constraint import Constraint
     from edge.runtime.engines.engine import Embedding, Engine, EngineInfo
     from edge.runtime.engines.scripted import ScriptedEngine, noise, replies
@@ -74,7 +75,9 @@ __all__ = [
     "CacheError",
     "CacheFullError",
     "CalibrationError",
+    "CallPiece",
     "ChatSession",
+    "ChatStream",
     "CheckpointError",
     "Chunk",
     "ClosedError",
@@ -124,6 +127,8 @@ _HOMES = {
     "scripted_llm": "edge.api",
     "Stats": "edge.runtime.chunk",
     "StoppedBy": "edge.runtime.chunk",
+    "CallPiece": "edge.runtime.chunk",
+    "ChatStream": "edge.runtime.chat_stream",
     "Embedding": "edge.runtime.engines.engine",
     "Engine": "edge.runtime.engines.engine",
     "EngineInfo": "edge.runtime.engines.engine",

@@ -29,7 +29,7 @@ from edge.runtime.errors import ContextLengthError, EdgeError, PromptError, Sett
 from edge.runtime.extras import missing_package
 from edge.runtime.llm import LLM
 from edge.runtime.rules import refuse_unknown
-from edge.runtime.settings import EngineSettings
+from edge.runtime.settings import EngineSettings, Sampling
 from edge.runtime.stream import Stream
 
 try:
@@ -329,7 +329,9 @@ def _generation_settings(arguments: Mapping[str, Any], max_gen_toks: int) -> dic
     until = [stop for stop in given.pop("until") if stop]
     # transformers samples with temperature 1 if none is given, and that is what tasks expect.
     temperature = given.pop("temperature", 1.0) if sampled else 0.0
-    return {"max_new_tokens": given.pop("max_gen_toks"), "stop": tuple(until), "temperature": temperature, **given}
+    # A task says itself how to sample; nothing of what the model recommends is added.
+    neutral = {spec.name: spec.default for spec in fields(Sampling)} | {"temperature": temperature}
+    return {"max_new_tokens": given.pop("max_gen_toks"), "stop": tuple(until), **neutral, **given}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ tokenizers.
     config.json · generation_config.json · tokenizer_config.json · openvino_{tokenizer,detokenizer}.{xml,bin}
     graph.pbtxt · genai_config.json
                              for openvino_genai, optimum-intel, OpenVINO Model Server and onnxruntime-genai; our
-                             runtime does not read them
+                             runtime reads two of them: special tokens by name, and the recommended sampling
     golden.npz               prompt ids with float and compressed logits of their last rows
 """
 
@@ -47,7 +47,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 SERVER_GRAPH = "graph.pbtxt"
 GENAI_CONFIG = "genai_config.json"
 GOLDEN = "golden.npz"
-TEXTS = (TOKENIZER, CHAT_TEMPLATE, TOKENIZER_CONFIG)  # files that loading a model always reads
+TEXTS = (TOKENIZER, CHAT_TEMPLATE, TOKENIZER_CONFIG, GENERATION_CONFIG)  # files that loading a model always reads
 HASHING_THREADS = 4
 WEIGHTS = (MODEL_BIN, ONNX_DATA)  # too large to read each time a bundle is opened
 

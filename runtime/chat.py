@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
@@ -42,6 +43,7 @@ _RESERVED = (
 )
 _MOST_INDENT = 64  # of JSON; also the most characters between its items
 _MOST_FORMAT = 200  # characters of a date's format
+_PROBE = "probe"  # a text that no template writes itself
 
 
 class ChatTemplate:
@@ -107,6 +109,25 @@ class ChatTemplate:
             raise PromptError(f"the chat template refused the messages: {reason}", param="messages") from error
         check_text(rendered, "what the chat template made of the messages", param="messages")
         return rendered
+
+    @cached_property
+    def frame(self) -> tuple[MarkedText, MarkedText]:
+        """What the template writes before and after the text of an answer, from the end of the prompt on.
+
+        GLM-4's writes a newline before it, since its models begin with one; others close the message after it.
+        """
+        question: JsonObject = {"role": "user", "content": _PROBE}
+        try:
+            prompt = self.render_marked([question])
+            whole = self.render_marked(
+                [question, {"role": "assistant", "content": _PROBE}], add_generation_prompt=False
+            )
+        except PromptError:
+            return MarkedText(""), MarkedText("")
+        if not whole.startswith(prompt):
+            return MarkedText(""), MarkedText("")
+        before, _, after = whole[len(prompt) :].partition(_PROBE)
+        return MarkedText(before), MarkedText(after)
 
     def _guarded(self, message: JsonObject) -> dict[str, Any]:
         """Return a message whose text stays text. Its role is not guarded: it is one of ours, and becomes a tag."""

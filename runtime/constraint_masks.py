@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from functools import cached_property
+from importlib.util import find_spec
 from itertools import takewhile
 from typing import Any
 
@@ -41,7 +43,9 @@ from edge.runtime.tokenizer import Tokenizer
 MAX_CHARACTERS = {"json_schema": 1_000_000, "json": 0, "regex": 50_000, "lark": 500_000}
 MAX_RULES = 500  # of a grammar: a chain of 3,000 overflowed the library's stack
 _RULE = re.compile(r"[A-Za-z_]\w*\s*(?:\[[^]\n]*\]|\{[^}\n]*\}|\.-?\d+)?\s*:")
-_KEPT = 64  # constraints that were checked and found good
+# How JSON is written; keys of llguidance's own "x-guidance".
+LAYOUT = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+_KEPT = 64  # constraints that are kept ready to start
 _WORDS = {  # the library's names of errors -> words
     "NoExtension": "nothing may follow",
     "NoExtensionBias": "nothing may follow",
@@ -62,7 +66,16 @@ class Constraints:
         self._ours = tokenizer
         self._num_tokens = num_tokens
         self._stop_ids = sorted(i for i in stop_ids if 0 <= i < num_tokens)
-        self._good: set[Constraint] = set()  # searched for dead ends, without finding one
+        self._ready: OrderedDict[Constraint, Any] = OrderedDict()  # matchers at their beginning, to be copied
+
+    @property
+    def available(self) -> bool:
+        """Whether any constraint can be started: llguidance is installed, and the model has an id to stop with."""
+        return bool(self._stop_ids) and find_spec("llguidance") is not None
+
+    def prepared(self, schema: Schema) -> Schema:
+        """Return a JSON schema as the library can follow it, changed in place. Raises SettingsError."""
+        return prepare_schema(schema, self._knows_format, self._knows_dialect)
 
     def start(self, constraint: Constraint) -> ConstraintState:
         """Return the state before the first token of an answer.
@@ -70,6 +83,19 @@ class Constraints:
         Raises SettingsError when llguidance is not installed or refuses the constraint, and when the constraint is too
         large or leads nowhere; TokenizerError when llguidance cannot read the tokenizer.
         """
+        matcher = self._ready.pop(constraint, None)  # popped and put back: the last used is the last to be dropped
+        if matcher is None:
+            matcher = self._checked(constraint)
+            if len(self._ready) >= _KEPT:
+                self._ready.popitem(last=False)
+        self._ready[constraint] = matcher
+        return self._state(matcher.deep_copy())
+
+    def _state(self, matcher: Any) -> ConstraintState:
+        return ConstraintState(matcher, self._special, np.array(self._stop_ids, np.int64), self._num_tokens)
+
+    def _checked(self, constraint: Constraint) -> Any:
+        """Return the library's matcher for a constraint. Raises as `start` does."""
         llguidance, tokenizer, kind = self._library, self._tokenizer, constraint.kind
         if len(constraint.text) > MAX_CHARACTERS[kind]:
             raise SettingsError(
@@ -85,17 +111,12 @@ class Constraints:
             raise SettingsError(f"the {kind} constraint is refused: {_reason(matcher.get_error())}")
         if problems := [said for said in matcher.get_grammar_warnings() if not _asked_for(said, schema)]:
             raise SettingsError(f"the {kind} constraint is refused: {_reason(problems[0])}")
-        state = ConstraintState(matcher, self._special, np.array(self._stop_ids, np.int64), self._num_tokens)
         try:
-            state.allowed()
+            self._state(matcher.deep_copy()).allowed()
         except GenerationError as error:
             raise SettingsError(f"the {kind} constraint cannot be used: {error}") from error
-        if constraint not in self._good:
-            self._check_leads_somewhere(kind, grammar, schema)
-            if len(self._good) >= _KEPT:
-                self._good.clear()
-            self._good.add(constraint)
-        return state
+        self._check_leads_somewhere(kind, grammar, schema)
+        return matcher
 
     def _check_leads_somewhere(self, kind: str, grammar: str, schema: Schema) -> None:
         """Raises SettingsError."""
@@ -118,14 +139,13 @@ class Constraints:
             if (count := len(_RULE.findall(text))) > MAX_RULES:
                 raise SettingsError(f"the grammar has {count:,} rules, expected at most {MAX_RULES}; make it smaller")
             for embedded in _embedded_schemas(text):
-                prepare_schema(embedded, self._knows_format, self._knows_dialect)
+                self.prepared(embedded)
             return str(matcher.grammar_from_lark(text)), {}
         schema: Schema = {"type": "object"}
         if constraint.kind == "json_schema":
             schema = parse_json(text, "the JSON schema", SettingsError, "correct it")
-            schema = prepare_schema(schema, self._knows_format, self._knows_dialect)
-        layout = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-        return str(matcher.grammar_from_json_schema(json.dumps(schema), defaults=layout)), schema
+            schema = self.prepared(schema)
+        return str(matcher.grammar_from_json_schema(json.dumps(schema), defaults=LAYOUT)), schema
 
     def _knows_format(self, name: str) -> bool:
         return self._accepts({"type": "string", "format": name})

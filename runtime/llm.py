@@ -13,40 +13,47 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self, TypeVar, Unpack
 
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import Bundle
 from edge.runtime.chat import ChatTemplate, open_template
+from edge.runtime.chat_stream import ChatStream
+from edge.runtime.chats import Chats
 from edge.runtime.chunk import Answer
 from edge.runtime.constraint_masks import Constraints
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import BundleError, ClosedError, EdgeError, PromptError, SettingsError, own_error, shown
-from edge.runtime.kv.prefix import PrefixStats, common_prefix
+from edge.runtime.kv.prefix import PrefixStats
 from edge.runtime.kv.snapshot_format import SnapshotIdentity
-from edge.runtime.messages import Message, MessageLike
+from edge.runtime.messages import MessageLike
 from edge.runtime.prefixes import Prefixes
 from edge.runtime.prompt import Prompt
+from edge.runtime.prompt_like import PromptLike, prompt_of
 from edge.runtime.request import Request
 from edge.runtime.rules import Whole, check_value
 from edge.runtime.runner import Runner
+from edge.runtime.sampling_defaults import default_sampling
 from edge.runtime.scheduler import Scheduler, SchedulerStats
 from edge.runtime.settings import (
     EngineSettings,
     GenerationOptions,
     GenerationSettings,
+    Sampling,
     SpeculationSettings,
     generation_settings,
+    seeded,
 )
 from edge.runtime.speculation import DraftStore, SharedDrafts
 from edge.runtime.stream import Stream, read_all
 from edge.runtime.tokenizer import Tokenizer
+from edge.runtime.tools.choice import ToolChoiceLike
 from edge.runtime.tools.declared import JsonObject
+from edge.runtime.tools.format import ToolFormat
 
-PromptLike = str | Sequence[int] | Prompt | Sequence[MessageLike]
+AnyStream = TypeVar("AnyStream", bound=Stream)
 MAX_SAMPLES = 1024  # answers to one prompt at once
-PROBES = ("a", "\n7", "“是的”")  # user messages with no common beginning, to find what conversations share
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +82,7 @@ class LLM:
             settings = replace(settings, reproducible=speculation is not None)
         self._bundle: Bundle | None = bundle
         self._identity = SnapshotIdentity(manifest.model_sha256, manifest.files[bundles.TOKENIZER].sha256, {})
+        self.default_sampling = default_sampling(bundle.text(bundles.GENERATION_CONFIG))
         self._set_up(
             lambda: open_engine(bundle, settings),
             tokenizer,
@@ -94,10 +102,12 @@ class LLM:
         stop_ids: Collection[int] = (),
         speculation: SpeculationSettings | None = None,
         draft_store: str | Path | None = None,
+        default_sampling: Sampling | None = None,
     ) -> Self:
         """Make a model without a bundle, from an engine of your own or `edge.ScriptedEngine`. Raises as `LLM` does."""
         self = cls.__new__(cls)
         self._bundle = None
+        self.default_sampling = default_sampling or Sampling()
         digest = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
         self._identity = SnapshotIdentity(f"engine {engine.info.name}", digest, {})
         self._set_up(lambda: engine, tokenizer, template, stop_ids, speculation, draft_store)
@@ -120,6 +130,7 @@ class LLM:
             store = DraftStore.open(Path(draft_store), sha256, num_ids=tokenizer.num_tokens)
         self._drafts = drafts = SharedDrafts(speculation, store)
         self._constraints = Constraints(tokenizer, tokenizer.num_tokens, self.stop_ids)
+        self._chats = Chats(template, tokenizer, self.stop_ids, self._constraints)
         self.engine = open_engine()
         info = self.engine.info
         if speculation is not None and (info.max_step_rows == 1 or not info.can_trim):
@@ -143,31 +154,50 @@ class LLM:
             raise BundleError("this model was made from an engine and has no bundle; load one with edge.load")
         return self._bundle
 
-    # --- Answers ------------------------------------------------------------------------------------------------------
-
     def generate(self, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Stream:
         """Continue a prompt: text (special tokens in it are recognised), token ids, a `Prompt`, or messages.
 
         Keywords are the fields of `GenerationSettings` and `Sampling`. Raises SettingsError, PromptError and
         ContextLengthError. A beginning that the prompt shares with earlier ones is not computed again.
         """
-        return self._submit(self._prompt_of(prompt), generation_settings(**options))
+        return self._submit(self._prompt_of(prompt), self._settings(options), Stream)
 
     def chat(
         self,
         messages: Sequence[MessageLike],
         *,
         tools: Sequence[JsonObject] | None = None,
+        tool_choice: ToolChoiceLike | None = None,
         template_variables: JsonObject | None = None,
         **options: Unpack[GenerationOptions],
-    ) -> Stream:
+    ) -> ChatStream:
         """Answer messages like `[{"role": "user", "content": "Hello"}]`; keywords and errors as in `generate`.
 
-        tools: what the model may call, in OpenAI's form. template_variables: further values for the chat template.
-        Nothing in a message becomes a special token: a typed `<|user|>` is text.
+        tools: what the model may call, in OpenAI's form. tool_choice: "auto" (the default: text or a call), "none",
+        "required", or the name of a tool; the last two need llguidance, which also holds arguments to their schemas.
+        template_variables: further values for the chat template. Nothing in a message becomes a special token: a typed
+        `<|user|>` is text.
         """
-        ids = self.encode_chat(messages, tools=tools, template_variables=template_variables)
-        return self.generate(ids, **options)
+        (stream,) = self.chat_samples(
+            messages, 1, tools=tools, tool_choice=tool_choice, template_variables=template_variables, **options
+        )
+        return stream
+
+    def chat_samples(
+        self,
+        messages: Sequence[MessageLike],
+        n: int,
+        *,
+        tools: Sequence[JsonObject] | None = None,
+        tool_choice: ToolChoiceLike | None = None,
+        template_variables: JsonObject | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> list[ChatStream]:
+        """Return `n` answers as `chat` does; the prompt is computed once. With a seed, answer i is that of seed + i."""
+        number = check_value("n", Whole(1, MAX_SAMPLES), n)
+        found = self._chats.prompts.prompt(messages, tools, template_variables)
+        settings, read = self._chats.answering(found, tool_choice, self._settings(options))
+        return [self._submit(Prompt(found.ids), one, read) for one in seeded(settings, number)]
 
     def generate_batch(self, prompts: Iterable[PromptLike], **options: Unpack[GenerationOptions]) -> list[Answer]:
         """Answer several prompts at once, as many per step as the KV cache holds; return the answers in order.
@@ -175,7 +205,7 @@ class LLM:
         Keywords as in `generate`; every answer gets the same seed. Raises SettingsError before anything runs. A prompt
         that cannot be answered becomes an `Answer` with its error, and the others continue.
         """
-        settings = generation_settings(**options)
+        settings = self._settings(options)
         if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
             raise PromptError(f"prompts are {shown(prompts)}, expected a list of prompts", param="prompts")
         return read_all([self._try_submit(prompt, settings) for prompt in prompts])
@@ -187,13 +217,8 @@ class LLM:
     def sample_streams(self, prompt: PromptLike, n: int, **options: Unpack[GenerationOptions]) -> list[Stream]:
         """Return what `sample` does as streams."""
         number = check_value("n", Whole(1, MAX_SAMPLES), n)
-        settings, found = generation_settings(**options), self._prompt_of(prompt)
-        seed = settings.sampling.seed
-        seeds = [None if seed is None else seed + i for i in range(number)]
-        each = [replace(settings, sampling=replace(settings.sampling, seed=seed)) for seed in seeds]
-        return [self._submit(found, one) for one in each]
-
-    # --- Prompts ------------------------------------------------------------------------------------------------------
+        settings, found = self._settings(options), self._prompt_of(prompt)
+        return [self._submit(found, one, Stream) for one in seeded(settings, number)]
 
     def render(
         self,
@@ -220,23 +245,24 @@ class LLM:
         add_generation_prompt: bool = True,
     ) -> list[int]:
         """Return messages as token ids, as `chat` sends them; errors as in `render`."""
-        marked = self.chat_template.render_marked(
-            messages, tools=tools, variables=template_variables, add_generation_prompt=add_generation_prompt
+        prompt = self._chats.prompts.prompt(
+            messages, tools, template_variables, add_generation_prompt=add_generation_prompt
         )
-        return self.tokenizer.encode_marked(marked)
+        return prompt.ids
 
     @property
     def chat_template(self) -> ChatTemplate:
         """The model's chat template. Raises PromptError when it has none."""
-        if self.template is None:
-            raise PromptError("this model has no chat template (a base model?); use a raw prompt instead")
-        return self.template
+        return self._chats.prompts.template
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How this model calls tools. Raises PromptError when it has no chat template."""
+        return self.chat_template.convention.tool_format
 
     def system_prefix(self, system: str) -> list[int]:
         """Return the ids that every conversation with this system message begins with."""
-        message = {"role": "system", "content": system}
-        all_ids = [self.encode_chat([message, {"role": "user", "content": probe}]) for probe in PROBES]
-        return all_ids[0][: min(common_prefix(all_ids[0], other) for other in all_ids[1:])]
+        return self._chats.prompts.system_prefix(system)
 
     def add_document(self, text: str) -> bool:
         """Draft from a text too, from now on and in later sessions; False if the draft store has it already.
@@ -246,8 +272,6 @@ class LLM:
         self._runner.check_open()
         ids = self.tokenizer.encode(text)
         return self._runner.between_steps(lambda: self._drafts.add(ids))
-
-    # --- Figures and the end ------------------------------------------------------------------------------------------
 
     @property
     def stats(self) -> SchedulerStats:
@@ -266,12 +290,7 @@ class LLM:
 
     def clear_cache(self) -> None:
         """Drop everything that is kept from finished requests and not pinned."""
-
-        def clear() -> None:
-            self._scheduler.sweep()
-            self._scheduler.prefixes.clear()
-
-        self._runner.between_steps(clear)
+        self._runner.between_steps(self._scheduler.clear_cache)
 
     def close(self) -> None:
         """End every answer, write the draft store if there is one, and free the memory of model and cache.
@@ -294,24 +313,15 @@ class LLM:
     ) -> None:
         self.close()
 
-    # --- Inside -------------------------------------------------------------------------------------------------------
-
     def _prompt_of(self, prompt: object) -> Prompt:
-        """Raises PromptError for anything else."""
-        if isinstance(prompt, Prompt):
-            return prompt
-        if isinstance(prompt, str):
-            return Prompt(self.tokenizer.encode(prompt))
-        if isinstance(prompt, Sequence) and prompt and all(isinstance(part, Mapping | Message) for part in prompt):
-            return Prompt(self.encode_chat(prompt))
-        if isinstance(prompt, bytes | Mapping) or not hasattr(prompt, "__iter__"):
-            raise PromptError(
-                f"the prompt is {shown(prompt)}, expected text, a list of token ids, an edge.Prompt, or messages",
-                param="prompt",
-            )
-        return Prompt(prompt)  # type: ignore[arg-type]  # it checks what it is given
+        return prompt_of(prompt, self.tokenizer, self.encode_chat)
 
-    def _submit(self, prompt: Prompt, settings: GenerationSettings) -> Stream:
+    def _settings(self, options: GenerationOptions) -> GenerationSettings:
+        return generation_settings(self.default_sampling, **options)
+
+    def _submit(
+        self, prompt: Prompt, settings: GenerationSettings, reading: Callable[[Request, Runner], AnyStream]
+    ) -> AnyStream:
         self._runner.check_open()
         prompt.check_fits(self.engine.info)
         constraint = None if settings.constraint is None else self._constraints.start(settings.constraint)
@@ -319,13 +329,13 @@ class LLM:
         request = Request(
             prompt, settings, self.tokenizer, self.stop_ids, self.engine.info.max_context, constraint, drafter
         )
-        stream = Stream(request, self._runner)  # before submitting, so that an interrupt leaves no request unread
+        stream = reading(request, self._runner)  # before submitting, so that an interrupt leaves no request unread
         self._runner.submit(request)
         return stream
 
     def _try_submit(self, prompt: object, settings: GenerationSettings) -> Stream | EdgeError:
         try:
-            return self._submit(self._prompt_of(prompt), settings)
+            return self._submit(self._prompt_of(prompt), settings, Stream)
         except (SettingsError, ClosedError):
             raise
         except Exception as error:  # from a tokenizer or a constraint; other prompts are not affected
@@ -334,5 +344,5 @@ class LLM:
     def _computed(self, prefix: object) -> Prompt:
         """Compute a prefix, so that its keys and values are in the cache."""
         prompt = self._prompt_of(prefix)
-        self._submit(prompt, GenerationSettings(max_new_tokens=1, ignore_stop_ids=True)).answer()
+        self._submit(prompt, GenerationSettings(max_new_tokens=1, ignore_stop_ids=True), Stream).answer()
         return prompt

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from edge.runtime.errors import PromptError, in_words, not_expected, shown
 from edge.runtime.tools.declared import JsonObject, checked_tools
@@ -51,6 +51,20 @@ class ToolCall:
     name: str
     arguments: str  # JSON as the model wrote it, which may be invalid
     id: str = ""
+
+    def parsed(self) -> dict[str, Any] | None:  # Any: JSON
+        """Return the arguments as an object; None if they are not one, or would not survive being written again.
+
+        No arguments at all are an empty object: GLM-4's template would omit an empty text, and the call with it.
+        """
+        if not self.arguments.strip():
+            return {}
+        try:
+            parsed = json.loads(self.arguments, object_pairs_hook=_unique, parse_constant=_refuse)
+            json.dumps(parsed, allow_nan=False)  # 1e999 is infinite
+        except (ValueError, RecursionError):
+            return None
+        return parsed if isinstance(parsed, dict) else None
 
     def to_dict(self) -> JsonObject:
         """Return it in OpenAI's form."""
@@ -245,6 +259,16 @@ def _check_answers(message: Message, calls: Sequence[ToolCall], path: str) -> No
 def _text(given: JsonObject, key: str, path: str) -> str | None:
     value = given.get(key)
     return None if value is None else check_text(value, f"{path}.{key}", param=f"{path}.{key}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _dict_of(value: object) -> object:

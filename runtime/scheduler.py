@@ -166,6 +166,11 @@ class Scheduler:
             if request.finished:
                 self._drop(request)
 
+    def clear_cache(self) -> None:
+        """Drop everything that is kept of finished requests and not pinned."""
+        self.sweep()
+        self.prefixes.clear()
+
     def cancel_all(self) -> None:
         """End every request."""
         for request in list(self._live.values()):

@@ -1,8 +1,8 @@
-"""A conversation that keeps its token ids, so that no earlier turn is ever computed again.
+"""A conversation: its messages, and one more of them at a time.
 
-In: an `LLM` and one user message after another. Out: chunks of the answers. A rendered and re-encoded history may give
-other ids than the model produced; here, those ids stay, and only new text is encoded. What a user types is text,
-whatever it looks like. Knows nothing about terminals.
+In: an `LLM`, and questions and results of tools one after another. Out: chunks of the answers. No earlier turn is
+computed again: the model remembers what ids its answers were made of. What a user types is text, whatever it looks
+like. Knows nothing about terminals, or how tools are run.
 
 A conversation that has filled the context is refused, or continues without its oldest turns. All that is kept, except
 the system message, is then encoded and computed anew; half of the context is freed at once, so that this is rare.
@@ -10,120 +10,191 @@ the system message, is then encoded and computed anew; half of the context is fr
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Unpack
 
+from edge.runtime.chat_stream import ChatStream
 from edge.runtime.chunk import Chunk
+from edge.runtime.errors import PromptError, shown
 from edge.runtime.llm import LLM
-from edge.runtime.markup import MarkedText, mark_text, mark_token
+from edge.runtime.messages import Message, MessageLike, Part, ToolCall, messages_from
 from edge.runtime.rules import OneOf, check_value
-from edge.runtime.settings import WHEN_FULL, GenerationOptions, WhenFull, generation_settings
-from edge.runtime.stream import Stream
+from edge.runtime.settings import CONTEXT_POLICIES, ContextPolicy, GenerationOptions, generation_settings
+from edge.runtime.tools.choice import ToolChoiceLike
+from edge.runtime.tools.declared import JsonObject, checked_tools
+from edge.runtime.turns import SYSTEM, turns_of, without_oldest
 
 ANSWER_SHARE = 4  # a quarter of the context is kept free for an answer, or less if the answer is limited to less
 
 
 class ChatSession:
-    """The messages of one conversation, with their token ids."""
+    """The messages of one conversation."""
 
-    def __init__(self, llm: LLM, system: str | None = None, *, when_full: WhenFull = "error") -> None:
-        """when_full: "error" lets `send` raise ContextLengthError, "drop" lets it forget the oldest turns.
+    def __init__(
+        self,
+        llm: LLM,
+        system: str | None = None,
+        *,
+        tools: Sequence[JsonObject] = (),
+        tool_choice: ToolChoiceLike | None = None,
+        template_variables: JsonObject | None = None,
+        context_policy: ContextPolicy = "error",
+    ) -> None:
+        """tools, tool_choice and template_variables: as in `LLM.chat`, for every answer.
 
-        The system message stays, and `dropped_turns` counts forgotten turns. Raises SettingsError.
+        context_policy: "error" lets `send` raise ContextLengthError, "drop-oldest" lets it forget the oldest turns;
+        `last_dropped` and `dropped_messages` say so. Raises SettingsError and PromptError.
         """
-        self._llm = llm
+        self.llm = llm
+        self.tools = checked_tools(tools)
+        self.tool_choice, self.template_variables = tool_choice, template_variables
+        self.context_policy = check_value("context_policy", OneOf(CONTEXT_POLICIES), context_policy)
         self._system = system
-        self.drops = check_value("when_full", OneOf(WHEN_FULL), when_full) == "drop"
         self.reset()
 
     def reset(self) -> None:
         """Forget the conversation; the system message stays."""
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[Message] = []
+        self.num_tokens = 0  # of the conversation when its last answer ended
+        self.dropped_messages = 0  # since the conversation began
+        self.last_dropped: tuple[Message, ...] = ()  # by the last question or result
         if self._system is not None:
-            self.messages.append({"role": "system", "content": self._system})
-        self.dropped_turns = 0  # since the conversation began
-        self._ids: list[int] = []
-        self._rendered = MarkedText("")  # the text of _ids, without a closing stop id
+            self.messages.append(Message("system", self._system))
+
+    def load(self, messages: Sequence[MessageLike]) -> None:
+        """Continue another conversation. Raises PromptError and leaves this one as it is if its messages are invalid.
+
+        Its system message, or none, takes the place of this one's.
+        """
+        loaded = messages_from(messages)
+        first = loaded[0]
+        self._system = first.text if first.role in SYSTEM and not first.tools else None
+        self.reset()
+        self.messages = list(loaded)
 
     @property
-    def num_tokens(self) -> int:
-        """How many tokens the conversation has so far."""
-        return len(self._ids)
+    def system(self) -> str | None:
+        """The system message; setting it changes the conversation from its first token on."""
+        return self._system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        rest = self.messages[1:] if self.messages and self.messages[0].role in SYSTEM else self.messages
+        self._system = text
+        self.messages = rest if text is None else [Message("system", text), *rest]
 
     @property
     def num_turns(self) -> int:
-        """How many answered user messages are remembered."""
-        return len(self.messages) // 2  # with or without a system message
+        """How many questions are remembered."""
+        return len(turns_of(self.messages))
 
-    def send(self, content: str, **options: Unpack[GenerationOptions]) -> Generator[Chunk, None, None]:
-        """Answer one more user message; keywords and errors as in `LLM.generate`.
+    @property
+    def pending(self) -> tuple[ToolCall, ...]:
+        """Calls of the last answer, for which `send_results` is to be called."""
+        return self.messages[-1].tool_calls if self.messages else ()
+
+    def send(
+        self,
+        content: str | Sequence[Part],
+        *,
+        tool_choice: ToolChoiceLike | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Generator[Chunk, None, None]:
+        """Answer one more user message; keywords and errors as in `LLM.chat`.
 
         Closing the iterator early keeps the answer so far. A refused message leaves no trace.
         """
+        return self._ask([*self.messages, _question(content)], tool_choice, options)
+
+    def send_results(
+        self,
+        results: Sequence[tuple[ToolCall, str]],
+        *,
+        tool_choice: ToolChoiceLike | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Generator[Chunk, None, None]:
+        """Answer the results of the `pending` calls. Raises as `send`, and PromptError if one is missing."""
+        if [call for call, _ in results] != list(self.pending):
+            raise PromptError(
+                f"results are for the calls {shown([call.name for call, _ in results])}, expected one for each of "
+                f"{shown([call.name for call in self.pending])}, in this order"
+            )
+        told = [
+            Message("tool", text, tool_call_id=call.id or None, name=None if call.id else call.name)
+            for call, text in results
+        ]
+        return self._ask([*self.messages, *told], tool_choice, options)
+
+    def retry(self, **options: Unpack[GenerationOptions]) -> Generator[Chunk, None, None]:
+        """Answer the last question again; the earlier answer is forgotten once the new one begins.
+
+        Raises as `send`, and PromptError if there is no question.
+        """
+        end = self._last_question() + 1
+        return self._ask(self.messages[:end], None, options)
+
+    def edit(self, content: str | Sequence[Part], **options: Unpack[GenerationOptions]) -> Generator[Chunk, None, None]:
+        """Ask something else in place of the last question. Raises as `retry`."""
+        return self._ask([*self.messages[: self._last_question()], _question(content)], None, options)
+
+    def undo(self) -> bool:
+        """Forget the last question with all that followed it; False if there is none."""
+        if not any(message.role == "user" for message in self.messages):
+            return False
+        del self.messages[self._last_question() :]
+        return True
+
+    def _last_question(self) -> int:
+        """Return the index of the last user message. Raises PromptError if there is none."""
+        for i in reversed(range(len(self.messages))):
+            if self.messages[i].role == "user":
+                return i
+        raise PromptError("the conversation has no question yet; send one first")
+
+    def _ask(
+        self, messages: list[Message], tool_choice: ToolChoiceLike | None, options: GenerationOptions
+    ) -> Generator[Chunk, None, None]:
         limit = generation_settings(**options).max_new_tokens
-        messages = [*self.messages, {"role": "user", "content": content}]
-        prompt = self._llm.chat_template.render_marked(messages)
-        prompt_ids = self._continue(prompt)
-        context = self._llm.engine.info.max_context
-        if self.drops and len(prompt_ids) + min(limit or context, context // ANSWER_SHARE) > context:
-            messages = self._shortened(messages, context // 2)
-            prompt = self._llm.chat_template.render_marked(messages)
-            prompt_ids = self._llm.tokenizer.encode_marked(prompt)
-        stream = self._llm.generate(prompt_ids, **options)
-        return self._answer(stream, messages, prompt, prompt_ids)
+        kept, dropped = self._fitting(messages, limit)
+        stream = self.llm.chat(
+            kept,
+            tools=self.tools,
+            tool_choice=self.tool_choice if tool_choice is None else tool_choice,
+            template_variables=self.template_variables,
+            **options,
+        )
+        return self._answer(stream, kept, dropped)
 
-    def _shortened(self, messages: list[dict[str, str]], most: int) -> list[dict[str, str]]:
-        """Drop the fewest oldest turns that leave at most `most` tokens; the last message always stays."""
-        first = int(self._system is not None)
+    def _fitting(self, messages: list[Message], limit: int | None) -> tuple[list[Message], tuple[Message, ...]]:
+        """Return the messages without those that the policy drops, and the dropped ones."""
+        if self.context_policy == "error":
+            return messages, ()
+        context = self.llm.engine.info.max_context
 
-        def without(turns: int) -> list[dict[str, str]]:
-            return [*messages[:first], *messages[first + 2 * turns :]]
+        def count(some: Sequence[Message]) -> int:
+            return len(self.llm.encode_chat(some, tools=self.tools, template_variables=self.template_variables))
 
-        def fits(turns: int) -> bool:
-            return len(self._llm.encode_chat(without(turns))) <= most
-
-        return without(bisect_left(range(self.num_turns), True, key=fits))
-
-    def _continue(self, prompt: MarkedText) -> list[int]:
-        """Return ids of the prompt: those of the conversation so far, and those of the new text."""
-        if not self._ids or not prompt.startswith(self._rendered):
-            return self._llm.tokenizer.encode_marked(prompt)
-        ids, new_text = self._ids, prompt[len(self._rendered) :]
-        if ids[-1] in self._llm.stop_ids:
-            closing = mark_token(self._llm.tokenizer.token_text(ids[-1]))
-            if new_text.startswith(closing):
-                new_text = new_text[len(closing) :]
-            else:  # the model stopped with a different token from the template's
-                ids = ids[:-1]
-        return ids + self._llm.tokenizer.encode_marked(MarkedText(new_text))
+        if count(messages) + min(limit or context, context // ANSWER_SHARE) <= context:
+            return messages, ()
+        return without_oldest(messages, lambda some: count(some) <= context // 2)
 
     def _answer(
-        self, stream: Stream, messages: list[dict[str, str]], prompt: MarkedText, prompt_ids: list[int]
+        self, stream: ChatStream, messages: list[Message], dropped: tuple[Message, ...]
     ) -> Generator[Chunk, None, None]:
-        shown = ""
-        ids: list[int] = []
+        begun = False
         try:
             for chunk in stream:
-                shown += chunk.text
-                ids += chunk.token_ids
+                begun = begun or bool(chunk.token_ids)
                 yield chunk
         finally:
             stream.close()
-            self._remember(messages, prompt, prompt_ids, shown, ids)
+            if begun:
+                self.messages = [*messages, stream.message]
+                self.num_tokens = stream.num_tokens
+                self.dropped_messages += len(dropped)
+                self.last_dropped = dropped
 
-    def _remember(
-        self, messages: list[dict[str, str]], prompt: MarkedText, prompt_ids: list[int], shown: str, ids: list[int]
-    ) -> None:
-        if not ids:
-            return
-        self.dropped_turns += (len(self.messages) + 1 - len(messages)) // 2
-        rendered = MarkedText(prompt + mark_text(shown))
-        # GLM's template writes the newline with which its model begins, so content may have to omit it.
-        for content in (shown, shown.removeprefix("\n"), shown.strip()):
-            self.messages = [*messages, {"role": "assistant", "content": content}]
-            again = self._llm.chat_template.render_marked(self.messages, add_generation_prompt=False)
-            if again.startswith(rendered):
-                break
-        exact = self._llm.tokenizer.decode(ids) == shown  # not after a stop string, or inside a character
-        self._ids, self._rendered = (prompt_ids + ids, rendered) if exact else ([], MarkedText(""))
+
+def _question(content: str | Sequence[Part]) -> Message:
+    """Return a user message; what is neither text nor parts is refused when it is rendered."""
+    return Message("user", tuple(content) if isinstance(content, list) else content)  # type: ignore[arg-type]

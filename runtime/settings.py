@@ -8,11 +8,11 @@ editors; a test holds the two to each other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, TypedDict, Unpack
 
 from edge.runtime.constraint import Constraint
-from edge.runtime.errors import SettingsError
+from edge.runtime.errors import SettingsError, shown
 from edge.runtime.machine import logical_processors
 from edge.runtime.rules import (
     Biases,
@@ -25,18 +25,19 @@ from edge.runtime.rules import (
     Texts,
     Whole,
     Wholes,
+    check_value,
     refuse_unknown,
     setting,
 )
 
 Precision = Literal["f32", "f16", "bf16"]
 CachePrecision = Literal["f32", "f16", "bf16", "u8", "u4"]
-WhenFull = Literal["error", "drop"]
+ContextPolicy = Literal["error", "drop-oldest"]
 LogitBias = Mapping[int, float] | Sequence[tuple[int, float]]
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16", "bf16")
 KV_PRECISIONS: tuple[CachePrecision, ...] = ("f32", "f16", "bf16", "u8", "u4")
-WHEN_FULL: tuple[WhenFull, ...] = ("error", "drop")  # what to do with a conversation that has filled the context
+CONTEXT_POLICIES: tuple[ContextPolicy, ...] = ("error", "drop-oldest")  # for conversations that fill the context
 MAX_LOGPROBS = 20  # alternatives per token, as in OpenAI's protocol
 MAX_DRAFT = 32  # tokens
 MAX_MATCH = 32  # token ids
@@ -179,7 +180,10 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class GenerationOptions(SamplingOptions, total=False):
-    """Keywords of `LLM.generate` and related methods: `GenerationSettings` and `Sampling` side by side."""
+    """Keywords of `LLM.generate` and related methods: `GenerationSettings` and `Sampling` side by side.
+
+    greedy: take nothing from the model's own sampling, and always choose the most likely token.
+    """
 
     max_new_tokens: int | None
     min_new_tokens: int | None
@@ -189,6 +193,7 @@ class GenerationOptions(SamplingOptions, total=False):
     ignore_stop_ids: bool | None
     logprobs: int | None
     constraint: Constraint | None
+    greedy: bool | None
 
 
 class EngineOptions(TypedDict, total=False):
@@ -206,18 +211,40 @@ class EngineOptions(TypedDict, total=False):
     threads: int | None
 
 
+GREEDY = "greedy"  # the one keyword of an answer that is not stored
 SAMPLING_NAMES = frozenset(spec.name for spec in fields(Sampling))
 GENERATION_NAMES = frozenset(spec.name for spec in fields(GenerationSettings)) - {"sampling"}
 ENGINE_NAMES = frozenset(spec.name for spec in fields(EngineSettings))
 
 
-def generation_settings(**options: Unpack[GenerationOptions]) -> GenerationSettings:
-    """Make `GenerationSettings` from flat keywords, including sampling. Raises SettingsError, also for unknown ones."""
+def generation_settings(default: Sampling | None = None, /, **options: Unpack[GenerationOptions]) -> GenerationSettings:
+    """Make `GenerationSettings` from flat keywords, including sampling. Raises SettingsError, also for unknown ones.
+
+    default: the sampling of what is not given, unless `greedy` is.
+    """
     values: dict[str, object] = dict(options)
-    refuse_unknown(values, SAMPLING_NAMES | GENERATION_NAMES)
-    sampling = {name: value for name, value in values.items() if name in SAMPLING_NAMES}
+    refuse_unknown(values, SAMPLING_NAMES | GENERATION_NAMES | {GREEDY})
+    given = {name: value for name, value in values.items() if name in SAMPLING_NAMES and value is not None}
+    greedy = values.get(GREEDY)
+    if greedy is not None and check_value(GREEDY, Flag(), greedy):
+        default = None
+        if given.get("temperature"):
+            raise SettingsError(
+                f"greedy always takes the most likely token, and temperature is {shown(given['temperature'])}; give "
+                "one of the two",
+                param=GREEDY,
+            )
+    usual = {} if default is None else {name: getattr(default, name) for name in SAMPLING_NAMES}
+    sampling = {**usual, **given}
     rest = {name: value for name, value in values.items() if name in GENERATION_NAMES}
     return GenerationSettings(sampling=Sampling(**sampling), **rest)  # type: ignore[arg-type]  # checked by the classes
+
+
+def seeded(settings: GenerationSettings, number: int) -> list[GenerationSettings]:
+    """Return the settings of each of several answers to one prompt: with a seed, each has the next one."""
+    seed = settings.sampling.seed
+    seeds = [None if seed is None else seed + i for i in range(number)]
+    return [replace(settings, sampling=replace(settings.sampling, seed=seed)) for seed in seeds]
 
 
 def engine_settings(device: str | None = None, **options: Unpack[EngineOptions]) -> EngineSettings:

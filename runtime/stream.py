@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
 
-from edge.runtime.chunk import Answer, Chunk
+from edge.runtime.chunk import Answer, CallPiece, Chunk
 from edge.runtime.errors import EdgeError
+from edge.runtime.messages import ToolCall
 from edge.runtime.request import Request
 from edge.runtime.runner import Runner
 
@@ -68,7 +69,7 @@ class Stream:
 
     def answer(self) -> Answer:
         """Run to the end and return the rest of the answer as a whole."""
-        return _answer_of(list(self))
+        return answer_of(list(self))
 
 
 def read_all(streams: Sequence[Stream | EdgeError]) -> list[Answer]:
@@ -80,13 +81,14 @@ def read_all(streams: Sequence[Stream | EdgeError]) -> list[Answer]:
             if isinstance(stream, EdgeError):
                 raise stream
             chunks += stream  # keeps the chunks before an error
-            found.append(_answer_of(chunks))
+            found.append(answer_of(chunks))
         except EdgeError as error:
-            found.append(replace(_answer_of(chunks), finish_reason="error", error=error))
+            found.append(replace(answer_of(chunks), finish_reason="error", error=error))
     return found
 
 
-def _answer_of(chunks: Sequence[Chunk]) -> Answer:
+def answer_of(chunks: Sequence[Chunk]) -> Answer:
+    """Return chunks as one answer."""
     last = chunks[-1] if chunks else Chunk("", finish_reason="cancelled")
     return Answer(
         "".join(chunk.text for chunk in chunks),
@@ -95,4 +97,14 @@ def _answer_of(chunks: Sequence[Chunk]) -> Answer:
         last.stats,
         tuple(entry for chunk in chunks for entry in chunk.logprobs),
         last.stopped_by,
+        tool_calls=calls_of(chunks),
     )
+
+
+def calls_of(chunks: Sequence[Chunk]) -> tuple[ToolCall, ...]:
+    """Return the calls of tools whose pieces are in chunks."""
+    pieces = [piece for chunk in chunks for piece in chunk.calls]
+    found: dict[int, tuple[CallPiece, list[str]]] = {}
+    for piece in pieces:
+        found.setdefault(piece.index, (piece, []))[1].append(piece.arguments)
+    return tuple(ToolCall(first.name, "".join(arguments), first.id) for first, arguments in found.values())

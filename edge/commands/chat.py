@@ -9,7 +9,7 @@ context, its oldest turns are dropped: the next answer then takes longer to star
 examples:
   edge chat glm4-int4
   edge chat glm4-int4 --system "Answer in one sentence." --temperature 0.7 --top-p 0.9
-  edge chat glm4-int4 --prefix kiosk.prefix --when-full error
+  edge chat glm4-int4 --prefix kiosk.prefix --context-policy error
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from edge.commands import options
 from edge.commands.help import told
-from edge.runtime.settings import WHEN_FULL, WhenFull
+from edge.runtime.settings import CONTEXT_POLICIES, ContextPolicy
 
 if TYPE_CHECKING:
     from edge.runtime.chunk import Stats
@@ -31,16 +31,18 @@ if TYPE_CHECKING:
 
 COMMANDS = "/reset, /stats, /exit"
 MAX_LINE_BYTES = 10_000_000
-USUAL_WHEN_FULL: WhenFull = "drop"  # somebody who types can do without the oldest turns; a program is told first
+USUAL_POLICY: ContextPolicy = (
+    "drop-oldest"  # somebody who types can do without the oldest turns; a program is told first
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_bundle(parser)
     parser.add_argument(
-        "--when-full",
-        choices=WHEN_FULL,
-        default=USUAL_WHEN_FULL,
-        help=told("once the context is full, drop the oldest turns, or refuse messages until /reset", USUAL_WHEN_FULL),
+        "--context-policy",
+        choices=CONTEXT_POLICIES,
+        default=USUAL_POLICY,
+        help=told("once the context is full, drop the oldest turns, or refuse messages until /reset", USUAL_POLICY),
     )
     options.add_engine(parser)
     options.add_generation(parser)
@@ -68,7 +70,7 @@ def _talk(args: argparse.Namespace, llm: LLM, system: str | None, settings: opti
     from edge.runtime.errors import PromptError
     from edge.runtime.session import ChatSession
 
-    session = ChatSession(llm, system, when_full=args.when_full)
+    session = ChatSession(llm, system, context_policy=args.context_policy)
     if sys.stdin.isatty():
         with suppress(ImportError):  # line editing and history for input(); not on Windows
             import readline  # noqa: F401
@@ -123,7 +125,7 @@ def _answer(session: ChatSession, line: str, settings: options.Keywords) -> Stat
     from edge.commands.console import show_answer
     from edge.runtime.errors import ContextLengthError, GenerationError
 
-    dropped = session.dropped_turns
+    dropped = session.dropped_messages
     try:
         with closing(session.send(line, **settings)) as chunks:
             last = show_answer(chunks)
@@ -131,12 +133,12 @@ def _answer(session: ChatSession, line: str, settings: options.Keywords) -> Stat
         print("\n(stopped)", file=sys.stderr)
         return None
     except GenerationError as error:
-        full = isinstance(error, ContextLengthError) and session.num_turns > 0 and not session.drops
-        advice = "; or /reset, which forgets the conversation, or --when-full drop" if full else ""
+        full = isinstance(error, ContextLengthError) and session.num_turns > 0 and session.context_policy == "error"
+        advice = "; or /reset, which forgets the conversation, or --context-policy drop-oldest" if full else ""
         print(f"edge: {error}{advice}", file=sys.stderr)
         return None
-    if dropped := session.dropped_turns - dropped:
-        print(f"edge: the context was full: the oldest {dropped} turn{'s' * (dropped > 1)} dropped", file=sys.stderr)
+    if dropped := session.dropped_messages - dropped:
+        print(f"edge: the context was full: the oldest {dropped} messages were dropped", file=sys.stderr)
     return None if last is None else last.stats
 
 

@@ -137,10 +137,16 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     shape.add_argument("--json-schema", metavar="FILE", help="make the answer JSON that follows this schema")
     shape.add_argument("--regex", metavar="PATTERN", help="make the answer match this regular expression")
     shape.add_argument("--grammar", metavar="FILE", help="make the answer follow this Lark grammar")
-    sampling = parser.add_argument_group("sampling")
+    sampling = parser.add_argument_group("sampling", "what is not given is the model's own choice, greedy for many")
+    sampling.add_argument(
+        "--greedy",
+        action="store_true",
+        default=None,
+        help="always the most likely token, whatever the model recommends",
+    )
     for spec in SAMPLING:
         kind, metavar = (int, "N") if isinstance(rule_of(spec), Whole) else (float, "X")
-        text = help_of(spec) if spec.default is None else told(help_of(spec), spec.default)
+        text = help_of(spec) if spec.default is None else told(help_of(spec), f"the model's, or {spec.default}")
         sampling.add_argument(f"--{spec.name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
 
 
@@ -193,7 +199,7 @@ def prepare(llm: LLM, args: argparse.Namespace) -> None:
 
 def generation_settings(args: argparse.Namespace) -> Keywords:
     """Keywords for `LLM.generate`; what was not given is left to the settings classes. Raises SettingsError."""
-    names = ("max_new_tokens", "stop", "deadline_s", *(spec.name for spec in SAMPLING))
+    names = ("max_new_tokens", "stop", "deadline_s", "greedy", *(spec.name for spec in SAMPLING))
     settings = {name: value for name in names if (value := getattr(args, name)) is not None}
     if (constraint := _constraint(args)) is not None:
         settings["constraint"] = constraint
@@ -258,3 +264,19 @@ def read_text(name: str) -> str:
         return io.StringIO(data.decode("utf-8-sig"), newline=None).read()
     except UnicodeDecodeError as error:
         raise SettingsError(f"{name} cannot be read as text ({error}); convert it to UTF-8") from error
+
+
+def sampling_in_use(llm: LLM, settings: Keywords) -> str:
+    """Say in a line how tokens are chosen, and whose choice that is."""
+    from edge.runtime.settings import generation_settings as made
+
+    sampling = made(llm.default_sampling, **settings).sampling
+    changed = [
+        f"{spec.name.replace('_', '-')} {value:g}"
+        for spec in SAMPLING
+        if (value := getattr(sampling, spec.name)) != spec.default and value is not None
+    ]
+    if not sampling.temperature:
+        return "greedy"
+    chosen = any(spec.name in settings for spec in SAMPLING)
+    return f"{', '.join(changed)}{'' if chosen else ', as the model recommends; --greedy for none'}"

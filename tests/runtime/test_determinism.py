@@ -13,7 +13,8 @@ from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine, Step
 from edge.runtime.kv.pool import CacheSequence
-from edge.runtime.llm import LLM, PromptLike
+from edge.runtime.llm import LLM
+from edge.runtime.prompt_like import PromptLike
 from edge.runtime.settings import EngineSettings, GenerationOptions, SpeculationSettings
 
 IDS = np.random.default_rng(3).integers(0, 40_000, 400)

@@ -25,6 +25,7 @@ from edge.runtime.session import ChatSession
 from edge.runtime.settings import (
     ENGINE_NAMES,
     GENERATION_NAMES,
+    GREEDY,
     SAMPLING_NAMES,
     EngineOptions,
     EngineSettings,
@@ -179,7 +180,10 @@ def test_an_unknown_engine_is_refused(tiny_bundle: Path, name: str) -> None:
 def test_options_are_the_fields() -> None:
     """Keywords that checkers and editors know are those that are taken, and None is allowed for each."""
     assert set(GenerationOptions.__annotations__) | set(EngineOptions.__annotations__) >= {"max_new_tokens", "threads"}
-    for options, names in ((GenerationOptions, GENERATION_NAMES | SAMPLING_NAMES), (EngineOptions, ENGINE_NAMES)):
+    for options, names in (
+        (GenerationOptions, GENERATION_NAMES | SAMPLING_NAMES | {GREEDY}),
+        (EngineOptions, ENGINE_NAMES),
+    ):
         hints = get_type_hints(options)
         assert set(hints) == names - {"device"}
         assert all(type(None) in get_args(hint) for hint in hints.values())

@@ -1,0 +1,60 @@
+"""How a model takes part in conversations: prompts for it, and what to look for in its answers.
+
+In: messages with tools, and settings. Out: a prompt, the settings with what holds the answer to its tools, and how its
+stream is to be read. Knows nothing about engines or when requests run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import partial
+
+from edge.runtime.chat import ChatTemplate
+from edge.runtime.chat_prompts import ChatPrompt, ChatPrompts
+from edge.runtime.chat_stream import ChatStream
+from edge.runtime.constraint_masks import Constraints
+from edge.runtime.request import Request
+from edge.runtime.runner import Runner
+from edge.runtime.settings import GenerationSettings
+from edge.runtime.tokenizer import Tokenizer
+from edge.runtime.tools.choice import ToolChoiceLike
+from edge.runtime.tools.grammar import ToolGrammars
+from edge.runtime.tools.reader import AnswerReader
+from edge.runtime.tools.turn import answer_form
+
+ID_DIGITS = 24  # of a call's id, as OpenAI's have
+
+Reading = Callable[[Request, Runner], ChatStream]
+
+
+class Chats:
+    """The conversations of one model."""
+
+    def __init__(
+        self, template: ChatTemplate | None, tokenizer: Tokenizer, stop_ids: Collection[int], constraints: Constraints
+    ) -> None:
+        self.prompts = ChatPrompts(template, tokenizer, stop_ids)
+        self._grammars = ToolGrammars(constraints)
+
+    def answering(
+        self, prompt: ChatPrompt, tool_choice: ToolChoiceLike | None, settings: GenerationSettings
+    ) -> tuple[GenerationSettings, Reading]:
+        """Return the settings of an answer, and how to read it. Raises SettingsError and PromptError."""
+        form, constraint = answer_form(
+            prompt.declared,
+            tool_choice,
+            self.prompts.template.convention.tool_format,
+            self._grammars,
+            otherwise=settings.constraint,
+            lead=self.prompts.lead,
+        )
+        # The same conversation gives the same id, and a longer one another.
+        call_id = f"call_{hashlib.sha256(repr(prompt.ids).encode()).hexdigest()[:ID_DIGITS]}"
+        remember = partial(self.prompts.remember, prompt)
+
+        def read(request: Request, runner: Runner) -> ChatStream:
+            return ChatStream(request, runner, AnswerReader(form, call_id), remember)
+
+        return replace(settings, constraint=constraint), read
