@@ -20,6 +20,7 @@
     └── GenerationError          a request that cannot be run
         ├── SettingsError        a setting of the wrong type or outside its range
         ├── PromptError          an empty prompt, or messages that the template refuses
+        │   └── DocumentError    a file that is not a document, or one without text
         ├── ContextLengthError   prompt and answer can never fit into the context
         └── CacheFullError       the KV cache has no room now; other requests hold it
 
@@ -126,6 +127,10 @@ class SettingsError(GenerationError):
 
 class PromptError(GenerationError):
     """The prompt is empty, or the chat template refused the messages."""
+
+
+class DocumentError(PromptError):
+    """A document is unreadable, damaged, encrypted, without text, or of an unknown format."""
 
 
 class ContextLengthError(GenerationError):

@@ -8,6 +8,7 @@ examples:
   git diff | edge run glm4-int4 - --system "Summarize this change."
   edge run glm4-int4 "Where is the exit?" --prefix kiosk.prefix
   edge run glm4-int4 "Correct the spelling: $(cat letter.txt)" --speculate
+  edge run glm4-int4 "Which risks does it name?" --file report.pdf
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import sys
 import time
 from typing import Any
 
-from edge.commands import options
+from edge.commands import documents, options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_bundle(parser)
     parser.add_argument("prompt", metavar="PROMPT", help="the user message; - reads it from stdin")
     parser.add_argument("--raw", action="store_true", help="continue PROMPT as it is, without the chat template")
+    documents.add_documents(parser)
     options.add_json(parser)
     options.add_engine(parser)
     options.add_generation(parser)
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from edge.api import load
     from edge.commands.console import print_json, show_answer
+    from edge.documents.document import prompt_with
     from edge.runtime.errors import PromptError, SettingsError
     from edge.runtime.settings import generation_settings
 
@@ -41,19 +44,23 @@ def run(args: argparse.Namespace) -> int:
         raise PromptError("the prompt is empty; give some text")
     if args.raw and args.system is not None:
         raise SettingsError("--system needs the chat template, which --raw leaves out; give one of the two")
+    if args.raw and args.files:
+        raise SettingsError("--file needs the chat template, which --raw leaves out; give one of the two")
     system = options.system_message(args)
     settings = options.generation_settings(args)
     generation_settings(**settings)  # refuse a bad value before loading the model
+    documents.check_documents(args)
 
     started = time.perf_counter()
     llm = load(args.bundle, **options.reuse_settings(args, options.engine_settings(args, prompt)))
     options.prepare(llm, args)
     load_s = time.perf_counter() - started
+    read = documents.read_documents(args, llm, prompt, system)
     if args.raw:
         stream = llm.generate(prompt, **settings)
     else:
         first = [] if system is None else [{"role": "system", "content": system}]
-        stream = llm.chat([*first, {"role": "user", "content": prompt}], **settings)
+        stream = llm.chat([*first, {"role": "user", "content": prompt_with(read, prompt)}], **settings)
     with llm, stream:
         if not args.json:
             last = show_answer(stream, raw=args.raw)
