@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TextIO
 
 from edge.runtime.chunk import Chunk
@@ -66,7 +66,7 @@ class Answering:
             line.hide()
         view.end()
         self.figures = view.figures
-        self.count(self._session.num_tokens)
+        self.num_tokens = self._session.num_tokens
         if stopped:
             self._tell("(stopped)")
         elif why := why_it_ended(view.figures, self._settings, drops=self._drops):
@@ -75,26 +75,14 @@ class Answering:
             self._tell_dropped(dropped)
         return True
 
-    def count(self, known: int | None = None) -> None:
+    def recount(self) -> None:
         """Count the tokens of the conversation, after it was changed by something else than an answer."""
-        if known is not None:
-            self.num_tokens = known
-        elif not self._session.messages:
-            self.num_tokens = 0
-        else:
-            self.num_tokens = len(
-                self._session.llm.encode_chat(
-                    self._session.messages, tools=self._session.tools, add_generation_prompt=False
-                )
-            )
-
-    def forget(self) -> None:
-        """Forget the last answer's figures; the conversation was changed."""
-        self.figures = None
-        try:
-            self.count()
-        except PromptError:  # a template may refuse what is not yet a conversation
-            self.num_tokens = 0
+        session = self._session
+        self.num_tokens = 0
+        if session.messages:
+            with suppress(PromptError):  # a template may refuse what is not yet a conversation
+                ids = session.llm.encode_chat(session.messages, tools=session.tools, add_generation_prompt=False)
+                self.num_tokens = len(ids)
 
     @property
     def status(self) -> str:
@@ -104,7 +92,7 @@ class Answering:
 
     @property
     def _drops(self) -> bool:
-        return self._session.context_policy == "drop-oldest"
+        return bool(self._session.context_policy == "drop-oldest")
 
     def _advice(self, error: GenerationError) -> str:
         full = isinstance(error, ContextLengthError) and self._session.num_turns > 0 and not self._drops

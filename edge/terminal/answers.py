@@ -71,7 +71,7 @@ class AnswerView:
         self.has_text = False
         self._calls: dict[int, tuple[str, str]] = {}
         self.figures = Figures(prompt_tokens)
-        line.show("reading", at_once=True)
+        line.show("reading")
 
     def take(self, chunk: Chunk) -> None:
         """Show a chunk."""

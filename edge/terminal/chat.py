@@ -61,7 +61,6 @@ class Chat:
         documents: Sequence[Document] = (),
         save: Path | None = None,
         own: Sequence[Path] = (),
-        help_more: str = "",
     ) -> None:
         """options: of each answer. read_documents: from a path, and how many tokens are taken. documents: for the first
         message. save: where the conversation is written after each answer. own: files that may be written over.
@@ -71,7 +70,6 @@ class Chat:
         self._documents = list(documents)  # for the next message
         self._last: Sent | None = None
         self._save_to, self._own = save, {path.absolute() for path in own}
-        self._help_more = help_more
         self._failed = False
 
     def run(self) -> int:
@@ -161,7 +159,7 @@ class Chat:
     def _do_reset(self, _: str) -> None:
         self._session.reset()
         self._documents = []
-        self._changed()
+        self._changed(anew=True)
 
     def _do_system(self, text: str) -> None:
         if not text:
@@ -171,9 +169,11 @@ class Chat:
         self._changed()
         print("(the system message is replaced; the conversation stays)", file=sys.stderr)
 
-    def _changed(self) -> None:
+    def _changed(self, *, anew: bool = False) -> None:
         self._last = None
-        self._answering.forget()
+        if anew:
+            self._answering.figures = None
+        self._answering.recount()
 
     def _do_file(self, argument: str) -> None:
         waiting = sum(len(d.text) for d in self._documents)
@@ -217,10 +217,12 @@ class Chat:
         self.load(read_conversation(path))
         self._own.add(path.absolute())
 
-    def load(self, messages: Sequence[Message]) -> None:
-        """Continue another conversation, and tell its size. Raises PromptError."""
+    def load(self, messages: Sequence[Message], system: str | None = None) -> None:
+        """Continue another conversation, and tell its size. Raises PromptError. system: in place of its own."""
         self._session.load(messages)
-        self._changed()
+        if system is not None:
+            self._session.system = system
+        self._changed(anew=True)
         size = f"{_counted(len(messages), 'message')}, {self._answering.num_tokens:,} tokens"
         waits = "; the last has no answer yet, /retry gives one" if messages[-1].role == "user" else ""
         if self._reader.is_terminal:
@@ -238,8 +240,6 @@ class Chat:
     def _do_help(self, _: str) -> None:
         for line in help_lines():
             print(line)
-        if self._help_more:
-            print(self._help_more)
 
     def _do_tools(self, word: str) -> None:
         raise NotImplementedError(word, clipped)
@@ -255,5 +255,3 @@ def _path(argument: str) -> str:
 
 def _counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-

@@ -40,7 +40,7 @@ class StatusLine:
         self._text_is_seen = sys.stdout.isatty()
         self._clock, self._last = clock, -EVERY_S
         self._column, self._is_sure, self._is_shown = 0, True, False
-        self._width = 0
+        self._width, self._text = 0, ""
 
     def write(self, text: str) -> None:
         """Write text to stdout."""
@@ -50,19 +50,20 @@ class StatusLine:
             if self._drawn is not None and self._text_is_seen:
                 self._advance(visible(text))
 
-    def show(self, text: str, *, at_once: bool = False) -> None:
-        """Show a text below, unless there was one a moment ago."""
+    def show(self, text: str) -> None:
+        """Show a text below; what was shown a moment ago stays a moment longer."""
         now = self._clock()
-        if self._drawn is None or (now - self._last < EVERY_S and not at_once):
+        changes = now - self._last >= EVERY_S
+        if self._drawn is None or (self._is_shown and not changes):
             return
         self._width = _width(self._drawn)
         if not self._is_sure or self._column >= self._width - 1:
             return
-        self._last = now
+        if changes:
+            self._last, self._text = now, on_one_line(text)
         room = "" if self._is_shown else _ROOM
         dim = _DIM if "NO_COLOR" not in os.environ else ""
-        line = f"{dim}{on_one_line(text)[: self._width - 1]}{_PLAIN if dim else ''}"
-        self._put(room + _BELOW.format(line))
+        self._put(room + _BELOW.format(f"{dim}{self._text[: self._width - 1]}{_PLAIN if dim else ''}"))
         self._is_shown = True
 
     def hide(self) -> None:
