@@ -43,17 +43,17 @@ class Command:
 
 
 COMMANDS = (
-    Command("/file", "read a document for the next message", "PATH", is_path=True),
-    Command("/system", "show the system message, or replace it", "[TEXT]", several_lines=True),
-    Command("/tools", "list the tools, or switch them on or off", "[on|off|list]", words=("on", "off", "list")),
+    Command("/file", "add a document to the next message", "PATH", is_path=True),
+    Command("/system", "show or set the system message", "[TEXT]", several_lines=True),
+    Command("/tools", "list tools, or switch them", "[on|off|list]", words=("on", "off", "list")),
     Command("/retry", "answer the last message again"),
-    Command("/edit", "replace the last message, and answer it", "[TEXT]", several_lines=True),
-    Command("/undo", "forget the last message and its answer"),
+    Command("/edit", "replace the last message", "[TEXT]", several_lines=True),
+    Command("/undo", "forget the last message"),
     Command("/reset", "forget the whole conversation"),
     Command("/save", "write the conversation to a file", "PATH", is_path=True),
     Command("/load", "continue a saved conversation", "PATH", is_path=True),
     Command("/stats", "figures of the last answer"),
-    Command("/stop", "end the answer that is being written, as Ctrl-C does"),
+    Command("/stop", "end an answer, as Ctrl-C does"),
     Command("/help", "this list"),
     Command("/exit", "leave, as Ctrl-D does"),
 )
@@ -63,10 +63,11 @@ _OPENING = re.compile(rf"\s*((?:{'|'.join(c.name for c in COMMANDS if c.several_
 KEYS = (
     ("Enter", "send the message"),
     ("Alt-Enter", "begin a new line"),
-    (BLOCK, "begin and end a message of several lines"),
-    ("Ctrl-C", "end the answer, or clear the line"),
+    (BLOCK, "begin or end several lines"),
+    ("Ctrl-C", "end an answer, or clear the line"),
     ("Ctrl-D", "leave"),
 )
+_INDENT = 11  # columns of a list before what a command does
 
 
 class CommandError(PromptError):
@@ -127,15 +128,13 @@ def is_open(text: str) -> bool:
 
 
 def help_lines() -> list[str]:
-    """Return what /help prints: commands, then keys. No line is wider than a narrow terminal allows."""
-    rows = [(command.usage, command.does) for command in COMMANDS]
-    width = max(len(usage) for usage, _ in rows if len(usage) < 12)
+    """Return what /help prints: commands, then keys. The lines suit narrow terminals."""
     lines: list[str] = []
-    for usage, does in (*rows, *KEYS):
-        if len(usage) <= width:
-            lines.append(f"{usage.ljust(width)}  {does}")
+    for usage, does in (*((command.usage, command.does) for command in COMMANDS), *KEYS):
+        if len(usage) < _INDENT:
+            lines.append(f"{usage.ljust(_INDENT)}{does}")
         else:
-            lines += [usage, f"{' ' * width}  {does}"]
+            lines += [usage, f"{' ' * _INDENT}{does}"]
     return lines
 
 

@@ -73,7 +73,8 @@ class StatusLine:
             self._is_shown = False
 
     def _put(self, codes: str) -> None:
-        assert self._drawn is not None
+        if self._drawn is None:
+            return
         try:
             self._drawn.write(codes)
             self._drawn.flush()
