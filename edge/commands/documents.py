@@ -46,12 +46,11 @@ def read_documents(args: argparse.Namespace, llm: LLM, question: str = "", syste
     """The files of `--file`, counted against what a context has left beside a question. Errors as in `read_paths`."""
     if not args.files:
         return []
-    from edge.documents import prompt_with
-    from edge.documents.document import Document
+    from edge.documents.document import after
 
     first = [] if system is None else [{"role": "system", "content": system}]
-    frame = prompt_with([Document("", "")], question)
-    taken = len(llm.encode_chat([*first, {"role": "user", "content": frame}]))
+    around = after(len(args.files), question)
+    taken = len(llm.encode_chat([*first, {"role": "user", "content": around}]))
     documents = read_paths(args.files, llm, taken=taken, max_new_tokens=args.max_new_tokens)
     if getattr(args, "draft_store", None):
         for document in documents:

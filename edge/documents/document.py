@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+JOINT = "\n\n"  # between documents
+
 
 @dataclass(frozen=True)
 class Document:
@@ -33,9 +35,14 @@ def heading(name: str) -> str:
     return f"[File Name]\n{name}\n[File Content]\n"
 
 
+def after(count: int, question: str) -> str:
+    """Return what the layout puts after all `count` documents."""
+    return f"\n\n\n{count} files uploaded.\n{question.strip()}"
+
+
 def prompt_with(documents: Sequence[Document], question: str) -> str:
     """Return one message: the documents, how many they are, and the question; without documents, the question alone."""
     if not documents:
         return question
-    files = "\n\n".join(heading(document.name) + document.text for document in documents)
-    return f"{files}\n\n\n{len(documents)} files uploaded.\n{question.strip()}"
+    files = JOINT.join(heading(document.name) + document.text for document in documents)
+    return files + after(len(documents), question)

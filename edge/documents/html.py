@@ -123,7 +123,7 @@ class _Writer:
         self._space = False  # one that is written before the next word
         self._due = 0  # line ends that come before the next word
         self._prefix = ""  # of the next line
-        self.cells = 0  # tables' cells that are open: in them, everything is on one line
+        self.one_line = False  # in a cell of a table
 
     def inline(self, text: str) -> None:
         words = _BLANKS.sub(" ", text)
@@ -137,7 +137,7 @@ class _Writer:
 
     def verbatim(self, text: str) -> None:
         """Text with its own lines and blanks, as in <pre>."""
-        if self.cells:
+        if self.one_line:
             self.inline(text)
             return
         body = text.lstrip("\n") if self._due or not self._out else text
@@ -148,18 +148,18 @@ class _Writer:
         self._due = min(self._due + len(body) - len(lines), 2)
 
     def end_line(self, breaks: int = 1) -> None:
-        if self.cells:
+        if self.one_line:
             self._space = True
         else:
             self._due, self._space = max(self._due, breaks), False
 
     def prefix(self, text: str) -> None:
-        if not self.cells:
+        if not self.one_line:
             self._prefix = text
 
     def drop_prefix(self) -> None:
         """Without anything after it, the mark of a heading or an item is not written."""
-        if not self.cells:
+        if not self.one_line:
             self._prefix = ""
 
     def _start(self) -> None:
@@ -219,12 +219,15 @@ class _State:
     def __init__(self, writer: _Writer, layout: set[int]) -> None:
         self._writer, self._layout = writer, layout
         self._lists: list[list[int | None]] = []  # of each open list: the number of the next item, None for a mark
-        self._tables: list[bool] = []  # of each open table: whether it is one of data
+        self._tables: list[bool] = []  # of each open table: whether it is one of data, which holds no other
         self._first_cell = True
         self.verbatim = 0
 
     def enter(self, tag: Tag) -> None:
+        """html.parser puts what has no end tag into what came before: a cell can be in a cell, an item in an item."""
         writer, name = self._writer, tag.name
+        if name in ("tr", "table"):
+            writer.one_line = False
         self._breaks(name)
         if name == "br":
             writer.end_line()
@@ -237,13 +240,7 @@ class _State:
         elif name == "tr":
             self._first_cell = True
         elif name in ("td", "th"):
-            if not self._tables or not self._tables[-1]:
-                writer.end_line()
-            else:
-                if not self._first_cell:
-                    writer.inline(" | ")
-                self._first_cell = False
-                writer.cells += 1
+            self._enter_cell()
         elif name == "pre":
             self.verbatim += 1
         elif name == "img":
@@ -251,14 +248,22 @@ class _State:
         elif _HEADING.fullmatch(name):
             writer.prefix("#" * int(name[1]) + " ")
 
+    def _enter_cell(self) -> None:
+        if not self._tables or not self._tables[-1]:
+            self._writer.end_line()
+            return
+        if not self._first_cell:
+            self._writer.inline(" | ")
+        self._first_cell, self._writer.one_line = False, True
+
     def leave(self, tag: Tag) -> None:
         writer, name = self._writer, tag.name
         if name in _LISTS:
             self._lists.pop()
         elif name == "table":
             self._tables.pop()
-        elif name in ("td", "th") and self._tables and self._tables[-1]:
-            writer.cells -= 1
+        elif name in ("td", "th"):
+            writer.one_line = False
         elif name == "pre":
             self.verbatim -= 1
         elif name == "li" or _HEADING.fullmatch(name):

@@ -63,7 +63,7 @@ def _parts(reader: PdfReader, source: Source) -> Iterator[Part]:
     if failures:
         raise DocumentError(f"{source.name} is damaged: none of its {pages} can be read ({failures[0]}); {_DAMAGED}")
     raise DocumentError(
-        f"{source.name} has {pages} and no text: a scan, or pictures; recognize its text first, with ocrmypdf or so"
+        f"{source.name} has {pages} and no text: a scan, pictures, or damaged; recognize its text first, with ocrmypdf"
     )
 
 

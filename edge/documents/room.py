@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.documents.document import Document, heading
+from edge.documents.document import JOINT, Document, heading
 from edge.documents.reader import open_document, printable_name
 from edge.documents.source import Part
 from edge.runtime.errors import ContextLengthError
@@ -41,6 +41,7 @@ class Room:
         answer = min(ANSWER_TOKENS if max_new_tokens is None else max_new_tokens, self.context // 4)
         self._limit = self.context - answer
         self.taken = taken
+        self._joint = ""  # before the next document
 
     def read(self, path: str | Path, name: str | None = None) -> Fitted:
         """Read a document that fits beside all that was read before.
@@ -48,7 +49,7 @@ class Room:
         Raises DocumentError, and ContextLengthError once the parts that were read are too long.
         """
         with open_document(path, name) as source:
-            tokens = self._count(heading(source.name))
+            tokens = self._count(self._joint + heading(source.name))
 
             def take(part: Part) -> None:
                 nonlocal tokens
@@ -62,6 +63,7 @@ class Room:
 
             document = source.read(take)
         self.taken += tokens
+        self._joint = JOINT
         return Fitted(document, tokens)
 
     def _count(self, text: str) -> int:

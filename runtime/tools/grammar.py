@@ -78,9 +78,9 @@ class ToolGrammars:
     def _grammar(
         self, tools: Sequence[JsonObject], form: ToolFormat, choice: ToolChoice, otherwise: Constraint | None
     ) -> str:
-        newline = "/ *\\n/" if form.pads_names else '"\\n"'
+        blanks = " *" if form.pads_names else ""
         calls = [
-            f"{json.dumps(tool_name(tool), ensure_ascii=False)} {newline} {self._arguments(tool, f'tools[{i}]')}"
+            f"/{_literal(tool_name(tool))}{blanks}\\n/ {self._arguments(tool, f'tools[{i}]')}"
             for i, tool in enumerate(tools)
             if choice.name in (None, tool_name(tool))
         ]
@@ -90,7 +90,6 @@ class ToolGrammars:
         if otherwise is not None:
             return "\n".join([f"start: call | {_answer(otherwise)}", *rules])
         names = "|".join(_literal(tool_name(tool)) for tool in tools)
-        blanks = " *" if form.pads_names else ""
         return "\n".join(
             ["start: call | TEXT", f"TEXT: /(?s:.*)/ & ~/({names}){blanks}\\n(?s:.*)/", *rules],
         )
@@ -122,8 +121,7 @@ def argument_schema(function: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON
     schema: dict[str, Any] = deepcopy(dict(function.get("parameters") or _NO_ARGUMENTS))
     if schema.setdefault("type", "object") != "object":
         raise SettingsError(f"the schema's type is {schema['type']!r}, expected 'object'")
-    if not any(key in schema for key in _OPEN):
-        schema.setdefault("properties", {})
+    if "properties" in schema and not any(key in schema for key in _OPEN):
         schema["additionalProperties"] = False
     return schema
 

@@ -28,8 +28,9 @@ from edge.runtime.engines.scripted import (
 )
 from edge.runtime.errors import ContextLengthError, PromptError, SettingsError
 from edge.runtime.llm import LLM
-from edge.runtime.messages import Message
+from edge.runtime.messages import Message, TextPart, ToolCall
 from edge.runtime.session import ChatSession
+from edge.runtime.settings import GenerationOptions
 from edge.runtime.tokenizer import Tokenizer
 
 TURNS = ("Hi, my name is Bob.", "What is the capital of France?", "And of Italy?")
@@ -219,7 +220,7 @@ def filled(context: int, *, system: str | None = None, **options: Any) -> tuple[
     return ChatSession(llm, system, **options), seen
 
 
-def said(session: ChatSession, message: str, **options: Any) -> str:
+def said(session: ChatSession, message: Any, **options: Any) -> str:
     return "".join(chunk.text for chunk in session.send(message, **options))
 
 
@@ -296,3 +297,126 @@ def test_a_message_that_alone_does_not_fit_is_an_error() -> None:
 def test_the_context_policy_is_checked(llm: LLM, value: Any) -> None:
     with pytest.raises(SettingsError, match=r"context_policy is .*, expected error or drop-oldest"):
         ChatSession(llm, context_policy=value)
+
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+TOOL_TURNS = {"a": 'weather\n{"city": "Rome"}', "Result of weather:\nsunny": "It is sunny.", "b": "bye"}
+
+
+@pytest.fixture
+def with_tools() -> Iterator[ChatSession]:
+    with scripted_llm(replies(TOOL_TURNS)) as found:
+        yield ChatSession(found, tools=[WEATHER])
+
+
+def test_results_of_tools_continue_a_conversation(with_tools: ChatSession) -> None:
+    session = with_tools
+    *_, last = session.send("a")
+    assert last.finish_reason == "tool_calls"
+    (call,) = session.pending
+    assert (call.name, call.arguments) == ("weather", '{"city": "Rome"}')
+    known = session.num_tokens
+    chunks = list(session.send_results([(call, "sunny")]))
+    assert "".join(chunk.text for chunk in chunks) == "It is sunny."
+    stats = chunks[-1].stats
+    assert stats is not None
+    assert stats.cached_tokens >= known - 1 - session.llm.engine.pool.block_size
+    assert [message.role for message in session.messages] == ["user", "assistant", "tool", "assistant"]
+    assert (session.pending, session.num_turns) == ((), 1)
+    with pytest.raises(PromptError, match="results are for the calls"):
+        session.send_results([(call, "again")])
+    assert session.undo(), "the question goes with its call, the result and the answer"
+    assert session.messages == []
+    assert not session.undo()
+
+
+def test_results_must_be_for_the_calls_that_wait(with_tools: ChatSession) -> None:
+    list(with_tools.send("a"))
+    for results in ([], [(ToolCall("other", "{}", "x"), "y")]):
+        with pytest.raises(PromptError, match="expected one for each"):
+            with_tools.send_results(results)
+    assert len(with_tools.messages) == 2
+
+
+def test_a_question_can_be_asked_again_or_differently(with_tools: ChatSession) -> None:
+    session = with_tools
+    with pytest.raises(PromptError, match="no question yet"):
+        session.retry()
+    said(session, "b")
+    list(session.send("a"))
+    list(session.send_results([(session.pending[0], "sunny")]))
+    *_, last = session.retry()
+    assert last.finish_reason == "tool_calls"
+    assert [message.role for message in session.messages] == ["user", "assistant"] * 2
+    assert "".join(chunk.text for chunk in session.edit("b")) == "bye"
+    assert [message.text for message in session.messages] == ["b", "bye"] * 2
+    with pytest.raises(SettingsError):
+        session.retry(max_new_tokens=0)
+    assert len(session.messages) == 4, "what is refused changes nothing"
+
+
+def test_a_conversation_is_loaded_and_its_system_message_changed(llm: LLM) -> None:
+    session = ChatSession(llm, "Be brief.")
+    said(session, TURNS[0], max_new_tokens=3)
+    kept = [message.to_dict() for message in session.messages]
+    other = ChatSession(llm)
+    other.load(kept)
+    assert (other.messages, other.system) == (session.messages, "Be brief.")
+    other.system = "Be long."
+    assert other.messages == [Message("system", "Be long."), *session.messages[1:]]
+    other.system = None
+    assert other.messages == session.messages[1:]
+    with pytest.raises(PromptError, match=r"messages\[0\]"):
+        other.load([{"role": "nobody", "content": "x"}])
+    assert other.messages == session.messages[1:]
+
+
+def test_parts_are_one_message(llm: LLM) -> None:
+    session = ChatSession(llm)
+    assert said(session, [TextPart(TURNS[1][:5]), TextPart(TURNS[1][5:])]) == ANSWERS[TURNS[1]]
+
+
+def test_a_call_is_dropped_with_its_results() -> None:
+    answers = {f"{i}234": f'weather\n{{"n": {i}}}' for i in range(9)} | {
+        f"Result of weather:\n{i}": "ok" for i in range(9)
+    }
+    with scripted_llm(replies(answers), max_context=640, block_size=4) as llm:
+        session = ChatSession(llm, "Brief.", tools=[WEATHER], context_policy="drop-oldest")
+        for i in range(9):
+            list(session.send(f"{i}234"))
+            list(session.send_results([(session.pending[0], str(i))]))
+            roles = [message.role for message in session.messages]
+            assert roles == ["system", *["user", "assistant", "tool", "assistant"] * (len(roles) // 4)]
+            assert session.messages[-4].text == f"{i}234"
+        assert session.dropped_messages > 8
+        assert session.dropped_messages % 4 == 0
+
+
+@pytest.mark.parametrize("stateless", [True, False])
+def test_fifty_turns_are_never_computed_again(demo_llm: LLM, stateless: bool) -> None:
+    """At temperature 1, where answers encode to other ids than were produced: all earlier turns come from the cache."""
+    session, block = ChatSession(demo_llm, "Be brief."), demo_llm.engine.pool.block_size
+    known = changed = 0
+    for turn in range(50):
+        options: GenerationOptions = {"temperature": 1.0, "seed": turn, "max_new_tokens": 12}
+        if stateless:  # as a client does that sends the text of all messages each time
+            sent = json.loads(
+                json.dumps(
+                    [message.to_dict() for message in session.messages] or [{"role": "system", "content": "Be brief."}]
+                )
+            )
+            stream = demo_llm.chat([*sent, {"role": "user", "content": f"Say {turn}."}], **options)
+            answer = stream.answer()
+            session.load([*sent, {"role": "user", "content": f"Say {turn}."}, answer.message])
+            stats, length = answer.stats, stream.num_tokens
+        else:
+            *_, last = session.send(f"Say {turn}.", **options)
+            stats, length = last.stats, session.num_tokens
+        assert stats is not None
+        assert stats.cached_tokens >= known - 1 - block
+        known = length
+        rendered = demo_llm.chat_template.render_marked(session.messages, add_generation_prompt=False)
+        changed += demo_llm.encode_chat(
+            session.messages, add_generation_prompt=False
+        ) != demo_llm.tokenizer.encode_marked(rendered)
+    assert changed, "no answer was spelled in its own way, so this shows nothing"
