@@ -22,7 +22,7 @@ class TypedAhead:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._watches = reader.is_terminal and sys.platform != "win32"
+        self._watches = reader.is_terminal and sys.platform != "win32" and sys.stdin.isatty()
 
     def stops(self) -> bool:
         """Whether /stop was typed."""
