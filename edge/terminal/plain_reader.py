@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import locale
+import os
 import sys
 from collections import deque
 
@@ -18,6 +19,7 @@ from edge.terminal.slash import BLOCK, is_open
 
 MAX_LINE_BYTES = 10_000_000  # of a pipe, lest an endless line fills the memory
 _WHAT = "the line"
+_ASCII = ("ANSI_X3.4-1968", "US-ASCII")  # as glibc and others name the encoding of the C locale
 
 
 class PipeReader:
@@ -98,7 +100,7 @@ class PlainReader:
                 if not line:
                     raise EOFError
                 line = line.rstrip("\n")
-            return check_text(line, _WHAT)
+            return typed_text(line)
         except UnicodeDecodeError as error:
             return decode_text(error.object, _WHAT)
 
@@ -125,18 +127,24 @@ def waiting_line(lines: deque[str | None]) -> str:
     line = lines.popleft()
     if line is None:
         raise EOFError
-    return check_text(line, _WHAT)
+    return typed_text(line)
+
+
+def typed_text(text: str) -> str:
+    """Return what was typed; where Python takes the terminal for ASCII, UTF-8 all the same. Raises PromptError."""
+    if not text.isascii():
+        with contextlib.suppress(UnicodeError):
+            return text.encode("ascii", "surrogateescape").decode("utf-8")
+    return check_text(text, _WHAT)
 
 
 def _with_readline(reader: PlainReader, lines: list[str]) -> bool:
     """Set Python's line editing up, and return whether there is one; Windows has none."""
+    _use_utf8()
     try:
         import readline
     except ImportError:
         return False
-    if locale.nl_langinfo(locale.CODESET) in ("ANSI_X3.4-1968", "US-ASCII"):  # or readline takes bytes for keys
-        with contextlib.suppress(locale.Error):
-            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
     readline.set_auto_history(False)
     for line in lines:
         readline.add_history(line)
@@ -162,6 +170,17 @@ def _with_readline(reader: PlainReader, lines: list[str]) -> bool:
     if not libedit:  # a paste of several lines is one text, as Python's own prompt does not want it
         readline.parse_and_bind("set enable-bracketed-paste on")
     return True
+
+
+def _use_utf8() -> None:
+    """Let readline read UTF-8 where the locale is C; it would take each byte of a character for a key.
+
+    For each line, it takes the locale from the environment.
+    """
+    if sys.platform != "win32" and locale.nl_langinfo(locale.CODESET) in _ASCII:
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+            os.environ["LC_ALL"] = "C.UTF-8"
 
 
 def _remember(text: str) -> None:

@@ -19,10 +19,9 @@ from prompt_toolkit.input import create_input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 
-from edge.runtime.unicode import check_text
 from edge.terminal.completing import completed
 from edge.terminal.history import History
-from edge.terminal.plain_reader import waiting_line
+from edge.terminal.plain_reader import typed_text, waiting_line
 from edge.terminal.slash import is_open
 
 _COMPLETE_ROWS = 4  # kept free below the prompt for what Tab offers
@@ -63,7 +62,7 @@ class PromptReader:
         if self._waiting:
             return waiting_line(self._waiting)
         self._interrupted = False
-        return check_text(self._session.prompt(default=default), "the line")
+        return typed_text(self._session.prompt(default=default))
 
     def confirmed(self, question: str) -> bool:
         """Whether the answer begins with a y."""
