@@ -146,7 +146,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     )
     for spec in SAMPLING:
         kind, metavar = (int, "N") if isinstance(rule_of(spec), Whole) else (float, "X")
-        text = help_of(spec) if spec.default is None else told(help_of(spec), f"the model's, or {spec.default}")
+        text = help_of(spec) if spec.default is None else told(help_of(spec), f"the model's, or {spec.default:g}")
         sampling.add_argument(f"--{spec.name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
 
 

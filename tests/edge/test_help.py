@@ -93,7 +93,8 @@ def test_defaults_are_those_of_the_classes() -> None:
         assert f"(default: {EngineSettings().kv_cache_bytes / 1e9:.2f})" in shown
     for field in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"):
         assert re.search(
-            rf"--{field.replace('_', '-')} [XN] .*?\(default: {getattr(Sampling(), field):g}\)", help_of("run")
+            rf"--{field.replace('_', '-')} [XN] .*?\(default: the model's, or {getattr(Sampling(), field):g}\)",
+            help_of("run"),
         )
     assert ExportSettings().recipe is None
     for name in (DEFAULT, ExportSettings().format, Limits().device):
