@@ -10,12 +10,14 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edge.commands import kinds
+from edge.commands import kinds, options
 
 if TYPE_CHECKING:
     from edge.documents import Document
     from edge.runtime.llm import LLM
 
+TOKENS_PER_PAGE = 500  # roughly
+MAX_EXPECTED = 1_000_000  # tokens; no context has more
 _MOST_NUMBERS = 10  # of pages in a line
 
 
@@ -32,14 +34,20 @@ def add_documents(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_documents(args: argparse.Namespace) -> None:
-    """Look at each file before a model is loaded. Raises DocumentError and MissingPackageError."""
+def check_documents(args: argparse.Namespace) -> int:
+    """Look at each file before a model is loaded; return about how many tokens they have, for the choice of an engine.
+
+    Raises DocumentError and MissingPackageError.
+    """
     if not args.files:
-        return
+        return 0
     from edge.documents.reader import open_document
 
+    tokens = 0
     for path in args.files:
-        open_document(path).file.close()
+        with open_document(path) as source:
+            tokens += TOKENS_PER_PAGE * source.pages if source.pages else source.total // options.BYTES_PER_TOKEN
+    return min(tokens, MAX_EXPECTED)
 
 
 def read_documents(args: argparse.Namespace, llm: LLM, question: str = "", system: str | None = None) -> list[Document]:

@@ -49,10 +49,11 @@ def run(args: argparse.Namespace) -> int:
     system = options.system_message(args)
     settings = options.generation_settings(args)
     generation_settings(**settings)  # refuse a bad value before loading the model
-    documents.check_documents(args)
+    engine = options.engine_settings(args, prompt)
+    engine["expected_prompt_tokens"] += documents.check_documents(args)
 
     started = time.perf_counter()
-    llm = load(args.bundle, **options.reuse_settings(args, options.engine_settings(args, prompt)))
+    llm = load(args.bundle, **options.reuse_settings(args, engine))
     options.prepare(llm, args)
     load_s = time.perf_counter() - started
     read = documents.read_documents(args, llm, prompt, system)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 from edge.documents.clean import clean
+from edge.documents.line_writer import LineWriter
 from edge.documents.plain import marked_encoding
 from edge.documents.source import Part, Source
 from edge.runtime.errors import DocumentError, in_words
@@ -42,7 +43,6 @@ _LINES = re.compile(  # elements that begin and end a line
 _SPACED = re.compile("p|h[1-6]|ul|ol|dl|menu|dir|table|pre|blockquote|hr|title")  # and have an empty line around them
 _LISTS = frozenset(("ul", "ol", "menu", "dir"))
 _HEADING = re.compile(r"h[1-6]")
-_BLANKS = re.compile(r"[ \t\n\r\f\u00a0]+")
 _MOST_INDENT = 10  # levels of nested lists
 _MOST_UNCLOSED = 100  # comments without an end; more are text, as html.parser takes minutes for them
 _BOGUS = re.compile(r"<!\[(?!CDATA\[|if|else|endif)[^>]*>", re.IGNORECASE)  # a comment to browsers
@@ -50,7 +50,7 @@ _OPEN_TAG = re.compile(r"<[A-Za-z/!?]")
 
 
 def open_html(file: BinaryIO, name: str) -> Source:
-    """Parse a page. Raises DocumentError and MissingPackageError."""
+    """Open a page, which is parsed with its first part. Raises DocumentError and MissingPackageError."""
     with missing_packages_named():
         import bs4  # noqa: F401
 
@@ -59,10 +59,9 @@ def open_html(file: BinaryIO, name: str) -> Source:
         raise DocumentError(
             f"{name} has more than {MAX_BYTES:,} bytes, the most that is read of an HTML page; give a part of it"
         )
-    text = page_text(decoded(data, name), name)
-    if not text:
-        raise DocumentError(f"{name} has no text: it may be built by its scripts in a browser; save it as PDF there")
-    return Source(name, file, _parts(text), len(text), "characters")
+    source = Source(name, file, iter(()), len(data), "bytes")
+    source.parts = _parts(decoded(data, name), source)
+    return source
 
 
 def decoded(data: bytes, name: str) -> str:
@@ -110,72 +109,12 @@ def page_text(markup: str, name: str) -> str:
         raise DocumentError(
             f"{name} cannot be read as HTML ({in_words(error) or type(error).__name__}); save it as PDF or text"
         ) from error
-    writer = _Writer()
+    writer = LineWriter()
     _walk(soup, writer)
     return clean(writer.text())
 
 
-class _Writer:
-    """Text in lines. Blanks are one space, and there is none at either end of a line."""
-
-    def __init__(self) -> None:
-        self._out: list[str] = []
-        self._space = False  # one that is written before the next word
-        self._due = 0  # line ends that come before the next word
-        self._prefix = ""  # of the next line
-        self.one_line = False  # in a cell of a table
-
-    def inline(self, text: str) -> None:
-        words = _BLANKS.sub(" ", text)
-        if words in ("", " "):
-            self._space |= bool(words)
-            return
-        self._space |= words[0] == " "
-        self._start()
-        self._out.append(words.strip(" "))
-        self._space = words[-1] == " "
-
-    def verbatim(self, text: str) -> None:
-        """Text with its own lines and blanks, as in <pre>."""
-        if self.one_line:
-            self.inline(text)
-            return
-        body = text.lstrip("\n") if self._due or not self._out else text
-        self._due = min(self._due + (len(text) - len(body)) * bool(self._out), 2)
-        if lines := body.rstrip("\n"):
-            self._start()
-            self._out.append(lines)
-        self._due = min(self._due + len(body) - len(lines), 2)
-
-    def end_line(self, breaks: int = 1) -> None:
-        if self.one_line:
-            self._space = True
-        else:
-            self._due, self._space = max(self._due, breaks), False
-
-    def prefix(self, text: str) -> None:
-        if not self.one_line:
-            self._prefix = text
-
-    def drop_prefix(self) -> None:
-        """Without anything after it, the mark of a heading or an item is not written."""
-        if not self.one_line:
-            self._prefix = ""
-
-    def _start(self) -> None:
-        if self._due and self._out:
-            self._out.append("\n" * self._due)
-        elif self._space and self._out:
-            self._out.append(" ")
-        if self._prefix:
-            self._out.append(self._prefix)
-        self._due, self._space, self._prefix = 0, False, ""
-
-    def text(self) -> str:
-        return "".join(self._out)
-
-
-def _walk(soup: BeautifulSoup, writer: _Writer) -> None:
+def _walk(soup: BeautifulSoup, writer: LineWriter) -> None:
     """Write a tree; without recursion, as pages can be nested more deeply than Python allows calls."""
     from bs4.element import NavigableString, Tag
 
@@ -216,7 +155,7 @@ def _layout_tables(soup: BeautifulSoup) -> set[int]:
 class _State:
     """What is open while a tree is written."""
 
-    def __init__(self, writer: _Writer, layout: set[int]) -> None:
+    def __init__(self, writer: LineWriter, layout: set[int]) -> None:
         self._writer, self._layout = writer, layout
         self._lists: list[list[int | None]] = []  # of each open list: the number of the next item, None for a mark
         self._tables: list[bool] = []  # of each open table: whether it is one of data, which holds no other
@@ -294,7 +233,13 @@ def _first_number(tag: Tag) -> int:
     return int(start) if re.fullmatch(r"-?[0-9]{1,9}", start) else 1
 
 
-def _parts(text: str) -> Iterator[Part]:
+def _parts(markup: str, source: Source) -> Iterator[Part]:
+    text = page_text(markup, source.name)
+    if not text:
+        raise DocumentError(
+            f"{source.name} has no text: it may be built by its scripts in a browser; save it as PDF there"
+        )
+    source.total, source.unit = len(text), "characters"
     begin = 0
     while begin < len(text):
         end = text.rfind("\n", begin, begin + PART_CHARACTERS) + 1

@@ -28,8 +28,8 @@ class Part:
 class Source:
     """A document while it is read.
 
-    parts: to be read once. total, unit: how much there is to read, like 300 "pages" or 4,096 "bytes". pages: None for
-    formats without pages. without_text: filled as pages without text are met.
+    parts: to be read once. total, unit: how much there is to read, like 300 "pages" or 4,096 "bytes"; formats that are
+    parsed as a whole begin with bytes. pages: None for formats without pages. without_text: filled while it is read.
     """
 
     name: str

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from edge.documents.clean import clean
@@ -33,28 +34,30 @@ _SKIPPED = frozenset({f"{_W}del", f"{_W}moveFrom", f"{_W}pPr", f"{_W}rPr", f"{_W
 
 
 def open_docx(file: BinaryIO, name: str) -> Source:
-    """Unpack and parse a document. Raises DocumentError and MissingPackageError."""
+    """Open a document, which is parsed with its first part. Raises DocumentError and MissingPackageError."""
     with missing_packages_named():
-        import docx
+        import docx  # noqa: F401
 
+    with _damage_named(name), zipfile.ZipFile(file) as archive:
+        _check_sizes(archive.infolist(), name)
+        size = archive.getinfo(MAIN_PART).file_size
+        with archive.open(MAIN_PART) as main:
+            if _STRICT in main.read(_HEAD_BYTES):
+                raise DocumentError(f"{name} is Strict Open XML, which is not read; save it as a usual .docx")
+    source = Source(name, file, iter(()), size, "bytes")
+    source.parts = separated(_parts(source))
+    return source
+
+
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    """Turn what zipfile, zlib, lxml and python-docx raise, or run into, for a damaged file into a DocumentError."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            _check_sizes(archive.infolist(), name)
-            with archive.open(MAIN_PART) as main:
-                if _STRICT in main.read(_HEAD_BYTES):
-                    raise DocumentError(f"{name} is Strict Open XML, which is not read; save it as a usual .docx")
-        file.seek(0)
-        body: Any = docx.Document(file).element.body  # Any: python-docx has no types
-        blocks = [] if body is None else list(_blocks(body))
+        yield
     except DocumentError:
         raise
-    except (
-        Exception
-    ) as error:  # of zipfile, zlib, lxml and python-docx, and whatever a damaged file makes them run into
+    except Exception as error:
         raise DocumentError(f"{name} is damaged ({in_words(telling_line(error))}); {_DAMAGED}") from error
-    source = Source(name, file, iter(()), len(blocks), "paragraphs and tables")
-    source.parts = separated(_parts(blocks, source))
-    return source
 
 
 def _check_sizes(entries: list[ZipInfo], name: str) -> None:
@@ -68,7 +71,14 @@ def _check_sizes(entries: list[ZipInfo], name: str) -> None:
             )
 
 
-def _parts(blocks: list[Any], source: Source) -> Iterator[Part]:
+def _parts(source: Source) -> Iterator[Part]:
+    import docx
+
+    with _damage_named(source.name):
+        source.file.seek(0)
+        body: Any = docx.Document(source.file).element.body  # Any: python-docx has no types
+        blocks = [] if body is None else list(_blocks(body))
+    source.total, source.unit = len(blocks), "paragraphs and tables"
     found = False
     for number, block in enumerate(blocks, 1):
         text = clean(_block(block)).strip("\n")

@@ -9,7 +9,7 @@ import pytest
 from make_pdf import SIMPLE, make_pdf
 
 import edge
-from edge.commands.documents import add_documents, read_documents, read_paths
+from edge.commands.documents import add_documents, check_documents, read_documents, read_paths
 from edge.documents import prompt_with
 from edge.documents.room import ANSWER_TOKENS, Room, distinct
 from edge.runtime.engines.scripted import END, Script
@@ -164,3 +164,12 @@ def test_a_draft_store_keeps_the_document(tmp_path: Path) -> None:
         stats = llm.chat([{"role": "user", "content": "Quote it."}]).answer().stats
     assert stats is not None
     assert stats.accepted_tokens > 0.7 * len(quoted)
+
+
+def test_what_is_expected_of_documents_is_of_their_size(tmp_path: Path) -> None:
+    """For the choice of an engine, before there is a tokenizer."""
+    (tmp_path / "a.txt").write_text("word " * 4000)
+    (tmp_path / "b.pdf").write_bytes(make_pdf([PAGE] * 7))
+    assert check_documents(arguments()) == 0
+    assert check_documents(arguments(tmp_path / "a.txt")) == 5000
+    assert check_documents(arguments(tmp_path / "a.txt", tmp_path / "b.pdf")) == 8500
