@@ -10,6 +10,8 @@ longer to start, since what is kept is computed anew.
 examples:
   edge chat glm4-int4
   edge chat glm4-int4 --system "Answer in one sentence." --temperature 0.7 --top-p 0.9
+  edge chat glm4-int4 --file report.pdf
+  edge chat glm4-int4 --tool python --docs handbook
   edge chat glm4-int4 --load monday.json --save monday.json
   edge chat glm4-int4 --prefix kiosk.prefix --context-policy error
 """
@@ -22,7 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.commands import options
+from edge.commands.documents import add_documents, check_documents
 from edge.commands.help import told
+from edge.commands.tool_options import add_tools, opened_tools
 from edge.runtime.settings import CONTEXT_POLICIES, ContextPolicy
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from edge.runtime.llm import LLM
     from edge.runtime.messages import Message
     from edge.terminal.history import History
+    from edge.tools.tool import Tool
 
 USUAL_POLICY: ContextPolicy = "drop-oldest"  # somebody who types sees what is said; a program is told by an error
 
@@ -50,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=told("once the context is full, drop the oldest turns, or refuse messages until /reset", USUAL_POLICY),
     )
     group.add_argument("--no-history", action="store_true", help="keep nothing of what is typed for later chats")
+    add_documents(group, "the first message")
+    add_tools(parser)
     options.add_engine(parser)
     options.add_generation(parser)
     options.add_reuse(parser)
@@ -66,12 +73,15 @@ def run(args: argparse.Namespace) -> int:
     generation_settings(**settings)
     loaded = _conversation(args)
     _check_template(Path(args.bundle))
-    if sys.stdin.isatty():
-        print(f"loading {args.bundle} ...", file=sys.stderr, flush=True)
-    llm = load(args.bundle, **options.reuse_settings(args, options.engine_settings(args)))
-    with llm:
-        options.prepare(llm, args)
-        return _talk(args, llm, system, settings, loaded)
+    chosen = options.engine_settings(args)
+    if tokens := check_documents(args):
+        chosen["expected_prompt_tokens"] = tokens
+    with opened_tools(args) as tools:
+        if sys.stdin.isatty():
+            print(f"loading {args.bundle} ...", file=sys.stderr, flush=True)
+        with load(args.bundle, **options.reuse_settings(args, chosen)) as llm:
+            options.prepare(llm, args)
+            return _talk(args, llm, system, settings, loaded, tools)
 
 
 def _conversation(args: argparse.Namespace) -> Sequence[Message]:
@@ -108,15 +118,23 @@ def _check_template(bundle: Path) -> None:
 
 
 def _talk(
-    args: argparse.Namespace, llm: LLM, system: str | None, settings: options.Keywords, loaded: Sequence[Message]
+    args: argparse.Namespace,
+    llm: LLM,
+    system: str | None,
+    settings: options.Keywords,
+    loaded: Sequence[Message],
+    tools: Sequence[Tool],
 ) -> int:
+    from edge.commands.documents import read_documents, read_paths
     from edge.commands.streams import unguarded
     from edge.runtime.session import ChatSession
     from edge.runtime.settings import generation_settings
     from edge.terminal.answering import Answering
     from edge.terminal.chat import Chat
     from edge.terminal.reader import open_reader
+    from edge.terminal.tool_rounds import ToolRounds
 
+    documents = read_documents(args, llm, system=system)
     session = ChatSession(llm, system, context_policy=args.context_policy)
     answering = Answering(session, generation_settings(llm.default_sampling, **settings), unguarded)
     reader = open_reader(lambda: _history(args), lambda: answering.status, unguarded)
@@ -124,17 +142,21 @@ def _talk(
         context = f"{llm.engine.info.max_context:,} tokens of context"
         print(f"{context}; sampling: {options.sampling_in_use(llm, settings)}; /help lists commands", file=sys.stderr)
 
-    def read_documents(path: str, taken: int) -> Sequence[Document]:
-        from edge.commands.documents import read_paths
-
-        return read_paths([path], llm, taken=taken, max_new_tokens=args.max_new_tokens)
+    def read(path: str, taken: int) -> Sequence[Document]:
+        found = read_paths([path], llm, taken=taken, max_new_tokens=args.max_new_tokens)
+        if args.draft_store:
+            for document in found:
+                llm.add_document(document.text)
+        return found
 
     chat = Chat(
         session,
         reader,
         answering,
         options=settings,
-        read_documents=read_documents,
+        read_documents=read,
+        tools=ToolRounds(tools, llm.tool_format.native),
+        documents=documents,
         save=None if args.save is None else Path(args.save),
         own=[Path(path) for path in (args.load, args.save) if path is not None],
     )

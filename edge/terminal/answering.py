@@ -33,6 +33,7 @@ class Answering:
         self._session, self._settings, self._unguarded = session, settings, unguarded
         self.figures: Figures | None = None  # of the last answer
         self.num_tokens = 0  # of the conversation
+        self.stopped = False  # the last answer, by somebody
 
     @property
     def context(self) -> int:
@@ -46,18 +47,19 @@ class Answering:
         """
         line, ahead = StatusLine(self._unguarded), TypedAhead(reader)
         view = AnswerView(line, self.context, self.num_tokens + more)
-        dropped, stopped = self._session.dropped_messages, False
+        dropped = self._session.dropped_messages
+        self.stopped = False
         try:
             with closing(start()) as chunks:
                 for chunk in chunks:
                     view.take(chunk)
                     if ahead.stops():
-                        stopped = True
+                        self.stopped = True
                         break
         except KeyboardInterrupt:
             if not reader.is_terminal:
                 raise
-            stopped = True
+            self.stopped = True
         except GenerationError as error:
             view.end(began=view.has_text)
             self._tell(f"edge: {error}{self._advice(error)}")
@@ -67,7 +69,7 @@ class Answering:
         view.end()
         self.figures = view.figures
         self.num_tokens = self._session.num_tokens
-        if stopped:
+        if self.stopped:
             self._tell("(stopped)")
         elif why := why_it_ended(view.figures, self._settings, drops=self._drops):
             self._tell(f"({why})")

@@ -16,12 +16,13 @@ from edge.runtime.errors import GenerationError, MissingPackageError, OutputErro
 from edge.runtime.messages import Message
 from edge.runtime.rules import FilePath, check_value
 from edge.runtime.session import ChatSession
+from edge.runtime.tools.declared import checked_tools
 from edge.terminal.answering import Answering, Chunks
-from edge.terminal.answers import clipped
 from edge.terminal.completing import path_of
 from edge.terminal.conversation_file import check_place, read_conversation, write_conversation
 from edge.terminal.reader import Reader
 from edge.terminal.slash import CommandError, Order, help_lines, message_of, understood
+from edge.terminal.tool_rounds import ToolRounds
 
 if TYPE_CHECKING:
     from edge.documents import Document
@@ -58,16 +59,21 @@ class Chat:
         *,
         options: Options,
         read_documents: Callable[[str, int], Sequence[Document]],
+        tools: ToolRounds | None = None,
         documents: Sequence[Document] = (),
         save: Path | None = None,
         own: Sequence[Path] = (),
     ) -> None:
-        """options: of each answer. read_documents: from a path, and how many tokens are taken. documents: for the first
-        message. save: where the conversation is written after each answer. own: files that may be written over.
+        """options: of each answer. read_documents: from a path, beside so many tokens. tools: on from the beginning.
+
+        documents: for the first message. save: where the conversation is written after each answer. own: files that
+        may be written over.
         """
         self._session, self._reader, self._answering = session, reader, answering
         self._options, self._read_documents = options, read_documents
         self._documents = list(documents)  # for the next message
+        self._tools = tools or ToolRounds((), frozenset())
+        self._switch(bool(self._tools))
         self._last: Sent | None = None
         self._save_to, self._own = save, {path.absolute() for path in own}
         self._failed = False
@@ -112,6 +118,8 @@ class Chat:
         if not self._answering.show(start, self._reader, more):
             self._failed = True
             return False
+        if not self._tools.answer(self._session, self._answering, self._reader, self._options):
+            self._failed = True
         if self._save_to is not None:
             self._write(self._save_to)
         return True
@@ -242,7 +250,18 @@ class Chat:
             print(line)
 
     def _do_tools(self, word: str) -> None:
-        raise NotImplementedError(word, clipped)
+        if not self._tools:
+            raise CommandError("there are no tools; name some when the chat starts, like --tool python")
+        if word in ("on", "off"):
+            self._switch(word == "on")
+            self._answering.recount()
+        else:
+            for line in self._tools.told():
+                print(line)
+        print(f"(tools are {'on' if self._session.tools else 'off'})", file=sys.stderr)
+
+    def _switch(self, on: bool) -> None:
+        self._session.tools = checked_tools(self._tools.declarations if on else [])
 
 
 def _path(argument: str) -> str:

@@ -8,19 +8,32 @@ import subprocess
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 SECONDS = 20.0
+NONE: Mapping[str, str] = {}
 
 
 class Terminal:
     """A program in a terminal of its own. Ends with the block it is opened in."""
 
-    def __init__(self, command: Sequence[str], *, columns: int = 80, rows: int = 24, **changes: str) -> None:
-        """changes: variables of the environment; an empty one is removed."""
+    def __init__(
+        self,
+        command: Sequence[str],
+        home: Path,
+        changes: Mapping[str, str] = NONE,
+        *,
+        columns: int = 80,
+        rows: int = 24,
+    ) -> None:
+        """home: for what is cached. changes: variables of the environment; an empty one is removed."""
         self._name = f"edgeglm-{uuid.uuid4().hex[:12]}"
-        words = ["env", *(f"{name}={value}" for name, value in _environment(changes).items())]
+        words = [
+            "env",
+            *(f"{name}={value}" for name, value in _environment({"XDG_CACHE_HOME": str(home), **changes}).items()),
+        ]
         # A shell that Ctrl-C reaches too would end after the program.
         line = f"trap : INT; {shlex.join([*words, *command])}; echo EXIT $?; sleep 1000"
         size = ("-x", str(columns), "-y", str(rows))
@@ -36,8 +49,8 @@ class Terminal:
         """Press keys by tmux's names, like Enter, M-Enter, C-c and Left."""
         self._tmux("send-keys", "-t", "0", *names)
 
-    def type(self, text: str) -> None:
-        """Type text."""
+    def enter(self, text: str) -> None:
+        """Type text, without the Enter key."""
         self._tmux("send-keys", "-t", "0", "-l", "--", text)
 
     def paste(self, text: str) -> None:

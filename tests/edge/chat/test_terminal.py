@@ -39,23 +39,23 @@ def saved(path: Path) -> list[str]:
 def test_several_lines_are_one_message(tiny_bundle: Path, tmp_path: Path) -> None:
     """Pasted, begun by Alt-Enter, or in a block; lines and indentation stay."""
     path = tmp_path / "a.json"
-    with Terminal(edge_chat(tiny_bundle, *FEW, "--save", path), XDG_CACHE_HOME=str(tmp_path)) as terminal:
+    with Terminal(edge_chat(tiny_bundle, *FEW, "--save", path), tmp_path) as terminal:
         terminal.wait_for(READY)
         terminal.paste(FUNCTION)
         terminal.wait_for("What does this")
         assert not path.exists()
         terminal.keys("Enter")
         terminal.wait_for("cut at 3 tokens")
-        terminal.type("one")
+        terminal.enter("one")
         terminal.keys("M-Enter")
-        terminal.type("  two")
+        terminal.enter("  two")
         terminal.keys("Enter")
         terminal.wait_for("cut at 3 tokens", 2)
-        terminal.type('"""')
+        terminal.enter('"""')
         terminal.keys("Enter")
-        terminal.type("/exit")
+        terminal.enter("/exit")
         terminal.keys("Enter")
-        terminal.type('three"""')
+        terminal.enter('three"""')
         terminal.keys("Enter")
         terminal.wait_for("cut at 3 tokens", 3)
         terminal.keys("C-d")
@@ -65,12 +65,12 @@ def test_several_lines_are_one_message(tiny_bundle: Path, tmp_path: Path) -> Non
 
 def test_wide_characters_keep_their_columns(tiny_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    with Terminal(edge_chat(tiny_bundle, *FEW, "--save", path), XDG_CACHE_HOME=str(tmp_path)) as terminal:
+    with Terminal(edge_chat(tiny_bundle, *FEW, "--save", path), tmp_path) as terminal:
         terminal.wait_for(READY)
-        terminal.type("你好，世界😀!")
+        terminal.enter("你好，世界😀!")
         terminal.wait_for("> 你好，世界😀!")
         terminal.keys("Left", "Left", "Left")
-        terminal.type("ab")
+        terminal.enter("ab")
         terminal.wait_for("> 你好，世ab界😀!")
         terminal.keys("BSpace")
         terminal.wait_for("> 你好，世a界😀!")
@@ -81,16 +81,16 @@ def test_wide_characters_keep_their_columns(tiny_bundle: Path, tmp_path: Path) -
 
 def test_completion(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "report of may.txt").write_text("May was warm.")
-    with Terminal(edge_chat(tiny_bundle, *FEW), XDG_CACHE_HOME=str(tmp_path)) as terminal:
+    with Terminal(edge_chat(tiny_bundle, *FEW), tmp_path) as terminal:
         terminal.wait_for(READY)
-        terminal.type("/s")
+        terminal.enter("/s")
         terminal.keys("Tab")
         assert {"/system", "/save", "/stats", "/stop"} <= set("\n".join(terminal.wait_for("/stop")).split())
         terminal.keys("C-c")
-        terminal.type("/fi")
+        terminal.enter("/fi")
         terminal.keys("Tab")
         terminal.wait_for("> /file")
-        terminal.type(f"{tmp_path}/rep")
+        terminal.enter(f"{tmp_path}/rep")
         terminal.keys("Tab")
         terminal.wait_for("report of may.txt")
         terminal.keys("Enter")
@@ -98,12 +98,12 @@ def test_completion(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_clears_the_line_and_ctrl_d_leaves(tiny_bundle: Path, tmp_path: Path) -> None:
-    with Terminal(edge_chat(tiny_bundle, *FEW), XDG_CACHE_HOME=str(tmp_path)) as terminal:
+    with Terminal(edge_chat(tiny_bundle, *FEW), tmp_path) as terminal:
         terminal.wait_for(READY)
-        terminal.type("half a question")
+        terminal.enter("half a question")
         terminal.wait_for("half")
         terminal.keys("C-c")
-        terminal.type("/stats")
+        terminal.enter("/stats")
         assert "half" not in "\n".join(terminal.wait_for("> /stats"))
         terminal.keys("C-c")
         terminal.keys("C-c")
@@ -115,25 +115,25 @@ def test_ctrl_c_clears_the_line_and_ctrl_d_leaves(tiny_bundle: Path, tmp_path: P
 def test_the_history_is_private_and_there_again(tiny_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "edgeglm" / "chat-history.jsonl"
     command = edge_chat(tiny_bundle, *FEW)
-    with Terminal(command, XDG_CACHE_HOME=str(tmp_path)) as terminal:
+    with Terminal(command, tmp_path) as terminal:
         terminal.wait_for(READY)
         terminal.paste("first\n  line")
         terminal.keys("Enter")
         terminal.wait_for("cut at 3 tokens")
-        terminal.type(" a secret")
+        terminal.enter(" a secret")
         terminal.keys("Enter")
         terminal.wait_for("cut at 3 tokens", 2)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.read_bytes() == b'"first\\n  line"\n'
-    with Terminal(command, XDG_CACHE_HOME=str(tmp_path)) as terminal:
+    with Terminal(command, tmp_path) as terminal:
         terminal.wait_for(READY)
         terminal.keys("Up")
         terminal.wait_for("> first")
         terminal.wait_for(".   line")
-    with Terminal([*command, "--no-history"], XDG_CACHE_HOME=str(tmp_path)) as terminal:
+    with Terminal([*command, "--no-history"], tmp_path) as terminal:
         terminal.wait_for(READY)
         terminal.keys("Up")
-        terminal.type("new")
+        terminal.enter("new")
         assert "first" not in "\n".join(terminal.wait_for("> new"))
         terminal.keys("Enter")
         terminal.wait_for("cut at 3 tokens")
@@ -142,9 +142,9 @@ def test_the_history_is_private_and_there_again(tiny_bundle: Path, tmp_path: Pat
 
 def test_a_history_that_cannot_be_kept_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "edgeglm").touch()
-    with Terminal(edge_chat(tiny_bundle, *FEW), XDG_CACHE_HOME=str(tmp_path), columns=200) as terminal:
+    with Terminal(edge_chat(tiny_bundle, *FEW), tmp_path, columns=200) as terminal:
         terminal.wait_for(READY)
-        terminal.type("hi")
+        terminal.enter("hi")
         terminal.keys("Enter")
         terminal.wait_for("cut at 3 tokens")
         lines = [line for line in terminal.screen() if line.startswith("edge:")]
@@ -155,9 +155,9 @@ def test_a_history_that_cannot_be_kept_is_one_line(tiny_bundle: Path, tmp_path: 
 @pytest.mark.parametrize("columns", [45, 80])
 def test_an_answer_has_its_figures_below_and_ends_by_ctrl_c(demo_bundle: Path, tmp_path: Path, columns: int) -> None:
     command = edge_chat(demo_bundle, "--max-new-tokens", "4000", "--greedy")
-    with Terminal(command, columns=columns, rows=12, XDG_CACHE_HOME=str(tmp_path)) as terminal:
+    with Terminal(command, tmp_path, columns=columns, rows=12) as terminal:
         terminal.wait_for(READY)
-        terminal.type("Write a very long story about a cat.")
+        terminal.enter("Write a very long story about a cat.")
         terminal.keys("Enter")
         assert terminal.wait_for("tok/s")[-1].endswith("%)")
         terminal.keys("C-c")
@@ -165,13 +165,13 @@ def test_an_answer_has_its_figures_below_and_ends_by_ctrl_c(demo_bundle: Path, t
         shown = terminal.wait_for(READY)
         assert "\n".join(shown).count("tok/s") == 1, "it left a trace"
         assert max(map(len, shown)) <= columns
-        terminal.type("/stats")
+        terminal.enter("/stats")
         terminal.keys("Enter")
         terminal.wait_for("stopped after")
-        terminal.type("Write another.")
+        terminal.enter("Write another.")
         terminal.keys("Enter")
         terminal.wait_for(" a ", 3)
-        terminal.type("/stop")
+        terminal.enter("/stop")
         terminal.keys("Enter")
         terminal.wait_for("(stopped)", 2)
         terminal.keys("C-d")
@@ -179,7 +179,7 @@ def test_an_answer_has_its_figures_below_and_ends_by_ctrl_c(demo_bundle: Path, t
 
 
 def test_loading_is_said_before_it_begins(tiny_bundle: Path, tmp_path: Path) -> None:
-    with Terminal(edge_chat(tiny_bundle), XDG_CACHE_HOME=str(tmp_path), columns=200) as terminal:
+    with Terminal(edge_chat(tiny_bundle), tmp_path, columns=200) as terminal:
         first, second, *_ = terminal.wait_for(READY)
     assert first == f"loading {tiny_bundle} ..."
     assert second == "256 tokens of context; sampling: greedy; /help lists commands"
@@ -202,23 +202,23 @@ def test_terminals_that_can_do_less(tiny_bundle: Path, tmp_path: Path, hidden: s
     """Without packages, without a cursor, without a locale: lines are read, and Chinese arrives as it was typed."""
     path = tmp_path / "a.json"
     command = without(hidden, tiny_bundle, *FEW, "--save", str(path))
-    with Terminal(command, XDG_CACHE_HOME=str(tmp_path), columns=120, **changes) as terminal:
+    with Terminal(command, tmp_path, changes, columns=120) as terminal:
         terminal.wait_for("/help lists commands")
         terminal.wait_for("\n>")
-        terminal.type("你好 x")
+        terminal.enter("你好 x")
         terminal.keys("Enter")
         terminal.wait_for("cut at 3 tokens")
-        terminal.type('"""one')
+        terminal.enter('"""one')
         terminal.keys("Enter")
-        terminal.type('  two"""')
+        terminal.enter('  two"""')
         terminal.keys("Enter")
         terminal.wait_for("cut at 3 tokens", 2)
-        terminal.type("half")
+        terminal.enter("half")
         terminal.keys("C-c")
-        terminal.type("/stats")
+        terminal.enter("/stats")
         terminal.keys("Enter")
         terminal.wait_for("from the cache")
-        terminal.type("/exit")
+        terminal.enter("/exit")
         terminal.keys("Enter")
         terminal.wait_for("EXIT 0")
     assert saved(path) == ["你好 x", "one\n  two"]
@@ -228,29 +228,29 @@ def test_readline_pastes_edits_and_completes_too(tiny_bundle: Path, tmp_path: Pa
     pytest.importorskip("readline")
     path = tmp_path / "a b.json"
     command = without("prompt_toolkit", tiny_bundle, *FEW)
-    with Terminal(command, XDG_CACHE_HOME=str(tmp_path)) as terminal:
+    with Terminal(command, tmp_path) as terminal:
         terminal.wait_for("\n>")
         terminal.paste(FUNCTION)
         terminal.wait_for("What does this")
         terminal.keys("Enter")
         terminal.wait_for("cut at 3 tokens")
-        terminal.type(f"/save {path}")
+        terminal.enter(f"/save {path}")
         terminal.keys("Enter")
         terminal.wait_for("2 messages saved")
-        terminal.type("/lo")
+        terminal.enter("/lo")
         terminal.keys("Tab")
-        terminal.type(f"{tmp_path}/a")
+        terminal.enter(f"{tmp_path}/a")
         terminal.keys("Tab")
         terminal.wait_for("b.json", 2)
         terminal.keys("Enter")
         terminal.wait_for("(2 messages, ")
-        terminal.type("hi")
+        terminal.enter("hi")
         terminal.keys("Enter")
         terminal.wait_for("cut at 3 tokens", 2)
-        terminal.type("/edit")
+        terminal.enter("/edit")
         terminal.keys("Enter")
         terminal.wait_for("> hi", 2)
-        terminal.type(" you")
+        terminal.enter(" you")
         terminal.keys("Enter")
         terminal.wait_for("cut at 3 tokens", 3)
         terminal.keys("Up", "Up", "Up", "Up")
