@@ -55,6 +55,8 @@ class PromptReader:
             key_bindings=self._keys(),
             bottom_toolbar=below,
         )
+        # A terminal that does not say where its cursor is has no line below, and needs no warning about it.
+        self._session.app.renderer.cpr_not_supported_callback = None
         self._question: PromptSession[str] = PromptSession(input=source, output=output)
 
     def read(self, default: str = "") -> str:
