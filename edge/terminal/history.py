@@ -78,8 +78,8 @@ class History:
 
     def _append(self, line: str) -> None:
         assert self._path is not None
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(self._path, flags | getattr(os, "O_NONBLOCK", 0), 0o600)
+        more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | more, 0o600)
         try:
             _check_kind(self._path, os.fstat(descriptor))
             if sys.platform != "win32":
