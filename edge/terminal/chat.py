@@ -94,6 +94,10 @@ class Chat:
                 break
             except SettingsError:
                 raise
+            except KeyboardInterrupt:  # while a file is read, or a second one after an answer
+                if not self._reader.is_terminal:
+                    raise
+                print("(stopped)", file=sys.stderr)
             except (GenerationError, MissingPackageError) as error:
                 self._fail(str(error))
         return int(self._failed and not self._reader.is_terminal)

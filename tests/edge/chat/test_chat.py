@@ -56,6 +56,8 @@ def llm() -> Iterator[LLM]:
 
 
 def read_documents(path: str, taken: int) -> Sequence[Document]:
+    if "slow" in path:
+        raise KeyboardInterrupt
     if "none" in path:
         raise DocumentError(f"{path}: no such file; give a document")
     return [Document(Path(path).name, f"text of {path}, {taken} taken")]
@@ -130,6 +132,14 @@ def test_documents_go_with_the_next_message(llm: LLM, capsys: Shown) -> None:
     assert "edge: none: no such file; give a document\n" in error
     assert "(c.txt is not sent)" in error
     assert code == 0
+
+
+def test_ctrl_c_anywhere_ends_what_is_done_and_not_the_chat(llm: LLM, capsys: Shown) -> None:
+    session, code = chat(llm, Lines("Hello", "/file slow", "Who?"))
+    assert contents(session) == ["Hello", "Hello to you", "Who?", "Me."]
+    assert (code, capsys.readouterr().err) == (0, "(stopped)\n")
+    with pytest.raises(KeyboardInterrupt):
+        chat(llm, Lines("/file slow", is_terminal=False))
 
 
 def test_an_edited_message_keeps_its_documents(llm: LLM) -> None:
