@@ -7,9 +7,9 @@ no commands.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 from edge.runtime.chunk import Chunk
 from edge.runtime.errors import ContextLengthError, GenerationError, PromptError
@@ -21,6 +21,7 @@ from edge.terminal.status_line import StatusLine
 from edge.terminal.typed_ahead import TypedAhead
 
 Chunks = Generator[Chunk, None, None]
+Options = Mapping[str, Any]  # Any: keywords of an answer
 
 
 class Answering:

@@ -7,17 +7,17 @@ and no file formats.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edge.runtime.errors import GenerationError, MissingPackageError, OutputError, SettingsError
 from edge.runtime.messages import Message
 from edge.runtime.rules import FilePath, check_value
 from edge.runtime.session import ChatSession
 from edge.runtime.tools.declared import checked_tools
-from edge.terminal.answering import Answering, Chunks
+from edge.terminal.answering import Answering, Chunks, Options
 from edge.terminal.completing import path_of
 from edge.terminal.conversation_file import check_place, read_conversation, write_conversation
 from edge.terminal.reader import Reader
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from edge.documents import Document
 
 EDITED = 5000  # characters of a message that can be edited at the prompt
-Options = Mapping[str, Any]  # Any: keywords of an answer
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edge.runtime.errors import EdgeError, PromptError, in_words
@@ -18,7 +18,7 @@ from edge.runtime.json_reader import parse_json
 from edge.runtime.messages import Message, ToolCall
 from edge.runtime.session import ChatSession
 from edge.runtime.tools.declared import JsonObject
-from edge.terminal.answering import Answering
+from edge.terminal.answering import Answering, Chunks, Options
 from edge.terminal.answers import clipped
 from edge.terminal.reader import Reader
 
@@ -54,9 +54,7 @@ class ToolRounds:
             lines.append(f"{name}: {clipped(description, 60)}")
         return lines
 
-    def answer(
-        self, session: ChatSession, answering: Answering, reader: Reader, options: Mapping[str, Any]
-    ) -> bool:  # Any: keywords of an answer
+    def answer(self, session: ChatSession, answering: Answering, reader: Reader, options: Options) -> bool:
         """Run what the last answer called, and show the answers to the results; return False if one failed."""
         try:
             for _ in range(MAX_ROUNDS):
@@ -67,7 +65,7 @@ class ToolRounds:
                 results = [(call, self.result(call)) for call in session.pending]
                 more = sum(len(session.llm.tokenizer.encode(text, parse_special=False)) for _, text in results)
 
-                def start() -> Any:  # a generator of chunks
+                def start() -> Chunks:
                     return session.send_results(results, **options)  # noqa: B023  # it is called before the next round
 
                 if not answering.show(start, reader, more):
