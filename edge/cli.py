@@ -41,6 +41,7 @@ VERBS = (
     "export",
     "run",
     "chat",
+    "batch",
     "prefix",
     "bench",
     "profile",

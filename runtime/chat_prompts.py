@@ -34,6 +34,7 @@ class ChatPrompt:
     variables: JsonObject
     text: MarkedText
     ids: list[int]
+    memory: ProducedIds  # where its ids were looked for, and those of its answer will be
 
     @property
     def declared(self) -> list[JsonObject]:
@@ -44,9 +45,12 @@ class ChatPrompt:
 class ChatPrompts:
     """Makes prompts for one model. Raises PromptError in every method if the model has no chat template."""
 
-    def __init__(self, template: ChatTemplate | None, tokenizer: Tokenizer, stop_ids: Collection[int]) -> None:
+    def __init__(
+        self, template: ChatTemplate | None, tokenizer: Tokenizer, stop_ids: Collection[int], memory: ProducedIds
+    ) -> None:
+        """memory: of all conversations that do not have their own."""
         self._template, self._tokenizer, self._stop_ids = template, tokenizer, stop_ids
-        self._produced = ProducedIds()
+        self._memory = memory
 
     @property
     def template(self) -> ChatTemplate:
@@ -66,6 +70,7 @@ class ChatPrompts:
         messages: Sequence[MessageLike],
         tools: Sequence[JsonObject] | None = None,
         variables: JsonObject | None = None,
+        memory: ProducedIds | None = None,
         *,
         add_generation_prompt: bool = True,
     ) -> ChatPrompt:
@@ -75,15 +80,16 @@ class ChatPrompts:
         text = self.template.render_marked(
             checked, tools=declared, variables=variables, add_generation_prompt=add_generation_prompt
         )
-        ids = self._produced.encode(text, self._tokenizer.encode_marked)
-        return ChatPrompt(checked, declared, variables or {}, text, ids)
+        memory = self._memory if memory is None else memory
+        ids = memory.encode(text, self._tokenizer.encode_marked)
+        return ChatPrompt(checked, declared, variables or {}, text, ids, memory)
 
     def remember(self, prompt: ChatPrompt, written: str, ids: Sequence[int], answer: Message) -> None:
         """Remember what an answer was made of.
 
         written: its text as the model wrote it. answer: the message that a client will send for it.
         """
-        kept = self._spelling(written, ids)
+        kept = self._spelling(written, ids) if prompt.memory.max_entries else ()
         if not kept:
             return
         try:
@@ -98,7 +104,7 @@ class ChatPrompts:
         text = MarkedText(prompt.text + mark_text(written))
         if not again.startswith(text):  # a call that the template writes in its own way
             text = MarkedText(again.removesuffix(self.template.frame[1]))
-        self._produced.remember(text, [*prompt.ids, *kept])
+        prompt.memory.remember(text, [*prompt.ids, *kept])
 
     def _spelling(self, written: str, ids: Sequence[int]) -> Sequence[int]:
         """Return the ids whose text is exactly what was written; none if there are no such ids."""

@@ -15,6 +15,7 @@ from edge.runtime.chat import ChatTemplate
 from edge.runtime.chat_prompts import ChatPrompt, ChatPrompts
 from edge.runtime.chat_stream import ChatStream
 from edge.runtime.constraint_masks import Constraints
+from edge.runtime.produced_ids import ProducedIds
 from edge.runtime.request import Request
 from edge.runtime.runner import Runner
 from edge.runtime.settings import GenerationSettings
@@ -33,9 +34,14 @@ class Chats:
     """The conversations of one model."""
 
     def __init__(
-        self, template: ChatTemplate | None, tokenizer: Tokenizer, stop_ids: Collection[int], constraints: Constraints
+        self,
+        template: ChatTemplate | None,
+        tokenizer: Tokenizer,
+        stop_ids: Collection[int],
+        constraints: Constraints,
+        memory: ProducedIds,
     ) -> None:
-        self.prompts = ChatPrompts(template, tokenizer, stop_ids)
+        self.prompts = ChatPrompts(template, tokenizer, stop_ids, memory)
         self._grammars = ToolGrammars(constraints)
 
     def answering(

@@ -29,6 +29,7 @@ from edge.runtime.kv.prefix import PrefixStats
 from edge.runtime.kv.snapshot_format import SnapshotIdentity
 from edge.runtime.messages import MessageLike
 from edge.runtime.prefixes import Prefixes
+from edge.runtime.produced_ids import ProducedIds
 from edge.runtime.prompt import Prompt
 from edge.runtime.prompt_like import PromptLike, prompt_of
 from edge.runtime.request import Request
@@ -108,8 +109,8 @@ class LLM:
         self = cls.__new__(cls)
         self._bundle = None
         self.default_sampling = default_sampling or Sampling()
-        digest = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
-        self._identity = SnapshotIdentity(f"engine {engine.info.name}", digest, {})
+        sha256 = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+        self._identity = SnapshotIdentity(f"engine {engine.info.name}", sha256, {})
         self._set_up(lambda: engine, tokenizer, template, stop_ids, speculation, draft_store)
         return self
 
@@ -124,15 +125,15 @@ class LLM:
     ) -> None:
         """Open the engine last, so that everything else that can be wrong is found before a model is loaded."""
         self.tokenizer, self.template, self.stop_ids = tokenizer, template, frozenset(stop_ids)
-        store = None
+        store, sha256 = None, self._identity.tokenizer_sha256
         if draft_store is not None:
-            sha256 = self._identity.tokenizer_sha256
             store = DraftStore.open(Path(draft_store), sha256, num_ids=tokenizer.num_tokens)
         self._drafts = drafts = SharedDrafts(speculation, store)
         self._constraints = Constraints(tokenizer, tokenizer.num_tokens, self.stop_ids)
-        self._chats = Chats(template, tokenizer, self.stop_ids, self._constraints)
         self.engine = open_engine()
         info = self.engine.info
+        memory = ProducedIds(0) if info.reproducible else ProducedIds()  # where bits count, nothing shared decides ids
+        self._chats = Chats(template, tokenizer, self.stop_ids, self._constraints, memory)
         if speculation is not None and (info.max_step_rows == 1 or not info.can_trim):
             self.engine.close()
             raise SettingsError(f"the {info.name} engine cannot verify drafts; load without speculation")
@@ -191,11 +192,12 @@ class LLM:
         tools: Sequence[JsonObject] | None = None,
         tool_choice: ToolChoiceLike | None = None,
         template_variables: JsonObject | None = None,
+        memory: ProducedIds | None = None,  # of what answers were made of; none: the model's, for all conversations
         **options: Unpack[GenerationOptions],
     ) -> list[ChatStream]:
         """Return `n` answers as `chat` does; the prompt is computed once. With a seed, answer i is that of seed + i."""
         number = check_value("n", Whole(1, MAX_SAMPLES), n)
-        found = self._chats.prompts.prompt(messages, tools, template_variables)
+        found = self._chats.prompts.prompt(messages, tools, template_variables, memory)
         settings, read = self._chats.answering(found, tool_choice, self._settings(options))
         return [self._submit(Prompt(found.ids), one, read) for one in seeded(settings, number)]
 

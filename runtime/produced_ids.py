@@ -25,10 +25,10 @@ MAX_TOKENS = 4 << 20  # of all of them, in 16 MB
 
 
 class ProducedIds:
-    """A bounded memory from text to ids. All methods may be called from any thread."""
+    """A bounded memory from text to ids; with 0 entries, none. All methods may be called from any thread."""
 
     def __init__(self, max_entries: int = MAX_ENTRIES, max_tokens: int = MAX_TOKENS) -> None:
-        self._max_entries, self._max_tokens = max_entries, max_tokens
+        self.max_entries, self._max_tokens = max_entries, max_tokens
         self._kept: OrderedDict[bytes, tuple[int, npt.NDArray[np.int32]]] = OrderedDict()  # digest -> length, ids
         self._lengths: Counter[int] = Counter()  # of the texts
         self._num_tokens = 0
@@ -47,7 +47,7 @@ class ProducedIds:
             self._kept[digest] = len(text), np.array(ids, np.int32)
             self._lengths[len(text)] += 1
             self._num_tokens += len(ids)
-            while len(self._kept) > self._max_entries or self._num_tokens > self._max_tokens:
+            while len(self._kept) > self.max_entries or self._num_tokens > self._max_tokens:
                 self._drop(next(iter(self._kept)))
 
     def encode(self, text: MarkedText, encode: Callable[[MarkedText], list[int]]) -> list[int]:

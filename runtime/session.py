@@ -18,12 +18,14 @@ from edge.runtime.chunk import Chunk
 from edge.runtime.errors import PromptError, shown
 from edge.runtime.llm import LLM
 from edge.runtime.messages import Message, MessageLike, Part, ToolCall, messages_from
+from edge.runtime.produced_ids import ProducedIds
 from edge.runtime.rules import OneOf, check_value
 from edge.runtime.settings import CONTEXT_POLICIES, ContextPolicy, GenerationOptions, generation_settings
 from edge.runtime.tools.choice import ToolChoiceLike
 from edge.runtime.tools.declared import JsonObject, checked_tools
 from edge.runtime.turns import SYSTEM, turns_of, without_oldest
 
+OWN_ENTRIES = 256  # answers of one conversation that are remembered if the model does not remember any
 ANSWER_SHARE = 4  # a quarter of the context is kept free for an answer, or less if the answer is limited to less
 
 
@@ -50,6 +52,8 @@ class ChatSession:
         self.tool_choice, self.template_variables = tool_choice, template_variables
         self.context_policy = check_value("context_policy", OneOf(CONTEXT_POLICIES), context_policy)
         self._system = system
+        # Where bits count, a conversation remembers its own answers only.
+        self._memory = ProducedIds(OWN_ENTRIES) if llm.engine.info.reproducible else None
         self.reset()
 
     def reset(self) -> None:
@@ -156,11 +160,13 @@ class ChatSession:
     ) -> Generator[Chunk, None, None]:
         limit = generation_settings(**options).max_new_tokens
         kept, dropped = self._fitting(messages, limit)
-        stream = self.llm.chat(
+        (stream,) = self.llm.chat_samples(
             kept,
+            1,
             tools=self.tools,
             tool_choice=self.tool_choice if tool_choice is None else tool_choice,
             template_variables=self.template_variables,
+            memory=self._memory,
             **options,
         )
         return self._answer(stream, kept, dropped)

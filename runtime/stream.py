@@ -52,6 +52,11 @@ class Stream:
     ) -> None:
         self.close()
 
+    @property
+    def ready(self) -> bool:
+        """Whether the next chunk, or the end, is there: reading it does not wait."""
+        return self._request.has_news
+
     def __repr__(self) -> str:
         state = "cancelled" if self._request.cancelled else "finished" if self._request.finished else "running"
         return f"<Stream {state}: {self._request.num_prompt_tokens} + {len(self._request.answer_ids)} tokens>"

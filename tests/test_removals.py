@@ -45,7 +45,12 @@ KNOWN = "runtime/test_known_files.py::test_a_file_of_others_stays"
 STORE = "runtime/test_draft_store.py::test_files_of_others_stay"
 HISTORY = "edge/chat/test_history.py::test_a_file_of_others_stays"
 SAVED = "edge/chat/test_chat.py::test_files_of_others_stay"
+BATCH = "edge/batch/test_batch.py::test_files_of_others_stay"
+BATCH_OUT = "edge/batch/test_batch.py::test_an_output_that_appears_meanwhile_stays"
 PLACES = {
+    "batch/batch.py:Batch.run:write_atomically": BATCH_OUT,
+    "batch/journal.py:Journal.__init__:open": BATCH,
+    "batch/journal.py:Journal.remove:unlink": BATCH,
     "export/checkpoint/gguf.py:GGUFCheckpoint.write_tokenizer:write_bytes": WORK,
     "export/checkpoint/safetensors.py:SafetensorsCheckpoint.write_tokenizer:write_bytes": WORK,
     "export/interop/sidecars.py:write_sidecars:write_bytes": WORK,

@@ -15,6 +15,7 @@ from edge.commands import kinds, options
 if TYPE_CHECKING:
     from edge.documents import Document
     from edge.runtime.llm import LLM
+    from edge.runtime.messages import MessageLike
 
 TOKENS_PER_PAGE = 500  # roughly
 MAX_EXPECTED = 1_000_000  # tokens; no context has more
@@ -50,15 +51,19 @@ def check_documents(args: argparse.Namespace) -> int:
     return min(tokens, MAX_EXPECTED)
 
 
-def read_documents(args: argparse.Namespace, llm: LLM, question: str = "", system: str | None = None) -> list[Document]:
-    """The files of `--file`, counted against what a context has left beside a question. Errors as in `read_paths`."""
+def read_documents(
+    args: argparse.Namespace, llm: LLM, question: str = "", before: Sequence[MessageLike] = ()
+) -> list[Document]:
+    """The files of `--file`, counted against what a context has left. Errors as in `read_paths`.
+
+    question: comes after them in the same message. before: earlier messages.
+    """
     if not args.files:
         return []
     from edge.documents.document import after
 
-    first = [] if system is None else [{"role": "system", "content": system}]
     around = after(len(args.files), question)
-    taken = len(llm.encode_chat([*first, {"role": "user", "content": around}]))
+    taken = len(llm.encode_chat([*before, {"role": "user", "content": around}]))
     documents = read_paths(args.files, llm, taken=taken, max_new_tokens=args.max_new_tokens)
     if getattr(args, "draft_store", None):
         for document in documents:

@@ -1,6 +1,7 @@
 """Answer one prompt.
 
-The answer is streamed to stdout. PROMPT is one user message; with --raw, text to continue.
+The answer is streamed to stdout. PROMPT is one user message; with --raw, text to continue. With --messages, it is the
+next one of a conversation, and may be left out if that ends with a question.
 
 examples:
   edge run glm4-int4 "What is the capital of France?"
@@ -9,6 +10,7 @@ examples:
   edge run glm4-int4 "Where is the exit?" --prefix kiosk.prefix
   edge run glm4-int4 "Correct the spelling: $(cat letter.txt)" --speculate
   edge run glm4-int4 "Which risks does it name?" --file report.pdf
+  edge run glm4-int4 "And in English?" --messages monday.json
 """
 
 from __future__ import annotations
@@ -18,13 +20,17 @@ import sys
 import time
 from typing import Any
 
-from edge.commands import documents, options
+from edge.commands import documents, messages, options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_bundle(parser)
-    parser.add_argument("prompt", metavar="PROMPT", help="the user message; - reads it from stdin")
+    prompt = parser.add_argument(
+        "prompt", metavar="PROMPT", help="the user message; - reads it from stdin; --messages can do without"
+    )
+    prompt.required = False  # nargs="?" would not find it after an option, in Python 3.11
     parser.add_argument("--raw", action="store_true", help="continue PROMPT as it is, without the chat template")
+    messages.add_messages(parser)
     documents.add_documents(parser)
     options.add_json(parser)
     options.add_engine(parser)
@@ -37,31 +43,33 @@ def run(args: argparse.Namespace) -> int:
     from edge.commands.console import print_json, show_answer
     from edge.documents.document import prompt_with
     from edge.runtime.errors import PromptError, SettingsError
+    from edge.runtime.messages import Message
     from edge.runtime.settings import generation_settings
 
-    prompt = options.argument_or_stdin(args.prompt, "PROMPT")
-    if not prompt.strip():
+    for option, given in (("--system", args.system), ("--file", args.files), ("--messages", args.messages)):
+        if args.raw and given not in (None, []):
+            raise SettingsError(f"{option} needs the chat template, which --raw leaves out; give one of the two")
+    if args.prompt is None and (args.messages is None or args.files):
+        raise PromptError("there is no PROMPT; give the user message")
+    prompt = "" if args.prompt is None else options.argument_or_stdin(args.prompt, "PROMPT")
+    if args.prompt is not None and not prompt.strip():
         raise PromptError("the prompt is empty; give some text")
-    if args.raw and args.system is not None:
-        raise SettingsError("--system needs the chat template, which --raw leaves out; give one of the two")
-    if args.raw and args.files:
-        raise SettingsError("--file needs the chat template, which --raw leaves out; give one of the two")
-    system = options.system_message(args)
+    before = messages.before(args)
     settings = options.generation_settings(args)
     generation_settings(**settings)  # refuse a bad value before loading the model
-    engine = options.engine_settings(args, prompt)
+    engine = options.engine_settings(args, messages.text_of(before) + prompt)
     engine["expected_prompt_tokens"] += documents.check_documents(args)
 
     started = time.perf_counter()
     llm = load(args.bundle, **options.reuse_settings(args, engine))
     options.prepare(llm, args)
     load_s = time.perf_counter() - started
-    read = documents.read_documents(args, llm, prompt, system)
+    read = documents.read_documents(args, llm, prompt, before)
     if args.raw:
         stream = llm.generate(prompt, **settings)
     else:
-        first = [] if system is None else [{"role": "system", "content": system}]
-        stream = llm.chat([*first, {"role": "user", "content": prompt_with(read, prompt)}], **settings)
+        last_one = [] if args.prompt is None else [Message("user", prompt_with(read, prompt))]
+        stream = llm.chat([*before, *last_one], **settings)
     with llm, stream:
         if not args.json:
             last = show_answer(stream, raw=args.raw)

@@ -148,6 +148,20 @@ def test_many_threads_read_submit_and_cancel() -> None:
     llm.engine.pool.check_integrity(llm._scheduler.held_blocks())
 
 
+def test_what_is_ready_is_read_without_a_step() -> None:
+    with scripted_llm(lambda _: 7) as llm:
+        first, second = (llm.generate([1, count], max_new_tokens=3) for count in (2, 3))
+        assert not first.ready
+        assert not second.ready
+        assert len(list(first)) == 3  # waiting for one advances all
+        assert second.ready
+        tokens = 0
+        while second.ready and (chunk := next(second, None)) is not None:
+            tokens += len(chunk.token_ids)
+        assert tokens == 3
+        assert second.ready  # for the end, as often as it is asked for
+
+
 # An engine that takes half a second to be taken apart, and a process that ends in the meantime.
 DROPPED = """
 import gc, os, time

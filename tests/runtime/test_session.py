@@ -193,7 +193,8 @@ def test_what_the_model_spells_stays_as_it_was_produced(shown: str) -> None:
         fresh = llm.tokenizer.encode_marked(llm.chat_template.render_marked(more))
         assert llm.encode_chat(more)[: len(produced)] == produced
         assert llm.encode_chat(more) == fresh, "over bytes there is one spelling"
-        assert len(llm._chats.prompts._produced) == 1, "no turn is encoded a second time"
+        assert session._memory is not None
+        assert len(session._memory) == 1, "no turn is encoded a second time"
 
 
 def test_text_that_is_no_unicode_leaves_no_trace(llm: LLM) -> None:
@@ -390,6 +391,24 @@ def test_a_call_is_dropped_with_its_results() -> None:
             assert session.messages[-4].text == f"{i}234"
         assert session.dropped_messages > 8
         assert session.dropped_messages % 4 == 0
+
+
+def test_where_bits_count_conversations_know_nothing_of_each_other() -> None:
+    """The same messages are the same ids, whatever was answered before; a session still finds its own answers."""
+    definition = json.loads(tokenizer_json())
+    merged = {char: token_id for char, token_id in definition["model"]["vocab"].items() if token_id} | {"lo": 0}
+    definition["model"] |= {"vocab": merged, "merges": [["l", "o"]]}
+    tokenizer = Tokenizer.from_text(json.dumps(definition))
+    for reproducible in (True, False):
+        engine = ScriptedEngine(replies(ANSWERS), tokenizer.num_tokens, reproducible=reproducible)
+        template = ChatTemplate(TEMPLATE, tokenizer.markup)
+        with LLM.from_engine(engine, tokenizer, template=template, stop_ids=STOP_IDS) as llm:
+            question = {"role": "user", "content": TURNS[0]}
+            more = [question, {"role": "assistant", "content": ANSWERS[TURNS[0]]}, question]
+            before = llm.encode_chat(more)
+            llm.chat([question]).text()
+            said(ChatSession(llm), TURNS[0])
+            assert (llm.encode_chat(more) == before) is reproducible
 
 
 @pytest.mark.parametrize("stateless", [True, False])

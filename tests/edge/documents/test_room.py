@@ -47,12 +47,13 @@ def test_what_was_counted_is_what_is_asked(tmp_path: Path) -> None:
     path, small = tmp_path / "a.txt", tmp_path / "small.txt"
     small.write_text("small")
     question, context = "What is it?", 2000
+    system = {"role": "system", "content": "Be brief."}
 
     def prompt_tokens(size: int) -> int:
         path.write_text("x" * size)
-        documents = read_documents(arguments(small, path), llm_of(context), question, "Be brief.")
+        documents = read_documents(arguments(small, path), llm_of(context), question, [system])
         message = {"role": "user", "content": prompt_with(documents, question)}
-        return len(llm_of(context).encode_chat([{"role": "system", "content": "Be brief."}, message]))
+        return len(llm_of(context).encode_chat([system, message]))
 
     size = 1000
     size += context - ANSWER_TOKENS - prompt_tokens(size)

@@ -1,0 +1,132 @@
+"""Answer a file of requests.
+
+FILE has OpenAI's batch format: one JSON object a line, with custom_id, url (/v1/chat/completions or /v1/completions)
+and body. OUT gets a line for each, in the same order, once all are done; what is done before is kept beside it. After
+an interrupt, a crash or a full disk, the same command resumes there.
+
+examples:
+  edge batch glm4-int4 questions.jsonl answers.jsonl
+  edge batch glm4-int4 questions.jsonl answers.jsonl --reproducible --concurrency 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from edge.commands import options
+from edge.commands.help import told, usual
+
+if TYPE_CHECKING:
+    from edge.batch.batch import Batch, Progress, Show, Summary
+
+SAY_EVERY_S = 60.0  # where stderr is not a terminal
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from edge.batch.settings import BatchSettings
+
+    options.add_bundle(parser)
+    parser.add_argument("requests", metavar="FILE", help="the requests, one JSON object a line")
+    parser.add_argument("out", metavar="OUT", help="the file for the answers")
+    parser.add_argument("--force", action="store_true", help="replace OUT, and drop what another batch has left for it")
+    parser.add_argument(
+        "--concurrency",
+        type=int,
+        metavar="N",
+        default=usual(BatchSettings, "concurrency"),
+        help=told("requests that are in work at once", usual(BatchSettings, "concurrency")),
+    )
+    options.add_json(parser)
+    options.add_engine(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    import edge
+    from edge.batch.batch import Batch
+    from edge.batch.settings import BatchSettings
+    from edge.runtime.errors import PromptError
+
+    settings = BatchSettings(args.concurrency)
+    if args.requests == "-":
+        raise PromptError("the requests are read more than once, and standard input is not; save them to a file first")
+    started = time.perf_counter()
+    with Batch(Path(args.requests), Path(args.out), settings, force=args.force) as batch:
+        with edge.load(args.bundle, **options.engine_settings(args)) as llm, _told_what_is_kept(batch):
+            loaded = time.perf_counter()
+            decisive = {"edgeglm": edge.__version__, "threads": str(args.threads)}
+            with _progress() as show:
+                summary = batch.run(llm, decisive, show)
+        _tell(args, summary, time.perf_counter() - loaded, loaded - started)
+    return 0
+
+
+def _tell(args: argparse.Namespace, summary: Summary, seconds: float, load_s: float) -> None:
+    from edge.commands.console import print_json
+
+    totals = summary.totals
+    if summary.other_models:
+        names = ", ".join(map(repr, summary.other_models))
+        print(f"edge: requests name {names}; {args.bundle} has answered them", file=sys.stderr)
+    if totals.failed:
+        print(
+            f"edge: {totals.failed} of {totals.lines} lines have an error; look for a status_code other than 200",
+            file=sys.stderr,
+        )
+    if args.json:
+        print_json(
+            {
+                "out": args.out,
+                "lines": totals.lines,
+                "failed": totals.failed,
+                "resumed": summary.resumed,
+                "prompt_tokens": totals.read,
+                "completion_tokens": totals.written,
+                "load_s": round(load_s, 3),
+                "seconds": round(seconds, 3),
+            }
+        )
+    elif summary.nothing_to_do:
+        print(f"{args.out} is complete; there is nothing to do")
+    else:
+        before = f", {summary.resumed} of them before" if summary.resumed else ""
+        print(f"{args.out}: {totals.lines} lines{before}, {totals.written} tokens written, {seconds:.1f} s")
+
+
+@contextmanager
+def _progress() -> Iterator[Show]:
+    """A bar on stderr; a line now and then where that is not a terminal."""
+    from edge.commands.console import terminal_bar
+
+    said = time.monotonic()
+    with terminal_bar("answering") as bar:
+
+        def show(progress: Progress) -> None:
+            nonlocal said
+            left = "" if progress.left_s is None else f"{progress.left_s:.0f} s left"
+            count = f"{progress.done}/{progress.total} lines"
+            if bar is not None:
+                bar.update(bar.task_ids[0], description=count, completed=progress.done, total=progress.total, left=left)
+            elif time.monotonic() - said >= SAY_EVERY_S:
+                said = time.monotonic()
+                print(f"edge: {count}{left and f', {left}'}", file=sys.stderr)
+
+        yield show
+
+
+@contextmanager
+def _told_what_is_kept(batch: Batch) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        if batch.journal_path.exists():
+            print(
+                f"edge: what is done is kept in {batch.journal_path}; the same command resumes there", file=sys.stderr
+            )
+        raise

@@ -1,0 +1,74 @@
+"""Messages of a command line: a conversation in a file, and the question that continues it.
+
+In: the path of JSON, a list of OpenAI's messages or an object that has one under "messages". Out: checked messages.
+Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from edge.commands import options
+
+if TYPE_CHECKING:
+    from edge.runtime.messages import Message
+
+_ADVICE = "give a JSON list of messages, as `/save` in `edge chat` writes it"
+
+
+def add_messages(parser: argparse.ArgumentParser) -> None:
+    """A conversation to continue."""
+    parser.add_argument(
+        "--messages",
+        metavar="FILE",
+        help="a JSON list of messages, like a saved conversation; PROMPT, if there is one, is the next",
+    )
+
+
+def read_messages(path: str) -> list[Message]:
+    """The messages of a file. Raises SettingsError for one that cannot be read, PromptError for what it holds."""
+    from edge.runtime.errors import PromptError, shown
+    from edge.runtime.files import shown_path
+    from edge.runtime.json_reader import parse_json
+    from edge.runtime.messages import messages_from
+
+    name = shown_path(path)
+    found = parse_json(options.read_text(path), name, PromptError, _ADVICE)
+    if isinstance(found, dict):
+        others = sorted(found.keys() - {"messages"})
+        if others or "messages" not in found:
+            raise PromptError(f'{name} has {shown(others)}, expected "messages" and nothing else; {_ADVICE}')
+        found = found["messages"]
+    if not isinstance(found, list):
+        raise PromptError(f"{name} holds {shown(found)}, expected a list; {_ADVICE}")
+    try:
+        return list(messages_from(found))
+    except PromptError as error:
+        raise PromptError(f"{name}: {error}", param=error.param) from error
+
+
+def before(args: argparse.Namespace) -> list[Message]:
+    """What comes before the prompt: the conversation that was named, after a system message.
+
+    A conversation that has a system message keeps it, rather than that of a prefix. Raises SettingsError, PromptError
+    and SnapshotError.
+    """
+    from edge.runtime.errors import PromptError, SettingsError
+    from edge.runtime.messages import Message
+
+    found = [] if args.messages is None else read_messages(args.messages)
+    if found and found[-1].role == "assistant" and args.prompt is None:
+        raise PromptError(f"{args.messages} ends with an answer; give a PROMPT, the next question")
+    if any(message.role in ("system", "developer") for message in found):
+        if args.system is not None:
+            raise SettingsError(f"{args.messages} has a system message of its own; leave --system out")
+        return found
+    system = options.system_message(args)
+    return found if system is None else [Message("system", system), *found]
+
+
+def text_of(messages: Sequence[Message]) -> str:
+    """All text of messages, whose length says how long a prompt will be."""
+    return "".join(message.text for message in messages)

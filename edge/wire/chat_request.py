@@ -1,0 +1,110 @@
+"""A body of /v1/chat/completions, as what `LLM.chat` takes.
+
+In: a JSON object. Out: a `ChatRequest`, and streams of its answers. Messages and tools are checked by the runtime; what
+it refuses is told in terms of the body. Knows nothing about how an answer is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edge.runtime.chunk import Answer
+from edge.runtime.errors import ContextLengthError, EdgeError
+from edge.runtime.llm import LLM
+from edge.runtime.produced_ids import ProducedIds
+from edge.runtime.stream import Stream
+from edge.runtime.tools.declared import JsonObject
+from edge.wire.answers import Head, JsonBody, chat_completion
+from edge.wire.body import in_terms_of, refusal_of
+from edge.wire.context import too_long
+from edge.wire.errors import RequestError
+from edge.wire.fields import CHAT, read_fields
+from edge.wire.settings import RequestSettings, read_settings
+
+_OTHER_PARTS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "file", "input_file")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """Messages to answer, and how."""
+
+    body: JsonObject
+    settings: RequestSettings
+    messages: Sequence[JsonObject]
+    tools: Sequence[JsonObject] | None
+    tool_choice: str | JsonObject
+    template_variables: JsonObject | None
+    memory: ProducedIds | None = None  # as in `LLM.chat_samples`
+
+    @classmethod
+    def from_body(cls, body: JsonObject) -> ChatRequest:
+        """Raises RequestError for everything that is wrong whatever the model."""
+        fields = read_fields(body, CHAT)
+        if "messages" not in fields:
+            raise RequestError("messages is missing", code="missing_required_parameter", param="messages")
+        _check_parts(fields["messages"])
+        settings = read_settings(body, fields, CHAT, _logprobs(fields))
+        tools = fields.get("tools")
+        choice = fields.get("tool_choice", "auto")
+        if tools is None and choice == "none":
+            choice = "auto"  # nothing to choose from
+        return cls(body, settings, fields["messages"], tools, choice, fields.get("chat_template_kwargs"))
+
+    def start(self, llm: LLM) -> list[Stream]:
+        """Return a stream for each choice, all submitted. Raises RequestError, or an EdgeError that is not about it."""
+        settings = self.settings
+        with in_terms_of(self.body, settings.names):
+            try:
+                return list(
+                    llm.chat_samples(
+                        self.messages,
+                        settings.n,
+                        tools=self.tools,
+                        tool_choice=self.tool_choice,
+                        template_variables=self.template_variables,
+                        memory=self.memory,
+                        **settings.options,
+                    )
+                )
+            except ContextLengthError as error:
+                ids = llm.encode_chat(self.messages, tools=self.tools, template_variables=self.template_variables)
+                raise too_long(llm, len(ids), "messages", "messages") from error
+
+    def answer(self, head: Head, answers: Sequence[Answer], llm: LLM) -> JsonBody:
+        """Return the body that answers this. Raises RequestError if a deadline left nothing to send."""
+        settings = self.settings
+        wanted = settings.options.get("logprobs") is not None
+        return chat_completion(head, answers, llm.tokenizer, logprobs=wanted, token_ids=settings.token_ids)
+
+    def refusal(self, error: EdgeError) -> EdgeError:
+        """Return an error that ended an answer in terms of the body, or as it is if the body is not to blame."""
+        return refusal_of(error, self.body, self.settings.names)
+
+
+def _logprobs(fields: JsonObject) -> dict[str, object]:
+    """The runtime counts alternatives only; here, a second field says whether there are log-probabilities at all."""
+    top = fields.get("top_logprobs", 0)
+    if fields.get("logprobs", False):
+        return {"logprobs": top}
+    if top:
+        raise RequestError(
+            f"top_logprobs is {top}, expected logprobs: true beside it", code="invalid_value", param="top_logprobs"
+        )
+    return {}
+
+
+def _check_parts(messages: Sequence[Any]) -> None:  # Any: JSON
+    """Raise RequestError for the parts of messages that other models can read."""
+    for i, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, dict) else None
+        for j, part in enumerate(content if isinstance(content, list) else ()):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind in _OTHER_PARTS:
+                path = f"messages[{i}].content[{j}]"
+                raise RequestError(
+                    f"{path} is of type {kind!r}; this model reads text and nothing else",
+                    code="unsupported_content",
+                    param=path,
+                )

@@ -1,0 +1,109 @@
+"""A body of /v1/completions, as what `LLM.generate` takes.
+
+In: a JSON object, whose prompt is a text, token ids, or a list of either. Out: a `CompletionRequest`, and streams of
+its answers. Special tokens in a text are recognised, as in `LLM.generate`. Knows nothing about how an answer is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edge.runtime.chunk import Answer
+from edge.runtime.errors import ContextLengthError, EdgeError, shown
+from edge.runtime.llm import LLM
+from edge.runtime.stream import Stream
+from edge.runtime.tools.declared import JsonObject
+from edge.wire.answers import Head, JsonBody, text_completion
+from edge.wire.body import in_terms_of, refusal_of
+from edge.wire.context import too_long
+from edge.wire.errors import RequestError
+from edge.wire.fields import COMPLETION, check_type, is_of, read_fields
+from edge.wire.settings import RequestSettings, read_settings
+
+MAX_PROMPTS = 128
+OnePrompt = str | list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """Prompts to continue, and how."""
+
+    body: JsonObject
+    settings: RequestSettings
+    prompts: tuple[OnePrompt, ...]
+    is_list: bool  # whether the body has a list of them
+    echo: bool  # whether an answer begins with its prompt
+
+    @classmethod
+    def from_body(cls, body: JsonObject) -> CompletionRequest:
+        """Raises RequestError for everything that is wrong whatever the model."""
+        fields = read_fields(body, COMPLETION)
+        if "prompt" not in fields:
+            raise RequestError("prompt is missing", code="missing_required_parameter", param="prompt")
+        prompts, is_list = _prompts(fields["prompt"])
+        logprobs, echo = fields.get("logprobs"), fields.get("echo", False)
+        if echo and logprobs is not None:
+            raise RequestError(
+                "logprobs with echo would be those of the prompt, which are not supported; leave one of them out",
+                code="unsupported_parameter",
+                param="logprobs",
+            )
+        settings = read_settings(body, fields, COMPLETION, {} if logprobs is None else {"logprobs": logprobs})
+        return cls(body, settings, prompts, is_list, echo)
+
+    def start(self, llm: LLM) -> list[Stream]:
+        """Return a stream for each choice, all submitted: those of the first prompt first. Raises as a ChatRequest."""
+        settings, found = self.settings, list[Stream]()
+        for index, prompt in enumerate(self.prompts):
+            path = f"prompt[{index}]" if self.is_list else "prompt"
+            with in_terms_of(self.body, {**settings.names, "prompt": path, "ids": path}):
+                try:
+                    found += llm.sample_streams(prompt, settings.n, **settings.options)
+                except ContextLengthError as error:
+                    ids = llm.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+                    raise too_long(llm, len(ids), "prompt", path) from error
+        return found
+
+    def answer(self, head: Head, answers: Sequence[Answer], llm: LLM) -> JsonBody:
+        """Return the body that answers this. Raises RequestError if a deadline left nothing to send."""
+        settings, echoed = self.settings, list[str]()
+        if self.echo:
+            texts = [text if isinstance(text, str) else llm.tokenizer.decode(text) for text in self.prompts]
+            echoed = [text for text in texts for _ in range(settings.n)]
+        return text_completion(
+            head,
+            answers,
+            llm.tokenizer,
+            echoed=echoed,
+            logprobs=settings.options.get("logprobs") is not None,
+            num_prompts=len(self.prompts),
+            token_ids=settings.token_ids,
+        )
+
+    def refusal(self, error: EdgeError) -> EdgeError:
+        """Return an error that ended an answer in terms of the body, or as it is if the body is not to blame."""
+        return refusal_of(error, self.body, self.settings.names)
+
+
+def _prompts(given: Any) -> tuple[tuple[OnePrompt, ...], bool]:  # Any: JSON
+    """Return the prompts, and whether the body has a list of them."""
+    if isinstance(given, str):
+        return (given,), False
+    if given and all(is_of(item, ("integer",)) for item in given):
+        return (given,), False
+    if not given or len(given) > MAX_PROMPTS:
+        raise RequestError(
+            f"prompt is a list of {len(given)}, expected 1 to {MAX_PROMPTS} prompts",
+            code="invalid_value",
+            param="prompt",
+        )
+    for index, item in enumerate(given):
+        path = f"prompt[{index}]"
+        check_type(path, item, ("string", "array"))
+        if isinstance(item, list) and not all(is_of(token_id, ("integer",)) for token_id in item):
+            raise RequestError(
+                f"{path} is {shown(item)}, expected a text or a list of token ids", code="invalid_type", param=path
+            )
+    return tuple(given), True
