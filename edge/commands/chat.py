@@ -127,6 +127,7 @@ def _talk(
 ) -> int:
     from edge.commands.documents import read_documents, read_paths
     from edge.commands.streams import unguarded
+    from edge.runtime.messages import Message
     from edge.runtime.session import ChatSession
     from edge.runtime.settings import generation_settings
     from edge.terminal.answering import Answering
@@ -134,7 +135,7 @@ def _talk(
     from edge.terminal.reader import open_reader
     from edge.terminal.tool_rounds import ToolRounds
 
-    documents = read_documents(args, llm, system=system)
+    documents = read_documents(args, llm, before=[] if system is None else [Message("system", system)])
     session = ChatSession(llm, system, context_policy=args.context_policy)
     answering = Answering(session, generation_settings(llm.default_sampling, **settings), unguarded)
     reader = open_reader(lambda: _history(args), lambda: answering.status, unguarded)

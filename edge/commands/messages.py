@@ -15,8 +15,6 @@ from edge.commands import options
 if TYPE_CHECKING:
     from edge.runtime.messages import Message
 
-_ADVICE = "give a JSON list of messages, as `/save` in `edge chat` writes it"
-
 
 def add_messages(parser: argparse.ArgumentParser) -> None:
     """A conversation to continue."""
@@ -28,25 +26,11 @@ def add_messages(parser: argparse.ArgumentParser) -> None:
 
 
 def read_messages(path: str) -> list[Message]:
-    """The messages of a file. Raises SettingsError for one that cannot be read, PromptError for what it holds."""
-    from edge.runtime.errors import PromptError, shown
+    """The messages of a file or pipe. Raises SettingsError if it cannot be read, PromptError for what it holds."""
     from edge.runtime.files import shown_path
-    from edge.runtime.json_reader import parse_json
-    from edge.runtime.messages import messages_from
+    from edge.terminal.conversation_file import conversation_of
 
-    name = shown_path(path)
-    found = parse_json(options.read_text(path), name, PromptError, _ADVICE)
-    if isinstance(found, dict):
-        others = sorted(found.keys() - {"messages"})
-        if others or "messages" not in found:
-            raise PromptError(f'{name} has {shown(others)}, expected "messages" and nothing else; {_ADVICE}')
-        found = found["messages"]
-    if not isinstance(found, list):
-        raise PromptError(f"{name} holds {shown(found)}, expected a list; {_ADVICE}")
-    try:
-        return list(messages_from(found))
-    except PromptError as error:
-        raise PromptError(f"{name}: {error}", param=error.param) from error
+    return list(conversation_of(options.read_text(path), shown_path(path)))
 
 
 def before(args: argparse.Namespace) -> list[Message]:

@@ -29,6 +29,9 @@ def add_tools(parser: argparse.ArgumentParser) -> None:
         "cogview: be told that there are no pictures; repeatable",
     )
     group.add_argument("--docs", metavar="DIR", help="the documents that the browser finds; implies --tool browser")
+    group.add_argument(
+        "--mcp", metavar="FILE", help="JSON with mcpServers, as other programs have it: their tools, for this chat"
+    )
 
 
 @contextmanager
@@ -41,6 +44,10 @@ def opened_tools(args: argparse.Namespace) -> Iterator[list[Tool]]:
             tool = _open(name, args)
             closing.callback(tool.close)
             tools.append(tool)
+        if args.mcp is not None:
+            from edge.tools.mcp import mcp_tools
+
+            tools += closing.enter_context(mcp_tools(args.mcp))
         yield tools
 
 

@@ -19,19 +19,28 @@ from edge.runtime.files import SMALL_BYTES, read_file, shown_path
 from edge.runtime.json_reader import parse_json
 from edge.runtime.messages import Message, messages_from
 
-_ADVICE = "give a file that /save wrote, or another JSON list of messages"
+_ADVICE = "give a JSON list of messages, as `/save` in `edge chat` writes it"
 
 
 def read_conversation(path: Path) -> tuple[Message, ...]:
     """Return the messages of a file. Raises PromptError."""
-    content = read_file(path, PromptError, _ADVICE, max_bytes=SMALL_BYTES)
-    values = parse_json(content, shown_path(path), PromptError, _ADVICE)
-    if not isinstance(values, list):
-        raise PromptError(f"{shown_path(path)} holds {shown(values)}, expected a list of messages; {_ADVICE}")
+    return conversation_of(read_file(path, PromptError, _ADVICE, max_bytes=SMALL_BYTES), shown_path(path))
+
+
+def conversation_of(content: str | bytes, name: str) -> tuple[Message, ...]:
+    """Return the messages of JSON: a list of them, or an object that has one under "messages". Raises PromptError."""
+    found = parse_json(content, name, PromptError, _ADVICE)
+    if isinstance(found, dict):
+        others = sorted(found.keys() - {"messages"})
+        if others or "messages" not in found:
+            raise PromptError(f'{name} has {shown(others)}, expected "messages" and nothing else; {_ADVICE}')
+        found = found["messages"]
+    if not isinstance(found, list):
+        raise PromptError(f"{name} holds {shown(found)}, expected a list of messages; {_ADVICE}")
     try:
-        return messages_from(values)
+        return messages_from(found)
     except PromptError as error:
-        raise PromptError(f"{shown_path(path)}: {error}", param=error.param) from error
+        raise PromptError(f"{name}: {error}", param=error.param) from error
 
 
 def write_conversation(path: Path, messages: Sequence[Message]) -> None:

@@ -7,20 +7,17 @@ refuse the next message.
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edge.runtime.errors import EdgeError, PromptError, in_words
-from edge.runtime.json_reader import parse_json
 from edge.runtime.messages import Message, ToolCall
 from edge.runtime.session import ChatSession
 from edge.runtime.tools.declared import JsonObject
 from edge.terminal.answering import Answering, Chunks, Options
 from edge.terminal.answers import clipped
 from edge.terminal.reader import Reader
+from edge.tools.calling import run_call
 
 if TYPE_CHECKING:
     from edge.tools.tool import Tool
@@ -83,30 +80,9 @@ class ToolRounds:
 
     def result(self, call: ToolCall) -> str:
         """Run a call; whatever goes wrong is told to the model."""
-        try:
-            text = self._run(call)
-        except Exception as error:  # of anybody's function
-            reason = str(error) if isinstance(error, EdgeError) else f"{type(error).__name__}: {in_words(error)}"
-            text = f"error: {reason}"
+        text, _ = run_call(call, self._tools)
         print(f"<- {clipped(text)}".rstrip(), file=sys.stderr, flush=True)
         return text
-
-    def _run(self, call: ToolCall) -> str:
-        tool = self._tools.get(call.name)
-        if tool is None:
-            raise PromptError(f"there is no tool {call.name!r}; there are {', '.join(self._tools)}")
-        try:
-            arguments = parse_json(call.arguments or "{}", "", PromptError, "give a JSON object")
-        except PromptError as error:
-            raise PromptError(f"the arguments are{str(error).removeprefix(' is')}") from error
-        if not isinstance(arguments, dict):
-            raise PromptError("the arguments are not a JSON object; give one")
-        found = tool.run(arguments)
-        return asyncio.run(_awaited(found)) if inspect.isawaitable(found) else str(found)
-
-
-async def _awaited(result: Any) -> str:  # Any: what a tool gives, awaitable
-    return str(await result)
 
 
 def _declaration(tool: Tool, native: frozenset[str]) -> JsonObject:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import edge
+from edge.commands import tool_options
 from edge.runtime.errors import ToolError
 from edge.runtime.llm import LLM
 from edge.runtime.messages import ToolCall
@@ -18,8 +21,10 @@ from edge.terminal import tool_rounds
 from edge.terminal.answering import Answering
 from edge.terminal.chat import Chat
 from edge.terminal.tool_rounds import ToolRounds
+from edge.tools.calling import run_call
 from edge.tools.tool import Tool
 from tests.edge.chat.test_chat import Lines, read_documents, same
+from tests.edge.tools.mcp_servers import raw, servers
 
 Shown = pytest.CaptureFixture[str]
 Run = Callable[[Mapping[str, Any]], Any]
@@ -82,10 +87,10 @@ def raising(error: Exception) -> Run:
 @pytest.mark.parametrize(
     ("run", "told"),
     [
-        (add, "error: KeyError: 'b'"),
-        (raising(ToolError("the sandbox has ended")), "error: the sandbox has ended"),
-        (raising(ValueError("two\nlines")), "error: ValueError: two lines"),
-        (raising(RecursionError()), "error: RecursionError: "),
+        (add, "KeyError: 'b'"),
+        (raising(ToolError("the sandbox has ended")), "Error: the sandbox has ended"),
+        (raising(ValueError("two\nlines")), "ValueError: two lines"),
+        (raising(RecursionError()), "RecursionError"),
     ],
 )
 def test_errors_go_to_the_model(llm: LLM, capsys: Shown, run: Run, told: str) -> None:
@@ -99,10 +104,10 @@ def test_errors_go_to_the_model(llm: LLM, capsys: Shown, run: Run, told: str) ->
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (ToolCall("add", '{"a": 1e400}'), "error: the arguments are not valid JSON"),
-        (ToolCall("add", "[1]"), "error: the arguments are not a JSON object; give one"),
-        (ToolCall("add", '{"a": 1'), "error: the arguments are not valid JSON"),
-        (ToolCall("sub", "{}"), "error: there is no tool 'sub'; there are add"),
+        (ToolCall("add", '{"a": 1e400}'), "Error: the arguments are"),
+        (ToolCall("add", "[1]"), "Error: the arguments are '[1]', expected one JSON object"),
+        (ToolCall("add", '{"a": 1'), "Error: the arguments are"),
+        (ToolCall("sub", "{}"), "Error: there is no tool 'sub'; there are add"),
     ],
 )
 def test_calls_that_cannot_be_run(call: ToolCall, told: str) -> None:
@@ -163,3 +168,17 @@ def test_a_tool_that_the_template_knows_is_told_by_its_type() -> None:
     assert known[0] == {"type": "python"}
     assert known[1]["function"]["name"] == "add"
     assert json.loads(json.dumps(ToolRounds(tools, frozenset()).declarations))[0]["function"]["name"] == "python"
+
+
+def test_tools_of_mcp_servers_are_there_for_the_chat(tmp_path: Path, llm: LLM, capsys: Shown) -> None:
+    """A process started by `--mcp`, called, and ended with the chat."""
+    config = tmp_path / "mcp.json"
+    config.write_text(json.dumps(servers(s=raw())))
+    with tool_options.opened_tools(argparse.Namespace(tools=[], docs=None, mcp=str(config))) as tools:
+        assert tools
+        assert all(one.name.startswith("s_") for one in tools)
+        session, _ = chat(llm, Lines(f"{tools[0].name} {{}}"), *tools)
+    assert f"-> {tools[0].name}" in capsys.readouterr().err
+    assert session.messages[2].text
+    _, failed = run_call(ToolCall(tools[0].name, "{}"), {tools[0].name: tools[0]})
+    assert failed, "the process has ended"
