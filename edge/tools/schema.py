@@ -32,8 +32,8 @@ class Argument:
     """One parameter of a function."""
 
     name: str
-    hint: Any
-    default: Any = Parameter.empty
+    hint: Any  # every hint that there is
+    default: Any = Parameter.empty  # of any type
     description: str = ""
 
 
@@ -65,7 +65,7 @@ class Arguments:
             **({"$defs": kept} if kept else {}),
         }
 
-    def converted(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def converted(self, given: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON; values of the hinted types
         """Return what to call the function with. Raises PromptError."""
         try:
             found = msgspec.convert(dict(given), self._type, dec_hook=_from_json)

@@ -17,9 +17,6 @@ from hypothesis import strategies as st
 from edge.runtime.errors import MissingPackageError, PromptError, SettingsError
 from edge.tools.function import tool_of
 
-llguidance = pytest.importorskip("llguidance")
-pydantic = pytest.importorskip("pydantic")
-
 
 @dataclasses.dataclass
 class Point:

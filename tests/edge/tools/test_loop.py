@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import pairwise
@@ -167,6 +168,19 @@ def test_an_interrupt_in_a_tool_passes(llm: LLM) -> None:
         list(run_loop(session, QUESTION, [Tool(DECLARED, raising(KeyboardInterrupt()))]))
     (call,) = session.pending
     assert "".join(chunk.text for chunk in session.send_results([(call, "37")])) == ANSWER
+
+
+def test_without_llguidance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing holds arguments to their schema; wrong ones are told, and the model may try again."""
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    told = "Error: the arguments of stock are {'item': 3}: Expected `str`, got `int` - at `$.item`; expected item"
+    script = replies({**ANSWERS, "And?": 'stock\n{"item": 3}', f"Result of stock:\n{told}": CALL})
+    with scripted_llm(script) as llm:
+        events = list(run_loop(llm, "And?", [stock]))
+        assert [(result.text, result.error) for result in results(events)] == [(told, True), ("37", False)]
+        assert (text(events), done(events).rounds) == (ANSWER, 3)
+        with pytest.raises(SettingsError, match="llguidance is not installed"):
+            list(run_loop(llm, QUESTION, [stock], tool_choice="required"))
 
 
 NATIVE_TEMPLATE = (
