@@ -22,7 +22,7 @@ EXTRAS = {
     "prompt_toolkit": "chat",
     **dict.fromkeys(("bs4", "docx", "pypdf"), "documents"),
     **dict.fromkeys(("bm25s", "msgspec"), "tools"),
-    "mcp": "mcp",
+    **dict.fromkeys(("mcp", "pydantic"), "mcp"),
     "matplotlib": "profile",
     **dict.fromkeys(("lm_eval", "tqdm"), "lm-eval"),
     **dict.fromkeys(("optimum", "torch"), "optimum"),

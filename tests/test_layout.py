@@ -13,7 +13,7 @@ LONGEST = 350  # lines of a file of the package
 AT_THE_ROOT = 18  # files of `export/` beside its wings
 FILES = sorted(
     path
-    for part in ("", "batch", "commands", "documents", "export", "profiles", "runtime", "tools", "wire")
+    for part in ("", "batch", "commands", "documents", "export", "profiles", "runtime", "terminal", "tools", "wire")
     for path in (PACKAGE / part).glob("*.py")
 )
 FILES += sorted(path for part in ("export", "runtime", "tools") for path in (PACKAGE / part).glob("*/**/*.py"))

@@ -43,6 +43,8 @@ REFERENCE_WORK = "profiles/test_reference.py::test_something_else_in_place_of_th
 PREFIX = "runtime/test_snapshot.py::test_files_of_others_stay"
 KNOWN = "runtime/test_known_files.py::test_a_file_of_others_stays"
 STORE = "runtime/test_draft_store.py::test_files_of_others_stay"
+HISTORY = "edge/chat/test_history.py::test_a_file_of_others_stays"
+SAVED = "edge/chat/test_chat.py::test_files_of_others_stay"
 BATCH = "edge/batch/test_batch.py::test_files_of_others_stay"
 BATCH_OUT = "edge/batch/test_batch.py::test_an_output_that_appears_meanwhile_stays"
 PLACES = {
@@ -135,6 +137,9 @@ PLACES = {
     "runtime/speculation/store.py:DraftStore.save:write_atomically": STORE,
     "runtime/speculation/store.py:DraftStore.open:write_atomically": STORE,
     "commands/needle.py:run:write_atomically": NEEDLE,
+    "terminal/conversation_file.py:write_conversation:write_atomically": SAVED,
+    "terminal/history.py:History._append:open": HISTORY,
+    "terminal/history.py:History._open:write_atomically": HISTORY,
 }
 
 

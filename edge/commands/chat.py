@@ -1,49 +1,62 @@
 """Chat in the terminal; earlier turns are never computed again.
 
-in the chat:
-  /reset  forget the conversation     /stats  figures of the last answer     /exit  leave (or Ctrl-D)
-  Ctrl-C  stop the answer that is being written
-Each is alone on its line; any other line is a message, whatever it begins with. When the conversation has filled the
-context, its oldest turns are dropped: the next answer then takes longer to start, since what is kept is computed anew.
+/help lists what can be typed besides messages: /file for a document, /retry, /save, and more. Alt-Enter begins a new
+line, Ctrl-C ends an answer, Ctrl-D leaves. Over a pipe, each line is a message, or those between two lines of three
+double quotes.
+
+When the conversation has filled the context, its oldest turns are dropped, which is said: the next answer then takes
+longer to start, since what is kept is computed anew.
 
 examples:
   edge chat glm4-int4
   edge chat glm4-int4 --system "Answer in one sentence." --temperature 0.7 --top-p 0.9
+  edge chat glm4-int4 --file report.pdf
+  edge chat glm4-int4 --tool python --docs handbook
+  edge chat glm4-int4 --load monday.json --save monday.json
   edge chat glm4-int4 --prefix kiosk.prefix --context-policy error
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from contextlib import closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.commands import options
+from edge.commands.documents import add_documents, check_documents
 from edge.commands.help import told
+from edge.commands.tool_options import add_tools, opened_tools
 from edge.runtime.settings import CONTEXT_POLICIES, ContextPolicy
 
 if TYPE_CHECKING:
-    from edge.runtime.chunk import Stats
-    from edge.runtime.llm import LLM
-    from edge.runtime.session import ChatSession
+    from collections.abc import Sequence
 
-COMMANDS = "/reset, /stats, /exit"
-MAX_LINE_BYTES = 10_000_000
-USUAL_POLICY: ContextPolicy = (
-    "drop-oldest"  # somebody who types can do without the oldest turns; a program is told first
-)
+    from edge.documents import Document
+    from edge.runtime.llm import LLM
+    from edge.runtime.messages import Message
+    from edge.terminal.history import History
+    from edge.tools.tool import Tool
+
+USUAL_POLICY: ContextPolicy = "drop-oldest"  # somebody who types sees what is said; a program is told by an error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_bundle(parser)
-    parser.add_argument(
+    group = parser.add_argument_group("conversation")
+    group.add_argument("--load", metavar="FILE", help="continue a saved conversation, or another JSON list of messages")
+    group.add_argument(
+        "--save", metavar="FILE", help="write the conversation to this file after each answer; a new one, or --load's"
+    )
+    group.add_argument(
         "--context-policy",
         choices=CONTEXT_POLICIES,
         default=USUAL_POLICY,
         help=told("once the context is full, drop the oldest turns, or refuse messages until /reset", USUAL_POLICY),
     )
+    group.add_argument("--no-history", action="store_true", help="keep nothing of what is typed for later chats")
+    add_documents(group, "the first message")
+    add_tools(parser)
     options.add_engine(parser)
     options.add_generation(parser)
     options.add_reuse(parser)
@@ -58,93 +71,109 @@ def run(args: argparse.Namespace) -> int:
     system = options.system_message(args)
     settings = options.generation_settings(args)
     generation_settings(**settings)
-    llm = load(args.bundle, **options.reuse_settings(args, options.engine_settings(args)))
-    options.prepare(llm, args)
-    with llm:
-        _talk(args, llm, system, settings)
-    return 0
+    loaded = _conversation(args)
+    _check_template(Path(args.bundle))
+    chosen = options.engine_settings(args)
+    if tokens := check_documents(args):
+        chosen["expected_prompt_tokens"] = tokens
+    with opened_tools(args) as tools:
+        if sys.stdin.isatty():
+            print(f"loading {args.bundle} ...", file=sys.stderr, flush=True)
+        with load(args.bundle, **options.reuse_settings(args, chosen)) as llm:
+            options.prepare(llm, args)
+            return _talk(args, llm, system, settings, loaded, tools)
 
 
-def _talk(args: argparse.Namespace, llm: LLM, system: str | None, settings: options.Keywords) -> None:
-    """Answer line after line, until the last."""
-    from edge.runtime.errors import PromptError
+def _conversation(args: argparse.Namespace) -> Sequence[Message]:
+    """The messages of --load; also looks at the place of --save. Raises PromptError and OutputError."""
+    from edge.runtime.errors import OutputError
+    from edge.runtime.files import shown_path
+    from edge.terminal.conversation_file import check_place, read_conversation
+
+    loaded = () if args.load is None else read_conversation(Path(args.load))
+    if args.save is not None:
+        same = args.load is not None and Path(args.load).resolve() == Path(args.save).resolve()
+        if check_place(Path(args.save)) and not same:
+            raise OutputError(
+                f"{shown_path(args.save)} is a saved conversation; continue it with --load, or name another file"
+            )
+    return loaded
+
+
+def _check_template(bundle: Path) -> None:
+    """Raises PromptError for a model that cannot chat, before it is loaded; loading says what else is wrong."""
+    from edge.runtime.bundle import CHAT_TEMPLATE, MANIFEST, is_bundle
+    from edge.runtime.errors import COPY_AGAIN, BundleError, PromptError
+    from edge.runtime.files import read_file
+    from edge.runtime.manifest import MAX_BYTES, Manifest
+
+    if not is_bundle(bundle):
+        return
+    try:
+        files = Manifest.from_json(read_file(bundle / MANIFEST, BundleError, COPY_AGAIN, max_bytes=MAX_BYTES)).files
+    except BundleError:
+        return
+    if CHAT_TEMPLATE not in files:
+        raise PromptError(f"{bundle} has no chat template (a base model?); continue a text with `edge run --raw`")
+
+
+def _talk(
+    args: argparse.Namespace,
+    llm: LLM,
+    system: str | None,
+    settings: options.Keywords,
+    loaded: Sequence[Message],
+    tools: Sequence[Tool],
+) -> int:
+    from edge.commands.documents import read_documents, read_paths
+    from edge.commands.streams import unguarded
     from edge.runtime.session import ChatSession
+    from edge.runtime.settings import generation_settings
+    from edge.terminal.answering import Answering
+    from edge.terminal.chat import Chat
+    from edge.terminal.reader import open_reader
+    from edge.terminal.tool_rounds import ToolRounds
 
+    documents = read_documents(args, llm, system=system)
     session = ChatSession(llm, system, context_policy=args.context_policy)
-    if sys.stdin.isatty():
-        with suppress(ImportError):  # line editing and history for input(); not on Windows
-            import readline  # noqa: F401
+    answering = Answering(session, generation_settings(llm.default_sampling, **settings), unguarded)
+    reader = open_reader(lambda: _history(args), lambda: answering.status, unguarded)
+    if reader.is_terminal:
+        context = f"{llm.engine.info.max_context:,} tokens of context"
+        print(f"{context}; sampling: {options.sampling_in_use(llm, settings)}; /help lists commands", file=sys.stderr)
 
-        print(f"{args.bundle}: {llm.engine.info.max_context} tokens of context; {COMMANDS}", file=sys.stderr)
-    stats: Stats | None = None
-    while True:
-        try:
-            line = _read_line()
-        except EOFError:
-            return
-        except PromptError as error:
-            print(f"edge: {error}", file=sys.stderr)
-            continue
-        match line.strip():
-            case "":
-                pass
-            case "/exit":
-                return
-            case "/reset":
-                session.reset()
-                stats = None
-            case "/stats":
-                print("no answer yet" if stats is None else _figures(stats, session))
-            case word if re.fullmatch("/[a-z]{1,20}", line.rstrip()):  # mistyped, most likely
-                print(f"{word} is not a command ({COMMANDS}); put a blank before it to send it", file=sys.stderr)
-            case message:
-                stats = _answer(session, message, settings) or stats
+    def read(path: str, taken: int) -> Sequence[Document]:
+        found = read_paths([path], llm, taken=taken, max_new_tokens=args.max_new_tokens)
+        if args.draft_store:
+            for document in found:
+                llm.add_document(document.text)
+        return found
 
-
-def _read_line() -> str:
-    """The next line. Raises EOFError after the last, PromptError if it is not UTF-8, SettingsError if it has no end."""
-    from edge.runtime.errors import SettingsError
-    from edge.runtime.unicode import check_text, decode_text
-
-    what = "the line"
-    if not sys.stdin.isatty():
-        line = sys.stdin.buffer.readline(MAX_LINE_BYTES)
-        if len(line) == MAX_LINE_BYTES:
-            raise SettingsError(f"a line of {MAX_LINE_BYTES:,} bytes or more is not a message; send shorter ones")
-        if line:
-            return decode_text(line, what)
-        raise EOFError
-    try:
-        return check_text(input("> "), what)
-    except UnicodeDecodeError as error:
-        return decode_text(error.object, what)
-
-
-def _answer(session: ChatSession, line: str, settings: options.Keywords) -> Stats | None:
-    """Stream one answer; Ctrl-C and a refused message end it and not the chat."""
-    from edge.commands.console import show_answer
-    from edge.runtime.errors import ContextLengthError, GenerationError
-
-    dropped = session.dropped_messages
-    try:
-        with closing(session.send(line, **settings)) as chunks:
-            last = show_answer(chunks)
-    except KeyboardInterrupt:
-        print("\n(stopped)", file=sys.stderr)
-        return None
-    except GenerationError as error:
-        full = isinstance(error, ContextLengthError) and session.num_turns > 0 and session.context_policy == "error"
-        advice = "; or /reset, which forgets the conversation, or --context-policy drop-oldest" if full else ""
-        print(f"edge: {error}{advice}", file=sys.stderr)
-        return None
-    if dropped := session.dropped_messages - dropped:
-        print(f"edge: the context was full: the oldest {dropped} messages were dropped", file=sys.stderr)
-    return None if last is None else last.stats
-
-
-def _figures(stats: Stats, session: ChatSession) -> str:
-    return (
-        f"{stats.prompt_tokens} prompt tokens ({stats.cached_tokens} from the cache), "
-        f"{stats.new_tokens} new, first after {stats.ttft_ms:.0f} ms, "
-        f"{stats.tokens_per_second:.1f} tok/s, {session.num_tokens} in the conversation"
+    chat = Chat(
+        session,
+        reader,
+        answering,
+        options=settings,
+        read_documents=read,
+        tools=ToolRounds(tools, llm.tool_format.native),
+        documents=documents,
+        save=None if args.save is None else Path(args.save),
+        own=[Path(path) for path in (args.load, args.save) if path is not None],
     )
+    if loaded:
+        chat.load(loaded, system)
+    return chat.run()
+
+
+def _history(args: argparse.Namespace) -> History:
+    from edge.runtime.errors import OutputError
+    from edge.terminal.history import History, default_path
+
+    def warn(text: str) -> None:
+        print(f"edge: {text}", file=sys.stderr)
+
+    try:
+        path = None if args.no_history else default_path()
+    except OutputError:  # a user without a home has no history
+        path = None
+    return History(path, warn)

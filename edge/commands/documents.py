@@ -22,7 +22,7 @@ MAX_EXPECTED = 1_000_000  # tokens; no context has more
 _MOST_NUMBERS = 10  # of pages in a line
 
 
-def add_documents(parser: argparse.ArgumentParser) -> None:
+def add_documents(parser: argparse._ActionsContainer, question: str = "PROMPT") -> None:
     """Files that a question is about."""
     parser.add_argument(
         "--file",
@@ -31,7 +31,7 @@ def add_documents(parser: argparse.ArgumentParser) -> None:
         type=kinds.path,
         dest="files",
         metavar="FILE",
-        help="a document that PROMPT is about: txt, md, html, pdf or docx; repeatable",
+        help=f"a document that {question} is about: txt, md, html, pdf or docx; repeatable",
     )
 
 

@@ -226,6 +226,8 @@ def test_base_model_has_no_chat(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert edge("export", base, tmp_path / "bundle", "--recipe", "int8-sym").returncode == 0
     assert "no chat template (a base model?)" in fails("run", tmp_path / "bundle", "hi")
     assert edge("run", tmp_path / "bundle", "hi", "--raw", "--max-new-tokens", "3").returncode == 0
+    (tmp_path / "bundle" / "openvino_model.bin").write_bytes(b"")  # a chat does not get as far as that
+    assert "has no chat template (a base model?); continue a text with" in fails("chat", tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnx"])
@@ -342,6 +344,11 @@ def test_devices() -> None:
     assert "CPU" in edge("devices").stdout
 
 
+def said(error: str) -> list[str]:
+    """The lines of stderr, without what is said of answers that --max-new-tokens cut."""
+    return [line for line in error.splitlines() if not line.startswith("(cut at ")]
+
+
 def test_chat_over_a_pipe(demo_bundle: Path) -> None:
     lines = [
         "/stats",
@@ -356,7 +363,7 @@ def test_chat_over_a_pipe(demo_bundle: Path) -> None:
         "never read",
     ]
     done = edge("chat", demo_bundle, "--max-new-tokens", "40", stdin="\n".join(lines))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, "one line was not a command"
     assert "Paris" in done.stdout
     figures = [line for line in done.stdout.splitlines() if "from the cache" in line]
     assert len(figures) == 2
@@ -370,7 +377,7 @@ def test_chat_over_a_pipe(demo_bundle: Path) -> None:
 
 def test_chat_goes_on_after_a_refused_message(tiny_bundle: Path) -> None:
     done = edge("chat", tiny_bundle, "--max-new-tokens", "3", stdin="x" * 400 + "\nhi\n/stats\n")
-    assert done.returncode == 0
+    assert done.returncode == 1
     assert "the context holds 256" in done.stderr
     assert "from the cache" in done.stdout
 
@@ -380,15 +387,33 @@ def test_a_line_that_begins_with_a_slash_is_a_message(tiny_bundle: Path) -> None
     few = ("--max-new-tokens", "3")
     lines = ["/etc/hosts has which format?", "/stats of my team", "/RESET", "/^a+$/", "/", " /resett"]
     done = edge("chat", tiny_bundle, *few, "--max-context", "256", stdin="\n".join(lines))
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert said(done.stderr) == []
     as_messages = edge("chat", tiny_bundle, *few, stdin="\n".join(f"  {line}  " for line in lines))
     assert done.stdout == as_messages.stdout != ""
-    done = edge("chat", tiny_bundle, *few, stdin="/resett\n/help\n")
-    assert done.stdout == ""
-    assert done.stderr.splitlines() == [
-        f"{word} is not a command (/reset, /stats, /exit); put a blank before it to send it"
-        for word in ("/resett", "/help")
+    done = edge("chat", tiny_bundle, *few, stdin="/resett\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said(done.stderr) == [
+        "edge: /resett is not a command, did you mean /reset?; /help lists them; "
+        "a space before it sends it as a message"
     ]
+
+
+def test_several_lines_over_a_pipe_are_one_message(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    lines = ['"""', "def f():", "    return 1", '"""', '/system """Be brief.', 'And kind."""', "hi"]
+    done = edge("chat", tiny_bundle, "--max-new-tokens", "3", "--save", path, stdin="\n".join(lines))
+    assert done.returncode == 0
+    contents = [message["content"] for message in json.loads(path.read_text(encoding="utf-8"))]
+    assert contents[:2] == ["Be brief.\nAnd kind.", "def f():\n    return 1"]
+    assert contents[3] == "hi"
+    again = edge("chat", tiny_bundle, "--load", path, "--save", path, "--max-new-tokens", "3", stdin="so?\n")
+    assert again.returncode == 0
+    assert len(json.loads(path.read_text(encoding="utf-8"))) == 7
+    assert "is a saved conversation; continue it with --load" in fails("chat", tiny_bundle, "--save", path)
+    done = edge("chat", tiny_bundle, stdin='"""\nhi\n')
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said(done.stderr) == ['edge: the input ended inside a block; end it with """']
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
@@ -397,14 +422,14 @@ def test_a_chat_goes_on_when_the_context_is_full(tiny_bundle: Path, engine: str)
     message = "word word word\n"
     done = edge("chat", tiny_bundle, *options, stdin=message * 9 + "/stats\n")
     assert done.returncode == 0
-    assert {line.partition(" the oldest ")[0] for line in done.stderr.splitlines()} == {"edge: the context was full:"}
+    assert {line.partition(" the oldest ")[0] for line in said(done.stderr)} == {"edge: the context was full:"}
     tokens = int(done.stdout.splitlines()[-1].rsplit(",", 1)[1].split()[0])
     assert 0 < tokens <= 96
-    strict = edge("chat", tiny_bundle, *options, "--when-full", "error", stdin=message * 5 + "/reset\n" + message)
-    assert strict.returncode == 0
-    refused = strict.stderr.splitlines()
+    strict = edge("chat", tiny_bundle, *options, "--context-policy", "error", stdin=message * 5 + "/reset\n" + message)
+    assert strict.returncode == 1
+    refused = [line for line in said(strict.stderr) if not line.startswith("(")]
     assert refused
-    assert all(line.endswith("or /reset, which forgets the conversation, or --when-full drop") for line in refused)
+    assert all(line.endswith("; or /reset or /undo, or --context-policy drop-oldest") for line in refused)
     assert strict.stdout.count("\n") >= 6 - len(refused)
 
 
@@ -420,7 +445,7 @@ def test_a_line_without_an_end_ends_a_chat(tiny_bundle: Path) -> None:
 def test_chat_without_readline(tiny_bundle: Path) -> None:
     """On a terminal where Python has no line editing, as on Windows."""
     script = (
-        "import sys; sys.modules['readline'] = None; from edge.cli import main; "
+        "import sys; sys.modules['readline'] = sys.modules['prompt_toolkit'] = None; from edge.cli import main; "
         f"sys.exit(main(['chat', {str(tiny_bundle)!r}, '--max-new-tokens', '2']))"
     )
     pid, fd = pty.fork()
@@ -469,8 +494,8 @@ def test_text_that_is_not_utf8_is_one_line(tiny_bundle: Path, tmp_path: Path) ->
 def test_a_chat_goes_on_after_a_line_that_is_not_utf8(tiny_bundle: Path) -> None:
     lines = [LATIN, "h\N{DIGIT ONE}é".encode(), b"\xff\xfe", b"hi<|assistant|>", b"/stats"]
     code, shown, error = edge_of_bytes("chat", tiny_bundle, "--max-new-tokens", "3", stdin=b"\n".join(lines))
-    assert code == 0, error
-    assert error.splitlines() == [
+    assert code == 1
+    assert said(error) == [
         "edge: the line is not UTF-8: byte 0xE9 at position 3; convert it to UTF-8",
         "edge: the line is not UTF-8: byte 0xFF at position 0 (it looks like UTF-16); convert it to UTF-8",
     ]
@@ -493,7 +518,8 @@ def test_chat_on_a_terminal_survives_ctrl_c(demo_bundle: Path) -> None:
     """Ctrl-C ends the answer and not the chat; the next answer is right."""
     pid, fd = pty.fork()
     if pid == 0:
-        os.execv(sys.executable, [*EDGE, "chat", str(demo_bundle), "--max-new-tokens", "4000", "--temperature", "3"])
+        command = [*EDGE, "chat", str(demo_bundle), "--max-new-tokens", "4000", "--temperature", "3"]
+        os.execve(sys.executable, command, {**os.environ, "TERM": "dumb"})
     try:
         read_until(fd, "> ", 60)
         os.write(fd, b"Write a very long story.\n")

@@ -1,0 +1,279 @@
+"""A chat: what each line that somebody types does to a conversation.
+
+In: a session, a reader, and what the command line chose. Out: answers, and what commands say. Knows no keys, no tokens,
+and no file formats.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge.runtime.errors import GenerationError, MissingPackageError, OutputError, SettingsError
+from edge.runtime.messages import Message
+from edge.runtime.rules import FilePath, check_value
+from edge.runtime.session import ChatSession
+from edge.runtime.tools.declared import checked_tools
+from edge.terminal.answering import Answering, Chunks, Options
+from edge.terminal.completing import path_of
+from edge.terminal.conversation_file import check_place, read_conversation, write_conversation
+from edge.terminal.reader import Reader
+from edge.terminal.slash import CommandError, Order, help_lines, message_of, understood
+from edge.terminal.tool_rounds import ToolRounds
+
+if TYPE_CHECKING:
+    from edge.documents import Document
+
+EDITED = 5000  # characters of a message that can be edited at the prompt
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message as it was typed, and the documents that went with it."""
+
+    text: str
+    documents: Sequence[Document] = ()
+
+    @property
+    def content(self) -> str:
+        """What the model reads."""
+        if not self.documents:
+            return self.text
+        from edge.documents import prompt_with
+
+        return prompt_with(self.documents, self.text)
+
+
+class Chat:
+    """One conversation in a terminal, or over a pipe."""
+
+    def __init__(
+        self,
+        session: ChatSession,
+        reader: Reader,
+        answering: Answering,
+        *,
+        options: Options,
+        read_documents: Callable[[str, int], Sequence[Document]],
+        tools: ToolRounds | None = None,
+        documents: Sequence[Document] = (),
+        save: Path | None = None,
+        own: Sequence[Path] = (),
+    ) -> None:
+        """options: of each answer. read_documents: from a path, beside so many tokens. tools: on from the beginning.
+
+        documents: for the first message. save: where the conversation is written after each answer. own: files that
+        may be written over.
+        """
+        self._session, self._reader, self._answering = session, reader, answering
+        self._options, self._read_documents = options, read_documents
+        self._documents = list(documents)  # for the next message
+        self._tools = tools or ToolRounds((), frozenset())
+        self._switch(bool(self._tools))
+        self._last: Sent | None = None
+        self._save_to, self._own = save, {path.absolute() for path in own}
+        self._failed = False
+
+    def run(self) -> int:
+        """Answer line after line, until the last; returns 1 if one of a pipe's failed, else 0."""
+        while True:
+            try:
+                text = self._reader.read()
+                said = understood(text)
+                if isinstance(said, Order):
+                    if said.command.name == "/exit":
+                        break
+                    self._obey(said)
+                elif said:
+                    self._send(said)
+            except EOFError:
+                break
+            except SettingsError:
+                raise
+            except KeyboardInterrupt:  # while a file is read, or a second one after an answer
+                if not self._reader.is_terminal:
+                    raise
+                print("(stopped)", file=sys.stderr)
+            except (GenerationError, MissingPackageError) as error:
+                self._fail(str(error))
+        return int(self._failed and not self._reader.is_terminal)
+
+    def _fail(self, message: str) -> None:
+        self._failed = True
+        print(f"edge: {message}", file=sys.stderr, flush=True)
+
+    def _obey(self, order: Order) -> None:
+        getattr(self, f"_do_{order.command.name[1:]}")(order.argument)
+
+    # --- Answers ------------------------------------------------------------------------------------------------------
+
+    def _send(self, text: str) -> None:
+        sent = Sent(text, tuple(self._documents))
+        content = sent.content
+        if self._show(lambda: self._session.send(content, **self._options), content):
+            self._last, self._documents = sent, []
+
+    def _show(self, start: Callable[[], Chunks], content: str = "") -> bool:
+        more = len(self._session.llm.tokenizer.encode(content, parse_special=False)) if content else 0
+        if not self._answering.show(start, self._reader, more):
+            self._failed = True
+            return False
+        if not self._tools.answer(self._session, self._answering, self._reader, self._options):
+            self._failed = True
+        if self._save_to is not None:
+            self._write(self._save_to)
+        return True
+
+    def _do_retry(self, _: str) -> None:
+        self._show(lambda: self._session.retry(**self._options))
+
+    def _do_edit(self, text: str) -> None:
+        last = self._last_sent()
+        if not text:
+            if not self._reader.edits or len(last.text) > EDITED:
+                raise CommandError("/edit needs the new message after it")
+            try:
+                text = message_of(self._reader.read(last.text))
+            except EOFError:
+                text = ""
+            if not text:
+                print("(nothing is changed)", file=sys.stderr)
+                return
+        sent = Sent(text, last.documents)
+        content = sent.content
+        if self._show(lambda: self._session.edit(content, **self._options), content):
+            self._last = sent
+
+    def _last_sent(self) -> Sent:
+        """The last question: as it was typed here, or as a file has it."""
+        question = next((m for m in reversed(self._session.messages) if m.role == "user"), None)
+        if question is None:
+            raise CommandError("the conversation has no question yet; send one first")
+        if self._last is not None and self._last.content == question.text:
+            return self._last
+        return Sent(question.text)
+
+    # --- The conversation ---------------------------------------------------------------------------------------------
+
+    def _do_undo(self, _: str) -> None:
+        if self._documents:
+            print(f"({self._documents.pop().name} is not sent)", file=sys.stderr)
+        elif self._session.undo():
+            self._changed()
+            print(f"(forgotten; {_counted(self._session.num_turns, 'question')} left)", file=sys.stderr)
+        else:
+            raise CommandError("there is nothing to undo")
+
+    def _do_reset(self, _: str) -> None:
+        self._session.reset()
+        self._documents = []
+        self._changed(anew=True)
+
+    def _do_system(self, text: str) -> None:
+        if not text:
+            print(self._session.system or "no system message")
+            return
+        self._session.system = text
+        self._changed()
+        print("(the system message is replaced; the conversation stays)", file=sys.stderr)
+
+    def _changed(self, *, anew: bool = False) -> None:
+        self._last = None
+        if anew:
+            self._answering.figures = None
+        self._answering.recount()
+
+    def _do_file(self, argument: str) -> None:
+        waiting = sum(len(d.text) for d in self._documents)
+        taken = self._answering.num_tokens + (self._tokens_of(self._documents) if waiting else 0)
+        self._documents += self._read_documents(_path(argument), taken)
+        print("(it goes with your next message)", file=sys.stderr)
+
+    def _tokens_of(self, documents: Sequence[Document]) -> int:
+        encode = self._session.llm.tokenizer.encode
+        return sum(len(encode(document.text, parse_special=False)) for document in documents)
+
+    def _do_save(self, argument: str) -> None:
+        path = Path(_path(argument))
+        if not self._has_messages():
+            raise CommandError("the conversation has no message yet; there is nothing to save")
+        try:
+            is_there = check_place(path)
+        except OutputError as error:
+            raise CommandError(str(error)) from error
+        if (
+            is_there
+            and path.absolute() not in self._own
+            and not self._reader.confirmed(f"{path} is a saved conversation; write over it?")
+        ):
+            raise CommandError(f"{path} is not written; choose another name")
+        self._write(path)
+        print(f"({_counted(len(self._session.messages), 'message')} saved)", file=sys.stderr)
+
+    def _write(self, path: Path) -> None:
+        try:
+            write_conversation(path, self._session.messages)
+        except OutputError as error:
+            raise CommandError(str(error)) from error
+        self._own.add(path.absolute())
+
+    def _has_messages(self) -> bool:
+        return any(message.role not in ("system", "developer") for message in self._session.messages)
+
+    def _do_load(self, argument: str) -> None:
+        path = Path(_path(argument))
+        self.load(read_conversation(path))
+        self._own.add(path.absolute())
+
+    def load(self, messages: Sequence[Message], system: str | None = None) -> None:
+        """Continue another conversation, and tell its size. Raises PromptError. system: in place of its own."""
+        self._session.load(messages)
+        if system is not None:
+            self._session.system = system
+        self._changed(anew=True)
+        size = f"{_counted(len(messages), 'message')}, {self._answering.num_tokens:,} tokens"
+        waits = "; the last has no answer yet, /retry gives one" if messages[-1].role == "user" else ""
+        if self._reader.is_terminal:
+            print(f"({size}{waits})", file=sys.stderr)
+
+    # --- What is told -------------------------------------------------------------------------------------------------
+
+    def _do_stats(self, _: str) -> None:
+        figures = self._answering.figures
+        print("no answer yet" if figures is None else figures.told(self._answering.num_tokens))
+
+    def _do_stop(self, _: str) -> None:
+        print("no answer is being written; while one is, /stop or Ctrl-C ends it", file=sys.stderr)
+
+    def _do_help(self, _: str) -> None:
+        for line in help_lines():
+            print(line)
+
+    def _do_tools(self, word: str) -> None:
+        if not self._tools:
+            raise CommandError("there are no tools; name some when the chat starts, like --tool python")
+        if word in ("on", "off"):
+            self._switch(word == "on")
+            self._answering.recount()
+        else:
+            for line in self._tools.told():
+                print(line)
+        print(f"(tools are {'on' if self._session.tools else 'off'})", file=sys.stderr)
+
+    def _switch(self, on: bool) -> None:
+        self._session.tools = checked_tools(self._tools.declarations if on else [])
+
+
+def _path(argument: str) -> str:
+    """The path that somebody typed. Raises CommandError for what cannot be one."""
+    try:
+        return str(check_value("the path", FilePath(), path_of(argument)))
+    except SettingsError as error:
+        raise CommandError(str(error)) from error
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,48 @@
+"""Configurations of MCP servers for tests, and whether a process has ended."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.tools.tool import Tool
+
+ROOT = Path(__file__).parents[3]
+RAW = Path(__file__).with_name("raw_mcp_server.py")
+SECRET = "s3cret-t0ken"
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="scripts that can be run, processes in /proc")
+
+
+def raw(**how: Any) -> dict[str, Any]:  # Any: JSON
+    entry: dict[str, Any] = {
+        key: how.pop(key) for key in ("env", "cwd", "timeout_ms", "excludeTools", "includeTools") if key in how
+    }
+    return {"command": sys.executable, "args": ["-S", str(RAW), json.dumps(how)], **entry}
+
+
+def servers(**entries: object) -> dict[str, Any]:  # Any: JSON
+    return {"mcpServers": entries}
+
+
+def gone(pid: int, seconds: float = 5) -> bool:
+    """Whether a process has ended, or does within some seconds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def told(tool: Tool, **arguments: object) -> dict[str, Any]:  # Any: JSON
+    found: dict[str, Any] = json.loads(str(tool.run(arguments)))
+    return found

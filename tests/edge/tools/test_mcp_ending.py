@@ -1,0 +1,93 @@
+"""MCP servers end with the block that started them, with the program, and with the children that they made."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from edge import ToolError
+from edge.tools.mcp import mcp_tools
+from edge.tools.tool import Tool
+from tests.edge.tools.mcp_servers import ROOT, gone, posix, raw, servers, told
+
+pytestmark = posix
+
+
+def test_the_end_of_the_block_is_the_end_of_calls_and_processes() -> None:
+    problems: list[str] = []
+
+    def call(tool: Tool) -> None:
+        with pytest.raises(ToolError) as raised:
+            tool.run({})
+        problems.append(str(raised.value))
+
+    with mcp_tools(servers(slow=raw(mute="tools/call"), quick=raw())) as (slow, quick):
+        pid = told(quick)["pid"]
+        thread = threading.Thread(target=call, args=(slow,))
+        thread.start()
+        time.sleep(0.2)
+    thread.join(5)
+    assert len(problems) == 1
+    assert gone(pid, 1)
+    with pytest.raises(ToolError, match="the MCP servers were closed"):
+        quick.run({})
+
+
+def test_a_server_that_will_not_end_is_killed_with_its_children() -> None:
+    with mcp_tools(servers(stubborn=raw(stubborn=True, call="fork"))) as (tool,):
+        pid = told(tool)["pid"]
+        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert gone(pid, 1)
+    assert gone(int(child), 1)
+
+
+def test_an_error_in_the_block_ends_the_servers() -> None:
+    pids: list[int] = []
+
+    def fail() -> None:
+        with mcp_tools(servers(raw=raw())) as (tool,):
+            pids.append(told(tool)["pid"])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert gone(pids[0], 1)
+
+
+PROGRAM = """
+import json, signal, sys
+from edge.tools.mcp import mcp_tools
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    with mcp_tools(json.loads(sys.argv[1])) as (slow, quick):
+        print(json.loads(quick.run({}))["pid"], flush=True)
+        slow.run({})
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_servers_end_with_the_program(number: signal.Signals) -> None:
+    config = json.dumps(servers(slow=raw(mute="tools/call"), quick=raw()))
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, config],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert program.stdout is not None
+    pid = int(program.stdout.readline())
+    time.sleep(0.1)
+    program.send_signal(number)
+    out, _ = program.communicate(timeout=20)
+    assert out == ("interrupted\n" if number == signal.SIGINT else "")
+    assert gone(pid)
