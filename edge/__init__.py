@@ -26,6 +26,7 @@ _sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  #
 _logging.getLogger("edge").addHandler(_logging.NullHandler())  # silent unless the program asks for it
 
 if _typing.TYPE_CHECKING:
+    from edge import tools
     from edge.api import load, scripted_llm
     from edge.export.pipeline import export
     from edge.runtime.chat_stream import ChatStream
@@ -124,6 +125,7 @@ __all__ = [
     "noise",
     "replies",
     "scripted_llm",
+    "tools",
 ]
 
 _HOMES = {
@@ -163,8 +165,8 @@ if not _typing.TYPE_CHECKING:  # a checker that saw it would take any name for o
     def __getattr__(name: str) -> object:
         from importlib import import_module
 
-        if name == "export":
-            return import_module("edge.export")
+        if name in ("export", "tools"):
+            return import_module(f"edge.{name}")
         if name == "__version__":
             return import_module("importlib.metadata").version("edgeglm")
         if name not in _HOMES:

@@ -9,10 +9,13 @@ Names are loaded when they are first used: importing this imports nothing else.
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from edge.tools.browser import browser_tool
+    from edge.tools.cogview import cogview_tool
     from edge.tools.events import Call, Done, Event, Result, Text
     from edge.tools.function import tool_of
     from edge.tools.loop import run_loop
     from edge.tools.loop_async import run_loop_async
+    from edge.tools.python import python_tool
     from edge.tools.tool import Tool
 
 __all__ = [
@@ -22,6 +25,9 @@ __all__ = [
     "Result",
     "Text",
     "Tool",
+    "browser_tool",
+    "cogview_tool",
+    "python_tool",
     "run_loop",
     "run_loop_async",
     "tool_of",
@@ -31,7 +37,6 @@ _HOMES = {
     **dict.fromkeys(("Call", "Done", "Event", "Result", "Text"), "edge.tools.events"),
     "Tool": "edge.tools.tool",
     "browser_tool": "edge.tools.browser",
-    "citations": "edge.tools.browser",
     "cogview_tool": "edge.tools.cogview",
     "mcp_tools": "edge.tools.mcp",
     "python_tool": "edge.tools.python",

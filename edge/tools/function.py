@@ -40,7 +40,7 @@ def tool_of(function: Function, *, name: str | None = None) -> Tool:
     with missing_packages_named("tools"):
         from edge.tools.schema import Arguments, text_of
     parameters = _parameters(function, name)
-    description, texts = described(inspect.getdoc(plain), [parameter.name for parameter in parameters])
+    description, texts = described(_docstring(plain), [parameter.name for parameter in parameters])
     arguments = Arguments(name, [_argument(plain, parameter, texts, name) for parameter in parameters])
 
     def run(given: Mapping[str, Any]) -> str | Awaitable[str]:
@@ -70,6 +70,13 @@ def _plain(function: object) -> Function:
 
 def _name(plain: Function) -> str:
     return str(getattr(plain, "__name__", type(plain).__name__))
+
+
+def _docstring(plain: Function) -> str | None:
+    """Return the docstring of a function, or of an object: that of its `__call__`, or of its class."""
+    if inspect.isroutine(plain) or hasattr(plain, "__wrapped__"):
+        return inspect.getdoc(plain)
+    return type(plain).__call__.__doc__ or inspect.getdoc(plain)
 
 
 def _parameters(function: Function, name: str) -> list[inspect.Parameter]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from inspect import Parameter
 from types import UnionType
@@ -20,7 +20,10 @@ import msgspec
 from edge.runtime.errors import PromptError, SettingsError, in_words, shown
 
 _REFS = "#/$defs/"
+# uniqueItems is unknown to llguidance, which would hold no argument at all; a set forgives what occurs twice.
+_LEFT_OUT = ("$ref", "$defs", "uniqueItems")
 _WRITTEN = (str, int, float, bool)  # defaults that a schema can show
+_LISTS = (list, tuple, set, frozenset)
 _SHOWN_DEFAULT = 200  # characters
 
 
@@ -29,8 +32,8 @@ class Argument:
     """One parameter of a function."""
 
     name: str
-    hint: Any
-    default: Any = Parameter.empty
+    hint: Any  # every hint that there is
+    default: Any = Parameter.empty  # of any type
     description: str = ""
 
 
@@ -41,13 +44,13 @@ class Arguments:
         """Raises SettingsError, which names the parameter, for a hint that has no schema."""
         self._function, self._arguments = function, arguments
         properties: dict[str, Any] = {}
-        fields: list[tuple[str, Any, Any]] = []
+        specs: list[tuple[str, Any, Any]] = []
         for i, argument in enumerate(arguments):
             hint, properties[argument.name] = self._hint_and_schema(argument)
             name, is_required = argument.name, argument.default is Parameter.empty
             field = msgspec.field(name=name) if is_required else msgspec.field(name=name, default=None)
-            fields.append((f"a{i}", hint, field))  # a name like __b would be mangled
-        self._type = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True)
+            specs.append((f"a{i}", hint, field))  # a name like __b would be mangled
+        self._type = msgspec.defstruct("Arguments", specs, kw_only=True, forbid_unknown_fields=True)
         required_names = [argument.name for argument in arguments if argument.default is Parameter.empty]
         kept: dict[str, Any] = {}
         for found in properties.values():
@@ -62,7 +65,7 @@ class Arguments:
             **({"$defs": kept} if kept else {}),
         }
 
-    def converted(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def converted(self, given: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON; values of the hinted types
         """Return what to call the function with. Raises PromptError."""
         try:
             found = msgspec.convert(dict(given), self._type, dec_hook=_from_json)
@@ -75,6 +78,7 @@ class Arguments:
                 f"the arguments of {self._function} are {shown(dict(given))}: {in_words(error)}; expected "
                 f"{', '.join(names) or 'none'}"
             ) from error
+        _complete(found)
         values = {argument.name: getattr(found, f"a{i}") for i, argument in enumerate(self._arguments)}
         return {name: values[name] for name in given}
 
@@ -134,7 +138,7 @@ def _inlined(schema: Any, parts: Mapping[str, Any], kept: dict[str, Any]) -> Any
     parts = {**parts, **schema.get("$defs", {})}  # a class's own schema has its own
     reference = schema.get("$ref")
     name = str(reference).removeprefix(_REFS)
-    rest = {key: _inlined(value, parts, kept) for key, value in schema.items() if key not in ("$ref", "$defs")}
+    rest = {key: _inlined(value, parts, kept) for key, value in schema.items() if key not in _LEFT_OUT}
     if reference is None or name not in parts:
         return rest if reference is None else {**rest, "$ref": reference}
     if not _contains(parts[name], name, parts):
@@ -177,6 +181,21 @@ def _from_json(kind: type, value: Any) -> Any:
     if validate is None:
         raise NotImplementedError
     return validate(value)
+
+
+def _complete(value: object) -> None:
+    """Give dataclasses their defaults: msgspec leaves those to the class, where vars() and writers do not see them."""
+    if isinstance(value, msgspec.Struct):
+        items = [getattr(value, name) for name in value.__struct_fields__]
+    elif is_dataclass(value):
+        named = {spec.name: getattr(value, spec.name) for spec in fields(value) if hasattr(value, spec.name)}
+        for name, item in named.items():
+            object.__setattr__(value, name, item)  # a frozen one too
+        items = list(named.values())
+    else:
+        items = list(value.values() if isinstance(value, Mapping) else value if isinstance(value, _LISTS) else ())
+    for item in items:
+        _complete(item)
 
 
 def _to_json(value: Any) -> Any:
