@@ -26,8 +26,8 @@ class Tool:
     """
 
     declaration: JsonObject  # OpenAI's form: {"type": "function", "function": {...}}
-    # Parsed arguments -> text for the model. May raise: the message goes back to the model. Any: values of JSON.
-    run: Callable[[Mapping[str, Any]], str | Awaitable[str]]
+    # Parsed arguments -> text for the model. May raise: the message goes back to the model.
+    run: Callable[[Mapping[str, Any]], str | Awaitable[str]]  # Any: values of JSON
     native: JsonObject | None = None  # {"type": "python"}: how a template that knows the tool by type alone declares it
     close: Callable[[], None] = _nothing  # ends what it started, such as a child process
 
