@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -33,6 +34,18 @@ MOST_TOOLS = 10_000  # of a server
 _KEPT = 1 << 16  # bytes of stderr
 _SHOWN = 300  # characters of it in a message
 _LAST_WORDS_S = 0.5  # for what a server writes while it ends
+
+# prctl(PR_SET_PDEATHSIG, SIGKILL), which stays across exec; the parent may be gone before that.
+_TIED = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)
+try:
+    os.execv(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    sys.exit(f"could not be started: {error.strerror}")
+"""
 
 logger = logging.getLogger(__name__)
 _ours: ContextVar[bool] = ContextVar("_ours", default=False)  # whether a task belongs to a server of this module
@@ -135,9 +148,10 @@ class Server:
     @asynccontextmanager
     async def _transport(self) -> AsyncIterator[Any]:  # Any: the package's pair of streams has no public name
         entry = self.entry
+        command, *args = _tied([entry.command, *entry.args])
         parameters = StdioServerParameters(
-            command=entry.command,
-            args=list(entry.args),
+            command=command,
+            args=args,
             env=dict(entry.env),
             cwd=entry.cwd,
             encoding_error_handler="replace",  # "strict" would end the connection at one wrong byte
@@ -184,6 +198,13 @@ class Server:
         """Return where a message is wrong, and why; not what is there."""
         found = error.errors(include_input=False, include_url=False)[0]
         return in_words(self.entry.without_secrets(f"{'.'.join(map(str, found['loc']))}: {found['msg']}"))
+
+
+def _tied(command: list[str]) -> list[str]:
+    """Return a command whose process does not outlive this one, even if it ignores the end of its stdin."""
+    if sys.platform != "linux" or not os.access(command[0], os.X_OK):
+        return command
+    return [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *command]
 
 
 async def _listed(client: Client) -> list[ServerTool]:

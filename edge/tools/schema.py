@@ -8,6 +8,7 @@ and names the wrong value of an argument. (225 kB without dependencies; pydantic
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
@@ -57,7 +58,7 @@ class Arguments:
             for name, part in found.pop("$defs", {}).items():
                 if kept.setdefault(name, part) != part:
                     raise SettingsError(f"{function} has parameters of two types named {name}; rename one of them")
-        self.schema = {
+        self.schema: dict[str, Any] = {
             "type": "object",
             "properties": properties,
             "required": required_names,
@@ -75,12 +76,18 @@ class Arguments:
                 for argument in self._arguments
             ]
             raise PromptError(
-                f"the arguments of {self._function} are {shown(dict(given))}: {in_words(error)}; expected "
-                f"{', '.join(names) or 'none'}"
+                f"the arguments of {self._function} are {shown(dict(given))}: {in_words(error)}"
+                f"{self._choices(error)}; expected {', '.join(names) or 'none'}"
             ) from error
         _complete(found)
         values = {argument.name: getattr(found, f"a{i}") for i, argument in enumerate(self._arguments)}
         return {name: values[name] for name in given}
+
+    def _choices(self, error: Exception) -> str:
+        """Return the schema of an argument that is not one of some values: msgspec does not say which there are."""
+        where = re.match(r"Invalid enum value .* - at `\$\.(\w+)", str(error), re.DOTALL)
+        schema = self.schema["properties"].get(where.group(1)) if where else None
+        return "" if schema is None else f", which follows {in_words(json.dumps(schema, ensure_ascii=False))}"
 
     def _hint_and_schema(self, argument: Argument) -> tuple[Any, dict[str, Any]]:
         try:

@@ -75,9 +75,19 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_servers_end_with_the_program(number: signal.Signals) -> None:
-    config = json.dumps(servers(slow=raw(mute="tools/call"), quick=raw()))
+IGNORES_ALL = pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a process with its parent")
+
+
+@pytest.mark.parametrize(
+    ("number", "how"),
+    [
+        (signal.SIGINT, {}),
+        (signal.SIGKILL, {}),
+        pytest.param(signal.SIGKILL, {"stubborn": True}, marks=IGNORES_ALL),  # of the end of its stdin, and of SIGTERM
+    ],
+)
+def test_servers_end_with_the_program(number: signal.Signals, how: dict[str, bool]) -> None:
+    config = json.dumps(servers(slow=raw(mute="tools/call"), quick=raw(**how)))
     program = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, config],
         stdout=subprocess.PIPE,
