@@ -15,6 +15,7 @@ if _typing.TYPE_CHECKING:
     from edge.tools.function import tool_of
     from edge.tools.loop import run_loop
     from edge.tools.loop_async import run_loop_async
+    from edge.tools.mcp import mcp_tools
     from edge.tools.python import python_tool
     from edge.tools.tool import Tool
 
@@ -27,6 +28,7 @@ __all__ = [
     "Tool",
     "browser_tool",
     "cogview_tool",
+    "mcp_tools",
     "python_tool",
     "run_loop",
     "run_loop_async",

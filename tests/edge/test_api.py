@@ -69,7 +69,19 @@ def test_an_editor_offers_public_names_only() -> None:
     """Some list what stands in the module; an interpreter lists dir()."""
     modules = {name for name, value in vars(edge).items() if isinstance(value, ModuleType)}
     assert {name for name in vars(edge) if not name.startswith("_")} - modules <= set(edge.__all__)
-    ours = {"api", "batch", "cli", "commands", "documents", "export", "profiles", "runtime", "tools", "wire"}
+    ours = {
+        "api",
+        "batch",
+        "cli",
+        "commands",
+        "documents",
+        "export",
+        "profiles",
+        "runtime",
+        "terminal",
+        "tools",
+        "wire",
+    }
     assert {name for name in modules if not name.startswith("_")} <= ours
 
 
