@@ -41,7 +41,7 @@ class ToolRounds:
     @property
     def declarations(self) -> list[JsonObject]:
         """What the model is told."""
-        return [_declaration(tool, self._native) for tool in self._tools.values()]
+        return [tool.declared_to(self._native) for tool in self._tools.values()]
 
     def told(self) -> list[str]:
         """Return a line for each tool."""
@@ -83,12 +83,6 @@ class ToolRounds:
         text, _ = run_call(call, self._tools)
         print(f"<- {clipped(text)}".rstrip(), file=sys.stderr, flush=True)
         return text
-
-
-def _declaration(tool: Tool, native: frozenset[str]) -> JsonObject:
-    if tool.native is not None and tool.native.get("type") in native:
-        return tool.native
-    return tool.declaration
 
 
 def _close(session: ChatSession, text: str) -> None:

@@ -20,7 +20,7 @@ from edge.runtime.session import ChatSession
 from edge.runtime.settings import GenerationOptions
 from edge.runtime.stream import answer_of
 from edge.runtime.tools.choice import ToolChoiceLike, tool_choice_of, tool_name
-from edge.runtime.tools.declared import JsonObject, checked_tools
+from edge.runtime.tools.declared import checked_tools
 from edge.tools.events import Done, EndedBy, Result, Text
 from edge.tools.tool import Tool
 
@@ -51,7 +51,7 @@ class Rounds:
         self._session = model if isinstance(model, ChatSession) else ChatSession(model)
         found = named_tools(tools)
         native = self._session.llm.tool_format.native
-        declarations = checked_tools([_declaration(tool, native) for tool in found])
+        declarations = checked_tools([tool.declared_to(native) for tool in found])
         tool_choice_of(tool_choice, declarations)
         self.tools = dict(zip(map(tool_name, declarations), found, strict=True))
         self.done: Done | None = None
@@ -130,8 +130,3 @@ def _tool(given: Function | Tool, name: str | None) -> Tool:
         return given
     function = {**given.declaration["function"], "name": name}
     return replace(given, declaration={**given.declaration, "function": function})
-
-
-def _declaration(tool: Tool, native: frozenset[str]) -> JsonObject:
-    """Return what this model is told of a tool."""
-    return tool.native if tool.native is not None and tool.native["type"] in native else tool.declaration

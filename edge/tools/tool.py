@@ -6,7 +6,7 @@ shares, be it a Python function, an MCP server's or one of GLM-4's own. Knows no
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,3 +41,7 @@ class Tool:
         """What the model calls it by."""
         function = self.declaration.get("function")
         return str(function["name"] if function is not None else self.declaration["type"])
+
+    def declared_to(self, native: Collection[str]) -> JsonObject:
+        """Return what a model is told of it. native: types of tools that its template describes itself."""
+        return self.native if self.native is not None and self.native["type"] in native else self.declaration
