@@ -211,12 +211,14 @@ def _logging_to_stderr(level: str | None) -> Iterator[None]:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     package = logging.getLogger("edge")
+    before = package.level
     package.addHandler(handler)
     package.setLevel(level.upper())
     try:
         yield
     finally:
         package.removeHandler(handler)  # its stream ends with the command
+        package.setLevel(before)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -30,7 +30,9 @@ def add_tools(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--docs", metavar="DIR", help="the documents that the browser finds; implies --tool browser")
     group.add_argument(
-        "--mcp", metavar="FILE", help="JSON with mcpServers, as other programs have it: their tools, for this chat"
+        "--mcp",
+        metavar="FILE",
+        help="start the servers of this mcpServers file, as other programs have it, for their tools",
     )
 
 

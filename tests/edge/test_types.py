@@ -56,7 +56,8 @@ def test_programs_are_checked(tmp_path: Path) -> None:
     shown = {page.stem: program(page.read_text(encoding="utf-8")) for page in pages}
     assert "edge.load(" in shown["README"]
     assert "edge.export(" in shown["quickstart"]
-    programs = {f"{name.replace('-', '_')}.py": text for name, text in shown.items() if text} | {"uses.py": USES}
+    # A name of its own: a page called mcp would be imported in the place of the package.
+    programs = {f"page_{name.replace('-', '_')}.py": text for name, text in shown.items() if text} | {"uses.py": USES}
     for name, text in programs.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     options = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache"), "--strict"]

@@ -81,7 +81,7 @@ def test_wide_characters_keep_their_columns(tiny_bundle: Path, tmp_path: Path) -
 
 def test_completion(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "report of may.txt").write_text("May was warm.")
-    with Terminal(edge_chat(tiny_bundle, *FEW), tmp_path) as terminal:
+    with Terminal(edge_chat(tiny_bundle, *FEW), tmp_path, columns=200) as terminal:
         terminal.wait_for(READY)
         terminal.enter("/s")
         terminal.keys("Tab")
