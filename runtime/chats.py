@@ -57,10 +57,10 @@ class Chats:
             lead=self.prompts.lead,
         )
         # The same conversation gives the same id, and a longer one another.
-        call_id = f"call_{hashlib.sha256(repr(prompt.ids).encode()).hexdigest()[:ID_DIGITS]}"
+        digest = hashlib.sha256(repr(prompt.ids).encode()).hexdigest()[:ID_DIGITS] if form.tools else ""
         remember = partial(self.prompts.remember, prompt)
 
         def read(request: Request, runner: Runner) -> ChatStream:
-            return ChatStream(request, runner, AnswerReader(form, call_id), remember)
+            return ChatStream(request, runner, AnswerReader(form, f"call_{digest}"), remember)
 
         return replace(settings, constraint=constraint), read

@@ -101,6 +101,11 @@ class Message:
 MessageLike = Message | JsonObject
 
 
+def result_of(call: ToolCall, text: str) -> Message:
+    """Return what a call of a tool gave, as the message that answers it."""
+    return Message("tool", text, tool_call_id=call.id or None, name=None if call.id else call.name)
+
+
 def messages_from(values: Sequence[MessageLike]) -> tuple[Message, ...]:
     """Return the messages of a conversation, all checked. Raises PromptError."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):

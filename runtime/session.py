@@ -17,7 +17,7 @@ from edge.runtime.chat_stream import ChatStream
 from edge.runtime.chunk import Chunk
 from edge.runtime.errors import PromptError, shown
 from edge.runtime.llm import LLM
-from edge.runtime.messages import Message, MessageLike, Part, ToolCall, messages_from
+from edge.runtime.messages import Message, MessageLike, Part, ToolCall, messages_from, result_of
 from edge.runtime.produced_ids import ProducedIds
 from edge.runtime.rules import OneOf, check_value
 from edge.runtime.settings import CONTEXT_POLICIES, ContextPolicy, GenerationOptions, generation_settings
@@ -123,10 +123,7 @@ class ChatSession:
                 f"results are for the calls {shown([call.name for call, _ in results])}, expected one for each of "
                 f"{shown([call.name for call in self.pending])}, in this order"
             )
-        told = [
-            Message("tool", text, tool_call_id=call.id or None, name=None if call.id else call.name)
-            for call, text in results
-        ]
+        told = [result_of(call, text) for call, text in results]
         return self._ask([*self.messages, *told], tool_choice, options)
 
     def answer(

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edge.runtime.messages import Message, ToolCall
+from edge.runtime.messages import ToolCall, result_of
 from edge.runtime.session import ChatSession
 from edge.runtime.tools.declared import JsonObject
 from edge.terminal.answering import Answering, Chunks, Options
@@ -87,7 +87,4 @@ class ToolRounds:
 
 def _close(session: ChatSession, text: str) -> None:
     """Give each call that waits a result, without asking for an answer."""
-    session.messages += [
-        Message("tool", text, tool_call_id=call.id or None, name=None if call.id else call.name)
-        for call in session.pending
-    ]
+    session.messages += [result_of(call, text) for call in session.pending]
