@@ -1,0 +1,1 @@
+"""The server: one model behind OpenAI's protocol, for `edge serve`."""
