@@ -6,7 +6,6 @@ In: values from a command line. Out: a frozen record. Knows nothing about models
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from edge.runtime.errors import SettingsError
 from edge.runtime.rules import Flag, Number, OneOf, Settings, Text, Texts, Whole, setting
@@ -28,7 +27,9 @@ class ServerSettings(Settings):
     names: tuple[str, ...] = setting((), Texts(), "what requests may call the model")
     any_model: bool = setting(False, Flag(), "answer whatever model a request names")
     allowed_hosts: tuple[str, ...] = setting((), Texts(), "names of this host in URLs, beside localhost and addresses")
-    cors_origins: tuple[str, ...] = setting((), Texts(), "web sites whose pages may send requests, like https://a.example")
+    cors_origins: tuple[str, ...] = setting(
+        (), Texts(), "web sites whose pages may send requests, like https://a.example"
+    )
     context_policy: ContextPolicy = setting(
         "error", OneOf(*CONTEXT_POLICIES), "what becomes of a conversation that is longer than the context"
     )
@@ -41,9 +42,10 @@ class ServerSettings(Settings):
     send_timeout_s: float = setting(60.0, _SECONDS, "time for which a client may take nothing of its answer")
     ping_s: float = setting(5.0, _SECONDS, "silence of a stream after which a comment says that it is alive")
     stall_s: float = setting(60.0, _SECONDS, "time of one step after which the engine counts as stalled")
-    shutdown_s: float = setting(10.0, Number(0, 86_400), "time that running answers have to finish when the server ends")
+    shutdown_s: float = setting(
+        10.0, Number(0, 86_400), "time for running answers to finish when the server ends"
+    )
     log_prompts: bool = setting(False, Flag(), "log the bodies of requests, at level info")
-    page: Path | None = None  # a file for the page, read by `page_config`
     keys: tuple[str, ...] = field(default=(), repr=False)
 
     def check_together(self) -> None:
