@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--api-key-file",
         type=kinds.path,
         metavar="FILE",
-        help=f"a file of keys, one a line, of which a request has to show one (default: that in {KEY_VARIABLE}, if any)",
+        help=f"a file of keys, one a line; a request has to show one of them (default: that in {KEY_VARIABLE}, if any)",
     )
     who.add_argument("--no-key", action="store_true", help="let everyone use it who reaches --host, without a key")
     _add(who, "--allowed-host", "allowed_hosts", action="append", metavar="NAME", usual_is="none")
@@ -112,8 +112,8 @@ def _settings(args: argparse.Namespace) -> ServerSettings:
     settings = ServerSettings(**given, names=tuple(dict.fromkeys([*names, folder.name, args.bundle])), keys=keys)
     if not settings.is_local and not keys and not args.no_key:
         raise SettingsError(
-            f"--host {settings.host} lets other machines use this model, and there is no key; give --api-key-file FILE, "
-            "or say --no-key if everyone there may use it"
+            f"--host {settings.host} lets other machines use this model, and there is no key; give --api-key-file "
+            "FILE, or say --no-key if everyone there may use it"
         )
     return settings
 
@@ -145,5 +145,5 @@ def _add(
     from edge.server.settings import ServerSettings
 
     (spec,) = (spec for spec in fields(ServerSettings) if spec.name == name)
-    default = usual_is or str(usual(ServerSettings, name))
+    default = usual_is or usual(ServerSettings, name)
     group.add_argument(option, dest=name, default=None, help=told(help_of(spec), default), **more)
