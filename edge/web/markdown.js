@@ -7,7 +7,6 @@ import { h, iconButton } from "./dom.js";
 
 const TAGS =
   "p br strong em b i del code pre a ul ol li blockquote h1 h2 h3 h4 h5 h6 table thead tbody tr th td hr sup sub kbd img";
-const BLOCKS = new Set("P LI UL OL BLOCKQUOTE H1 H2 H3 H4 H5 H6 TH TD".split(" "));
 const HARMLESS = /^<(?:br\s*\/?|\/?(?:b|i|sub|sup|kbd))>$/i;
 const LINK = /^(?:https?:|mailto:)/i;
 const PICTURE = /^data:image\/(?:png|jpeg|gif|webp);base64,/i;
@@ -44,7 +43,6 @@ const marked = new Marked({
 });
 
 globalThis.DOMPurify.addHook("afterSanitizeAttributes", (node) => {
-  if (BLOCKS.has(node.nodeName)) node.setAttribute("dir", "auto");
   if (node.nodeName !== "A") return;
   if (!options.links) node.removeAttribute("href");
   if (!node.hasAttribute("href")) return;
