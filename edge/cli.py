@@ -43,6 +43,7 @@ VERBS = (
     "chat",
     "batch",
     "prefix",
+    "kiosk",
     "bench",
     "profile",
     "needle",
