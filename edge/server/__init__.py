@@ -1,1 +1,1 @@
-"""`edge serve`: a bundle over HTTP."""
+"""The HTTP server of `edge serve`: OpenAI's protocol, and a page, for one loaded model."""
