@@ -6,14 +6,15 @@ In: values of the command line. Out: a checked record. Knows nothing about files
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from edge.runtime.errors import SettingsError, shown
 from edge.runtime.rules import FilePath, Flag, OneOf, Refusal, Settings, Texts, Whole, setting
+from edge.server.settings import ServerSettings
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-PORT = 8080
+PORT = next(spec.default for spec in fields(ServerSettings) if spec.name == "port")
 BROWSER_USER = "kiosk"
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,30}")  # as systemd takes them
 
