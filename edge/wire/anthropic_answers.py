@@ -167,5 +167,5 @@ def _extensions(head: Head, answer: Answer) -> JsonBody:
     return {**late, **({"dropped_messages": head.dropped_messages} if head.dropped_messages else {})}
 
 
-def _event(name: str, **fields: object) -> Event:
+def _event(name: str, /, **fields: object) -> Event:
     return Event({"type": name, **fields}, name)

@@ -37,7 +37,7 @@ def messages_of(given: Sequence[Any], system: Any, places: Places) -> list[JsonB
         raise RequestError("messages is empty, expected at least one", code="invalid_value", param="messages")
     for i, message in enumerate(given):
         _take(message, f"messages[{i}]", messages, places)
-    if messages[-1]["role"] == "assistant":
+    if messages[-1].get("role") == "assistant":
         path = f"messages[{len(given) - 1}]"
         raise RequestError(
             f"{path} is the assistant's, and answers that continue a message are not supported; end with the user's",

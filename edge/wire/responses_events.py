@@ -96,6 +96,6 @@ class ResponsesEvents:
     def _response(self) -> JsonBody:
         return response_body(self._head, self._asked, "in_progress", [])
 
-    def _event(self, name: str, **fields: object) -> Event:
+    def _event(self, name: str, /, **fields: object) -> Event:
         number, self._count = self._count, self._count + 1
         return Event({"type": name, "sequence_number": number, **fields}, name)

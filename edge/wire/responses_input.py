@@ -30,6 +30,7 @@ _KEYS = {
 def messages_of(given: str | Sequence[Any], instructions: str | None, places: Places) -> list[JsonBody]:  # Any: JSON
     """Return the messages. Raises RequestError."""
     messages = list[JsonBody]()
+    places.add("messages", "input")
     if instructions is not None:
         places.add("messages[0].content", "instructions")
         places.add("messages[0]", "instructions")
@@ -39,7 +40,6 @@ def messages_of(given: str | Sequence[Any], instructions: str | None, places: Pl
         places.add(f"messages[{len(messages)}]", "input")
         messages.append({"role": "user", "content": given})
         return messages
-    places.add("messages", "input")
     before = len(messages)
     for i, item in enumerate(given):
         _take(item, f"input[{i}]", messages, places)
@@ -90,7 +90,7 @@ def _take_message(item: JsonBody, path: str, messages: list[JsonBody], places: P
 
 def _take_call(item: JsonBody, path: str, messages: list[JsonBody], places: Places) -> None:
     _check_id(item, path)
-    if not messages or messages[-1]["role"] != "assistant":
+    if not messages or messages[-1].get("role") != "assistant":
         places.add(f"messages[{len(messages)}]", path)
         messages.append({"role": "assistant", "content": None})
     calls = messages[-1].setdefault("tool_calls", [])
