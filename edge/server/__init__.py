@@ -1,1 +1,1 @@
-"""The server: one model behind OpenAI's protocol, for `edge serve`."""
+"""The HTTP server of `edge serve`: OpenAI's protocol, and a page, for one loaded model."""
