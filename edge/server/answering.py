@@ -125,9 +125,7 @@ class Answering:
         await JSONResponse(body)(scope, receive, send)
         return "ok"
 
-    async def _streamed(
-        self, request: WireRequest, streams: list[Stream], head: Head, llm: LLM, send: Send
-    ) -> Outcome:
+    async def _streamed(self, request: WireRequest, streams: list[Stream], head: Head, llm: LLM, send: Send) -> Outcome:
         ping_s = min(self._settings.ping_s, 1.0) if request.settings.progress else self._settings.ping_s
         events, response = request.events(head, llm), EventStream(send, ping_s, self._settings.send_timeout_s)
         outcome: Outcome = "ok"
@@ -167,7 +165,10 @@ class Answering:
             yield index, chunk
         if left:
             raise RequestError(
-                "the server ended before the answer did", code="shutting_down", status=UNAVAILABLE, retry_after_s=RETRY_S
+                "the server ended before the answer did",
+                code="shutting_down",
+                status=UNAVAILABLE,
+                retry_after_s=RETRY_S,
             )
 
     def _in_thread(self, function: Callable[[], T]) -> asyncio.Future[T]:

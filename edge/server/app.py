@@ -5,15 +5,16 @@ In: a service. Out: an ASGI application. Knows nothing about sockets, fields or 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import edge.web
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+import edge.web
 from edge.runtime.errors import shown
 from edge.server.answering import Answering, Post
 from edge.server.endpoints import Call, Calling, Gets, ReadDocument
@@ -53,7 +54,6 @@ def make_app(service: Service, metrics: Metrics, page_config: JsonBody) -> ASGIA
         Route("/page/status.json", gets.status),
         Route("/page/read-document", ReadDocument(service), methods=["POST"]),
         *(Route(path, answer, methods=["POST"]) for path, answer in answerers.items()),
-        *(Route(f"/v1{path}", answerers[f"/v1{path}"]) for path in ()),
         *(Route(path, answerers[f"/v1{path}"], methods=["POST"]) for path in WITHOUT_V1 if f"/v1{path}" in answerers),
         *(Route(call.path, Calling(call, service), methods=["POST"]) for call in CALLS),
     ]
@@ -92,16 +92,14 @@ def _refusal(refused: HTTPException, scope: Scope) -> RequestError:
     )
 
 
-def _page_file(name: str) -> object:
-    def respond(_: Request) -> Response:
-        return FileResponse(
-            _PAGE / name, media_type=_TYPES[Path(name).suffix], headers={"cache-control": "no-cache"}
-        )
+def _page_file(name: str) -> Callable[[Request], Awaitable[Response]]:
+    async def respond(_: Request) -> Response:
+        return FileResponse(_PAGE / name, media_type=_TYPES[Path(name).suffix], headers={"cache-control": "no-cache"})
 
     return respond
 
 
-def _web(request: Request) -> Response:
+async def _web(request: Request) -> Response:
     """A file of the page, of a known type and inside its folder."""
     name = request.path_params["name"]
     path = (_PAGE / name).resolve() if "\0" not in name else _PAGE

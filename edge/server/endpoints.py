@@ -39,7 +39,7 @@ class Gets:
     def __init__(self, service: Service, metrics: Metrics, page_config: JsonBody) -> None:
         self._service, self._metrics, self._page_config = service, metrics, page_config
 
-    def health(self, _: Request) -> Response:
+    async def health(self, _: Request) -> Response:
         """200 if a request would be answered; else 503 and why not."""
         service = self._service
         told: JsonBody = {"status": "ok"}
@@ -53,12 +53,12 @@ class Gets:
             return JSONResponse(told)
         return JSONResponse(told, UNAVAILABLE, {"retry-after": str(RETRY_S)})
 
-    def models(self, _: Request) -> Response:
+    async def models(self, _: Request) -> Response:
         """All names of the model."""
         data = [self._model(name) for name in self._service.settings.names]
         return JSONResponse({"object": "list", "data": data})
 
-    def model(self, request: Request) -> Response:
+    async def model(self, request: Request) -> Response:
         """One name of the model."""
         name = request.path_params["name"]
         if name not in self._service.settings.names:
@@ -70,15 +70,15 @@ class Gets:
             )
         return JSONResponse(self._model(name))
 
-    def metrics(self, _: Request) -> Response:
+    async def metrics(self, _: Request) -> Response:
         """Figures for Prometheus."""
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    def page_config(self, _: Request) -> Response:
+    async def page_config(self, _: Request) -> Response:
         """What this server's page shows and does."""
         return JSONResponse(self._page_config, headers={"cache-control": "no-store"})
 
-    def status(self, _: Request) -> Response:
+    async def status(self, _: Request) -> Response:
         """What the page shows of the server's state."""
         service = self._service
         told: JsonBody = {"state": service.state, "model": service.settings.names[0], "rss_bytes": rss_bytes()}

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge.runtime.errors import shown
-from edge.server.errors import error_response, response_of
+from edge.server.errors import response_of
 from edge.server.keys import Keys
 from edge.server.settings import LOOPBACK, ServerSettings
 from edge.wire.errors import FORBIDDEN, UNAUTHORIZED, RequestError
