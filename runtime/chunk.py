@@ -114,4 +114,5 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
         stopped_by=last.stopped_by,
         stats=last.stats,
         calls=tuple(piece for chunk in chunks for piece in chunk.calls),
+        prompt_logprobs=tuple(entry for chunk in chunks for entry in chunk.prompt_logprobs),
     )

@@ -106,7 +106,8 @@ class GenerationSettings(Settings):
     def check_together(self) -> None:
         if self.max_new_tokens == 0 and self.prompt_logprobs is None:
             raise SettingsError(
-                "max_new_tokens is 0, expected a whole number, 1 or more (0 needs prompt_logprobs)",
+                "max_new_tokens is 0, expected a whole number, 1 or more, unless log-probabilities of the prompt are "
+                "asked for",
                 param="max_new_tokens",
             )
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:

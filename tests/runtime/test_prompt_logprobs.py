@@ -23,6 +23,7 @@ from edge.runtime.engines.scripted import noise
 from edge.runtime.errors import ContextLengthError, DeviceError, SettingsError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
+from edge.runtime.logprobs import TokenLogprob
 from edge.runtime.prefill import SCORED_ROWS
 from edge.runtime.settings import GenerationOptions, SpeculationSettings
 from edge.runtime.stream import Stream, read_all
@@ -35,29 +36,28 @@ ALL: GenerationOptions = {"max_new_tokens": 0, "prompt_logprobs": 3}
 SCRIPT = noise(3)
 
 
-def expected(prompt: Sequence[int], top: int = 3) -> PromptLogprobs:
-    """(id, logprob, top) of every token, by torch's log-softmax of the script's own rows."""
-    found: list[Any] = [None]
+def expected(prompt: Sequence[int], top: int = 3) -> list[TokenLogprob]:
+    """Those of all tokens but the first, by torch's log-softmax of the script's own rows."""
+    found = []
     for i in range(1, len(prompt)):
         row = np.zeros(261, np.float32)  # the vocabulary has special tokens, too
         row[:256] = SCRIPT(prompt[:i])
         logprobs = torch.log_softmax(torch.tensor(row).double(), -1)
         best = torch.argsort(-logprobs, stable=True)[:top]
-        found.append((prompt[i], logprobs[prompt[i]].item(), [(int(j), logprobs[j].item()) for j in best]))
-    return tuple(found)
+        top_ones = tuple((int(j), logprobs[j].item()) for j in best)
+        found.append(TokenLogprob(prompt[i], logprobs[prompt[i]].item(), top_ones))
+    return found
 
 
 def check(found: PromptLogprobs, prompt: Sequence[int], top: int = 3) -> None:
     assert len(found) == len(prompt)
     assert found[0] is None
-    for entry, wanted in zip(found[1:], expected(prompt, top)[1:], strict=True):
+    for entry, wanted in zip(found[1:], expected(prompt, top), strict=True):
         assert entry is not None
-        assert wanted is not None
-        token_id, logprob, best = wanted  # type: ignore[misc]  # a plain tuple
-        assert entry.token_id == token_id
-        assert entry.logprob == pytest.approx(logprob, abs=1e-12)
-        assert [i for i, _ in entry.top] == [i for i, _ in best]
-        assert [value for _, value in entry.top] == pytest.approx([value for _, value in best], abs=1e-12)
+        assert entry.token_id == wanted.token_id
+        assert entry.logprob == pytest.approx(wanted.logprob, abs=1e-12)
+        assert [i for i, _ in entry.top] == [i for i, _ in wanted.top]
+        assert [value for _, value in entry.top] == pytest.approx([value for _, value in wanted.top], abs=1e-12)
 
 
 def logprobs_of(answer: Answer) -> list[float]:
