@@ -5,6 +5,7 @@ In: nothing. Out: frozen records. Knows nothing about how an answer is made.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -93,3 +94,20 @@ class Answer:
     def message(self) -> Message:
         """The answer as a message of the conversation that it continues."""
         return Message("assistant", self.text, tool_calls=self.tool_calls)
+
+
+def joined(chunks: Sequence[Chunk]) -> Chunk:
+    """Return consecutive chunks, of which there is at least one, as one."""
+    if len(chunks) == 1:
+        return chunks[0]
+    last = chunks[-1]
+    return Chunk(
+        "".join(chunk.text for chunk in chunks),
+        tuple(token_id for chunk in chunks for token_id in chunk.token_ids),
+        tuple(entry for chunk in chunks for entry in chunk.logprobs),
+        prefill=next((chunk.prefill for chunk in reversed(chunks) if chunk.prefill is not None), None),
+        finish_reason=last.finish_reason,
+        stopped_by=last.stopped_by,
+        stats=last.stats,
+        calls=tuple(piece for chunk in chunks for piece in chunk.calls),
+    )

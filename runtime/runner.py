@@ -1,7 +1,7 @@
 """The thread that makes the scheduler's steps, and in which no signal handler ever runs.
 
-In: requests and calls from any thread. Out: steps, as long as a reader waits for one. Knows nothing about what a step
-does.
+In: requests and calls from any thread. Out: steps, as long as a reader waits for one, or watches a request that has not
+ended. Knows nothing about what a step does.
 
 Python runs signal handlers only in the main thread, and there between any two instructions: Ctrl-C inside a step would
 leave engine, cache and queues half changed. So readers change nothing. They put what they want into a queue and wait
@@ -14,8 +14,10 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -43,15 +45,26 @@ class _News:
         self.answer: SimpleQueue[None] = SimpleQueue()
 
 
+class Watch:
+    """A reader that is told of news of a request, until its end; it never holds up the steps."""
+
+    def __init__(self, request: Request, notify: Callable[[], None]) -> None:
+        """notify: called in the thread of the steps, so it has to be quick; then not again until `told` is reset."""
+        self.request, self.notify = request, notify
+        self.told = False
+
+
 class _Worker:
     """The thread's side. Holds no reference to its runner, so that a model that is no longer used can be freed."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self.inbox: SimpleQueue[_Call | _News | None] = SimpleQueue()  # None: the end
+        self.inbox: SimpleQueue[_Call | _News | Watch | None] = SimpleQueue()  # None: the end
         self.busy = False  # a step may be running, for which the inbox has to wait
         self.ended = False  # nothing is answered from now on
+        self.step_began: float | None = None  # when the running step began
         self._waiting: list[_News] = []
+        self._watches: list[Watch] = []
         self._pid = os.getpid()
         self.thread = threading.Thread(target=self._work, name="edge-steps", daemon=True)
         self.thread.start()
@@ -72,7 +85,7 @@ class _Worker:
     def _work(self) -> None:
         try:
             while self._take():
-                if self._waiting:
+                if self._wanted:
                     self._step()
                     self.busy = False  # before readers are told: closing a stream then waits for its sweep only
                     self._tell()
@@ -82,23 +95,34 @@ class _Worker:
                 self._refuse(self.inbox.get())
             for news in self._waiting:
                 self._refuse(news)
+            for watch in self._watches:
+                self._refuse(watch)
+
+    @property
+    def _wanted(self) -> bool:
+        """Whether anyone wants a step."""
+        return bool(self._waiting or self._watches)
 
     def _take(self) -> bool:
         """Do what the inbox asks for; without readers, wait for more. Returns False at the end."""
-        self.busy = bool(self._waiting)
-        while not self._waiting or not self.inbox.empty():
+        self.busy = self._wanted
+        while not self._wanted or not self.inbox.empty():
             item = self.inbox.get()
             if item is None:
                 return False
             if isinstance(item, _Call):
                 self._run(item)
             else:
-                self._waiting.append(item)
+                if isinstance(item, Watch):
+                    self._watches.append(item)
+                else:
+                    self._waiting.append(item)
                 self._tell()
-                self.busy = bool(self._waiting)
+                self.busy = self._wanted
         return True
 
     def _step(self) -> None:
+        self.step_began = time.monotonic()
         try:
             self._scheduler.step()
         except BaseException as error:  # whatever the line: a thread that ended would leave its readers waiting
@@ -106,6 +130,8 @@ class _Worker:
                 self._scheduler.recover(error)
             except BaseException as worse:
                 self._scheduler.fail_all(worse)
+        finally:
+            self.step_began = None
 
     def _run(self, call: _Call) -> None:
         if call.abandoned:
@@ -120,13 +146,28 @@ class _Worker:
         for news in [news for news in self._waiting if news.request.has_news]:
             self._waiting.remove(news)
             news.answer.put(None)
+        for watch in list(self._watches):
+            if watch.request.has_news and not watch.told:
+                watch.told = True
+                self._notify(watch)
+            if watch.request.finished or watch.request.cancelled:
+                self._watches.remove(watch)
 
-    def _refuse(self, item: _Call | _News | None) -> None:
+    def _notify(self, watch: Watch) -> None:
+        try:
+            watch.notify()
+        except Exception:  # its event loop has been closed: the reader is gone
+            watch.request.cancelled = True
+
+    def _refuse(self, item: _Call | _News | Watch | None) -> None:
         if isinstance(item, _Call):
             item.answer.put((None, _closed()))
         elif item is not None:
             item.request.cancelled = True
-            item.answer.put(None)
+            if isinstance(item, Watch):
+                self._notify(item)
+            else:
+                item.answer.put(None)
 
 
 class Runner:
@@ -142,7 +183,8 @@ class Runner:
     @property
     def stats(self) -> SchedulerStats:
         """The current figures, also while a step runs."""
-        return self._scheduler.stats
+        began = self._worker.step_began
+        return replace(self._scheduler.stats, step_s=0.0 if began is None else time.monotonic() - began)
 
     @property
     def closed(self) -> bool:
@@ -189,6 +231,20 @@ class Runner:
                 request.cancelled = True
                 return
             news.answer.get()
+
+    def watch(self, request: Request, notify: Callable[[], None]) -> Watch:
+        """Make steps until a request ends, and tell of its news. Returns at once.
+
+        Raises DeviceError in a forked process.
+        """
+        worker, found = self._worker, Watch(request, notify)
+        if worker.elsewhere:
+            self.check_open()
+        worker.inbox.put(found)
+        if worker.ended:
+            request.cancelled = True
+            notify()
+        return found
 
     def close(self, release: Callable[[], None]) -> bool:
         """End every request and call `release`, raising what it raises. Returns False if it was closed before."""

@@ -49,6 +49,7 @@ class SchedulerStats:
     tokens: int  # that the KV cache has memory for
     free_tokens: int  # in free blocks; those that `prefixes` keeps unpinned can be used as well
     prefixes: PrefixStats
+    step_s: float = 0.0  # for how long the running step has been running; 0 if none is
 
 
 class Scheduler:

@@ -16,6 +16,7 @@ from typing import Unpack
 from edge.runtime.chat_stream import ChatStream
 from edge.runtime.chunk import Chunk
 from edge.runtime.errors import PromptError, shown
+from edge.runtime.fitting import fitting
 from edge.runtime.llm import LLM
 from edge.runtime.messages import Message, MessageLike, Part, ToolCall, messages_from, result_of
 from edge.runtime.produced_ids import ProducedIds
@@ -23,10 +24,9 @@ from edge.runtime.rules import OneOf, check_value
 from edge.runtime.settings import CONTEXT_POLICIES, ContextPolicy, GenerationOptions, generation_settings
 from edge.runtime.tools.choice import ToolChoiceLike
 from edge.runtime.tools.declared import JsonObject, checked_tools
-from edge.runtime.turns import SYSTEM, turns_of, without_oldest
+from edge.runtime.turns import SYSTEM, turns_of
 
 OWN_ENTRIES = 256  # answers of one conversation that are remembered if the model does not remember any
-ANSWER_SHARE = 4  # a quarter of the context is kept free for an answer, or less if the answer is limited to less
 
 
 class ChatSession:
@@ -178,14 +178,7 @@ class ChatSession:
         """Return the messages without those that the policy drops, and the dropped ones."""
         if self.context_policy == "error":
             return messages, ()
-        context = self.llm.engine.info.max_context
-
-        def count(some: Sequence[Message]) -> int:
-            return len(self.llm.encode_chat(some, tools=self.tools, template_variables=self.template_variables))
-
-        if count(messages) + min(limit or context, context // ANSWER_SHARE) <= context:
-            return messages, ()
-        return without_oldest(messages, lambda some: count(some) <= context // 2)
+        return fitting(self.llm, messages, limit, tools=self.tools, template_variables=self.template_variables)
 
     def _answer(
         self, stream: ChatStream, messages: list[Message], dropped: tuple[Message, ...]

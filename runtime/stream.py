@@ -1,6 +1,9 @@
 """One answer, read piece by piece, and several read to their ends.
 
 In: a request and the runner that advances it. Out: chunks, or an `Answer`. Knows nothing about models or messages.
+
+A stream can be read in two ways: by iterating, which computes only while a reader waits, or by `async for`, which
+computes to the end whether or not its reader is quick.
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
 
-from edge.runtime.chunk import Answer, CallPiece, Chunk
+from edge.runtime.async_news import AsyncNews
+from edge.runtime.chunk import Answer, CallPiece, Chunk, joined
 from edge.runtime.errors import EdgeError
 from edge.runtime.messages import ToolCall
 from edge.runtime.request import Request
@@ -23,6 +27,7 @@ class Stream:
     def __init__(self, request: Request, runner: Runner) -> None:
         self._request = request
         self._runner = runner
+        self._news: AsyncNews | None = None  # for a reader in an event loop
         request.reader = weakref.ref(self)  # a step drops requests whose reader is gone
 
     def __iter__(self) -> Stream:
@@ -43,6 +48,32 @@ class Stream:
             self.close()
             raise
         raise StopIteration
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        """Return everything that came since the last time, as one chunk; errors as in `__next__`.
+
+        A task that is cancelled while it waits here ends the answer.
+        """
+        if self._news is None:
+            self._news = AsyncNews(self._request, self._runner)
+        try:
+            await self._news.wait()
+            chunks = [self._next_or_end()]
+            while self._request.chunks and chunks[-1].finish_reason is None:
+                chunks.append(self._next_or_end())
+        except BaseException:
+            self.close()
+            raise
+        return joined(chunks)
+
+    def _next_or_end(self) -> Chunk:
+        try:
+            return next(self)
+        except StopIteration:
+            raise StopAsyncIteration from None
 
     def __enter__(self) -> Stream:
         return self

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edge.runtime.chunk import Answer
-from edge.runtime.logprobs import TokenLogprob
+from edge.runtime.chunk import Answer, FinishReason, Stats
 from edge.runtime.messages import ToolCall
 from edge.runtime.tokenizer import Tokenizer
 from edge.wire.errors import TOO_LATE, RequestError
+from edge.wire.logprobs import chat_logprobs, old_logprobs, shown_entries
 
 JsonBody = dict[str, Any]  # Any: JSON
 WireReason = Literal["stop", "length", "tool_calls"]
@@ -31,6 +31,8 @@ class Head:
     created: int  # seconds since 1970
     model: str
     fingerprint: str | None = None  # of everything that decides an answer, besides the request
+    measured: bool = False  # whether to tell what depends on other requests and on time: cached tokens, speeds
+    dropped_messages: int = 0  # for which the context had no room
 
 
 def chat_completion(
@@ -42,13 +44,13 @@ def chat_completion(
         {
             "index": index,
             "message": message_of(answer),
-            "logprobs": _logprobs(answer, tokenizer) if logprobs else None,
-            **_ending(answer),
+            "logprobs": chat_logprobs(shown_entries(answer, tokenizer), tokenizer) if logprobs else None,
+            **ending(answer.finish_reason),
             **({"token_ids": list(answer.token_ids)} if token_ids else {}),
         }
         for index, answer in enumerate(answers)
     ]
-    return _body("chat.completion", head, choices, usage(answers))
+    return whole_body("chat.completion", head, choices, answers)
 
 
 def text_completion(
@@ -70,13 +72,13 @@ def text_completion(
         {
             "index": index,
             "text": (echoed[index] if echoed else "") + answer.text,
-            "logprobs": _old_logprobs(answer, tokenizer) if logprobs else None,
-            **_ending(answer),
+            "logprobs": old_logprobs(shown_entries(answer, tokenizer), tokenizer) if logprobs else None,
+            **ending(answer.finish_reason),
             **({"token_ids": list(answer.token_ids)} if token_ids else {}),
         }
         for index, answer in enumerate(answers)
     ]
-    return _body("text_completion", head, choices, usage(answers, num_prompts))
+    return whole_body("text_completion", head, choices, answers, num_prompts)
 
 
 def message_of(answer: Answer) -> JsonBody:
@@ -92,92 +94,82 @@ def call_of(call: ToolCall) -> JsonBody:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def usage(answers: Sequence[Answer], num_prompts: int = 1) -> JsonBody:
-    """Return how many tokens were read and written; each prompt counts once, however many answers it got."""
-    stats = [answer.stats for answer in answers if answer.stats is not None]
-    each = max(len(answers) // num_prompts, 1)
-    read = sum(found.prompt_tokens for found in stats[::each])
-    written = sum(found.new_tokens for found in stats)
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+def usage(stats: Sequence[Stats | None], num_prompts: int = 1, *, measured: bool = False) -> JsonBody:
+    """Return how many tokens were read and written; each prompt counts once, however many answers it got.
+
+    measured: with how many of the prompts' tokens were in the cache already.
+    """
+    known = [found for found in stats if found is not None]
+    each = max(len(stats) // num_prompts, 1)
+    read = sum(found.prompt_tokens for found in known[::each])
+    written = sum(found.new_tokens for found in known)
+    told: JsonBody = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    if measured:
+        prompts = [known[i : i + each] for i in range(0, len(known), each)]
+        cached = sum(min(found.cached_tokens for found in prompt) for prompt in prompts)
+        told["prompt_tokens_details"] = {"cached_tokens": cached}
+    return told
 
 
-def _body(kind: str, head: Head, choices: list[JsonBody], tokens: JsonBody) -> JsonBody:
+def timings(stats: Stats) -> JsonBody:
+    """Return the figures of an answer under llama.cpp's names."""
+    predicted_ms = stats.tpot_ms * max(stats.new_tokens - 1, 0)
     return {
-        "id": head.id,
-        "object": kind,
-        "created": head.created,
-        "model": head.model,
+        "prompt_n": stats.prompt_tokens - stats.cached_tokens,
+        "cache_n": stats.cached_tokens,
+        "prompt_ms": round(stats.ttft_ms, 3),
+        "predicted_n": stats.new_tokens,
+        "predicted_ms": round(predicted_ms, 3),
+        "predicted_per_second": round(stats.tokens_per_second, 3),
+        "draft_n": stats.drafted_tokens,
+        "draft_n_accepted": stats.accepted_tokens,
+    }
+
+
+def whole_body(
+    kind: str, head: Head, choices: list[JsonBody], answers: Sequence[Answer], num_prompts: int = 1
+) -> JsonBody:
+    """Return the body of a whole answer around its choices."""
+    stats = [answer.stats for answer in answers]
+    body = {
+        **beginning(kind, head),
         "choices": choices,
-        "usage": tokens,
+        "usage": usage(stats, num_prompts, measured=head.measured),
         "system_fingerprint": head.fingerprint,
     }
+    if head.measured:
+        body["service_tier"] = "default"
+        if len(stats) == 1 and stats[0] is not None:
+            body["timings"] = timings(stats[0])
+    if head.dropped_messages:
+        body["edge"] = {"dropped_messages": head.dropped_messages}
+    return body
+
+
+def beginning(kind: str, head: Head) -> JsonBody:
+    """Return what every body of an answer begins with."""
+    return {"id": head.id, "object": kind, "created": head.created, "model": head.model}
 
 
 def _check_in_time(answers: Sequence[Answer]) -> None:
     if all(answer.finish_reason == "deadline" and not answer.token_ids for answer in answers):
-        raise RequestError(
-            "the deadline passed before the first token; allow more time", code="deadline_exceeded", status=TOO_LATE
-        )
+        raise nothing_in_time()
 
 
-def _ending(answer: Answer) -> JsonBody:
-    if answer.finish_reason == "deadline":
+def nothing_in_time() -> RequestError:
+    """Return the error for a deadline that left no token to send."""
+    return RequestError(
+        "the deadline passed before the first token; allow more time", code="deadline_exceeded", status=TOO_LATE
+    )
+
+
+def ending(reason: FinishReason) -> JsonBody:
+    """Return how a choice ended, in reasons that clients know."""
+    if reason == "deadline":
         return {"finish_reason": "length", "edge": {"finish_reason": "deadline"}}
-    return {"finish_reason": wire_reason(answer)}
+    return {"finish_reason": wire_reason(reason)}
 
 
-def wire_reason(answer: Answer) -> WireReason:
+def wire_reason(reason: FinishReason) -> WireReason:
     """Return the finish reason in the protocol's words."""
-    if answer.finish_reason in ("stop", "tool_calls"):
-        return answer.finish_reason
-    return "length"
-
-
-def _shown_logprobs(answer: Answer, tokenizer: Tokenizer) -> list[tuple[TokenLogprob, bytes]]:
-    """Return the entries of the tokens whose text is shown: no stop id, and nothing of a stop text."""
-    entries = [(entry, tokenizer.token_bytes(entry.token_id)) for entry in answer.logprobs]
-    if answer.stopped_by is None:
-        return entries
-    if answer.stopped_by.token_id is not None:
-        return entries[:-1]
-    if answer.stopped_by.text is None:
-        return entries
-    left, found = len(answer.text.encode()), list[tuple[TokenLogprob, bytes]]()
-    for entry, data in entries:
-        if left <= 0:
-            break
-        found.append((entry, data))
-        left -= len(data)
-    return found
-
-
-def _logprobs(answer: Answer, tokenizer: Tokenizer) -> JsonBody:
-    def of_token(data: bytes, logprob: float) -> JsonBody:
-        return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
-
-    content = [
-        {
-            **of_token(data, entry.logprob),
-            "top_logprobs": [of_token(tokenizer.token_bytes(i), value) for i, value in entry.top],
-        }
-        for entry, data in _shown_logprobs(answer, tokenizer)
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _old_logprobs(answer: Answer, tokenizer: Tokenizer) -> JsonBody:
-    """Return log-probabilities in the lists of /v1/completions."""
-    shown = _shown_logprobs(answer, tokenizer)
-    texts = [data.decode("utf-8", "replace") for _, data in shown]
-    offsets, end = list[int](), 0
-    for text in texts:
-        offsets.append(end)
-        end += len(text)
-    return {
-        "tokens": texts,
-        "token_logprobs": [entry.logprob for entry, _ in shown],
-        "top_logprobs": [
-            {tokenizer.token_bytes(i).decode("utf-8", "replace"): value for i, value in entry.top} for entry, _ in shown
-        ],
-        "text_offset": offsets,
-    }
+    return reason if reason in ("stop", "tool_calls") else "length"

@@ -7,19 +7,23 @@ it refuses is told in terms of the body. Knows nothing about how an answer is se
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from edge.runtime.chunk import Answer
 from edge.runtime.errors import ContextLengthError, EdgeError
+from edge.runtime.fitting import fitting
 from edge.runtime.llm import LLM
+from edge.runtime.messages import MessageLike, messages_from
 from edge.runtime.produced_ids import ProducedIds
 from edge.runtime.stream import Stream
 from edge.runtime.tools.declared import JsonObject
 from edge.wire.answers import Head, JsonBody, chat_completion
 from edge.wire.body import in_terms_of, refusal_of
+from edge.wire.chat_events import ChatEvents
 from edge.wire.context import too_long
 from edge.wire.errors import RequestError
+from edge.wire.events import AnswerEvents
 from edge.wire.fields import CHAT, read_fields
 from edge.wire.settings import RequestSettings, read_settings
 
@@ -32,14 +36,15 @@ class ChatRequest:
 
     body: JsonObject
     settings: RequestSettings
-    messages: Sequence[JsonObject]
+    messages: Sequence[MessageLike]
     tools: Sequence[JsonObject] | None
     tool_choice: str | JsonObject
     template_variables: JsonObject | None
     memory: ProducedIds | None = None  # as in `LLM.chat_samples`
+    dropped_messages: int = 0  # for which the context had no room
 
     @classmethod
-    def from_body(cls, body: JsonObject) -> ChatRequest:
+    def from_body(cls, body: JsonObject) -> Self:
         """Raises RequestError for everything that is wrong whatever the model."""
         fields = read_fields(body, CHAT)
         if "messages" not in fields:
@@ -51,6 +56,18 @@ class ChatRequest:
         if tools is None and choice == "none":
             choice = "auto"  # nothing to choose from
         return cls(body, settings, fields["messages"], tools, choice, fields.get("chat_template_kwargs"))
+
+    def fitted(self, llm: LLM) -> Self:
+        """Return the request without the oldest turns that do not fit the model's context. Raises as `start`."""
+        with in_terms_of(self.body, self.settings.names):
+            kept, dropped = fitting(
+                llm,
+                messages_from(self.messages),
+                self.settings.options.get("max_new_tokens"),
+                tools=self.tools,
+                template_variables=self.template_variables,
+            )
+        return replace(self, messages=kept, dropped_messages=len(dropped)) if dropped else self
 
     def start(self, llm: LLM) -> list[Stream]:
         """Return a stream for each choice, all submitted. Raises RequestError, or an EdgeError that is not about it."""
@@ -76,7 +93,12 @@ class ChatRequest:
         """Return the body that answers this. Raises RequestError if a deadline left nothing to send."""
         settings = self.settings
         wanted = settings.options.get("logprobs") is not None
+        head = replace(head, dropped_messages=self.dropped_messages)
         return chat_completion(head, answers, llm.tokenizer, logprobs=wanted, token_ids=settings.token_ids)
+
+    def events(self, head: Head, llm: LLM) -> AnswerEvents:
+        """Return what makes the events of a streamed answer."""
+        return ChatEvents(replace(head, dropped_messages=self.dropped_messages), self.settings, llm.tokenizer)
 
     def refusal(self, error: EdgeError) -> EdgeError:
         """Return an error that ended an answer in terms of the body, or as it is if the body is not to blame."""

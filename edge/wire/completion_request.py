@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from edge.runtime.chunk import Answer
 from edge.runtime.errors import ContextLengthError, EdgeError, shown
@@ -17,8 +17,10 @@ from edge.runtime.stream import Stream
 from edge.runtime.tools.declared import JsonObject
 from edge.wire.answers import Head, JsonBody, text_completion
 from edge.wire.body import in_terms_of, refusal_of
+from edge.wire.completion_events import CompletionEvents
 from edge.wire.context import too_long
 from edge.wire.errors import RequestError
+from edge.wire.events import AnswerEvents
 from edge.wire.fields import COMPLETION, check_type, is_of, read_fields
 from edge.wire.settings import RequestSettings, read_settings
 
@@ -37,7 +39,7 @@ class CompletionRequest:
     echo: bool  # whether an answer begins with its prompt
 
     @classmethod
-    def from_body(cls, body: JsonObject) -> CompletionRequest:
+    def from_body(cls, body: JsonObject) -> Self:
         """Raises RequestError for everything that is wrong whatever the model."""
         fields = read_fields(body, COMPLETION)
         if "prompt" not in fields:
@@ -52,6 +54,10 @@ class CompletionRequest:
             )
         settings = read_settings(body, fields, COMPLETION, {} if logprobs is None else {"logprobs": logprobs})
         return cls(body, settings, prompts, is_list, echo)
+
+    def fitted(self, llm: LLM) -> Self:  # noqa: ARG002  # text has no turns to drop
+        """Return the request as it is."""
+        return self
 
     def start(self, llm: LLM) -> list[Stream]:
         """Return a stream for each choice, all submitted: those of the first prompt first. Raises as a ChatRequest."""
@@ -68,19 +74,27 @@ class CompletionRequest:
 
     def answer(self, head: Head, answers: Sequence[Answer], llm: LLM) -> JsonBody:
         """Return the body that answers this. Raises RequestError if a deadline left nothing to send."""
-        settings, echoed = self.settings, list[str]()
-        if self.echo:
-            texts = [text if isinstance(text, str) else llm.tokenizer.decode(text) for text in self.prompts]
-            echoed = [text for text in texts for _ in range(settings.n)]
+        settings = self.settings
         return text_completion(
             head,
             answers,
             llm.tokenizer,
-            echoed=echoed,
+            echoed=self._echoed(llm),
             logprobs=settings.options.get("logprobs") is not None,
             num_prompts=len(self.prompts),
             token_ids=settings.token_ids,
         )
+
+    def events(self, head: Head, llm: LLM) -> AnswerEvents:
+        """Return what makes the events of a streamed answer."""
+        return CompletionEvents(head, self.settings, llm.tokenizer, self._echoed(llm), len(self.prompts))
+
+    def _echoed(self, llm: LLM) -> list[str]:
+        """Return what each choice begins with."""
+        if not self.echo:
+            return []
+        texts = [text if isinstance(text, str) else llm.tokenizer.decode(text) for text in self.prompts]
+        return [text for text in texts for _ in range(self.settings.n)]
 
     def refusal(self, error: EdgeError) -> EdgeError:
         """Return an error that ended an answer in terms of the body, or as it is if the body is not to blame."""

@@ -3,7 +3,11 @@
 In: an EdgeError, or any exception. Out: an `ErrorAnswer`. Knows nothing about HTTP beyond the number of a status.
 
     400  invalid_request_error  a request that is wrong; `code` says in what way, `param` where
-    503  server_error           the model is closed or has no room now: the same request may work later
+    401  authentication_error   no key, or a wrong one
+    403  permission_error       from a page of another site, or for another host
+    404, 405, 408, 413, 415, 431  invalid_request_error  a request that HTTP or the server's limits refuse
+    429  rate_limit_error       too many requests wait already
+    503  server_error           the model is loading, closed or has no room now: the same request may work later
     504  server_error           the deadline passed before the first token
     500  server_error           everything else
 """
@@ -28,14 +32,29 @@ Code = Literal[
     "invalid_messages",
     "invalid_schema",
     "context_length_exceeded",
+    "model_not_found",
+    "invalid_api_key",
+    "host_not_allowed",
+    "origin_not_allowed",
+    "not_found",
+    "method_not_allowed",
+    "request_timeout",
     "request_too_large",
+    "unsupported_media_type",
+    "headers_too_large",
+    "queue_full",
     "deadline_exceeded",
     "cache_full",
+    "loading",
+    "stalled",
+    "too_many_connections",
     "shutting_down",
     "internal_error",
 ]
-BAD_REQUEST, TOO_LARGE = 400, 413
+BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, NOT_ALLOWED, TOO_SLOW = 400, 401, 403, 404, 405, 408
+TOO_LARGE, NOT_JSON, TOO_MANY, HEADERS_TOO_LARGE = 413, 415, 429, 431
 INTERNAL, UNAVAILABLE, TOO_LATE = 500, 503, 504
+_TYPES = {UNAUTHORIZED: "authentication_error", FORBIDDEN: "permission_error", TOO_MANY: "rate_limit_error"}
 
 _UNTOLD = "something went wrong while this was answered; the log says what"
 
@@ -53,11 +72,13 @@ class RequestError(GenerationError):
         param: str | None = None,
         status: int = BAD_REQUEST,
         figures: Mapping[str, int] | None = None,
+        retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message, param=param)
         self.code = code
         self.status = status
         self.figures = figures or {}  # further keys of the error object
+        self.retry_after_s = retry_after_s  # when the same request may work; None: the server does not know
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +90,12 @@ class ErrorAnswer:
     code: Code
     param: str | None = None
     figures: Mapping[str, int] = field(default_factory=dict)
+    retry_after_s: int | None = None
 
     @property
     def type(self) -> str:
         """Whose fault it is, in the protocol's words."""
-        return "invalid_request_error" if self.status < INTERNAL else "server_error"
+        return _TYPES.get(self.status, "invalid_request_error" if self.status < INTERNAL else "server_error")
 
     def to_dict(self) -> dict[str, Any]:  # Any: JSON
         """Return the body of the answer."""
@@ -87,7 +109,7 @@ def error_answer(error: BaseException, *, private: bool = False) -> ErrorAnswer:
     private: the client is the user of this machine, who is told what failed inside, too; others find it in the log.
     """
     if isinstance(error, RequestError):
-        return ErrorAnswer(error.status, str(error), error.code, error.param, error.figures)
+        return ErrorAnswer(error.status, str(error), error.code, error.param, error.figures, error.retry_after_s)
     if isinstance(error, ContextLengthError):
         return ErrorAnswer(BAD_REQUEST, str(error), "context_length_exceeded", error.param)
     if isinstance(error, ClosedError):

@@ -35,6 +35,8 @@ class RequestSettings:
     stream: bool
     include_usage: bool
     token_ids: bool  # wanted in the answer
+    progress: bool  # of reading the prompt wanted in a stream
+    timings: bool  # wanted in each chunk of a stream
 
 
 def read_settings(
@@ -77,6 +79,8 @@ def read_settings(
         stream=fields.get("stream", False),
         include_usage=_include_usage(fields.get("stream_options", {})),
         token_ids=fields.get("return_token_ids", False),
+        progress=fields.get("return_progress", False),
+        timings=fields.get("timings_per_token", False),
     )
 
 

@@ -141,7 +141,7 @@ def test_ids_of_tokens_when_they_are_wanted() -> None:
 def test_text_beside_a_call_stays() -> None:
     answer = Answer("Let me see.", (1,), "tool_calls", tool_calls=(ToolCall("weather", "{}", "call_1"),))
     assert message_of(answer)["content"] == "Let me see."
-    assert usage([answer]) == {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    assert usage([answer.stats]) == {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
 
 @pytest.mark.parametrize(

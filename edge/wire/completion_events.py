@@ -1,0 +1,87 @@
+"""A streamed answer of /v1/completions.
+
+In: chunks of each choice. Out: `text_completion` events, the last of each choice with its finish reason. Knows nothing
+about sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from edge.runtime.chunk import Chunk, Stats
+from edge.runtime.tokenizer import Tokenizer
+from edge.wire.answers import Head, JsonBody, beginning, ending, nothing_in_time, timings, usage
+from edge.wire.chat_events import DONE
+from edge.wire.errors import ErrorAnswer
+from edge.wire.events import Event
+from edge.wire.logprobs import ShownEntries, old_logprobs
+from edge.wire.settings import RequestSettings
+
+
+class CompletionEvents:
+    """The events of one request."""
+
+    def __init__(
+        self, head: Head, settings: RequestSettings, tokenizer: Tokenizer, echoed: Sequence[str], num_prompts: int
+    ) -> None:
+        """echoed: what each choice begins with; empty if nothing is."""
+        self._head, self._settings, self._tokenizer = head, settings, tokenizer
+        self._echoed, self._num_prompts = echoed, num_prompts
+        self._stats: dict[int, Stats | None] = {}
+        self._late: list[Event] = []  # ends of choices whose deadline passed before their first token
+        count = settings.n * num_prompts
+        self._offsets = [len(text) for text in echoed] or [0] * count
+        wanted = settings.options.get("logprobs") is not None
+        self._entries = [ShownEntries(tokenizer) for _ in range(count)] if wanted else None
+        self._begun: set[int] = set()
+
+    def begin(self) -> Iterator[Event]:
+        """Yield the echoed prompts."""
+        for index, text in enumerate(self._echoed):
+            yield self._event(index, text, {})
+
+    def push(self, index: int, chunk: Chunk) -> Iterator[Event]:
+        """Yield what a chunk becomes."""
+        more: JsonBody = {}
+        entries = None if self._entries is None else self._entries[index].push(chunk)
+        if entries:
+            more["logprobs"] = found = old_logprobs(entries, self._tokenizer, self._offsets[index])
+            self._offsets[index] += sum(map(len, found["tokens"]))
+        if self._settings.token_ids and chunk.token_ids:
+            more["token_ids"] = list(chunk.token_ids)
+        if chunk.token_ids:
+            self._begun.add(index)
+        if chunk.text or more:
+            yield self._event(index, chunk.text, more)
+        if chunk.finish_reason is not None:
+            self._stats[index] = chunk.stats
+            event = self._event(index, "", ending(chunk.finish_reason))
+            if chunk.stats is not None and self._head.measured and isinstance(event.data, dict):
+                event.data["timings"] = timings(chunk.stats)
+            if chunk.finish_reason == "deadline" and index not in self._begun:
+                self._late.append(event)
+            else:
+                yield event
+
+    def end(self) -> Iterator[Event]:
+        """Yield the usage, if it was asked for, and the end."""
+        if len(self._late) == self._settings.n * self._num_prompts:
+            raise nothing_in_time()
+        yield from self._late
+        if self._settings.include_usage:
+            stats = [found for _, found in sorted(self._stats.items())]
+            told = usage(stats, self._num_prompts, measured=self._head.measured)
+            yield Event({**self._common(), "choices": [], "usage": told})
+        yield DONE
+
+    def fail(self, told: ErrorAnswer) -> Iterator[Event]:
+        """Yield the error alone: without [DONE], clients raise it."""
+        yield Event(told.to_dict())
+
+    def _event(self, index: int, text: str, more: JsonBody) -> Event:
+        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": None, **more}
+        usage_of_none = {"usage": None} if self._settings.include_usage else {}
+        return Event({**self._common(), "choices": [choice], **usage_of_none})
+
+    def _common(self) -> JsonBody:
+        return {**beginning("text_completion", self._head), "system_fingerprint": self._head.fingerprint}

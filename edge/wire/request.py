@@ -1,0 +1,45 @@
+"""What the server needs from a request of any protocol.
+
+In: nothing. Out: the `WireRequest` protocol. Knows nothing about single protocols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, Self
+
+from edge.runtime.chunk import Answer
+from edge.runtime.errors import EdgeError
+from edge.runtime.llm import LLM
+from edge.runtime.stream import Stream
+from edge.runtime.tools.declared import JsonObject
+from edge.wire.answers import Head, JsonBody
+from edge.wire.events import AnswerEvents
+from edge.wire.settings import RequestSettings
+
+
+class WireRequest(Protocol):
+    """A checked body."""
+
+    @property
+    def settings(self) -> RequestSettings:
+        """What it says about its answers."""
+
+    @classmethod
+    def from_body(cls, body: JsonObject) -> Self:
+        """Raises RequestError for everything that is wrong whatever the model."""
+
+    def fitted(self, llm: LLM) -> Self:
+        """Return the request without the oldest turns that do not fit the model's context."""
+
+    def start(self, llm: LLM) -> list[Stream]:
+        """Return a stream for each choice, all submitted. Raises RequestError, or an EdgeError that is not about it."""
+
+    def answer(self, head: Head, answers: Sequence[Answer], llm: LLM) -> JsonBody:
+        """Return the body of a whole answer. Raises RequestError if a deadline left nothing to send."""
+
+    def events(self, head: Head, llm: LLM) -> AnswerEvents:
+        """Return what makes the events of a streamed answer."""
+
+    def refusal(self, error: EdgeError) -> EdgeError:
+        """Return an error that ended an answer in terms of the body, or as it is if the body is not to blame."""
