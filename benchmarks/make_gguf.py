@@ -9,7 +9,8 @@ v joined; vectors in float32.
 
 The weights go into OUT.unquantized first, tensor by tensor, and llama.cpp's quantizer (llama_model_quantize with its
 defaults) converts them to Q4_0; the head gets what llama.cpp gives it. That runs under PYTHON, one that has llama_cpp
-(default: this one), or it is llama.cpp's own program of that name. 9B take 18.8 GB in addition to the checkpoint while it runs, 5.5 GB at the end.
+(default: this one), or it is llama.cpp's own program of that name. 9B take 18.8 GB in addition to the checkpoint while
+it runs, 5.5 GB at the end.
 
 The vocabulary has the right size and one name per id, so that llama.cpp loads it: prompts have to be ids, not text.
 

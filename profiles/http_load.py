@@ -95,7 +95,6 @@ async def ask(address: Address, post: Post) -> Reply:
         transport, protocol = await loop.create_connection(lambda: _Client(post, loop.create_future()), *address)
     except OSError:
         return Reply(sent_at, None, time.perf_counter(), 0)
-    sent_at = time.perf_counter()
     transport.write(post.to_bytes(address))
     try:
         async with asyncio.timeout(post.leave_after_s or TIMEOUT_S):
