@@ -41,6 +41,7 @@ VERBS = (
     "export",
     "run",
     "chat",
+    "serve",
     "batch",
     "prefix",
     "bench",
@@ -51,7 +52,7 @@ VERBS = (
     "devices",
 )
 # Verb -> the extra that it needs as a whole.
-NEEDED = {"demo": "export", "export": "export", "profile": "profile", "recipes": "export"}
+NEEDED = {"demo": "export", "export": "export", "serve": "server", "profile": "profile", "recipes": "export"}
 PATHS = ("BUNDLE", "DIR", "FILE", "OUT", "PATH", "SOURCE")  # metavars of what names a file or folder
 ASKED = "_ARGCOMPLETE"  # a variable of the environment that argcomplete's shell code sets
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -1,0 +1,149 @@
+"""Serve a model over HTTP, with OpenAI's protocol and a page.
+
+Clients of OpenAI's API use it by their base URL, http://127.0.0.1:8000/v1; a browser finds a page to talk to the model
+at http://127.0.0.1:8000. Only programs on this machine can reach it, unless --host and --api-key-file say otherwise.
+Answers follow the sampling that the model recommends, where a request does not set its own. Ctrl-C or SIGTERM ends it
+once running answers are done.
+
+examples:
+  edge serve glm4-int4
+  edge serve glm4-int4 --port 8080 --prefix kiosk.prefix
+  edge serve glm4-int4 --host 0.0.0.0 --api-key-file keys.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge.commands import kinds, options
+from edge.commands.help import told, usual
+
+if TYPE_CHECKING:
+    from edge.runtime.llm import LLM
+    from edge.server.service import Stage
+    from edge.server.settings import ServerSettings
+
+KEY_VARIABLE = "EDGE_API_KEY"  # for containers, whose secrets come in variables; a key as an option could be listed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_bundle(parser)
+    where = parser.add_argument_group("where to listen")
+    _add(where, "--host", "host", metavar="ADDRESS")
+    _add(where, "--port", "port", type=int, metavar="N")
+    _add(where, "--uds", "uds", type=kinds.path, metavar="FILE", usual_is="none")
+    _add(where, "--root-path", "root_path", metavar="PATH", usual_is="none")
+    who = parser.add_argument_group("who may use it")
+    who.add_argument(
+        "--api-key-file",
+        type=kinds.path,
+        metavar="FILE",
+        help=f"a file of keys, one a line; a request has to show one of them (default: that in {KEY_VARIABLE}, if any)",
+    )
+    who.add_argument("--no-key", action="store_true", help="let everyone use it who reaches --host, without a key")
+    _add(who, "--allowed-host", "allowed_hosts", action="append", metavar="NAME", usual_is="none")
+    _add(who, "--cors-origin", "cors_origins", action="append", metavar="ORIGIN", usual_is="none")
+    what = parser.add_argument_group("what is served")
+    what.add_argument(
+        "--alias",
+        action="append",
+        default=[],
+        metavar="NAMES",
+        help="what requests may call the model, separated by commas (default: the name of the bundle's folder)",
+    )
+    what.add_argument("--any-model", action="store_true", help="answer whatever model a request names")
+    _add(what, "--context-policy", "context_policy", metavar="{error,drop-oldest}")
+    what.add_argument(
+        "--page-config", type=kinds.path, metavar="FILE", help="words, times and suggestions of the page, as JSON"
+    )
+    what.add_argument("--log-prompts", action="store_true", help="log the bodies of requests, with --log-level info")
+    limits = parser.add_argument_group("limits")
+    _add(limits, "--max-waiting", "max_waiting", type=int, metavar="N")
+    _add(limits, "--max-connections", "max_connections", type=int, metavar="N")
+    _add(limits, "--max-body-bytes", "max_body_bytes", type=int, metavar="BYTES")
+    _add(limits, "--header-timeout", "header_timeout_s", type=float, metavar="SECONDS")
+    _add(limits, "--body-timeout", "body_timeout_s", type=float, metavar="SECONDS")
+    _add(limits, "--send-timeout", "send_timeout_s", type=float, metavar="SECONDS")
+    _add(limits, "--stall-seconds", "stall_s", type=float, metavar="SECONDS")
+    _add(limits, "--shutdown-seconds", "shutdown_s", type=float, metavar="SECONDS")
+    options.add_engine(parser)
+    options.add_reuse(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from edge.server.app import make_app
+    from edge.server.metrics import Metrics
+    from edge.server.page_config import PageConfig, read_page_config
+    from edge.server.run import bind, serve, url_of
+    from edge.server.service import Service
+    from edge.server.systemd import Notifier
+
+    settings = _settings(args)
+    page = PageConfig() if args.page_config is None else read_page_config(Path(args.page_config))
+    service = Service(lambda stage: _opened(args, stage), settings)
+    app = make_app(service, Metrics(), page.to_json())
+    bound = bind(settings)
+    print(f"serving {settings.names[0]} at {url_of(bound)}, once it is loaded", file=sys.stderr, flush=True)
+    serve(app, service, bound, Notifier())
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> ServerSettings:
+    from edge.runtime.errors import SettingsError
+    from edge.server.keys import check_keys, read_keys
+    from edge.server.settings import ServerSettings
+
+    keys: tuple[str, ...] = ()
+    if args.api_key_file is not None:
+        keys = read_keys(Path(args.api_key_file))
+    elif key := os.environ.get(KEY_VARIABLE):
+        keys = (key,)
+    check_keys(keys)
+    names = [name.strip() for alias in args.alias for name in alias.split(",") if name.strip()]
+    folder = Path(args.bundle)
+    names = names or [folder.resolve().name]
+    known = {spec.name for spec in fields(ServerSettings)} - {"names", "keys"}
+    given = {name: getattr(args, name) for name in known if getattr(args, name, None) is not None}
+    settings = ServerSettings(**given, names=tuple(dict.fromkeys([*names, folder.name, args.bundle])), keys=keys)
+    if not settings.is_local and not keys and not args.no_key:
+        raise SettingsError(
+            f"--host {settings.host} lets other machines use this model, and there is no key; give --api-key-file "
+            "FILE, or say --no-key if everyone there may use it"
+        )
+    return settings
+
+
+def _opened(args: argparse.Namespace, stage: Stage) -> LLM:
+    from edge.api import load
+    from edge.server.warm_up import warm_up
+
+    stage("reading weights and compiling", 0.1)
+    llm = load(args.bundle, **options.reuse_settings(args, options.engine_settings(args)))
+    try:
+        stage("opening prefixes", 0.7)
+        options.prepare(llm, args)
+        stage("warming up", 0.8)
+        warm_up(llm)
+    except BaseException:
+        llm.close()
+        raise
+    stage("ready", 1.0)
+    print(f"ready: {llm.engine.info.name} on {llm.engine.info.device}", file=sys.stderr, flush=True)
+    return llm
+
+
+def _add(
+    group: argparse._ArgumentGroup, option: str, name: str, usual_is: str | None = None, **more: Any
+) -> None:  # Any: argparse's own keywords
+    """Add an option for a setting of the server, with its purpose and default."""
+    from edge.runtime.rules import help_of
+    from edge.server.settings import ServerSettings
+
+    (spec,) = (spec for spec in fields(ServerSettings) if spec.name == name)
+    default = usual_is or usual(ServerSettings, name)
+    group.add_argument(option, dest=name, default=None, help=told(help_of(spec), default), **more)

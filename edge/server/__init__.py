@@ -1,0 +1,1 @@
+"""The HTTP server of `edge serve`: OpenAI's protocol, and a page, for one loaded model."""

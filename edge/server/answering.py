@@ -1,0 +1,175 @@
+"""One request for answers: read, checked, computed and sent, whole or as a stream; or dropped when its client leaves.
+
+In: an ASGI request and the kind of its body. Out: a response. Knows nothing about fields or protocols: `edge.wire` has
+them.
+
+The client's leaving is noticed at every moment, whatever is being waited for. It ends the answers at once, and nothing
+else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from edge.runtime.chunk import Chunk
+from edge.runtime.errors import EdgeError
+from edge.runtime.llm import LLM
+from edge.runtime.stream import Stream, answer_of
+from edge.server.body import read_body
+from edge.server.errors import RETRY_S, ErrorBody, error_response
+from edge.server.leaving import ClientLeft, unless_left
+from edge.server.merging import merged
+from edge.server.metrics import Metrics, Outcome
+from edge.server.service import Service
+from edge.server.sse import EventStream, SlowReaderError
+from edge.wire.answers import Head
+from edge.wire.body import read_body as read_json
+from edge.wire.errors import INTERNAL, UNAVAILABLE, ErrorAnswer, RequestError, error_answer
+from edge.wire.request import WireRequest
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """An endpoint that answers bodies of one kind."""
+
+    path: str
+    request_type: type[WireRequest]
+    id_prefix: str
+    error_body: ErrorBody = ErrorAnswer.to_dict
+
+
+class Answering:
+    """An ASGI application for one endpoint."""
+
+    def __init__(self, post: Post, service: Service, metrics: Metrics) -> None:
+        self._post, self._service, self._metrics = post, service, metrics
+        self._settings = service.settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        started = time.perf_counter()
+        self._metrics.started(self._post.path)
+        outcome: Outcome = "cancelled"
+        try:
+            outcome = await self._answered(scope, receive, send)
+        except (ClientLeft, SlowReaderError):
+            self._metrics.disconnected()
+        except Exception as error:
+            told = error_answer(error)
+            outcome = "error" if told.status >= INTERNAL else "refused"
+            await error_response(told, self._post.error_body)(scope, receive, send)
+        finally:
+            self._metrics.ended(self._post.path, outcome)
+            ms = (time.perf_counter() - started) * 1000
+            logger.info("%s %s: %s, %.0f ms", scope["state"]["request_id"], self._post.path, outcome, ms)
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send) -> Outcome:
+        raw = await read_body(
+            Headers(scope=scope),
+            receive,
+            max_bytes=self._settings.max_body_bytes,
+            timeout_s=self._settings.body_timeout_s,
+        )
+        if self._settings.log_prompts:
+            logger.info("%s %s", scope["state"]["request_id"], raw.decode("utf-8", "replace"))
+        return await unless_left(self._let_in(raw, scope, receive, send), receive)
+
+    async def _let_in(self, raw: bytes, scope: Scope, receive: Receive, send: Send) -> Outcome:
+        with self._service.admitted() as llm:
+            with self._service.starting():
+                request, streams = await self._in_thread(lambda: self._started(raw, llm))
+            with self._service.running(streams):
+                return await self._sent(request, streams, llm, scope, receive, send)
+
+    def _started(self, raw: bytes, llm: LLM) -> tuple[WireRequest, list[Stream]]:
+        """Check a request and put it into the model's queue. Raises RequestError."""
+        request = self._post.request_type.from_body(read_json(raw))
+        self._service.check_model(request.settings.model)
+        if self._settings.context_policy == "drop-oldest":
+            request = request.fitted(llm)
+        return request, request.start(llm)
+
+    async def _sent(
+        self, request: WireRequest, streams: list[Stream], llm: LLM, scope: Scope, receive: Receive, send: Send
+    ) -> Outcome:
+        head = Head(
+            f"{self._post.id_prefix}-{secrets.token_hex(12)}",
+            int(time.time()),
+            request.settings.model or self._settings.names[0],
+            self._service.fingerprint,
+            measured=True,
+        )
+        if request.settings.stream:
+            return await self._streamed(request, streams, head, llm, send)
+        found: list[list[Chunk]] = [[] for _ in streams]
+        try:
+            async for index, chunk in self._measured(streams):
+                found[index].append(chunk)
+        except EdgeError as error:
+            raise request.refusal(error) from error
+        body = await self._in_thread(lambda: request.answer(head, [answer_of(chunks) for chunks in found], llm))
+        await JSONResponse(body)(scope, receive, send)
+        return "ok"
+
+    async def _streamed(self, request: WireRequest, streams: list[Stream], head: Head, llm: LLM, send: Send) -> Outcome:
+        ping_s = min(self._settings.ping_s, 1.0) if request.settings.progress else self._settings.ping_s
+        events, response = request.events(head, llm), EventStream(send, ping_s, self._settings.send_timeout_s)
+        outcome: Outcome = "ok"
+        try:
+            await response.open()
+            try:
+                await response.send(events.begin())
+                async for index, chunk in self._measured(streams):
+                    await response.send(events.push(index, chunk))
+                await response.send(events.end())
+            except EdgeError as error:
+                outcome = "error"
+                await response.send(events.fail(error_answer(request.refusal(error))))
+            await response.close()
+        finally:
+            response.stop()
+        return outcome
+
+    async def _measured(self, streams: list[Stream]) -> AsyncIterator[tuple[int, Chunk]]:
+        """Yield the chunks of all streams as they come, each with the index of its stream.
+
+        Raises RequestError if the server ends before they do.
+        """
+        begun, last = time.perf_counter(), None
+        left = len(streams)
+        async for index, chunk in merged(streams):
+            if chunk.token_ids:
+                now = time.perf_counter()
+                if last is None:
+                    self._metrics.first_token(now - begun)
+                elif len(streams) == 1:
+                    self._metrics.gap((now - last) / len(chunk.token_ids))
+                last = now
+            if chunk.stats is not None:
+                self._metrics.answered(chunk.stats)
+            left -= chunk.finish_reason is not None
+            yield index, chunk
+        if left:
+            raise RequestError(
+                "the server ended before the answer did",
+                code="shutting_down",
+                status=UNAVAILABLE,
+                retry_after_s=RETRY_S,
+            )
+
+    def _in_thread(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._service.threads, function)

@@ -1,0 +1,108 @@
+"""The table of paths, and what answers each.
+
+In: a service. Out: an ASGI application. Knows nothing about sockets, fields or how answers are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+import edge.web
+from edge.runtime.errors import shown
+from edge.server.answering import Answering, Post
+from edge.server.endpoints import Call, Calling, Gets, ReadDocument
+from edge.server.errors import response_of
+from edge.server.guard import Guard
+from edge.server.keys import Keys
+from edge.server.metrics import Metrics
+from edge.server.service import Service
+from edge.wire.answers import JsonBody
+from edge.wire.chat_request import ChatRequest
+from edge.wire.completion_request import CompletionRequest
+from edge.wire.errors import NOT_ALLOWED, NOT_FOUND, RequestError
+
+POSTS = (
+    Post("/v1/chat/completions", ChatRequest, "chatcmpl"),
+    Post("/v1/completions", CompletionRequest, "cmpl"),
+)
+CALLS: tuple[Call, ...] = ()
+WITHOUT_V1 = ("/chat/completions", "/completions", "/models")  # as llama.cpp and mlx-lm answer, too
+_PAGE = Path(edge.web.__file__).parent
+_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+
+
+def make_app(service: Service, metrics: Metrics, page_config: JsonBody) -> ASGIApp:
+    """Return the whole application, with its guard."""
+    gets = Gets(service, metrics, page_config)
+    answerers = {post.path: Answering(post, service, metrics) for post in POSTS}
+    routes = [
+        Route("/", _page_file("index.html")),
+        Route("/web/{name:path}", _web),
+        Route("/health", gets.health),
+        Route("/metrics", gets.metrics),
+        Route("/v1/models", gets.models),
+        Route("/models", gets.models),
+        Route("/v1/models/{name:path}", gets.model),
+        Route("/page-config.json", gets.page_config),
+        Route("/page/status.json", gets.status),
+        Route("/page/read-document", ReadDocument(service), methods=["POST"]),
+        *(Route(path, answer, methods=["POST"]) for path, answer in answerers.items()),
+        *(Route(path, answerers[f"/v1{path}"], methods=["POST"]) for path in WITHOUT_V1 if f"/v1{path}" in answerers),
+        *(Route(call.path, Calling(call, service), methods=["POST"]) for call in CALLS),
+    ]
+    return Guard(_Routed(Router(routes, redirect_slashes=False)), service.settings, Keys(service.settings.keys))
+
+
+class _Routed:
+    """A router whose refusals look like all others."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self  # the router then raises, in place of answering with text
+        try:
+            await self._router(scope, receive, send)
+        except HTTPException as refused:
+            response = response_of(_refusal(refused, scope))
+            response.headers.update(refused.headers or {})
+            await response(scope, receive, send)
+
+
+def _refusal(refused: HTTPException, scope: Scope) -> RequestError:
+    path = shown(scope["path"])
+    if refused.status_code == NOT_ALLOWED:
+        allowed = (refused.headers or {}).get("Allow", "")
+        return RequestError(
+            f"{scope['method']} is not allowed for {path}, expected {allowed}",
+            code="method_not_allowed",
+            status=NOT_ALLOWED,
+        )
+    return RequestError(
+        f"nothing is at {path}; POST /v1/chat/completions answers messages, and GET /openapi.json lists all paths",
+        code="not_found",
+        status=NOT_FOUND,
+    )
+
+
+def _page_file(name: str) -> Callable[[Request], Awaitable[Response]]:
+    async def respond(_: Request) -> Response:
+        return FileResponse(_PAGE / name, media_type=_TYPES[Path(name).suffix], headers={"cache-control": "no-cache"})
+
+    return respond
+
+
+async def _web(request: Request) -> Response:
+    """A file of the page, of a known type and inside its folder."""
+    name = request.path_params["name"]
+    path = (_PAGE / name).resolve() if "\0" not in name else _PAGE
+    if path.suffix not in _TYPES or not path.is_relative_to(_PAGE.resolve()) or not path.is_file():
+        raise HTTPException(NOT_FOUND)
+    return FileResponse(path, media_type=_TYPES[path.suffix], headers={"cache-control": "no-cache"})
