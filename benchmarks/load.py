@@ -199,7 +199,7 @@ def saturated(server: Server, args: argparse.Namespace) -> float:
         await asyncio.gather(*(one() for _ in range(args.clients)))
 
     asyncio.run(every())
-    return len(answered) / args.rate_seconds
+    return len(answered) / float(args.rate_seconds)
 
 
 def run_at(server: Server, rate: float, count: int, seed: int) -> list[Reply]:

@@ -31,7 +31,7 @@ class Spoken:
     """One answer: when it was asked for, and when its tokens came."""
 
     sent_at: float
-    token_times: tuple[float, ...]  # of events with text: mostly one for each token
+    token_times: tuple[float, ...]  # of events with text or ids: mostly one for each token
     tokens: int  # as the server counts them
 
 
@@ -48,22 +48,26 @@ class Served:
     gap_ms_p99: float
 
 
-def completion(prompt: Sequence[int], new_tokens: int) -> Post:
-    """A request for exactly this many tokens, as a stream."""
-    body = {
+def completion(prompt: Sequence[int], new_tokens: int, *, ids: bool = False) -> Post:
+    """A request for exactly this many tokens, as a stream. ids: those of `edge serve`, so that each is seen."""
+    body: dict[str, object] = {
         "prompt": list(prompt),
         "max_tokens": new_tokens,
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **({"return_token_ids": True} if ids else {}),
     }
     return Post(PATH, json.dumps(body).encode())
 
 
-def measure_clients(address: Address, clients: Sequence[Sequence[Sequence[int]]], new_tokens: int) -> Served:
+def measure_clients(
+    address: Address, clients: Sequence[Sequence[Sequence[int]]], new_tokens: int, *, ids: bool = False
+) -> Served:
     """Prompts by client; each asks one after the other. Raises ProfileError for an answer that was not asked for."""
-    replies = run_clients(address, [[completion(prompt, new_tokens) for prompt in prompts] for prompts in clients])
+    posts = [[completion(prompt, new_tokens, ids=ids) for prompt in prompts] for prompts in clients]
+    replies = run_clients(address, posts)
     answers = [spoken(reply) for of_client in replies for reply in of_client]
     for answer in answers:
         if answer.tokens != new_tokens:
@@ -84,13 +88,15 @@ def spoken(reply: Reply) -> Spoken:
         match message:
             case {"error": error}:
                 raise ProfileError(f"the server ended a stream with {shown(error)}")
+            case {"choices": [{"token_ids": [_, *_]}, *_]}:
+                times.append(event.at)
             case {"choices": [{"text": str(text)} | {"delta": {"content": str(text)}}, *_]} if text:
                 times.append(event.at)
         match message:
             case {"usage": {"completion_tokens": int(counted)}}:
                 tokens = counted
     if not times or not tokens:
-        raise ProfileError(f"a stream of {len(reply.events)} events has no text, or no usage")
+        raise ProfileError(f"a stream of {len(reply.events)} events has no text or ids, or no usage")
     return Spoken(reply.sent_at, tuple(times), tokens)
 
 
