@@ -6,8 +6,8 @@
 
 with-limit, without-limit: a server with --reproducible and room for --contexts contexts is asked by --clients clients
 for --seconds, with max_tokens or without. A quarter of the requests is abandoned, most in mid-stream. Each whole answer
-has to equal what the same question gets alone; nothing may be lost; afterwards as many tokens of the cache are free as
-before; the largest memory of the process may be at most 10 % above that of the first quarter.
+has to equal what the same question gets alone; nothing may be lost; afterwards no more of the cache is in use than before;
+the largest memory of the process may be at most 10 % above that of the first quarter.
 
 rates: saturation is the number of requests a second at which --clients clients, each with a question in flight, are
 answered. Then requests arrive at random (Poisson) at 25, 50, 75 and 100 % of that, --rate-seconds each, whether or not
@@ -122,14 +122,19 @@ def judged(
     outcome: Outcome, before: dict[str, Any], after: dict[str, Any], samples: list[tuple[float, int]]
 ) -> dict[str, Any]:
     growth = growth_of(samples)
-    free = (before["kv_free_tokens"], after["kv_free_tokens"])
+    used = (in_use(before), in_use(after))
     targets = [
         {"what": "answers that equal their single run", "found": outcome.same, "met": outcome.right},
-        {"what": "tokens of the cache free, before and after", "found": free, "met": free[0] == free[1]},
+        {"what": "tokens of the cache in use, before and after", "found": used, "met": used[0] == used[1]},
         {"what": "memory after the first quarter, of its largest", "found": growth, "met": growth <= GROWTH},
     ]
     pool = {"kv_tokens": after["kv_tokens"], "rss_mb": round(max(kb for _, kb in samples) / 1000, 1)}
     return {**pool, "targets": targets}
+
+
+def in_use(state: dict[str, Any]) -> int:
+    """Tokens of the cache that are neither free nor only kept for prompts to come."""
+    return int(state["kv_tokens"] - state["kv_free_tokens"] - state["kv_cached_tokens"])
 
 
 def settled(server: Server) -> dict[str, Any]:

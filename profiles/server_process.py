@@ -7,6 +7,7 @@ become ready. Knows nothing about which server that is: it only has to answer GE
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from edge.runtime.errors import ProfileError, telling_line
 HOST = "127.0.0.1"
 READY_S = 600.0  # a large model takes this long on a slow disk
 STOP_S = 20.0
+KEY_VARIABLE = "EDGE_API_KEY"  # of `edge serve`; a server that is measured on this machine needs none
 _POLL_S = 0.05
 
 # The server ends with the process that started it: its standard input is a pipe from there.
@@ -66,7 +68,10 @@ def free_port() -> int:
 def started(command: Sequence[str], port: int) -> Iterator[Server]:
     """Run a server for as long as the block. Raises ProfileError if it does not become ready."""
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+        environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
         try:
             _wait_until_ready(process, (HOST, port), log)
             yield Server((HOST, port), process.pid)

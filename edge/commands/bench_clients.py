@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 REQUESTS = 2  # of each client
 WARM_TOKENS = 2  # of the answers of a first run, which prepares kernels
-COLUMNS = ["engine", "prompt", "clients", "tok/s", "TTFT ms", "p99", "gap ms", "p99"]
+COLUMNS = ["engine", "prompt", "clients", "tok/s", "TTFT ms", "TTFT p99", "gap ms", "gap p99"]
 
 
 def compare_servers(args: argparse.Namespace, bundle: Bundle, settings: EngineSettings) -> int:
@@ -34,7 +34,7 @@ def compare_servers(args: argparse.Namespace, bundle: Bundle, settings: EngineSe
     named = args.engine not in ("auto", "all")
     engines = [args.engine] if named else engines_for(bundle, settings.device)
     servers = [_measured(args, bundle, settings, engine) for engine in engines]
-    verdicts = [] if named else list(_verdicts(args, bundle, settings, servers))
+    verdicts = [] if named else list(_verdicts(bundle, settings, servers))
     if args.json:
         print_json({"bundle": args.bundle, "servers": servers, "verdicts": verdicts})
         return 0
@@ -44,7 +44,7 @@ def compare_servers(args: argparse.Namespace, bundle: Bundle, settings: EngineSe
     for verdict in verdicts:
         auto, fastest = verdict["auto"], verdict["fastest"]
         told = "which is right here" if auto == fastest else f"and {fastest} is faster here"
-        print(f"prompt of {verdict['prompt_tokens']}, {verdict['clients']} clients: auto takes {auto}, {told}")
+        print(f"prompt of {verdict['prompt_tokens']}, clients {verdict['clients']}: auto takes {auto}, {told}")
     return 0
 
 
@@ -83,9 +83,7 @@ def _options(settings: EngineSettings, engine: str) -> Iterator[str]:
         yield "--reproducible"
 
 
-def _verdicts(
-    args: argparse.Namespace, bundle: Bundle, settings: EngineSettings, servers: Sequence[dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
+def _verdicts(bundle: Bundle, settings: EngineSettings, servers: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """For each number of clients, what auto takes and which engine was fastest."""
     for index, result in enumerate(servers[0]["results"]):
         speeds = {server["engine"]: server["results"][index]["tokens_per_second"] for server in servers}
