@@ -110,7 +110,10 @@ def check(
 ) -> None:
     parser = PARSERS[verb]
     action = next(action for action in parser._actions if action.dest == dest)
-    arguments = [*verb.split(), *line(parser, action, value, {"bundle": str(bundle), "prompt": "hi"})]
+    arguments = [
+        *verb.split(),
+        *line(parser, action, value, {"bundle": str(bundle), "prompt": "hi", "system_file": __file__}),
+    ]
     code, _, error = say(arguments, monkeypatch, capsys)
     assert code in (0, 1, 2), arguments
     if code:
