@@ -325,7 +325,7 @@ class LLM:
         self, prompt: Prompt, settings: GenerationSettings, reading: Callable[[Request, Runner], AnyStream]
     ) -> AnyStream:
         self._runner.check_open()
-        prompt.check_fits(self.engine.info)
+        prompt.check_fits(self.engine.info, settings)
         constraint = None if settings.constraint is None else self._constraints.start(settings.constraint)
         drafter = self._drafts.drafter(prompt.ids)
         request = Request(
