@@ -22,7 +22,7 @@ from edge.server.errors import response_of
 from edge.server.guard import Guard
 from edge.server.keys import Keys
 from edge.server.metrics import Metrics
-from edge.server.openapi import operations_of, openapi
+from edge.server.openapi import openapi, operations_of
 from edge.server.service import Service
 from edge.wire.answers import JsonBody
 from edge.wire.anthropic_answers import anthropic_error_body

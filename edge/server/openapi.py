@@ -16,7 +16,9 @@ import edge
 from edge.runtime.rules import Biases, Number, OneOf, Rule, Texts, Whole, Wholes, rule_of
 from edge.runtime.settings import GenerationSettings, Sampling
 from edge.wire.answers import JsonBody
+from edge.wire.anthropic_fields import ANTHROPIC
 from edge.wire.fields import CHAT, COMPLETION, Field
+from edge.wire.responses_fields import RESPONSES
 
 _MODEL_SETTINGS = {spec.name: rule_of(spec) for spec in (*fields(GenerationSettings), *fields(Sampling))}
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")  # as the router writes it
@@ -72,7 +74,9 @@ _KNOWN = {
         Operation("GET", "/v1/models/{name:path}", "One name of the model, and the model's properties."),
         Operation("POST", "/v1/chat/completions", "Answers messages.", CHAT, ("messages",), streams=True),
         Operation("POST", "/v1/completions", "Continues a text.", COMPLETION, ("prompt",), streams=True),
-        Operation("POST", "/v1/responses", "Answers messages, in the form of OpenAI's Responses.", streams=True),
+        Operation("POST", "/v1/responses", "Answers items.", RESPONSES, ("input",), streams=True),
+        Operation("POST", "/v1/messages", "Answers messages of Anthropic's.", ANTHROPIC, ("messages",), streams=True),
+        Operation("POST", "/v1/messages/count_tokens", "How many tokens messages of Anthropic's are."),
         Operation("POST", "/tokenize", "The token ids of a text or of messages."),
         Operation("POST", "/detokenize", "The text of token ids."),
         Operation("GET", "/tokenizer_info", "The special tokens and the template."),
@@ -140,11 +144,9 @@ def _operation(operation: Operation, keys: bool) -> dict[str, Any]:
         told["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
         ]
-    if operation.table is not None:
-        schema = body_schema(operation.table, operation.required)
-    else:
-        schema = {"type": "object"}
     if operation.method == "POST":
+        table = operation.table
+        schema = {"type": "object"} if table is None else body_schema(table, operation.required)
         told["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     if keys and operation.needs_key:
         told["security"] = [{"key": []}]

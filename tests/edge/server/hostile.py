@@ -16,7 +16,7 @@ from edge.runtime.engines.scripted import END
 from edge.runtime.llm import LLM
 from edge.server.app import make_app
 from edge.server.metrics import Metrics
-from edge.server.run import _Server
+from edge.server.run import make_server
 from edge.server.service import Service, Stage
 from edge.server.settings import ServerSettings
 from edge.server.systemd import Notifier
@@ -61,10 +61,10 @@ def posted(path: str, body: Any, *headers: str) -> bytes:  # Any: JSON, or the b
 @contextmanager
 def serving(open_model: Callable[[Stage], LLM], **options: Any) -> Iterator[Server]:  # Any: fields of ServerSettings
     """Run a server."""
-    settings = ServerSettings(**({"names": ("tiny", "alias")} | options))
+    settings = ServerSettings(**{"names": ("tiny", "alias"), "shutdown_s": 0.2, **options})
     service = Service(open_model, settings)
     bound = socket.create_server(("127.0.0.1", 0))
-    server = _Server(make_app(service, Metrics(), {}), service, bound, Notifier())
+    server = make_server(make_app(service, Metrics(), {}), service, bound, Notifier({}))
     thread = threading.Thread(target=server.run, args=([server.listener],))
     thread.start()
     wait_until(lambda: server.started)
@@ -72,16 +72,20 @@ def serving(open_model: Callable[[Stage], LLM], **options: Any) -> Iterator[Serv
     try:
         yield Server(port, service)
     finally:
-        server.should_exit = True
+        server.end_soon()
         thread.join(30)
         assert not thread.is_alive()
         service.close()
 
 
 @contextmanager
-def serving_script(script: Callable[[Sequence[int]], int], **options: Any) -> Iterator[Server]:  # Any: as above
+def serving_script(
+    script: Callable[[Sequence[int]], int],
+    num_blocks: int = 1024,
+    **options: Any,  # Any: as above
+) -> Iterator[Server]:
     """Run a server whose model follows a script; waits until it is ready."""
-    with serving(lambda _: edge.scripted_llm(script), **options) as server:
+    with serving(lambda _: edge.scripted_llm(script, num_blocks=num_blocks), **options) as server:
         wait_until(lambda: server.service.state == "ready")
         yield server
 
