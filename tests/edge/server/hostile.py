@@ -25,6 +25,8 @@ from tests.edge.server.raw import Answer, exchange, request, wait_until
 JSON = "Content-Type: application/json"
 CHAT = "/v1/chat/completions"
 KEY = "a-key-of-this-test"
+HI = {"role": "user", "content": "hi"}
+BAD = "invalid_request_error"
 
 
 @dataclass
@@ -103,3 +105,14 @@ def endless(step_s: float = 0.0) -> Callable[[Sequence[int]], int]:
 def short(held: Sequence[int]) -> int:
     """A script of one letter, and the end."""
     return END if held[-1] == ord("a") else ord("a")
+
+
+def shape(answer: Answer) -> tuple[object, ...]:
+    """Return the status of an error, and its type, code and param."""
+    error = answer.error
+    return answer.status, error["type"], error["code"], error["param"]
+
+
+def chat(**fields: object) -> bytes:
+    """Return a request for a chat of one message."""
+    return posted(CHAT, {"messages": [HI], **fields})
