@@ -133,6 +133,9 @@ class EngineSettings(Settings):
     expected_prompt_tokens: int | None = setting(
         None, Whole(), "length of future prompts, if it is known; helps engine=auto"
     )
+    expected_clients: int | None = setting(
+        None, Whole(1), "answers that will be written at once, if it is known; helps engine=auto"
+    )
     max_context: int | None = setting(
         None, Whole(1), "tokens of prompt and answer; none: the model's limit, or what the KV cache has room for"
     )
@@ -213,6 +216,7 @@ class EngineOptions(TypedDict, total=False):
 
     engine: str | None
     expected_prompt_tokens: int | None
+    expected_clients: int | None
     max_context: int | None
     kv_cache_bytes: int | None
     kv_cache_share: float | None

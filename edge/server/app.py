@@ -24,15 +24,20 @@ from edge.server.keys import Keys
 from edge.server.metrics import Metrics
 from edge.server.service import Service
 from edge.wire.answers import JsonBody
+from edge.wire.anthropic_answers import anthropic_error_body
+from edge.wire.anthropic_request import AnthropicRequest, count_tokens
 from edge.wire.chat_request import ChatRequest
 from edge.wire.completion_request import CompletionRequest
 from edge.wire.errors import NOT_ALLOWED, NOT_FOUND, RequestError
+from edge.wire.responses_request import ResponsesRequest
 
 POSTS = (
-    Post("/v1/chat/completions", ChatRequest, "chatcmpl"),
-    Post("/v1/completions", CompletionRequest, "cmpl"),
+    Post("/v1/chat/completions", ChatRequest, "chatcmpl-"),
+    Post("/v1/completions", CompletionRequest, "cmpl-"),
+    Post("/v1/responses", ResponsesRequest, "resp_"),
+    Post("/v1/messages", AnthropicRequest, "msg_", anthropic_error_body),
 )
-CALLS: tuple[Call, ...] = ()
+CALLS: tuple[Call, ...] = (Call("/v1/messages/count_tokens", count_tokens, anthropic_error_body),)
 WITHOUT_V1 = ("/chat/completions", "/completions", "/models")  # as llama.cpp and mlx-lm answer, too
 _PAGE = Path(edge.web.__file__).parent
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
