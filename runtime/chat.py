@@ -57,8 +57,9 @@ class ChatTemplate:
     def __init__(
         self, source: str, markup: Markup | None = None, named_tokens: Mapping[str, str | list[str]] | None = None
     ) -> None:
+        self.source = source
         self._markup = markup or Markup()
-        self._named_tokens = dict(named_tokens or {})
+        self.named_tokens = dict(named_tokens or {})
         sandbox = Sandbox({"tojson": self._tojson}, {"raise_exception": _refuse, "strftime_now": _now})
         try:
             tree, self._template = sandbox.compile_text(source.removeprefix("\ufeff"))
@@ -111,7 +112,7 @@ class ChatTemplate:
             guarded[-1]["content"] += END_OF_TEXT
         values = {
             "documents": None,
-            **self._named_tokens,
+            **self.named_tokens,
             **self._markup.guard_value(_checked_variables(variables or {})),
             "messages": guarded,
             "tools": self._markup.guard_value(given),

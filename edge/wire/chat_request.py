@@ -50,7 +50,7 @@ class ChatRequest:
         fields = read_fields(body, CHAT)
         if "messages" not in fields:
             raise RequestError("messages is missing", code="missing_required_parameter", param="messages")
-        _check_parts(fields["messages"])
+        check_parts(fields["messages"])
         settings = read_settings(body, fields, CHAT, _logprobs(fields))
         tools = fields.get("tools")
         choice = fields.get("tool_choice", "auto")
@@ -140,7 +140,7 @@ def _logprobs(fields: JsonObject) -> dict[str, object]:
     return {}
 
 
-def _check_parts(messages: Sequence[Any]) -> None:  # Any: JSON
+def check_parts(messages: Sequence[Any]) -> None:  # Any: JSON
     """Raise RequestError for the parts of messages that other models can read."""
     for i, message in enumerate(messages):
         content = message.get("content") if isinstance(message, dict) else None
