@@ -10,7 +10,7 @@ from pathlib import Path
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -22,6 +22,8 @@ from edge.server.errors import response_of
 from edge.server.guard import Guard
 from edge.server.keys import Keys
 from edge.server.metrics import Metrics
+from edge.server.openapi import openapi
+from edge.server.operations import OPERATIONS
 from edge.server.service import Service
 from edge.wire.answers import JsonBody
 from edge.wire.anthropic_answers import anthropic_error_body
@@ -51,13 +53,15 @@ _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".
 def make_app(service: Service, metrics: Metrics, page_config: JsonBody) -> ASGIApp:
     """Return the whole application, with its guard."""
     metrics.watch(lambda: service.llm if service.state == "ready" else None)
-    gets = Gets(service, metrics, page_config)
+    gets, settings = Gets(service, metrics, page_config), service.settings
+    document = openapi(OPERATIONS, root_path=settings.root_path or "", keys=bool(settings.keys))
     answerers = {post.path: Answering(post, service, metrics) for post in POSTS}
     routes = [
         Route("/", _page_file("index.html")),
         Route("/web/{name:path}", _web),
         Route("/health", gets.health),
         Route("/metrics", gets.metrics),
+        Route("/openapi.json", _told(document)),
         Route("/v1/models", gets.models),
         Route("/models", gets.models),
         Route("/v1/models/{name:path}", gets.model),
@@ -69,7 +73,7 @@ def make_app(service: Service, metrics: Metrics, page_config: JsonBody) -> ASGIA
         *(Route(path, answerers[f"/v1{path}"], methods=["POST"]) for path in WITHOUT_V1 if f"/v1{path}" in answerers),
         *(Route(call.path, Calling(call, service), methods=["POST"]) for call in CALLS),
     ]
-    return Guard(_Routed(Router(routes, redirect_slashes=False)), service.settings, Keys(service.settings.keys))
+    return Guard(_Routed(Router(routes, redirect_slashes=False)), settings, Keys(settings.keys))
 
 
 class _Routed:
@@ -102,6 +106,13 @@ def _refusal(refused: HTTPException, scope: Scope) -> RequestError:
         code="not_found",
         status=NOT_FOUND,
     )
+
+
+def _told(body: JsonBody) -> Callable[[Request], Awaitable[Response]]:
+    async def respond(_: Request) -> Response:
+        return JSONResponse(body)
+
+    return respond
 
 
 def _page_file(name: str) -> Callable[[Request], Awaitable[Response]]:
