@@ -1,4 +1,4 @@
-"""Many clients at once, some of whom leave: nothing is lost, mixed up, or kept. The long version: benchmarks/load.py."""
+"""Many clients at once, some of whom leave: nothing is lost, mixed up, or kept. Longer: benchmarks/load.py."""
 
 from __future__ import annotations
 
