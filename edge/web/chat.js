@@ -120,7 +120,7 @@ export class Chat {
 
 	#inWords(error) {
 		if (!(error instanceof ApiError)) return say("broken");
-		if (!this.needs.settings().kiosk) return error.message;
+		if (!this.needs.settings().kiosk) return error.message.replace(/^./, (letter) => letter.toUpperCase());
 		if (error.code === "context_length_exceeded") return say("full");
 		return say(error.status || error.code ? "broken" : "unreachable");
 	}

@@ -26,7 +26,7 @@ export class Composer {
 		this.clear();
 	}
 
-	// A field of its own for each visitor: a browser keeps what was undone with the field.
+	// A new field each time: a browser keeps with a field what can be undone.
 	clear() {
 		const field = $("message").cloneNode();
 		field.value = "";

@@ -1,5 +1,5 @@
-// Markdown as nodes. In: text of a model, which is not trusted. Out: blocks. Markup in the text is shown as text, but
-// for a few harmless tags; what is left passes DOMPurify. While a text grows, only its last block is made anew.
+// Markdown as nodes. In: text of a model, which is not trusted. Out: blocks. Markup in it is shown as text, but for a few
+// harmless tags, and all passes DOMPurify. While a text grows, only its last block is made anew.
 
 import { Marked } from "./vendor/marked.esm.js";
 import "./vendor/purify.min.js";
@@ -51,7 +51,6 @@ function nodeOf(token) {
 	const block = h("div", { class: `block ${token.type}`, dir: "auto" });
 	if (token.type === "html") block.append(...lines(token.text.trim()));
 	else block.append(globalThis.DOMPurify.sanitize(marked.parser([token]), CONFIG));
-	// Wide content scrolls by itself, so that the page does not.
 	if (token.type === "table") Object.assign(block, { tabIndex: 0, role: "region", ariaLabel: "Table" });
 	return block;
 }

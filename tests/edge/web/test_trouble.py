@@ -145,7 +145,7 @@ def test_pings_are_signs_of_life(visitor: Visitor) -> None:
 
 def test_an_error_in_a_stream_is_told_and_can_be_tried_again(visitor: Visitor, fake: FakeServer) -> None:
     visitor.write("error")
-    visitor.sees("the cache is full")
+    visitor.sees("The cache is full")
     assert visitor.answer() == "This begins well, but"
     visitor.sees("The answer broke off here.")
     visitor.page.get_by_role("button", name="Try again").click()
