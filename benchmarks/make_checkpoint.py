@@ -1,6 +1,7 @@
 """Write a synthetic checkpoint of a family member's exact shapes, in its publisher's layout; all weights are noise.
 
     python benchmarks/make_checkpoint.py glm-4-9b-chat-hf OUT [--layers N] [--seed S] [--dtype bfloat16]
+                                                   [--names]
 
 It is for measuring exports and speed without the real weights. A 9B model takes 18.8 GB and the 32B one 65 GB; delete
 them afterwards. No two tensors or rows are equal, because OpenVINO stores equal constants once, and disks may too. What
@@ -12,7 +13,8 @@ generator, so that the disk is the limit. Weights are written as they are made, 
 
 config.json has the keys and values of the published one, with two differences: it has no auto_map (as it comes without
 remote code), and eos and pad are ids of the byte-level tokenizer written next to it. The image ids of glm-4v-9b stay as
-published.
+published. With --names every id beyond the bytes has a name, <300> for instance, so that whatever noise chooses is a
+text: a server sends no empty ones.
 """
 
 from __future__ import annotations
@@ -51,10 +53,11 @@ def main() -> int:
     parser.add_argument("--layers", type=int, help="write only the first layers, also of a vision tower")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--names", action="store_true", help="a name for every id of the vocabulary")
     args = parser.parse_args()
     config = with_layers(MEMBERS[args.member], args.layers) if args.layers is not None else MEMBERS[args.member]
     try:
-        size = write_checkpoint(args.out, {**config, "torch_dtype": args.dtype}, args.seed)
+        size = write_checkpoint(args.out, {**config, "torch_dtype": args.dtype}, args.seed, names=args.names)
     except OSError as error:
         print(f"{args.out}: {error.strerror or error}", file=sys.stderr)
         return 1
@@ -69,7 +72,9 @@ def with_layers(config: Config, layers: int) -> Config:
     return {**config, **counts, **vision}
 
 
-def write_checkpoint(folder: Path, config: Config, seed: int = 0, shard_bytes: int | None = None) -> int:
+def write_checkpoint(
+    folder: Path, config: Config, seed: int = 0, shard_bytes: int | None = None, *, names: bool = False
+) -> int:
     """Write config, tokenizer and weights into a new folder; returns bytes of weights. On OSError nothing is left."""
     layout = LAYOUTS[config["model_type"]]
     itemsize = DTYPES[config["torch_dtype"]][1].itemsize
@@ -81,7 +86,7 @@ def write_checkpoint(folder: Path, config: Config, seed: int = 0, shard_bytes: i
             raise OSError(f"{size:,} bytes needed, {free:,} are free")
         ids = {"eos_token_id": [256 + i for i in range(len(SPECIAL))], "pad_token_id": 256}
         write_json(folder / "config.json", {**config, **ids})
-        write_tokenizer(folder)
+        write_tokenizer(folder, config.get("vocab_size", config.get("padded_vocab_size", 0)) if names else 0)
         for name, shapes in files.items():
             write_shard(folder / name, shapes, config["torch_dtype"], seed)
         if len(files) > 1:
@@ -150,10 +155,11 @@ def normal_table(mean: float, dtype: str) -> npt.NDArray[Any]:
     return stored.view(f"<u{stored.itemsize}")
 
 
-def write_tokenizer(folder: Path) -> None:
-    """A byte-level tokenizer, so that a bundle made from this can be run."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+def write_tokenizer(folder: Path, named: int = 0) -> None:
+    """A byte-level tokenizer, so that a bundle made from this can be run. named: ids below this have a text."""
+    known = (*sorted(pre_tokenizers.ByteLevel.alphabet()), *SPECIAL)
+    names = (*known, *(f"<{i}>" for i in range(len(known), named))) if named else known[: -len(SPECIAL)]
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])

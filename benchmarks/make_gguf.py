@@ -1,6 +1,6 @@
 """Write a Q4_0 GGUF from a GLM checkpoint, for running the same shapes in llama.cpp.
 
-    python benchmarks/make_gguf.py CHECKPOINT OUT.gguf [--quantize-with PYTHON]
+    python benchmarks/make_gguf.py CHECKPOINT OUT.gguf [--quantize-with PYTHON|llama-quantize]
 
 In: a folder with config.json and *.safetensors, as make_checkpoint.py writes it. Out: one file of architecture chatglm,
 or glm4 if attention and MLP are followed by norms of their own. Tensors have the names and forms that llama.cpp's own
@@ -8,8 +8,9 @@ conversion gives them (conversion/{chatglm,glm}.py of ggml-org/llama.cpp): matri
 v joined; vectors in float32.
 
 The weights go into OUT.unquantized first, tensor by tensor, and llama.cpp's quantizer (llama_model_quantize with its
-defaults) converts them to Q4_0; the head gets what llama.cpp gives it. That runs under PYTHON, one that has llama_cpp;
-default: this one. 9B take 18.8 GB in addition to the checkpoint while it runs, 5.5 GB at the end.
+defaults) converts them to Q4_0; the head gets what llama.cpp gives it. That runs under PYTHON, one that has llama_cpp
+(default: this one), or it is llama.cpp's own program of that name. 9B take 18.8 GB in addition to the checkpoint while
+it runs, 5.5 GB at the end.
 
 The vocabulary has the right size and one name per id, so that llama.cpp loads it: prompts have to be ids, not text.
 
@@ -65,7 +66,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--quantize-with", default=sys.executable, metavar="PYTHON", help="default: this one")
+    parser.add_argument(
+        "--quantize-with", default=sys.executable, metavar="PYTHON", help="or llama-quantize; default: this one"
+    )
     args = parser.parse_args()
     unquantized = args.out.with_name(f"{args.out.name}.unquantized")
     try:
@@ -85,6 +88,8 @@ def main() -> int:
 
 def check_quantizer(python: str) -> None:
     """Raises OSError, before anything is written, if a Python has no quantizer."""
+    if is_program(python):
+        return
     if subprocess.run([python, "-c", "import llama_cpp"], check=False, capture_output=True).returncode:
         raise OSError(f"{python} has no llama_cpp; --quantize-with names a Python that has it")
 
@@ -189,10 +194,17 @@ def add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
     writer.add_token_merges([f"{tokens[0]} {tokens[1]}"])  # llama.cpp refuses a file without any
 
 
+def is_program(python: str) -> bool:
+    """Whether this is llama.cpp's own quantizer."""
+    return Path(python).is_file() and Path(python).name.startswith("llama-quantize")
+
+
 def quantize(python: str, source: Path, out: Path) -> None:
     """Run llama.cpp's quantizer. Raises OSError, leaving nothing."""
+    files = [str(source), str(out)]
+    command = [python, *files, "Q4_0"] if is_program(python) else [python, "-c", QUANTIZE, *files]
     try:
-        if subprocess.run([python, "-c", QUANTIZE, str(source), str(out)], check=False).returncode:
+        if subprocess.run(command, check=False).returncode:
             raise OSError(f"{source}: llama.cpp's quantizer failed; it says why above")
     except BaseException:  # an interrupt too
         out.unlink(missing_ok=True)

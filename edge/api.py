@@ -45,6 +45,7 @@ def load(
         reproducible                the same bits whatever else is or was computed; default: where drafts are verified
         threads                     default: the engine's choice
         expected_prompt_tokens      helps "auto"
+        expected_clients            helps "auto"
 
     Raises BundleError, DeviceError, MissingPackageError, TokenizerError, DraftStoreError, and SettingsError for a
     keyword that is unknown, of the wrong type or outside its range.

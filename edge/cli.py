@@ -44,6 +44,7 @@ VERBS = (
     "serve",
     "batch",
     "prefix",
+    "kiosk",
     "bench",
     "profile",
     "needle",

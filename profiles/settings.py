@@ -24,6 +24,7 @@ DEFAULT_RECIPES = (
 # then only take less time: onnxruntime unpacks 8-bit weights in each.
 CHUNK, EXACT_CACHE_CHUNK = 16, 128
 BENCH_PROMPT_TOKENS, BENCH_NEW_TOKENS = (32, 512), 64
+SERVED_PROMPT_TOKENS = (64,)  # when several clients are measured
 NEEDLE_CONTEXTS = (1000, 2000, 4000)  # tokens of prompt and answer
 NEEDLE_DEPTHS = (0, 25, 50, 75, 100)  # percent
 NEEDLE_SEED = 0

@@ -168,8 +168,9 @@ class Admission:
         """Whether much of a request that is not in the cache yet is being computed for another one."""
         if not reading or not (self._info.can_fork and self._info.can_trim):
             return False
-        kept = self.prefixes.count_match(request.keys)
-        return any(common_prefix(other.keys, request.keys) >= kept + WORTH_WAITING for other in reading)
+        limit = self._sharable(request)
+        kept = min(self.prefixes.count_match(request.keys), limit)
+        return any(min(common_prefix(other.keys, request.keys), limit) >= kept + WORTH_WAITING for other in reading)
 
     def _fits(self, request: Request, running: Sequence[Request]) -> bool:
         """Whether a request's tokens so far have room, and each answer, this one included, has a block to grow into."""
@@ -201,10 +202,11 @@ class Admission:
     def _sharable(self, request: Request) -> int:
         """Return how many of a request's first tokens may come from elsewhere.
 
-        The last one is always computed, since its logits choose the next. If bits count, what a preempted answer had
-        written is computed again the way it was.
+        The last one is always computed, since its logits choose the next, and so is all that a prompt's
+        log-probabilities are to be made of. If bits count, what a preempted answer had written is computed again the
+        way it was.
         """
-        last = len(request.ids) - 1
+        last = request.first_needed
         return last if self._shares_answers else min(last, request.num_prompt_tokens)
 
     def _blocks_now(self, request: Request) -> int:

@@ -13,6 +13,8 @@ from edge.runtime.errors import EdgeError
 from edge.runtime.logprobs import TokenLogprob
 from edge.runtime.messages import Message, ToolCall
 
+# Of each token of a prompt. The first one is None: nothing comes before it that could make it likely.
+PromptLogprobs = tuple[TokenLogprob | None, ...]
 FinishReason = Literal["stop", "length", "tool_calls", "deadline", "cancelled", "error"]
 
 
@@ -75,6 +77,7 @@ class Chunk:
     stopped_by: StoppedBy | None = None  # set on the last chunk only, if the reason is "stop"
     stats: Stats | None = None  # set on the last chunk only
     calls: tuple[CallPiece, ...] = ()  # of tools; made by `LLM.chat`
+    prompt_logprobs: PromptLogprobs = ()  # in one chunk, the first after the prompt was read, if they were requested
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class Answer:
     stopped_by: StoppedBy | None = None
     error: EdgeError | None = None  # if finish_reason is "error"
     tool_calls: tuple[ToolCall, ...] = ()  # the last may be cut if finish_reason is not "tool_calls"
+    prompt_logprobs: PromptLogprobs = ()  # empty if it ended before the prompt was read
 
     @property
     def message(self) -> Message:
@@ -110,4 +114,5 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
         stopped_by=last.stopped_by,
         stats=last.stats,
         calls=tuple(piece for chunk in chunks for piece in chunk.calls),
+        prompt_logprobs=tuple(entry for chunk in chunks for entry in chunk.prompt_logprobs),
     )

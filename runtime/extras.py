@@ -23,6 +23,7 @@ EXTRAS = {
     **dict.fromkeys(("bs4", "docx", "pypdf"), "documents"),
     **dict.fromkeys(("bm25s", "msgspec"), "tools"),
     **dict.fromkeys(("mcp", "pydantic"), "mcp"),
+    **dict.fromkeys(("h11", "prometheus_client", "starlette", "uvicorn"), "server"),
     "matplotlib": "profile",
     **dict.fromkeys(("lm_eval", "tqdm"), "lm-eval"),
     **dict.fromkeys(("optimum", "torch"), "optimum"),

@@ -20,6 +20,7 @@ from edge.runtime.request import Request
 
 PASSED_OVER = 8  # steps in a row, and one more for every prompt being read, before a prompt is read first
 REPLAY_ROWS = 32  # tokens of a preempted answer that are computed again in one step
+SCORED_ROWS = 128  # tokens of a prompt in one run if the logits of all are needed: 78 MB with 151,552 tokens
 
 
 class PromptTurns:
@@ -85,6 +86,8 @@ def compute(engine: Engine, request: Request, limit: int) -> Logits:
 
     Where bits count, a preempted answer is computed again the way it was written: token by token, though many in one
     step, as drafts are. Reading it like a prompt would round differently.
+
+    A request that wants log-probabilities of its prompt gets those of the tokens after the computed ones.
     """
     assert request.sequence is not None
     info = engine.info
@@ -95,9 +98,18 @@ def compute(engine: Engine, request: Request, limit: int) -> Logits:
             step = Step(request.sequence, as_array(request.ids[begin:end]), request.positions(begin, end - begin))
             return engine.decode([step])[0][-1:]
         end = request.num_prompt_tokens
-    ids = as_array(request.ids[begin : min(end, begin + limit)])
-    inputs = request.inputs(begin, begin + ids.size)
-    return engine.forward(ids, request.sequence, as_array([ids.size - 1]), inputs)
+    first = request.first_needed
+    if scores := first < request.num_prompt_tokens - 1:
+        limit = min(limit, SCORED_ROWS)
+        if end - begin == limit + 1 and limit > 2:
+            limit -= 1  # otherwise a single token would remain, and kernels for one round differently
+    end = min(end, begin + limit)
+    rows = [*range(first - begin, end - begin - 1), end - begin - 1]
+    ids = as_array(request.ids[begin:end])
+    logits = engine.forward(ids, request.sequence, as_array(rows), request.inputs(begin, end))
+    if scores:
+        request.score(logits[: max(min(end, request.num_prompt_tokens - 1) - first, 0)])
+    return logits[-1:]
 
 
 def as_array(ids: list[int]) -> Ids:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from edge.runtime.arrays import Ids
 from edge.runtime.engines.engine import TEXT, Embedding, EngineInfo, Inputs
-from edge.runtime.errors import PromptError, not_expected, shown
+from edge.runtime.errors import PromptError, SettingsError, not_expected, shown
+from edge.runtime.settings import GenerationSettings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,8 +78,17 @@ class Prompt:
                 found.append(Embedding(first - begin, rows[first - start : last - start]))
         return Inputs(None if self.positions is None else self.positions[begin:end], tuple(found))
 
-    def check_fits(self, info: EngineInfo) -> None:
-        """Raise PromptError if an engine cannot take this prompt's positions or embeddings."""
+    def check_fits(self, info: EngineInfo, settings: GenerationSettings) -> None:
+        """Raise PromptError if an engine cannot take this prompt's positions or embeddings.
+
+        Raises SettingsError if it cannot give what the settings ask about the prompt.
+        """
+        if settings.prompt_logprobs is not None and info.logits_rows == "last":
+            raise SettingsError(
+                f"the {info.name} engine gives the logits of a prompt's last token only; leave prompt_logprobs out, or "
+                "use another engine",
+                param="prompt_logprobs",
+            )
         if self.positions is not None and not info.takes_positions:
             raise PromptError(
                 f"the prompt has positions, and the {info.name} engine counts tokens itself; use another engine",

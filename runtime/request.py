@@ -9,6 +9,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class Request:
         drafter: Drafter | None = None,
     ) -> None:
         """Raises PromptError, ContextLengthError and SettingsError for a request that cannot be run."""
-        check_prompt(prompt, tokenizer, max_context)
+        check_prompt(prompt, tokenizer, max_context + (settings.max_new_tokens == 0))
         self.prompt = prompt
         self.ids = list(prompt.ids)  # of prompt and answer
         self.keys = list(prompt.cache_keys)  # likewise, for the cache
@@ -64,6 +65,7 @@ class Request:
         self.overtaken = 0  # how many later ones were admitted while this one waited
         self.skipped = 0  # steps in a row in which no token of its prompt was computed
         self.preemptions = 0
+        self.prompt_logprobs: list[TokenLogprob | None] = [None]  # of the first tokens, if they are wanted
         self.chunks: deque[Chunk] = deque()
         self.error: EdgeError | None = None
         self.finished = False
@@ -74,6 +76,7 @@ class Request:
         self._sampler = Sampler(settings.sampling, self.ids, tokenizer.num_tokens)
         self._detokenizer, self._stops = Detokenizer(tokenizer), StopStrings(settings.stop)
         self._started = time.perf_counter()
+        self._told_prompt = False  # whether its log-probabilities were delivered
         self._first_step: tuple[float, int] | None = None  # when it ended, and its tokens
 
     @property
@@ -85,6 +88,24 @@ class Request:
     def remaining(self) -> int:
         """How many tokens may still be chosen."""
         return self.max_tokens - len(self.ids)
+
+    @property
+    def first_needed(self) -> int:
+        """The index of the first token whose logits are needed: to choose the next one, or to score it."""
+        if self.settings.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt_tokens:
+            return len(self.prompt_logprobs) - 1
+        return len(self.ids) - 1
+
+    def score(self, rows: Logits) -> None:
+        """Take the log-probabilities of the prompt's next tokens. rows: (n, vocab), of the tokens before them.
+
+        Raises DeviceError for logits that are not finite.
+        """
+        assert self.settings.prompt_logprobs is not None
+        for row in rows[:, : self._num_tokens]:
+            check_finite(row)
+            token_id = self.ids[len(self.prompt_logprobs)]
+            self.prompt_logprobs.append(token_logprob(row, token_id, self.settings.prompt_logprobs))
 
     @property
     def late(self) -> bool:
@@ -129,9 +150,13 @@ class Request:
     def accept(self, rows: Logits, draft: Sequence[int] = ()) -> None:
         """Choose a token from each row in turn, for as long as it is the drafted one.
 
-        rows: (1 + drafted, vocab). Raises EdgeError if a constraint cannot be followed, and DeviceError for logits that
-        are not finite.
+        rows: (1 + drafted, vocab). An answer that may have no tokens ends here. Raises EdgeError if a constraint cannot
+        be followed, and DeviceError for logits that are not finite.
         """
+        if self.remaining <= 0:
+            self._first_step = (time.perf_counter(), 0)
+            self.finish("length")
+            return
         taken: list[int] = []
         logprobs: list[TokenLogprob] = []
         text = ""
@@ -156,14 +181,14 @@ class Request:
                     break
         except BaseException:
             if i:  # right drafts before the token that could not be chosen
-                self.chunks.append(Chunk(text, tuple(taken[:i]), tuple(logprobs[:i])))
+                self._deliver(Chunk(text, tuple(taken[:i]), tuple(logprobs[:i])))
             raise
         if self._first_step is None:
             self._first_step = (time.perf_counter(), len(taken))
         if self.drafter is not None:
             self.drafter.observe(taken, len(draft))
         if reason is None:
-            self.chunks.append(Chunk(text, tuple(taken), tuple(logprobs)))
+            self._deliver(Chunk(text, tuple(taken), tuple(logprobs)))
         else:
             self.finish(reason, text, taken, logprobs, stopped_by)
 
@@ -178,7 +203,7 @@ class Request:
         """End the answer with its last chunk."""
         if not self._stops.stopped:
             text += self._stops.push(self._detokenizer.finish()) + self._stops.finish()
-        self.chunks.append(
+        self._deliver(
             Chunk(
                 text,
                 tuple(token_ids),
@@ -189,6 +214,14 @@ class Request:
             )
         )
         self.finished = True
+
+    def _deliver(self, chunk: Chunk) -> None:
+        """Put a chunk where its reader finds it; the first one after the prompt was read tells of the prompt, too."""
+        if self.settings.prompt_logprobs is not None and not self._told_prompt:
+            if len(self.prompt_logprobs) == self.num_prompt_tokens:
+                chunk = replace(chunk, prompt_logprobs=tuple(self.prompt_logprobs))
+            self._told_prompt = True
+        self.chunks.append(chunk)
 
     def fail(self, error: EdgeError) -> None:
         """End the answer with an error for its reader."""

@@ -79,7 +79,7 @@ class GenerationSettings(Settings):
     """Limits and options of one answer. Raises SettingsError for a value of the wrong type or outside its range."""
 
     max_new_tokens: int | None = setting(
-        None, Whole(1), "most tokens of the answer; none: up to the end of the context"
+        None, Whole(), "most tokens of the answer; none: up to the end of the context; 0 needs prompt_logprobs"
     )
     min_new_tokens: int = setting(0, Whole(), "choose no stop id before this many tokens")
     sampling: Sampling = setting(Sampling(), Instance(Sampling, "an edge.Sampling"), "how each token is chosen")
@@ -94,11 +94,22 @@ class GenerationSettings(Settings):
         Whole(0, MAX_LOGPROBS),
         "return log-probabilities of the chosen tokens and of this many top alternatives",
     )
+    prompt_logprobs: int | None = setting(
+        None,
+        Whole(0, MAX_LOGPROBS),
+        "likewise of the prompt's tokens, all of which are then computed, also those that a cache holds",
+    )
     constraint: Constraint | None = setting(
         None, Instance(Constraint, "an edge.Constraint"), "a JSON schema, regex or grammar for the answer"
     )
 
     def check_together(self) -> None:
+        if self.max_new_tokens == 0 and self.prompt_logprobs is None:
+            raise SettingsError(
+                "max_new_tokens is 0, expected a whole number, 1 or more, unless log-probabilities of the prompt are "
+                "asked for",
+                param="max_new_tokens",
+            )
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise SettingsError(
                 f"min_new_tokens is {self.min_new_tokens}, expected 0 to max_new_tokens, {self.max_new_tokens}",
@@ -121,6 +132,9 @@ class EngineSettings(Settings):
     device: str = setting("CPU", Text(longest=MAX_NAME), "CPU, GPU or another device of `edge devices`")
     expected_prompt_tokens: int | None = setting(
         None, Whole(), "length of future prompts, if it is known; helps engine=auto"
+    )
+    expected_clients: int | None = setting(
+        None, Whole(1), "answers that will be written at once, if it is known; helps engine=auto"
     )
     max_context: int | None = setting(
         None, Whole(1), "tokens of prompt and answer; none: the model's limit, or what the KV cache has room for"
@@ -192,6 +206,7 @@ class GenerationOptions(SamplingOptions, total=False):
     deadline_s: float | None
     ignore_stop_ids: bool | None
     logprobs: int | None
+    prompt_logprobs: int | None
     constraint: Constraint | None
     greedy: bool | None
 
@@ -201,6 +216,7 @@ class EngineOptions(TypedDict, total=False):
 
     engine: str | None
     expected_prompt_tokens: int | None
+    expected_clients: int | None
     max_context: int | None
     kv_cache_bytes: int | None
     kv_cache_share: float | None

@@ -134,6 +134,7 @@ def answer_of(chunks: Sequence[Chunk]) -> Answer:
         tuple(entry for chunk in chunks for entry in chunk.logprobs),
         last.stopped_by,
         tool_calls=calls_of(chunks),
+        prompt_logprobs=tuple(entry for chunk in chunks for entry in chunk.prompt_logprobs),
     )
 
 

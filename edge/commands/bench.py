@@ -6,6 +6,7 @@ examples:
   edge bench glm4-int4
   edge bench glm4-int4 --prompt-tokens 32,512,4096 --new-tokens 128 --json
   edge bench glm4-int4 --engine all    # each engine in its own process, and whether auto picks the faster one
+  edge bench glm4-int4 --clients 1,4,8,16    # a server with so many clients at once, and which engine is right for it
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.commands import kinds, options
 from edge.commands.help import told
-from edge.profiles.settings import BENCH_NEW_TOKENS, BENCH_PROMPT_TOKENS
+from edge.profiles.settings import BENCH_NEW_TOKENS, BENCH_PROMPT_TOKENS, SERVED_PROMPT_TOKENS
 
 if TYPE_CHECKING:
     from edge.runtime.bundle import Bundle
@@ -31,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured.add_argument(
         "--prompt-tokens",
         type=kinds.token_counts,
-        default=list(BENCH_PROMPT_TOKENS),
         metavar="N,N",
         help=told("prompt lengths, in tokens", BENCH_PROMPT_TOKENS),
     )
@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=BENCH_NEW_TOKENS,
         metavar="N",
         help=told("tokens to generate after each prompt", BENCH_NEW_TOKENS),
+    )
+    measured.add_argument(
+        "--clients",
+        type=kinds.client_counts,
+        metavar="N,N",
+        help=told("start a server and measure it over HTTP with so many clients at once, like 1,4,8,16", "no server"),
     )
     options.add_engine(parser, "all")
 
@@ -54,10 +60,16 @@ def run(args: argparse.Namespace) -> int:
 
     check_value("new_tokens", Whole(1), args.new_tokens)
     keywords = options.engine_settings(args)
+    if args.prompt_tokens is None:
+        args.prompt_tokens = list(SERVED_PROMPT_TOKENS if args.clients else BENCH_PROMPT_TOKENS)
     if args.engine == "all":
         del keywords["engine"]
     settings, bundle = EngineSettings(**keywords), open_bundle(args.bundle)
     _check_prompts(args.prompt_tokens, settings, bundle)
+    if args.clients:
+        from edge.commands.bench_clients import compare_servers
+
+        return compare_servers(args, bundle, settings)
     if args.engine == "all":
         return _compare(args, bundle, keywords)
     report = bench(args.bundle, settings, args.prompt_tokens, args.new_tokens)

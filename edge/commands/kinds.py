@@ -17,6 +17,7 @@ from edge.runtime.settings import MAX_NAME
 
 MAX_BYTES = 2**63  # of a cache
 MAX_COUNTS = 100  # of prompts to measure
+MAX_CLIENTS = 64  # of a server that is measured: as many as may wait for it
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 
@@ -29,6 +30,19 @@ def token_counts(text: str) -> list[int]:
     if not 1 <= len(counts) <= MAX_COUNTS or min(counts) < 1:
         raise argparse.ArgumentTypeError(
             f"{shown(text)} is not a list of token counts; give up to {MAX_COUNTS} numbers above 0 like 32,512"
+        )
+    return counts
+
+
+def client_counts(text: str) -> list[int]:
+    """1,4,8,16 as numbers in rising order, each once."""
+    try:
+        counts = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        counts = [0]
+    if counts[0] < 1 or counts[-1] > MAX_CLIENTS:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is not a list of numbers of clients; give numbers from 1 to {MAX_CLIENTS} like 1,4,8,16"
         )
     return counts
 

@@ -107,7 +107,7 @@ class Answering:
         self, request: WireRequest, streams: list[Stream], llm: LLM, scope: Scope, receive: Receive, send: Send
     ) -> Outcome:
         head = Head(
-            f"{self._post.id_prefix}-{secrets.token_hex(12)}",
+            f"{self._post.id_prefix}{secrets.token_hex(12)}",
             int(time.time()),
             request.settings.model or self._settings.names[0],
             self._service.fingerprint,

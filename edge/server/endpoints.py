@@ -22,13 +22,14 @@ from edge.runtime.llm import LLM
 from edge.runtime.machine import rss_bytes
 from edge.runtime.tools.declared import JsonObject
 from edge.server.body import BYTES, read_body
-from edge.server.errors import RETRY_S, response_of
+from edge.server.errors import RETRY_S, ErrorBody, response_of
 from edge.server.leaving import ClientLeft
 from edge.server.metrics import Metrics
 from edge.server.service import Service
 from edge.wire.answers import JsonBody
 from edge.wire.body import read_body as read_json
-from edge.wire.errors import NOT_FOUND, UNAVAILABLE, RequestError
+from edge.wire.errors import NOT_FOUND, UNAVAILABLE, ErrorAnswer, RequestError
+from edge.wire.tokenizing import tokenizer_info
 
 _MAX_NAME = 255
 
@@ -73,6 +74,10 @@ class Gets:
     async def metrics(self, _: Request) -> Response:
         """Figures for Prometheus."""
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def tokenizer_info(self, _: Request) -> Response:
+        """Names of special tokens, and the chat template."""
+        return JSONResponse(tokenizer_info(self._service.llm))
 
     async def page_config(self, _: Request) -> Response:
         """What this server's page shows and does."""
@@ -136,6 +141,7 @@ class Call:
 
     path: str
     function: Callable[[JsonObject, LLM], JsonBody]
+    error_body: ErrorBody = ErrorAnswer.to_dict
 
 
 class Calling:
@@ -157,7 +163,7 @@ class Calling:
         except ClientLeft:
             return
         except Exception as error:
-            await response_of(error)(scope, receive, send)
+            await response_of(error, self._call.error_body)(scope, receive, send)
             return
         await JSONResponse(body)(scope, receive, send)
 

@@ -60,9 +60,14 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def make_server(app: ASGIApp, service: Service, bound: socket.socket, notifier: Notifier) -> ModelServer:
+    """Return a server whose `serve` can be run in an event loop of any thread."""
+    return ModelServer(app, service, bound, notifier)
+
+
 def serve(app: ASGIApp, service: Service, bound: socket.socket, notifier: Notifier) -> None:
     """Serve until a signal comes. Raises what loading the model raises."""
-    server = _Server(app, service, bound, notifier)
+    server = make_server(app, service, bound, notifier)
     try:
         server.run([server.listener])
     finally:
@@ -78,7 +83,7 @@ def serve(app: ASGIApp, service: Service, bound: socket.socket, notifier: Notifi
     service.close()
 
 
-class _Server(uvicorn.Server):
+class ModelServer(uvicorn.Server):
     """uvicorn's server with our signals, which also loads the model."""
 
     def __init__(self, app: ASGIApp, service: Service, bound: socket.socket, notifier: Notifier) -> None:
@@ -110,16 +115,16 @@ class _Server(uvicorn.Server):
         self.listener = Listener(bound)
         self._service, self._notifier = service, notifier
         self._stop: asyncio.Event | None = None
-        self._ending: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._num_signals = 0
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Load, serve and end."""
         self._stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         threading.Thread(target=self._load, args=(loop,), name="edge-load", daemon=True).start()
         tasks = [loop.create_task(self._end()), loop.create_task(self._tell_systemd())]
-        with self._signals(loop):
+        with self._signals():
             await self._serve(sockets)
         for task in tasks:
             task.cancel()
@@ -139,13 +144,13 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     @contextlib.contextmanager
-    def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    def _signals(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def heard(_number: int, _frame: FrameType | None) -> None:
-            loop.call_soon_threadsafe(self.end)
+            self.end_soon()
 
         before = {number: signal.signal(number, heard) for number in _SIGNALS}
         try:
@@ -153,6 +158,12 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def end_soon(self) -> None:
+        """Call `end` from any thread."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self.end)
 
     def end(self) -> None:
         """Begin to end; a second call ends at once. Called in the event loop."""

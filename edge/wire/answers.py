@@ -17,7 +17,8 @@ from edge.runtime.chunk import Answer, FinishReason, Stats
 from edge.runtime.messages import ToolCall
 from edge.runtime.tokenizer import Tokenizer
 from edge.wire.errors import TOO_LATE, RequestError
-from edge.wire.logprobs import chat_logprobs, old_logprobs, shown_entries
+from edge.wire.logprobs import chat_logprobs, shown_entries
+from edge.wire.old_logprobs import Echo, OldLists, joined_lists
 
 JsonBody = dict[str, Any]  # Any: JSON
 WireReason = Literal["stop", "length", "tool_calls"]
@@ -58,7 +59,7 @@ def text_completion(
     answers: Sequence[Answer],
     tokenizer: Tokenizer,
     *,
-    echoed: Sequence[str] = (),
+    echoed: Sequence[Echo] = (),
     logprobs: bool = False,
     num_prompts: int = 1,
     token_ids: bool = False,
@@ -71,14 +72,21 @@ def text_completion(
     choices = [
         {
             "index": index,
-            "text": (echoed[index] if echoed else "") + answer.text,
-            "logprobs": old_logprobs(shown_entries(answer, tokenizer), tokenizer) if logprobs else None,
+            "text": (echoed[index].text if echoed else "") + answer.text,
+            "logprobs": _old_logprobs(answer, tokenizer, echoed[index] if echoed else None) if logprobs else None,
             **ending(answer.finish_reason),
             **({"token_ids": list(answer.token_ids)} if token_ids else {}),
         }
         for index, answer in enumerate(answers)
     ]
     return whole_body("text_completion", head, choices, answers, num_prompts)
+
+
+def _old_logprobs(answer: Answer, tokenizer: Tokenizer, echo: Echo | None) -> JsonBody:
+    lists, entries = OldLists(tokenizer), shown_entries(answer, tokenizer, with_stop_id=True)
+    if echo is None:
+        return lists.answer(entries)
+    return joined_lists(lists.prompt(echo, answer.prompt_logprobs), lists.answer(entries))
 
 
 def message_of(answer: Answer) -> JsonBody:

@@ -29,7 +29,7 @@ class ChatEvents:
         self._started = time.perf_counter()
         self._begun: set[int] = set()
         self._stats: dict[int, Stats | None] = {}
-        self._late: list[Event] = []  # ends of choices whose deadline passed before their first token
+        self._late: list[list[Event]] = []  # ends of choices whose deadline passed before their first token
         wanted = settings.options.get("logprobs") is not None
         self._entries = [ShownEntries(tokenizer) for _ in range(settings.n)] if wanted else None
 
@@ -62,7 +62,8 @@ class ChatEvents:
         """Yield the usage, if it was asked for, and the end."""
         if len(self._late) == self._settings.n:
             raise nothing_in_time()
-        yield from self._late
+        for events in self._late:
+            yield from events
         if self._settings.include_usage:
             stats = [found for _, found in sorted(self._stats.items())]
             yield Event({**self._common(), "choices": [], "usage": usage(stats, measured=self._head.measured)})
@@ -82,7 +83,7 @@ class ChatEvents:
         if not is_late:
             yield event
         else:
-            self._late += [*self._role(index, is_call=False), event]
+            self._late.append([*self._role(index, is_call=False), event])
 
     def _role(self, index: int, *, is_call: bool) -> Iterator[Event]:
         if index not in self._begun:

@@ -14,7 +14,8 @@ from edge.wire.answers import Head, JsonBody, beginning, ending, nothing_in_time
 from edge.wire.chat_events import DONE
 from edge.wire.errors import ErrorAnswer
 from edge.wire.events import Event
-from edge.wire.logprobs import ShownEntries, old_logprobs
+from edge.wire.logprobs import ShownEntries
+from edge.wire.old_logprobs import Echo, OldLists
 from edge.wire.settings import RequestSettings
 
 
@@ -22,31 +23,36 @@ class CompletionEvents:
     """The events of one request."""
 
     def __init__(
-        self, head: Head, settings: RequestSettings, tokenizer: Tokenizer, echoed: Sequence[str], num_prompts: int
+        self, head: Head, settings: RequestSettings, tokenizer: Tokenizer, echoed: Sequence[Echo], num_prompts: int
     ) -> None:
         """echoed: what each choice begins with; empty if nothing is."""
-        self._head, self._settings, self._tokenizer = head, settings, tokenizer
+        self._head, self._settings = head, settings
         self._echoed, self._num_prompts = echoed, num_prompts
         self._stats: dict[int, Stats | None] = {}
         self._late: list[Event] = []  # ends of choices whose deadline passed before their first token
         count = settings.n * num_prompts
-        self._offsets = [len(text) for text in echoed] or [0] * count
         wanted = settings.options.get("logprobs") is not None
-        self._entries = [ShownEntries(tokenizer) for _ in range(count)] if wanted else None
+        self._entries = [ShownEntries(tokenizer, with_stop_id=True) for _ in range(count)] if wanted else None
+        self._lists = [OldLists(tokenizer) for _ in range(count)]
+        self._to_echo = set(range(count)) if wanted and echoed else set[int]()  # later, with log-probabilities
         self._begun: set[int] = set()
 
     def begin(self) -> Iterator[Event]:
-        """Yield the echoed prompts."""
-        for index, text in enumerate(self._echoed):
-            yield self._event(index, text, {})
+        """Yield the echoed prompts, unless log-probabilities of them are to come."""
+        for index, echo in enumerate(self._echoed):
+            if index not in self._to_echo:
+                yield self._event(index, echo.text, {})
 
     def push(self, index: int, chunk: Chunk) -> Iterator[Event]:
         """Yield what a chunk becomes."""
+        if index in self._to_echo and (chunk.prompt_logprobs or chunk.finish_reason is not None):
+            self._to_echo.remove(index)
+            echo = self._echoed[index]
+            yield self._event(index, echo.text, {"logprobs": self._lists[index].prompt(echo, chunk.prompt_logprobs)})
         more: JsonBody = {}
         entries = None if self._entries is None else self._entries[index].push(chunk)
         if entries:
-            more["logprobs"] = found = old_logprobs(entries, self._tokenizer, self._offsets[index])
-            self._offsets[index] += sum(map(len, found["tokens"]))
+            more["logprobs"] = self._lists[index].answer(entries)
         if self._settings.token_ids and chunk.token_ids:
             more["token_ids"] = list(chunk.token_ids)
         if chunk.token_ids:

@@ -22,6 +22,7 @@ from edge.wire.context import too_long
 from edge.wire.errors import RequestError
 from edge.wire.events import AnswerEvents
 from edge.wire.fields import COMPLETION, check_type, is_of, read_fields
+from edge.wire.old_logprobs import Echo, echo_of
 from edge.wire.settings import RequestSettings, read_settings
 
 MAX_PROMPTS = 128
@@ -46,13 +47,10 @@ class CompletionRequest:
             raise RequestError("prompt is missing", code="missing_required_parameter", param="prompt")
         prompts, is_list = _prompts(fields["prompt"])
         logprobs, echo = fields.get("logprobs"), fields.get("echo", False)
-        if echo and logprobs is not None:
-            raise RequestError(
-                "logprobs with echo would be those of the prompt, which are not supported; leave one of them out",
-                code="unsupported_parameter",
-                param="logprobs",
-            )
-        settings = read_settings(body, fields, COMPLETION, {} if logprobs is None else {"logprobs": logprobs})
+        more = {} if logprobs is None else {"logprobs": logprobs}
+        if echo and (logprobs is not None or fields.get("max_tokens") == 0):
+            more["prompt_logprobs"] = logprobs or 0
+        settings = read_settings(body, fields, COMPLETION, more)
         return cls(body, settings, prompts, is_list, echo)
 
     def fitted(self, llm: LLM) -> Self:  # noqa: ARG002  # text has no turns to drop
@@ -89,12 +87,12 @@ class CompletionRequest:
         """Return what makes the events of a streamed answer."""
         return CompletionEvents(head, self.settings, llm.tokenizer, self._echoed(llm), len(self.prompts))
 
-    def _echoed(self, llm: LLM) -> list[str]:
+    def _echoed(self, llm: LLM) -> list[Echo]:
         """Return what each choice begins with."""
         if not self.echo:
             return []
-        texts = [text if isinstance(text, str) else llm.tokenizer.decode(text) for text in self.prompts]
-        return [text for text in texts for _ in range(self.settings.n)]
+        echoes = [echo_of(prompt, llm.tokenizer) for prompt in self.prompts]
+        return [echo for echo in echoes for _ in range(self.settings.n)]
 
     def refusal(self, error: EdgeError) -> EdgeError:
         """Return an error that ended an answer in terms of the body, or as it is if the body is not to blame."""

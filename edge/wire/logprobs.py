@@ -1,7 +1,7 @@
-"""Log-probabilities of tokens in the two shapes of the protocol.
+"""Log-probabilities of an answer's tokens, as /v1/chat/completions has them.
 
-In: what the runtime tells of tokens, whole or as it comes. Out: JSON for the tokens whose text is shown: no stop id,
-and nothing of a stop text. Knows nothing about requests.
+In: what the runtime tells of tokens, whole or as it comes. Out: the tokens whose text is shown, without a stop text,
+and JSON for them; `old_logprobs` has the lists of /v1/completions. Knows nothing about requests.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ class ShownEntries:
     Text may be held back, because a stop text may begin in it; so are its tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, *, with_stop_id: bool = False) -> None:
+        """with_stop_id: as if the stop id were part of the text."""
+        self._tokenizer, self._with_stop_id = tokenizer, with_stop_id
         self._waiting: list[Entry] = []
         self._bytes = 0  # of text that was shown, and not yet taken by tokens
 
@@ -46,7 +47,8 @@ class ShownEntries:
         if stopped_by is None:
             return
         if stopped_by.token_id is not None:
-            del self._waiting[-1:]
+            if not self._with_stop_id:
+                del self._waiting[-1:]
         elif stopped_by.text is not None:
             left = self._bytes
             for count, (_, data) in enumerate(self._waiting):
@@ -61,12 +63,12 @@ class ShownEntries:
         return taken
 
 
-def shown_entries(answer: Answer, tokenizer: Tokenizer) -> list[Entry]:
+def shown_entries(answer: Answer, tokenizer: Tokenizer, *, with_stop_id: bool = False) -> list[Entry]:
     """Return the tokens of a whole answer whose text is shown."""
     whole = Chunk(
         answer.text, answer.token_ids, answer.logprobs, finish_reason=answer.finish_reason, stopped_by=answer.stopped_by
     )
-    return ShownEntries(tokenizer).push(whole)
+    return ShownEntries(tokenizer, with_stop_id=with_stop_id).push(whole)
 
 
 def chat_logprobs(entries: Sequence[Entry], tokenizer: Tokenizer) -> JsonBody:
@@ -83,21 +85,3 @@ def chat_logprobs(entries: Sequence[Entry], tokenizer: Tokenizer) -> JsonBody:
         for entry, data in entries
     ]
     return {"content": content, "refusal": None}
-
-
-def old_logprobs(entries: Sequence[Entry], tokenizer: Tokenizer, offset: int = 0) -> JsonBody:
-    """Return them in the lists of /v1/completions. offset: of the first token in the text, in characters."""
-    texts = [data.decode("utf-8", "replace") for _, data in entries]
-    offsets, end = list[int](), offset
-    for text in texts:
-        offsets.append(end)
-        end += len(text)
-    return {
-        "tokens": texts,
-        "token_logprobs": [entry.logprob for entry, _ in entries],
-        "top_logprobs": [
-            {tokenizer.token_bytes(i).decode("utf-8", "replace"): value for i, value in entry.top}
-            for entry, _ in entries
-        ],
-        "text_offset": offsets,
-    }

@@ -46,7 +46,7 @@ def read_settings(
     more: Mapping[str, object] | None = None,
 ) -> RequestSettings:
     """Return the settings of a body. more: keywords beside those of the table. Raises RequestError."""
-    names = {"template_variables": "chat_template_kwargs"}
+    names = {"template_variables": "chat_template_kwargs", "prompt_logprobs": "logprobs"}
     names |= {field.setting: name for name, field in table.items() if field.setting and field.setting != name}
     options: dict[str, object] = dict(more or {})
     with in_terms_of(body, names):

@@ -84,8 +84,8 @@ def test_what_is_converted(given: dict[str, Any], kept: object) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"max_new_tokens": 5.5}, "max_new_tokens is 5.5, expected a whole number, 1 or more"),
-        ({"max_new_tokens": "5"}, "max_new_tokens is '5', expected a whole number, 1 or more"),
+        ({"max_new_tokens": 5.5}, "max_new_tokens is 5.5, expected a whole number, 0 or more"),
+        ({"max_new_tokens": "5"}, "max_new_tokens is '5', expected a whole number, 0 or more"),
         ({"max_new_tokens": True}, "max_new_tokens is True, expected"),
         ({"max_new_tokens": -HUGE}, "max_new_tokens is <int>, expected"),
         ({"stop": 5}, "stop is 5, expected a text, or a list of texts, none of them empty"),

@@ -1,0 +1,74 @@
+"""The steps that are left for the operator of a kiosk, as a text in its folder.
+
+In: the settings. Out: the text. Every indented line is a command as it is
+typed. Knows nothing about the other files but their names.
+"""
+
+from __future__ import annotations
+
+from edge.kiosk import settings as names
+from edge.kiosk.quoting import shell_command
+from edge.kiosk.settings import KioskSettings
+
+_TEXT = """\
+A kiosk, written by `edge kiosk init`
+
+  {prefix:<28}the beginning of every conversation, computed; only {user} may read it
+  {page:<28}title, greeting, suggestions, languages and idle times of the page
+  {system:<28}the system message, as it is in both
+  {server:<28}the server: {url}
+  {browser:<28}Chromium on the first screen, in the compositor cage
+  {script:<28}the command of the browser, to be tried by hand in any session
+
+1. Start the server, now and whenever the machine starts. {user} has to be able to read the bundle and its own prefix.
+
+    sudo install -m 644 {server_path} /etc/systemd/system/
+    sudo systemctl daemon-reload
+    sudo systemctl enable --now edge-kiosk.service
+
+   When it is ready, the last command returns. What it says, and how it is:
+
+    systemctl status edge-kiosk.service
+    journalctl -u edge-kiosk.service -e
+
+2. Show the page. The browser has a user of its own, without a password and without a shell.
+
+    sudo apt-get install -y --no-install-recommends cage chromium
+    sudo useradd --create-home --shell /usr/sbin/nologin {browser_user}
+    sudo install -m 644 {browser_path} /etc/systemd/system/
+    sudo systemctl daemon-reload
+    sudo systemctl enable --now edge-kiosk-browser.service
+
+3. Pull the plug, and look whether it comes back.
+
+After a change of {page}, restart the server. For another system message, make another folder: it is in the prefix, too.
+After an update of edgeglm or its engine, compute the prefix again, and then restart the server:
+
+    {again}
+    sudo systemctl restart edge-kiosk.service
+
+Every word of {page} can be read by every visitor, the system message included.
+"""
+
+
+def readme(settings: KioskSettings) -> str:
+    """Return the text."""
+    folder = settings.folder
+    build = ("sudo", "-u", settings.user, str(settings.python), "-P", "-m", "edge", "prefix", "build")
+    text = ("--system-file", str(folder / names.SYSTEM))
+    return _TEXT.format(
+        prefix=names.PREFIX,
+        page=names.PAGE,
+        system=names.SYSTEM,
+        server=names.SERVER_UNIT,
+        browser=names.BROWSER_UNIT,
+        script=names.BROWSER_SCRIPT,
+        url=settings.url,
+        user=settings.user,
+        browser_user=settings.browser_user,
+        server_path=shell_command((str(folder / names.SERVER_UNIT),)),
+        browser_path=shell_command((str(folder / names.BROWSER_UNIT),)),
+        again=shell_command(
+            (*build, str(settings.bundle), str(folder / names.PREFIX), *text, *settings.engine_options)
+        ),
+    )

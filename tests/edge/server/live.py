@@ -1,0 +1,171 @@
+"""Servers for tests: one in this process over any model, and `edge serve` as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from edge.runtime.llm import LLM
+from edge.server.app import make_app
+from edge.server.metrics import Metrics
+from edge.server.run import bind, make_server, url_of
+from edge.server.service import Service, Stage
+from edge.server.settings import ServerSettings
+from edge.server.systemd import Notifier
+
+Json = dict[str, Any]
+START_S = 60.0
+
+
+@dataclass
+class Reply:
+    """A whole response."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Json:
+        found: Json = json.loads(self.body)
+        return found
+
+    @property
+    def error(self) -> Json:
+        found: Json = self.json["error"]
+        return found
+
+    @property
+    def events(self) -> list[Any]:
+        """What a stream's data lines hold; the last is "[DONE]" if it ended well."""
+        lines = [line[6:] for line in self.body.decode().splitlines() if line.startswith("data: ")]
+        return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+@dataclass
+class Live:
+    """A server that listens."""
+
+    url: str
+    service: Service | None = None  # of a server in this process
+    process: subprocess.Popen[bytes] | None = None  # of one elsewhere
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    def post(self, path: str, body: object, **headers: str) -> Reply:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        sent = {
+            "content-type": "application/json",
+            **self.headers,
+            **{k.replace("_", "-"): v for k, v in headers.items()},
+        }
+        return self.ask(Request(self.url + path, raw, sent, method="POST"))
+
+    def get(self, path: str, **headers: str) -> Reply:
+        return self.ask(Request(self.url + path, headers={**self.headers, **headers}))
+
+    def ask(self, request: Request) -> Reply:
+        try:
+            with urlopen(request, timeout=60) as response:
+                return Reply(response.status, {k.lower(): v for k, v in response.headers.items()}, response.read())
+        except HTTPError as error:
+            return Reply(error.code, {k.lower(): v for k, v in error.headers.items()}, error.read())
+
+    def chat(self, content: str, **fields: object) -> Reply:
+        return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": content}], **fields})
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+
+    def begin(self, path: str, body: object) -> socket.socket:
+        """Send a request and return its connection, from which nothing has been read."""
+        raw = json.dumps(body).encode()
+        connection = self.connect()
+        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        connection.sendall(f"{head}content-length: {len(raw)}\r\n\r\n".encode() + raw)
+        return connection
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                if self.get("/health").status == 200:
+                    return
+            time.sleep(0.05)
+        raise AssertionError("the server did not become ready")
+
+
+@contextlib.contextmanager
+def served(llm: LLM, **settings: Any) -> Iterator[Live]:
+    """A server in this process; the model is closed with it."""
+
+    def opened(_: Stage) -> LLM:
+        return llm
+
+    chosen = ServerSettings(**{"port": 0, "names": ("model",), "shutdown_s": 0.2, **settings})
+    service = Service(opened, chosen)
+    bound = bind(chosen)
+    url = url_of(bound)
+    server = make_server(make_app(service, Metrics(), {}), service, bound, Notifier({}))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([server.listener])), daemon=True)
+    thread.start()
+    live = Live(url, service)
+    try:
+        if not url.startswith("unix:"):
+            live.wait_ready()
+        yield live
+    finally:
+        server.end_soon()
+        thread.join(30)
+        assert not thread.is_alive()
+        service.close()
+
+
+@contextlib.contextmanager
+def process(bundle: Path, *options: str, ready: bool = True, stderr: Path | None = None) -> Iterator[Live]:
+    """`edge serve` on a free port; ended by SIGTERM if it still runs at the end."""
+    port = free_port()
+    command: Sequence[str] = [sys.executable, "-m", "edge", "serve", str(bundle), "--port", str(port), *options]
+    with contextlib.ExitStack() as stack:
+        told = None if stderr is None else stack.enter_context(stderr.open("wb"))
+        running = subprocess.Popen(command, stderr=told, start_new_session=True)
+        live = Live(f"http://127.0.0.1:{port}", process=running)
+        try:
+            if ready:
+                live.wait_ready()
+            yield live
+        finally:
+            if running.poll() is None:
+                running.send_signal(signal.SIGTERM)
+            running.wait(30)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+        return found
+
+
+def until(condition: Any, seconds: float = 20.0) -> None:  # Any: a function without arguments
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
