@@ -23,7 +23,8 @@ from edge.kiosk.settings import KioskSettings
 from edge.server.page_config import PageConfig
 from tests.docs.shown import ROOT, SHELL, blocks
 from tests.docs.test_commands import failure, fresh, run
-from tests.edge.kiosk.service import check_service, free_port
+from tests.edge.kiosk.service import check_service
+from tests.edge.server.live import free_port
 
 PAGE = (ROOT / "docs" / "kiosk.md").read_text(encoding="utf-8")
 NOT_HERE = ("systemctl ", "reboot", "useradd ", "apt-get ")

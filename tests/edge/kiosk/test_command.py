@@ -16,7 +16,8 @@ from edge import cli
 from edge.kiosk import settings as names
 from edge.runtime.kv.snapshot_format import read_header
 from edge.server.page_config import read_page_config
-from tests.edge.kiosk.service import check_service, free_port
+from tests.edge.kiosk.service import check_service
+from tests.edge.server.live import free_port
 
 SYSTEM = "You are the guide of a museum. Speak of paintings, and of nothing else.\n"
 ME = pwd.getpwuid(os.getuid()).pw_name
