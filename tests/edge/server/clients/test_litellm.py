@@ -42,13 +42,13 @@ def test_a_tool_is_called(live: Live, single: LLM) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_kinds_of_errors(live: Live, *, streamed: bool) -> None:
-    import litellm
+    from litellm.exceptions import BadRequestError, ContextWindowExceededError, NotFoundError
 
-    with pytest.raises(litellm.ContextWindowExceededError, match="8192 tokens"):
+    with pytest.raises(ContextWindowExceededError, match="8192 tokens"):
         asked(live, [{"role": "user", "content": TOO_LONG}], stream=streamed)
-    with pytest.raises(litellm.BadRequestError, match="temperature is 3"):
+    with pytest.raises(BadRequestError, match="temperature is 3"):
         asked(live, temperature=3, stream=streamed)
-    with pytest.raises(litellm.NotFoundError, match="other"):
+    with pytest.raises(NotFoundError, match="other"):
         asked(live, model="openai/other", stream=streamed)
 
 
@@ -56,7 +56,7 @@ def test_responses(live: Live, single: LLM) -> None:
     import litellm
 
     expected = single.chat(HELLO, max_new_tokens=LIMIT).text()
-    found = litellm.responses(
+    found: Any = litellm.responses(
         model=f"openai/{MODEL}", api_base=f"{live.url}/v1", api_key="none", input=HELLO, max_output_tokens=LIMIT
     )
     assert found.output[0].content[0].text == expected

@@ -18,7 +18,7 @@ from tests.edge.server.live import Live
 
 pytestmark = pytest.mark.slow
 QUESTION: str = HELLO[0]["content"]
-FLAT: dict[str, Any] = {"type": "function", "strict": True, **TOOL["function"]}
+FLAT: dict[str, Any] = {"type": "function", **TOOL["function"]}
 FORCED: dict[str, Any] = {"type": "function", "name": "get_weather"}
 
 
