@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
 
+from edge.runtime.continuing import END_OF_TEXT, check_continues, up_to_the_end
 from edge.runtime.conventions import Convention
 from edge.runtime.errors import EXPORT_AGAIN, PromptError, TokenizerError, in_words, shown
 from edge.runtime.json_reader import parse_json
@@ -56,8 +57,9 @@ class ChatTemplate:
     def __init__(
         self, source: str, markup: Markup | None = None, named_tokens: Mapping[str, str | list[str]] | None = None
     ) -> None:
+        self.source = source
         self._markup = markup or Markup()
-        self._named_tokens = dict(named_tokens or {})
+        self.named_tokens = dict(named_tokens or {})
         sandbox = Sandbox({"tojson": self._tojson}, {"raise_exception": _refuse, "strftime_now": _now})
         try:
             tree, self._template = sandbox.compile_text(source.removeprefix("\ufeff"))
@@ -73,11 +75,16 @@ class ChatTemplate:
         *,
         tools: Sequence[JsonObject] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         variables: JsonObject | None = None,
     ) -> str:
         """Return the prompt for reading: special tokens and text like them look the same. Errors: `render_marked`."""
         marked = self.render_marked(
-            messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables=variables,
         )
         return plain_text(marked)
 
@@ -87,23 +94,33 @@ class ChatTemplate:
         *,
         tools: Sequence[JsonObject] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         variables: JsonObject | None = None,
     ) -> MarkedText:
         """Return the prompt for `Tokenizer.encode_marked`. variables: further values of JSON for the template.
 
+        continue_final_message: end it after the text of the last message, which is the assistant's, in place of what
+        begins a new one.
+
         Raises PromptError for messages and tools that are invalid, or that the template does not support or refuses.
         """
-        adapted, given = self.convention.adapt(messages_from(messages), checked_tools(() if tools is None else tools))
+        checked = messages_from(messages)
+        adapted, given = self.convention.adapt(checked, checked_tools(() if tools is None else tools))
+        guarded = [self._guarded(message) for message in adapted]
+        if continue_final_message:
+            check_continues(checked)
+            guarded[-1]["content"] += END_OF_TEXT
         values = {
             "documents": None,
-            **self._named_tokens,
+            **self.named_tokens,
             **self._markup.guard_value(_checked_variables(variables or {})),
-            "messages": [self._guarded(message) for message in adapted],
+            "messages": guarded,
             "tools": self._markup.guard_value(given),
-            "add_generation_prompt": add_generation_prompt,
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
         }
         try:
-            rendered = self._markup.mark(render(self._template, values))
+            text = render(self._template, values)
+            rendered = self._markup.mark(up_to_the_end(text) if continue_final_message else text)
         except Exception as error:  # a template may do anything that a program may
             reason = in_words(self._markup.unguard(str(error))) or type(error).__name__
             raise PromptError(f"the chat template refused the messages: {reason}", param="messages") from error

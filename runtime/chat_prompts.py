@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.errors import EdgeError, PromptError
@@ -34,6 +34,7 @@ class ChatPrompt:
     variables: JsonObject
     text: MarkedText
     ids: list[int]
+    continues: bool  # whether an answer continues the last message
     memory: ProducedIds  # where its ids were looked for, and those of its answer will be
 
     @property
@@ -73,16 +74,21 @@ class ChatPrompts:
         memory: ProducedIds | None = None,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> ChatPrompt:
         """Render and encode a conversation; answers of this model in it get the ids they were made of."""
         checked = messages_from(messages)
         declared = checked_tools(() if tools is None else tools)
         text = self.template.render_marked(
-            checked, tools=declared, variables=variables, add_generation_prompt=add_generation_prompt
+            checked,
+            tools=declared,
+            variables=variables,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
         )
         memory = self._memory if memory is None else memory
         ids = memory.encode(text, self._tokenizer.encode_marked)
-        return ChatPrompt(checked, declared, variables or {}, text, ids, memory)
+        return ChatPrompt(checked, declared, variables or {}, text, ids, continue_final_message, memory)
 
     def remember(self, prompt: ChatPrompt, written: str, ids: Sequence[int], answer: Message) -> None:
         """Remember what an answer was made of.
@@ -92,9 +98,13 @@ class ChatPrompts:
         kept = self._spelling(written, ids) if prompt.memory.max_entries else ()
         if not kept:
             return
+        messages = [*prompt.messages, answer]
+        if prompt.continues:
+            last = prompt.messages[-1]
+            messages[-2:] = [replace(last, content=last.text + answer.text)]
         try:
             again = self.template.render_marked(
-                [*prompt.messages, answer], tools=prompt.tools, variables=prompt.variables, add_generation_prompt=False
+                messages, tools=prompt.tools, variables=prompt.variables, add_generation_prompt=False
             )
         except EdgeError as error:  # the template refuses such an answer, and so there is nothing to find again
             logger.debug("an answer is not remembered: %s", error)
@@ -102,7 +112,10 @@ class ChatPrompts:
         if not again.startswith(prompt.text):
             return
         text = MarkedText(prompt.text + mark_text(written))
-        if not again.startswith(text):  # a call that the template writes in its own way
+        if not again.startswith(text):
+            if prompt.continues:  # it trims texts, and so the two are not one
+                return
+            # A call that the template writes in its own way.
             text = MarkedText(again.removesuffix(self.template.frame[1]))
         prompt.memory.remember(text, [*prompt.ids, *kept])
 

@@ -15,12 +15,13 @@ from edge.runtime.chat import ChatTemplate
 from edge.runtime.chat_prompts import ChatPrompt, ChatPrompts
 from edge.runtime.chat_stream import ChatStream
 from edge.runtime.constraint_masks import Constraints
+from edge.runtime.errors import SettingsError
 from edge.runtime.produced_ids import ProducedIds
 from edge.runtime.request import Request
 from edge.runtime.runner import Runner
 from edge.runtime.settings import GenerationSettings
 from edge.runtime.tokenizer import Tokenizer
-from edge.runtime.tools.choice import ToolChoiceLike
+from edge.runtime.tools.choice import ToolChoiceLike, tool_choice_of
 from edge.runtime.tools.grammar import ToolGrammars
 from edge.runtime.tools.reader import AnswerReader
 from edge.runtime.tools.turn import answer_form
@@ -48,13 +49,15 @@ class Chats:
         self, prompt: ChatPrompt, tool_choice: ToolChoiceLike | None, settings: GenerationSettings
     ) -> tuple[GenerationSettings, Reading]:
         """Return the settings of an answer, and how to read it. Raises SettingsError and PromptError."""
+        if prompt.continues:
+            tool_choice = _choice_of_text(prompt, tool_choice)
         form, constraint = answer_form(
             prompt.declared,
             tool_choice,
             self.prompts.template.convention.tool_format,
             self._grammars,
             otherwise=settings.constraint,
-            lead=self.prompts.lead,
+            lead="" if prompt.continues else self.prompts.lead,
         )
         # The same conversation gives the same id, and a longer one another.
         digest = hashlib.sha256(repr(prompt.ids).encode()).hexdigest()[:ID_DIGITS] if form.tools else ""
@@ -64,3 +67,13 @@ class Chats:
             return ChatStream(request, runner, AnswerReader(form, f"call_{digest}"), remember)
 
         return replace(settings, constraint=constraint), read
+
+
+def _choice_of_text(prompt: ChatPrompt, tool_choice: ToolChoiceLike | None) -> ToolChoiceLike | None:
+    """Return the choice for a message that has begun as text. Raises SettingsError for one that demands a call."""
+    if tool_choice_of(tool_choice, prompt.declared).is_forced:
+        raise SettingsError(
+            "tool_choice demands a call, and continue_final_message continues a text; give one of the two",
+            param="tool_choice",
+        )
+    return "none" if prompt.declared else None

@@ -32,6 +32,7 @@ from edge.runtime.prefixes import Prefixes
 from edge.runtime.produced_ids import ProducedIds
 from edge.runtime.prompt import Prompt
 from edge.runtime.prompt_like import PromptLike, prompt_of
+from edge.runtime.rendering import Rendering
 from edge.runtime.request import Request
 from edge.runtime.rules import Whole, check_value
 from edge.runtime.runner import Runner
@@ -51,7 +52,6 @@ from edge.runtime.stream import Stream, read_all
 from edge.runtime.tokenizer import Tokenizer
 from edge.runtime.tools.choice import ToolChoiceLike
 from edge.runtime.tools.declared import JsonObject
-from edge.runtime.tools.format import ToolFormat
 
 AnyStream = TypeVar("AnyStream", bound=Stream)
 MAX_SAMPLES = 1024  # answers to one prompt at once
@@ -59,7 +59,7 @@ MAX_SAMPLES = 1024  # answers to one prompt at once
 logger = logging.getLogger(__name__)
 
 
-class LLM:
+class LLM(Rendering):
     """A loaded bundle. Raises BundleError, TokenizerError, DeviceError, SettingsError and DraftStoreError.
 
     With `speculation`, steps verify drafts of several tokens; `draft_store` is a file of earlier answers to draft from,
@@ -170,6 +170,7 @@ class LLM:
         tools: Sequence[JsonObject] | None = None,
         tool_choice: ToolChoiceLike | None = None,
         template_variables: JsonObject | None = None,
+        continue_final_message: bool = False,
         **options: Unpack[GenerationOptions],
     ) -> ChatStream:
         """Answer messages like `[{"role": "user", "content": "Hello"}]`; keywords and errors as in `generate`.
@@ -177,10 +178,17 @@ class LLM:
         tools: what the model may call, in OpenAI's form. tool_choice: "auto" (the default: text or a call), "none",
         "required", or the name of a tool; the last two need llguidance, which also holds arguments to their schemas.
         template_variables: further values for the chat template. Nothing in a message becomes a special token: a typed
-        `<|user|>` is text.
+        `<|user|>` is text. continue_final_message: write on where the last message ends, which is the assistant's; the
+        answer has only what is new, and is text.
         """
         (stream,) = self.chat_samples(
-            messages, 1, tools=tools, tool_choice=tool_choice, template_variables=template_variables, **options
+            messages,
+            1,
+            tools=tools,
+            tool_choice=tool_choice,
+            template_variables=template_variables,
+            continue_final_message=continue_final_message,
+            **options,
         )
         return stream
 
@@ -192,12 +200,15 @@ class LLM:
         tools: Sequence[JsonObject] | None = None,
         tool_choice: ToolChoiceLike | None = None,
         template_variables: JsonObject | None = None,
+        continue_final_message: bool = False,
         memory: ProducedIds | None = None,  # of what answers were made of; none: the model's, for all conversations
         **options: Unpack[GenerationOptions],
     ) -> list[ChatStream]:
         """Return `n` answers as `chat` does; the prompt is computed once. With a seed, answer i is that of seed + i."""
         number = check_value("n", Whole(1, MAX_SAMPLES), n)
-        found = self._chats.prompts.prompt(messages, tools, template_variables, memory)
+        found = self._chats.prompts.prompt(
+            messages, tools, template_variables, memory, continue_final_message=continue_final_message
+        )
         settings, read = self._chats.answering(found, tool_choice, self._settings(options))
         return [self._submit(Prompt(found.ids), one, read) for one in seeded(settings, number)]
 
@@ -221,50 +232,6 @@ class LLM:
         number = check_value("n", Whole(1, MAX_SAMPLES), n)
         settings, found = self._settings(options), self._prompt_of(prompt)
         return [self._submit(found, one, Stream) for one in seeded(settings, number)]
-
-    def render(
-        self,
-        messages: Sequence[MessageLike],
-        *,
-        tools: Sequence[JsonObject] | None = None,
-        template_variables: JsonObject | None = None,
-        add_generation_prompt: bool = True,
-    ) -> str:
-        """Return messages as prompt text, for reading: only `encode_chat` tells special tokens from text like them.
-
-        Raises PromptError for an invalid message, when the template refuses them, and when the model has no template.
-        """
-        return self.chat_template.render(
-            messages, tools=tools, variables=template_variables, add_generation_prompt=add_generation_prompt
-        )
-
-    def encode_chat(
-        self,
-        messages: Sequence[MessageLike],
-        *,
-        tools: Sequence[JsonObject] | None = None,
-        template_variables: JsonObject | None = None,
-        add_generation_prompt: bool = True,
-    ) -> list[int]:
-        """Return messages as token ids, as `chat` sends them; errors as in `render`."""
-        prompt = self._chats.prompts.prompt(
-            messages, tools, template_variables, add_generation_prompt=add_generation_prompt
-        )
-        return prompt.ids
-
-    @property
-    def chat_template(self) -> ChatTemplate:
-        """The model's chat template. Raises PromptError when it has none."""
-        return self._chats.prompts.template
-
-    @property
-    def tool_format(self) -> ToolFormat:
-        """How this model calls tools. Raises PromptError when it has no chat template."""
-        return self.chat_template.convention.tool_format
-
-    def system_prefix(self, system: str) -> list[int]:
-        """Return the ids that every conversation with this system message begins with."""
-        return self._chats.prompts.system_prefix(system)
 
     def add_document(self, text: str) -> bool:
         """Draft from a text too, from now on and in later sessions; False if the draft store has it already.

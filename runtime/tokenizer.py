@@ -155,6 +155,14 @@ class Tokenizer:
         text = self._text
         return _trusted(lambda: tokenizers.Tokenizer.from_str(text), f"{self._name} has two tokens of one id, or worse")
 
+    @cached_property
+    def added_ids(self) -> list[int]:
+        """What the tokenizer puts before a text by itself, and `encode` never does."""
+        failure = f"{self._name} is a tokenizer.json that fails on a text"
+        encoded = _trusted(lambda: self._tokenizer.encode("a", add_special_tokens=True), failure)
+        added = next(i for i, is_added in enumerate(encoded.special_tokens_mask) if not is_added)
+        return list(encoded.ids[:added])
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, without special tokens; bytes that are not UTF-8 become U+FFFD."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -31,6 +31,7 @@ from edge.wire.chat_request import ChatRequest
 from edge.wire.completion_request import CompletionRequest
 from edge.wire.errors import NOT_ALLOWED, NOT_FOUND, RequestError
 from edge.wire.responses_request import ResponsesRequest
+from edge.wire.tokenizing import detokenize, tokenize
 
 POSTS = (
     Post("/v1/chat/completions", ChatRequest, "chatcmpl-"),
@@ -38,7 +39,11 @@ POSTS = (
     Post("/v1/responses", ResponsesRequest, "resp_"),
     Post("/v1/messages", AnthropicRequest, "msg_", anthropic_error_body),
 )
-CALLS: tuple[Call, ...] = (Call("/v1/messages/count_tokens", count_tokens, anthropic_error_body),)
+CALLS: tuple[Call, ...] = (
+    Call("/v1/messages/count_tokens", count_tokens, anthropic_error_body),
+    Call("/tokenize", tokenize),
+    Call("/detokenize", detokenize),
+)
 WITHOUT_V1 = ("/chat/completions", "/completions", "/models")  # as llama.cpp and mlx-lm answer, too
 _PAGE = Path(edge.web.__file__).parent
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -46,6 +51,7 @@ _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".
 
 def make_app(service: Service, metrics: Metrics, page_config: JsonBody) -> ASGIApp:
     """Return the whole application, with its guard."""
+    metrics.watch(lambda: service.llm if service.state == "ready" else None)
     gets = Gets(service, metrics, page_config)
     answerers = {post.path: Answering(post, service, metrics) for post in POSTS}
     routes = [
@@ -56,6 +62,7 @@ def make_app(service: Service, metrics: Metrics, page_config: JsonBody) -> ASGIA
         Route("/v1/models", gets.models),
         Route("/models", gets.models),
         Route("/v1/models/{name:path}", gets.model),
+        Route("/tokenizer_info", gets.tokenizer_info),
         Route("/page-config.json", gets.page_config),
         Route("/page/status.json", gets.status),
         Route("/page/read-document", ReadDocument(service), methods=["POST"]),

@@ -29,6 +29,7 @@ from edge.server.service import Service
 from edge.wire.answers import JsonBody
 from edge.wire.body import read_body as read_json
 from edge.wire.errors import NOT_FOUND, UNAVAILABLE, ErrorAnswer, RequestError
+from edge.wire.tokenizing import tokenizer_info
 
 _MAX_NAME = 255
 
@@ -73,6 +74,10 @@ class Gets:
     async def metrics(self, _: Request) -> Response:
         """Figures for Prometheus."""
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def tokenizer_info(self, _: Request) -> Response:
+        """Names of special tokens, and the chat template."""
+        return JSONResponse(tokenizer_info(self._service.llm))
 
     async def page_config(self, _: Request) -> Response:
         """What this server's page shows and does."""

@@ -19,6 +19,7 @@ from edge.wire.answers import JsonBody
 from edge.wire.anthropic_fields import ANTHROPIC
 from edge.wire.fields import CHAT, COMPLETION, Field
 from edge.wire.responses_fields import RESPONSES
+from edge.wire.tokenizing import IDS, MESSAGES, TEXT
 
 _MODEL_SETTINGS = {spec.name: rule_of(spec) for spec in (*fields(GenerationSettings), *fields(Sampling))}
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")  # as the router writes it
@@ -77,8 +78,8 @@ _KNOWN = {
         Operation("POST", "/v1/responses", "Answers items.", RESPONSES, ("input",), streams=True),
         Operation("POST", "/v1/messages", "Answers messages of Anthropic's.", ANTHROPIC, ("messages",), streams=True),
         Operation("POST", "/v1/messages/count_tokens", "How many tokens messages of Anthropic's are."),
-        Operation("POST", "/tokenize", "The token ids of a text or of messages."),
-        Operation("POST", "/detokenize", "The text of token ids."),
+        Operation("POST", "/tokenize", "The token ids of a text or of messages.", {**MESSAGES, **TEXT}),
+        Operation("POST", "/detokenize", "The text of token ids.", IDS, ("tokens",)),
         Operation("GET", "/tokenizer_info", "The special tokens and the template."),
         Operation("GET", "/page-config.json", "What this server's page shows.", needs_key=False),
         Operation("GET", "/page/status.json", "The state of the server, for its page."),

@@ -40,6 +40,7 @@ class ChatRequest:
     tools: Sequence[JsonObject] | None
     tool_choice: str | JsonObject
     template_variables: JsonObject | None
+    continue_final_message: bool = False
     memory: ProducedIds | None = None  # as in `LLM.chat_samples`
     dropped_messages: int = 0  # for which the context had no room
 
@@ -49,13 +50,15 @@ class ChatRequest:
         fields = read_fields(body, CHAT)
         if "messages" not in fields:
             raise RequestError("messages is missing", code="missing_required_parameter", param="messages")
-        _check_parts(fields["messages"])
+        check_parts(fields["messages"])
         settings = read_settings(body, fields, CHAT, _logprobs(fields))
         tools = fields.get("tools")
         choice = fields.get("tool_choice", "auto")
         if tools is None and choice == "none":
             choice = "auto"  # nothing to choose from
-        return cls(body, settings, fields["messages"], tools, choice, fields.get("chat_template_kwargs"))
+        return cls(
+            body, settings, fields["messages"], tools, choice, fields.get("chat_template_kwargs"), continues(fields)
+        )
 
     def fitted(self, llm: LLM) -> Self:
         """Return the request without the oldest turns that do not fit the model's context. Raises as `start`."""
@@ -81,12 +84,18 @@ class ChatRequest:
                         tools=self.tools,
                         tool_choice=self.tool_choice,
                         template_variables=self.template_variables,
+                        continue_final_message=self.continue_final_message,
                         memory=self.memory,
                         **settings.options,
                     )
                 )
             except ContextLengthError as error:
-                ids = llm.encode_chat(self.messages, tools=self.tools, template_variables=self.template_variables)
+                ids = llm.encode_chat(
+                    self.messages,
+                    tools=self.tools,
+                    template_variables=self.template_variables,
+                    continue_final_message=self.continue_final_message,
+                )
                 raise too_long(llm, len(ids), "messages", "messages") from error
 
     def answer(self, head: Head, answers: Sequence[Answer], llm: LLM) -> JsonBody:
@@ -105,6 +114,20 @@ class ChatRequest:
         return refusal_of(error, self.body, self.settings.names)
 
 
+def continues(fields: JsonObject) -> bool:
+    """Whether the answer continues the last message. Raises RequestError if it would have to begin one, or neither."""
+    continued = bool(fields.get("continue_final_message", False))
+    begun = fields.get("add_generation_prompt", not continued)
+    if begun != (not continued):
+        raise RequestError(
+            "add_generation_prompt begins a message and continue_final_message continues the last one; send one of the "
+            "two as true",
+            code="invalid_value" if begun else "unsupported_parameter",
+            param="add_generation_prompt",
+        )
+    return continued
+
+
 def _logprobs(fields: JsonObject) -> dict[str, object]:
     """The runtime counts alternatives only; here, a second field says whether there are log-probabilities at all."""
     top = fields.get("top_logprobs", 0)
@@ -117,7 +140,7 @@ def _logprobs(fields: JsonObject) -> dict[str, object]:
     return {}
 
 
-def _check_parts(messages: Sequence[Any]) -> None:  # Any: JSON
+def check_parts(messages: Sequence[Any]) -> None:  # Any: JSON
     """Raise RequestError for the parts of messages that other models can read."""
     for i, message in enumerate(messages):
         content = message.get("content") if isinstance(message, dict) else None

@@ -123,8 +123,8 @@ CHAT = {
     "functions": _unsupported([]),
     "function_call": _unsupported("none", "auto"),
     "include": _unsupported([]),
-    "continue_final_message": _unsupported(False),
-    "add_generation_prompt": _unsupported(True),
+    "continue_final_message": _used("boolean"),
+    "add_generation_prompt": _used("boolean"),
 }
 COMPLETION = {
     "prompt": _used("string", "array"),

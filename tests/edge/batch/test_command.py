@@ -17,7 +17,7 @@ from edge import api, cli
 from edge.batch.batch import JOURNAL
 from edge.commands import batch as command
 from edge.runtime.engines.scripted import noise
-from tests.edge.batch.jobs import Body, line, many, message, write
+from tests.edge.batch.jobs import COMPLETIONS, Body, line, many, message, write
 
 ROOT = Path(__file__).parents[3]
 
@@ -102,8 +102,14 @@ def test_ctrl_c_says_what_is_kept(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_requests_of_every_kind_on_a_real_engine(tiny_bundle: Path, engine: str, tmp_path: Path) -> None:
-    requests = write(tmp_path / "in.jsonl", many(30))
+    scored: Body = {"prompt": "The cat sat", "max_tokens": 0, "echo": True, "logprobs": 1}
+    requests = write(tmp_path / "in.jsonl", [*many(30), line("scored", scored, COMPLETIONS)])
     for name, number in (("one", "1"), ("two", "20")):
         arguments = ["--engine", engine, "--reproducible", "--concurrency", number, "--json"]
         assert cli.main(["batch", str(tiny_bundle), str(requests), str(tmp_path / name), *arguments]) == 0
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    (choice,) = json.loads((tmp_path / "one").read_text().splitlines()[-1])["response"]["body"]["choices"]
+    first, *rest = choice["logprobs"]["token_logprobs"]
+    assert (choice["text"], first) == ("The cat sat", None)
+    assert rest
+    assert max(rest) < 0

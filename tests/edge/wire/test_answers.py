@@ -257,3 +257,27 @@ def test_errors_that_no_body_is_to_blame_for(error: Exception, status: int, code
     assert (answer.status, answer.code) == (status, code)
     assert "/home" not in answer.message
     assert ("/home" in error_answer(error, private=True).message) == isinstance(error, DeviceError)
+
+
+@pytest.mark.parametrize("more", [{}, {"add_generation_prompt": False}])
+def test_an_answer_that_continues_the_last_message(more: Body) -> None:
+    """It has only what is new, whole and in a stream."""
+    llm = scripted_llm(replies({"Hello": "Hello to you"}))
+    fields: Body = {
+        "messages": [*HELLO, {"role": "assistant", "content": "Hello "}],
+        "continue_final_message": True,
+        "logprobs": True,
+        **more,
+    }
+    found = answered(llm, **fields)
+    assert found["choices"][0]["message"] == {"role": "assistant", "content": "to you", "refusal": None}
+    assert [entry["token"] for entry in found["choices"][0]["logprobs"]["content"]] == list("to you")
+    assert found["usage"]["prompt_tokens"] == len("|Hello|Hello ")
+    request = ChatRequest.from_body(fields)
+    events = request.events(HEAD, llm)
+    told = list(events.begin())
+    for index, stream in enumerate(request.start(llm)):
+        for chunk in stream:
+            told += events.push(index, chunk)
+    deltas = [c["delta"] for e in told if isinstance(e.data, dict) for c in e.data["choices"]]
+    assert "".join(delta.get("content") or "" for delta in deltas) == "to you"

@@ -29,6 +29,7 @@ WEATHER: Body = {
     "type": "function",
     "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
 }
+CALL: Body = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
 HEAD = Head("chatcmpl-1", 0, "scripted")
 
 
@@ -141,7 +142,14 @@ REFUSED: list[tuple[Body, str, str | None]] = [
     (chat(web_search_options={}), "unsupported_parameter", "web_search_options"),
     (chat(functions=[{"name": "f"}]), "unsupported_parameter", "functions"),
     (chat(best_of=2), "unsupported_parameter", "best_of"),
-    (chat(continue_final_message=True), "unsupported_parameter", "continue_final_message"),
+    (chat(continue_final_message=True), "invalid_value", "messages[0].role"),
+    (chat(continue_final_message=1), "invalid_type", "continue_final_message"),
+    (chat(continue_final_message=True, add_generation_prompt=True), "invalid_value", "add_generation_prompt"),
+    (chat(add_generation_prompt=False), "unsupported_parameter", "add_generation_prompt"),
+    (chat(continue_final_message=True, tools=[WEATHER], tool_choice="required",
+          messages=[*HELLO, {"role": "assistant", "content": "a"}]), "invalid_value", "tool_choice"),
+    (chat(continue_final_message=True, messages=[*HELLO, {"role": "assistant", "tool_calls": [CALL]}]),
+     "invalid_value", "messages[1].tool_calls"),
     ({"messages": [{"role": "user", "content": "x" * 300}]}, "context_length_exceeded", "messages"),
 ]  # fmt: skip
 COMPLETIONS: list[tuple[Body, str, str | None]] = [
