@@ -1,4 +1,4 @@
-"""`edge serve` on a real model, treated badly: it answers others meanwhile, and afterwards holds what it held before."""
+"""`edge serve` on a real model, treated badly: it answers others meanwhile, and afterwards holds what it did before."""
 
 from __future__ import annotations
 
