@@ -6,8 +6,8 @@
 
 with-limit, without-limit: a server with --reproducible and room for --contexts contexts is asked by --clients clients
 for --seconds, with max_tokens or without. A quarter of the requests is abandoned, most in mid-stream. Each whole answer
-has to equal what the same question gets alone; nothing may be lost; afterwards no more of the cache is in use than before;
-the largest memory of the process may be at most 10 % above that of the first quarter.
+has to equal what the same question gets alone; nothing may be lost; afterwards no more of the cache is in use than
+before; the largest memory of the process may be at most 10 % above that of the first quarter.
 
 rates: saturation is the number of requests a second at which --clients clients, each with a question in flight, are
 answered. Then requests arrive at random (Poisson) at 25, 50, 75 and 100 % of that, --rate-seconds each, whether or not

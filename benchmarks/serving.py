@@ -4,11 +4,12 @@
                                  [--rounds 5] [--prompt-tokens 64] [--new-tokens 64] [--requests 2] [--scaling 3]
                                  [--json]
 
-Every client sends --requests requests or more (8 of all clients at least) one after the other, over HTTP, as streams: prompts of CPython's documentation as token
-ids, the same for all servers and never sent twice, greedy answers of a fixed length. One process asks, and servers run
-in processes of their own: all are loaded at once, and only the one being asked has work. openvino_genai has no server
-in Python; it runs in a loop without HTTP, text or other threads, which is to its advantage. llama.cpp gets one slot for
-each client, as many threads as there are cores, and no prompt cache to keep; the others have their defaults.
+Every client sends --requests requests or more (all clients together at least 8) one after the other, over HTTP, as
+streams: prompts of CPython's documentation as token ids, the same for all servers and never sent twice, greedy answers
+of a fixed length. One process asks, and servers run in processes of their own: all are loaded at once, and only the one
+being asked has work. openvino_genai has no server in Python; it runs in a loop without HTTP, text or other threads,
+which is to its advantage. llama.cpp gets one slot for each client, as many threads as there are cores, and no prompt
+cache to keep; the others have their defaults.
 
 Same weights: openvino_genai opens BUNDLE itself. FILE is the model that BUNDLE was exported from, or one of the same
 shapes (make_gguf.py), in llama.cpp's own 4 bits.

@@ -187,7 +187,7 @@ def _chunks(raw: bytes, at: int) -> tuple[list[tuple[int, int]], bool]:
         size = int(raw[at:line_end].partition(b";")[0], 16)
         begin = line_end + len(_LINE_ENDS)
         if size == 0:
-            return pieces, True
+            return pieces, raw.endswith(_LINE_ENDS, begin)
         pieces.append((begin, min(begin + size, len(raw))))
         at = begin + size + len(_LINE_ENDS)
     return pieces, False

@@ -7,6 +7,7 @@ the news is.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from edge.runtime.request import Request
 from edge.runtime.runner import Runner
@@ -17,10 +18,8 @@ class AsyncNews:
 
     def __init__(self, request: Request, runner: Runner) -> None:
         loop, event = asyncio.get_running_loop(), asyncio.Event()
-        self._request, self._event = (
-            request,
-            event,
-        )  # the watch refers to neither this nor the stream: both can be freed
+        self._loop, self._request, self._event = loop, request, event
+        # The watch refers to neither this nor the stream, so that both can be freed.
         self._watch = runner.watch(request, lambda: _set(loop, event))
 
     async def wait(self) -> None:
@@ -31,6 +30,16 @@ class AsyncNews:
             if self._request.has_news:  # it came before the reset, so nobody tells of it
                 return
             await self._event.wait()
+
+    def call_elsewhere(self, function: Callable[[], None]) -> bool:
+        """Call a function in another thread than the event loop's, soon; False if the loop has ended."""
+        if self._loop.is_closed():
+            return False
+        try:
+            self._loop.call_soon_threadsafe(self._loop.run_in_executor, None, function)
+        except RuntimeError:
+            return False
+        return True
 
 
 def _set(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:

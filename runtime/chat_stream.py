@@ -6,6 +6,7 @@ whose calls are meant for programs. Knows nothing about templates.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,14 +53,22 @@ class ChatStream(Stream):
         except BaseException:  # also the end, and Ctrl-C in between
             self.close()
             raise
-        if chunk.finish_reason is not None:
+        if chunk.finish_reason is not None and self._news is None:
             self._end()
         return found
+
+    async def __anext__(self) -> Chunk:
+        """Return everything that came since the last time, as `Stream` does."""
+        chunk = await super().__anext__()
+        if chunk.finish_reason is not None:  # before its reader can send the next turn, but not in the event loop
+            await asyncio.to_thread(self._end)
+        return chunk
 
     def close(self) -> None:
         """Stop generating and deliver nothing more. May be called from any thread."""
         super().close()
-        self._end()
+        if self._news is None or not self._news.call_elsewhere(self._end):
+            self._end()
 
     def _reading(self, chunk: Chunk) -> Chunk:
         read = self._reader.push(chunk.text)
@@ -74,7 +83,7 @@ class ChatStream(Stream):
         return replace(chunk, text=text, calls=calls, finish_reason=reason)
 
     def _end(self) -> None:
-        """Remember the answer, once."""
+        """Remember the answer, once. That takes as long as rendering the conversation does."""
         if self._ended:
             return
         self._ended = True

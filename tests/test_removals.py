@@ -47,6 +47,9 @@ HISTORY = "edge/chat/test_history.py::test_a_file_of_others_stays"
 SAVED = "edge/chat/test_chat.py::test_files_of_others_stay"
 BATCH = "edge/batch/test_batch.py::test_files_of_others_stay"
 BATCH_OUT = "edge/batch/test_batch.py::test_an_output_that_appears_meanwhile_stays"
+KIOSK = "edge/kiosk/test_folder.py::test_files_of_others_stay"
+KIOSK_LATER = "edge/kiosk/test_folder.py::test_what_appears_meanwhile_stays"
+KIOSK_LAST = "edge/kiosk/test_folder.py::test_what_appears_at_the_last_moment_stays"
 PLACES = {
     "batch/batch.py:Batch.run:write_atomically": BATCH_OUT,
     "batch/journal.py:Journal.__init__:open": BATCH,
@@ -136,6 +139,12 @@ PLACES = {
     "runtime/locks.py:hold:open": LOCK,
     "runtime/speculation/store.py:DraftStore.save:write_atomically": STORE,
     "runtime/speculation/store.py:DraftStore.open:write_atomically": STORE,
+    "kiosk/folder.py:_fill:link": KIOSK_LAST,
+    "kiosk/folder.py:_fill:unlink": KIOSK_LAST,
+    "kiosk/folder.py:_work_folder:mkdtemp": KIOSK,
+    "kiosk/folder.py:_work_folder:rmtree": KIOSK_LATER,  # what was made, which others do not know of
+    "kiosk/folder.py:write_folder:rename": KIOSK_LATER,
+    "kiosk/folder.py:write_folder:write_atomically": KIOSK,  # in the folder that was made
     "commands/needle.py:run:write_atomically": NEEDLE,
     "terminal/conversation_file.py:write_conversation:write_atomically": SAVED,
     "terminal/history.py:History._append:open": HISTORY,

@@ -19,6 +19,8 @@ from edge.profiles.server_process import free_port, serve_command, started
 from edge.profiles.serving import measure_clients
 from edge.runtime.bundle import TOKENIZER, Bundle
 from edge.runtime.engines.choice import choose, engines_for
+from edge.runtime.engines.limits import context_limit
+from edge.runtime.errors import ContextLengthError
 from edge.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -30,7 +32,12 @@ COLUMNS = ["engine", "prompt", "clients", "tok/s", "TTFT ms", "TTFT p99", "gap m
 
 
 def compare_servers(args: argparse.Namespace, bundle: Bundle, settings: EngineSettings) -> int:
-    """Measure, and print. Raises ProfileError when a server does not start, or answers what was not asked for."""
+    """Measure, and print. Raises ContextLengthError, and ProfileError when a server does not do as it should."""
+    context, most = context_limit(settings, bundle.manifest.spec), max(args.prompt_tokens) + args.new_tokens
+    if most > context:
+        raise ContextLengthError(
+            f"prompt and answer have {most:,} tokens: the context holds {context:,}; ask for fewer"
+        )
     named = args.engine not in ("auto", "all")
     engines = [args.engine] if named else engines_for(bundle, settings.device)
     servers = [_measured(args, bundle, settings, engine) for engine in engines]

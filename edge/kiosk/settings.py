@@ -64,7 +64,7 @@ class KioskSettings(Settings):
             raise SettingsError(f"user is missing, expected {UserName().expected}", param="user")
         if self.user == self.browser_user:
             raise SettingsError(
-                f"user and browser_user are both {self.user}; give the browser, which visitors use, a user of its own",
+                f"browser_user is {self.user}, which the server runs as; give the browser a user of its own",
                 param="browser_user",
             )
 

@@ -22,8 +22,7 @@ from edge.server.errors import response_of
 from edge.server.guard import Guard
 from edge.server.keys import Keys
 from edge.server.metrics import Metrics
-from edge.server.openapi import openapi
-from edge.server.operations import OPERATIONS
+from edge.server.openapi import openapi, operations_of
 from edge.server.service import Service
 from edge.wire.answers import JsonBody
 from edge.wire.anthropic_answers import anthropic_error_body
@@ -53,15 +52,13 @@ _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".
 def make_app(service: Service, metrics: Metrics, page_config: JsonBody) -> ASGIApp:
     """Return the whole application, with its guard."""
     metrics.watch(lambda: service.llm if service.state == "ready" else None)
-    gets, settings = Gets(service, metrics, page_config), service.settings
-    document = openapi(OPERATIONS, root_path=settings.root_path or "", keys=bool(settings.keys))
+    gets = Gets(service, metrics, page_config)
     answerers = {post.path: Answering(post, service, metrics) for post in POSTS}
     routes = [
         Route("/", _page_file("index.html")),
-        Route("/web/{name:path}", _web),
+        Route("/web/{name:path}", _web()),
         Route("/health", gets.health),
         Route("/metrics", gets.metrics),
-        Route("/openapi.json", _told(document)),
         Route("/v1/models", gets.models),
         Route("/models", gets.models),
         Route("/v1/models/{name:path}", gets.model),
@@ -73,7 +70,8 @@ def make_app(service: Service, metrics: Metrics, page_config: JsonBody) -> ASGIA
         *(Route(path, answerers[f"/v1{path}"], methods=["POST"]) for path in WITHOUT_V1 if f"/v1{path}" in answerers),
         *(Route(call.path, Calling(call, service), methods=["POST"]) for call in CALLS),
     ]
-    return Guard(_Routed(Router(routes, redirect_slashes=False)), settings, Keys(settings.keys))
+    routes.append(Route("/openapi.json", _document(routes, service)))
+    return Guard(_Routed(Router(routes, redirect_slashes=False)), service.settings, Keys(service.settings.keys))
 
 
 class _Routed:
@@ -108,9 +106,12 @@ def _refusal(refused: HTTPException, scope: Scope) -> RequestError:
     )
 
 
-def _told(body: JsonBody) -> Callable[[Request], Awaitable[Response]]:
+def _document(routes: list[Route], service: Service) -> Callable[[Request], Awaitable[Response]]:
+    listed = operations_of([*((route.path, route.methods or ()) for route in routes), ("/openapi.json", ("GET",))])
+    document = openapi(listed, root_path=service.settings.root_path or "", keys=bool(service.settings.keys))
+
     async def respond(_: Request) -> Response:
-        return JSONResponse(body)
+        return JSONResponse(document)
 
     return respond
 
@@ -122,10 +123,14 @@ def _page_file(name: str) -> Callable[[Request], Awaitable[Response]]:
     return respond
 
 
-async def _web(request: Request) -> Response:
-    """A file of the page, of a known type and inside its folder."""
-    name = request.path_params["name"]
-    path = (_PAGE / name).resolve() if "\0" not in name else _PAGE
-    if path.suffix not in _TYPES or not path.is_relative_to(_PAGE.resolve()) or not path.is_file():
-        raise HTTPException(NOT_FOUND)
-    return FileResponse(path, media_type=_TYPES[path.suffix], headers={"cache-control": "no-cache"})
+def _web() -> Callable[[Request], Awaitable[Response]]:
+    """Files of the page, by a table of names: what a client asks for never becomes a path."""
+    files = {path.relative_to(_PAGE).as_posix(): path for path in _PAGE.rglob("*") if path.suffix in _TYPES}
+
+    async def respond(request: Request) -> Response:
+        path = files.get(request.path_params["name"])
+        if path is None:
+            raise HTTPException(NOT_FOUND)
+        return FileResponse(path, media_type=_TYPES[path.suffix], headers={"cache-control": "no-cache"})
+
+    return respond

@@ -1,7 +1,7 @@
 """/openapi.json: what this server takes and answers, as an OpenAPI 3.1 document.
 
-In: a list of operations; for those with a body, its table of fields. Out: the document. Knows nothing about what a
-field means: the tables of `edge.wire` and the rules of the runtime's settings say what it may be.
+In: the router's paths. Out: the document. Knows nothing about what a field means: the tables of `edge.wire` and the
+rules of the runtime's settings say what it may be.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import edge
 from edge.runtime.rules import Biases, Number, OneOf, Rule, Texts, Whole, Wholes, rule_of
 from edge.runtime.settings import GenerationSettings, Sampling
 from edge.wire.answers import JsonBody
-from edge.wire.fields import Field
+from edge.wire.anthropic_fields import ANTHROPIC
+from edge.wire.fields import CHAT, COMPLETION, Field
+from edge.wire.responses_fields import RESPONSES
+from edge.wire.tokenizing import IDS, MESSAGES, TEXT
 
 _MODEL_SETTINGS = {spec.name: rule_of(spec) for spec in (*fields(GenerationSettings), *fields(Sampling))}
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")  # as the router writes it
@@ -61,6 +64,40 @@ class Operation:
     needs_key: bool = True  # on a server with keys
 
 
+# What is said of a path beside its methods; one that is not here is listed without words.
+_KNOWN = {
+    operation.path: operation
+    for operation in (
+        Operation("GET", "/health", "Whether requests would be answered.", needs_key=False),
+        Operation("GET", "/metrics", "Figures for Prometheus.", answers="text/plain"),
+        Operation("GET", "/openapi.json", "This document."),
+        Operation("GET", "/v1/models", "The names of the model."),
+        Operation("GET", "/v1/models/{name:path}", "One name of the model, and the model's properties."),
+        Operation("POST", "/v1/chat/completions", "Answers messages.", CHAT, ("messages",), streams=True),
+        Operation("POST", "/v1/completions", "Continues a text.", COMPLETION, ("prompt",), streams=True),
+        Operation("POST", "/v1/responses", "Answers items.", RESPONSES, ("input",), streams=True),
+        Operation("POST", "/v1/messages", "Answers messages of Anthropic's.", ANTHROPIC, ("messages",), streams=True),
+        Operation("POST", "/v1/messages/count_tokens", "How many tokens messages of Anthropic's are."),
+        Operation("POST", "/tokenize", "The token ids of a text or of messages.", {**MESSAGES, **TEXT}),
+        Operation("POST", "/detokenize", "The text of token ids.", IDS, ("tokens",)),
+        Operation("GET", "/tokenizer_info", "The special tokens and the template."),
+        Operation("GET", "/page-config.json", "What this server's page shows.", needs_key=False),
+        Operation("GET", "/page/status.json", "The state of the server, for its page."),
+    )
+}
+_UNLISTED = ("/", "/web/{name:path}")  # files for a browser
+
+
+def operations_of(routes: Iterable[tuple[str, Iterable[str]]]) -> list[Operation]:
+    """Return what is said of the paths of a router, each with its methods."""
+    found: list[Operation] = []
+    for path, methods in routes:
+        if path not in _UNLISTED:
+            known = _KNOWN.get(path) or replace(_KNOWN.get(f"/v1{path}", Operation("", path, "")), path=path)
+            found += [replace(known, method=method) for method in sorted(methods) if method in ("GET", "POST")]
+    return found
+
+
 def openapi(operations: Iterable[Operation], *, root_path: str = "", keys: bool = False) -> JsonBody:
     """Return the document."""
     paths: dict[str, Any] = {}  # Any: JSON, here and below
@@ -98,7 +135,7 @@ def _operation(operation: Operation, keys: bool) -> dict[str, Any]:
     if operation.streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     told: dict[str, Any] = {
-        "summary": operation.summary,
+        **({"summary": operation.summary} if operation.summary else {}),
         "responses": {
             "200": {"description": "the answer", "content": content},
             "default": {"description": "an error", "content": {"application/json": {"schema": _ERROR_REF}}},
@@ -108,8 +145,9 @@ def _operation(operation: Operation, keys: bool) -> dict[str, Any]:
         told["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
         ]
-    if operation.table is not None:
-        schema = body_schema(operation.table, operation.required)
+    if operation.method == "POST":
+        table = operation.table
+        schema = {"type": "object"} if table is None else body_schema(table, operation.required)
         told["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     if keys and operation.needs_key:
         told["security"] = [{"key": []}]

@@ -47,16 +47,16 @@ class Words:
         if not isinstance(value, str) or not value.strip():
             raise Refusal
         if len(value) > self.longest:
-            raise Refusal(f"has {len(value):,} characters")
+            raise Refusal(f"is too long ({len(value):,} characters)")
         if not self.lines and _LINE_ENDS.search(value):
-            raise Refusal(f"has a line end ({shown(value)})")
+            raise Refusal(f"is {shown(value)}, which has a line end")
         for character in value:
             if (
                 (character < " " and character not in "\t\n\r")
                 or character == "\x7f"
                 or "\ud800" <= character < "\ue000"
             ):
-                raise Refusal(f"has the character {character!a}")
+                raise Refusal(f"is {shown(value)}, which has the character {character!a}")
         return value
 
 
@@ -77,17 +77,17 @@ class ListOf:
         if not isinstance(value, list | tuple):
             raise Refusal
         if len(value) > self.most:
-            raise Refusal(f"has {len(value):,} entries")
+            raise Refusal(f"is a list of {len(value):,} entries")
         taken: list[str] = []
         for number, item in enumerate(value, 1):
             try:
                 text = self.each.take(item)
             except Refusal as refusal:
-                raise Refusal(f"has an entry {number} that {str(refusal) or f'is {shown(item)}'}") from None
+                raise Refusal(f"is a list whose entry {number} {str(refusal) or f'is {shown(item)}'}") from None
             if self.pattern is not None and not self.pattern.fullmatch(text):
-                raise Refusal(f"has an entry {number} that is {shown(text)}")
+                raise Refusal(f"is a list whose entry {number} is {shown(text)}")
             if text in taken:
-                raise Refusal(f"has {shown(text)} twice")
+                raise Refusal(f"is a list that has {shown(text)} twice")
             taken.append(text)
         return tuple(taken)
 

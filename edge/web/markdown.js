@@ -31,6 +31,7 @@ export function restrict() {
 
 const marked = new Marked({
   gfm: true,
+  breaks: true,
   renderer: {
     html: ({ text }) => (HARMLESS.test(text.trim()) ? text : escaped(text)),
     checkbox: ({ checked }) => (checked ? "☑ " : "☐ "),

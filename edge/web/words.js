@@ -11,7 +11,7 @@ const WORDS = {
     greeting: "How can I help?",
     waiting: "Waiting for a free place…",
     reading: "Reading…",
-    busy: "Many people are asking at the moment. Next try in {n} s.",
+    busy: "The server is busy. Next try in {n} s.",
     loading: "The model is being loaded…",
     silent: "The server has been silent for {n} s. It may be busy, or it may have stopped.",
     unreachable: "The server cannot be reached.",

@@ -45,6 +45,8 @@ def line(parser: argparse.ArgumentParser, changed: argparse.Action, value: str, 
             found += [f"{action.option_strings[-1]}={value}"] if action.option_strings else [value]
         elif not action.option_strings and action.nargs is None:
             found.append(given.get(action.dest, "nothing"))
+        elif action.required:
+            found += [action.option_strings[-1], given.get(action.dest, "nothing")]
         elif action.option_strings == ["--raw"] and action.nargs is None and not alone:
             found += ["--raw", "text"]
     return found
@@ -108,7 +110,10 @@ def check(
 ) -> None:
     parser = PARSERS[verb]
     action = next(action for action in parser._actions if action.dest == dest)
-    arguments = [*verb.split(), *line(parser, action, value, {"bundle": str(bundle), "prompt": "hi"})]
+    arguments = [
+        *verb.split(),
+        *line(parser, action, value, {"bundle": str(bundle), "prompt": "hi", "system_file": __file__}),
+    ]
     code, _, error = say(arguments, monkeypatch, capsys)
     assert code in (0, 1, 2), arguments
     if code:

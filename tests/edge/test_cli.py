@@ -314,6 +314,29 @@ def test_bench_of_all_engines(tiny_bundle: Path) -> None:
     assert "context holds 256" in fails("bench", tiny_bundle, "--engine", "all", "--prompt-tokens", "300")
 
 
+def test_bench_of_servers(int4_bundle: Path) -> None:
+    options = ("--prompt-tokens", "8", "--new-tokens", "4", "--clients")
+    report = json.loads(edge("bench", int4_bundle, *options, "3,1,3", "--json").stdout)
+    assert [server["engine"] for server in report["servers"]] == ["openvino", "onnx"]
+    for server in report["servers"]:
+        assert server["ready_s"] > 0
+        assert [(found["clients"], found["tokens"]) for found in server["results"]] == [(1, 8), (3, 24)]
+    for verdict, clients in zip(report["verdicts"], (1, 3), strict=True):
+        speeds = {server["engine"]: server["results"][clients // 3] for server in report["servers"]}
+        assert verdict["clients"] == clients
+        assert verdict["fastest"] == max(speeds, key=lambda name: speeds[name]["tokens_per_second"])
+    shown = edge("bench", int4_bundle, *options, "2", "--engine", "onnx", "--reproducible").stdout
+    assert "engine onnx: ready after" in shown
+    assert "auto takes" not in shown  # nothing to choose from
+    assert "context holds 100" in fails(
+        "bench", int4_bundle, *options, "1", "--max-context", "100", "--new-tokens", "93"
+    )
+    for wrong in ("0", "1,x", "65", "", "-1"):
+        done = edge("bench", int4_bundle, "--clients", wrong)
+        assert done.returncode == 2
+        assert "numbers from 1 to 64" in done.stderr
+
+
 def test_first_answers_are_compared_with_what_an_engine_puts_off() -> None:
     """By hand: OpenVINO repacks its weights at the first inference, whichever prompt that is."""
     from edge.commands.bench import _answer_s

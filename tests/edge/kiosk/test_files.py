@@ -230,7 +230,7 @@ def test_chromium_takes_the_command_and_asks_for_the_page(page: HTTPServer) -> N
         ({"user": "root"}, "user is 'root', expected the name of a user without the rights of root"),
         ({"user": "a b"}, "user is 'a b', expected the name of a user"),
         ({"user": None}, "user is missing, expected"),
-        ({"user": "kiosk"}, "user and browser_user are both kiosk; give the browser"),
+        ({"user": "kiosk"}, "browser_user is kiosk, which the server runs as; give the browser"),
         ({"browser_user": "a\nb"}, "browser_user is 'a\\nb', expected"),
         ({"host": "0.0.0.0"}, "host is '0.0.0.0', expected 127.0.0.1, localhost or ::1"),
         ({"port": 0}, "port is 0, expected a whole number from 1 to 65535"),

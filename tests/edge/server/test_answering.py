@@ -166,7 +166,7 @@ def test_a_client_that_leaves_while_its_prompt_is_read_ends_that() -> None:
         time.sleep(0.02)
         return forward(*arguments)
 
-    llm.engine.forward = slowly  # type: ignore[method-assign]
+    llm.engine.forward = slowly  # type: ignore[method-assign,assignment]
     with served(llm) as live:
         long = {"messages": [{"role": "user", "content": "x" * 10_000}]}
         connection = live.begin("/v1/chat/completions", long)
@@ -219,7 +219,7 @@ def test_an_error_in_a_stream_is_its_last_event() -> None:
             raise DeviceError("the device at /secret/path is gone")
         return decode(*arguments)
 
-    llm.engine.decode = failing  # type: ignore[method-assign]
+    llm.engine.decode = failing  # type: ignore[method-assign,assignment]
     with served(llm) as live:
         streamed = live.post("/v1/chat/completions", ENDLESS)
         whole = live.post("/v1/chat/completions", {**ENDLESS, "stream": False})

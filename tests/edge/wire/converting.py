@@ -124,7 +124,8 @@ def answers_in_pieces(draw: st.DrawFn) -> list[Chunk]:
     stopped = draw(st.sampled_from([StoppedBy(260), StoppedBy(text="END"), StoppedBy()])) if reason == "stop" else None
     stats = Stats(draw(st.integers(3, 9)), draw(st.integers(0, 3)), draw(st.integers(1, 9)), 1.0, 1.0)
     last = Chunk("", finish_reason=reason, stopped_by=stopped, stats=stats, token_ids=(1,))
-    if chunks and draw(st.booleans()):
+    together = draw(st.booleans())
+    if chunks and together:
         ended = chunks.pop()
         last = Chunk(ended.text, (1,), finish_reason=reason, stopped_by=stopped, stats=stats, calls=ended.calls)
     return [*chunks, last]

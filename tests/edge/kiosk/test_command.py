@@ -1,0 +1,234 @@
+"""`edge kiosk init` from end to end: what it writes, and that a server that systemd would start answers from it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge import cli
+from edge.kiosk import settings as names
+from edge.runtime.kv.snapshot_format import read_header
+from edge.server.page_config import read_page_config
+from tests.edge.kiosk.systemd import commands
+
+ROOT = Path(__file__).parents[3]
+SYSTEM = "You are the guide of a museum. Speak of paintings, and of nothing else.\n"
+ME = pwd.getpwuid(os.getuid()).pw_name
+USER = "nobody" if ME == "root" else ME
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def system_file(tmp_path: Path) -> Path:
+    file = tmp_path / "guide.txt"
+    file.write_bytes(SYSTEM.replace("\n", "\r\n").encode("utf-8-sig"))  # as Notepad writes it
+    return file
+
+
+def init(folder: Path, bundle: Path, system_file: Path, *more: str) -> list[str]:
+    given = ["--bundle", str(bundle), "--system-file", str(system_file), "--user", USER]
+    return ["kiosk", "init", str(folder), *given, *more]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_all_files_are_written_and_agree(
+    tiny_bundle: Path, system_file: Path, tmp_path: Path, engine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "the kiosk"
+    page = [
+        "--title",
+        "博物馆",
+        "--suggestion",
+        "Where?",
+        "--suggestion",
+        "Who?",
+        "--language",
+        "zh",
+        "--language",
+        "en",
+    ]
+    chosen = ["--engine", engine, "--reproducible", "--max-context", "128", "--kv-cache-gb", "0.2", "--threads", "1"]
+    assert cli.main([*init(folder, tiny_bundle, system_file, *page, *chosen), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    files = {names.PREFIX, names.PAGE, names.SYSTEM, names.SERVER_UNIT, names.BROWSER_UNIT, names.BROWSER_SCRIPT}
+    assert set(shown["files"]) == {path.name for path in folder.iterdir()} == {*files, names.README}
+    assert (folder / names.SYSTEM).read_text() == SYSTEM
+    config = read_page_config(folder / names.PAGE)
+    assert (config.title, config.suggestions, config.languages) == ("博物馆", ("Where?", "Who?"), ("zh", "en"))
+    assert (config.system, config.kiosk, config.idle_seconds) == (SYSTEM, True, 90)
+    header = read_header(folder / names.PREFIX)
+    assert (header.system, header.num_tokens, header.bytes) == (SYSTEM, shown["tokens"], shown["bytes"])
+    assert header.identity.layout["engine"] == engine
+    assert shown["serve"][0] == sys.executable, "not where the link of an environment leads"
+    given = cli.build_parser().parse_args(shown["serve"][4:])
+    assert (given.engine, given.reproducible, given.max_context, given.threads) == (engine, True, 128, 1)
+    assert given.kv_cache_bytes == 200_000_000
+    assert shown["url"] == "http://127.0.0.1:8000/?kiosk=1"
+    assert f"User={USER}\n" in (folder / names.SERVER_UNIT).read_text()
+    assert (folder / names.PREFIX).owner() == USER
+    assert cli.main(init(folder, tiny_bundle, system_file)) == 1
+    assert "and nothing in it is replaced; name a new or an empty folder" in capsys.readouterr().err
+
+
+def test_what_is_left_to_do_is_said(
+    tiny_bundle: Path, system_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(init(tmp_path / "kiosk", tiny_bundle, system_file)) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"system message of \d+ tokens, [\d.]+ .?B, computed in", said)
+    assert str(tmp_path / "kiosk" / names.README) in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            ["--user", "no-such-user-here"],
+            "--user is 'no-such-user-here', whom this system does not know; make one with",
+        ),
+        (["--user", "root"], "--user is 'root', expected the name of a user without the rights of root"),
+        (["--browser-user", USER], f"--browser-user is {USER}, which the server runs as"),
+        (["--title", "a\nb"], "--title is 'a\\nb', which has a line end"),
+        (["--suggestion", ""], "--suggestion is a list whose entry 1 is ''"),
+        (["--language", "English, please"], "--language is a list whose entry 1 is 'English, please'"),
+        (["--idle-seconds", "5"], "--idle-warning-seconds is 20 and --idle-seconds 5, expected fewer"),
+        (["--port", "70000"], "--port is 70000, expected a whole number from 1 to 65535"),
+        (["--bundle", "/no/such/bundle"], "/no/such/bundle"),
+        (["--system-file", "/no/such/file"], "/no/such/file cannot be read"),
+        (["--max-context", "8"], "context"),  # the system message does not fit
+    ],
+)
+def test_what_is_wrong_is_said_and_leaves_nothing(
+    changed: list[str],
+    said: str,
+    tiny_bundle: Path,
+    system_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if "no-such-user-here" in changed and os.getuid():
+        said = said.partition(";")[0]
+    assert cli.main(init(tmp_path / "kiosk", tiny_bundle, system_file, *changed)) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [system_file.name]
+
+
+def test_an_empty_system_message(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.txt").write_text(" \n")
+    assert cli.main(init(tmp_path / "kiosk", tiny_bundle, tmp_path / "empty.txt")) == 1
+    assert "is empty; write the system message into it" in capsys.readouterr().err
+
+
+def test_a_user_cannot_give_files_away(
+    tiny_bundle: Path,
+    system_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: pwd.getpwnam("daemon").pw_uid)
+    assert cli.main(init(tmp_path / "kiosk", tiny_bundle, system_file, "--user", "nobody")) == 1
+    assert "run this as nobody (sudo -u nobody edge kiosk init ...), or as root" in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def started(words: list[str], notify: socket.socket, address: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A service as systemd starts it, ready; it is killed at the end if it still runs."""
+    variables = {**ENVIRONMENT, "NOTIFY_SOCKET": address, "WATCHDOG_USEC": "600000"}
+    with subprocess.Popen(words, env=variables, stderr=subprocess.PIPE) as process:
+        try:
+            while "READY=1" not in heard(notify):
+                pass
+            yield process
+        finally:
+            process.kill()
+
+
+def heard(notify: socket.socket) -> list[str]:
+    return notify.recv(4096).decode().splitlines()
+
+
+def asked(url: str, body: object = None) -> Any:  # Any: JSON
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def service_of(pid: int) -> int:
+    """The one process that a sandbox runs."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
+def check_service(folder: Path, port: int, tmp_path: Path, wrap: tuple[str, ...] = ()) -> None:
+    """Start what the unit says, ask it as the page does, and end it as systemd would."""
+    unit = re.sub("^User=.*$", "", (folder / names.SERVER_UNIT).read_text(), flags=re.M)
+    words = commands({names.SERVER_UNIT: unit})[names.SERVER_UNIT]
+    url, address = f"http://127.0.0.1:{port}", str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(address)
+        notify.settimeout(60)
+        Path(address).chmod(0o777)
+        with started([*wrap, *words], notify, address) as process:
+            assert asked(f"{url}/health")
+            page = asked(f"{url}/page-config.json")
+            assert (page["kiosk"], page["system"]) == (True, SYSTEM)
+            messages = [{"role": "system", "content": page["system"]}, {"role": "user", "content": "hi"}]
+            usage = asked(f"{url}/v1/chat/completions", {"messages": messages, "max_tokens": 2})["usage"]
+            tokens = read_header(folder / names.PREFIX).num_tokens
+            assert usage["prompt_tokens_details"]["cached_tokens"] >= tokens, "nothing of the prefix was computed"
+            while "WATCHDOG=1" not in heard(notify):
+                pass
+            os.kill(service_of(process.pid) if wrap else process.pid, signal.SIGTERM)
+            while "STOPPING=1" not in heard(notify):
+                pass
+            assert process.wait(30) == 0
+
+
+def test_the_service_answers_from_the_prefix(
+    tiny_bundle: Path, system_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, port = tmp_path / 'the "kiosk" 100%', free_port()
+    assert cli.main(init(folder, tiny_bundle, system_file, "--port", str(port))) == 0
+    check_service(folder, port, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_service_needs_no_disk_to_write_to(
+    demo_bundle: Path, system_file: Path, tmp_path: Path, engine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ProtectSystem=strict has it: everything is read-only but the folder of the cache."""
+    bubblewrap = shutil.which("bwrap")
+    if bubblewrap is None:
+        pytest.skip("bubblewrap is not installed (apt-get install bubblewrap)")
+    folder, port, cache = tmp_path / "kiosk", free_port(), tmp_path / "cache"
+    cache.mkdir()
+    assert cli.main(init(folder, demo_bundle, system_file, "--port", str(port), "--engine", engine)) == 0
+    walls = ("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/run", "--die-with-parent")
+    own = ("--bind", str(cache), str(cache), "--setenv", "XDG_CACHE_HOME", str(cache), "--setenv", "HOME", "/nowhere")
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    check_service(folder, port, tmp_path, (bubblewrap, *walls, *own, "--"))
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert [path.name for path in cache.iterdir()] in ([], ["edgeglm"])
