@@ -114,14 +114,14 @@ def test_the_page_leads_to_a_service_that_answers(demo_bundle: Path, tmp_path: P
         lines += [f"echo '@@ {line}' >&2", typed]
     done = run("\n".join(lines), tmp_path, fresh(origin), timeout_s=1200)
     assert done.returncode == 0, failure(done)
-    folder = root / "srv/kiosk/guide"
+    kiosk = root / "srv/kiosk/guide"
     for unit in (names.SERVER_UNIT, names.BROWSER_UNIT):
-        assert (root / "etc/systemd/system" / unit).read_text() == (folder / unit).read_text()
+        assert (root / "etc/systemd/system" / unit).read_text() == (kiosk / unit).read_text()
 
     def healthy() -> None:
         for _, command in HEALTH:
             asked = run(command.replace(":8000", f":{port}"), tmp_path, fresh(origin), timeout_s=60)
             assert asked.returncode == 0, asked.stderr
 
-    check_service(folder, port, tmp_path, meanwhile=healthy, environment={})
+    check_service(kiosk, port, tmp_path, meanwhile=healthy, environment={})
     assert len(HEALTH) == 1

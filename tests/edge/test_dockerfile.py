@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 import shutil
 import socket
@@ -113,6 +114,7 @@ def health_check(port: int) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="the image is Linux's")
 def test_its_steps_make_a_server(demo_bundle: Path, tmp_path: Path) -> None:
     """From the files that are sent, in an environment that has nothing else; of the network it needs PyPI alone."""
     source, environment = tmp_path / "src", tmp_path / "edge"

@@ -27,6 +27,8 @@ from edge.runtime.errors import SettingsError
 from edge.server.page_config import PageConfig, read_page_config
 from tests.edge.kiosk.systemd import commands, verified
 
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="a kiosk is a Linux machine")
+
 PYTHON = Path("/usr/bin/env")  # a program that every machine has
 ENGINE = ("--engine", "onnx", "--max-context", "2048")
 HARD = '100% "it\'s" $HOME é 博物馆'
