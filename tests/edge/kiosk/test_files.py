@@ -25,7 +25,7 @@ from edge.kiosk.settings import KioskSettings
 from edge.kiosk.units import WATCHDOG_S, browser_unit, server_unit
 from edge.runtime.errors import SettingsError
 from edge.server.page_config import PageConfig, read_page_config
-from tests.edge.kiosk.systemd import commands, verified
+from tests.edge.kiosk.systemd import commands, exposure, verified
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a kiosk is a Linux machine")
 
@@ -88,6 +88,7 @@ def test_the_server_is_watched_and_locked_in() -> None:
     assert (found["IPAddressDeny"], found["IPAddressAllow"]) == ("any", "localhost")
     assert found["NoNewPrivileges"] == found["PrivateTmp"] == found["PrivateDevices"] == found["ProtectHome"] == "yes"
     assert found["User"] == "edge-kiosk"
+    assert exposure(names.SERVER_UNIT, server_unit(kiosk())) < 2, "of 10; a service without any settings has 9.6"
     assert "#MemoryMax=6G" in server_unit(kiosk(), 3 * 10**9), "twice what was taken, for the operator to decide"
 
 
