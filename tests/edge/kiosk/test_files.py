@@ -66,7 +66,7 @@ paths = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"
 )
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(bundle=paths, folder=paths)
 def test_systemd_runs_the_commands_that_are_meant(bundle: str, folder: str) -> None:
     case = kiosk(bundle=Path("/srv") / bundle, folder=Path("/opt") / folder)

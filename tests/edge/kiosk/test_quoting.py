@@ -30,7 +30,7 @@ def unit(command: str) -> str:
     return f"[Unit]\nDefaultDependencies=no\n[Service]\nType=oneshot\nExecStart={command}\n"
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @example(given=HARD)
 @given(given=st.lists(words, min_size=1, max_size=40))
 def test_systemd_reads_the_words_that_were_meant(given: list[str]) -> None:
