@@ -83,7 +83,7 @@ def test_its_server_is_not_root_and_its_command_parses() -> None:
     order = [name for name, _ in instructions()]
     assert values("USER") == ["10001"]
     assert order.index("USER") < order.index("ENTRYPOINT")
-    assert "useradd --system --uid 10001" in " ".join(values("RUN"))
+    assert "useradd --uid 10001" in " ".join(values("RUN"))
     program, *arguments = json.loads(values("ENTRYPOINT")[0])
     assert program == "/opt/edge/bin/edge"
     given = build_parser().parse_args([*arguments, "--alias", "glm"])

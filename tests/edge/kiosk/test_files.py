@@ -129,10 +129,10 @@ def test_the_readme_has_commands_that_a_shell_reads() -> None:
     case = kiosk(bundle=Path(f"/srv/{HARD}"), folder=Path(f"/opt/{HARD}"))
     readme = texts(case, PageConfig(), "x")[names.README]
     lines = [shlex.split(line) for line in readme.splitlines() if line.startswith("    ")]
-    assert ["sudo", "install", "-m", "644", f"/opt/{HARD}/{names.SERVER_UNIT}", "/etc/systemd/system/"] in lines
-    assert ["sudo", "install", "-m", "644", f"/opt/{HARD}/{names.BROWSER_UNIT}", "/etc/systemd/system/"] in lines
+    assert ["install", "-m", "644", f"/opt/{HARD}/{names.SERVER_UNIT}", "/etc/systemd/system/"] in lines
+    assert ["install", "-m", "644", f"/opt/{HARD}/{names.BROWSER_UNIT}", "/etc/systemd/system/"] in lines
     (again,) = [line for line in lines if "prefix" in line]
-    assert again[:3] == ["sudo", "-u", "edge-kiosk"]
+    assert again[:4] == ["runuser", "-u", "edge-kiosk", "--"]
     given = build_parser().parse_args(again[again.index("edge") + 1 :])
     assert (given.bundle, given.out) == (f"/srv/{HARD}", f"/opt/{HARD}/{names.PREFIX}")
     assert given.system_file == f"/opt/{HARD}/{names.SYSTEM}"

@@ -92,7 +92,7 @@ def test_axe_finds_nothing_grave(browser: Browser, fake: FakeServer, axe_source:
         visitor.ask("call")
         found += grave(visitor, axe_source, "answers and a call")
         visitor.write("error")
-        visitor.sees("the cache is full")
+        visitor.sees("The cache is full")
         found += grave(visitor, axe_source, "error")
         visitor.page.locator(".user").first.get_by_label("Edit and send again").click()
         found += grave(visitor, axe_source, "editing")

@@ -143,7 +143,7 @@ def test_a_tool_is_called_and_the_user_gives_its_result(visitor: Visitor, fake: 
     assert fake.bodies[-1]["messages"][0] == {"role": "system", "content": "Be brief."}
     assert json.loads(visitor.page.locator(".call pre").inner_text()) == {"city": "Ghent"}
     visitor.page.get_by_label("Result of weather").fill("rain")
-    visitor.page.get_by_role("button", name="Send result").click()
+    visitor.page.get_by_role("button", name="Send results").click()
     visitor.sees("The tool said: rain")
     call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ghent"}'}}
     assert fake.bodies[-1]["messages"][2:] == [
@@ -186,7 +186,7 @@ def test_conversations_are_kept_and_exported_and_imported(visitor: Visitor, tmp_
     bad = tmp_path / "bad.json"
     bad.write_text('[{"role": "boss", "content": "x"}]', encoding="utf-8")
     visitor.page.locator("#choose-import").set_input_files(bad)
-    visitor.page.get_by_text("Message 1 has no role that is known").wait_for()
+    visitor.page.get_by_text("Message 1 is not one that this page knows").wait_for()
 
 
 def test_without_a_database_the_page_works(browser: Browser, fake: FakeServer) -> None:
