@@ -38,6 +38,7 @@ from edge.wire.errors import INTERNAL, UNAVAILABLE, ErrorAnswer, RequestError, e
 from edge.wire.request import WireRequest
 
 T = TypeVar("T")
+Started = tuple[WireRequest, list[Stream]]
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +92,23 @@ class Answering:
     async def _let_in(self, raw: bytes, scope: Scope, receive: Receive, send: Send) -> Outcome:
         with self._service.admitted() as llm:
             with self._service.starting():
-                request, streams = await self._in_thread(lambda: self._started(raw, llm))
+                request, streams = await self._in_thread_to_its_end(lambda: self._started(raw, llm))
             with self._service.running(streams):
                 return await self._sent(request, streams, llm, scope, receive, send)
 
-    def _started(self, raw: bytes, llm: LLM) -> tuple[WireRequest, list[Stream]]:
+    async def _in_thread_to_its_end(self, start: Callable[[], Started]) -> Started:
+        """Start streams in a thread. It cannot be cancelled: if the client leaves, they are closed once they are there.
+
+        A stream that nobody reads or closes would keep its place in the model's queue.
+        """
+        starting = self._in_thread(start)
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_close_started)
+            raise
+
+    def _started(self, raw: bytes, llm: LLM) -> Started:
         """Check a request and put it into the model's queue. Raises RequestError."""
         request = self._post.request_type.from_body(read_json(raw))
         self._service.check_model(request.settings.model)
@@ -173,3 +186,9 @@ class Answering:
 
     def _in_thread(self, function: Callable[[], T]) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self._service.threads, function)
+
+
+def _close_started(starting: asyncio.Future[Started]) -> None:
+    if not starting.cancelled() and starting.exception() is None:
+        for stream in starting.result()[1]:
+            stream.close()

@@ -60,7 +60,7 @@ class Guard:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                marked = MutableHeaders(raw=message["headers"])
+                marked = MutableHeaders(raw=[*message.get("headers", ())])
                 marked["x-request-id"] = request_id
                 for name, value in _HEADERS.items():
                     marked.setdefault(name, value)

@@ -59,16 +59,24 @@ class CompletionRequest:
 
     def start(self, llm: LLM) -> list[Stream]:
         """Return a stream for each choice, all submitted: those of the first prompt first. Raises as a ChatRequest."""
-        settings, found = self.settings, list[Stream]()
-        for index, prompt in enumerate(self.prompts):
-            path = f"prompt[{index}]" if self.is_list else "prompt"
-            with in_terms_of(self.body, {**settings.names, "prompt": path, "ids": path}):
-                try:
-                    found += llm.sample_streams(prompt, settings.n, **settings.options)
-                except ContextLengthError as error:
-                    ids = llm.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-                    raise too_long(llm, len(ids), "prompt", path) from error
+        found: list[Stream] = []
+        try:
+            for index, prompt in enumerate(self.prompts):
+                found += self._start_one(llm, prompt, f"prompt[{index}]" if self.is_list else "prompt")
+        except BaseException:
+            for stream in found:
+                stream.close()  # or it would keep its place in the queue, with nobody to read it
+            raise
         return found
+
+    def _start_one(self, llm: LLM, prompt: str | list[int], path: str) -> list[Stream]:
+        settings = self.settings
+        with in_terms_of(self.body, {**settings.names, "prompt": path, "ids": path}):
+            try:
+                return llm.sample_streams(prompt, settings.n, **settings.options)
+            except ContextLengthError as error:
+                ids = llm.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+                raise too_long(llm, len(ids), "prompt", path) from error
 
     def answer(self, head: Head, answers: Sequence[Answer], llm: LLM) -> JsonBody:
         """Return the body that answers this. Raises RequestError if a deadline left nothing to send."""

@@ -28,7 +28,7 @@ class Answer:
         assert self.headers["x-request-id"], self
         assert "server" not in self.headers, self
         told = self.json
-        assert set(told) == {"error"}, told
+        assert set(told) == {"error"} or (set(told) == {"error", "type"} and told["type"] == "error"), told
         error: dict[str, Any] = told["error"]
         assert {"message", "type", "param", "code"} <= set(error), error
         assert isinstance(error["message"], str), error
@@ -47,7 +47,11 @@ class Client:
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(TIMEOUT_S)
-        self.socket.connect(("127.0.0.1", port))
+        try:
+            self.socket.connect(("127.0.0.1", port))
+        except OSError:
+            self.socket.close()
+            raise
         self.left = b""  # received, and not read
 
     def __enter__(self) -> Client:

@@ -89,3 +89,10 @@ def test_bodies_that_only_look_small(server: Server) -> None:
     ):
         answer = server.post(CHAT, body)
         assert answer.status in (200, 400), answer
+
+
+def test_prompts_before_a_bad_one_keep_no_place_in_the_queue(server: Server) -> None:
+    for bad in ("", "x" * 5000, [999_999]):
+        prompts = ["a", "b", bad] if isinstance(bad, str) else [[1], [2], bad]
+        assert server.post("/v1/completions", {"prompt": prompts}).status == 400
+        assert server.is_free()

@@ -61,6 +61,18 @@ def test_a_missing_key_and_a_wrong_one_are_refused_without_an_echo(locked: Serve
             assert KEY.encode() not in answer.body
 
 
+def test_what_is_open_leads_nowhere_else(locked: Server) -> None:
+    for path in (
+        "/web/../v1/models",
+        "/web/%2e%2e/v1/models",
+        "/web/..%2fmetrics",
+        "/health/../metrics",
+        "/health/",
+        "//health",
+    ):
+        assert locked.get(path).status in (401, 404)
+
+
 def test_every_key_opens(locked: Server) -> None:
     for key in (KEY, "another-key-of-this-test"):
         for header in (f"Authorization: Bearer {key}", f"authorization: bearer  {key}", f"X-Api-Key: {key}"):
@@ -133,6 +145,18 @@ def test_an_allowed_origin_may_read_errors_too() -> None:
         assert refused.headers["access-control-allow-origin"] == "https://a.example"
         assert "access-control-allow-credentials" not in refused.headers
         assert server.get("/v1/models", "Origin: https://b.example").status == 403
+
+
+def test_headers_of_one_stream_are_not_those_of_the_next() -> None:
+    with serving_script(short, cors_origins=("https://a.example",)) as server:
+        body = {"messages": [HI], "stream": True}
+        shared = server.post(CHAT, body, "Origin: https://a.example")
+        assert shared.headers["access-control-allow-origin"] == "https://a.example"
+        for _ in range(2):
+            own = server.post(CHAT, body)
+            assert own.status == 200
+            assert not [name for name in own.headers if name.startswith("access-control")]
+            assert own.headers["x-request-id"] != shared.headers["x-request-id"]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1"])

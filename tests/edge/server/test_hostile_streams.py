@@ -12,7 +12,9 @@ import pytest
 
 import edge
 from edge.runtime.llm import LLM
+from edge.runtime.stream import Stream
 from edge.server.service import Stage
+from edge.wire.chat_request import ChatRequest
 from tests.edge.server.hostile import (
     CHAT,
     Server,
@@ -147,3 +149,24 @@ def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
         paths = ["/health", "/v1/models", CHAT, "/nothing", "/health"] * 5
         client.send(b"".join(chat(seed=5) if path == CHAT else request("GET", path) for path in paths))
         assert [client.answer().status for _ in paths] == [200, 200, 200, 404, 200] * 5
+
+
+def test_whoever_leaves_while_a_prompt_is_encoded_keeps_no_place_in_the_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go, begun, start = threading.Event(), threading.Event(), ChatRequest.start
+
+    def slow(self: ChatRequest, llm: LLM) -> list[Stream]:
+        begun.set()
+        go.wait(20)
+        return start(self, llm)
+
+    monkeypatch.setattr(ChatRequest, "start", slow)
+    with serving_script(endless()) as server:
+        client = Client(server.port).send(chat())
+        assert begun.wait(20)
+        client.reset()
+        wait_until(lambda: server.service.num_active == 0)
+        go.set()
+        time.sleep(0.2)  # for the thread to end
+        wait_until(server.is_free, 2)

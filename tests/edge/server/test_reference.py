@@ -17,9 +17,9 @@ pytestmark = pytest.mark.slow
 REFERENCE = Path(__file__).with_name("openai_reference.yaml")
 # How many requests that are allowed, and how many that are not, which take schemathesis a few times as long to find.
 OPERATIONS = [
-    ("POST", "/chat/completions", 600, 80),
-    ("POST", "/completions", 550, 150),
-    ("POST", "/responses", 500, 70),
+    ("POST", "/chat/completions", 650, 50),
+    ("POST", "/completions", 600, 100),
+    ("POST", "/responses", 500, 50),
     ("GET", "/models/{model}", 50, 0),
 ]
 HUNG_S = 20
@@ -75,15 +75,15 @@ def ask_all(
     base: str,
     answers: dict[str, Draft202012Validator],
 ) -> None:
-    statuses: list[int] = []
+    statuses: set[int] = set()
 
     @settings(max_examples=examples, suppress_health_check=list(HealthCheck), database=None)
     @given(operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:  # Any: schemathesis' case
-        statuses.append(check(case, base, answers))
+        statuses.add(check(case, base, answers))
 
     ask()
-    print(operation.label, mode.value, {status: statuses.count(status) for status in set(statuses)})
+    assert statuses <= {200, 400, 404}
 
 
 def test_our_own_document(server: Server) -> None:
