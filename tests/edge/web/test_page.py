@@ -30,7 +30,14 @@ def script(body: Json) -> Iterator[Step]:
     elif text == "count":
         yield from (delta(f"{number} ") for number in range(20))
         for number in range(20, 1000):
-            yield delta(f"{number} ")
+            timings = {
+                "prompt_n": 5,
+                "cache_n": 15,
+                "prompt_ms": 100,
+                "predicted_n": 2 * number,
+                "predicted_per_second": 50,
+            }
+            yield {**delta(f"{number} "), "timings": timings}
             yield 0.02
         yield from ending()
     elif text == "read":
@@ -86,9 +93,12 @@ def test_an_answer_is_shown_as_it_comes_and_can_be_stopped(visitor: Visitor, fak
     visitor.write("count")
     visitor.sees("25 26")
     assert visitor.page.locator("#action").inner_text() == "Stop"
+    assert visitor.page.locator(".activity").inner_text() == "50.0 tok/s"
     visitor.page.click("#action")
     assert re.match(r"0 1 2 3", visitor.answer())
     visitor.sees("Stopped.")
+    stats = visitor.page.locator(".stats").inner_text()
+    assert re.fullmatch(r"\d+ tokens · 50.0 tok/s · 20 read in 0.1 s · 75 % from the cache", stats), stats
     assert fake.left.wait(5), "the server was told by the closed connection"
     assert visitor.ask("on").startswith("You said 3 things"), "what there was of the answer is part of the conversation"
 
