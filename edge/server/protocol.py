@@ -16,6 +16,7 @@ but for those that two servers might read differently.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from edge.server.refusals import NO_WEBSOCKET, TOO_LONG, TOO_MANY, TOO_SLOW, Refusal, not_http
+
+logger = logging.getLogger(__name__)
 
 _VERSIONS = (b"1.0", b"1.1")
 _LINGER_S = 2.0  # for what a client still sends after its error
@@ -125,6 +128,7 @@ class LimitedH11Protocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.logger = logger  # what clients do wrong is told where this package's other news is, or nowhere
         self.conn: _Connection = _Connection(self.limits.max_header_bytes)
         self._headers, self._reader, self._rest = _Alarm(), _Alarm(), _Alarm()  # what is waited for
         self._thrown_away = 0  # bytes
