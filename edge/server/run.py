@@ -32,6 +32,7 @@ from edge.server.settings import ServerSettings
 from edge.server.systemd import Notifier
 
 _BACKLOG = 512
+_KEEP_ALIVE_S = 75  # longer than clients keep a connection, so that none is closed while a request is on its way
 _TICK_S = 0.1
 _LAST_WORDS_S = 2.0  # for answers that were cut to tell of it
 _SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -104,6 +105,7 @@ class ModelServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=int(_LAST_WORDS_S) + 1,
                 backlog=_BACKLOG,
             )
