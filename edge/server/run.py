@@ -32,6 +32,7 @@ from edge.server.settings import ServerSettings
 from edge.server.systemd import Notifier
 
 _BACKLOG = 512
+_KEEP_ALIVE_S = 75  # longer than clients keep a connection, so that none is closed while a request is on its way
 _TICK_S = 0.1
 _LAST_WORDS_S = 2.0  # for answers that were cut to tell of it
 _SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -68,12 +69,8 @@ def make_server(app: ASGIApp, service: Service, bound: socket.socket, notifier: 
 def serve(app: ASGIApp, service: Service, bound: socket.socket, notifier: Notifier) -> None:
     """Serve until a signal comes. Raises what loading the model raises."""
     server = make_server(app, service, bound, notifier)
-    try:
+    with _own_path(service.settings.uds):
         server.run([server.listener])
-    finally:
-        with contextlib.suppress(OSError):
-            if service.settings.uds is not None:
-                Path(service.settings.uds).unlink()
     if server.failure is not None:
         raise server.failure
     if service.state == "stopping" and not server.loaded.is_set():
@@ -104,6 +101,7 @@ class ModelServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=int(_LAST_WORDS_S) + 1,
                 backlog=_BACKLOG,
             )
@@ -223,6 +221,22 @@ def _bound_path(path: Path) -> socket.socket:
         bound.close()
         raise
     return bound
+
+
+@contextlib.contextmanager
+def _own_path(path: str | None) -> Iterator[None]:
+    """Remove the file of a socket at the end, unless something else has taken its place."""
+    if path is None:
+        yield
+        return
+    mine = Path(path).lstat()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            there = Path(path).lstat()
+            if (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):
+                Path(path).unlink()
 
 
 def _remove_unused(path: Path) -> None:

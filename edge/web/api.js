@@ -33,7 +33,7 @@ export async function getJson(path) {
 	return (await request(path)).json();
 }
 
-// What /health says, whatever its status: {status, progress, ...}.
+// What /health says, whatever its status.
 export async function health() {
 	const response = await fetch("health", { cache: "no-store", signal: AbortSignal.timeout(4000) });
 	return { ok: response.ok, ...(await response.json()) };
@@ -44,7 +44,7 @@ export async function readDocument(file) {
 	return (await request(path, file, "application/octet-stream")).json();
 }
 
-// The events of a streamed answer. `alive` is called for whatever arrives, pings too.
+// The events of an answer. `alive` is called for whatever arrives, pings too.
 export async function* streamed(path, body, signal, alive) {
 	const response = await request(path, JSON.stringify(body), "application/json", signal);
 	alive();

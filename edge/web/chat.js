@@ -41,12 +41,16 @@ export class Chat {
 		return this.#ask([...this.entries, { role: "user", content, ...(files.length && { files }) }]);
 	}
 
-	edit(index, content) {
-		return this.#ask([...this.entries.slice(0, index), { ...this.entries[index], content }]);
+	edit(entry, content) {
+		return this.#ask([...this.#before(entry), { ...entry, content }]);
 	}
 
-	retry(index) {
-		return this.#ask(this.entries.slice(0, index));
+	retry(entry) {
+		return this.#ask(this.#before(entry));
+	}
+
+	#before(entry) {
+		return this.entries.slice(0, this.entries.indexOf(entry));
 	}
 
 	again() {
@@ -63,8 +67,8 @@ export class Chat {
 		this.#running?.abort();
 	}
 
-	remove(index) {
-		return !this.#running && this.restore(withoutTurn(this.entries, index));
+	remove(entry) {
+		return !this.#running && this.restore(withoutTurn(this.entries, this.entries.indexOf(entry)));
 	}
 
 	restore(entries) {

@@ -47,7 +47,6 @@ export function answerView(entry, acts) {
 	);
 }
 
-// An answer that is being written.
 export class LiveAnswer {
 	#blocks;
 	#frame = 0;
@@ -78,7 +77,6 @@ export class LiveAnswer {
 	}
 }
 
-// The result of a tool, or the instructions of a conversation.
 export function plainView(entry) {
 	const name = entry.role === "tool" ? "Result" : "Instructions";
 	const pre = h("pre", { dir: "auto", tabindex: "0" }, entry.content);
@@ -90,7 +88,6 @@ function callView(call) {
 	return h("section", { class: "call", "aria-label": `Call of ${call.function.name}` }, head(call.function.name), pre);
 }
 
-// The server runs no tools; the person at the page does.
 export function resultForm(calls, send) {
 	const fields = calls.map(() => h("textarea", { rows: 2, dir: "auto" }));
 	const labelled = fields.map((field, index) => h("label", {}, `Result of ${calls[index].function.name}`, field));

@@ -22,8 +22,8 @@ export class Kiosk {
 	}
 
 	// The warning's own buttons wait for their clicks.
-	#input(event) {
-		if (!event.target.closest?.("#idle > *")) this.#stay();
+	#input({ key, target }) {
+		if (!target.closest?.("#idle > *") || (key && !["Enter", " ", "Tab"].includes(key))) this.#stay();
 	}
 
 	#stay() {

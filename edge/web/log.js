@@ -1,5 +1,5 @@
 // The conversation on the screen, and where it is scrolled to. In: entries. Out: elements in the log, calls of `acts`:
-// edit(index, text), remove(index), retry(index), copy(text), results(texts), again(), done().
+// edit(entry, text), remove(entry), retry(entry), copy(text), results(texts), again(), done().
 
 import { answerView, LiveAnswer, plainView, resultForm, userView } from "./entry_view.js";
 import { $, button, h } from "./dom.js";
@@ -11,6 +11,7 @@ const NEAR = 48; // pixels from the end that still count as the end
 
 export class Log {
 	#follows = true;
+	#views = new WeakMap(); // entry -> element
 
 	constructor(acts) {
 		this.acts = acts;
@@ -24,8 +25,13 @@ export class Log {
 	}
 
 	show(entries, failure = null) {
-		this.log.replaceChildren(...entries.map((entry, index) => this.#view(entry, index)));
-		this.log.append(...this.#tail(entries, failure));
+		const wanted = [...entries.map((entry) => this.#views.get(entry) ?? this.#view(entry)), ...this.#tail(entries, failure)];
+		// What is there already is not touched: the focus may be in it.
+		wanted.forEach((node, index) => {
+			const there = this.log.children[index];
+			if (there !== node) this.log.insertBefore(node, there ?? null);
+		});
+		while (this.log.childElementCount > wanted.length) this.log.lastChild.remove();
 		this.follow();
 	}
 
@@ -46,12 +52,15 @@ export class Log {
 		this.scroller.scrollTop = this.scroller.scrollHeight;
 	}
 
-	#view(entry, index) {
-		const { copy } = this.acts;
-		const act = (name) => () => this.#do(name, index);
-		if (entry.role === "tool" || entry.role === "system") return plainView(entry);
-		if (entry.role === "assistant") return answerView(entry, { copy, retry: act("retry") });
-		const view = userView(entry, { copy, remove: act("remove"), edit: () => this.#edit(view, entry, index) });
+	#view(entry) {
+		const acts = {
+			copy: this.acts.copy,
+			retry: () => this.#do("retry", entry),
+			remove: () => this.#do("remove", entry),
+			edit: () => this.#edit(view, entry),
+		};
+		const view = { user: userView, assistant: answerView }[entry.role]?.(entry, acts) ?? plainView(entry);
+		this.#views.set(entry, view);
 		return view;
 	}
 
@@ -74,14 +83,14 @@ export class Log {
 		return parts.length ? [h("div", { class: "entry tail" }, ...parts)] : [];
 	}
 
-	#edit(view, entry, index) {
+	#edit(view, entry) {
 		const field = h("textarea", { dir: "auto", "aria-label": "Your message", rows: 3 });
 		field.value = entry.content;
 		const leave = () => {
-			view.replaceWith(this.#view(entry, index));
-			this.log.children[index]?.querySelector("button")?.focus();
+			view.replaceWith(this.#view(entry));
+			this.acts.done();
 		};
-		const send = () => field.value.trim() && this.#do("edit", index, field.value.trim());
+		const send = () => field.value.trim() && this.#do("edit", entry, field.value.trim());
 		field.onkeydown = (event) => {
 			if (event.key === "Escape" && !event.isComposing) leave();
 			if (!isSend(event)) return;

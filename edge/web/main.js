@@ -39,13 +39,13 @@ const status = new Status(() => {
 
 const log = new Log({
 	copy,
-	edit: (index, text) => chat.edit(index, text),
-	retry: (index) => chat.retry(index),
+	edit: (...given) => chat.edit(...given),
+	retry: (entry) => chat.retry(entry),
 	again: () => chat.again(),
 	results: (texts) => chat.results(texts),
-	remove: (index) => {
+	remove: (entry) => {
 		const before = chat.entries;
-		if (chat.remove(index)) toast("The question and its answer were deleted.", () => chat.restore(before));
+		if (chat.remove(entry)) toast("The question and its answer were deleted.", () => chat.restore(before));
 	},
 	done: () => composer.field.focus(),
 });

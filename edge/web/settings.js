@@ -45,14 +45,12 @@ export class Settings {
 		const next = { id: "settings" };
 		for (const name of TEXTS) next[name] = field(name).value.trim();
 		for (const name of NUMBERS) next[name] = field(name).value === "" ? null : field(name).valueAsNumber;
-		let problem = NUMBERS.map((name) => field(name).validationMessage && `${name}: ${field(name).validationMessage}`);
 		try {
 			if (next.tools && !Array.isArray(JSON.parse(next.tools))) throw new Error("it is something else");
 		} catch (error) {
-			problem = [`The tools are not a JSON list: ${error.message}`];
+			$("settings-problem").textContent = `The tools are not a JSON list: ${error.message}`;
+			return;
 		}
-		$("settings-problem").textContent = problem.filter(Boolean).join(" ");
-		if (problem.some(Boolean)) return;
 		this.value = next;
 		this.storage.put("settings", next);
 		$("settings").close();

@@ -1,4 +1,4 @@
-// Short notes over the page. In: a text, and what takes back what it tells. Out: a note that goes by itself.
+// Short notes over the page, which go by themselves. In: a text, and what takes back what it tells.
 
 import { $, button, h } from "./dom.js";
 

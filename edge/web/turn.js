@@ -5,6 +5,7 @@ import { health, streamed } from "./api.js";
 import { GrowingAnswer } from "./answer.js";
 
 const SILENT_MS = 4000; // told within five seconds; pings come every second
+const DEAD_MS = 60000; // nothing comes any more
 const FULL_S = 5; // between tries, if a full server names no time
 
 const pause = (ms, signal) =>
@@ -30,6 +31,7 @@ export async function ask(body, told, signal) {
 
 async function once(body, told, signal) {
 	const answer = new GrowingAnswer();
+	const dead = new AbortController();
 	let last = performance.now();
 	let isSilent = false;
 	const alive = () => {
@@ -40,12 +42,14 @@ async function once(body, told, signal) {
 	const clock = setInterval(() => {
 		const ms = performance.now() - last;
 		if (ms < SILENT_MS) return;
+		if (ms > DEAD_MS) dead.abort();
 		told.silent(Math.round(ms / 1000), !isSilent);
 		isSilent = true;
 	}, 250);
 	told.waits();
 	try {
-		for await (const chunk of streamed("v1/chat/completions", body, signal, alive)) {
+		const either = AbortSignal.any([signal, dead.signal]);
+		for await (const chunk of streamed("v1/chat/completions", body, either, alive)) {
 			answer.push(chunk);
 			told.grows(answer);
 		}

@@ -37,6 +37,8 @@ def script(body: Json) -> Iterator[Step]:
             yield delta(f"figure {number} ")
             yield 0.1
         yield from ending()
+    elif text_of(body) == "hang":
+        yield 8.0
     else:
         yield from spoken("The secret is 4711.")
 
@@ -128,8 +130,30 @@ def test_a_touch_ends_the_warning(visitor: Visitor) -> None:
     visitor.page.wait_for_timeout(500)
     assert visitor.questions == ["hello"]
     visitor.page.locator("#idle").wait_for()
-    visitor.page.click("#idle-forget")
+    visitor.page.keyboard.press("Escape")
+    visitor.page.wait_for_timeout(500)
+    assert not visitor.page.locator("#idle").is_visible()
+    visitor.page.locator("#idle").wait_for()
+    visitor.page.mouse.move(5, 5)
+    visitor.page.locator("#idle").wait_for(state="hidden")
+    visitor.page.locator("#idle").wait_for()
+    visitor.page.click("#idle-forget", delay=300)
     visitor.page.locator("#greeting").wait_for()
+    assert visitor.questions == []
+
+
+def test_a_server_that_died_does_not_hold_the_clock(visitor: Visitor) -> None:
+    visitor.page.clock.install()
+    visitor.page.reload()
+    visitor.page.wait_for_selector("body.ready")
+    visitor.write("hang")
+    visitor.sees("Waiting")
+    visitor.page.clock.run_for(59_000)
+    visitor.sees("has been silent for 59 s")
+    assert not visitor.page.locator("#idle").is_visible()
+    visitor.page.clock.run_for(2_000)
+    visitor.sees("The answer could not be finished.")
+    visitor.page.clock.run_for(1000 * IDLE_S + 500)
     assert visitor.questions == []
 
 

@@ -1,4 +1,4 @@
-"""A server that is full, loading, silent, locked, gone or broken: each is told in words, and what can be tried again is."""
+"""A server that is full, loading, silent, locked, gone or broken is told in words, and can be asked again."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Script:
                 yield 5.2
                 yield ": ping\n\n"
         if text == "pings":
-            for _ in range(5):
+            for _ in range(4):
                 yield ": ping\n\n"
                 yield 1.1
         if text == "limit":
