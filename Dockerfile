@@ -17,7 +17,7 @@ FROM debian:bookworm-slim
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
-    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin edge
+    && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin edge
 COPY --from=build /opt/edge /opt/edge
 USER 10001
 EXPOSE 8000

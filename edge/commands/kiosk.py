@@ -241,8 +241,7 @@ def _owner(user: str | None) -> str | None:
         ) from None
     if os.getuid():
         raise SettingsError(
-            f"user is {user}, and only that user may read the prefix; run this as {user} (sudo -u {user} edge kiosk "
-            "init ...), or as root",
+            f"user is {user}, and only that user may read the prefix; run this as {user} or as root",
             param="user",
         )
     return user

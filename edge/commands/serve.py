@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edge.server.service import Stage
     from edge.server.settings import ServerSettings
 
+EXPECTED_CLIENTS = 8
 KEY_VARIABLE = "EDGE_API_KEY"  # for containers, whose secrets come in variables; a key as an option could be listed
 
 
@@ -55,6 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAMES",
         help="what requests may call the model, separated by commas (default: the name of the bundle's folder)",
+    )
+    what.add_argument(
+        "--expected-clients",
+        type=int,
+        default=EXPECTED_CLIENTS,
+        metavar="N",
+        help=told("answers that will be written at once, which decides what engine is right", EXPECTED_CLIENTS),
     )
     what.add_argument("--any-model", action="store_true", help="answer whatever model a request names")
     _add(what, "--context-policy", "context_policy", metavar="{error,drop-oldest}")
@@ -123,7 +131,8 @@ def _opened(args: argparse.Namespace, stage: Stage) -> LLM:
     from edge.server.warm_up import warm_up
 
     stage("reading weights and compiling", 0.1)
-    llm = load(args.bundle, **options.reuse_settings(args, options.engine_settings(args)))
+    chosen = {**options.engine_settings(args), "expected_clients": args.expected_clients}
+    llm = load(args.bundle, **options.reuse_settings(args, chosen))
     try:
         stage("opening prefixes", 0.7)
         options.prepare(llm, args)

@@ -33,7 +33,8 @@ def unit_command(words: Sequence[str]) -> str:
 
 def unit_text(text: str) -> str:
     """Return a text as the value of a setting that has no quotes, like Description=."""
-    return " ".join(text.replace("%", "%%").replace("\\", "\\\\").split())
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(printable.replace("%", "%%").replace("\\", "\\\\").split())
 
 
 def shell_command(words: Iterable[str]) -> str:

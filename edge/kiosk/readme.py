@@ -20,11 +20,13 @@ A kiosk, written by `edge kiosk init`
   {browser:<28}Chromium on the first screen, in the compositor cage
   {script:<28}the command of the browser, to be tried by hand in any session
 
+All commands are for root.
+
 1. Start the server, now and whenever the machine starts. {user} has to be able to read the bundle and its own prefix.
 
-    sudo install -m 644 {server_path} /etc/systemd/system/
-    sudo systemctl daemon-reload
-    sudo systemctl enable --now edge-kiosk.service
+    install -m 644 {server_path} /etc/systemd/system/
+    systemctl daemon-reload
+    systemctl enable --now edge-kiosk.service
 
    When it is ready, the last command returns. What it says, and how it is:
 
@@ -33,19 +35,20 @@ A kiosk, written by `edge kiosk init`
 
 2. Show the page. The browser has a user of its own, without a password and without a shell.
 
-    sudo apt-get install -y --no-install-recommends cage chromium
-    sudo useradd --create-home --shell /usr/sbin/nologin {browser_user}
-    sudo install -m 644 {browser_path} /etc/systemd/system/
-    sudo systemctl daemon-reload
-    sudo systemctl enable --now edge-kiosk-browser.service
+    apt-get install -y --no-install-recommends cage chromium dbus libpam-systemd libgl1-mesa-dri
+    apt-get install -y --no-install-recommends fonts-noto-core fonts-noto-cjk
+    useradd --create-home --shell /usr/sbin/nologin {browser_user}
+    install -m 644 {browser_path} /etc/systemd/system/
+    systemctl daemon-reload
+    systemctl enable --now edge-kiosk-browser.service
 
-3. Pull the plug, and look whether it comes back.
+3. Pull the plug, and see whether it comes back.
 
 After a change of {page}, restart the server. For another system message, make another folder: it is in the prefix, too.
 After an update of edgeglm or its engine, compute the prefix again, and then restart the server:
 
     {again}
-    sudo systemctl restart edge-kiosk.service
+    systemctl restart edge-kiosk.service
 
 Every word of {page} can be read by every visitor, the system message included.
 """
@@ -54,7 +57,7 @@ Every word of {page} can be read by every visitor, the system message included.
 def readme(settings: KioskSettings) -> str:
     """Return the text."""
     folder = settings.folder
-    build = ("sudo", "-u", settings.user, str(settings.python), "-P", "-m", "edge", "prefix", "build")
+    build = ("runuser", "-u", settings.user, "--", str(settings.python), "-P", "-m", "edge", "prefix", "build")
     text = ("--system-file", str(folder / names.SYSTEM))
     return _TEXT.format(
         prefix=names.PREFIX,

@@ -1,8 +1,8 @@
-// The conversation that is open: questions, answers, and everything that changes them. In: what the user does. Out: the
-// log, announcements, saved conversations. Knows the server through `ask` alone.
+// The conversation that is open, and everything that changes it. In: what the user does. Out: the log, announcements,
+// saved conversations. Knows the server through `ask` alone.
 
 import { ApiError } from "./api.js";
-import { newConversation, NO_RESULT, openCalls, titleOf, withoutTurn, wireMessages } from "./conversation.js";
+import { newConversation, openCalls, titleOf, withoutTurn, wireMessages } from "./conversation.js";
 import { ask } from "./turn.js";
 import { button } from "./dom.js";
 import { say } from "./words.js";
@@ -10,180 +10,170 @@ import { say } from "./words.js";
 const SAVE_MS = 1500; // of an answer that is being written
 
 export class Chat {
-  conversation = newConversation();
-  #running = null; // AbortController of the running answer
+	conversation = newConversation();
+	#running = null; // AbortController of the running answer
 
-  // needs: {log, announcer, settings(), save(conversation), changed(), askKey()}
-  constructor(needs) {
-    this.needs = needs;
-  }
+	// needs: {log, announcer, settings(), save(conversation, isPart), changed(), askKey()}
+	constructor(needs) {
+		this.needs = needs;
+	}
 
-  get running() {
-    return this.#running !== null;
-  }
+	get running() {
+		return this.#running !== null;
+	}
 
-  get entries() {
-    return this.conversation.entries;
-  }
+	get entries() {
+		return this.conversation.entries;
+	}
 
-  open(conversation = newConversation()) {
-    this.stop();
-    this.#running = null;
-    this.conversation = conversation;
-    this.needs.announcer.clear();
-    this.needs.log.show(this.entries);
-    this.needs.log.toEnd();
-    this.needs.changed();
-  }
+	open(conversation = newConversation()) {
+		this.stop();
+		this.#running = null;
+		this.conversation = conversation;
+		this.needs.announcer.region.replaceChildren();
+		this.needs.log.show(this.entries);
+		this.needs.log.toEnd();
+		this.needs.changed();
+	}
 
-  send(content, files = []) {
-    this.#giveResults([]);
-    return this.#ask([...this.entries, { role: "user", content, ...(files.length ? { files } : {}) }]);
-  }
+	send(content, files = []) {
+		this.#giveResults([]);
+		return this.#ask([...this.entries, { role: "user", content, ...(files.length && { files }) }]);
+	}
 
-  edit(index, content) {
-    return this.#ask([...this.entries.slice(0, index), { ...this.entries[index], content }]);
-  }
+	edit(entry, content) {
+		return this.#ask([...this.#before(entry), { ...entry, content }]);
+	}
 
-  // Answers anew what the answer at an index answered.
-  retry(index) {
-    return this.#ask(this.entries.slice(0, index));
-  }
+	retry(entry) {
+		return this.#ask(this.#before(entry));
+	}
 
-  again() {
-    const last = this.entries.at(-1);
-    return this.#ask(last?.ended === "broken" ? this.entries.slice(0, -1) : this.entries);
-  }
+	#before(entry) {
+		return this.entries.slice(0, this.entries.indexOf(entry));
+	}
 
-  results(texts) {
-    this.#giveResults(texts);
-    return this.#ask(this.entries);
-  }
+	again() {
+		const last = this.entries.at(-1);
+		return this.#ask(last?.ended === "broken" ? this.entries.slice(0, -1) : this.entries);
+	}
 
-  stop() {
-    this.#running?.abort();
-  }
+	results(texts) {
+		this.#giveResults(texts);
+		return this.#ask(this.entries);
+	}
 
-  remove(index) {
-    this.#set(withoutTurn(this.entries, index));
-    this.needs.log.show(this.entries);
-  }
+	stop() {
+		this.#running?.abort();
+	}
 
-  restore(entries) {
-    this.#set(entries);
-    this.needs.log.show(this.entries);
-  }
+	remove(entry) {
+		return !this.#running && this.restore(withoutTurn(this.entries, this.entries.indexOf(entry)));
+	}
 
-  #giveResults(texts) {
-    const results = openCalls(this.entries).map((call, index) => ({
-      role: "tool",
-      tool_call_id: call.id,
-      content: texts[index]?.trim() || NO_RESULT,
-    }));
-    this.conversation.entries = [...this.entries, ...results];
-  }
+	restore(entries) {
+		this.#set(entries);
+		this.needs.log.show(entries);
+		return true;
+	}
 
-  #set(entries) {
-    this.conversation.entries = entries;
-    this.conversation.title ||= titleOf(entries);
-    this.conversation.updated = Date.now();
-    this.needs.save(this.conversation);
-    this.needs.changed();
-  }
+	#giveResults(texts) {
+		const results = openCalls(this.entries).map((call, index) => ({
+			role: "tool",
+			tool_call_id: call.id,
+			content: texts[index]?.trim() || "No result was given.",
+		}));
+		this.conversation.entries = [...this.entries, ...results];
+	}
 
-  async #ask(entries) {
-    if (this.#running) return;
-    const { log, announcer } = this.needs;
-    const conversation = this.conversation;
-    const running = (this.#running = new AbortController());
-    this.#set(entries);
-    log.show(entries);
-    const live = log.live();
-    announcer.begin();
-    const told = this.#told(live, conversation, entries);
-    let ended = [entries, null];
-    try {
-      const answer = await ask(this.#body(entries), told, running.signal);
-      if (this.conversation === conversation) announcer.grow(answer.content, true);
-      ended = [[...entries, answer.entry()], null];
-    } catch (error) {
-      ended = this.#failed(entries, error, told.answer, running.signal.aborted);
-    }
-    if (this.#running === running) this.#running = null;
-    if (this.conversation !== conversation) {
-      return; // the user has left it; what there is of the answer was saved as it grew
-    }
-    this.#set(ended[0]);
-    log.show(...ended);
-    announcer.say(ended[1]);
-  }
+	#set(entries) {
+		this.conversation.entries = entries;
+		this.conversation.title ||= titleOf(entries);
+		this.conversation.updated = Date.now();
+		this.needs.save(this.conversation);
+		this.needs.changed();
+	}
 
-  #failed(entries, error, answer, wasStopped) {
-    const kept = answer?.started ? [...entries, { ...answer.entry(), ended: wasStopped ? "stopped" : "broken" }] : entries;
-    if (wasStopped) {
-      this.needs.announcer.say(say("stopped"));
-      return [kept, answer?.started ? null : say("stopped")];
-    }
-    if (kept !== entries) delete kept.at(-1).tool_calls; // half a call is none
-    return [kept, this.#inWords(error)];
-  }
+	async #ask(entries) {
+		if (this.#running) return;
+		const { log, announcer } = this.needs;
+		const running = (this.#running = new AbortController());
+		this.#set(entries);
+		log.show(entries);
+		const live = log.live();
+		announcer.begin();
+		const told = this.#told(live, running, entries);
+		let ended, failure;
+		try {
+			await ask(this.#body(entries), told, running.signal);
+		} catch (error) {
+			const wasStopped = running.signal.aborted;
+			ended = wasStopped ? "stopped" : "broken";
+			failure = wasStopped ? say("stopped") : this.#inWords(error);
+		}
+		if (this.#running !== running) return; // the user has left; what there is of the answer was saved as it grew
+		this.#running = null;
+		const { answer } = told;
+		if (ended && answer) Object.assign(answer, { calls: [], reason: ended }); // half a call is none
+		if (answer) announcer.grow(answer.content, true);
+		announcer.say(failure);
+		const has = answer && (answer.started || !ended);
+		this.#set(has ? [...entries, answer.entry()] : entries);
+		log.show(this.entries, has && ended === "stopped" ? null : failure);
+	}
 
-  #inWords(error) {
-    if (!(error instanceof ApiError)) {
-      console.error(error);
-      return say("broken");
-    }
-    if (this.needs.settings().kiosk) {
-      if (error.code === "context_length_exceeded") return say("full");
-      return say(error.status === 0 && !error.code ? "unreachable" : "broken");
-    }
-    return error.message;
-  }
+	#inWords(error) {
+		if (!(error instanceof ApiError)) return say("broken");
+		if (!this.needs.settings().kiosk) return error.message.replace(/^./, (letter) => letter.toUpperCase());
+		if (error.code === "context_length_exceeded") return say("full");
+		return say(error.status || error.code ? "broken" : "unreachable");
+	}
 
-  #body(entries) {
-    const { system, model, sampling, tools } = this.needs.settings();
-    return {
-      ...(model ? { model } : {}),
-      messages: wireMessages(entries, system),
-      stream: true,
-      stream_options: { include_usage: true },
-      return_progress: true,
-      timings_per_token: true,
-      ...sampling,
-      ...(tools?.length ? { tools } : {}),
-    };
-  }
+	#body(entries) {
+		const { system, sampling, tools } = this.needs.settings();
+		return {
+			messages: wireMessages(entries, system),
+			stream: true,
+			stream_options: { include_usage: true },
+			return_progress: true,
+			timings_per_token: true,
+			...sampling,
+			...(tools.length && { tools }),
+		};
+	}
 
-  #told(live, conversation, entries) {
-    const { log, announcer, askKey } = this.needs;
-    let saved = performance.now();
-    const told = {
-      answer: null,
-      waits: () => live.says(say("waiting")),
-      grows: (answer) => {
-        told.answer = answer;
-        if (answer.started) live.says("");
-        else if (answer.progress?.total) {
-          const { processed, total } = answer.progress;
-          live.says(`${say("reading")} ${Math.round((100 * processed) / total)} %`, processed / total);
-        }
-        live.grow(answer.content, () => log.follow());
-        if (this.conversation === conversation) announcer.grow(answer.content);
-        if (answer.started && performance.now() - saved > SAVE_MS) {
-          saved = performance.now();
-          const partial = { ...answer.entry(), ended: "broken", tool_calls: undefined };
-          this.needs.save({ ...conversation, entries: [...entries, partial] });
-        }
-      },
-      silent: (seconds) => {
-        live.says(seconds ? say("silent", seconds) : "");
-        if (seconds === 5) announcer.say(say("silent", seconds));
-        log.follow();
-      },
-      full: (seconds, now) => live.says(say("busy", seconds), null, button(say("retry"), now, "quiet")),
-      loading: (progress) => live.says(say("loading"), progress),
-      key: askKey,
-    };
-    return told;
-  }
+	#told(live, running, entries) {
+		const { log, announcer, askKey } = this.needs;
+		const { conversation } = this;
+		let saved = performance.now();
+		const told = {
+			answer: null,
+			waits: () => live.says(say("waiting")),
+			grows: (answer) => {
+				if (this.#running !== running) return;
+				told.answer = answer;
+				const call = answer.calls.at(-1);
+				if (answer.started) live.says(call ? `${call.function.name}…` : "");
+				else if (answer.progress?.total) {
+					const { processed, total } = answer.progress;
+					live.says(`${say("reading")} ${Math.round((100 * processed) / total)} %`, processed / total);
+				}
+				live.grow(answer.content, () => log.follow());
+				announcer.grow(answer.content);
+				if (performance.now() - saved < SAVE_MS) return;
+				saved = performance.now();
+				const part = { role: "assistant", content: answer.content, ended: "broken" };
+				this.needs.save({ ...conversation, entries: [...entries, part] }, true);
+			},
+			silent: (seconds, isNew) => {
+				live.says(seconds ? say("silent", seconds) : "");
+				if (seconds && isNew) announcer.say(say("silent", seconds));
+				log.follow();
+			},
+			full: (seconds, now) => live.says(say("busy", seconds), null, button(say("retry"), now)),
+			loading: (progress) => live.says(say("loading"), progress),
+			key: askKey,
+		};
+		return told;
+	}
 }

@@ -4,91 +4,77 @@
 import { setKey } from "./api.js";
 import { $ } from "./dom.js";
 
-const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
+const TEXTS = ["system", "tools"];
+const NUMBERS = ["temperature", "max_tokens"];
+const field = (name) => $(`set-${name}`);
 
 export class Settings {
-  value = { id: "settings", system: "", tools: "" };
+	value = { id: "settings" };
 
-  constructor(storage) {
-    this.storage = storage;
-    const dialog = $("settings");
-    $("open-settings").addEventListener("click", () => {
-      this.#fill();
-      dialog.showModal();
-    });
-    $("settings-cancel").addEventListener("click", () => dialog.close());
-    $("settings-save").addEventListener("click", () => this.#save() && dialog.close());
-  }
+	constructor(storage) {
+		this.storage = storage;
+		$("open-settings").onclick = () => this.#open();
+		$("settings-cancel").onclick = () => $("settings").close();
+		$("settings-save").onclick = () => this.#save();
+	}
 
-  async load() {
-    const found = (await this.storage.all("settings"))[0];
-    if (found) this.value = found;
-  }
+	async load() {
+		this.value = (await this.storage.all("settings"))[0] ?? this.value;
+	}
 
-  get sampling() {
-    return Object.fromEntries(NUMBERS.filter((name) => Number.isFinite(this.value[name])).map((name) => [name, this.value[name]]));
-  }
+	get sampling() {
+		const set = NUMBERS.filter((name) => Number.isFinite(this.value[name]));
+		return Object.fromEntries(set.map((name) => [name, this.value[name]]));
+	}
 
-  get tools() {
-    return this.value.tools ? JSON.parse(this.value.tools) : [];
-  }
+	get tools() {
+		return this.value.tools ? JSON.parse(this.value.tools) : [];
+	}
 
-  showDefaults(sampling = {}) {
-    for (const name of NUMBERS) $(`set-${name}`).placeholder = sampling?.[name] ?? "model’s own";
-  }
+	showDefaults(sampling = {}) {
+		for (const name of NUMBERS) field(name).placeholder = sampling[name] ?? "model’s own";
+	}
 
-  #fill() {
-    for (const name of ["system", "tools", ...NUMBERS]) $(`set-${name}`).value = this.value[name] ?? "";
-    this.#complain("");
-  }
+	#open() {
+		for (const name of [...TEXTS, ...NUMBERS]) field(name).value = this.value[name] ?? "";
+		$("settings-problem").textContent = "";
+		$("settings").showModal();
+	}
 
-  #save() {
-    const next = { ...this.value, system: $("set-system").value.trim(), tools: $("set-tools").value.trim() };
-    try {
-      if (next.tools && !Array.isArray(JSON.parse(next.tools))) throw new Error("a list is expected");
-    } catch (error) {
-      $("set-tools").focus();
-      return this.#complain(`The tools are not a JSON list: ${error.message}`);
-    }
-    for (const name of NUMBERS) {
-      const field = $(`set-${name}`);
-      if (!field.checkValidity()) {
-        field.focus();
-        return this.#complain(`${name}: ${field.validationMessage}`);
-      }
-      next[name] = field.value === "" ? null : field.valueAsNumber;
-    }
-    this.value = next;
-    this.storage.put("settings", next);
-    return true;
-  }
-
-  #complain(text) {
-    $("settings-problem").textContent = text;
-    return false;
-  }
+	#save() {
+		const next = { id: "settings" };
+		for (const name of TEXTS) next[name] = field(name).value.trim();
+		for (const name of NUMBERS) next[name] = field(name).value === "" ? null : field(name).valueAsNumber;
+		try {
+			if (next.tools && !Array.isArray(JSON.parse(next.tools))) throw new Error("it is something else");
+		} catch (error) {
+			$("settings-problem").textContent = `The tools are not a JSON list: ${error.message}`;
+			return;
+		}
+		this.value = next;
+		this.storage.put("settings", next);
+		$("settings").close();
+	}
 }
 
 // Asks for the server's key; resolves when there is one, rejects when the user has none.
 export function askKey() {
-  const dialog = $("key");
-  return new Promise((resolve, reject) => {
-    const enter = () => {
-      const given = $("set-key").value.trim();
-      if (!given) return;
-      setKey(given);
-      dialog.close("given");
-    };
-    const onEnter = (event) => event.key === "Enter" && !event.isComposing && enter();
-    $("key-save").onclick = enter;
-    $("key-cancel").onclick = () => dialog.close("");
-    $("set-key").onkeydown = onEnter;
-    dialog.onclose = () => {
-      $("set-key").value = "";
-      if (dialog.returnValue === "given") resolve();
-      else reject(new Error("no key"));
-    };
-    dialog.returnValue = "";
-    if (!dialog.open) dialog.showModal();
-  });
+	const dialog = $("key");
+	return new Promise((resolve, reject) => {
+		const enter = () => field("key").value.trim() && dialog.close("given");
+		$("key-save").onclick = enter;
+		$("key-cancel").onclick = () => dialog.close("");
+		field("key").onkeydown = (event) => {
+			if (event.key === "Enter") enter();
+		};
+		dialog.onclose = () => {
+			const isGiven = dialog.returnValue === "given";
+			if (isGiven) setKey(field("key").value.trim());
+			field("key").value = "";
+			if (isGiven) resolve();
+			else reject(new Error("no key"));
+		};
+		dialog.returnValue = "";
+		if (!dialog.open) dialog.showModal();
+	});
 }

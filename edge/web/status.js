@@ -1,39 +1,38 @@
-// The line under the conversation: model, context, cache, memory. In: /page/status.json, stats of answers. Out: text.
+// The line under the conversation: model, context, memory. In: /page/status.json, stats of answers. Out: text.
 
 import { getJson } from "./api.js";
-import { $ } from "./dom.js";
+import { $, number } from "./dom.js";
 
 const EVERY_MS = 10000;
-const number = new Intl.NumberFormat("en");
 
 export class Status {
-  value = {};
+	value = {};
 
-  constructor(changed) {
-    this.changed = changed;
-    setInterval(() => document.hidden || this.refresh(), EVERY_MS);
-  }
+	constructor(changed) {
+		this.changed = changed;
+		setInterval(() => document.hidden || this.refresh().catch(() => {}), EVERY_MS);
+	}
 
-  async refresh() {
-    try {
-      this.value = await getJson("page/status.json");
-    } catch (error) {
-      this.value = { ...this.value, state: error.status ? "refused" : "unreachable" };
-    }
-    this.changed(this.value);
-  }
+	async refresh() {
+		try {
+			this.value = await getJson("page/status.json");
+		} catch (error) {
+			this.value.model = error.message;
+			throw error;
+		} finally {
+			this.changed();
+		}
+	}
 
-  // entries: of the open conversation, whose last answer knows how much of the context is used
-  show(entries) {
-    const { model, max_context: room, rss_bytes: memory, running = 0, waiting = 0, state } = this.value;
-    const stats = entries.findLast((entry) => entry.stats)?.stats;
-    const used = stats ? stats.read + stats.written : 0;
-    $("model").textContent = state === "unreachable" ? "Server not reachable" : (model ?? "");
-    $("context").hidden = $("context-text").hidden = !room;
-    $("context").max = room || 1;
-    $("context").value = used;
-    $("context-text").textContent = room ? `${number.format(used)} of ${number.format(room)} tokens` : "";
-    $("memory").textContent = memory ? `${(memory / 1e9).toFixed(1)} GB` : "";
-    $("queue").textContent = waiting || running > 1 ? `${running} running, ${waiting} waiting` : "";
-  }
+	// entries: of the open conversation, whose last answer knows how much of the context is used
+	show(entries) {
+		const { model, max_context: room, rss_bytes: memory } = this.value;
+		const stats = entries.findLast((entry) => entry.stats)?.stats;
+		const used = stats ? stats.read + stats.written : 0;
+		$("model").textContent = model ?? "";
+		$("context").hidden = !room;
+		$("context").value = room ? used / room : 0;
+		$("context-text").textContent = room ? `${number.format(used)} of ${number.format(room)} tokens` : "";
+		$("memory").textContent = memory ? `${(memory / 1e9).toFixed(1)} GB` : "";
+	}
 }

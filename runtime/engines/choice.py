@@ -15,6 +15,7 @@ from edge.runtime.errors import BundleError, DeviceError, MissingPackageError, p
 from edge.runtime.settings import EngineSettings
 
 LONG_PROMPT = 1500  # tokens from which OpenVINO's faster prefill makes up for its longer start
+SEVERAL = 2  # answers at once from which OpenVINO's passes over all of them are faster, and its start matters less
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +42,13 @@ def choose(bundle: Bundle, settings: EngineSettings) -> str:
     """Return the engine that the settings name; for "auto", the first of these that can run here and applies.
 
         onnx      on a CPU with 4-bit weights: it starts in a third of the time and decodes faster; but not if prompts
-                  are long, a float32 cache of max_context does not fit, or weights are links to another folder
-        openvino  otherwise: it reads long prompts faster, multiplies 8-bit weights faster, has 8-bit caches, and runs
-                  on other devices
+                  are long, several answers are to be written at once, a float32 cache of max_context does not fit, or
+                  weights are links to another folder
+        openvino  otherwise: it reads prompts faster, writes several answers in passes that they share, multiplies 8-bit
+                  weights faster, has 8-bit caches, and runs on other devices
 
-    The figures are in docs/findings.md; `edge bench --engine all` shows whether this holds on a machine. Raises
-    BundleError, DeviceError, and SettingsError for an unknown name.
+    The figures are in docs/findings.md; `edge bench --engine all` and `--clients` show whether this holds on a machine.
+    Raises BundleError, DeviceError, and SettingsError for an unknown name.
     """
     if settings.engine != "auto":
         return find(settings.engine).name
@@ -56,9 +58,10 @@ def choose(bundle: Bundle, settings: EngineSettings) -> str:
         return able[0]
     manifest = bundle.manifest
     short = (settings.expected_prompt_tokens or 0) < LONG_PROMPT
+    several = (settings.expected_clients or 1) >= SEVERAL
     cache_bytes = (settings.max_context or 0) * manifest.spec.kv_values_per_token * 4
     fits = cache_bytes <= cache_budget(settings)
-    return "onnx" if manifest.fewest_bits == 4 and short and fits else "openvino"
+    return "onnx" if manifest.fewest_bits == 4 and short and fits and not several else "openvino"
 
 
 def engines_for(bundle: Bundle, device: str) -> list[str]:

@@ -62,7 +62,7 @@ def spans(markdown: str, first: str) -> list[str]:
 def edge_calls(command: str) -> Iterator[list[str]]:
     """Arguments of each call of `edge` in a line of shell, which may be a pipeline."""
     calls: list[list[str]] = [[]]
-    for word in shlex.split(command, comments=True):
+    for word in shlex.split(command.replace("\\\n", " "), comments=True):
         if word in ("|", "&&", ";"):
             calls.append([])
         else:

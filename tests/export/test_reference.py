@@ -293,6 +293,7 @@ PROMPTS = (
 )
 
 
+@pytest.mark.slow
 def test_demo_model_in_float_equals_transformers_greedy(demo_gguf: Path, tmp_path: Path) -> None:
     """32 greedy tokens for each of 5 prompts, against transformers reading the same GGUF. About 30 s."""
     from transformers import AutoModelForCausalLM

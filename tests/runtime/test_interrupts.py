@@ -59,6 +59,7 @@ def real(bundle: Path, engine: str) -> Model:
 # --- At every line ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_lines_of_readers_and_steps(scripted: Model) -> None:
     found = chaos.every_line(scripted, 331)
     nothing_wrong(found)
@@ -66,6 +67,7 @@ def test_lines_of_readers_and_steps(scripted: Model) -> None:
     assert 0 < found.counts["failed answers"] < found.counts["step lines"] + found.counts["step lines, BaseException"]
 
 
+@pytest.mark.slow
 def test_lines_of_readers_and_steps_of_real_engines(int4_bundle: Path, engine: str) -> None:
     nothing_wrong(chaos.every_line(real(int4_bundle, engine), 499))
 

@@ -411,6 +411,7 @@ def test_where_bits_count_conversations_know_nothing_of_each_other() -> None:
             assert (llm.encode_chat(more) == before) is reproducible
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stateless", [True, False])
 def test_fifty_turns_are_never_computed_again(demo_llm: LLM, stateless: bool) -> None:
     """At temperature 1, where answers encode to other ids than were produced: all earlier turns come from the cache."""

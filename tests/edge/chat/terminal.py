@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -67,12 +67,16 @@ class Terminal:
 
     def wait_for(self, text: str, count: int = 1, seconds: float = SECONDS) -> list[str]:
         """The screen once a text is on it so many times."""
+        return self.wait_until(lambda lines: "\n".join(lines).count(text) >= count, seconds)
+
+    def wait_until(self, fits: Callable[[list[str]], bool], seconds: float = SECONDS) -> list[str]:
+        """The screen once a condition holds."""
         deadline = time.monotonic() + seconds
         while True:
             lines = self.screen()
-            if "\n".join(lines).count(text) >= count:
+            if fits(lines):
                 return lines
-            assert time.monotonic() < deadline, (text, lines)
+            assert time.monotonic() < deadline, lines
             time.sleep(0.05)
 
     def __enter__(self) -> Self:

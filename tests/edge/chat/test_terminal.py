@@ -13,7 +13,7 @@ import pytest
 from edge.runtime.terminal_text import visible
 from tests.edge.chat.terminal import Terminal
 
-pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")]
 
 FEW = ("--max-new-tokens", "3")
 FUNCTION = "def f(x):\n    return x + 1\n\nWhat does this function do?"
@@ -168,9 +168,10 @@ def test_an_answer_has_its_figures_below_and_ends_by_ctrl_c(demo_bundle: Path, t
         terminal.enter("/stats")
         terminal.keys("Enter")
         terminal.wait_for("stopped after")
-        terminal.enter("Write another.")
+        terminal.enter("/retry")  # the same long story, from its beginning
+        before = len("".join(terminal.screen()))
         terminal.keys("Enter")
-        terminal.wait_for(" a ", 3)
+        terminal.wait_until(lambda lines: len("".join(lines)) > before + 80)
         terminal.enter("/stop")
         terminal.keys("Enter")
         terminal.wait_for("(stopped)", 2)
@@ -214,7 +215,9 @@ def test_terminals_that_can_do_less(tiny_bundle: Path, tmp_path: Path, hidden: s
         terminal.keys("Enter")
         terminal.wait_for("cut at 3 tokens", 2)
         terminal.enter("half")
-        terminal.keys("C-c")
+        terminal.wait_for("> half")
+        terminal.keys("C-c")  # what is typed before it is heard would be thrown away with it
+        terminal.wait_until(lambda lines: [line for line in lines if line.startswith(">")][-1] == ">")
         terminal.enter("/stats")
         terminal.keys("Enter")
         terminal.wait_for("from the cache")

@@ -46,6 +46,23 @@ def verified(units: Mapping[str, str]) -> list[str]:
     return [line.replace(f"{folder}/", "") for line in (done.stdout + done.stderr).splitlines() if line.strip()]
 
 
+def exposure(unit: str, text: str) -> float:
+    """How much a service may do, from 0 to 10, by `systemd-analyze security`."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed (apt-get install systemd)")
+    with _folder({unit: text}) as folder:
+        done = subprocess.run(
+            ["systemd-analyze", "security", "--offline=true", "--no-pager", str(folder / unit)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
+    assert found is not None, done.stdout
+    return float(found[1])
+
+
 def commands(units: Mapping[str, str]) -> dict[str, list[str]]:
     """Unit -> the words of the command that systemd would run, by the manager's own test mode."""
     if not MANAGER.is_file():

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pwd
 import re
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,13 +16,12 @@ from edge import cli
 from edge.kiosk import settings as names
 from edge.runtime.kv.snapshot_format import read_header
 from edge.server.page_config import read_page_config
-from tests.edge.kiosk.systemd import commands
+from tests.edge.kiosk.service import check_service
+from tests.edge.server.live import free_port
 
-ROOT = Path(__file__).parents[3]
 SYSTEM = "You are the guide of a museum. Speak of paintings, and of nothing else.\n"
 ME = pwd.getpwuid(os.getuid()).pw_name
 USER = "nobody" if ME == "root" else ME
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
@@ -42,12 +34,6 @@ def system_file(tmp_path: Path) -> Path:
 def init(folder: Path, bundle: Path, system_file: Path, *more: str) -> list[str]:
     given = ["--bundle", str(bundle), "--system-file", str(system_file), "--user", USER]
     return ["kiosk", "init", str(folder), *given, *more]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_all_files_are_written_and_agree(
@@ -149,62 +135,7 @@ def test_a_user_cannot_give_files_away(
 ) -> None:
     monkeypatch.setattr(os, "getuid", lambda: pwd.getpwnam("daemon").pw_uid)
     assert cli.main(init(tmp_path / "kiosk", tiny_bundle, system_file, "--user", "nobody")) == 1
-    assert "run this as nobody (sudo -u nobody edge kiosk init ...), or as root" in capsys.readouterr().err
-
-
-@contextlib.contextmanager
-def started(words: list[str], notify: socket.socket, address: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A service as systemd starts it, ready; it is killed at the end if it still runs."""
-    variables = {**ENVIRONMENT, "NOTIFY_SOCKET": address, "WATCHDOG_USEC": "600000"}
-    with subprocess.Popen(words, env=variables, stderr=subprocess.PIPE) as process:
-        try:
-            while "READY=1" not in heard(notify):
-                pass
-            yield process
-        finally:
-            process.kill()
-
-
-def heard(notify: socket.socket) -> list[str]:
-    return notify.recv(4096).decode().splitlines()
-
-
-def asked(url: str, body: object = None) -> Any:  # Any: JSON
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
-
-
-def service_of(pid: int) -> int:
-    """The one process that a sandbox runs."""
-    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(child)
-
-
-def check_service(folder: Path, port: int, tmp_path: Path, wrap: tuple[str, ...] = ()) -> None:
-    """Start what the unit says, ask it as the page does, and end it as systemd would."""
-    unit = re.sub("^User=.*$", "", (folder / names.SERVER_UNIT).read_text(), flags=re.M)
-    words = commands({names.SERVER_UNIT: unit})[names.SERVER_UNIT]
-    url, address = f"http://127.0.0.1:{port}", str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        notify.bind(address)
-        notify.settimeout(60)
-        Path(address).chmod(0o777)
-        with started([*wrap, *words], notify, address) as process:
-            assert asked(f"{url}/health")
-            page = asked(f"{url}/page-config.json")
-            assert (page["kiosk"], page["system"]) == (True, SYSTEM)
-            messages = [{"role": "system", "content": page["system"]}, {"role": "user", "content": "hi"}]
-            usage = asked(f"{url}/v1/chat/completions", {"messages": messages, "max_tokens": 2})["usage"]
-            tokens = read_header(folder / names.PREFIX).num_tokens
-            assert usage["prompt_tokens_details"]["cached_tokens"] >= tokens, "nothing of the prefix was computed"
-            while "WATCHDOG=1" not in heard(notify):
-                pass
-            os.kill(service_of(process.pid) if wrap else process.pid, signal.SIGTERM)
-            while "STOPPING=1" not in heard(notify):
-                pass
-            assert process.wait(30) == 0
+    assert "run this as nobody or as root" in capsys.readouterr().err
 
 
 def test_the_service_answers_from_the_prefix(

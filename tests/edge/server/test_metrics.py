@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -117,6 +119,16 @@ def test_a_model() -> None:
     assert value(metrics, "prefix_cache_queries_total") == llm.cache_stats.lookup_tokens > 0
     assert value(metrics, "prefix_cache_hits_total") == llm.cache_stats.hit_tokens
     assert value(metrics, "step_seconds") >= 0
+
+
+def test_the_page_names_all_of_them() -> None:
+    metrics = Metrics()
+    metrics.watch(lambda: scripted_llm(noise()))
+    metrics.started(CHAT)
+    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`(edge_\w+)`", page))
+    names = {name for name, _ in read(metrics)}
+    assert told == {re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
 
 
 def test_each_has_its_own_registry() -> None:

@@ -21,9 +21,9 @@ AXE_SHA256 = "e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745"
 CACHE = Path(__file__).parents[3] / "build" / "axe"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """Chromium without a screen. A module's own: Playwright keeps an event loop running as long as it lives."""
+    """Chromium without a screen. For this folder alone: Playwright keeps an event loop running as long as it lives."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium")
     if chromium is None:

@@ -92,7 +92,7 @@ def test_axe_finds_nothing_grave(browser: Browser, fake: FakeServer, axe_source:
         visitor.ask("call")
         found += grave(visitor, axe_source, "answers and a call")
         visitor.write("error")
-        visitor.sees("the cache is full")
+        visitor.sees("The cache is full")
         found += grave(visitor, axe_source, "error")
         visitor.page.locator(".user").first.get_by_label("Edit and send again").click()
         found += grave(visitor, axe_source, "editing")
@@ -151,10 +151,23 @@ def test_announcements_are_sentences(visitor: Visitor) -> None:
         }"""
     )
     visitor.ask("sentences")
-    assert visitor.page.evaluate("() => globalThis.said") == ["The first sentence.", "The second one is here.", "A third"]
+    assert visitor.page.evaluate("() => globalThis.said") == [
+        "The first sentence.",
+        "The second one is here.",
+        "A third",
+    ]
     log = visitor.page.get_by_role("log")
     assert log.get_attribute("aria-live") == "off", "the log itself is silent, or each token would be read out"
     assert visitor.page.locator("#announcer").get_attribute("aria-live") == "polite"
+
+
+def test_focus_stays_where_it_was_when_an_answer_ends(visitor: Visitor) -> None:
+    visitor.ask("rich")
+    visitor.page.fill("#message", "sentences")
+    visitor.page.press("#message", "Enter")
+    visitor.page.get_by_label("Copy code").focus()
+    visitor.answer()
+    assert visitor.page.evaluate("() => document.activeElement.ariaLabel") == "Copy code"
 
 
 def test_everything_works_from_the_keyboard(visitor: Visitor, fake: FakeServer) -> None:
@@ -172,8 +185,8 @@ def test_everything_works_from_the_keyboard(visitor: Visitor, fake: FakeServer) 
         reached.append(str(name))
     for name in (
         "New chat", "rich", "Delete rich", "Import", "Export", "Settings", "Conversation", "Edit and send again",
-        "Copy message", "Delete this question and its answer", "link", "Code", "Copy code", "Copy answer", "Answer again",
-        "Attach files", "Message", "Send",
+        "Copy message", "Delete this question and its answer", "link", "Code", "Copy code", "Copy answer",
+        "Answer again", "Attach files", "Message", "Send",
     ):  # fmt: skip
         assert name in reached
     visitor.page.get_by_label("Answer again").focus()
@@ -196,7 +209,8 @@ def test_nothing_is_wider_than_the_screen(browser: Browser, fake: FakeServer, si
             )
             assert wide == [0, 0, 0]
             box = visitor.page.locator("#action").bounding_box()
-            assert box is not None and box["x"] + box["width"] <= size[0]
+            assert box is not None
+            assert box["x"] + box["width"] <= size[0]
             assert box["y"] + box["height"] <= size[1], "Send and Stop are on the screen"
 
 

@@ -58,7 +58,8 @@ def test_every_element_that_a_module_wants_is_in_the_page() -> None:
     ids = re.findall(r'\sid="([^"]+)"', INDEX)
     assert len(ids) == len(set(ids))
     wanted = {name for path in MODULES for name in re.findall(r'\$\("([^"]+)"\)', path.read_text(encoding="utf-8"))}
-    assert wanted and wanted <= set(ids)
+    assert wanted
+    assert wanted <= set(ids)
 
 
 def test_no_module_makes_elements_of_text() -> None:

@@ -30,7 +30,7 @@ HOSTILE = [
     "[click](vbscript:x)",
     "![x](javascript:globalThis.hacked=1)",
     "![x](https://example.org/pixel.png)",
-    "![x](https://example.org/a.png\" onerror=\"globalThis.hacked=1)",
+    '![x](https://example.org/a.png" onerror="globalThis.hacked=1)',
     '<a href="javascript:globalThis.hacked=1">click</a>',
     "<form action='https://example.org'><input name=a><button>Go</button></form>",
     "<style>body { display: none }</style><p style='position: fixed'>x</p>",
@@ -41,7 +41,7 @@ HOSTILE = [
     "<base href='https://example.org/'><link rel=stylesheet href='https://example.org/x.css'>",
     "| <img src=x onerror=globalThis.hacked=1> | b |\n|---|---|\n| <script>1</script> | [x](javascript:1) |",
 ]
-ALLOWED = {"SCRIPT", "IMG", "IFRAME", "SVG", "FORM", "INPUT", "STYLE", "BASE", "LINK", "MATH", "DETAILS", "OBJECT"}
+DANGEROUS = {"SCRIPT", "IMG", "IFRAME", "SVG", "FORM", "INPUT", "STYLE", "BASE", "LINK", "MATH", "DETAILS", "OBJECT"}
 
 
 def script(body: Json) -> Iterator[Step]:
@@ -72,16 +72,18 @@ def test_injected_markup_is_inert(browser: Browser, fake: FakeServer, kiosk: boo
         found = visitor.page.evaluate(
             """() => [...document.querySelectorAll('#log .answer *')].map((node) => [
                 node.nodeName.toUpperCase(),
-                node.getAttributeNames().filter((name) => name.startsWith('on') || ['style', 'id', 'name'].includes(name)),
+                node.getAttributeNames().filter((name) => /^on|^(style|id|name)$/.test(name)),
                 node.getAttribute('href') ?? node.getAttribute('src'),
             ])"""
         )
         assert visitor.page.evaluate("() => globalThis.hacked") is None
         tags = {tag for tag, _, _ in found} - {"SVG"}  # the page's own icons
-        assert not tags & ALLOWED
+        assert not tags & DANGEROUS
         assert not [attributes for _, attributes, _ in found if attributes]
         addresses = {address for _, _, address in found if address}
-        assert addresses == (set() if kiosk else {"https://example.org/pixel.png"})  # a picture becomes a link
+        assert addresses == (
+            set() if kiosk else {"https://example.org/pixel.png", "https://example.org/a.png"}
+        )  # from pictures
         assert visitor.questions == HOSTILE, "and what a user wrote is shown as it was written"
 
 
@@ -92,7 +94,9 @@ def test_markup_is_shown_as_text(visitor: Visitor) -> None:
 
 
 def test_links_open_elsewhere_and_tell_nothing(visitor: Visitor) -> None:
-    visitor.ask("[a](https://example.org/?q=1) <mailto:b@example.org> [c](/etc) [d](ftp://example.org) https://example.com")
+    visitor.ask(
+        "[a](https://example.org/?q=1) <mailto:b@example.org> [c](/etc) [d](ftp://example.org) https://example.com"
+    )
     links = visitor.answers.last.locator("a[href]")
     assert [link.get_attribute("href") for link in links.all()] == [
         "https://example.org/?q=1",
@@ -103,14 +107,12 @@ def test_links_open_elsewhere_and_tell_nothing(visitor: Visitor) -> None:
     assert {link.get_attribute("target") for link in links.all()} == {"_blank"}
 
 
-def test_a_small_picture_in_the_text_itself(browser: Browser, fake: FakeServer) -> None:
-    gif = "![dot](data:image/gif;base64,R0lGODlhAQABAIAAAP///wAAACwAAAAAAQABAAACAkQBADs=)"
-    with visit(browser, fake.url) as visitor:
-        visitor.ask(gif)
-        assert visitor.answers.locator("img").get_attribute("alt") == "dot"
-    with visit(browser, fake.url + "?kiosk=1") as visitor:
-        assert visitor.ask(gif) == "dot"
-        assert visitor.answers.locator("img").count() == 0
+def test_pictures_are_not_shown(visitor: Visitor) -> None:
+    shown = visitor.ask(
+        "![dot](data:image/gif;base64,R0lGODlhAQABAIAAAP///wAAACwAAAAAAQABAAACAkQBADs=) ![](https://a.example/x)"
+    )
+    assert shown == "dot https://a.example/x"
+    assert visitor.answers.locator("img").count() == 0
 
 
 MARKDOWN = """# Title
@@ -189,7 +191,9 @@ def test_blocks_that_are_complete_are_left_alone(visitor: Visitor) -> None:
 
 def test_events_are_the_same_wherever_the_bytes_are_cut(visitor: Visitor) -> None:
     events = ['{"a": "é 中 🙂"}', "two\nlines", "[DONE]"]
-    stream = ": ping\n\n" + "".join("".join(f"data: {line}\r\n" for line in data.split("\n")) + "\r\n" for data in events)
+    stream = ": ping\n\n" + "".join(
+        "".join(f"data: {line}\r\n" for line in data.split("\n")) + "\r\n" for data in events
+    )
     found = visitor.page.evaluate(
         """async (text) => {
             const { eventData } = await import('/web/api.js');

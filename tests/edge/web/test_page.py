@@ -71,7 +71,8 @@ def test_turns(visitor: Visitor, fake: FakeServer) -> None:
     sent = fake.bodies[-1]
     assert [message["role"] for message in sent["messages"]] == ["user", "assistant", "user"]
     assert sent["messages"][1]["content"] == "You said **1** things; the last: hello", "as it came, not as it is shown"
-    assert sent["stream"] and sent["return_progress"] and sent["stream_options"] == {"include_usage": True}
+    assert sent["stream"] is sent["return_progress"] is True
+    assert sent["stream_options"] == {"include_usage": True}
     stats = visitor.answers.last.locator(".stats").inner_text()
     assert stats == "40 tokens · 23.5 tok/s · 120 read in 0.4 s · 75 % from the cache"
     assert visitor.page.locator("#status").inner_text().split("\n") == [
@@ -143,7 +144,7 @@ def test_a_tool_is_called_and_the_user_gives_its_result(visitor: Visitor, fake: 
     assert fake.bodies[-1]["messages"][0] == {"role": "system", "content": "Be brief."}
     assert json.loads(visitor.page.locator(".call pre").inner_text()) == {"city": "Ghent"}
     visitor.page.get_by_label("Result of weather").fill("rain")
-    visitor.page.get_by_role("button", name="Send result").click()
+    visitor.page.get_by_role("button", name="Send results").click()
     visitor.sees("The tool said: rain")
     call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ghent"}'}}
     assert fake.bodies[-1]["messages"][2:] == [
@@ -186,7 +187,7 @@ def test_conversations_are_kept_and_exported_and_imported(visitor: Visitor, tmp_
     bad = tmp_path / "bad.json"
     bad.write_text('[{"role": "boss", "content": "x"}]', encoding="utf-8")
     visitor.page.locator("#choose-import").set_input_files(bad)
-    visitor.page.get_by_text("Message 1 has no role that is known").wait_for()
+    visitor.page.get_by_text("Message 1 is not one that this page knows").wait_for()
 
 
 def test_without_a_database_the_page_works(browser: Browser, fake: FakeServer) -> None:
@@ -222,6 +223,15 @@ def test_documents_are_read_by_the_server(visitor: Visitor, fake: FakeServer, tm
     assert text_of(fake.bodies[-1]) == expected, "to the letter what `edge run --file` sends"
     assert visitor.page.locator(".user .chip").all_inner_texts() == ["report.pdf", "notes.txt"]
     assert visitor.questions == ["What now?"]
+
+
+def test_copies(visitor: Visitor) -> None:
+    visitor.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    visitor.ask("hello")
+    visitor.page.get_by_label("Copy answer").click()
+    visitor.page.get_by_text("Copied.").wait_for()
+    copied = visitor.page.evaluate("() => navigator.clipboard.readText()")
+    assert copied == "You said **1** things; the last: hello", "Markdown, as the model wrote it"
 
 
 def test_special_tokens_are_text(visitor: Visitor, fake: FakeServer) -> None:

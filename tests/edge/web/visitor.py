@@ -57,7 +57,10 @@ class Visitor:
 
     @property
     def questions(self) -> list[str]:
-        return self.page.locator(".bubble").all_inner_texts()
+        found: list[str] = self.page.locator(".bubble").evaluate_all(
+            "bubbles => bubbles.map((bubble) => [...bubble.children].map((line) => line.textContent).join('\\n'))"
+        )
+        return found
 
     def check(self) -> None:
         """Nothing left the host, and the browser found nothing wrong."""
