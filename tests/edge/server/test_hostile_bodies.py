@@ -21,7 +21,7 @@ from tests.edge.server.hostile import (
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with serving_script(short, max_body_bytes=100_000) as server:
+    with serving_script(short, max_body_bytes=2_000_000) as server:
         yield server
 
 
@@ -82,7 +82,9 @@ def test_no_bytes_are_an_error_of_the_server(server: Server, body: bytes) -> Non
 
 def test_bodies_that_only_look_small(server: Server) -> None:
     for body in (
-        b'{"messages":' + b"[" * 49_000 + b"]" * 49_000 + b"}",
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        b'{"response_format":' + b'{"type":' * 100_000,
+        b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"max_tokens":' + b"9" * 90_000 + b',"messages":[{"role":"user","content":"hi"}]}',
         b'{"a":1,"a":2,"messages":[{"role":"user","content":"hi"}]}',
         b'{"messages":[{"role":"user","content":"hi","content":"ho"}],"seed":' + b"1" * 5000 + b"}",
