@@ -69,7 +69,7 @@ export class LiveAnswer {
 		});
 	}
 
-	// What is going on instead of text; a share from 0 to 1 is shown as a bar.
+	// What is going on; a share from 0 to 1 is shown as a bar.
 	says(text, share = null, ...more) {
 		const bar = share === null ? null : h("progress", { max: 1, value: share, "aria-label": text });
 		this.activity.replaceChildren(h("span", { dir: "auto" }, text), ...[bar, ...more].filter(Boolean));

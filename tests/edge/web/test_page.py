@@ -200,6 +200,30 @@ def test_conversations_are_kept_and_exported_and_imported(visitor: Visitor, tmp_
     visitor.page.get_by_text("Message 1 is not one that this page knows").wait_for()
 
 
+def test_a_conversation_of_the_terminal_comes_back_as_it_was(visitor: Visitor, tmp_path: Path) -> None:
+    from edge.runtime.messages import messages_from
+    from edge.terminal.conversation_file import read_conversation, write_conversation
+
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ghent"}'}}
+    written = messages_from(
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "你好 <|user|>\r\nمرحبا"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
+            {"role": "assistant", "content": "It *rains*."},
+        ]
+    )
+    file = tmp_path / "chat.json"
+    write_conversation(file, written)
+    visitor.page.locator("#choose-import").set_input_files(file)
+    visitor.sees("rains")
+    with visitor.page.expect_download() as downloading:
+        visitor.page.click("#export")
+    downloading.value.save_as(tmp_path / "again.json")
+    assert read_conversation(tmp_path / "again.json") == written
+
+
 def test_without_a_database_the_page_works(browser: Browser, fake: FakeServer) -> None:
     refuse = "Object.defineProperty(globalThis, 'indexedDB', {get() { throw new DOMException('no', 'SecurityError') }})"
     with visit(browser, fake.url, before=refuse) as visitor:
