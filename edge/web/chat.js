@@ -162,7 +162,7 @@ export class Chat {
 				}
 				live.grow(answer.content, () => log.follow());
 				announcer.grow(answer.content);
-				if (performance.now() - saved < SAVE_MS) return;
+				if (!answer.started || performance.now() - saved < SAVE_MS) return;
 				saved = performance.now();
 				const part = { role: "assistant", content: answer.content, ended: "broken" };
 				this.needs.save({ ...conversation, entries: [...entries, part] }, true);

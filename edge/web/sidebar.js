@@ -35,6 +35,7 @@ export class Sidebar {
 
 	#leave(conversation) {
 		this.needs.open(conversation);
+		this.show();
 		this.toggle(false);
 		$("message").focus();
 	}

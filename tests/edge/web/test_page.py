@@ -200,6 +200,21 @@ def test_conversations_are_kept_and_exported_and_imported(visitor: Visitor, tmp_
     visitor.page.get_by_text("Message 1 is not one that this page knows").wait_for()
 
 
+def test_an_answer_that_was_left_is_kept_as_far_as_it_came(visitor: Visitor, fake: FakeServer) -> None:
+    visitor.ask("hello")
+    visitor.page.click("#new")
+    visitor.write("count")
+    visitor.sees(" 120 121")
+    visitor.page.get_by_role("button", name="hello", exact=True).click()
+    assert visitor.questions == ["hello"]
+    assert fake.left.wait(5), "nobody waits for it"
+    visitor.page.locator("#conversations [aria-current]").get_by_text("hello").wait_for()
+    visitor.page.get_by_role("button", name="count", exact=True).click()
+    visitor.sees("The answer broke off here.")
+    assert visitor.answer().startswith("0 1 2 3")
+    visitor.page.locator("#conversations [aria-current]").get_by_text("count").wait_for()
+
+
 def test_a_conversation_of_the_terminal_comes_back_as_it_was(visitor: Visitor, tmp_path: Path) -> None:
     from edge.runtime.messages import messages_from
     from edge.terminal.conversation_file import read_conversation, write_conversation

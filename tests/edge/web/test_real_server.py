@@ -158,7 +158,14 @@ def test_all_of_it_without_a_network(bundle: Path) -> None:
         or subprocess.run([unshare, "-rn", "true"], capture_output=True, check=False).returncode
     ):
         pytest.skip("network namespaces cannot be made here")
-    test = [sys.executable, "-m", "pytest", *"-q -n 0 -p no:cacheprovider -m slow -k".split(), CORE, __file__]
+    test = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *["-q", "-n", "0", "-p", "no:cacheprovider", "-m", "slow", "-k"],
+        CORE,
+        __file__,
+    ]
     alone = 'ip link set lo up && test "$(ip -o link | wc -l)" = 1 && exec "$@"'
     command = [unshare, "-rn", "sh", "-c", alone, "sh", *test]
     done = subprocess.run(
