@@ -20,8 +20,8 @@ from tests.edge.server.live import Live
 pytestmark = pytest.mark.slow
 KEY = "key-of-the-test"
 CONTEXT = 2048
-# Room for one conversation of full length.
-SMALL = ("--max-waiting", "1", "--max-context", str(CONTEXT), "--kv-cache-gb", "0.1")
+# Room for one conversation of full length, in the tokens of this engine.
+SMALL = ("--engine", "onnx", "--max-waiting", "1", "--max-context", str(CONTEXT), "--kv-cache-gb", "0.1")
 
 
 @pytest.fixture(scope="module")
