@@ -69,8 +69,7 @@ def make_server(app: ASGIApp, service: Service, bound: socket.socket, notifier: 
 def serve(app: ASGIApp, service: Service, bound: socket.socket, notifier: Notifier) -> None:
     """Serve until a signal comes. Raises what loading the model raises."""
     server = make_server(app, service, bound, notifier)
-    with _own_path(service.settings.uds):
-        server.run([server.listener])
+    server.run([server.listener])
     if server.failure is not None:
         raise server.failure
     if service.state == "stopping" and not server.loaded.is_set():
@@ -122,7 +121,7 @@ class ModelServer(uvicorn.Server):
         self._loop = loop = asyncio.get_running_loop()
         threading.Thread(target=self._load, args=(loop,), name="edge-load", daemon=True).start()
         tasks = [loop.create_task(self._end()), loop.create_task(self._tell_systemd())]
-        with self._signals():
+        with self._signals(), _own_path(self._service.settings.uds):
             await self._serve(sockets)
         for task in tasks:
             task.cancel()
