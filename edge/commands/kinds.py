@@ -40,7 +40,7 @@ def client_counts(text: str) -> list[int]:
         counts = sorted({int(part) for part in text.split(",")})
     except ValueError:
         counts = [0]
-    if counts[0] < 1 or counts[-1] > MAX_CLIENTS:
+    if text.count(",") >= MAX_COUNTS or counts[0] < 1 or counts[-1] > MAX_CLIENTS:
         raise argparse.ArgumentTypeError(
             f"{shown(text)} is not a list of numbers of clients; give numbers from 1 to {MAX_CLIENTS} like 1,4,8,16"
         )
