@@ -17,6 +17,7 @@ from edge.server.service import Stage
 from edge.wire.chat_request import ChatRequest
 from tests.edge.server.hostile import (
     CHAT,
+    JSON,
     Server,
     chat,
     endless,
@@ -170,3 +171,22 @@ def test_whoever_leaves_while_a_prompt_is_encoded_keeps_no_place_in_the_queue(
         go.set()
         time.sleep(0.2)  # for the thread to end
         wait_until(server.is_free, 2)
+
+
+def test_half_requests_do_not_hold_up_the_end() -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(serving_script(short))
+        idle, half, body, drip = (stack.enter_context(Client(server.port)) for _ in range(4))
+        assert idle.send(request("GET", "/health")).answer().status == 200
+        half.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: lo")
+        body.send(request("POST", CHAT, JSON, "Content-Length: 100") + b"{")
+        drip.send(request("POST", CHAT, JSON, "Transfer-Encoding: chunked") + b"1\r\n{\r\n")
+        time.sleep(0.1)
+        begun = time.monotonic()
+        server.end()
+        for client in (half, body, drip):
+            assert shape(client.answer()) == (503, "server_error", "shutting_down", None)
+            client.socket.close()
+        assert idle.ended()
+        server.thread.join(10)
+        assert time.monotonic() - begun < 2
