@@ -190,3 +190,21 @@ def test_half_requests_do_not_hold_up_the_end() -> None:
         assert idle.ended()
         server.thread.join(10)
         assert time.monotonic() - begun < 2
+
+
+def test_nobody_waits_while_a_long_prompt_is_encoded() -> None:
+    with serving_script(short) as server, Client(server.port) as client:
+        client.send(posted(CHAT, {"messages": [{"role": "user", "content": "x" * 1_000_000}]}))
+        slowest, asked, done = 0.0, 0, False
+        client.socket.setblocking(False)
+        while not done:
+            begun = time.monotonic()
+            assert server.get("/health").status == 200
+            slowest, asked = max(slowest, time.monotonic() - begun), asked + 1
+            with suppress(BlockingIOError):
+                client.left += client.socket.recv(2**16)
+                done = True
+        client.socket.setblocking(True)
+        assert shape(client.answer())[2] == "context_length_exceeded"
+        assert asked > 10
+        assert slowest < 0.5
