@@ -48,7 +48,7 @@ class Request:
         drafter: Drafter | None = None,
     ) -> None:
         """Raises PromptError, ContextLengthError and SettingsError for a request that cannot be run."""
-        check_prompt(prompt, tokenizer, max_context + (settings.max_new_tokens == 0))
+        check_prompt(prompt, tokenizer, max_context, least_new_tokens=0 if settings.max_new_tokens == 0 else 1)
         self.prompt = prompt
         self.ids = list(prompt.ids)  # of prompt and answer
         self.keys = list(prompt.cache_keys)  # likewise, for the cache
@@ -269,8 +269,11 @@ class Request:
         )
 
 
-def check_prompt(prompt: Prompt, tokenizer: Tokenizer, max_context: int) -> None:
-    """Raise PromptError for an empty prompt or an unknown id, ContextLengthError if not one more token would fit."""
+def check_prompt(prompt: Prompt, tokenizer: Tokenizer, max_context: int, *, least_new_tokens: int = 1) -> None:
+    """Raise PromptError for an empty prompt or an unknown id, ContextLengthError if not one more token would fit.
+
+    least_new_tokens: 0 if none has to fit.
+    """
     count = len(prompt.ids)
     if not count:
         raise PromptError("the prompt is empty; give at least one token of text", param="prompt")
@@ -278,7 +281,7 @@ def check_prompt(prompt: Prompt, tokenizer: Tokenizer, max_context: int) -> None
         raise PromptError(
             f"token id {largest} is not in the vocabulary, expected 0 to {tokenizer.num_tokens - 1}", param="prompt"
         )
-    if count >= max_context:
+    if count + least_new_tokens > max_context:
         raise ContextLengthError(
             f"the prompt has {count} tokens and the context holds {max_context}, the answer included; "
             "use a shorter prompt, or load with a larger max_context or KV cache",

@@ -50,6 +50,9 @@ BATCH_OUT = "edge/batch/test_batch.py::test_an_output_that_appears_meanwhile_sta
 KIOSK = "edge/kiosk/test_folder.py::test_files_of_others_stay"
 KIOSK_LATER = "edge/kiosk/test_folder.py::test_what_appears_meanwhile_stays"
 KIOSK_LAST = "edge/kiosk/test_folder.py::test_what_appears_at_the_last_moment_stays"
+SOCKET = "edge/server/test_serve_command.py::test_a_file_where_the_socket_should_be_stays"
+SOCKET_AFTER = "edge/server/test_serve_command.py::test_what_takes_the_place_of_the_socket_stays"
+UPLOADED = "edge/server/test_answering.py::test_a_document_is_read_as_on_the_command_line"  # in a folder of its own
 PLACES = {
     "batch/batch.py:Batch.run:write_atomically": BATCH_OUT,
     "batch/journal.py:Journal.__init__:open": BATCH,
@@ -57,6 +60,10 @@ PLACES = {
     "export/checkpoint/gguf.py:GGUFCheckpoint.write_tokenizer:write_bytes": WORK,
     "export/checkpoint/safetensors.py:SafetensorsCheckpoint.write_tokenizer:write_bytes": WORK,
     "export/interop/sidecars.py:write_sidecars:write_bytes": WORK,
+    "server/endpoints.py:_read:TemporaryDirectory": UPLOADED,
+    "server/endpoints.py:_read:write_bytes": UPLOADED,
+    "server/run.py:_own_path:unlink": SOCKET_AFTER,
+    "server/run.py:_remove_unused:unlink": SOCKET,
     "runtime/known_files.py:_remember:write_atomically": KNOWN,
     "commands/streams.py:_Guard.end:open": BESIDE,  # the null device
     "commands/streams.py:_fill_closed:open": BESIDE,

@@ -132,11 +132,14 @@ def _write(llm: LLM, settings: KioskSettings, page: PageConfig, system: str, own
     from edge.kiosk.files import texts
     from edge.kiosk.folder import write_folder
     from edge.kiosk.settings import PREFIX
+    from edge.kiosk.units import Memory
     from edge.runtime.machine import peak_rss_bytes
 
     prefix = llm.system_prefix(system)
-    llm.prefixes.pin(prefix)  # so that the figure below knows of it
-    files = texts(settings, page, system, peak_rss_bytes())
+    llm.prefixes.pin(prefix)  # before it is asked what that took
+    taken = peak_rss_bytes()
+    memory = None if taken is None else Memory(taken, llm.engine.pool.bytes)
+    files = texts(settings, page, system, memory)
     write_folder(settings.folder, files, PREFIX, lambda path: _save(llm, prefix, path, system), owner)
     return len(prefix)
 

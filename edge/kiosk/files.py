@@ -12,16 +12,16 @@ from edge.kiosk import settings as names
 from edge.kiosk.browser import browser_script
 from edge.kiosk.readme import readme
 from edge.kiosk.settings import KioskSettings
-from edge.kiosk.units import browser_unit, server_unit
+from edge.kiosk.units import Memory, browser_unit, server_unit
 from edge.server.page_config import PageConfig
 
 
-def texts(settings: KioskSettings, page: PageConfig, system: str, taken_bytes: int | None = None) -> dict[str, str]:
-    """Return the files. taken_bytes: what a process that computed the prefix took of memory at most."""
+def texts(settings: KioskSettings, page: PageConfig, system: str, memory: Memory | None = None) -> dict[str, str]:
+    """Return the files. memory: what a server like this one takes."""
     return {
         names.PAGE: json.dumps(page.to_json(), ensure_ascii=False, indent=2) + "\n",
         names.SYSTEM: system,
-        names.SERVER_UNIT: server_unit(settings, taken_bytes),
+        names.SERVER_UNIT: server_unit(settings, memory),
         names.BROWSER_UNIT: browser_unit(settings),
         names.BROWSER_SCRIPT: browser_script(settings),
         names.README: readme(settings),

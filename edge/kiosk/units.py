@@ -6,6 +6,8 @@ it is written.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 from edge.kiosk.quoting import unit_command, unit_text
@@ -106,8 +108,16 @@ WantedBy=multi-user.target
 """
 
 
-def server_unit(settings: KioskSettings, taken_bytes: int | None = None) -> str:
-    """Return the unit of the server. taken_bytes: what a process that computed the prefix took at most."""
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a server takes."""
+
+    taken_bytes: int  # at most, by a process that computed the prefix
+    cache_bytes: int  # of the KV cache, when it is full
+
+
+def server_unit(settings: KioskSettings, memory: Memory | None = None) -> str:
+    """Return the unit of the server. memory: what it takes, for the limit that it proposes."""
     paths = (settings.bundle, settings.folder, settings.python)
     graphics = "# The GPU is a device of the group `render`.\nDeviceAllow=char-drm rw\nSupplementaryGroups=render"
     return _SERVER.format(
@@ -117,8 +127,8 @@ def server_unit(settings: KioskSettings, taken_bytes: int | None = None) -> str:
         user=settings.user,
         start=START_S,
         watchdog=WATCHDOG_S,
-        memory=_memory(taken_bytes),
-        limit=f"#MemoryMax={_limit(taken_bytes)}",
+        memory=_memory(memory),
+        limit=f"#MemoryMax={_limit(memory)}",
         cache=CACHE,
         homes="read-only" if _within(paths, _HOMES) else "yes",
         temporary="no" if _within(paths, _TEMPORARY) else "yes",
@@ -132,17 +142,18 @@ def browser_unit(settings: KioskSettings) -> str:
     return _BROWSER.format(readme=README, server=SERVER_UNIT, command=unit_command(words), user=settings.browser_user)
 
 
-def _memory(taken_bytes: int | None) -> str:
-    if taken_bytes is None:
-        return "A limit of memory keeps the rest of the machine alive; see what the server takes before you set one."
+def _memory(memory: Memory | None) -> str:
+    reason = "A limit of memory keeps the rest of the machine alive"
+    if memory is None:
+        return f"{reason}; see what the server takes before you set one."
     return (
-        f"Computing the prefix took {taken_bytes / 1e9:.1f} GB at most; answers add to the KV cache. A limit keeps the "
-        "rest of the machine alive:"
+        f"{reason}. Computing the prefix took {memory.taken_bytes / 1e9:.1f} GB at most,\n"
+        f"# and answers may fill a KV cache of {memory.cache_bytes / 1e9:.1f} GB; this is a quarter more:"
     )
 
 
-def _limit(taken_bytes: int | None) -> str:
-    return "4G" if taken_bytes is None else f"{-(-taken_bytes * 2 // 10**9)}G"
+def _limit(memory: Memory | None) -> str:
+    return "4G" if memory is None else f"{math.ceil((memory.taken_bytes + memory.cache_bytes) * 1.25 / 2**20)}M"
 
 
 def _within(paths: tuple[Path, ...], folders: tuple[str, ...]) -> bool:

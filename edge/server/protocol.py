@@ -5,7 +5,8 @@ but for those that two servers might read differently.
 
     before a request    headers have a limit of size and of time, from the connection or from a request's first byte
     not HTTP            an error body like that of every other error, then the end of the connection
-    one too many        answered with 503 and closed; so is what the system's own limit of open files leaves no room for
+    one too many        takes the place of one that is idle, or is answered with 503 and closed; so is what the system's
+                        own limit of open files leaves no room for
     an answer           a client that takes no byte of it for a while is cut off
     a refused body      is read and thrown away for a moment: a client that is still sending would see a reset
                         connection in the place of its error
@@ -16,6 +17,7 @@ but for those that two servers might read differently.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +29,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from edge.server.refusals import NO_WEBSOCKET, TOO_LONG, TOO_MANY, TOO_SLOW, Refusal, not_http
+from edge.server.refusals import ENDING, NO_WEBSOCKET, TOO_LONG, TOO_MANY, TOO_SLOW, Refusal, not_http
+
+logger = logging.getLogger(__name__)
 
 _VERSIONS = (b"1.0", b"1.1")
 _LINGER_S = 2.0  # for what a client still sends after its error
@@ -125,6 +129,7 @@ class LimitedH11Protocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.logger = logger  # what clients do wrong is told where this package's other news is, or nowhere
         self.conn: _Connection = _Connection(self.limits.max_header_bytes)
         self._headers, self._reader, self._rest = _Alarm(), _Alarm(), _Alarm()  # what is waited for
         self._thrown_away = 0  # bytes
@@ -138,7 +143,7 @@ class LimitedH11Protocol(H11Protocol):
         direct.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._direct = direct
         super().connection_made(cast("asyncio.Transport", _ClosingGently(direct, self._close, self._is_closing)))
-        if len(self.connections) > self.limits.max_connections:
+        if len(self.connections) > self.limits.max_connections and not self._make_room():
             self.connections.discard(self)
             self._refuse(TOO_MANY)
             return
@@ -187,8 +192,12 @@ class LimitedH11Protocol(H11Protocol):
         self._watch()
 
     def shutdown(self) -> None:
+        """End the connection, now or after its answer. What has not come whole is not waited for."""
+        half = self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.SEND_RESPONSE
         if self._leaving:
             self._direct.close()
+        elif half or (self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]):
+            self._refuse(ENDING)
         else:
             super().shutdown()
 
@@ -211,6 +220,19 @@ class LimitedH11Protocol(H11Protocol):
         elif pending and not self._headers.is_set:
             self._unset_keepalive_if_required()
             self._headers.start(self.loop, self.limits.header_timeout_s, self._headers_too_late)
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle for longest, between two requests; False if none is."""
+        idle = [
+            (one.timeout_keep_alive_task.when(), number, one)
+            for number, one in enumerate(self.connections)
+            if isinstance(one, LimitedH11Protocol) and one.timeout_keep_alive_task is not None
+        ]
+        if idle:
+            _, _, longest = min(idle)
+            self.connections.discard(longest)  # now: its transport tells of its end later
+            longest.timeout_keep_alive_handler()
+        return bool(idle)
 
     def _headers_too_late(self) -> None:
         if self.conn.trailing_data[0]:

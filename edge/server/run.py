@@ -32,6 +32,7 @@ from edge.server.settings import ServerSettings
 from edge.server.systemd import Notifier
 
 _BACKLOG = 512
+_KEEP_ALIVE_S = 75  # longer than clients keep a connection, so that none is closed while a request is on its way
 _TICK_S = 0.1
 _LAST_WORDS_S = 2.0  # for answers that were cut to tell of it
 _SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -68,12 +69,7 @@ def make_server(app: ASGIApp, service: Service, bound: socket.socket, notifier: 
 def serve(app: ASGIApp, service: Service, bound: socket.socket, notifier: Notifier) -> None:
     """Serve until a signal comes. Raises what loading the model raises."""
     server = make_server(app, service, bound, notifier)
-    try:
-        server.run([server.listener])
-    finally:
-        with contextlib.suppress(OSError):
-            if service.settings.uds is not None:
-                Path(service.settings.uds).unlink()
+    server.run([server.listener])
     if server.failure is not None:
         raise server.failure
     if service.state == "stopping" and not server.loaded.is_set():
@@ -104,6 +100,7 @@ class ModelServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=int(_LAST_WORDS_S) + 1,
                 backlog=_BACKLOG,
             )
@@ -124,7 +121,7 @@ class ModelServer(uvicorn.Server):
         self._loop = loop = asyncio.get_running_loop()
         threading.Thread(target=self._load, args=(loop,), name="edge-load", daemon=True).start()
         tasks = [loop.create_task(self._end()), loop.create_task(self._tell_systemd())]
-        with self._signals():
+        with self._signals(), _own_path(self._service.settings.uds):
             await self._serve(sockets)
         for task in tasks:
             task.cancel()
@@ -223,6 +220,22 @@ def _bound_path(path: Path) -> socket.socket:
         bound.close()
         raise
     return bound
+
+
+@contextlib.contextmanager
+def _own_path(path: str | None) -> Iterator[None]:
+    """Remove the file of a socket at the end, unless something else has taken its place."""
+    if path is None:
+        yield
+        return
+    mine = Path(path).lstat()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            there = Path(path).lstat()
+            if (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):
+                Path(path).unlink()
 
 
 def _remove_unused(path: Path) -> None:

@@ -36,13 +36,11 @@ export class GrowingAnswer {
 		const entry = { role: "assistant", content, dropped };
 		if (this.calls.length) entry.tool_calls = this.calls.filter(Boolean);
 		if (!["stop", "tool_calls"].includes(reason)) entry.ended = reason;
-		if (usage) {
+		if (usage || timings) {
 			entry.stats = {
-				read: usage.prompt_tokens,
-				written: usage.completion_tokens,
-				cached: usage.prompt_tokens_details?.cached_tokens ?? 0,
-				perSecond: timings?.predicted_per_second,
-				readMs: timings?.prompt_ms,
+				...timings, // none from a server that is told to be reproducible
+				read: usage?.prompt_tokens ?? timings.prompt_n + timings.cache_n,
+				written: usage?.completion_tokens ?? timings.predicted_n,
 			};
 		}
 		return entry;

@@ -145,6 +145,7 @@ export class Chat {
 	#told(live, running, entries) {
 		const { log, announcer, askKey } = this.needs;
 		const { conversation } = this;
+		const { kiosk } = this.needs.settings();
 		let saved = performance.now();
 		const told = {
 			answer: null,
@@ -153,14 +154,15 @@ export class Chat {
 				if (this.#running !== running) return;
 				told.answer = answer;
 				const call = answer.calls.at(-1);
-				if (answer.started) live.says(call ? `${call.function.name}…` : "");
+				const speed = answer.timings?.predicted_per_second;
+				if (answer.started) live.says(call ? `${call.function.name}…` : speed && !kiosk ? `${speed.toFixed(1)} tok/s` : "");
 				else if (answer.progress?.total) {
 					const { processed, total } = answer.progress;
 					live.says(`${say("reading")} ${Math.round((100 * processed) / total)} %`, processed / total);
 				}
 				live.grow(answer.content, () => log.follow());
 				announcer.grow(answer.content);
-				if (performance.now() - saved < SAVE_MS) return;
+				if (!answer.started || performance.now() - saved < SAVE_MS) return;
 				saved = performance.now();
 				const part = { role: "assistant", content: answer.content, ended: "broken" };
 				this.needs.save({ ...conversation, entries: [...entries, part] }, true);

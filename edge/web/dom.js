@@ -41,7 +41,7 @@ export function icon(name) {
 	return svg;
 }
 
-// A button with an icon alone; its label is read out, and shown when it is pointed at.
+// A button with an icon alone; its label is read out, and shown on hovering.
 export function iconButton(name, label, click) {
 	return h("button", { class: "icon", "aria-label": label, title: label, click }, icon(name));
 }

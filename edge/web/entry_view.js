@@ -69,7 +69,7 @@ export class LiveAnswer {
 		});
 	}
 
-	// What is going on instead of text; a share from 0 to 1 is shown as a bar.
+	// What is going on; a share from 0 to 1 is shown as a bar.
 	says(text, share = null, ...more) {
 		const bar = share === null ? null : h("progress", { max: 1, value: share, "aria-label": text });
 		this.activity.replaceChildren(h("span", { dir: "auto" }, text), ...[bar, ...more].filter(Boolean));
@@ -106,9 +106,9 @@ function indented(text) {
 	}
 }
 
-function statsLine({ read, written, cached, perSecond, readMs }) {
-	const speed = perSecond ? ` · ${perSecond.toFixed(1)} tok/s` : "";
-	const time = readMs === undefined ? "" : ` in ${(readMs / 1000).toFixed(1)} s`;
-	const share = read ? Math.round((100 * cached) / read) : 0;
-	return `${number.format(written)} tokens${speed} · ${number.format(read)} read${time} · ${share} % from the cache`;
+function statsLine({ read, written, cache_n: cached, predicted_per_second: speed, prompt_ms: ms }) {
+	const counts = [`${number.format(written)} tokens`, `${number.format(read)} read`];
+	if (speed === undefined) return counts.join(" · ");
+	const share = Math.round((100 * cached) / read);
+	return `${counts[0]} · ${speed.toFixed(1)} tok/s · ${counts[1]} in ${(ms / 1000).toFixed(1)} s · ${share} % from the cache`;
 }

@@ -1,5 +1,5 @@
-// A kiosk forgets its visitor: after some time without input and without a running answer there is a warning that
-// counts down, then everything is gone. In: events of the page. Out: forget().
+// A kiosk forgets its visitor after some time without input and without a running answer; a warning counts down first.
+// In: events of the page. Out: forget().
 
 import { $ } from "./dom.js";
 import { say } from "./words.js";

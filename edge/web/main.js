@@ -1,4 +1,4 @@
-// Puts the page together: the server's configuration, the conversation, and everything around it.
+// Puts the page together, as the server's configuration says.
 
 import { getJson } from "./api.js";
 import { Announcer } from "./announcer.js";

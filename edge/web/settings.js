@@ -1,5 +1,4 @@
 // What a user may set for all conversations, and the server's key. In: the storage, the dialogs. Out: a plain object.
-// The key is in memory alone.
 
 import { setKey } from "./api.js";
 import { $ } from "./dom.js";
@@ -57,24 +56,27 @@ export class Settings {
 	}
 }
 
-// Asks for the server's key; resolves when there is one, rejects when the user has none.
-export function askKey() {
+let asking = null;
+
+// Asks for the server's key, once for all who want it; rejects when the user has none.
+export const askKey = () => (asking ??= keyOfUser().finally(() => (asking = null)));
+
+function keyOfUser() {
 	const dialog = $("key");
+	const enter = () => field("key").value.trim() && dialog.close("given");
+	$("key-save").onclick = enter;
+	$("key-cancel").onclick = () => dialog.close("");
+	field("key").onkeydown = (event) => {
+		if (event.key === "Enter") enter();
+	};
+	dialog.returnValue = "";
+	dialog.showModal();
 	return new Promise((resolve, reject) => {
-		const enter = () => field("key").value.trim() && dialog.close("given");
-		$("key-save").onclick = enter;
-		$("key-cancel").onclick = () => dialog.close("");
-		field("key").onkeydown = (event) => {
-			if (event.key === "Enter") enter();
-		};
 		dialog.onclose = () => {
-			const isGiven = dialog.returnValue === "given";
-			if (isGiven) setKey(field("key").value.trim());
+			setKey(field("key").value.trim());
 			field("key").value = "";
-			if (isGiven) resolve();
+			if (dialog.returnValue) resolve();
 			else reject(new Error("no key"));
 		};
-		dialog.returnValue = "";
-		if (!dialog.open) dialog.showModal();
 	});
 }

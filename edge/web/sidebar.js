@@ -1,4 +1,4 @@
-// The conversations of this browser. In: the storage, files of a user. Out: open(conversation), a file with messages.
+// The conversations of this browser. In: the storage, a file of messages. Out: open(conversation), such a file.
 
 import { imported, newConversation, wireMessages } from "./conversation.js";
 import { $, button, h, iconButton } from "./dom.js";
@@ -35,6 +35,7 @@ export class Sidebar {
 
 	#leave(conversation) {
 		this.needs.open(conversation);
+		this.show();
 		this.toggle(false);
 		$("message").focus();
 	}

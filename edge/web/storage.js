@@ -1,5 +1,4 @@
-// Conversations and settings of this browser. In and out: plain objects. Where the browser refuses IndexedDB, and in a
-// kiosk, they live as long as the page.
+// Conversations and settings of this browser. In and out: plain objects. Without IndexedDB they live as long as the page.
 
 const NAME = "edge-chat";
 const STORES = ["conversations", "settings"];
@@ -51,7 +50,7 @@ const done = (request) =>
 		request.onerror = () => reject(request.error);
 	});
 
-// Whatever a visitor, or a page before this one, may have left behind.
+// Whatever a visitor may have left behind.
 export function wipe() {
 	try {
 		localStorage.clear();

@@ -66,7 +66,6 @@ async function countDown(seconds, told, signal) {
 	}
 }
 
-// told(progress): null where there is none
 export async function untilLoaded(told, signal) {
 	for (;;) {
 		const state = await health().catch(() => ({}));

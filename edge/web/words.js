@@ -1,4 +1,4 @@
-// What the page says to a visitor of a kiosk, who chose a language. In: its tag, a key. Out: a sentence, or an English one.
+// What the page says to a visitor of a kiosk, who chose a language. In: its tag, a key. Out: words.
 
 const WORDS = {
 	en: {

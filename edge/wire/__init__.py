@@ -1,1 +1,1 @@
-"""The protocol of OpenAI: JSON of its requests and answers, to and from the types of the runtime."""
+"""The protocols of OpenAI and Anthropic: JSON of requests and answers, to and from the types of the runtime."""

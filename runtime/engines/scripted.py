@@ -165,7 +165,8 @@ def replies(answers: Mapping[str, str] | Callable[[str], str], otherwise: str = 
 
     def next_id(held: Sequence[int]) -> int:
         begin = _last(held, ASSISTANT)
-        question = bytes(key for key in held[_last(held[:begin], USER) + 1 : begin] if key < USER - 1).decode()
+        said = bytes(key for key in held[_last(held[:begin], USER) + 1 : begin] if key < USER - 1)
+        question = said.decode(errors="replace")  # of a long prompt, a chunk may end inside a character
         text = answers(question) if callable(answers) else answers.get(question, otherwise)
         answer: list[int] = [*text.encode(), END]
         return answer[min(len(held) - begin - 1, len(answer) - 1)]

@@ -392,3 +392,10 @@ def test_kv_precision_follows_the_budget(tiny_bundle: Path) -> None:
     kept = LLM(tiny_bundle, EngineSettings("openvino", kv_cache_bytes=128 * wide, reproducible=True)).engine.info
     assert (kept.kv_bytes_per_token, kept.max_context) == (wide, 96)  # a block of the four is the padding's
     assert roomy.max_context == 256
+
+
+def test_a_scripted_answer_to_a_prompt_that_is_read_in_pieces_of_characters() -> None:
+    long = "é€😀" * 200
+    with scripted_llm(replies({long: "yes", f"a{long}": "no"})) as llm:
+        assert llm.chat([{"role": "user", "content": long}]).text() == "yes"
+        assert llm.chat([{"role": "user", "content": f"a{long}"}]).text() == "no"

@@ -218,7 +218,7 @@ def test_what_is_refused() -> None:
     assert last.value.param == "prompt_logprobs"
     small = scripted_llm(SCRIPT, max_context=16)
     check(small.generate(LONG[:16], **ALL).answer().prompt_logprobs, LONG[:16])
-    with pytest.raises(ContextLengthError):
+    with pytest.raises(ContextLengthError, match="has 17 tokens and the context holds 16"):
         small.generate(LONG[:17], **ALL)
     with pytest.raises(ContextLengthError):
         small.generate(LONG[:16], prompt_logprobs=1)

@@ -22,7 +22,7 @@ from edge.kiosk import settings as names
 from edge.kiosk.browser import FLAGS, browser_script
 from edge.kiosk.files import texts
 from edge.kiosk.settings import KioskSettings
-from edge.kiosk.units import WATCHDOG_S, browser_unit, server_unit
+from edge.kiosk.units import WATCHDOG_S, Memory, browser_unit, server_unit
 from edge.runtime.errors import SettingsError
 from edge.server.page_config import PageConfig, read_page_config
 from tests.edge.kiosk.systemd import commands, exposure, verified
@@ -30,6 +30,7 @@ from tests.edge.kiosk.systemd import commands, exposure, verified
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a kiosk is a Linux machine")
 
 PYTHON = Path("/usr/bin/env")  # a program that every machine has
+MEMORY = Memory(taken_bytes=1 << 30, cache_bytes=2 << 30)
 ENGINE = ("--engine", "onnx", "--max-context", "2048")
 HARD = '100% "it\'s" $HOME é 博物馆'
 
@@ -54,7 +55,7 @@ def values(unit: str) -> dict[str, str]:
 
 def test_systemd_has_nothing_against_the_units() -> None:
     for case in (kiosk(), kiosk(needs_graphics=True), kiosk(bundle=Path(f"/srv/{HARD}"), folder=Path(f"/opt/{HARD}"))):
-        units = {names.SERVER_UNIT: server_unit(case, 10**9), names.BROWSER_UNIT: browser_unit(case)}
+        units = {names.SERVER_UNIT: server_unit(case, MEMORY), names.BROWSER_UNIT: browser_unit(case)}
         said = verified(units)
         if shutil.which("cage") is None:
             said = [line for line in said if "Command /usr/bin/cage is not executable" not in line]
@@ -80,7 +81,7 @@ def test_systemd_runs_the_commands_that_are_meant(bundle: str, folder: str) -> N
 
 
 def test_the_server_is_watched_and_locked_in() -> None:
-    found = values(server_unit(kiosk(), 3 * 10**9))
+    found = values(server_unit(kiosk(), MEMORY))
     assert found["Type"] == "notify"
     assert found["WatchdogSec"] == str(WATCHDOG_S)
     assert found["Restart"] == "always"
@@ -89,7 +90,7 @@ def test_the_server_is_watched_and_locked_in() -> None:
     assert found["NoNewPrivileges"] == found["PrivateTmp"] == found["PrivateDevices"] == found["ProtectHome"] == "yes"
     assert found["User"] == "edge-kiosk"
     assert exposure(names.SERVER_UNIT, server_unit(kiosk())) < 2, "of 10; a service without any settings has 9.6"
-    assert "#MemoryMax=6G" in server_unit(kiosk(), 3 * 10**9), "twice what was taken, for the operator to decide"
+    assert "#MemoryMax=3840M" in server_unit(kiosk(), MEMORY), "for the operator to decide"
 
 
 @pytest.mark.parametrize("where", ["bundle", "folder", "python"])

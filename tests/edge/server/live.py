@@ -127,8 +127,7 @@ def served(llm: LLM, **settings: Any) -> Iterator[Live]:
     thread.start()
     live = Live(url, service)
     try:
-        if not url.startswith("unix:"):
-            live.wait_ready()
+        until(lambda: service.state == "ready" and server.started)
         yield live
     finally:
         server.end_soon()

@@ -133,3 +133,15 @@ def test_the_end_of_the_server_is_told_in_a_stream(path: str) -> None:
         assert last[-1]["error"]["code"] == "shutting_down"
     else:
         assert last[-1]["error"]["type"] == "overloaded_error"
+
+
+@pytest.mark.parametrize("path", [RESPONSES, MESSAGES])
+def test_dropped_turns_are_told(path: str) -> None:
+    said = [{"role": ("user", "assistant")[i % 2], "content": "x" * 60} for i in range(8)]
+    body = {"input" if path == RESPONSES else "messages": [*said, *HELLO]}
+    with served(scripted_llm(replies({"Hello": "Hi"}), max_context=256), context_policy="drop-oldest") as live:
+        whole = live.post(path, body).json
+        last = events(live.post(path, {**body, "stream": True}))
+    assert whole["edge"]["dropped_messages"] > 0
+    told = last[-1]["response"] if path == RESPONSES else last[-2]
+    assert told["edge"] == whole["edge"]

@@ -42,7 +42,7 @@ def edge_serve(bundle: Path, *options: str, max_files: int = 1024) -> Iterator[i
             assert process.stderr is not None
             told = process.stderr.read().decode()
         assert process.wait(30) == 0, told
-        assert "Traceback" not in told, told
+        assert [line for line in told.splitlines() if not line.startswith(("serving ", "ready: "))] == []
 
 
 def is_ready(port: int) -> bool:
@@ -83,8 +83,9 @@ def status(port: int) -> dict[str, Any]:  # Any: JSON
 
 def is_free(port: int) -> bool:
     told = status(port)
-    held = told["kv_tokens"] - told["kv_free_tokens"]
-    return not told["running"] and not told["waiting"] and held == told["kv_cached_tokens"]
+    lost = told["kv_tokens"] - told["kv_free_tokens"] - told["kv_cached_tokens"]
+    # The last block of a prefix may hold a token that its cache does not count.
+    return not told["running"] and not told["waiting"] and lost in (0, 1)
 
 
 def stream(**fields: object) -> bytes:
@@ -170,6 +171,16 @@ def test_200_clients_that_are_killed(port: int) -> None:
         wait_until(lambda: status(port)["running"] > 0)
         time.sleep(1)
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_what_is_not_http_fills_no_log(port: int) -> None:
+    """`edge_serve` sees to it that nothing was said."""
+    chance = random.Random(7)
+    for _ in range(100):
+        data = chance.randbytes(chance.randint(1, 300))
+        with Client(port) as client, suppress(ConnectionError):
+            client.send(data + b"\r\n\r\n")
+            assert client.answer().status == 400
 
 
 def test_few_open_files(demo_bundle: Path) -> None:

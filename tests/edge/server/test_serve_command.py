@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from edge.api import scripted_llm
 from edge.cli import main
-from tests.edge.server.live import Live, free_port, process, until
+from edge.runtime.engines.scripted import replies
+from tests.edge.server.live import Live, free_port, process, served, until
 
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
@@ -120,6 +122,14 @@ def test_a_file_where_the_socket_should_be_stays(
     path = tmp_path / "mine"
     path.write_text("mine")
     assert "cannot be listened on" in refused(capsys, str(tiny_bundle), "--uds", str(path))
+    assert path.read_text() == "mine"
+
+
+def test_what_takes_the_place_of_the_socket_stays(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with served(scripted_llm(replies({})), uds=str(path)):
+        path.unlink()
+        path.write_text("mine")
     assert path.read_text() == "mine"
 
 

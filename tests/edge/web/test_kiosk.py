@@ -153,7 +153,7 @@ def test_a_server_that_died_does_not_hold_the_clock(visitor: Visitor) -> None:
     assert not visitor.page.locator("#idle").is_visible()
     visitor.page.clock.run_for(2_000)
     visitor.sees("The answer could not be finished.")
-    visitor.page.clock.run_for(1000 * IDLE_S + 500)
+    visitor.page.clock.run_for(round(1000 * IDLE_S) + 500)
     assert visitor.questions == []
 
 

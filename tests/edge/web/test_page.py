@@ -30,7 +30,14 @@ def script(body: Json) -> Iterator[Step]:
     elif text == "count":
         yield from (delta(f"{number} ") for number in range(20))
         for number in range(20, 1000):
-            yield delta(f"{number} ")
+            timings = {
+                "prompt_n": 5,
+                "cache_n": 15,
+                "prompt_ms": 100,
+                "predicted_n": 2 * number,
+                "predicted_per_second": 50,
+            }
+            yield {**delta(f"{number} "), "timings": timings}
             yield 0.02
         yield from ending()
     elif text == "read":
@@ -86,9 +93,12 @@ def test_an_answer_is_shown_as_it_comes_and_can_be_stopped(visitor: Visitor, fak
     visitor.write("count")
     visitor.sees("25 26")
     assert visitor.page.locator("#action").inner_text() == "Stop"
+    assert visitor.page.locator(".activity").inner_text() == "50.0 tok/s"
     visitor.page.click("#action")
     assert re.match(r"0 1 2 3", visitor.answer())
     visitor.sees("Stopped.")
+    stats = visitor.page.locator(".stats").inner_text()
+    assert re.fullmatch(r"\d+ tokens · 50.0 tok/s · 20 read in 0.1 s · 75 % from the cache", stats), stats
     assert fake.left.wait(5), "the server was told by the closed connection"
     assert visitor.ask("on").startswith("You said 3 things"), "what there was of the answer is part of the conversation"
 
@@ -188,6 +198,45 @@ def test_conversations_are_kept_and_exported_and_imported(visitor: Visitor, tmp_
     bad.write_text('[{"role": "boss", "content": "x"}]', encoding="utf-8")
     visitor.page.locator("#choose-import").set_input_files(bad)
     visitor.page.get_by_text("Message 1 is not one that this page knows").wait_for()
+
+
+def test_an_answer_that_was_left_is_kept_as_far_as_it_came(visitor: Visitor, fake: FakeServer) -> None:
+    visitor.ask("hello")
+    visitor.page.click("#new")
+    visitor.write("count")
+    visitor.sees(" 120 121")
+    visitor.page.get_by_role("button", name="hello", exact=True).click()
+    assert visitor.questions == ["hello"]
+    assert fake.left.wait(5), "nobody waits for it"
+    visitor.page.locator("#conversations [aria-current]").get_by_text("hello").wait_for()
+    visitor.page.get_by_role("button", name="count", exact=True).click()
+    visitor.sees("The answer broke off here.")
+    assert visitor.answer().startswith("0 1 2 3")
+    visitor.page.locator("#conversations [aria-current]").get_by_text("count").wait_for()
+
+
+def test_a_conversation_of_the_terminal_comes_back_as_it_was(visitor: Visitor, tmp_path: Path) -> None:
+    from edge.runtime.messages import messages_from
+    from edge.terminal.conversation_file import read_conversation, write_conversation
+
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ghent"}'}}
+    written = messages_from(
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "你好 <|user|>\r\nمرحبا"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
+            {"role": "assistant", "content": "It *rains*."},
+        ]
+    )
+    file = tmp_path / "chat.json"
+    write_conversation(file, written)
+    visitor.page.locator("#choose-import").set_input_files(file)
+    visitor.sees("rains")
+    with visitor.page.expect_download() as downloading:
+        visitor.page.click("#export")
+    downloading.value.save_as(tmp_path / "again.json")
+    assert read_conversation(tmp_path / "again.json") == written
 
 
 def test_without_a_database_the_page_works(browser: Browser, fake: FakeServer) -> None:
