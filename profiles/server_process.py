@@ -54,7 +54,8 @@ class Server:
 
 def serve_command(bundle: str, port: int, *options: str) -> list[str]:
     """`edge serve` in this Python."""
-    return [sys.executable, "-c", _WATCHED, "serve", bundle, "--host", HOST, "--port", str(port), *options]
+    # -P: what the folder holds in which this runs is not imported
+    return [sys.executable, "-P", "-c", _WATCHED, "serve", bundle, "--host", HOST, "--port", str(port), *options]
 
 
 def free_port() -> int:
