@@ -32,7 +32,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Nothing beside it: chance needs the machine to itself, and so do the deadlines that find what hangs.
-test-slow: $(VENV)/.dev
+test-slow: $(VENV)/.slow
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m tests.fuzz --inputs $(FUZZ_INPUTS)
 
@@ -70,12 +70,21 @@ $(VENV)/.base: pyproject.toml | $(BIN)/python$(EXE)
 # bubblewrap is the sandbox of the python tool; where it cannot be installed, that tool is refused and its tests skip.
 # optimum-intel requires a torchvision that comes with another build of torch; it is used for text models alone.
 $(VENV)/.dev: $(VENV)/.base
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -e ".[dev,clients]"
 	$(BIN)/python -m pip install --quiet --no-deps optimum-intel==2.2.0 optimum==2.3.0
 ifneq ($(OS),Windows_NT)
 	@command -v bwrap >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends bubblewrap; } \
 		|| echo "bubblewrap (bwrap) is not installed: tests of the python tool's sandbox are skipped"
+endif
+	touch $@
+
+# A browser for the tests of the page, npm for axe-core, and a terminal; what cannot be installed is skipped.
+$(VENV)/.slow: $(VENV)/.dev
+ifneq ($(OS),Windows_NT)
+	@for name in chromium npm tmux; do command -v $$name >/dev/null || { [ "$$(id -u)" = 0 ] \
+		&& command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq --no-install-recommends $$name; } \
+		|| echo "$$name is not installed: tests that need it are skipped"; done
 endif
 	touch $@
 

@@ -32,6 +32,7 @@ MAX_TEXT = 50_000_000  # characters of a text; a context of a million tokens has
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _MOST_PADDING = 10_000  # rows of an embedding without a token; it is usually padded to a multiple of some number
 MOST_IDS = 10_000_000  # of tokens
+_LONG_TEXT = 10_000  # characters
 _PANICS = "pyo3_runtime"  # module of the exceptions that Rust's panics become
 
 
@@ -223,7 +224,11 @@ def _trusted(call: Callable[[], T], failure: str) -> T:
 
 def _encoded(tokenizer: Any, text: str, name: str) -> list[int]:
     failure = f"{name} is a tokenizer.json that fails on a text"
-    ids: list[int] = _trusted(lambda: tokenizer.encode(text, add_special_tokens=False).ids, failure)
+    if len(text) < _LONG_TEXT:
+        found = _trusted(lambda: tokenizer.encode(text, add_special_tokens=False), failure)
+    else:  # a batch of one: `encode` holds the interpreter's lock, a second a megabyte, and all threads wait
+        (found,) = _trusted(lambda: tokenizer.encode_batch([text], add_special_tokens=False), failure)
+    ids: list[int] = found.ids
     return ids
 
 

@@ -10,7 +10,6 @@ ours, and one that made its own name point here has a foreign Host.
 from __future__ import annotations
 
 import ipaddress
-import secrets
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -21,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edge.runtime.errors import shown
 from edge.server.errors import response_of
 from edge.server.keys import Keys
+from edge.server.refusals import new_request_id
 from edge.server.settings import LOOPBACK, ServerSettings
 from edge.wire.errors import FORBIDDEN, UNAUTHORIZED, RequestError
 
@@ -51,7 +51,7 @@ class Guard:
         """Refuse a request, or hand it on."""
         if scope["type"] != "http":
             return
-        scope.setdefault("state", {})["request_id"] = request_id = f"req_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id = new_request_id()
         self._strip_root(scope)
         headers, started = Headers(scope=scope), False
         shared_with = ""

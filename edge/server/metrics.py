@@ -163,6 +163,7 @@ def _state_of(llm: LLM) -> Iterator[Metric]:
     free = pool.num_free
     blocks.add_metric(["used"], pool.num_blocks - free)
     blocks.add_metric(["free"], free)
+    blocks.add_metric(["kept"], prefixes.blocks)
     blocks.add_metric(["pinned"], prefixes.pinned_blocks)
     yield blocks
     counters = [

@@ -77,7 +77,7 @@ _KNOWN = {
         Operation("POST", "/v1/completions", "Continues a text.", COMPLETION, ("prompt",), streams=True),
         Operation("POST", "/v1/responses", "Answers items.", RESPONSES, ("input",), streams=True),
         Operation("POST", "/v1/messages", "Answers messages of Anthropic's.", ANTHROPIC, ("messages",), streams=True),
-        Operation("POST", "/v1/messages/count_tokens", "How many tokens messages of Anthropic's are."),
+        Operation("POST", "/v1/messages/count_tokens", "How many tokens messages are.", ANTHROPIC, ("messages",)),
         Operation("POST", "/tokenize", "The token ids of a text or of messages.", {**MESSAGES, **TEXT}),
         Operation("POST", "/detokenize", "The text of token ids.", IDS, ("tokens",)),
         Operation("GET", "/tokenizer_info", "The special tokens and the template."),

@@ -29,7 +29,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from edge.server.refusals import NO_WEBSOCKET, TOO_LONG, TOO_MANY, TOO_SLOW, Refusal, not_http
+from edge.server.refusals import ENDING, NO_WEBSOCKET, TOO_LONG, TOO_MANY, TOO_SLOW, Refusal, not_http
 
 logger = logging.getLogger(__name__)
 
@@ -192,8 +192,12 @@ class LimitedH11Protocol(H11Protocol):
         self._watch()
 
     def shutdown(self) -> None:
+        """End the connection, now or after its answer. What has not come whole is not waited for."""
+        half = self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.SEND_RESPONSE
         if self._leaving:
             self._direct.close()
+        elif half or (self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]):
+            self._refuse(ENDING)
         else:
             super().shutdown()
 

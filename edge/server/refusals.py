@@ -55,6 +55,9 @@ def not_http(message: str) -> Refusal:
 TOO_MANY = Refusal(
     HTTPStatus.SERVICE_UNAVAILABLE, "too_many_connections", "all connections are in use; try again soon", TOO_MANY_S
 )
+ENDING = Refusal(
+    HTTPStatus.SERVICE_UNAVAILABLE, "shutting_down", "this server is shutting down; try again when it is back", 5
+)
 TOO_SLOW = Refusal(
     HTTPStatus.REQUEST_TIMEOUT,
     "request_timeout",

@@ -60,6 +60,12 @@ CASES = [
 ]
 
 
+def address_space() -> int:
+    """Bytes that the process has, models of earlier tests included: below them, not even its stack could grow."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with what is no file to read, no model to load, and no memory to lose."""
@@ -78,7 +84,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(verification, "verify", start)
     monkeypatch.setattr("edge.export.checkpoint.default.find_checkpoint", start)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (address_space() + (8 << 30), hard))
 
     def too_slow(*_: Any) -> NoReturn:
         raise AssertionError(f"nothing was said for {SECONDS} s")

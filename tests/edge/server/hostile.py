@@ -33,6 +33,8 @@ BAD = "invalid_request_error"
 class Server:
     port: int
     service: Service
+    end: Callable[[], None]
+    thread: threading.Thread
 
     @property
     def llm(self) -> LLM:
@@ -72,7 +74,7 @@ def serving(open_model: Callable[[Stage], LLM], **options: Any) -> Iterator[Serv
     wait_until(lambda: server.started)
     port = server.listener.getsockname()[1]
     try:
-        yield Server(port, service)
+        yield Server(port, service, server.end_soon, thread)
     finally:
         server.end_soon()
         thread.join(30)

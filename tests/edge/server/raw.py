@@ -83,6 +83,8 @@ class Client:
         for line in lines[1:-2]:
             name, _, value = line.partition(":")
             headers[name.lower()] = value.strip()
+        if 100 <= status < 200:
+            return self.answer(head=head)  # of which this only says that it will come
         if head or status in (204, 304):
             return Answer(status, headers, b"")
         if "content-length" in headers:

@@ -49,13 +49,16 @@ VALID: dict[str, dict[str, object]] = {
     "/v1/responses": {"input": "hi"},
     "/v1/messages": {"messages": [HI], "max_tokens": 5},
     "/v1/messages/count_tokens": {"messages": [HI]},
+    "/tokenize": {"prompt": "hi"},
+    "/detokenize": {"tokens": [104, 105]},
 }
 FIELDS = st.sampled_from(
     ["messages", "input", "instructions", "text", "include", "system", "stop_sequences",
      "thinking", "truncation", "prompt", "model", "stream", "stream_options", "n", "max_tokens", "temperature", "top_p",
      "stop", "logit_bias", "seed", "response_format", "tools", "tool_choice", "logprobs", "top_logprobs",
      "structured_outputs", "regex", "grammar", "deadline_s", "echo", "chat_template_kwargs", "stop_token_ids",
-     "min_tokens", "top_k", "max_completion_tokens", "modalities", "user", "metadata", "return_token_ids", "x"]
+     "min_tokens", "top_k", "max_completion_tokens", "modalities", "user", "metadata", "return_token_ids", "tokens",
+     "x"]
 )  # fmt: skip
 ITEM = st.fixed_dictionaries({"role": ANYTHING | st.just("user"), "content": ANYTHING})
 BODIES = st.dictionaries(FIELDS, ANYTHING, max_size=4) | st.dictionaries(
@@ -63,7 +66,7 @@ BODIES = st.dictionaries(FIELDS, ANYTHING, max_size=4) | st.dictionaries(
 )
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(path=st.sampled_from(sorted(VALID)), body=BODIES, valid=st.booleans())
 def test_no_body_is_an_error_of_the_server(server: Server, path: str, body: dict[str, object], valid: bool) -> None:
     answer = server.post(path, json.dumps({**VALID[path], **body} if valid else body).encode())

@@ -17,6 +17,7 @@ from edge.server.service import Stage
 from edge.wire.chat_request import ChatRequest
 from tests.edge.server.hostile import (
     CHAT,
+    JSON,
     Server,
     chat,
     endless,
@@ -170,3 +171,40 @@ def test_whoever_leaves_while_a_prompt_is_encoded_keeps_no_place_in_the_queue(
         go.set()
         time.sleep(0.2)  # for the thread to end
         wait_until(server.is_free, 2)
+
+
+def test_half_requests_do_not_hold_up_the_end() -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(serving_script(short))
+        idle, half, body, drip = (stack.enter_context(Client(server.port)) for _ in range(4))
+        assert idle.send(request("GET", "/health")).answer().status == 200
+        half.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: lo")
+        body.send(request("POST", CHAT, JSON, "Content-Length: 100") + b"{")
+        drip.send(request("POST", CHAT, JSON, "Transfer-Encoding: chunked") + b"1\r\n{\r\n")
+        time.sleep(0.1)
+        begun = time.monotonic()
+        server.end()
+        for client in (half, body, drip):
+            assert shape(client.answer()) == (503, "server_error", "shutting_down", None)
+            client.socket.close()
+        assert idle.ended()
+        server.thread.join(10)
+        assert time.monotonic() - begun < 2
+
+
+def test_nobody_waits_while_a_long_prompt_is_encoded() -> None:
+    with serving_script(short) as server, Client(server.port) as client:
+        client.send(posted(CHAT, {"messages": [{"role": "user", "content": "x" * 1_000_000}]}))
+        slowest, asked, done = 0.0, 0, False
+        client.socket.setblocking(False)
+        while not done:
+            begun = time.monotonic()
+            assert server.get("/health").status == 200
+            slowest, asked = max(slowest, time.monotonic() - begun), asked + 1
+            with suppress(BlockingIOError):
+                client.left += client.socket.recv(2**16)
+                done = True
+        client.socket.setblocking(True)
+        assert shape(client.answer())[2] == "context_length_exceeded"
+        assert asked > 10
+        assert slowest < 0.5

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from edge.commands.serve import EXPECTED_CLIENTS
 from edge.runtime.llm import LLM
 from edge.runtime.settings import EngineSettings
 from tests.edge.server.clients.serving import serving
@@ -47,6 +48,6 @@ def live(request: pytest.FixtureRequest, demo_bundle: Path, tmp_path_factory: py
 
 @pytest.fixture(scope="session")
 def single(demo_bundle: Path) -> Iterator[LLM]:
-    """The same model without a server."""
-    with LLM(demo_bundle, EngineSettings(reproducible=True)) as llm:
+    """The same model on the same engine, without a server."""
+    with LLM(demo_bundle, EngineSettings(reproducible=True, expected_clients=EXPECTED_CLIENTS)) as llm:
         yield llm

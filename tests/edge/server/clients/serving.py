@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,6 @@ from tests.edge.server.live import Live, process
 
 MODEL = "demo"
 FREE_S = 2.0  # within which a client that left has to be forgotten
-UNCOUNTED = 8  # tokens that steps wrote into cached blocks while their clients left: one each at most
 
 
 @contextmanager
@@ -27,12 +27,13 @@ def serving(bundle: Path, log: Path, *options: str) -> Iterator[Live]:
 
 
 def wait_until_free(live: Live) -> None:
-    """Wait until nothing runs and every token of the cache that is not kept for later is free."""
+    """Wait until nothing runs and every block of the cache that is not kept for later is free."""
     deadline = time.monotonic() + FREE_S
     while True:
-        told = live.get("/page/status.json").json
-        in_use = told["kv_tokens"] - told["kv_free_tokens"] - told["kv_cached_tokens"]
-        if told["running"] == told["waiting"] == 0 and 0 <= in_use <= UNCOUNTED:
+        told = live.get("/metrics").body.decode()
+        blocks = {state: float(count) for state, count in re.findall(r'_blocks\{state="(\w+)"\} (\S+)', told)}
+        busy = re.findall(r"^edge_num_requests_(?:running|waiting) [^0]", told, re.MULTILINE)
+        if not busy and blocks["used"] == blocks["kept"]:
             return
         assert time.monotonic() < deadline, told
         time.sleep(0.05)

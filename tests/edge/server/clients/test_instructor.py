@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pytest
-from openai import OpenAI
 from pydantic import BaseModel, ConfigDict
 
 from tests.edge.server.clients.serving import MODEL
@@ -26,6 +25,7 @@ class City(BaseModel):
 @pytest.mark.parametrize("mode", ["JSON_SCHEMA", "TOOLS"])
 def test_an_object_comes_at_the_first_attempt(live: Live, mode: str) -> None:
     import instructor
+    from openai import OpenAI
 
     attempts = list[Any]()
     with OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as plain:

@@ -6,11 +6,9 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from openai import OpenAI
-from openai.types.chat import ChatCompletionMessage
 from pydantic import BaseModel
 
 from edge.runtime.llm import LLM
@@ -18,12 +16,18 @@ from tests.edge.server.clients.conversations import HELLO, LIMIT, RESULT, TOOL, 
 from tests.edge.server.clients.serving import MODEL, wait_until_free
 from tests.edge.server.live import Live
 
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai.types.chat import ChatCompletionMessage
+
 pytestmark = pytest.mark.slow
 FORCED: Any = {"type": "function", "function": {"name": "get_weather"}}
 
 
 @pytest.fixture(scope="module")
 def client(live: Live) -> Iterator[OpenAI]:
+    from openai import OpenAI
+
     with OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=60) as found:
         yield found
 

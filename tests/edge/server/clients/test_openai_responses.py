@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import openai
 import pytest
-from openai import OpenAI
 from pydantic import BaseModel
 
 from edge.runtime.llm import LLM
 from tests.edge.server.clients.conversations import HELLO, LIMIT, PARAMETERS, RESULT, TOO_LONG, TOOL, WEATHER
 from tests.edge.server.clients.serving import MODEL, wait_until_free
 from tests.edge.server.live import Live
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 pytestmark = pytest.mark.slow
 QUESTION: str = HELLO[0]["content"]
@@ -24,6 +25,8 @@ FORCED: dict[str, Any] = {"type": "function", "name": "get_weather"}
 
 @pytest.fixture(scope="module")
 def client(live: Live) -> Iterator[OpenAI]:
+    from openai import OpenAI
+
     with OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=60) as found:
         yield found
 
@@ -132,7 +135,9 @@ def test_an_answer_is_held_to_a_schema(client: OpenAI) -> None:
 def test_what_is_wrong_with_a_request(
     client: OpenAI, options: dict[str, Any], code: str, param: str, *, streamed: bool
 ) -> None:
-    with pytest.raises(openai.BadRequestError) as found:
+    from openai import BadRequestError
+
+    with pytest.raises(BadRequestError) as found:
         asked(client, **options, stream=streamed)
     assert (found.value.code, found.value.param) == (code, param)
 
