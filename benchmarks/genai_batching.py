@@ -2,8 +2,8 @@
 
     python benchmarks/genai_batching.py BUNDLE
 
-In: lines of JSON on stdin, {"clients": [[prompt, ...], ...], "new_tokens": N}, prompts being token ids. Out: a line of
-JSON for each, [[sent_at, [time of each token], number of tokens], ...], by time.perf_counter.
+In: lines of JSON on stdin, [[[prompt, new_tokens], ...], ...] by client, prompts being token ids. Out: a line of JSON
+for each, [[sent_at, [time of each token], number of tokens], ...], by time.perf_counter.
 
 One loop does what a server's thread would: it makes steps, takes what each request has, and sends a client's next
 prompt when its answer has ended. There is no HTTP, no text and no other thread, which is to its advantage.
@@ -34,25 +34,26 @@ def main() -> int:
     pipeline = openvino_genai.ContinuousBatchingPipeline(sys.argv[1], openvino_genai.SchedulerConfig(), "CPU")
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
-        print(json.dumps(serve(pipeline, **json.loads(line))), file=answers, flush=True)
+        print(json.dumps(serve(pipeline, json.loads(line))), file=answers, flush=True)
     return 0
 
 
 def serve(
-    pipeline: openvino_genai.ContinuousBatchingPipeline, clients: list[list[list[int]]], new_tokens: int
+    pipeline: openvino_genai.ContinuousBatchingPipeline, clients: list[list[tuple[list[int], int]]]
 ) -> list[Told]:
-    """Every client's prompts, one after the other; clients beside each other."""
+    """Every client's tasks, one after the other; clients beside each other."""
     import openvino as ov
     import openvino_genai
 
-    greedy = openvino_genai.GenerationConfig()
-    greedy.max_new_tokens, greedy.ignore_eos, greedy.do_sample = new_tokens, True, False
-    waiting = [list(reversed(prompts)) for prompts in clients]
+    waiting = [list(reversed(tasks)) for tasks in clients]
     running: dict[int, tuple[Any, Told]] = {}
     told: list[Told] = []
 
     def send(client: int) -> None:
-        ids = np.array([waiting[client].pop()], np.int64)
+        prompt, new_tokens = waiting[client].pop()
+        greedy = openvino_genai.GenerationConfig()
+        greedy.max_new_tokens, greedy.ignore_eos, greedy.do_sample = new_tokens, True, False
+        ids = np.array([prompt], np.int64)
         sent_at = time.perf_counter()
         handle = pipeline.add_request(len(told) * len(clients) + client, ov.Tensor(ids), greedy)
         running[client] = handle, (sent_at, [], 0)

@@ -6,10 +6,11 @@
 
 Every client sends --requests requests or more (all clients together at least 8) one after the other, over HTTP, as
 streams: prompts of CPython's documentation as token ids, the same for all servers and never sent twice, greedy answers
-of a fixed length. One process asks, and servers run in processes of their own: all are loaded at once, and only the one
-being asked has work. openvino_genai has no server in Python; it runs in a loop without HTTP, text or other threads,
-which is to its advantage. llama.cpp gets one slot for each client, as many threads as there are cores, and no prompt
-cache to keep; the others have their defaults.
+of fixed lengths, half to one and a half times --new-tokens, so that clients are at different places of their answers.
+One process asks, and servers run in processes of their own: all are loaded at once, and only the one being asked has
+work. openvino_genai has no server in Python; it runs in a loop without HTTP, text or other threads, which is to its
+advantage. llama.cpp gets one slot for each client, as many threads as there are cores, and no prompt cache to keep; the
+others have their defaults.
 
 Same weights: openvino_genai opens BUNDLE itself. FILE is the model that BUNDLE was exported from, or one of the same
 shapes (make_gguf.py), in llama.cpp's own 4 bits.
@@ -25,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import statistics
 import subprocess
 import sys
@@ -36,11 +38,11 @@ from pathlib import Path
 from typing import Any
 
 import genai_batching
-from report import about, met_text, put_out, ratio_text, show_about, show_table, spread
+from report import about, installed, met_text, put_out, ratio_text, show_about, show_table, spread
 from texts import text_ids
 
 from edge.profiles.server_process import Server, free_port, serve_command, started
-from edge.profiles.serving import Served, Spoken, measure_clients, summed_up
+from edge.profiles.serving import Served, Spoken, Task, measure_clients, summed_up
 from edge.runtime.bundle import MODEL_XML
 from edge.runtime.errors import EdgeError, ProfileError
 from edge.runtime.machine import physical_cores
@@ -48,8 +50,9 @@ from edge.runtime.machine import physical_cores
 GENAI, LLAMA = "openvino_genai", "llama.cpp"
 SPARE_TOKENS = 128  # of a slot's context
 FEWEST = 8  # requests of all clients in a run, so that the 99th percentile of one client's gaps is no outlier
-Prompts = list[list[list[int]]]  # by client and request
-Measure = Callable[[Prompts], Served]
+SHORTEST, LONGEST = 0.5, 1.5  # answers, of --new-tokens
+Tasks = list[list[Task]]  # by client and request
+Measure = Callable[[Tasks], Served]
 
 
 def main() -> int:
@@ -77,7 +80,7 @@ def main() -> int:
     if LLAMA in sides:
         report["versions"]["llama-server"] = llama_version(args.llama_server)
     if GENAI in sides:
-        report |= {"openvino_genai": "in process, without HTTP"}
+        report["versions"][GENAI] = f"{installed('openvino-genai')} (in process, without HTTP)"
     names = ("engines", "clients", "rounds", "prompt_tokens", "new_tokens", "requests")
     report["settings"] = {name: getattr(args, name) for name in names}
     report["figures"] = medians(found)
@@ -100,27 +103,27 @@ def open_sides(args: argparse.Namespace, stack: ExitStack) -> dict[str, Measure]
     for engine in args.engines.split(","):
         port = free_port()
         server = stack.enter_context(started(serve_command(str(args.bundle), port, "--engine", engine), port))
-        sides[f"edge ({engine})"] = over_http(server, args.new_tokens)
+        sides[f"edge ({engine})"] = over_http(server)
     if args.gguf is None or args.llama_server is None:
         print(f"{LLAMA} skipped: it needs --gguf and --llama-server", file=sys.stderr)
     else:
         port = free_port()
         server = stack.enter_context(started(llama_command(args, port), port))
-        sides[LLAMA] = over_http(server, args.new_tokens)
+        sides[LLAMA] = over_http(server)
     if not find_spec("openvino_genai") or not (args.bundle / MODEL_XML).is_file():
         print(f"{GENAI} skipped: it is not installed, or {args.bundle} holds no {MODEL_XML}", file=sys.stderr)
     else:
-        sides[GENAI] = stack.enter_context(Genai(args.bundle, args.new_tokens))
+        sides[GENAI] = stack.enter_context(Genai(args.bundle))
     return sides
 
 
-def over_http(server: Server, new_tokens: int) -> Measure:
-    return lambda clients: measure_clients(server.address, clients, new_tokens)
+def over_http(server: Server) -> Measure:
+    return lambda clients: measure_clients(server.address, clients)
 
 
 def llama_command(args: argparse.Namespace, port: int) -> list[str]:
     slots, threads = max(args.clients), physical_cores()
-    context = slots * (args.prompt_tokens + args.new_tokens + SPARE_TOKENS)
+    context = slots * (args.prompt_tokens + int(LONGEST * args.new_tokens) + SPARE_TOKENS)
     options = ("-c", context, "-np", slots, "-t", threads, "-tb", threads, "--cache-ram", 0, "--no-webui")
     return [
         str(args.llama_server),
@@ -143,8 +146,7 @@ def llama_version(program: Path) -> str:
 class Genai:
     """openvino_genai in its process."""
 
-    def __init__(self, bundle: Path, new_tokens: int) -> None:
-        self.new_tokens = new_tokens
+    def __init__(self, bundle: Path) -> None:
         command = [sys.executable, genai_batching.__file__, str(bundle)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -158,9 +160,9 @@ class Genai:
         self.process.kill()
         self.process.communicate()
 
-    def measure(self, clients: Prompts) -> Served:
+    def measure(self, clients: Tasks) -> Served:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"clients": clients, "new_tokens": self.new_tokens}) + "\n")
+        self.process.stdin.write(json.dumps(clients) + "\n")
         self.process.stdin.flush()
         answers = [Spoken(sent_at, tuple(times), tokens) for sent_at, times, tokens in self.answer()]
         return summed_up(len(clients), answers)
@@ -186,10 +188,13 @@ def measure_rounds(args: argparse.Namespace, sides: dict[str, Measure]) -> Found
     if len(ids) < need * args.prompt_tokens:
         raise ProfileError("the text is too short for this many prompts; ask for fewer or shorter ones")
     prompts = iter([ids[i : i + args.prompt_tokens] for i in range(0, len(ids), args.prompt_tokens)])
+    rng = random.Random(0)
+    lengths = [round(args.new_tokens * rng.uniform(SHORTEST, LONGEST)) for _ in range(need)]
+    tasks = iter(list[Task](zip(prompts, lengths, strict=True)))
     found: Found = {(name, size): [] for name in names for size in sizes}
     for number in range(args.rounds + 1):
         for size in sizes[number % len(sizes) :] + sizes[: number % len(sizes)]:
-            clients = [[next(prompts) for _ in range(each[size])] for _ in range(size)]
+            clients = [[next(tasks) for _ in range(each[size])] for _ in range(size)]
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 served = sides[name](clients)
                 print(f"round {number}: {name}, {size} clients: {served.tokens_per_second} tok/s", file=sys.stderr)

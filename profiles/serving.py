@@ -21,6 +21,8 @@ from edge.profiles.http_load import Address, Post, Reply, run_clients
 from edge.runtime.errors import ProfileError, shown
 from edge.runtime.json_reader import parse_json
 
+Task = tuple[Sequence[int], int]  # a prompt, and the length of its answer
+
 PATH = "/v1/completions"
 OK = 200
 _DONE = b"[DONE]"
@@ -62,16 +64,15 @@ def completion(prompt: Sequence[int], new_tokens: int, *, ids: bool = False) -> 
     return Post(PATH, json.dumps(body).encode())
 
 
-def measure_clients(
-    address: Address, clients: Sequence[Sequence[Sequence[int]]], new_tokens: int, *, ids: bool = False
-) -> Served:
-    """Prompts by client; each asks one after the other. Raises ProfileError for an answer that was not asked for."""
-    posts = [[completion(prompt, new_tokens, ids=ids) for prompt in prompts] for prompts in clients]
-    replies = run_clients(address, posts)
-    answers = [spoken(reply) for of_client in replies for reply in of_client]
-    for answer in answers:
-        if answer.tokens != new_tokens:
-            raise ProfileError(f"an answer has {answer.tokens} tokens, {new_tokens} were asked for")
+def measure_clients(address: Address, clients: Sequence[Sequence[Task]], *, ids: bool = False) -> Served:
+    """Each client asks for its tasks one after the other. Raises ProfileError for an answer that was not asked for."""
+    posts = [[completion(prompt, new_tokens, ids=ids) for prompt, new_tokens in tasks] for tasks in clients]
+    answers = []
+    for replies, tasks in zip(run_clients(address, posts), clients, strict=True):
+        for reply, (_, new_tokens) in zip(replies, tasks, strict=True):
+            answers.append(answer := spoken(reply))
+            if answer.tokens != new_tokens:
+                raise ProfileError(f"an answer has {answer.tokens} tokens, {new_tokens} were asked for")
     return summed_up(len(clients), answers)
 
 

@@ -66,7 +66,8 @@ def _measured(args: argparse.Namespace, bundle: Bundle, settings: EngineSettings
             for clients in args.clients:
                 for new_tokens in (min(WARM_TOKENS, args.new_tokens), args.new_tokens):
                     prompts = rng.integers(0, known, (clients, REQUESTS, tokens)).tolist()
-                    served = measure_clients(server.address, prompts, new_tokens, ids=True)
+                    tasks = [[(prompt, new_tokens) for prompt in of_client] for of_client in prompts]
+                    served = measure_clients(server.address, tasks, ids=True)
                 results.append({"prompt_tokens": tokens, "new_tokens": args.new_tokens, **asdict(served)})
     return {"engine": engine, "ready_s": round(ready_s, 3), "results": results}
 

@@ -206,3 +206,15 @@ def test_a_folder_in_the_way_stays_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         write_checkpoint(tmp_path, small("glm-4-9b-hf"))
     assert not list(tmp_path.iterdir())
+
+
+def test_every_id_can_have_a_name(tmp_path: Path) -> None:
+    for names in (False, True):
+        folder = tmp_path / str(names)
+        config = small("glm-4-9b-chat-hf")
+        write_checkpoint(folder, {**config, "torch_dtype": "float32"}, names=names)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.encode("caf\u00e9 1") == [tokenizer.convert_tokens_to_ids(c) for c in "caf\u00c3\u00a9\u01201"]
+        assert tokenizer.eos_token_id == 256
+        named = [i for i in range(259, config["vocab_size"]) if tokenizer.decode([i]) == f"<{i}>"]
+        assert len(named) == (config["vocab_size"] - 259 if names else 0)

@@ -74,15 +74,15 @@ def test_a_live_server_is_measured(tiny_bundle: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("EDGE_API_KEY", "secret")  # a server that is only measured does not ask for it
     port = free_port()
     with started(serve_command(str(tiny_bundle), port), port) as server:
-        prompts = [[[7 + client, 9 + number, 5] for number in range(2)] for client in range(3)]
-        found = measure_clients(server.address, prompts, 8, ids=True)
-        assert (found.clients, found.tokens) == (3, 3 * 2 * 8)
+        tasks = [[([7 + client, 9 + number, 5], 8 + number) for number in range(2)] for client in range(3)]
+        found = measure_clients(server.address, tasks, ids=True)
+        assert (found.clients, found.tokens) == (3, 3 * (8 + 9))
         assert found.tokens_per_second > 0
         assert 0 < found.ttft_ms_p50 <= found.ttft_ms_p99
         assert found.gap_ms_p99 > 0
         [[one]] = run_clients(server.address, [[completion([7, 9, 5], 8, ids=True)]])
         assert len(spoken(one).token_times) == 8
         with pytest.raises(ProfileError, match="an answer has 6 tokens, 100 were asked for"):
-            measure_clients(server.address, [[[1] * 250]], 100)
+            measure_clients(server.address, [[([1] * 250, 100)]])
         with pytest.raises(ProfileError, match="answered 400"):
-            measure_clients(server.address, [[[1] * 300]], 1)
+            measure_clients(server.address, [[([1] * 300, 1)]])
