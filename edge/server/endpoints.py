@@ -93,6 +93,7 @@ class Gets:
             llm = service.llm
             stats = llm.stats
             told |= {
+                "stalled_s": round(service.stalled_s, 1),
                 "running": stats.running,
                 "waiting": stats.waiting,
                 "max_context": llm.engine.info.max_context,
@@ -201,6 +202,12 @@ class ReadDocument:
             await response_of(error)(scope, receive, send)
             return
         await JSONResponse(body)(scope, receive, send)
+
+
+def forget(_: JsonObject, llm: LLM) -> JsonBody:
+    """Drop what is kept of finished answers, keys and values included: a kiosk's visitor has left."""
+    llm.clear_cache()
+    return {}
 
 
 def _read(name: str, raw: bytes, llm: LLM) -> JsonBody:

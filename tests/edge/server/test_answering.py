@@ -373,3 +373,50 @@ def test_a_document_is_read_as_on_the_command_line(noisy: Live) -> None:
     broken = noisy.post("/page/read-document?name=a.pdf", b"%PDF-1.4 nothing", content_type="application/octet-stream")
     assert (broken.status, broken.error["param"]) == (400, "name")
     assert "/tmp" not in broken.error["message"]
+
+
+def test_what_a_visitor_left_is_forgotten_and_a_pinned_beginning_stays(noisy: Live) -> None:
+    assert noisy.service is not None
+    llm = noisy.service.llm
+    llm.prefixes.pin("a beginning that is long enough to fill a whole block of the cache")
+    noisy.chat("My name is Ada and this is long enough to be kept", max_tokens=32)
+    pinned, kept = llm.cache_stats.pinned_blocks, llm.cache_stats.blocks
+    assert kept > pinned > 0
+    assert noisy.post("/page/forget", {}).json == {}
+    assert (llm.cache_stats.pinned_blocks, llm.cache_stats.blocks) == (pinned, pinned)
+    usage = noisy.chat("My name is Ada and this is long enough to be kept", max_tokens=1).json["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 0
+    llm.prefixes.unpin_all()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_speeds_of_each_token_on_request(noisy: Live, path: str) -> None:
+    asked = {"messages": HELLO} if "chat" in path else {"prompt": "Hello"}
+    events = noisy.post(path, {**asked, "stream": True, "max_tokens": 6, "timings_per_token": True}).events[:-1]
+    counts = [event["timings"]["predicted_n"] for event in events if "timings" in event]
+    assert counts == sorted(counts)
+    assert counts[-1] == 6
+    assert len(counts) > 1
+    plain = noisy.post(path, {**asked, "stream": True, "max_tokens": 6}).events[:-1]
+    assert ["timings" in event for event in plain].count(True) == 1, "in the last one alone"
+
+
+def test_errors_before_an_endpoint_have_the_shape_of_its_protocol() -> None:
+    with served(scripted_llm(replies({})), keys=("key-of-a-test",)) as live:
+        for path in ("/v1/messages", "/v1/messages/count_tokens", "/v1/messages/nothing"):
+            refused = live.post(path, {})
+            assert refused.status == 401
+            assert refused.json["type"] == "error"
+            assert refused.json["error"]["type"] == "authentication_error"
+        missing = live.get("/v1/messages/nothing", authorization="Bearer key-of-a-test")
+        assert (missing.status, missing.json["error"]["type"]) == (404, "not_found_error")
+
+
+def test_the_root_without_a_slash_leads_to_the_page() -> None:
+    with served(scripted_llm(replies({})), root_path="/llm/") as live:
+        assert b"<html" in live.get("/llm").body
+        with live.connect() as connection:
+            connection.sendall(b"GET /llm HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            told = b"".join(iter(lambda: connection.recv(4096), b"")).lower()
+    assert b" 307 " in told
+    assert b"location: /llm/\r\n" in told
