@@ -100,6 +100,8 @@ class Gets:
                 "kv_tokens": stats.tokens,
                 "kv_free_tokens": stats.free_tokens,
                 "kv_cached_tokens": stats.prefixes.tokens,
+                "kv_used_blocks": llm.engine.pool.num_blocks - llm.engine.pool.num_free,
+                "kv_cached_blocks": stats.prefixes.blocks,
                 "kv_pinned_blocks": stats.prefixes.pinned_blocks,
                 "preemptions": stats.preemptions,
                 "engine": llm.engine.info.name,
