@@ -132,8 +132,9 @@ class LLM(Rendering):
         self._constraints = Constraints(tokenizer, tokenizer.num_tokens, self.stop_ids)
         self.engine = open_engine()
         info = self.engine.info
-        memory = ProducedIds(0) if info.reproducible else ProducedIds()  # where bits count, nothing shared decides ids
-        self._chats = Chats(template, tokenizer, self.stop_ids, self._constraints, memory)
+        # Where bits count, nothing that others were answered decides ids.
+        self._memory = ProducedIds(0) if info.reproducible else ProducedIds()
+        self._chats = Chats(template, tokenizer, self.stop_ids, self._constraints, self._memory)
         if speculation is not None and (info.max_step_rows == 1 or not info.can_trim):
             self.engine.close()
             raise SettingsError(f"the {info.name} engine cannot verify drafts; load without speculation")
@@ -258,7 +259,8 @@ class LLM(Rendering):
         return self.cache_stats.tokens
 
     def clear_cache(self) -> None:
-        """Drop everything that is kept from finished requests and not pinned."""
+        """Drop everything that is kept from finished requests and not pinned, and the memory of what answers were."""
+        self._memory.clear()
         self._runner.between_steps(self._scheduler.clear_cache)
 
     def close(self) -> None:

@@ -50,6 +50,13 @@ class ProducedIds:
             while len(self._kept) > self.max_entries or self._num_tokens > self._max_tokens:
                 self._drop(next(iter(self._kept)))
 
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._kept.clear()
+            self._lengths.clear()
+            self._num_tokens = 0
+
     def encode(self, text: MarkedText, encode: Callable[[MarkedText], list[int]]) -> list[int]:
         """Return the ids of a text: those of the longest remembered beginning, then `encode`'s for the rest."""
         with self._lock:

@@ -84,6 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from edge.runtime.settings import engine_settings
+    from edge.runtime.terminal_text import visible
     from edge.server.app import make_app
     from edge.server.metrics import Metrics
     from edge.server.page_config import PageConfig, read_page_config
@@ -92,11 +94,13 @@ def run(args: argparse.Namespace) -> int:
     from edge.server.systemd import Notifier
 
     settings = _settings(args)
+    engine_settings(**options.engine_settings(args))  # refuse a bad value before anybody can connect
     page = PageConfig() if args.page_config is None else read_page_config(Path(args.page_config))
     service = Service(lambda stage: _opened(args, stage), settings)
     app = make_app(service, Metrics(), page.to_json())
     bound = bind(settings)
-    print(f"serving {settings.names[0]} at {url_of(bound)}, once it is loaded", file=sys.stderr, flush=True)
+    where = f"{visible(settings.names[0])} at {visible(url_of(bound))}"
+    print(f"edge: serving {where}, once it is loaded", file=sys.stderr, flush=True)
     serve(app, service, bound, Notifier())
     return 0
 
@@ -142,7 +146,7 @@ def _opened(args: argparse.Namespace, stage: Stage) -> LLM:
         llm.close()
         raise
     stage("ready", 1.0)
-    print(f"ready: {llm.engine.info.name} on {llm.engine.info.device}", file=sys.stderr, flush=True)
+    print(f"edge: ready: {llm.engine.info.name} on {llm.engine.info.device}", file=sys.stderr, flush=True)
     return llm
 
 

@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import edge.web
 from edge.runtime.errors import shown
 from edge.server.answering import Answering, Post
-from edge.server.endpoints import Call, Calling, Gets, ReadDocument
-from edge.server.errors import response_of
+from edge.server.endpoints import Call, Calling, Gets, ReadDocument, forget
+from edge.server.errors import ErrorBody, response_of
 from edge.server.guard import Guard
 from edge.server.keys import Keys
 from edge.server.metrics import Metrics
@@ -29,7 +29,7 @@ from edge.wire.anthropic_answers import anthropic_error_body
 from edge.wire.anthropic_request import AnthropicRequest, count_tokens
 from edge.wire.chat_request import ChatRequest
 from edge.wire.completion_request import CompletionRequest
-from edge.wire.errors import NOT_ALLOWED, NOT_FOUND, RequestError
+from edge.wire.errors import NOT_ALLOWED, NOT_FOUND, ErrorAnswer, RequestError
 from edge.wire.responses_request import ResponsesRequest
 from edge.wire.tokenizing import detokenize, tokenize
 
@@ -40,6 +40,7 @@ POSTS = (
     Post("/v1/messages", AnthropicRequest, "msg_", anthropic_error_body),
 )
 CALLS: tuple[Call, ...] = (
+    Call("/page/forget", forget),
     Call("/v1/messages/count_tokens", count_tokens, anthropic_error_body),
     Call("/tokenize", tokenize),
     Call("/detokenize", detokenize),
@@ -71,7 +72,14 @@ def make_app(service: Service, metrics: Metrics, page_config: JsonBody) -> ASGIA
         *(Route(call.path, Calling(call, service), methods=["POST"]) for call in CALLS),
     ]
     routes.append(Route("/openapi.json", _document(routes, service)))
-    return Guard(_Routed(Router(routes, redirect_slashes=False)), service.settings, Keys(service.settings.keys))
+    return Guard(
+        _Routed(Router(routes, redirect_slashes=False)), service.settings, Keys(service.settings.keys), _error_body_of
+    )
+
+
+def _error_body_of(path: str) -> ErrorBody:
+    """Return the shape of errors for a path, also where no endpoint is reached."""
+    return anthropic_error_body if path.startswith("/v1/messages") else ErrorAnswer.to_dict
 
 
 class _Routed:
@@ -85,7 +93,7 @@ class _Routed:
         try:
             await self._router(scope, receive, send)
         except HTTPException as refused:
-            response = response_of(_refusal(refused, scope))
+            response = response_of(_refusal(refused, scope), _error_body_of(scope["path"]))
             response.headers.update(refused.headers or {})
             await response(scope, receive, send)
 

@@ -93,12 +93,15 @@ class Gets:
             llm = service.llm
             stats = llm.stats
             told |= {
+                "stalled_s": round(service.stalled_s, 1),
                 "running": stats.running,
                 "waiting": stats.waiting,
                 "max_context": llm.engine.info.max_context,
                 "kv_tokens": stats.tokens,
                 "kv_free_tokens": stats.free_tokens,
                 "kv_cached_tokens": stats.prefixes.tokens,
+                "kv_used_blocks": llm.engine.pool.num_blocks - llm.engine.pool.num_free,
+                "kv_cached_blocks": stats.prefixes.blocks,
                 "kv_pinned_blocks": stats.prefixes.pinned_blocks,
                 "preemptions": stats.preemptions,
                 "engine": llm.engine.info.name,
@@ -201,6 +204,12 @@ class ReadDocument:
             await response_of(error)(scope, receive, send)
             return
         await JSONResponse(body)(scope, receive, send)
+
+
+def forget(_: JsonObject, llm: LLM) -> JsonBody:
+    """Drop what is kept of finished answers, keys and values included: a kiosk's visitor has left."""
+    llm.clear_cache()
+    return {}
 
 
 def _read(name: str, raw: bytes, llm: LLM) -> JsonBody:

@@ -10,15 +10,15 @@ ours, and one that made its own name point here has a foreign Host.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge.runtime.errors import shown
-from edge.server.errors import response_of
+from edge.server.errors import ErrorBody, response_of
 from edge.server.keys import Keys
 from edge.server.refusals import new_request_id
 from edge.server.settings import LOOPBACK, ServerSettings
@@ -28,7 +28,8 @@ OPEN = ("/", "/health", "/page-config.json", "/favicon.ico")  # without a key
 OPEN_FOLDER = "/web/"
 _CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
+    "trusted-types dompurify"
 )
 _HEADERS: Mapping[str, str] = {
     "content-security-policy": _CSP,
@@ -43,8 +44,12 @@ _PREFLIGHT_S = "600"
 class Guard:
     """An ASGI application around another one."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings, keys: Keys) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: ServerSettings, keys: Keys, error_body_of: Callable[[str], ErrorBody]
+    ) -> None:
+        """error_body_of: the shape of errors for a path."""
         self._app, self._settings, self._keys = app, settings, keys
+        self._error_body_of = error_body_of
         self._hosts = {name.lower() for name in (*LOOPBACK, settings.host, *settings.allowed_hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,7 +57,8 @@ class Guard:
         if scope["type"] != "http":
             return
         scope.setdefault("state", {})["request_id"] = request_id = new_request_id()
-        self._strip_root(scope)
+        is_root = self._strip_root(scope)
+        error_body = self._error_body_of(scope["path"])
         headers, started = Headers(scope=scope), False
         shared_with = ""
 
@@ -79,20 +85,24 @@ class Guard:
                 return
             self._check_key(headers, scope["path"])
         except RequestError as error:
-            await response_of(error)(scope, receive, send_marked)
+            await response_of(error, error_body)(scope, receive, send_marked)
+            return
+        if is_root:  # the page's own paths are relative to a folder
+            await RedirectResponse(f"{self._settings.root_path}/")(scope, receive, send_marked)
             return
         try:
             await self._app(scope, receive, send_marked)
         except Exception as error:
             if started:  # what was sent cannot be taken back: the connection ends in the middle
                 raise
-            await response_of(error)(scope, receive, send_marked)
+            await response_of(error, error_body)(scope, receive, send_marked)
 
-    def _strip_root(self, scope: Scope) -> None:
-        """A proxy may leave its own path before ours."""
+    def _strip_root(self, scope: Scope) -> bool:
+        """Take away the path that a proxy may leave before ours; return whether there is nothing after it."""
         root, path = self._settings.root_path, scope["path"]
         if root and (path == root or path.startswith(f"{root}/")):
             scope["path"] = path.removeprefix(root) or "/"
+        return bool(root) and path == root
 
     def _check_host(self, headers: Headers, scope: Scope) -> None:
         given = headers.getlist("host")

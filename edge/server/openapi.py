@@ -82,6 +82,7 @@ _KNOWN = {
         Operation("POST", "/detokenize", "The text of token ids.", IDS, ("tokens",)),
         Operation("GET", "/tokenizer_info", "The special tokens and the template."),
         Operation("GET", "/page-config.json", "What this server's page shows.", needs_key=False),
+        Operation("POST", "/page/forget", "Drops what is kept of finished answers.", {}),
         Operation("GET", "/page/status.json", "The state of the server, for its page."),
     )
 }

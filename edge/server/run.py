@@ -34,6 +34,7 @@ from edge.server.systemd import Notifier
 _BACKLOG = 512
 _KEEP_ALIVE_S = 75  # longer than clients keep a connection, so that none is closed while a request is on its way
 _TICK_S = 0.1
+_STATUS_S = 1.0  # between two looks at how far loading is
 _LAST_WORDS_S = 2.0  # for answers that were cut to tell of it
 _SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -185,8 +186,12 @@ class ModelServer(uvicorn.Server):
         self.should_exit = True
 
     async def _tell_systemd(self) -> None:
-        while (pause_s := self._notifier.watchdog_s) is not None:
-            if not self._service.stalled_s:
+        said, pause_s = "", min(self._notifier.watchdog_s or _STATUS_S, _STATUS_S)
+        while True:
+            service = self._service
+            if service.state == "loading" and said != (said := f"{service.stage}, {service.progress:.0%}"):
+                self._notifier.status(said)
+            if not service.stalled_s:
                 self._notifier.alive()
             await asyncio.sleep(pause_s)
 

@@ -1,4 +1,4 @@
-// The server. In: paths relative to the page, bodies. Out: JSON, or the events of a stream. A key is kept in memory.
+// The server. In: paths relative to the page, bodies. Out: JSON, or a stream's events. A key stays in memory.
 
 let key = null;
 
@@ -28,6 +28,8 @@ async function request(path, body = null, kind = "application/json", signal = nu
 	const told = await response.json().catch(() => ({})); // a proxy's may be something else
 	throw new ApiError(response.status, told.error ?? told, Number(response.headers.get("retry-after")) || null);
 }
+
+export const forgetCache = () => request("page/forget", "{}").catch(() => {});
 
 export async function getJson(path) {
 	return (await request(path)).json();

@@ -1,4 +1,4 @@
-// A kiosk forgets its visitor after some time without input and without a running answer; a warning counts down first.
+// A kiosk forgets its visitor after a time without input or a running answer, and warns before.
 // In: events of the page. Out: forget().
 
 import { $ } from "./dom.js";
@@ -21,7 +21,6 @@ export class Kiosk {
 		this.#hold();
 	}
 
-	// The warning's own buttons wait for their clicks.
 	#input({ key, target }) {
 		if (!target.closest?.("#idle > *") || (key && !["Enter", " ", "Tab"].includes(key))) this.#stay();
 	}

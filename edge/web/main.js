@@ -1,6 +1,6 @@
 // Puts the page together, as the server's configuration says.
 
-import { getJson } from "./api.js";
+import { forgetCache, getJson } from "./api.js";
 import { Announcer } from "./announcer.js";
 import { Chat } from "./chat.js";
 import { Composer } from "./composer.js";
@@ -120,6 +120,7 @@ function forget() {
 	translate(null);
 	$("toasts").replaceChildren();
 	wipe();
+	forgetCache();
 	history.replaceState(null, "", location.pathname + (location.search.includes("kiosk=1") ? "?kiosk=1" : ""));
 	composer.field.focus();
 }

@@ -9,6 +9,7 @@ length, and beside it `"edge": {"finish_reason": "deadline"}`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -132,6 +133,28 @@ def timings(stats: Stats) -> JsonBody:
         "draft_n": stats.drafted_tokens,
         "draft_n_accepted": stats.accepted_tokens,
     }
+
+
+class LiveTimes:
+    """Figures of an answer that is not finished, under the same names."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None  # when its first tokens came
+        self._count, self._later = 0, 0  # of all tokens, and of those after the first
+
+    def push(self, num_tokens: int) -> JsonBody:
+        """Count tokens that came now, and return the figures; empty before the first."""
+        now = time.perf_counter()
+        self._count += num_tokens
+        if self._first is None:
+            if not num_tokens:
+                return {}
+            self._first = now
+        else:
+            self._later += num_tokens
+        ms = (now - self._first) * 1000
+        speed = self._later * 1000 / ms if ms else 0.0
+        return {"predicted_n": self._count, "predicted_ms": round(ms, 3), "predicted_per_second": round(speed, 3)}
 
 
 def whole_body(

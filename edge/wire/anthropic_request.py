@@ -8,13 +8,12 @@ sent.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 from edge.runtime.chunk import Answer
-from edge.runtime.errors import EdgeError, shown
+from edge.runtime.errors import shown
 from edge.runtime.llm import LLM
-from edge.runtime.stream import Stream
 from edge.runtime.tools.declared import JsonObject
 from edge.wire.answers import Head, JsonBody
 from edge.wire.anthropic_answers import AnthropicEvents, message_body
@@ -22,12 +21,12 @@ from edge.wire.anthropic_fields import ANTHROPIC
 from edge.wire.anthropic_input import messages_of
 from edge.wire.body import in_terms_of
 from edge.wire.chat_request import ChatRequest
+from edge.wire.converted import ConvertedRequest
 from edge.wire.errors import RequestError
 from edge.wire.events import AnswerEvents
 from edge.wire.fields import check_type, read_fields
 from edge.wire.places import Places
 from edge.wire.responses_fields import EXTENSIONS
-from edge.wire.settings import RequestSettings
 
 _SAME = ("model", "stream", "max_tokens", "temperature", "top_p", "top_k", *EXTENSIONS)
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -35,11 +34,8 @@ _THINKING = ("disabled", "adaptive")  # adaptive: as much as the model thinks fi
 
 
 @dataclass(frozen=True, slots=True)
-class AnthropicRequest:
+class AnthropicRequest(ConvertedRequest):
     """Messages to answer, and how."""
-
-    chat: ChatRequest
-    places: Places
 
     @classmethod
     def from_body(cls, body: JsonObject) -> Self:
@@ -61,33 +57,14 @@ class AnthropicRequest:
         with places.translating():
             return cls(ChatRequest.from_body(chat), places)
 
-    @property
-    def settings(self) -> RequestSettings:
-        """What it says about its answer."""
-        return self.chat.settings
-
-    def fitted(self, llm: LLM) -> Self:
-        """Return the request without the oldest turns that do not fit the model's context. Raises as `start`."""
-        with self.places.translating():
-            return replace(self, chat=self.chat.fitted(llm))
-
-    def start(self, llm: LLM) -> list[Stream]:
-        """Return the stream of the answer. Raises RequestError, or an EdgeError that is not about it."""
-        with self.places.translating():
-            return self.chat.start(llm)
-
     def answer(self, head: Head, answers: Sequence[Answer], llm: LLM) -> JsonBody:  # noqa: ARG002
         """Return the body that answers this. Raises RequestError if a deadline left nothing to send."""
         (answer,) = answers
-        return message_body(self._told(head), answer)
+        return message_body(self.told(head), answer)
 
     def events(self, head: Head, llm: LLM) -> AnswerEvents:  # noqa: ARG002  # as others need it
         """Return what makes the events of a streamed answer."""
-        return AnthropicEvents(self._told(head))
-
-    def refusal(self, error: EdgeError) -> EdgeError:
-        """Return an error that ended an answer in terms of the body, or as it is if the body is not to blame."""
-        return self.places.told(self.chat.refusal(error))
+        return AnthropicEvents(self.told(head))
 
     def count(self, llm: LLM) -> int:
         """Return how many tokens the prompt has. Raises RequestError."""
@@ -95,9 +72,6 @@ class AnthropicRequest:
         with self.places.translating(), in_terms_of(chat.body, chat.settings.names):
             ids = llm.encode_chat(chat.messages, tools=chat.tools, template_variables=chat.template_variables)
         return len(ids)
-
-    def _told(self, head: Head) -> Head:
-        return replace(head, dropped_messages=self.chat.dropped_messages)
 
 
 def count_tokens(body: JsonObject, llm: LLM) -> JsonBody:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from edge.runtime.chunk import CallPiece, Chunk, Prefill, Stats
 from edge.runtime.tokenizer import Tokenizer
-from edge.wire.answers import Head, JsonBody, beginning, ending, nothing_in_time, timings, usage
+from edge.wire.answers import Head, JsonBody, LiveTimes, beginning, ending, nothing_in_time, timings, usage
 from edge.wire.errors import ErrorAnswer
 from edge.wire.events import Event
 from edge.wire.logprobs import ShownEntries, chat_logprobs
@@ -27,10 +27,12 @@ class ChatEvents:
     def __init__(self, head: Head, settings: RequestSettings, tokenizer: Tokenizer) -> None:
         self._head, self._settings, self._tokenizer = head, settings, tokenizer
         self._started = time.perf_counter()
+        self._timings: JsonBody = {}  # so far, of the choice whose chunk is told
         self._begun: set[int] = set()
         self._stats: dict[int, Stats | None] = {}
         self._late: list[list[Event]] = []  # ends of choices whose deadline passed before their first token
         wanted = settings.options.get("logprobs") is not None
+        self._times = [LiveTimes() for _ in range(settings.n)] if settings.timings else None
         self._entries = [ShownEntries(tokenizer) for _ in range(settings.n)] if wanted else None
 
     def begin(self) -> Iterator[Event]:
@@ -49,6 +51,8 @@ class ChatEvents:
             more["logprobs"] = chat_logprobs(entries, self._tokenizer)
         if self._settings.token_ids and chunk.token_ids:
             more["token_ids"] = list(chunk.token_ids)
+        if self._times is not None:
+            self._timings = self._times[index].push(len(chunk.token_ids))
         if chunk.text or (more and not chunk.calls):
             yield self._choice(index, {"content": chunk.text} if chunk.text else {}, more)
             more = {}
@@ -95,6 +99,8 @@ class ChatEvents:
 
     def _event(self, choices: list[JsonBody], **more: JsonBody) -> Event:
         usage_of_none = {"usage": None} if self._settings.include_usage else {}
+        if self._timings and choices:
+            more = {"timings": self._timings, **more}
         return Event({**self._common(), "choices": choices, **usage_of_none, **more})
 
     def _common(self) -> JsonBody:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from edge.runtime.chunk import Chunk, Stats
 from edge.runtime.tokenizer import Tokenizer
-from edge.wire.answers import Head, JsonBody, beginning, ending, nothing_in_time, timings, usage
+from edge.wire.answers import Head, JsonBody, LiveTimes, beginning, ending, nothing_in_time, timings, usage
 from edge.wire.chat_events import DONE
 from edge.wire.errors import ErrorAnswer
 from edge.wire.events import Event
@@ -36,6 +36,7 @@ class CompletionEvents:
         self._lists = [OldLists(tokenizer) for _ in range(count)]
         self._to_echo = set(range(count)) if wanted and echoed else set[int]()  # later, with log-probabilities
         self._begun: set[int] = set()
+        self._times = [LiveTimes() for _ in range(count)] if settings.timings else None
 
     def begin(self) -> Iterator[Event]:
         """Yield the echoed prompts, unless log-probabilities of them are to come."""
@@ -57,8 +58,12 @@ class CompletionEvents:
             more["token_ids"] = list(chunk.token_ids)
         if chunk.token_ids:
             self._begun.add(index)
+        live = {} if self._times is None else self._times[index].push(len(chunk.token_ids))
         if chunk.text or more:
-            yield self._event(index, chunk.text, more)
+            event = self._event(index, chunk.text, more)
+            if live and isinstance(event.data, dict):
+                event.data["timings"] = live
+            yield event
         if chunk.finish_reason is not None:
             self._stats[index] = chunk.stats
             event = self._event(index, "", ending(chunk.finish_reason))

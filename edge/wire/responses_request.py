@@ -11,16 +11,16 @@ and the answer's `tools` lists what it was told.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 from edge.runtime.chunk import Answer
-from edge.runtime.errors import EdgeError, shown
+from edge.runtime.errors import shown
 from edge.runtime.llm import LLM
-from edge.runtime.stream import Stream
 from edge.runtime.tools.declared import GLM_TOOLS, JsonObject
 from edge.wire.answers import Head, JsonBody
 from edge.wire.chat_request import ChatRequest
+from edge.wire.converted import ConvertedRequest
 from edge.wire.errors import RequestError
 from edge.wire.events import AnswerEvents
 from edge.wire.fields import check_type, read_fields
@@ -29,7 +29,6 @@ from edge.wire.responses_answers import response_of
 from edge.wire.responses_events import ResponsesEvents
 from edge.wire.responses_fields import EXTENSIONS, RESPONSES
 from edge.wire.responses_input import messages_of
-from edge.wire.settings import RequestSettings
 
 _SAME = ("model", "stream", "temperature", "top_p", "top_k", "tool_choice", *EXTENSIONS)
 _FUNCTION = ("name", "description", "parameters", "strict")
@@ -37,12 +36,10 @@ _LOGPROBS = "message.output_text.logprobs"
 
 
 @dataclass(frozen=True, slots=True)
-class ResponsesRequest:
+class ResponsesRequest(ConvertedRequest):
     """Input to respond to, and how."""
 
     body: JsonObject
-    chat: ChatRequest
-    places: Places
     tools: Sequence[JsonObject]  # that the model is told of, as they came
 
     @classmethod
@@ -62,38 +59,16 @@ class ResponsesRequest:
         chat["tools"] = [_chat_tool(tool) for tool in tools]
         chat["response_format"] = _response_format(fields.get("text", {}), places)
         with places.translating():
-            return cls(body, ChatRequest.from_body(chat), places, tools)
-
-    @property
-    def settings(self) -> RequestSettings:
-        """What it says about its answer."""
-        return self.chat.settings
-
-    def fitted(self, llm: LLM) -> Self:
-        """Return the request without the oldest turns that do not fit the model's context. Raises as `start`."""
-        with self.places.translating():
-            return replace(self, chat=self.chat.fitted(llm))
-
-    def start(self, llm: LLM) -> list[Stream]:
-        """Return the stream of the answer. Raises RequestError, or an EdgeError that is not about it."""
-        with self.places.translating():
-            return self.chat.start(llm)
+            return cls(ChatRequest.from_body(chat), places, body, tools)
 
     def answer(self, head: Head, answers: Sequence[Answer], llm: LLM) -> JsonBody:  # noqa: ARG002
         """Return the body that answers this. Raises RequestError if a deadline left nothing to send."""
         (answer,) = answers
-        return response_of(self._told(head), self._asked, answer)
+        return response_of(self.told(head), self._asked, answer)
 
     def events(self, head: Head, llm: LLM) -> AnswerEvents:  # noqa: ARG002  # as others need it
         """Return what makes the events of a streamed answer."""
-        return ResponsesEvents(self._told(head), self._asked)
-
-    def refusal(self, error: EdgeError) -> EdgeError:
-        """Return an error that ended an answer in terms of the body, or as it is if the body is not to blame."""
-        return self.places.told(self.chat.refusal(error))
-
-    def _told(self, head: Head) -> Head:
-        return replace(head, dropped_messages=self.chat.dropped_messages)
+        return ResponsesEvents(self.told(head), self._asked)
 
     @property
     def _asked(self) -> JsonBody:

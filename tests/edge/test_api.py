@@ -78,8 +78,10 @@ def test_an_editor_offers_public_names_only() -> None:
         "export",
         "profiles",
         "runtime",
+        "server",
         "terminal",
         "tools",
+        "web",
         "wire",
     }
     assert {name for name in modules if not name.startswith("_")} <= ours

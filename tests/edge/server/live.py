@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from edge.server.systemd import Notifier
 
 Json = dict[str, Any]
 START_S = 60.0
+ENDLESS = {"messages": [{"role": "user", "content": "on and on"}], "stream": True}
 
 
 @dataclass
@@ -168,3 +169,13 @@ def until(condition: Any, seconds: float = 20.0) -> None:  # Any: a function wit
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def slow(step_s: float, letter: str = "a") -> Callable[[Sequence[int]], int]:
+    """A script of one letter, over and over."""
+
+    def script(_: Sequence[int]) -> int:
+        time.sleep(step_s)
+        return ord(letter)
+
+    return script

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -14,8 +12,7 @@ import pytest
 from edge.api import scripted_llm
 from edge.runtime.engines.scripted import END, noise, replies
 from edge.runtime.errors import DeviceError
-from edge.runtime.llm import LLM
-from tests.edge.server.live import Json, Live, served, until
+from tests.edge.server.live import ENDLESS, Json, Live, served, slow
 
 HELLO = [{"role": "user", "content": "Hello"}]
 WEATHER: Json = {
@@ -23,17 +20,6 @@ WEATHER: Json = {
     "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
 }
 CALL = 'weather\n{"city": "Köln"}'
-ENDLESS = {"messages": [{"role": "user", "content": "on and on"}], "stream": True}
-
-
-def slow(step_s: float, letter: str = "a") -> Callable[[Sequence[int]], int]:
-    """A script of one letter, over and over."""
-
-    def script(_: Sequence[int]) -> int:
-        time.sleep(step_s)
-        return ord(letter)
-
-    return script
 
 
 def without_times(body: Json) -> Json:
@@ -131,83 +117,6 @@ def test_a_second_turn_reads_only_what_is_new(noisy: Live) -> None:
     assert usage["prompt_tokens_details"]["cached_tokens"] > 0
 
 
-@contextmanager
-def endless(**settings: Any) -> Iterator[tuple[Live, LLM]]:
-    llm = scripted_llm(slow(0.01), num_blocks=64)
-    with served(llm, **settings) as live:
-        yield live, llm
-
-
-def is_free(llm: LLM) -> bool:
-    stats = llm.stats
-    return not stats.running and not stats.waiting
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_ends_its_answer(stream: bool) -> None:
-    with endless() as (live, llm):
-        connection = live.begin("/v1/chat/completions", {**ENDLESS, "stream": stream})
-        until(lambda: llm.stats.running == 1)
-        if stream:
-            assert connection.recv(4096)
-        connection.close()
-        until(lambda: is_free(llm), 2)
-        assert live.chat("again", max_tokens=2).status == 200
-
-
-def test_a_client_that_leaves_while_its_prompt_is_read_ends_that() -> None:
-    def script(keys: Sequence[int]) -> int:
-        return ord("a")
-
-    llm = scripted_llm(script, prefill_chunk=8, max_context=1 << 14, num_blocks=4096)
-    forward = llm.engine.forward
-
-    def slowly(*arguments: Any) -> Any:
-        time.sleep(0.02)
-        return forward(*arguments)
-
-    llm.engine.forward = slowly  # type: ignore[method-assign,assignment]
-    with served(llm) as live:
-        long = {"messages": [{"role": "user", "content": "x" * 10_000}]}
-        connection = live.begin("/v1/chat/completions", long)
-        until(lambda: llm.stats.running == 1)
-        connection.close()
-        until(lambda: is_free(llm), 2)
-
-
-def test_a_waiting_client_that_leaves_touches_nobody() -> None:
-    llm = scripted_llm(slow(0.01), num_blocks=4)
-    with served(llm) as live:
-        first = live.begin("/v1/chat/completions", {**ENDLESS, "max_tokens": 40})
-        until(lambda: llm.stats.running == 1)
-        second = live.begin("/v1/chat/completions", {**ENDLESS, "max_tokens": 50})
-        until(lambda: llm.stats.waiting == 1)
-        second.close()
-        until(lambda: llm.stats.waiting == 0, 2)
-        told = b""
-        while b"[DONE]" not in told:
-            told += first.recv(1 << 16)
-        assert b'"finish_reason": "length"' in told
-        first.close()
-
-
-def test_a_full_queue_is_told_when_to_come_back() -> None:
-    llm = scripted_llm(slow(0.01), num_blocks=4)
-    with served(llm, max_waiting=2) as live:
-        asked = {**ENDLESS, "max_tokens": 50}
-        begun = [live.begin("/v1/chat/completions", asked)]
-        until(lambda: llm.stats.running == 1)
-        for number in (1, 2):
-            begun.append(live.begin("/v1/chat/completions", asked))
-            until(lambda number=number: llm.stats.waiting == number)
-        refused = live.post("/v1/chat/completions", asked)
-        assert refused.status == 429
-        assert (refused.error["type"], refused.error["code"]) == ("rate_limit_error", "queue_full")
-        assert int(refused.headers["retry-after"]) > 0
-        for connection in begun:
-            connection.close()
-
-
 def test_an_error_in_a_stream_is_its_last_event() -> None:
     llm = scripted_llm(slow(0.0))
     decode, steps = llm.engine.decode, 0
@@ -232,7 +141,7 @@ def test_an_error_in_a_stream_is_its_last_event() -> None:
 
 
 def test_deadlines() -> None:
-    with endless() as (live, _):
+    with served(scripted_llm(slow(0.01), num_blocks=64)) as live:
         cut = live.chat("x", deadline_s=0.2).json["choices"][0]
         assert (cut["finish_reason"], cut["edge"]) == ("length", {"finish_reason": "deadline"})
         events = live.chat("x", deadline_s=0.2, stream=True).events
@@ -297,54 +206,6 @@ def test_a_conversation_that_is_too_long_is_refused_or_cut_and_says_so() -> None
             assert reply.json["choices"][0]["message"]["content"] == "Hi"
 
 
-def test_a_server_that_ends_lets_answers_finish_and_nobody_in() -> None:
-    llm = scripted_llm(slow(0.01))
-    with served(llm, shutdown_s=5.0) as live:
-        assert live.service is not None
-        replied: list[Any] = []
-        short = threading.Thread(target=lambda: replied.append(live.chat("x", max_tokens=40)))
-        short.start()
-        until(lambda: llm.stats.running == 1)
-        live.service.stop()
-        refused, health = live.chat("y"), live.get("/health")
-        short.join()
-    assert (refused.status, refused.error["code"]) == (503, "shutting_down")
-    assert "retry-after" in refused.headers
-    assert (health.status, health.json["status"]) == (503, "stopping")
-    assert replied[0].json["choices"][0]["finish_reason"] == "length"
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_what_is_not_done_in_time_ends_with_an_error(stream: bool) -> None:
-    llm = scripted_llm(slow(0.01), max_context=1 << 16, num_blocks=1 << 12)
-    replied: list[Any] = []
-    with served(llm) as live:
-        asked = {**ENDLESS, "stream": stream}
-        thread = threading.Thread(target=lambda: replied.append(live.post("/v1/chat/completions", asked)))
-        thread.start()
-        until(lambda: llm.stats.running == 1)
-    thread.join()
-    told = replied[0].events[-1]["error"] if stream else replied[0].error
-    assert told["code"] == "shutting_down"
-    assert replied[0].status == (200 if stream else 503)
-
-
-def test_health_says_when_the_engine_hangs() -> None:
-    release = threading.Event()
-
-    def script(_: Sequence[int]) -> int:
-        release.wait(20)
-        return END
-
-    with served(scripted_llm(script), stall_s=0.1) as live:
-        connection = live.begin("/v1/chat/completions", ENDLESS)
-        until(lambda: live.get("/health").status == 503)
-        assert live.get("/health").json["status"] == "stalled"
-        release.set()
-        until(lambda: live.get("/health").status == 200)
-        connection.close()
-
-
 def test_models_and_their_names(noisy: Live) -> None:
     listed = noisy.get("/v1/models").json["data"]
     assert [model["id"] for model in listed] == ["model"]
@@ -373,3 +234,50 @@ def test_a_document_is_read_as_on_the_command_line(noisy: Live) -> None:
     broken = noisy.post("/page/read-document?name=a.pdf", b"%PDF-1.4 nothing", content_type="application/octet-stream")
     assert (broken.status, broken.error["param"]) == (400, "name")
     assert "/tmp" not in broken.error["message"]
+
+
+def test_what_a_visitor_left_is_forgotten_and_a_pinned_beginning_stays(noisy: Live) -> None:
+    assert noisy.service is not None
+    llm = noisy.service.llm
+    llm.prefixes.pin("a beginning that is long enough to fill a whole block of the cache")
+    noisy.chat("My name is Ada and this is long enough to be kept", max_tokens=32)
+    pinned, kept = llm.cache_stats.pinned_blocks, llm.cache_stats.blocks
+    assert kept > pinned > 0
+    assert noisy.post("/page/forget", {}).json == {}
+    assert (llm.cache_stats.pinned_blocks, llm.cache_stats.blocks) == (pinned, pinned)
+    usage = noisy.chat("My name is Ada and this is long enough to be kept", max_tokens=1).json["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 0
+    llm.prefixes.unpin_all()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_speeds_of_each_token_on_request(noisy: Live, path: str) -> None:
+    asked = {"messages": HELLO} if "chat" in path else {"prompt": "Hello"}
+    events = noisy.post(path, {**asked, "stream": True, "max_tokens": 6, "timings_per_token": True}).events[:-1]
+    counts = [event["timings"]["predicted_n"] for event in events if "timings" in event]
+    assert counts == sorted(counts)
+    assert counts[-1] == 6
+    assert len(counts) > 1
+    plain = noisy.post(path, {**asked, "stream": True, "max_tokens": 6}).events[:-1]
+    assert ["timings" in event for event in plain].count(True) == 1, "in the last one alone"
+
+
+def test_errors_before_an_endpoint_have_the_shape_of_its_protocol() -> None:
+    with served(scripted_llm(replies({})), keys=("key-of-a-test",)) as live:
+        for path in ("/v1/messages", "/v1/messages/count_tokens", "/v1/messages/nothing"):
+            refused = live.post(path, {})
+            assert refused.status == 401
+            assert refused.json["type"] == "error"
+            assert refused.json["error"]["type"] == "authentication_error"
+        missing = live.get("/v1/messages/nothing", authorization="Bearer key-of-a-test")
+        assert (missing.status, missing.json["error"]["type"]) == (404, "not_found_error")
+
+
+def test_the_root_without_a_slash_leads_to_the_page() -> None:
+    with served(scripted_llm(replies({})), root_path="/llm/") as live:
+        assert b"<html" in live.get("/llm").body
+        with live.connect() as connection:
+            connection.sendall(b"GET /llm HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            told = b"".join(iter(lambda: connection.recv(4096), b"")).lower()
+    assert b" 307 " in told
+    assert b"location: /llm/\r\n" in told

@@ -11,8 +11,7 @@ import pytest
 
 from edge.api import scripted_llm
 from edge.runtime.engines.scripted import replies
-from tests.edge.server.live import Json, Live, Reply, served, until
-from tests.edge.server.test_answering import slow
+from tests.edge.server.live import Json, Live, Reply, served, slow, until
 
 HELLO: list[Json] = [{"role": "user", "content": "Hello"}]
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"

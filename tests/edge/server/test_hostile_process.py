@@ -83,9 +83,7 @@ def status(port: int) -> dict[str, Any]:  # Any: JSON
 
 def is_free(port: int) -> bool:
     told = status(port)
-    lost = told["kv_tokens"] - told["kv_free_tokens"] - told["kv_cached_tokens"]
-    # The last block of a prefix may hold a token that its cache does not count.
-    return not told["running"] and not told["waiting"] and lost in (0, 1)
+    return not told["running"] and not told["waiting"] and told["kv_used_blocks"] == told["kv_cached_blocks"]
 
 
 def stream(**fields: object) -> bytes:

@@ -53,6 +53,7 @@ class FakeServer:
     health: tuple[int, Json] = (200, {"status": "ok"})
     key: str | None = None
     bodies: list[Json] = field(default_factory=list)  # of chat completions
+    forgotten: int = 0  # how often it was told that a visitor has left
     left: threading.Event = field(default_factory=threading.Event)  # a client went away in mid-answer
 
     @property
@@ -141,6 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
             body = json.loads(raw)
             fake.bodies.append(body)
             self._stream(fake.script(body))
+        elif url.path == "/page/forget":
+            fake.forgotten += 1
+            self._json(200, {})
         else:
             self._json(404, {"error": {"message": "no such path", "code": "not_found"}})
 

@@ -53,6 +53,7 @@ def fake() -> Iterator[FakeServer]:
 def visitor(browser: Browser, fake: FakeServer) -> Iterator[Visitor]:
     fake.config = dict(CONFIG)
     fake.bodies.clear()
+    fake.forgotten = 0
     with visit(browser, f"{fake.url}?kiosk=1") as found:
         yield found
 
@@ -99,6 +100,7 @@ def test_a_visitor_is_forgotten(visitor: Visitor, fake: FakeServer) -> None:
     assert "秒后清除" in visitor.page.locator("#idle-text").inner_text()
     visitor.page.locator("#idle").wait_for(state="hidden")
     visitor.page.locator("#greeting").get_by_text("Ask about the collection").wait_for()
+    assert fake.forgotten == 1, "the server drops keys and values, too"
     held = everything(visitor)
     for trace in ("Ada", "4711", "unsent", "edge-chat", "Answer in"):
         assert trace not in held

@@ -140,7 +140,9 @@ REFUSED: list[tuple[Callable[[Body, LLM], Body], Body, str, str | None]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("function", "body", "code", "param"), REFUSED, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("function", "body", "code", "param"), REFUSED, ids=lambda value: getattr(value, "__name__", str(value)[:60])
+)
 def test_a_wrong_body(function: Callable[[Body, LLM], Body], body: Body, code: str, param: str | None) -> None:
     with pytest.raises(RequestError) as found:
         function(body, LLM_)
