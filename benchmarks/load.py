@@ -125,7 +125,7 @@ def judged(
     used = (in_use(before), in_use(after))
     targets = [
         {"what": "answers that equal their single run", "found": outcome.same, "met": outcome.right},
-        {"what": "tokens of the cache in use, before and after", "found": used, "met": used[0] == used[1]},
+        {"what": "blocks of the cache in use, before and after", "found": used, "met": used[0] == used[1]},
         {"what": "memory after the first quarter, of its largest", "found": growth, "met": growth <= GROWTH},
     ]
     pool = {"kv_tokens": after["kv_tokens"], "rss_mb": round(max(kb for _, kb in samples) / 1000, 1)}
@@ -133,8 +133,8 @@ def judged(
 
 
 def in_use(state: dict[str, Any]) -> int:
-    """Tokens of the cache that are neither free nor only kept for prompts to come."""
-    return int(state["kv_tokens"] - state["kv_free_tokens"] - state["kv_cached_tokens"])
+    """Blocks of the cache that are neither free nor only kept for prompts to come."""
+    return int(state["kv_used_blocks"] - state["kv_cached_blocks"])
 
 
 def settled(server: Server) -> dict[str, Any]:
