@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +13,8 @@ from typing import Any
 import edge
 from edge.runtime.engines.scripted import END
 from edge.runtime.llm import LLM
-from edge.server.app import make_app
-from edge.server.metrics import Metrics
-from edge.server.run import make_server
 from edge.server.service import Service, Stage
-from edge.server.settings import ServerSettings
-from edge.server.systemd import Notifier
+from tests.edge.server.live import running
 from tests.edge.server.raw import Answer, exchange, request, wait_until
 
 JSON = "Content-Type: application/json"
@@ -65,21 +60,8 @@ def posted(path: str, body: Any, *headers: str) -> bytes:  # Any: JSON, or the b
 @contextmanager
 def serving(open_model: Callable[[Stage], LLM], **options: Any) -> Iterator[Server]:  # Any: fields of ServerSettings
     """Run a server."""
-    settings = ServerSettings(**{"names": ("tiny", "alias"), "shutdown_s": 0.2, **options})
-    service = Service(open_model, settings)
-    bound = socket.create_server(("127.0.0.1", 0))
-    server = make_server(make_app(service, Metrics(), {}), service, bound, Notifier({}))
-    thread = threading.Thread(target=server.run, args=([server.listener],))
-    thread.start()
-    wait_until(lambda: server.started)
-    port = server.listener.getsockname()[1]
-    try:
-        yield Server(port, service, server.end_soon, thread)
-    finally:
-        server.end_soon()
-        thread.join(30)
-        assert not thread.is_alive()
-        service.close()
+    with running(open_model, **{"names": ("tiny", "alias"), **options}) as found:
+        yield Server(int(found.url.rsplit(":", 1)[1]), found.service, found.end, found.thread)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import signal
@@ -112,29 +111,42 @@ class Live:
         raise AssertionError("the server did not become ready")
 
 
+@dataclass
+class Running:
+    """A server in a thread of this process."""
+
+    url: str
+    service: Service
+    end: Callable[[], None]  # as a signal does
+    thread: threading.Thread
+
+
 @contextlib.contextmanager
-def served(llm: LLM, **settings: Any) -> Iterator[Live]:
-    """A server in this process; the model is closed with it."""
-
-    def opened(_: Stage) -> LLM:
-        return llm
-
+def running(open_model: Callable[[Stage], LLM], **settings: Any) -> Iterator[Running]:  # Any: of ServerSettings
+    """A server that listens, and may still be loading; the model is closed with it."""
     chosen = ServerSettings(**{"port": 0, "names": ("model",), "shutdown_s": 0.2, **settings})
-    service = Service(opened, chosen)
+    service = Service(open_model, chosen)
     bound = bind(chosen)
     url = url_of(bound)
     server = make_server(make_app(service, Metrics(), {}), service, bound, Notifier({}))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([server.listener])), daemon=True)
+    thread = threading.Thread(target=server.run, args=([server.listener],), daemon=True)
     thread.start()
-    live = Live(url, service)
     try:
-        until(lambda: service.state == "ready" and server.started)
-        yield live
+        until(lambda: server.started)
+        yield Running(url, service, server.end_soon, thread)
     finally:
         server.end_soon()
         thread.join(30)
         assert not thread.is_alive()
         service.close()
+
+
+@contextlib.contextmanager
+def served(llm: LLM, **settings: Any) -> Iterator[Live]:
+    """A server in this process that is ready; the model is closed with it."""
+    with running(lambda _: llm, **settings) as server:
+        until(lambda: server.service.state == "ready")
+        yield Live(server.url, server.service)
 
 
 @contextlib.contextmanager
