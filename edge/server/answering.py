@@ -31,7 +31,7 @@ from edge.server.leaving import ClientLeft, unless_left
 from edge.server.merging import merged
 from edge.server.metrics import Metrics, Outcome
 from edge.server.service import Service
-from edge.server.sse import EventStream, SlowReaderError
+from edge.server.sse import EventStream
 from edge.wire.answers import Head
 from edge.wire.body import read_body as read_json
 from edge.wire.errors import INTERNAL, UNAVAILABLE, ErrorAnswer, RequestError, error_answer
@@ -67,7 +67,7 @@ class Answering:
         outcome: Outcome = "cancelled"
         try:
             outcome = await self._answered(scope, receive, send)
-        except (ClientLeft, SlowReaderError):
+        except ClientLeft:
             self._metrics.disconnected()
         except Exception as error:
             told = error_answer(error)
@@ -140,7 +140,7 @@ class Answering:
 
     async def _streamed(self, request: WireRequest, streams: list[Stream], head: Head, llm: LLM, send: Send) -> Outcome:
         ping_s = min(self._settings.ping_s, 1.0) if request.settings.progress else self._settings.ping_s
-        events, response = request.events(head, llm), EventStream(send, ping_s, self._settings.send_timeout_s)
+        events, response = request.events(head, llm), EventStream(send, ping_s)
         outcome: Outcome = "ok"
         try:
             await response.open()

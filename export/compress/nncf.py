@@ -174,7 +174,10 @@ def _packed_bytes(constant: Any) -> Bytes:
 
 @contextlib.contextmanager
 def alone() -> Iterator[ModuleType]:
-    """nncf by itself: it would import torch where that is installed, report to a server, and print tables.
+    """nncf by itself: it would import torch where that is installed, report to a server, print tables, and log.
+
+    Its import changes the class of all later loggers, and its `set_log_level` the levels of handlers that a program has
+    added to its logger (nncf/common/logging/logger.py, 3.4.0); so this sets the level of the logger alone.
 
     None in `sys.modules` makes an import fail, and nncf then does without it (nncf/tensor/functions/__init__.py and
     nncf/telemetry/wrapper.py, 3.4.0). A torch that is loaded already stays; the block's end restores everything.
@@ -183,10 +186,12 @@ def alone() -> Iterator[ModuleType]:
     before = {name: sys.modules[name] for name in hidden if name in sys.modules}
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    kind_of_logger = logging.getLoggerClass()
     try:
         import nncf
 
-        nncf.set_log_level(logging.ERROR)
+        logging.setLoggerClass(kind_of_logger)
+        logging.getLogger("nncf").setLevel(logging.ERROR)
         with contextlib.redirect_stdout(io.StringIO()):
             yield nncf
     finally:

@@ -256,6 +256,21 @@ print("done")
     assert done.stdout.strip() == "done"
 
 
+def test_logging_of_the_program_stays_as_it_is(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """In a process of its own, where nncf is imported for the first time."""
+    script = f"""
+import logging, edge
+handler, kind = logging.NullHandler(logging.DEBUG), logging.getLoggerClass()
+logging.getLogger().addHandler(handler)
+logging.getLogger("nncf").addHandler(handler)
+edge.export({str(tiny_checkpoint)!r}, {str(tmp_path / "out")!r}, recipe="int4-sym-g128", format="onnx")
+assert handler.level == logging.DEBUG
+assert logging.getLoggerClass() is kind
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_openvino_format_needs_no_onnx(tiny_checkpoint: Path, tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['onnx'] = sys.modules['onnxruntime'] = None; import edge; "
