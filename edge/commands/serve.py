@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     app = make_app(service, Metrics(), page.to_json())
     bound = bind(settings)
     where = f"{visible(settings.names[0])} at {visible(url_of(bound))}"
-    print(f"edge: serving {where}, once it is loaded", file=sys.stderr, flush=True)
+    print(f"serving {where}, once it is loaded", flush=True)
     serve(app, service, bound, Notifier())
     return 0
 
@@ -146,7 +145,7 @@ def _opened(args: argparse.Namespace, stage: Stage) -> LLM:
         llm.close()
         raise
     stage("ready", 1.0)
-    print(f"edge: ready: {llm.engine.info.name} on {llm.engine.info.device}", file=sys.stderr, flush=True)
+    print(f"ready: {llm.engine.info.name} on {llm.engine.info.device}", flush=True)
     return llm
 
 

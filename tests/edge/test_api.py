@@ -76,6 +76,7 @@ def test_an_editor_offers_public_names_only() -> None:
         "commands",
         "documents",
         "export",
+        "kiosk",
         "profiles",
         "runtime",
         "server",

@@ -12,7 +12,9 @@ from tests.docs.shown import program
 
 ROOT = Path(__file__).parents[2]
 README, DOCUMENTS = ROOT / "README.md", ROOT / "docs"
-FRAGMENTS = "add-"  # pages on how to extend the project show pieces of its files, which are no programs
+# Pages on how to extend the project show pieces of its files, which are no programs; the one on clients shows other
+# libraries, whose own types are stricter than their documents.
+FRAGMENTS = ("add-", "clients")
 # Behind "# error:" is the code of the error that mypy has to report on that line; lines without one are right.
 USES = """
 import edge

@@ -150,13 +150,13 @@ def served(llm: LLM, **settings: Any) -> Iterator[Live]:
 
 
 @contextlib.contextmanager
-def process(bundle: Path, *options: str, ready: bool = True, stderr: Path | None = None) -> Iterator[Live]:
+def process(bundle: Path, *options: str, ready: bool = True, said: Path | None = None) -> Iterator[Live]:
     """`edge serve` on a free port; ended by SIGTERM if it still runs at the end."""
     port = free_port()
     command: Sequence[str] = [sys.executable, "-m", "edge", "serve", str(bundle), "--port", str(port), *options]
     with contextlib.ExitStack() as stack:
-        told = None if stderr is None else stack.enter_context(stderr.open("wb"))
-        running = subprocess.Popen(command, stderr=told, start_new_session=True)
+        told = None if said is None else stack.enter_context(said.open("wb"))
+        running = subprocess.Popen(command, stdout=told, stderr=told, start_new_session=True)
         live = Live(f"http://127.0.0.1:{port}", process=running)
         try:
             if ready:

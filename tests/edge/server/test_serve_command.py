@@ -65,7 +65,7 @@ def test_a_bundle_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
 def test_it_says_where_it_is_answers_and_ends_with_0(tiny_bundle: Path, tmp_path: Path) -> None:
     keys, said = tmp_path / "keys", tmp_path / "said"
     keys.write_text("# mine\nkey-one-123\nkey-two-123\n")
-    with process(tiny_bundle, "--api-key-file", str(keys), "--alias", "a,b", stderr=said) as live:
+    with process(tiny_bundle, "--api-key-file", str(keys), "--alias", "a,b", said=said) as live:
         assert live.post("/v1/chat/completions", HELLO).status == 401
         for key in ("key-one-123", "key-two-123"):
             reply = live.post("/v1/chat/completions", HELLO, Authorization=f"Bearer {key}")
