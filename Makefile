@@ -31,9 +31,12 @@ demo: $(VENV)/.base
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Nothing beside it: chance needs the machine to itself, and so do the deadlines that find what hangs.
+# Nothing beside the first: chance needs the machine to itself, and so do the deadlines that find what hangs. Clients and
+# browsers wait for servers most of the time, so two files at once.
+SERVED := tests/edge/chat tests/edge/kiosk tests/edge/server tests/edge/web
 test-slow: $(VENV)/.slow
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(addprefix --ignore=,$(SERVED))
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(SERVED)
 	$(BIN)/python -m tests.fuzz --inputs $(FUZZ_INPUTS)
 
 check: $(VENV)/.dev
