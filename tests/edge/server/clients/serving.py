@@ -17,7 +17,7 @@ FREE_S = 2.0  # within which a client that left has to be forgotten
 @contextmanager
 def serving(bundle: Path, log: Path, *options: str) -> Iterator[Live]:
     """Start a server that is ready; end it as a service manager does."""
-    with process(bundle, "--alias", MODEL, *options, stderr=log) as live:
+    with process(bundle, "--alias", MODEL, *options, said=log) as live:
         assert live.process is not None
         yield live
         assert live.process.poll() is None, log.read_text(encoding="utf-8")
