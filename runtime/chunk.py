@@ -6,7 +6,7 @@ In: nothing. Out: frozen records. Knows nothing about how an answer is made.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from edge.runtime.errors import EdgeError
@@ -44,6 +44,14 @@ class Prefill(NamedTuple):
     total: int
 
 
+class PromptRead(NamedTuple):
+    """How a prompt was read, known with the first token of its answer."""
+
+    tokens: int
+    cached_tokens: int  # of them, those that were already in the KV cache
+    ms: float  # from the request to the first token
+
+
 class StoppedBy(NamedTuple):
     """What ended an answer whose reason is "stop"; both fields are None if a constraint allowed nothing more."""
 
@@ -73,6 +81,7 @@ class Chunk:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()  # of each token, if they were requested
     prefill: Prefill | None = None  # while a long prompt is read
+    prompt_read: PromptRead | None = field(default=None, compare=False)  # set on the first chunk that has tokens only
     finish_reason: FinishReason | None = None  # set on the last chunk only
     stopped_by: StoppedBy | None = None  # set on the last chunk only, if the reason is "stop"
     stats: Stats | None = None  # set on the last chunk only
@@ -109,6 +118,7 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
         "".join(chunk.text for chunk in chunks),
         tuple(token_id for chunk in chunks for token_id in chunk.token_ids),
         tuple(entry for chunk in chunks for entry in chunk.logprobs),
+        prompt_read=next((chunk.prompt_read for chunk in chunks if chunk.prompt_read is not None), None),
         prefill=next((chunk.prefill for chunk in reversed(chunks) if chunk.prefill is not None), None),
         finish_reason=last.finish_reason,
         stopped_by=last.stopped_by,

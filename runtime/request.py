@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from edge.runtime.arrays import Ids, Logits
-from edge.runtime.chunk import Chunk, FinishReason, Stats, StoppedBy
+from edge.runtime.chunk import Chunk, FinishReason, PromptRead, Stats, StoppedBy
 from edge.runtime.constraint_masks import ConstraintState
 from edge.runtime.detokenizer import Detokenizer
 from edge.runtime.engines.engine import Inputs
@@ -76,6 +76,7 @@ class Request:
         self._sampler = Sampler(settings.sampling, self.ids, tokenizer.num_tokens)
         self._detokenizer, self._stops = Detokenizer(tokenizer), StopStrings(settings.stop)
         self._started = time.perf_counter()
+        self._told_reading = False
         self._told_prompt = False  # whether its log-probabilities were delivered
         self._first_step: tuple[float, int] | None = None  # when it ended, and its tokens
 
@@ -221,6 +222,10 @@ class Request:
             if len(self.prompt_logprobs) == self.num_prompt_tokens:
                 chunk = replace(chunk, prompt_logprobs=tuple(self.prompt_logprobs))
             self._told_prompt = True
+        if self._first_step is not None and not self._told_reading:
+            ms = (self._first_step[0] - self._started) * 1000
+            chunk = replace(chunk, prompt_read=PromptRead(self.num_prompt_tokens, self.cached_tokens, ms))
+            self._told_reading = True
         self.chunks.append(chunk)
 
     def fail(self, error: EdgeError) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edge.runtime.chunk import Answer, FinishReason, Stats
+from edge.runtime.chunk import Answer, Chunk, FinishReason, Stats
 from edge.runtime.messages import ToolCall
 from edge.runtime.tokenizer import Tokenizer
 from edge.wire.errors import TOO_LATE, RequestError
@@ -141,11 +141,18 @@ class LiveTimes:
     def __init__(self) -> None:
         self._first: float | None = None  # when its first tokens came
         self._count, self._later = 0, 0  # of all tokens, and of those after the first
+        self._prompt: JsonBody = {}
 
-    def push(self, num_tokens: int) -> JsonBody:
+    def push(self, chunk: Chunk) -> JsonBody:
         """Count tokens that came now, and return the figures; empty before the first."""
-        now = time.perf_counter()
+        now, num_tokens = time.perf_counter(), len(chunk.token_ids)
         self._count += num_tokens
+        if (read := chunk.prompt_read) is not None:
+            self._prompt = {
+                "prompt_n": read.tokens - read.cached_tokens,
+                "cache_n": read.cached_tokens,
+                "prompt_ms": round(read.ms, 3),
+            }
         if self._first is None:
             if not num_tokens:
                 return {}
@@ -154,7 +161,8 @@ class LiveTimes:
             self._later += num_tokens
         ms = (now - self._first) * 1000
         speed = self._later * 1000 / ms if ms else 0.0
-        return {"predicted_n": self._count, "predicted_ms": round(ms, 3), "predicted_per_second": round(speed, 3)}
+        written = {"predicted_n": self._count, "predicted_ms": round(ms, 3), "predicted_per_second": round(speed, 3)}
+        return {**self._prompt, **written}
 
 
 def whole_body(

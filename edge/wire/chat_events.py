@@ -52,7 +52,7 @@ class ChatEvents:
         if self._settings.token_ids and chunk.token_ids:
             more["token_ids"] = list(chunk.token_ids)
         if self._times is not None:
-            self._timings = self._times[index].push(len(chunk.token_ids))
+            self._timings = self._times[index].push(chunk)
         if chunk.text or (more and not chunk.calls):
             yield self._choice(index, {"content": chunk.text} if chunk.text else {}, more)
             more = {}

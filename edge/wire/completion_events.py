@@ -58,7 +58,7 @@ class CompletionEvents:
             more["token_ids"] = list(chunk.token_ids)
         if chunk.token_ids:
             self._begun.add(index)
-        live = {} if self._times is None else self._times[index].push(len(chunk.token_ids))
+        live = {} if self._times is None else self._times[index].push(chunk)
         if chunk.text or more:
             event = self._event(index, chunk.text, more)
             if live and isinstance(event.data, dict):

@@ -257,6 +257,10 @@ def test_speeds_of_each_token_on_request(noisy: Live, path: str) -> None:
     counts = [event["timings"]["predicted_n"] for event in events if "timings" in event]
     assert counts == sorted(counts)
     assert counts[-1] == 6
+    live, last = (event["timings"] for event in (events[1], [e for e in events if "timings" in e][-1]))
+    assert {name: live[name] for name in ("prompt_n", "cache_n", "prompt_ms")} == {
+        name: last[name] for name in ("prompt_n", "cache_n", "prompt_ms")
+    }
     assert len(counts) > 1
     plain = noisy.post(path, {**asked, "stream": True, "max_tokens": 6}).events[:-1]
     assert ["timings" in event for event in plain].count(True) == 1, "in the last one alone"
