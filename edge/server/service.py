@@ -80,9 +80,9 @@ class Service:
     def load(self) -> None:
         """Load the model. Raises what that raises."""
         llm = self._open_model(self._at)
+        self.fingerprint = fingerprint_of(llm)
         with self._lock:
             self._llm = llm
-        self.fingerprint = fingerprint_of(llm)
 
     def stop(self) -> None:
         """Let nobody in any more."""
