@@ -15,7 +15,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -37,7 +36,6 @@ from edge.wire.body import read_body as read_json
 from edge.wire.errors import INTERNAL, UNAVAILABLE, ErrorAnswer, RequestError, error_answer
 from edge.wire.request import WireRequest
 
-T = TypeVar("T")
 Started = tuple[WireRequest, list[Stream]]
 
 logger = logging.getLogger(__name__)
@@ -101,7 +99,7 @@ class Answering:
 
         A stream that nobody reads or closes would keep its place in the model's queue.
         """
-        starting = self._in_thread(start)
+        starting = self._service.in_thread(start)
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -134,7 +132,7 @@ class Answering:
                 found[index].append(chunk)
         except EdgeError as error:
             raise request.refusal(error) from error
-        body = await self._in_thread(lambda: request.answer(head, [answer_of(chunks) for chunks in found], llm))
+        body = await self._service.in_thread(lambda: request.answer(head, [answer_of(chunks) for chunks in found], llm))
         await JSONResponse(body)(scope, receive, send)
         return "ok"
 
@@ -183,9 +181,6 @@ class Answering:
                 status=UNAVAILABLE,
                 retry_after_s=RETRY_S,
             )
-
-    def _in_thread(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._service.threads, function)
 
 
 def _close_started(starting: asyncio.Future[Started]) -> None:

@@ -5,7 +5,6 @@ In: a service. Out: responses. Knows nothing about prompts.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import tempfile
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from edge.server.metrics import Metrics
 from edge.server.service import Service
 from edge.wire.answers import JsonBody
 from edge.wire.body import read_body as read_json
-from edge.wire.errors import NOT_FOUND, UNAVAILABLE, ErrorAnswer, RequestError
+from edge.wire.errors import UNAVAILABLE, ErrorAnswer, RequestError
 from edge.wire.tokenizing import tokenizer_info
 
 _MAX_NAME = 255
@@ -63,12 +62,7 @@ class Gets:
         """One name of the model."""
         name = request.path_params["name"]
         if name not in self._service.settings.names:
-            raise RequestError(
-                f"the model {name[:200]!r} does not exist; this server has {self._service.settings.names[0]!r}",
-                code="model_not_found",
-                param="model",
-                status=NOT_FOUND,
-            )
+            raise self._service.no_model(name)
         return JSONResponse(self._model(name))
 
     async def metrics(self, _: Request) -> Response:
@@ -161,8 +155,7 @@ class Calling:
                 Headers(scope=scope), receive, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
             )
             llm = self._service.llm
-            loop = asyncio.get_running_loop()
-            body = await loop.run_in_executor(self._service.threads, lambda: self._call.function(read_json(raw), llm))
+            body = await self._service.in_thread(lambda: self._call.function(read_json(raw), llm))
         except ClientLeft:
             return
         except Exception as error:
@@ -196,8 +189,7 @@ class ReadDocument:
                 content_type=BYTES,
             )
             llm = self._service.llm
-            loop = asyncio.get_running_loop()
-            body = await loop.run_in_executor(self._service.threads, lambda: _read(name, raw, llm))
+            body = await self._service.in_thread(lambda: _read(name, raw, llm))
         except ClientLeft:
             return
         except Exception as error:

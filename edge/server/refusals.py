@@ -11,6 +11,8 @@ import secrets
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from edge.wire.errors import Code, ErrorAnswer
+
 TOO_MANY_S = 1  # when to come back, if no connection is free: they are short, but for answers
 
 
@@ -19,15 +21,13 @@ class Refusal:
     """Why a connection is closed without its request having been looked at."""
 
     status: HTTPStatus
-    code: str
+    code: Code
     message: str
     retry_after_s: int | None = None
 
     def to_bytes(self) -> bytes:
         """Return the whole answer."""
-        kind = "server_error" if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
-        error = {"message": self.message, "type": kind, "param": None, "code": self.code}
-        body = json.dumps({"error": error}).encode()
+        body = json.dumps(ErrorAnswer(self.status, self.message, self.code).to_dict()).encode()
         lines = [
             f"HTTP/1.1 {self.status.value} {self.status.phrase}",
             "content-type: application/json",

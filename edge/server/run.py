@@ -62,14 +62,9 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_server(app: ASGIApp, service: Service, bound: socket.socket, notifier: Notifier) -> ModelServer:
-    """Return a server whose `serve` can be run in an event loop of any thread."""
-    return ModelServer(app, service, bound, notifier)
-
-
 def serve(app: ASGIApp, service: Service, bound: socket.socket, notifier: Notifier) -> None:
     """Serve until a signal comes. Raises what loading the model raises."""
-    server = make_server(app, service, bound, notifier)
+    server = ModelServer(app, service, bound, notifier)
     server.run([server.listener])
     if server.failure is not None:
         raise server.failure
@@ -81,7 +76,7 @@ def serve(app: ASGIApp, service: Service, bound: socket.socket, notifier: Notifi
 
 
 class ModelServer(uvicorn.Server):
-    """uvicorn's server with our signals, which also loads the model."""
+    """uvicorn's server with our signals, which also loads the model. Its `run` works in any thread."""
 
     def __init__(self, app: ASGIApp, service: Service, bound: socket.socket, notifier: Notifier) -> None:
         settings = service.settings

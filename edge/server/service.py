@@ -5,6 +5,7 @@ In: a function that opens a model. Out: the model, for requests that are let in.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 import threading
@@ -13,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, TypeVar
 
 import edge
 from edge.runtime.llm import LLM
@@ -22,6 +23,7 @@ from edge.server.errors import RETRY_S
 from edge.server.settings import ServerSettings
 from edge.wire.errors import NOT_FOUND, TOO_MANY, UNAVAILABLE, RequestError
 
+T = TypeVar("T")
 State = Literal["loading", "ready", "stopping"]
 Stage = Callable[[str, float], None]  # what is being done, and which share of loading is done
 THREADS = 4  # that read bodies, render and encode; all else runs in the event loop
@@ -137,12 +139,20 @@ class Service:
         """Raise RequestError for a model that this server does not have."""
         names = self.settings.names
         if name is not None and name not in names and not self.settings.any_model:
-            raise RequestError(
-                f"the model {name[:200]!r} does not exist; this server has {names[0]!r}",
-                code="model_not_found",
-                param="model",
-                status=NOT_FOUND,
-            )
+            raise self.no_model(name)
+
+    def no_model(self, name: str) -> RequestError:
+        """Return the error for a name that no model here has."""
+        return RequestError(
+            f"the model {name[:200]!r} does not exist; this server has {self.settings.names[0]!r}",
+            code="model_not_found",
+            param="model",
+            status=NOT_FOUND,
+        )
+
+    def in_thread(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Call a function in one of the threads for requests."""
+        return asyncio.get_running_loop().run_in_executor(self.threads, function)
 
     def _check_room(self, llm: LLM) -> None:
         waiting = llm.stats.waiting + self._starting

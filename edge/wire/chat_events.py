@@ -41,6 +41,8 @@ class ChatEvents:
 
     def push(self, index: int, chunk: Chunk) -> Iterator[Event]:
         """Yield what a chunk becomes."""
+        if self._times is not None:
+            self._timings = self._times[index].push(chunk)
         if chunk.prefill is not None and self._settings.progress and not self._begun:
             yield self._event([], prompt_progress=self._progress(chunk.prefill))
         if chunk.text or chunk.calls or (chunk.finish_reason is not None and chunk.finish_reason != "deadline"):
@@ -51,8 +53,6 @@ class ChatEvents:
             more["logprobs"] = chat_logprobs(entries, self._tokenizer)
         if self._settings.token_ids and chunk.token_ids:
             more["token_ids"] = list(chunk.token_ids)
-        if self._times is not None:
-            self._timings = self._times[index].push(chunk)
         if chunk.text or (more and not chunk.calls):
             yield self._choice(index, {"content": chunk.text} if chunk.text else {}, more)
             more = {}

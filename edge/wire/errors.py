@@ -42,6 +42,8 @@ Code = Literal[
     "request_too_large",
     "unsupported_media_type",
     "headers_too_large",
+    "invalid_http",
+    "unsupported_upgrade",
     "queue_full",
     "deadline_exceeded",
     "cache_full",

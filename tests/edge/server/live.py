@@ -20,7 +20,7 @@ from urllib.request import Request, urlopen
 from edge.runtime.llm import LLM
 from edge.server.app import make_app
 from edge.server.metrics import Metrics
-from edge.server.run import bind, make_server, url_of
+from edge.server.run import ModelServer, bind, url_of
 from edge.server.service import Service, Stage
 from edge.server.settings import ServerSettings
 from edge.server.systemd import Notifier
@@ -128,7 +128,7 @@ def running(open_model: Callable[[Stage], LLM], **settings: Any) -> Iterator[Run
     service = Service(open_model, chosen)
     bound = bind(chosen)
     url = url_of(bound)
-    server = make_server(make_app(service, Metrics(), {}), service, bound, Notifier({}))
+    server = ModelServer(make_app(service, Metrics(), {}), service, bound, Notifier({}))
     thread = threading.Thread(target=server.run, args=([server.listener],), daemon=True)
     thread.start()
     try:
