@@ -33,7 +33,7 @@ from edge.server.service import Service
 from edge.server.sse import EventStream
 from edge.wire.answers import Head
 from edge.wire.body import read_body as read_json
-from edge.wire.errors import INTERNAL, UNAVAILABLE, ErrorAnswer, RequestError, error_answer
+from edge.wire.errors import INTERNAL, UNAVAILABLE, RequestError, error_answer
 from edge.wire.request import WireRequest
 
 Started = tuple[WireRequest, list[Stream]]
@@ -48,14 +48,14 @@ class Post:
     path: str
     request_type: type[WireRequest]
     id_prefix: str
-    error_body: ErrorBody = ErrorAnswer.to_dict
 
 
 class Answering:
     """An ASGI application for one endpoint."""
 
-    def __init__(self, post: Post, service: Service, metrics: Metrics) -> None:
+    def __init__(self, post: Post, service: Service, metrics: Metrics, error_body: ErrorBody) -> None:
         self._post, self._service, self._metrics = post, service, metrics
+        self._error_body = error_body
         self._settings = service.settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +70,7 @@ class Answering:
         except Exception as error:
             told = error_answer(error)
             outcome = "error" if told.status >= INTERNAL else "refused"
-            await error_response(told, self._post.error_body)(scope, receive, send)
+            await error_response(told, self._error_body)(scope, receive, send)
         finally:
             self._metrics.ended(self._post.path, outcome)
             ms = (time.perf_counter() - started) * 1000

@@ -37,11 +37,11 @@ POSTS = (
     Post("/v1/chat/completions", ChatRequest, "chatcmpl-"),
     Post("/v1/completions", CompletionRequest, "cmpl-"),
     Post("/v1/responses", ResponsesRequest, "resp_"),
-    Post("/v1/messages", AnthropicRequest, "msg_", anthropic_error_body),
+    Post("/v1/messages", AnthropicRequest, "msg_"),
 )
 CALLS: tuple[Call, ...] = (
     Call("/page/forget", forget),
-    Call("/v1/messages/count_tokens", count_tokens, anthropic_error_body),
+    Call("/v1/messages/count_tokens", count_tokens),
     Call("/tokenize", tokenize),
     Call("/detokenize", detokenize),
 )
@@ -54,7 +54,7 @@ def make_app(service: Service, metrics: Metrics, page_config: JsonBody) -> ASGIA
     """Return the whole application, with its guard."""
     metrics.watch(lambda: service.llm if service.state == "ready" else None)
     gets = Gets(service, metrics, page_config)
-    answerers = {post.path: Answering(post, service, metrics) for post in POSTS}
+    answerers = {post.path: Answering(post, service, metrics, _error_body_of(post.path)) for post in POSTS}
     routes = [
         Route("/", _page_file("index.html")),
         Route("/web/{name:path}", _web()),

@@ -1,6 +1,6 @@
 """What is answered without computing: health, models, figures, the page and its files.
 
-In: a service. Out: responses. Knows nothing about prompts.
+In: a service. Out: responses; what cannot be answered is raised, and the guard answers it. Knows nothing about prompts.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from edge.runtime.llm import LLM
 from edge.runtime.machine import rss_bytes
 from edge.runtime.tools.declared import JsonObject
 from edge.server.body import BYTES, read_body
-from edge.server.errors import RETRY_S, ErrorBody, response_of
-from edge.server.leaving import ClientLeft
+from edge.server.errors import RETRY_S
 from edge.server.metrics import Metrics
 from edge.server.service import Service
 from edge.wire.answers import JsonBody
 from edge.wire.body import read_body as read_json
-from edge.wire.errors import UNAVAILABLE, ErrorAnswer, RequestError
+from edge.wire.errors import UNAVAILABLE, RequestError
 from edge.wire.tokenizing import tokenizer_info
 
 _MAX_NAME = 255
@@ -138,7 +137,6 @@ class Call:
 
     path: str
     function: Callable[[JsonObject, LLM], JsonBody]
-    error_body: ErrorBody = ErrorAnswer.to_dict
 
 
 class Calling:
@@ -150,17 +148,11 @@ class Calling:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         settings = self._service.settings
-        try:
-            raw = await read_body(
-                Headers(scope=scope), receive, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
-            )
-            llm = self._service.llm
-            body = await self._service.in_thread(lambda: self._call.function(read_json(raw), llm))
-        except ClientLeft:
-            return
-        except Exception as error:
-            await response_of(error, self._call.error_body)(scope, receive, send)
-            return
+        raw = await read_body(
+            Headers(scope=scope), receive, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
+        )
+        llm = self._service.llm
+        body = await self._service.in_thread(lambda: self._call.function(read_json(raw), llm))
         await JSONResponse(body)(scope, receive, send)
 
 
@@ -174,27 +166,21 @@ class ReadDocument:
         """Answer one request."""
         settings, request = self._service.settings, Request(scope)
         name = request.query_params.get("name", "")
-        try:
-            if not name or len(name) > _MAX_NAME:
-                raise RequestError(
-                    "name is missing or too long; send the file's name as ?name=report.pdf",
-                    code="missing_required_parameter",
-                    param="name",
-                )
-            raw = await read_body(
-                Headers(scope=scope),
-                receive,
-                max_bytes=settings.max_document_bytes,
-                timeout_s=settings.body_timeout_s,
-                content_type=BYTES,
+        if not name or len(name) > _MAX_NAME:
+            raise RequestError(
+                "name is missing or too long; send the file's name as ?name=report.pdf",
+                code="missing_required_parameter",
+                param="name",
             )
-            llm = self._service.llm
-            body = await self._service.in_thread(lambda: _read(name, raw, llm))
-        except ClientLeft:
-            return
-        except Exception as error:
-            await response_of(error)(scope, receive, send)
-            return
+        raw = await read_body(
+            Headers(scope=scope),
+            receive,
+            max_bytes=settings.max_document_bytes,
+            timeout_s=settings.body_timeout_s,
+            content_type=BYTES,
+        )
+        llm = self._service.llm
+        body = await self._service.in_thread(lambda: _read(name, raw, llm))
         await JSONResponse(body)(scope, receive, send)
 
 

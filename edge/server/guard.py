@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edge.runtime.errors import shown
 from edge.server.errors import ErrorBody, response_of
 from edge.server.keys import Keys
+from edge.server.leaving import ClientLeft
 from edge.server.refusals import new_request_id
 from edge.server.settings import LOOPBACK, ServerSettings
 from edge.wire.errors import FORBIDDEN, UNAUTHORIZED, RequestError
@@ -92,6 +93,8 @@ class Guard:
             return
         try:
             await self._app(scope, receive, send_marked)
+        except ClientLeft:
+            return
         except Exception as error:
             if started:  # what was sent cannot be taken back: the connection ends in the middle
                 raise
