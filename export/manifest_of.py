@@ -12,6 +12,7 @@ from pathlib import Path
 from edge.export.assignment import Assignments
 from edge.export.text.corpus import Corpus
 from edge.runtime import bundle
+from edge.runtime.files import real_path
 from edge.runtime.manifest import SCHEMA_VERSION, FileRecord, Manifest, StageCheck
 from edge.runtime.spec import ModelSpec
 
@@ -52,7 +53,7 @@ def make_manifest(
         golden_kld=golden_kld,
         warnings=warnings,
         decisions=decisions,
-        adapter="" if adapter is None else adapter.resolve().name,
+        adapter="" if adapter is None else real_path(adapter).name,
         calibration="" if calibration is None else f"{calibration.name}, sha256 {calibration.sha256}",
         checks=checks,
         tensors={name: assigned.record() for name, assigned in assignments.items()},

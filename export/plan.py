@@ -30,7 +30,7 @@ from edge.export.weights.rotation import RotatedWeights
 from edge.export.weights.source import Weights, WeightSource
 from edge.runtime import bundle
 from edge.runtime.errors import SettingsError
-from edge.runtime.files import sha256_of
+from edge.runtime.files import real_path, sha256_of
 from edge.runtime.spec import ModelSpec
 
 VERSIONED = ("edgeglm", "openvino", "nncf", "numpy")
@@ -83,7 +83,7 @@ class Plan:
     @property
     def key(self) -> str:
         """Same key, same bytes. Files are identified by size and time: hashing 19 GB first would take too long."""
-        stats = [(str(path.resolve()), path.stat()) for path in self.source_files]
+        stats = [(str(real_path(path)), path.stat()) for path in self.source_files]
         files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
         text_sha256 = None if self.calibration is None else self.calibration.sha256
         choices = [asdict(self.spec), asdict(self.recipe), text_sha256, self.format, versions(self.format)]
@@ -167,7 +167,7 @@ def _opened(checkpoint: Checkpoint, settings: ExportSettings) -> tuple[Weights, 
 
 def source_name(source: str | Path) -> str:
     """What a manifest calls a source: a hub id, or the name of a file or folder."""
-    return Path(source).resolve().name if Path(source).exists() else str(source)
+    return real_path(source).name if Path(source).exists() else str(source)
 
 
 def versions(format: Format) -> dict[str, str]:

@@ -29,6 +29,7 @@ from edge.profiles.likelihood import Query, Trunk, score
 from edge.profiles.machine_record import MachineRecord, machine_record, versions_record
 from edge.profiles.settings import NEEDLE_DEPTHS, NEEDLE_SEED
 from edge.runtime.errors import ContextLengthError, SettingsError
+from edge.runtime.files import real_path
 from edge.runtime.llm import LLM
 from edge.runtime.markup import MarkedText
 from edge.runtime.tokenizer import Tokenizer
@@ -149,7 +150,7 @@ def run(
             progress(len(cells), len(prompts))
     manifest = llm.bundle.manifest
     return NeedleResult(
-        bundle=llm.bundle.path.resolve().name,
+        bundle=real_path(llm.bundle.path).name,
         recipe=manifest.recipe,
         engine=llm.engine.info.name,
         kv_cache=llm.engine.info.kv_precision,

@@ -62,6 +62,17 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """Return an absolute path without links; unlike `Path.resolve`, not an error for a loop of links or a zero byte.
+
+    Such a path is returned as far as it leads. Opening it tells what is wrong.
+    """
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError):
+        return Path(path).absolute()
+
+
 def shown_path(path: object) -> str:
     """Return a path as a message names it: unprintable characters escaped, and cut if it is very long."""
     text = str(path)

@@ -13,10 +13,9 @@ LONGEST = 350  # lines of a file of the package
 AT_THE_ROOT = 18  # files of `export/` beside its wings
 FILES = sorted(
     path
-    for part in ("", "batch", "commands", "documents", "export", "profiles", "runtime", "terminal", "tools", "wire")
-    for path in (PACKAGE / part).glob("*.py")
+    for part in ("*.py", "[!erp]*/**/*.py", "export/**/*.py", "runtime/**/*.py", "profiles/**/*.py")
+    for path in PACKAGE.glob(part)
 )
-FILES += sorted(path for part in ("export", "runtime", "tools") for path in (PACKAGE / part).glob("*/**/*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
@@ -27,3 +26,8 @@ def test_a_file_is_one_idea(path: Path) -> None:
 
 def test_the_root_of_export_can_be_taken_in() -> None:
     assert len(list((PACKAGE / "export").glob("*.py"))) <= AT_THE_ROOT
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_paths_of_users_may_be_loops_of_links(path: Path) -> None:
+    assert ".resolve(" not in path.read_text(encoding="utf-8"), "it raises RuntimeError there; use files.real_path"

@@ -29,7 +29,7 @@ from edge.batch.settings import BatchSettings
 from edge.runtime.atomic import name_beside, write_atomically
 from edge.runtime.bundle import MANIFEST
 from edge.runtime.errors import BundleError, OutputError
-from edge.runtime.files import sha256_of, shown_path
+from edge.runtime.files import real_path, sha256_of, shown_path
 from edge.runtime.llm import LLM
 from edge.runtime.locks import hold_now
 
@@ -65,7 +65,7 @@ class Batch:
     """
 
     def __init__(self, requests: Path, out: Path, settings: BatchSettings, *, force: bool = False) -> None:
-        self.out = Path(os.path.realpath(out))
+        self.out = real_path(out)
         self.journal_path = name_beside(self.out, JOURNAL)
         self._settings, self._force = settings, force
         self._stack = ExitStack()
@@ -197,4 +197,4 @@ def _describe(llm: LLM) -> tuple[str, dict[str, str]]:
         bundle = llm.bundle
     except BundleError:
         return info.name, parts
-    return bundle.path.resolve().name, {**parts, "bundle": sha256_of(bundle.path / MANIFEST)}
+    return real_path(bundle.path).name, {**parts, "bundle": sha256_of(bundle.path / MANIFEST)}

@@ -87,12 +87,12 @@ def run(args: argparse.Namespace) -> int:
 def _conversation(args: argparse.Namespace) -> Sequence[Message]:
     """The messages of --load; also looks at the place of --save. Raises PromptError and OutputError."""
     from edge.runtime.errors import OutputError
-    from edge.runtime.files import shown_path
+    from edge.runtime.files import real_path, shown_path
     from edge.terminal.conversation_file import check_place, read_conversation
 
     loaded = () if args.load is None else read_conversation(Path(args.load))
     if args.save is not None:
-        same = args.load is not None and Path(args.load).resolve() == Path(args.save).resolve()
+        same = args.load is not None and real_path(args.load) == real_path(args.save)
         if check_place(Path(args.save)) and not same:
             raise OutputError(
                 f"{shown_path(args.save)} is a saved conversation; continue it with --load, or name another file"

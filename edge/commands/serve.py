@@ -106,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace) -> ServerSettings:
     from edge.runtime.errors import SettingsError
+    from edge.runtime.files import real_path
     from edge.server.keys import check_keys, read_keys
     from edge.server.settings import ServerSettings
 
@@ -117,7 +118,7 @@ def _settings(args: argparse.Namespace) -> ServerSettings:
     check_keys(keys)
     names = [name.strip() for alias in args.alias for name in alias.split(",") if name.strip()]
     folder = Path(args.bundle)
-    names = names or [folder.resolve().name]
+    names = names or [real_path(folder).name]
     known = {spec.name for spec in fields(ServerSettings)} - {"names", "keys"}
     given = {name: getattr(args, name) for name in known if getattr(args, name, None) is not None}
     settings = ServerSettings(**given, names=tuple(dict.fromkeys([*names, folder.name, args.bundle])), keys=keys)

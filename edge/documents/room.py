@@ -16,6 +16,7 @@ from edge.documents.document import JOINT, Document, heading
 from edge.documents.reader import open_document, printable_name
 from edge.documents.source import Part
 from edge.runtime.errors import ContextLengthError
+from edge.runtime.files import real_path
 
 if TYPE_CHECKING:
     from edge.runtime.llm import LLM
@@ -74,7 +75,7 @@ def distinct(paths: Sequence[str | Path]) -> dict[Path, str]:
     """Return each file once, in order, with a name of its own: the file name, and as many folders as tell it apart."""
     files: dict[Path, Path] = {}  # where a path leads -> the path as it was given first
     for path in map(Path, paths):
-        files.setdefault(_real(path), path)
+        files.setdefault(real_path(path), path)
     names: dict[Path, str] = {}
     for real, given in files.items():
         depth = 1
@@ -86,10 +87,3 @@ def distinct(paths: Sequence[str | Path]) -> dict[Path, str]:
             depth += 1
         names[given] = printable_name("/".join((*real.parts[max(len(real.parts) - depth, 1) : -1], given.name)))
     return names
-
-
-def _real(path: Path) -> Path:
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError, ValueError):  # a loop of links, a zero byte: opening it will say so
-        return path.absolute()

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from edge.runtime.atomic import write_atomically
 from edge.runtime.errors import OutputError, shown
-from edge.runtime.files import shown_path
+from edge.runtime.files import real_path, shown_path
 
 _SYSTEM = ("lost+found",)  # what a file system keeps in its root folder
 _NEW = ".edgeglm-new-"
@@ -30,7 +30,7 @@ _READABLE, _READ_BY_ALL = 0o755, 0o644
 
 def check_place(folder: Path) -> Path:
     """Return the folder as an absolute path without links. Raises OutputError where none can be made."""
-    place = Path(os.path.realpath(folder))
+    place = real_path(folder)
     try:
         if place.is_symlink():
             raise OutputError(f"{shown_path(folder)} is a link that leads to itself; name another folder")

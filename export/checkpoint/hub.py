@@ -14,6 +14,7 @@ from edge.export.checkpoint.hub_repository import Repository, reason
 from edge.export.checkpoint.safetensors import INDEX, read_index
 from edge.export.checkpoint.sources import HUB_ID
 from edge.runtime.errors import CheckpointError
+from edge.runtime.files import real_path
 
 _BESIDE_WEIGHTS = (
     "config.json",
@@ -118,7 +119,7 @@ def _shards(index: Path) -> list[str]:
     try:
         return sorted(set(read_index(index).values()))
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; delete {index.resolve()} and retry") from error
+        raise CheckpointError(f"{error}; delete {real_path(index)} and retry") from error
 
 
 def _some(names: list[str]) -> str:

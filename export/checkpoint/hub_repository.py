@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.runtime.errors import CheckpointError, telling_line
+from edge.runtime.files import real_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ class Repository:
         if size is not None and path.stat().st_size != size:
             raise CheckpointError(
                 f"{self._source}: {path.name} is {path.stat().st_size:,} bytes in the cache, the hub lists {size:,}; "
-                f"delete {path.resolve()} and retry"
+                f"delete {real_path(path)} and retry"
             )
 
     def _explain(self, error: Exception) -> CheckpointError:

@@ -229,7 +229,10 @@ class OpenVINOPagedEngine:
         self._ending = False
         try:
             self._request.start_async()
-            self._request.wait()
+            try:
+                self._request.wait()
+            finally:  # whatever ended the wait: the run still reads inputs that are about to be freed
+                self._request.wait()
         except RuntimeError as error:
             self._request = self._model = None  # the state that the plugin keeps of this run cannot be trusted
             if self._ending:

@@ -224,6 +224,35 @@ def test_openvino_is_compiled_anew_after_a_failed_run(int4_bundle: Path) -> None
     assert engine._model is not compiled
 
 
+class _FailsBeforeItWaits:
+    """A request whose run is under way while the step that began it ends."""
+
+    def __init__(self, request: Any) -> None:
+        self._real = request
+        self._times = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def wait(self) -> None:
+        self._times += 1
+        if self._times == 1:
+            raise MemoryError
+        self._real.wait()
+
+
+def test_openvino_does_not_ask_a_request_that_still_runs(demo_bundle: Path) -> None:
+    with load(demo_bundle, engine="openvino", max_context=2048) as llm:
+        engine: Any = llm.engine
+        prompt = [7, 9, 11] * 300  # takes long enough to be running when the next step comes
+        expected = llm.generate(prompt, max_new_tokens=4).answer().token_ids
+        llm.clear_cache()
+        engine._request = _FailsBeforeItWaits(engine._request)
+        with pytest.raises(GenerationError, match="MemoryError"):
+            llm.generate(prompt, max_new_tokens=4).answer()
+        assert llm.generate(prompt, max_new_tokens=4).answer().token_ids == expected
+
+
 def test_the_process_ends_under_a_running_step(demo_bundle: Path, engine: str) -> None:
     """Neither a crash nor a wait: the step is told to end."""
     script = (

@@ -17,6 +17,7 @@ from edge.documents import read_document
 from edge.documents.reader import printable_name
 from edge.runtime.errors import DocumentError, ToolError, in_words, shown
 from edge.runtime.extras import missing_packages_named
+from edge.runtime.files import real_path
 from edge.runtime.rules import Settings, Whole, setting
 from edge.tools.browser.words import lone, terms
 
@@ -131,7 +132,7 @@ class Library:
         if stamp[1] > self._limits.file_bytes:
             self.unread[name] = f"it has {stamp[1]:,} bytes, at most {self._limits.file_bytes:,} are read"
             return 0
-        if path.resolve() != path:  # a folder became a link meanwhile
+        if real_path(path) != path:  # a folder became a link meanwhile
             self.unread[name] = "it leads out of the folder"
             return 0
         too_long = False

@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from edge.runtime.errors import SettingsError, ToolError, in_words, shown
+from edge.runtime.files import real_path
 from edge.runtime.rules import FilePath, Whole, check_value
 from edge.tools.browser.actions import Action, Click, Open, Search, from_arguments
 from edge.tools.browser.library import Library, LibraryLimits, Page, Passage
@@ -64,7 +65,7 @@ class Browser:
         if limits is not None and not isinstance(limits, LibraryLimits):
             raise SettingsError(f"limits is {shown(limits)}, expected a LibraryLimits", param="limits")
         self._page_characters: int = check_value("page_characters", Whole(_LEAST, 1 << 20), page_characters)
-        self._library = Library(path.resolve(), limits or LibraryLimits())
+        self._library = Library(real_path(path), limits or LibraryLimits())
         self._lock = threading.Lock()
         self._results: list[Passage] = []
         self._opened: list[tuple[Page, int]] = []

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge.runtime.errors import ToolError, in_words, shown
+from edge.runtime.files import real_path
 from edge.tools.python.limits import Limits
 from edge.tools.python.syscalls import supported
 
@@ -89,7 +90,7 @@ def _shown_files() -> Iterator[str]:
             yield from ("--ro-bind", str(path), str(path))
     for device in _DEVICES:
         yield from ("--dev-bind", f"/dev/{device}", f"/dev/{device}")
-    program = Path(sys.executable).resolve()
+    program = real_path(sys.executable)
     prefixes = dict.fromkeys((*map(Path, (sys.base_prefix, sys.prefix)), program.parent.parent))
     for prefix in prefixes:
         for part in ("bin", "lib", "lib64", "pyvenv.cfg"):

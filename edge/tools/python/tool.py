@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.runtime.errors import SettingsError, ToolError, shown
+from edge.runtime.files import real_path
 from edge.runtime.rules import FilePath, check_value
 from edge.tools.python.limits import Limits
 from edge.tools.python.process import Interpreter, Outcome
@@ -63,7 +64,7 @@ def _checked_folder(folder: str | PathLike[str]) -> Path:
     path: Path = check_value("folder", FilePath(), folder)
     if not path.is_dir():
         raise SettingsError(f"folder is {shown(str(path))}, expected a folder that exists", param="folder")
-    path, home = path.resolve(), Path("~").expanduser().resolve()
+    path, home = real_path(path), real_path(Path("~").expanduser())
     if path == Path(path.anchor) or path == home or path in home.parents:
         raise SettingsError(
             f"folder is {shown(str(path))}, which holds more than a model should change; give a folder inside it",
