@@ -52,7 +52,8 @@ def load(
     Raises BundleError, DeviceError, MissingPackageError, TokenizerError, DraftStoreError, and SettingsError for a
     keyword that is unknown, of the wrong type or outside its range.
     """
-    folder = find_bundle(bundle) if isinstance(bundle, str) else check_value("bundle", FilePath(), bundle)
+    folder = check_value("bundle", FilePath(), bundle)
+    settings = engine_settings(device, **options)
     store = None if draft_store is None else check_value("draft_store", FilePath(), draft_store)
     if speculation is None or speculation is False:
         chosen = None
@@ -69,7 +70,7 @@ def load(
         raise SettingsError(
             "draft_store is what speculation drafts from; give speculation=True too", param="draft_store"
         )
-    return LLM(folder, engine_settings(device, **options), chosen, store)
+    return LLM(find_bundle(bundle) if isinstance(bundle, str) else folder, settings, chosen, store)
 
 
 def scripted_llm(

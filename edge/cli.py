@@ -146,7 +146,7 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> in
         raise
     with _logging_to_stderr(getattr(args, "log_level", None)), missing_packages_named(NEEDED.get(args.verb)):
         try:
-            bundles.resolve(args)
+            bundles.find(args)
             code: int = args.run(args)
             return code
         except EdgeError as error:

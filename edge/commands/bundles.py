@@ -14,7 +14,7 @@ REMEMBERED = ("run", "chat", "serve")  # verbs that use a bundle for what it is 
 DOING = {"chat": "chatting with", "serve": "serving"}
 
 
-def resolve(args: argparse.Namespace) -> None:
+def find(args: argparse.Namespace) -> None:
     """Turn a name into a folder. Raises BundleError where there is none, and SettingsError."""
     from edge.models.find import find_bundle, name_of
     from edge.models.recent import choose, remember

@@ -29,7 +29,8 @@ def settle(args: argparse.Namespace) -> None:
     args.called = name_of(path) or args.out
     if path != Path(args.out):
         args.out = str(path)
-        print(f"edge: making {args.called} in {path.parent}", file=sys.stderr)
+        if sys.stderr.isatty():  # the last line of an export says it, too
+            print(f"edge: making {args.called} in {path.parent}", file=sys.stderr)
 
 
 def _made_up(args: argparse.Namespace) -> str:
