@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
 
-from edge.commands import kinds, streams
+from edge.commands import bundles, kinds, streams
 from edge.commands.help import first_line, sections
 from edge.runtime.errors import EdgeError, shown, telling_line
 from edge.runtime.extras import install_command, missing_packages_named
@@ -146,6 +146,7 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> in
         raise
     with _logging_to_stderr(getattr(args, "log_level", None)), missing_packages_named(NEEDED.get(args.verb)):
         try:
+            bundles.find(args)
             code: int = args.run(args)
             return code
         except EdgeError as error:

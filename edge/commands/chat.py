@@ -45,7 +45,7 @@ USUAL_POLICY: ContextPolicy = "drop-oldest"  # somebody who types sees what is s
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_bundle(parser)
+    options.add_bundle(parser, may_be_missing=True)
     group = parser.add_argument_group("conversation")
     group.add_argument("--load", metavar="FILE", help="continue a saved conversation, or another JSON list of messages")
     group.add_argument(
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         chosen["expected_prompt_tokens"] = tokens
     with opened_tools(args) as tools:
         if sys.stdin.isatty():
-            print(f"loading {args.bundle} ...", file=sys.stderr, flush=True)
+            print(f"loading {args.called} ...", file=sys.stderr, flush=True)
         with load(args.bundle, **options.reuse_settings(args, chosen)) as llm:
             options.prepare(llm, args)
             return _talk(args, llm, system, settings, loaded, tools)

@@ -21,9 +21,14 @@ BYTES_PER_TOKEN = 4  # of English and Chinese alike, roughly
 Keywords = dict[str, Any]  # as the command line gives them; the settings classes check each value
 
 
-def add_bundle(parser: argparse.ArgumentParser) -> None:
-    """The bundle that a verb works on."""
-    parser.add_argument("bundle", metavar="BUNDLE", help="a folder made by `edge export`")
+BUNDLE_HELP = "a bundle that `edge export` made: its name, as in `edge list`, or its folder"
+
+
+def add_bundle(parser: argparse.ArgumentParser, *, may_be_missing: bool = False) -> None:
+    """The bundle that a verb works on; cli.py turns a name into a folder. may_be_missing: then it is the last used."""
+    text = told(BUNDLE_HELP, "the one used last, or the only one") if may_be_missing else BUNDLE_HELP
+    bundle = parser.add_argument("bundle", metavar="BUNDLE", help=text)
+    bundle.required = not may_be_missing  # nargs="?" would not find it after an option, in Python 3.11
 
 
 def add_json(parser: argparse._ActionsContainer) -> None:

@@ -36,7 +36,7 @@ KEY_VARIABLE = "EDGE_API_KEY"  # for containers, whose secrets come in variables
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from edge.server.settings import ServerSettings
 
-    options.add_bundle(parser)
+    options.add_bundle(parser, may_be_missing=True)
     where = parser.add_argument_group("where to listen")
     _add(where, "--host", "host", metavar="ADDRESS")
     _add(where, "--port", "port", type=int, metavar="N")
