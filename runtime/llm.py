@@ -143,7 +143,9 @@ class LLM(Rendering):
             self.engine, drafts.cost, lambda request: drafts.remember(request.ids, request.num_prompt_tokens)
         )
         self._runner = Runner(self._scheduler)
-        self.prefixes = Prefixes(self.engine, self._scheduler, self._runner, self._identity, self._computed)
+        self.prefixes = Prefixes(
+            self.engine, self._scheduler, self._runner, self._identity, self._computed, self.system_prefix
+        )
 
     def __repr__(self) -> str:
         info, name = self.engine.info, "" if self._bundle is None else f"{self._bundle.path.name}: "

@@ -4,7 +4,7 @@ In: a header; later, a path. Out: the bytes before the payload; later, the heade
 begins. Knows nothing about caches: here, an array is a type and a shape. A damaged or foreign file is refused with the
 reason.
 
-One file, little-endian, readable by its owner only:
+One file, little-endian, readable by everybody whom the umask of its writer lets read:
 
     lead     magic, version, length of the header; sha256 of these and the header
     header   JSON: identity, system message, block size, key of every token, type and shape of every array, bytes and
