@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edge.runtime.errors import OutputError, SnapshotError, shown
-from edge.runtime.files import shown_path
+from edge.runtime.files import is_blank, shown_path
 from edge.runtime.json_reader import parse_json
 
 _MAGIC = b"EDGEKVPX"
@@ -177,9 +177,10 @@ def check_replaceable(path: Path) -> None:
     try:
         with path.open("rb") as file:
             found = file.read(len(_MAGIC))
+        blank = not any(found) and is_blank(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be read ({error.strerror}); name another file") from error
-    if found and found != _MAGIC:
+    if not blank and found != _MAGIC:
         raise OutputError(f"{path} exists and is not a prefix file; move it away, or name another file")
 
 
