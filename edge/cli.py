@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from edge.commands import bundles, kinds, streams
 from edge.commands.help import first_line, sections
+from edge.commands.noticing import notices_printed
 from edge.runtime.errors import EdgeError, shown, telling_line
 from edge.runtime.extras import install_command, missing_packages_named
 from edge.runtime.terminal_text import visible
@@ -144,7 +145,11 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> in
     except SystemExit:  # --help and --version have printed
         sys.stdout.flush()
         raise
-    with _logging_to_stderr(getattr(args, "log_level", None)), missing_packages_named(NEEDED.get(args.verb)):
+    with (
+        _logging_to_stderr(getattr(args, "log_level", None)),
+        missing_packages_named(NEEDED.get(args.verb)),
+        notices_printed(),
+    ):
         try:
             bundles.find(args)
             code: int = args.run(args)
