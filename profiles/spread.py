@@ -30,7 +30,7 @@ def spread(samples: Sequence[float]) -> float | None:
 
 def with_spread(value: float, distance: float | None, digits: int) -> str:
     """`132.2 ± 0.6`, or the value alone where the spread is not known."""
-    return f"{value:,.{digits}f}" + ("" if distance is None else f" ± {distance:,.{digits}f}")
+    return f"{value:.{digits}f}" + ("" if distance is None else f" ± {distance:.{digits}f}")
 
 
 def is_noisy(value: float, distance: float | None) -> bool:
