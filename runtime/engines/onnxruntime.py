@@ -44,13 +44,14 @@ from edge.runtime.graph_names import (
 )
 from edge.runtime.kv.memory import CAN_ADVISE, NoMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
-from edge.runtime.machine import family_of, physical_cores
+from edge.runtime.machine import family_of, logical_processors, physical_cores
 from edge.runtime.settings import CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
 
 MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized supports 8 bits; 1.22.1 refuses the graph
 CACHE_TYPES: dict[CachePrecision, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}  # any width
 PREFILL_CHUNK = 128  # tokens; with 512, a prefill is not faster, and every part keeps four times the memory
+CHOSEN_BY_ORT = 0  # threads
 MAX_SLOTS = 16  # sequences kept at once; an unused slot takes no memory
 
 
@@ -58,7 +59,8 @@ class OnnxRuntimeEngine:
     """The sessions of a graph, and the KV buffers of several sequences. Raises BundleError, DeviceError, SettingsError.
 
     Defaults: activations are rounded to int8 if the weights have 4 bits, and the cache has 32 bits (the figures are in
-    docs/findings.md); there is one thread for each physical core that the process may use.
+    docs/findings.md); there is one thread for each physical core that the process may use, or onnxruntime's own choice
+    where these are not known.
 
     Rows are computed in pairs, and one left over by a kernel that rounds differently. `reproducible` pads to pairs:
     results are then bit-equal however tokens are cut into steps.
@@ -78,8 +80,8 @@ class OnnxRuntimeEngine:
         paths = bundle.onnx_parts(kernels)
         if not paths:
             raise BundleError(f"{bundle.path}: {kernels.part(0)} is missing; {COPY_AGAIN}")
-        with ThreadPoolExecutor(threads, "load") as loaders:
-            self._parts = list(loaders.map(lambda path: SessionPart(path, threads), paths))
+        with ThreadPoolExecutor(threads or logical_processors(), "load") as loaders:
+            self._parts = list(loaders.map(lambda path: SessionPart(path, threads or CHOSEN_BY_ORT), paths))
         check_parts([part.session for part in self._parts], paths, spec, float16_cache=kernels.float16_cache)
         self._positions, self._ones = np.arange(length), np.ones((1, length), np.int64)
         self._tables: tuple[Array, ...] = _rotary_tables(spec, length, kind)
