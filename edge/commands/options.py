@@ -65,7 +65,9 @@ def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
         type=kinds.gigabytes,
         dest="kv_cache_bytes",
         metavar="GB",
-        help=told("upper bound of the KV cache", f"{usual(EngineSettings, 'kv_cache_bytes') / 1e9:.3g}"),
+        help=told(
+            "upper bound of the KV cache, like 2.1 or 2100MB", f"{usual(EngineSettings, 'kv_cache_bytes') / 1e9:.3g}"
+        ),
     )
     budget.add_argument(
         "--kv-cache-share", type=float, metavar="SHARE", help="the same bound as a share of the free memory, like 0.5"
