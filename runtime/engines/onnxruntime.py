@@ -19,6 +19,7 @@ import onnxruntime as ort
 
 from edge.runtime.arrays import Array, Ids, Logits
 from edge.runtime.bundle import Bundle, OnnxKernels
+from edge.runtime.engines.devices import device_here
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
 from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.engines.onnx_graph import check_parts
@@ -250,6 +251,7 @@ def _check_version() -> None:
 def _check_settings(settings: EngineSettings) -> None:
     if family_of(settings.device) != "CPU":
         raise DeviceError(f"device {shown(settings.device)}: the onnx engine runs on the CPU; use --engine openvino")
+    device_here(settings.device, ["CPU"])
     if settings.inference_precision not in (None, "f32"):
         raise SettingsError(f"inference_precision is {settings.inference_precision}, the onnx engine has f32")
     if settings.kv_precision not in (None, *CACHE_TYPES):
