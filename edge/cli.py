@@ -52,8 +52,16 @@ VERBS = (
     "verify",
     "devices",
 )
-# Verb -> the extra that it needs as a whole.
-NEEDED = {"demo": "export", "export": "export", "serve": "server", "profile": "profile", "recipes": "export"}
+# Verb, or verb and action -> the extra that it needs as a whole.
+NEEDED = {
+    "demo": "export",
+    "export": "export",
+    "serve": "server",
+    "profile run": "profile",
+    "profile compare": "plots",
+    "profile report": "plots",
+    "needle": "plots",
+}
 PATHS = ("BUNDLE", "DIR", "FILE", "OUT", "PATH", "SOURCE")  # metavars of what names a file or folder
 ASKED = "_ARGCOMPLETE"  # a variable of the environment that argcomplete's shell code sets
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -144,7 +152,8 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> in
     except SystemExit:  # --help and --version have printed
         sys.stdout.flush()
         raise
-    with _logging_to_stderr(getattr(args, "log_level", None)), missing_packages_named(NEEDED.get(args.verb)):
+    needed = NEEDED.get(" ".join(filter(None, (args.verb, getattr(args, "action", None)))))
+    with _logging_to_stderr(getattr(args, "log_level", None)), missing_packages_named(needed):
         try:
             code: int = args.run(args)
             return code
