@@ -165,9 +165,9 @@ ONE_LINE = [
     ("ml_dtypes", "edge.cli export {1} {2}/b --dry-run", "export"),
     ("openvino", "edge.cli demo {2}/b", "export"),
     ("nncf", "edge.cli profile run a b", "profile"),
-    ("matplotlib", "edge.cli needle a b", "plots"),
-    ("starlette", "edge.cli serve a", "server"),
-    ("bm25s", "edge.cli chat a --docs {2}", "tools"),
+    ("matplotlib", "edge.cli needle ./a b", "plots"),
+    ("starlette", "edge.cli serve ./a", "server"),
+    ("bm25s", "edge.cli chat ./a --docs {2}", "tools"),
     ("lm_eval", "edge.profiles.lm_eval --help", "lm-eval"),
     ("tqdm", "edge.profiles.lm_eval --help", "lm-eval"),
 ]
