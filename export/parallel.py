@@ -24,7 +24,7 @@ def in_parallel(function: Callable[[T], R], pieces: Iterable[T]) -> list[R]:
 
 
 def one_blas_thread() -> AbstractContextManager[object]:
-    """Limit BLAS to one thread for a while. The package is imported here: plans are made, and profiles read, without it."""
+    """Limit BLAS to one thread for a while. Plans are made, and profiles read, without the package for this."""
     from threadpoolctl import threadpool_limits
 
     limit: AbstractContextManager[object] = threadpool_limits(1, "blas")
