@@ -147,8 +147,11 @@ def run(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace, progress: Callable[[Progress], None]) -> Manifest:
     names = [field.name for field in fields(ExportSettings)]
     if args.frontend == "optimum":
-        from edge.export.frontend_optimum.export import export_with_optimum
         from edge.runtime.errors import RecipeError
+        from edge.runtime.extras import missing_packages_named
+
+        with missing_packages_named("optimum"):
+            from edge.export.frontend_optimum.export import export_with_optimum
 
         names = [field.name for field in fields(ExportSettings)]
         if given := [name for name in names if name not in SHARED and getattr(args, name) is not None]:
