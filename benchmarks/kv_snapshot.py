@@ -72,9 +72,7 @@ def first_token(llm: edge.LLM, ids: list[int], path: Path | None) -> tuple[float
     if path is not None:
         llm.prefixes.load(path)
     opened = time.perf_counter()
-    [chunk] = [
-        chunk for chunk in llm.generate(ids, max_new_tokens=1, ignore_stop_ids=True, greedy=True) if chunk.token_ids
-    ]
+    [chunk] = [chunk for chunk in llm.generate(ids, max_new_tokens=1, ignore_stop_ids=True) if chunk.token_ids]
     ended = time.perf_counter()
     return 1000 * (ended - started), 1000 * (opened - started), chunk.token_ids[0]
 

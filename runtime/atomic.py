@@ -5,7 +5,8 @@ In: a path and the bytes of a file, in parts. Out: the file. Knows nothing about
 The bytes go into a new file beside it, `NAME.edgeglm-new`, or `NAME.2.edgeglm-new` while another process is writing the
 same file; the new file then replaces the old one in one step. Readers see either the old file or the new one. If
 several processes write one path, the last to finish wins. The new file is locked, so that a file which a killed process
-left can be told from one that is being written, and removed; no user would choose its name.
+left can be told from one that is being written, and removed; no user would choose its name. Windows does that without a
+lock: it gives each new file a name of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from itertools import count
 from pathlib import Path
 
 from edge.runtime.errors import OutputError
-from edge.runtime.locks import try_lock
+
+if sys.platform != "win32":
+    import fcntl  # filelock would do the same, but a slim install, which has none, writes prefixes, too
 
 _BUFFER_BYTES = 1 << 20
 _NEW = ".edgeglm-new"
@@ -129,8 +132,9 @@ if sys.platform != "win32":
     def _lock(descriptor: int, new: Path, *, without_locks: bool) -> bool:
         """Lock an open file, unless it is locked or lost its name. Returns `without_locks` if there are no locks."""
         try:
-            if not try_lock(descriptor):
-                return False
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
         except OSError:
             return without_locks
         with contextlib.suppress(FileNotFoundError):

@@ -36,7 +36,7 @@ from edge.runtime.rendering import Rendering
 from edge.runtime.request import Request
 from edge.runtime.rules import Whole, check_value
 from edge.runtime.runner import Runner
-from edge.runtime.sampling_defaults import default_sampling
+from edge.runtime.sampling_defaults import recommended_sampling
 from edge.runtime.scheduler import Scheduler, SchedulerStats
 from edge.runtime.settings import (
     EngineSettings,
@@ -83,7 +83,7 @@ class LLM(Rendering):
             settings = replace(settings, reproducible=speculation is not None)
         self._bundle: Bundle | None = bundle
         self._identity = SnapshotIdentity(manifest.model_sha256, manifest.files[bundles.TOKENIZER].sha256, {})
-        self.default_sampling = default_sampling(bundle.text(bundles.GENERATION_CONFIG))
+        self.recommended_sampling = recommended_sampling(bundle.text(bundles.GENERATION_CONFIG))
         self._set_up(
             lambda: open_engine(bundle, settings),
             tokenizer,
@@ -103,12 +103,12 @@ class LLM(Rendering):
         stop_ids: Collection[int] = (),
         speculation: SpeculationSettings | None = None,
         draft_store: str | Path | None = None,
-        default_sampling: Sampling | None = None,
+        recommended_sampling: Sampling | None = None,
     ) -> Self:
         """Make a model without a bundle, from an engine of your own or `edge.ScriptedEngine`. Raises as `LLM` does."""
         self = cls.__new__(cls)
         self._bundle = None
-        self.default_sampling = default_sampling or Sampling()
+        self.recommended_sampling = recommended_sampling or Sampling()
         sha256 = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
         self._identity = SnapshotIdentity(f"engine {engine.info.name}", sha256, {})
         self._set_up(lambda: engine, tokenizer, template, stop_ids, speculation, draft_store)
@@ -290,7 +290,7 @@ class LLM(Rendering):
         return prompt_of(prompt, self.tokenizer, self.encode_chat)
 
     def _settings(self, options: GenerationOptions) -> GenerationSettings:
-        return generation_settings(self.default_sampling, **options)
+        return generation_settings(self.recommended_sampling, **options)
 
     def _submit(
         self, prompt: Prompt, settings: GenerationSettings, reading: Callable[[Request, Runner], AnyStream]

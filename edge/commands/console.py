@@ -1,14 +1,15 @@
-"""What verbs show: sizes, tables, progress bars on stderr, the streamed answer."""
+"""What verbs show: JSON, sizes, tables, progress bars on stderr, the streamed answer."""
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
+
+from edge.commands import tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from edge.export.stages import Progress
     from edge.runtime.chunk import Chunk
 
-NUMBER = re.compile(r"[\d.,]+( [kMG]?B)?")  # with or without a unit of bytes
+print_table = tables.print_table
 
 
 def print_json(value: object) -> None:
@@ -42,15 +43,6 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
-
-
-def print_table(header: list[str], rows: Iterable[Iterable[object]]) -> None:
-    """Aligned columns on stdout; numbers to the right."""
-    table = [header, *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
-    for row in table:
-        cells = (c.rjust(w) if NUMBER.fullmatch(c) else c.ljust(w) for c, w in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
 
 
 def show_answer(chunks: Iterable[Chunk], *, raw: bool = False) -> Chunk | None:

@@ -2,7 +2,8 @@
 
 Clients of OpenAI's API use it by their base URL, http://127.0.0.1:8000/v1; a browser finds a page to talk to the model
 at http://127.0.0.1:8000. Only programs on this machine can reach it, unless --host and --api-key-file say otherwise.
-Answers follow the sampling that the model recommends, where a request does not set its own. Ctrl-C or SIGTERM ends it
+Answers follow the sampling that the model's makers recommend, where a request does not set its own and --sampling does
+not say greedy. Ctrl-C or SIGTERM ends it
 once running answers are done.
 
 examples:
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.commands import kinds, options, reuse
 from edge.commands.help import told, usual
+from edge.commands.sampling import add_usual_sampling, say_sampling
 
 if TYPE_CHECKING:
     from edge.runtime.llm import LLM
@@ -32,7 +34,9 @@ KEY_VARIABLE = "EDGE_API_KEY"  # for containers, whose secrets come in variables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_bundle(parser)
+    from edge.server.settings import ServerSettings
+
+    options.add_bundle(parser, may_be_missing=True)
     where = parser.add_argument_group("where to listen")
     _add(where, "--host", "host", metavar="ADDRESS")
     _add(where, "--port", "port", type=int, metavar="N")
@@ -64,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=told("answers that will be written at once, which decides what engine is right", EXPECTED_CLIENTS),
     )
     what.add_argument("--any-model", action="store_true", help="answer whatever model a request names")
+    add_usual_sampling(what, usual(ServerSettings, "sampling"), "request")
     _add(what, "--context-policy", "context_policy", metavar="{error,drop-oldest}")
     what.add_argument(
         "--page-config", type=kinds.path, metavar="FILE", help="words, times and suggestions of the page, as JSON"
@@ -72,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits = parser.add_argument_group("limits")
     _add(limits, "--max-waiting", "max_waiting", type=int, metavar="N")
     _add(limits, "--max-connections", "max_connections", type=int, metavar="N")
-    _add(limits, "--max-body-bytes", "max_body_bytes", type=int, metavar="BYTES")
+    _add(limits, "--max-body-bytes", "max_body_bytes", type=kinds.size, metavar="SIZE")
     _add(limits, "--header-timeout", "header_timeout_s", type=float, metavar="SECONDS")
     _add(limits, "--body-timeout", "body_timeout_s", type=float, metavar="SECONDS")
     _add(limits, "--send-timeout", "send_timeout_s", type=float, metavar="SECONDS")
@@ -148,6 +153,7 @@ def _opened(args: argparse.Namespace, stage: Stage) -> LLM:
         raise
     stage("ready", 1.0)
     print(f"ready: {llm.engine.info.name} on {llm.engine.info.device}", flush=True)
+    say_sampling(llm, {"sampling": args.sampling})
     return llm
 
 
