@@ -39,10 +39,8 @@ def is_noisy(value: float, distance: float | None) -> bool:
 
 
 def noise_warning(names: Sequence[str]) -> str:
-    """One line about figures that are too noisy; empty if there are none."""
-    if not names:
-        return ""
+    """One line about figures that are too noisy, of which there are some."""
     return (
-        f"repeats differ by more than {NOISY:.0%} from their median ({'; '.join(names)}); "
-        "something else may have been running: measure again on an idle machine"
+        f"Repeats are more than {NOISY:.0%} of the median away from it ({', '.join(names)}): something else may have "
+        "been running, so measure again on an idle machine."
     )
