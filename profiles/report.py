@@ -126,15 +126,17 @@ def front_names(profile: Profile) -> dict[str, list[str]]:
 def warnings(profile: Profile) -> list[str]:
     """What a reader has to know before any figure: that rows are missing, and which speeds are not to be relied on."""
     found = [f"{profile.so_far}: a sweep is still running, or was interrupted."] if profile.so_far else []
-    noisy = [
-        f"{row.name} {title}"
-        for row in profile.rows
-        for title, value, distance in (
-            ("TTFT", row.ttft_ms, row.ttft_ms_spread),
-            ("tok/s", row.decode_tokens_per_second, row.decode_spread),
-        )
-        if value is not None and is_noisy(value, distance)
-    ]
+    noisy = []
+    for row in profile.rows:
+        speeds = {
+            "TTFT": (row.ttft_ms, row.ttft_ms_spread),
+            "tok/s": (row.decode_tokens_per_second, row.decode_spread),
+        }
+        apart_too_far = [
+            name for name, (value, apart) in speeds.items() if value is not None and is_noisy(value, apart)
+        ]
+        if apart_too_far:
+            noisy.append(f"{' and '.join(apart_too_far)} of {row.name}")
     return found + ([noise_warning(noisy)] if noisy else [])
 
 

@@ -194,7 +194,7 @@ def _warn(reports: list[dict[str, Any]]) -> None:
     from edge.profiles.spread import is_noisy, noise_warning
 
     noisy = [
-        f"{report['engine']} {r['prompt_tokens']} {title}"
+        f"{title} of {report['engine']} after {r['prompt_tokens']}"
         for report in reports
         for r in report["results"]
         for title, figure, distance in (

@@ -67,7 +67,7 @@ def compare_servers(args: argparse.Namespace, bundle: Bundle, settings: EngineSe
 def _warn(servers: Sequence[dict[str, Any]]) -> None:
     """A line on stderr where repeats are too far apart."""
     noisy = [
-        f"{server['engine']} with {found['clients']} clients tok/s"
+        f"tok/s of {server['engine']} with {found['clients']} clients"
         for server in servers
         for found in server["results"]
         if is_noisy(found["tokens_per_second"], found["tokens_per_second_spread"])

@@ -160,7 +160,7 @@ def test_what_a_reader_has_to_know_comes_first(tmp_path: Path) -> None:
     for name in ("profile.md", "profile.html"):
         before = (tmp_path / name).read_text().partition("±")[0]
         assert "3 of 8 settings so far" in before
-        assert "more than 10% of the median away from it (b/onnx tok/s)" in before
+        assert "more than 10% of the median away from it (tok/s of b/onnx)" in before
     assert "100.0 ± 20.0" in (tmp_path / "profile.md").read_text()
 
 

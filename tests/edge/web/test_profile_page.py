@@ -84,7 +84,8 @@ ON_THE_FRAME = """() => [...document.querySelectorAll('figure svg')].flatMap((sv
     const box = text.getBoundingClientRect();
     const inside = box.left > frame.left + 2 && box.right < frame.right - 2
       && box.top > frame.top + 2 && box.bottom < frame.bottom - 2;
-    const outside = box.right < frame.left || box.left > frame.right || box.bottom < frame.top || box.top > frame.bottom;
+    const beside = box.right < frame.left || box.left > frame.right;
+    const outside = beside || box.bottom < frame.top || box.top > frame.bottom;
     return !inside && !outside;
   }).map((text) => text.textContent);
 })"""
@@ -133,7 +134,7 @@ def test_what_is_outside_is_told_and_can_be_scrolled_to(screen: Page, pages: dic
     screen.goto(pages[name])
     for box in screen.locator(".scroll").all():
         wide = box.evaluate("box => box.scrollWidth > box.clientWidth")
-        hint = box.evaluate("box => box.nextElementSibling.hidden")
+        hint = box.evaluate("box => box.previousElementSibling.hidden")
         assert hint != wide, "a hint where there is something to scroll to, and only there"
         assert box.get_attribute("tabindex") == ("0" if wide else "-1"), "the keyboard scrolls it, too"
     table, last, first = screen.locator("table"), screen.locator("thead th").last, screen.locator("tbody th").first
