@@ -155,7 +155,7 @@ def run(llm: edge.LLM, prompts: list[Prompt], new_tokens: int) -> Batch:
 
 
 def submit(llm: edge.LLM, prompt: Prompt, new_tokens: int) -> Stream:
-    return llm.generate(prompt, max_new_tokens=new_tokens, ignore_stop_ids=True, greedy=True)
+    return llm.generate(prompt, max_new_tokens=new_tokens, ignore_stop_ids=True)
 
 
 def same(ids: Sequence[Sequence[int]], alone: Sequence[Sequence[int]]) -> int:
@@ -165,7 +165,7 @@ def same(ids: Sequence[Sequence[int]], alone: Sequence[Sequence[int]]) -> int:
 
 def in_a_batch(llm: edge.LLM, prompts: list[Prompt], alone: list[list[int]]) -> int:
     llm.clear_cache()
-    answers = llm.generate_batch(prompts, max_new_tokens=len(alone[0]), ignore_stop_ids=True, greedy=True)
+    answers = llm.generate_batch(prompts, max_new_tokens=len(alone[0]), ignore_stop_ids=True)
     return same([answer.token_ids for answer in answers], alone)
 
 

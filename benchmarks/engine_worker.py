@@ -69,7 +69,7 @@ def open_ours(engine: str, job: Job) -> Generate:
     llm = edge.load(job.path, engine=engine)
 
     def generate(prompt: list[int], count: int, on_token: Callable[[], None]) -> None:
-        for chunk in llm.generate(prompt, max_new_tokens=count, ignore_stop_ids=True, greedy=True):
+        for chunk in llm.generate(prompt, max_new_tokens=count, ignore_stop_ids=True):
             for _ in chunk.token_ids:  # none while a long prompt is read
                 on_token()
 

@@ -95,7 +95,7 @@ def compare(args: argparse.Namespace) -> int:
     from report import about_machine
 
     from edge.runtime.bundle import open_bundle
-    from edge.runtime.machine import physical_cores
+    from edge.runtime.machine import logical_processors, physical_cores
 
     bundle = open_bundle(args.bundle)
     llama = llama_version(args.llama_python)
@@ -106,7 +106,7 @@ def compare(args: argparse.Namespace) -> int:
         check_shapes(args.gguf, bundle.manifest.spec)
     if not ON_LINUX:
         print("memory is not measured: that takes Linux's /proc", file=sys.stderr)
-    threads, load = physical_cores(), os.getloadavg()[0] if ON_LINUX else None
+    threads, load = physical_cores() or logical_processors(), os.getloadavg()[0] if ON_LINUX else None
     prompt, long_prompt = prompts(args.bundle)
     sides = {}
     for name in (name for name in OPENERS if name not in skipped):

@@ -86,7 +86,7 @@ def compare_speed(folder: Path, rounds: int, new_tokens: int) -> dict[str, Any]:
 
 def run_ours(llm: edge.LLM, ids: np.ndarray, new_tokens: int) -> Times:
     llm.clear_cache()
-    stats = llm.generate(ids.tolist(), max_new_tokens=new_tokens, ignore_stop_ids=True, greedy=True).answer().stats
+    stats = llm.generate(ids.tolist(), max_new_tokens=new_tokens, ignore_stop_ids=True).answer().stats
     assert stats is not None, "it was read to its end"
     return stats.ttft_ms, stats.tpot_ms
 

@@ -75,7 +75,7 @@ def read_long(folder: str, engine: str, precision: CachePrecision, tokens: int) 
     prompt = np.random.default_rng(0).integers(0, llm.tokenizer.num_tokens, tokens).tolist()
     before = status_kb("self", "RssAnon") * 1024
     started = time.perf_counter()
-    llm.generate(prompt, max_new_tokens=2, ignore_stop_ids=True, greedy=True).answer()
+    llm.generate(prompt, max_new_tokens=2, ignore_stop_ids=True).answer()
     return {
         "seconds": time.perf_counter() - started,
         "kv_bytes_per_token": llm.engine.info.kv_bytes_per_token,

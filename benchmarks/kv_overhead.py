@@ -64,7 +64,7 @@ def overhead(folder: Path, engine: str, rounds: int) -> list[dict[str, Any]]:
         llm.clear_cache()
         before = sum(timed.seconds for timed in once.values())
         prompt = rng.integers(0, llm.tokenizer.num_tokens, PROMPT).tolist()
-        stream = llm.generate(prompt, max_new_tokens=NEW, ignore_stop_ids=True, greedy=True)
+        stream = llm.generate(prompt, max_new_tokens=NEW, ignore_stop_ids=True)
         request = stream._request
         parts["accept"] = Timed(request, "accept")
         while not request.answer_ids:

@@ -67,14 +67,12 @@ def snapshot(folder: Path, engine: str, rounds: int) -> list[dict[str, Any]]:
 def first_token(llm: edge.LLM, ids: list[int], path: Path | None) -> tuple[float, float, int]:
     """Milliseconds to the first token, of them those to open the file, and the token."""
     llm.clear_cache()
-    llm._scheduler.snapshots.clear()
+    llm._scheduler.loaded.snapshots.clear()
     started = time.perf_counter()
     if path is not None:
         llm.prefixes.load(path)
     opened = time.perf_counter()
-    [chunk] = [
-        chunk for chunk in llm.generate(ids, max_new_tokens=1, ignore_stop_ids=True, greedy=True) if chunk.token_ids
-    ]
+    [chunk] = [chunk for chunk in llm.generate(ids, max_new_tokens=1, ignore_stop_ids=True) if chunk.token_ids]
     ended = time.perf_counter()
     return 1000 * (ended - started), 1000 * (opened - started), chunk.token_ids[0]
 

@@ -45,7 +45,7 @@ from edge.profiles.server_process import Server, free_port, serve_command, start
 from edge.profiles.serving import Served, Spoken, Task, measure_clients, summed_up
 from edge.runtime.bundle import MODEL_XML
 from edge.runtime.errors import EdgeError, ProfileError
-from edge.runtime.machine import physical_cores
+from edge.runtime.machine import logical_processors, physical_cores
 
 GENAI, LLAMA = "openvino_genai", "llama.cpp"
 SPARE_TOKENS = 128  # of a slot's context
@@ -122,7 +122,7 @@ def over_http(server: Server) -> Measure:
 
 
 def llama_command(args: argparse.Namespace, port: int) -> list[str]:
-    slots, threads = max(args.clients), physical_cores()
+    slots, threads = max(args.clients), physical_cores() or logical_processors()
     context = slots * (args.prompt_tokens + int(LONGEST * args.new_tokens) + SPARE_TOKENS)
     options = ("-c", context, "-np", slots, "-t", threads, "-tb", threads, "--cache-ram", 0, "--no-webui")
     return [

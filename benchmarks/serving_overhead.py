@@ -110,7 +110,7 @@ def seconds_here(llm: edge.LLM, ids: list[int], new_tokens: int) -> float:
     """As `edge run` does: every piece of text is written at once."""
     begun = time.perf_counter()
     with Path(os.devnull).open("w", encoding="utf-8") as out:
-        for chunk in llm.generate(ids, max_new_tokens=new_tokens, ignore_stop_ids=True, greedy=True):
+        for chunk in llm.generate(ids, max_new_tokens=new_tokens, ignore_stop_ids=True):
             out.write(chunk.text)
             out.flush()
     return time.perf_counter() - begun
@@ -192,7 +192,7 @@ def prefix(args: argparse.Namespace) -> dict[str, Any]:
                         {"role": "user", "content": f"Question {number} {side}: what is a list?"},
                     ]
                     if is_here:
-                        here.append(first_text_ms(llm.chat(messages, max_new_tokens=8, greedy=True)))
+                        here.append(first_text_ms(llm.chat(messages, max_new_tokens=8)))
                     else:
                         there.append(first_text_over_http_ms(server, messages))
     more = spread([b - a for a, b in zip(here[1:], there[1:], strict=True)])

@@ -99,7 +99,7 @@ class Task:
 
     name: str
     message: str
-    sampling: Mapping[str, Any] = field(default_factory=lambda: {"greedy": True})
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -280,9 +280,7 @@ def margin(found: Round, plain: edge.LLM) -> float | None:
         return None
     same = common_prefix(with_drafts, without)
     plain.clear_cache()
-    stream = plain.generate(
-        [*found.prompt_ids, *without[:same]], max_new_tokens=1, ignore_stop_ids=True, greedy=True, logprobs=2
-    )
+    stream = plain.generate([*found.prompt_ids, *without[:same]], max_new_tokens=1, ignore_stop_ids=True, logprobs=2)
     (_, best), (_, second) = stream.answer().logprobs[0].top
     return best - second
 

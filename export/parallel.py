@@ -18,5 +18,5 @@ R = TypeVar("R")
 
 def in_parallel(function: Callable[[T], R], pieces: Iterable[T]) -> list[R]:
     """The function's results, in the order of the pieces. Call it with BLAS limited to one thread."""
-    with ThreadPoolExecutor(physical_cores(), "parallel") as threads:
+    with ThreadPoolExecutor(physical_cores(), "parallel") as threads:  # None, if not known: Python's own choice
         return list(threads.map(function, pieces))

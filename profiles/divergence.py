@@ -59,7 +59,7 @@ def write_greedily(llm: LLM, prompts: TokenRows, new_tokens: int) -> TokenRows:
 
     Stop ids do not end a text. Raises what `generate` raises.
     """
-    settings: dict[str, Any] = {"max_new_tokens": new_tokens, "ignore_stop_ids": True, "greedy": True}
+    settings: dict[str, Any] = {"max_new_tokens": new_tokens, "ignore_stop_ids": True}
     answers = llm.generate_batch(prompts.tolist(), **settings)
     for answer in answers:
         if answer.error is not None:

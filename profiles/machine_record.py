@@ -5,12 +5,11 @@ In: nothing. Out: plain values for JSON, which the system is asked for at every 
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypedDict
 
-from edge.runtime.machine import physical_cores, processor_name
+from edge.runtime.machine import logical_processors, physical_cores, processor_name, total_bytes
 
 VERSIONED = ("edgeglm", "openvino", "onnxruntime", "nncf", "numpy", "tokenizers")
 
@@ -19,7 +18,7 @@ class MachineRecord(TypedDict):
     """What figures were measured on."""
 
     processor: str
-    cores: int  # that the process may use
+    cores: int  # that the process may use, or all processors where cores are not known
     memory_bytes: int | None  # None where the system does not tell
     system: str
 
@@ -27,8 +26,8 @@ class MachineRecord(TypedDict):
 def machine_record() -> MachineRecord:
     return {
         "processor": processor_name(),
-        "cores": physical_cores(),
-        "memory_bytes": _memory_bytes(),
+        "cores": physical_cores() or logical_processors(),
+        "memory_bytes": total_bytes(),
         "system": f"{platform.system()} {platform.machine()}",
     }
 
@@ -36,13 +35,6 @@ def machine_record() -> MachineRecord:
 def versions_record() -> dict[str, str]:
     """Python and the installed packages that figures depend on."""
     return {"python": platform.python_version(), **{name: found for name in VERSIONED if (found := _installed(name))}}
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Windows
-        return None
 
 
 def _installed(name: str) -> str | None:

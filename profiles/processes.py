@@ -9,6 +9,7 @@ stdout with lines of JSON: {"phase": ..., "done": ..., "total": ...}, and at las
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -17,11 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any
+from importlib.util import find_spec
+from typing import IO, TYPE_CHECKING, Any
 
 from edge.runtime.errors import ProfileError, shown, telling_line
 from edge.runtime.json_reader import parse_json
+
+if TYPE_CHECKING:
+    import psutil
 
 SAMPLE_S = 0.02
 FIND_CHILDREN_EVERY = 10  # samples: listing all processes takes long
@@ -44,7 +48,7 @@ class Outcome:
 
     result: dict[str, Any]  # JSON, as a task of profiles/worker.py gives it
     seconds: float
-    peaks: Mapping[str, Peak]  # by phase, "" before the first; only on Linux
+    peaks: Mapping[str, Peak]  # by phase, "" before the first
 
     def peak_up_to(self, phase: str) -> Peak | None:
         """The peak of a phase and all phases before it; None if unknown."""
@@ -113,7 +117,7 @@ def _complaint(log: IO[bytes]) -> str:
 
 @dataclass
 class _Watch:
-    """Samples the memory of a process and its children from /proc; does nothing on systems without it."""
+    """Samples the memory of a process and its children, if there is psutil."""
 
     root: int
     peaks: dict[str, Peak] = field(default_factory=lambda: {"": Peak()})
@@ -122,9 +126,10 @@ class _Watch:
     _thread: threading.Thread | None = None
 
     def start(self) -> None:
-        if sys.platform == "linux":
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
+        if find_spec("psutil") is None:
+            return
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def enter(self, phase: str) -> None:
         """What is sampled from now on belongs to this phase."""
@@ -137,31 +142,38 @@ class _Watch:
             self._thread.join()
 
     def _run(self) -> None:
-        members, samples = {self.root}, 0
+        members, samples = _family(self.root), 0
         while not self._ended.wait(SAMPLE_S):
-            peak, statuses = self.peaks[self._phase], [_status(pid) for pid in members]
-            anonymous, rss = (1024 * sum(status.get(key, 0) for status in statuses) for key in ("RssAnon", "VmRSS"))
-            peak.anonymous_bytes = max(peak.anonymous_bytes, anonymous)
-            peak.rss_bytes = max(peak.rss_bytes, rss)
+            peak, sizes = self.peaks[self._phase], [_sizes(member) for member in members]
+            peak.anonymous_bytes = max(peak.anonymous_bytes, sum(anonymous for anonymous, _ in sizes))
+            peak.rss_bytes = max(peak.rss_bytes, sum(rss for _, rss in sizes))
             if samples % FIND_CHILDREN_EVERY == 0:
-                members = _with_children(self.root)
+                members = _family(self.root)
             samples += 1
 
 
-def _with_children(root: int) -> set[int]:
-    members = {root}
-    for pid in sorted(int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()):
-        if pid > root and _status(pid).get("PPid") in members:  # parents come before their children
-            members.add(pid)
-    return members
+def _family(root: int) -> list[psutil.Process]:
+    """The process and its children, as long as it runs."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(root)
+        return [process, *process.children(recursive=True)]
+    return []
 
 
-def _status(pid: int) -> dict[str, int]:
-    """The numbers in /proc/PID/status, sizes in kB; {} for a process that has ended."""
+def _sizes(process: psutil.Process) -> tuple[int, int]:
+    """Bytes that are allocated, and all that are resident; 0 for a process that has ended.
+
+    Linux tells which resident pages belong to files and to memory that is shared; Windows, which are this process's
+    alone. macOS tells other processes only that they are resident, so files are counted there.
+    """
+    import psutil
+
     try:
-        text = Path("/proc", str(pid), "status").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in text.splitlines())
-    words = ((key, value.split()) for key, _, value in pairs)
-    return {key: int(value[0]) for key, value in words if value and value[0].isdigit()}
+        memory = process.memory_info()
+    except psutil.Error:
+        return 0, 0
+    if sys.platform == "linux":
+        return memory.rss - memory.shared, memory.rss
+    return getattr(memory, "private", memory.rss), memory.rss

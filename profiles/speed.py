@@ -100,6 +100,6 @@ def bench(
 
 def _run(llm: LLM, ids: list[int], new_tokens: int) -> Stats:
     llm.clear_cache()
-    *_, last = llm.generate(ids, max_new_tokens=new_tokens, ignore_stop_ids=True, greedy=True)
+    *_, last = llm.generate(ids, max_new_tokens=new_tokens, ignore_stop_ids=True)
     assert last.stats is not None, "the last chunk carries the figures"
     return last.stats

@@ -36,7 +36,7 @@ from edge.runtime.rendering import Rendering
 from edge.runtime.request import Request
 from edge.runtime.rules import Whole, check_value
 from edge.runtime.runner import Runner
-from edge.runtime.sampling_defaults import default_sampling
+from edge.runtime.sampling_defaults import recommended_sampling
 from edge.runtime.scheduler import Scheduler, SchedulerStats
 from edge.runtime.settings import (
     EngineSettings,
@@ -47,7 +47,7 @@ from edge.runtime.settings import (
     generation_settings,
     seeded,
 )
-from edge.runtime.speculation import DraftStore, SharedDrafts
+from edge.runtime.speculation import SharedDrafts, open_store
 from edge.runtime.stream import Stream, read_all
 from edge.runtime.tokenizer import Tokenizer
 from edge.runtime.tools.choice import ToolChoiceLike
@@ -63,8 +63,8 @@ class LLM(Rendering):
     """A loaded bundle. Raises BundleError, TokenizerError, DeviceError, SettingsError and DraftStoreError.
 
     With `speculation`, steps verify drafts of several tokens; `draft_store` is a file of earlier answers to draft from,
-    which `close` writes. Speculation makes the engine `reproducible` unless the settings say otherwise: answers then
-    equal those without drafts, bit by bit (except with a kv_precision of u8 or u4).
+    which is written every few answers and by `close`. Speculation makes the engine `reproducible` unless the settings
+    say otherwise: answers then equal those without drafts, bit by bit (except with a kv_precision of u8 or u4).
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class LLM(Rendering):
             settings = replace(settings, reproducible=speculation is not None)
         self._bundle: Bundle | None = bundle
         self._identity = SnapshotIdentity(manifest.model_sha256, manifest.files[bundles.TOKENIZER].sha256, {})
-        self.default_sampling = default_sampling(bundle.text(bundles.GENERATION_CONFIG))
+        self.recommended_sampling = recommended_sampling(bundle.text(bundles.GENERATION_CONFIG))
         self._set_up(
             lambda: open_engine(bundle, settings),
             tokenizer,
@@ -103,12 +103,12 @@ class LLM(Rendering):
         stop_ids: Collection[int] = (),
         speculation: SpeculationSettings | None = None,
         draft_store: str | Path | None = None,
-        default_sampling: Sampling | None = None,
+        recommended_sampling: Sampling | None = None,
     ) -> Self:
         """Make a model without a bundle, from an engine of your own or `edge.ScriptedEngine`. Raises as `LLM` does."""
         self = cls.__new__(cls)
         self._bundle = None
-        self.default_sampling = default_sampling or Sampling()
+        self.recommended_sampling = recommended_sampling or Sampling()
         sha256 = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
         self._identity = SnapshotIdentity(f"engine {engine.info.name}", sha256, {})
         self._set_up(lambda: engine, tokenizer, template, stop_ids, speculation, draft_store)
@@ -127,7 +127,7 @@ class LLM(Rendering):
         self.tokenizer, self.template, self.stop_ids = tokenizer, template, frozenset(stop_ids)
         store, sha256 = None, self._identity.tokenizer_sha256
         if draft_store is not None:
-            store = DraftStore.open(Path(draft_store), sha256, num_ids=tokenizer.num_tokens)
+            store = open_store(Path(draft_store), sha256, num_ids=tokenizer.num_tokens)
         self._drafts = drafts = SharedDrafts(speculation, store)
         self._constraints = Constraints(tokenizer, tokenizer.num_tokens, self.stop_ids)
         self.engine = open_engine()
@@ -143,7 +143,9 @@ class LLM(Rendering):
             self.engine, drafts.cost, lambda request: drafts.remember(request.ids, request.num_prompt_tokens)
         )
         self._runner = Runner(self._scheduler)
-        self.prefixes = Prefixes(self.engine, self._scheduler, self._runner, self._identity, self._computed)
+        self.prefixes = Prefixes(
+            self.engine, self._scheduler, self._runner, self._identity, self._computed, self.system_prefix
+        )
 
     def __repr__(self) -> str:
         info, name = self.engine.info, "" if self._bundle is None else f"{self._bundle.path.name}: "
@@ -288,7 +290,7 @@ class LLM(Rendering):
         return prompt_of(prompt, self.tokenizer, self.encode_chat)
 
     def _settings(self, options: GenerationOptions) -> GenerationSettings:
-        return generation_settings(self.default_sampling, **options)
+        return generation_settings(self.recommended_sampling, **options)
 
     def _submit(
         self, prompt: Prompt, settings: GenerationSettings, reading: Callable[[Request, Runner], AnyStream]

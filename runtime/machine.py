@@ -1,6 +1,9 @@
 """What this machine has: cores and memory that the process may use, and how much it has used.
 
-In: nothing. Out: numbers, read from the system at every call. They are most exact on Linux.
+In: nothing. Out: numbers, read from the system at every call; None for what it does not tell.
+
+Linux is asked directly: control groups, and which cores a process may use, are known nowhere else. Any other system is
+asked through psutil; a slim install has none, and knows little there.
 """
 
 from __future__ import annotations
@@ -9,10 +12,13 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-PLENTY = 1 << 62
+if TYPE_CHECKING:
+    import psutil
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +43,27 @@ _GROUP_KINDS = (
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
-def physical_cores() -> int:
-    """Return how many cores this process may run on, at least 1. Two threads of a core count once.
+def physical_cores() -> int | None:
+    """Return how many cores this process may run on, at least 1; None if the system does not tell.
 
-    They share its vector units, which one thread keeps busy.
+    Two threads of a core count once: they share its vector units, which one thread keeps busy.
     """
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    cores = set()
-    for cpu in os.sched_getaffinity(0):
-        path = Path(_SIBLINGS.format(cpu))
-        cores.add(path.read_text().strip() if path.exists() else str(cpu))
-    return max(len(cores), 1)
+    if hasattr(os, "sched_getaffinity"):
+        return max(len({_core_of(processor) for processor in os.sched_getaffinity(0)}), 1)
+    if (process := _process()) is None:
+        return None
+    import psutil
+
+    cores = psutil.cpu_count(logical=False)
+    with suppress(psutil.Error, OSError, AttributeError):  # macOS keeps no process off a core
+        cores = min(cores or 0, len(process.cpu_affinity()))
+    return cores or None
+
+
+def _core_of(processor: int) -> str:
+    """Return what processors of the same core have in common."""
+    path = Path(_SIBLINGS.format(processor))
+    return path.read_text().strip() if path.exists() else str(processor)
 
 
 def logical_processors() -> int:
@@ -56,14 +71,31 @@ def logical_processors() -> int:
     return os.cpu_count() or 1
 
 
-def available_bytes(root: Path = Path("/")) -> int:
-    """Return the bytes that can be used without swapping, or being killed for it; PLENTY if the system does not tell.
+def total_bytes() -> int | None:
+    """Return the memory of the whole machine; None if the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows
+        if _process() is None:
+            return None
+        import psutil
+
+        return int(psutil.virtual_memory().total)
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Return the bytes that can be used without swapping, or being killed for it; None if the system does not tell.
 
     This is the machine's memory, or what the control groups of this process leave of it, as in a container or service.
     root: the folder of /proc and /sys.
     """
-    free = _number(root / "proc/meminfo", "MemAvailable:")
-    return min([PLENTY if free is None else free * 1024, *_group_rooms(root)])
+    kilobytes = _number(root / "proc/meminfo", "MemAvailable:")
+    free = None if kilobytes is None else kilobytes * 1024
+    if free is None and _process() is not None:
+        import psutil
+
+        free = psutil.virtual_memory().available
+    return min((room for room in (free, *_group_rooms(root)) if room is not None), default=None)
 
 
 def _group_rooms(root: Path) -> Iterator[int]:
@@ -111,7 +143,8 @@ def peak_rss_bytes() -> int | None:
     try:
         import resource
     except ImportError:  # Windows
-        return None
+        process = _process()
+        return None if process is None else getattr(process.memory_info(), "peak_wset", None)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -120,9 +153,19 @@ def rss_bytes() -> int | None:
     """Return the resident memory of this process now; None if the system does not tell."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError, AttributeError):
+        process = _process()
+        return None if process is None else process.memory_info().rss
+
+
+def _process() -> psutil.Process | None:
+    """Return this process as psutil sees it; None without psutil."""
+    try:
+        import psutil
+    except ImportError:
         return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return psutil.Process()
 
 
 def processor_name() -> str:

@@ -19,8 +19,8 @@ _ALWAYS = ("repetition_penalty",)
 logger = logging.getLogger(__name__)
 
 
-def default_sampling(generation_config: str | None) -> Sampling:
-    """Return the recommended sampling; greedy if there is none. Raises BundleError for text that is not JSON."""
+def recommended_sampling(generation_config: str | None) -> Sampling:
+    """Return it as a `Sampling`; greedy if there is none. Raises BundleError for text that is not JSON."""
     values = parse_json(generation_config or "{}", "generation_config.json", BundleError, EXPORT_AGAIN)
     if not isinstance(values, dict):
         return Sampling()

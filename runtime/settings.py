@@ -25,7 +25,6 @@ from edge.runtime.rules import (
     Texts,
     Whole,
     Wholes,
-    check_value,
     refuse_unknown,
     setting,
 )
@@ -33,11 +32,13 @@ from edge.runtime.rules import (
 Precision = Literal["f32", "f16", "bf16"]
 CachePrecision = Literal["f32", "f16", "bf16", "u8", "u4"]
 ContextPolicy = Literal["error", "drop-oldest"]
+UsualSampling = Literal["greedy", "model"]
 LogitBias = Mapping[int, float] | Sequence[tuple[int, float]]
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16", "bf16")
 KV_PRECISIONS: tuple[CachePrecision, ...] = ("f32", "f16", "bf16", "u8", "u4")
 CONTEXT_POLICIES: tuple[ContextPolicy, ...] = ("error", "drop-oldest")  # for conversations that fill the context
+USUAL_SAMPLINGS: tuple[UsualSampling, ...] = ("greedy", "model")  # the most likely token, or what is recommended
 MAX_LOGPROBS = 20  # alternatives per token, as in OpenAI's protocol
 MAX_DRAFT = 32  # tokens
 MAX_MATCH = 32  # token ids
@@ -196,7 +197,8 @@ class SamplingOptions(TypedDict, total=False):
 class GenerationOptions(SamplingOptions, total=False):
     """Keywords of `LLM.generate` and related methods: `GenerationSettings` and `Sampling` side by side.
 
-    greedy: take nothing from the model's own sampling, and always choose the most likely token.
+    sampling: where the fields of `Sampling` come from that are not given. "greedy", the default: the most likely token
+    each time; "model": what the model's makers recommend; or a `Sampling` of your own.
     """
 
     max_new_tokens: int | None
@@ -208,7 +210,7 @@ class GenerationOptions(SamplingOptions, total=False):
     logprobs: int | None
     prompt_logprobs: int | None
     constraint: Constraint | None
-    greedy: bool | None
+    sampling: UsualSampling | Sampling | None
 
 
 class EngineOptions(TypedDict, total=False):
@@ -227,33 +229,35 @@ class EngineOptions(TypedDict, total=False):
     threads: int | None
 
 
-GREEDY = "greedy"  # the one keyword of an answer that is not stored
 SAMPLING_NAMES = frozenset(spec.name for spec in fields(Sampling))
 GENERATION_NAMES = frozenset(spec.name for spec in fields(GenerationSettings)) - {"sampling"}
 ENGINE_NAMES = frozenset(spec.name for spec in fields(EngineSettings))
 
 
-def generation_settings(default: Sampling | None = None, /, **options: Unpack[GenerationOptions]) -> GenerationSettings:
+def generation_settings(
+    recommended: Sampling | None = None, /, **options: Unpack[GenerationOptions]
+) -> GenerationSettings:
     """Make `GenerationSettings` from flat keywords, including sampling. Raises SettingsError, also for unknown ones.
 
-    default: the sampling of what is not given, unless `greedy` is.
+    recommended: what `sampling="model"` stands for; greedy, if nothing is recommended.
     """
     values: dict[str, object] = dict(options)
-    refuse_unknown(values, SAMPLING_NAMES | GENERATION_NAMES | {GREEDY})
+    refuse_unknown(values, SAMPLING_NAMES | GENERATION_NAMES | {"sampling"})
     given = {name: value for name, value in values.items() if name in SAMPLING_NAMES and value is not None}
-    greedy = values.get(GREEDY)
-    if greedy is not None and check_value(GREEDY, Flag(), greedy):
-        default = None
-        if given.get("temperature"):
-            raise SettingsError(
-                f"greedy always takes the most likely token, and temperature is {shown(given['temperature'])}; give "
-                "one of the two",
-                param=GREEDY,
-            )
-    usual = {} if default is None else {name: getattr(default, name) for name in SAMPLING_NAMES}
-    sampling = {**usual, **given}
+    usual = _usual(values.get("sampling"), recommended or Sampling())
+    sampling = {**{name: getattr(usual, name) for name in SAMPLING_NAMES}, **given}
     rest = {name: value for name, value in values.items() if name in GENERATION_NAMES}
     return GenerationSettings(sampling=Sampling(**sampling), **rest)  # type: ignore[arg-type]  # checked by the classes
+
+
+def _usual(asked: object, recommended: Sampling) -> Sampling:
+    """The sampling of what is not given. Raises SettingsError for what does not name one."""
+    if isinstance(asked, Sampling):
+        return asked
+    if asked is not None and (not isinstance(asked, str) or asked not in USUAL_SAMPLINGS):
+        expected = ", ".join(map(repr, USUAL_SAMPLINGS))
+        raise SettingsError(f"sampling is {shown(asked)}, expected {expected} or an edge.Sampling", param="sampling")
+    return recommended if asked == "model" else Sampling()
 
 
 def seeded(settings: GenerationSettings, number: int) -> list[GenerationSettings]:

@@ -18,6 +18,7 @@ from edge.batch.requests import WireRequest, head_of, name_calls, request_of
 from edge.runtime.chunk import Answer, Chunk
 from edge.runtime.errors import ClosedError, EdgeError
 from edge.runtime.llm import LLM
+from edge.runtime.settings import UsualSampling
 from edge.runtime.stream import Stream, answer_of
 from edge.wire.answers import JsonBody
 from edge.wire.errors import error_answer
@@ -41,7 +42,12 @@ class Outcome:
 
 
 def answer_lines(
-    llm: LLM, lines: Iterable[tuple[int, Line]], concurrency: int, model: str, run: str
+    llm: LLM,
+    lines: Iterable[tuple[int, Line]],
+    concurrency: int,
+    model: str,
+    run: str,
+    sampling: UsualSampling = "greedy",
 ) -> Generator[Outcome]:
     """Answer lines, each with its index. model, run: as in `head_of`. An error of a line is its outcome.
 
@@ -51,7 +57,7 @@ def answer_lines(
     try:
         while True:
             while len(active) < concurrency and (item := next(waiting, None)) is not None:
-                task = _Task(llm, *item, model, run)
+                task = _Task(llm, *item, model, run, sampling)
                 if task.outcome is None:
                     active.append(task)
                 else:
@@ -72,7 +78,7 @@ def answer_lines(
 class _Task:
     """One line that is being answered: a stream for each choice."""
 
-    def __init__(self, llm: LLM, index: int, line: Line, model: str, run: str) -> None:
+    def __init__(self, llm: LLM, index: int, line: Line, model: str, run: str, sampling: UsualSampling) -> None:
         self._llm, self._index, self._line, self._model, self._run = llm, index, line, model, run
         self._request: WireRequest | None = None
         self._streams: list[Stream] = []
@@ -81,7 +87,7 @@ class _Task:
         self.outcome: Outcome | None = None
         try:
             self._request = request_of(line)
-            self._streams = self._request.start(llm)
+            self._streams = self._request.start(llm, sampling)
             self._open = list(range(len(self._streams)))
             self._chunks = [[] for _ in self._streams]
         except EdgeError as error:

@@ -32,6 +32,7 @@ from edge.runtime.errors import BundleError, OutputError
 from edge.runtime.files import real_path, sha256_of, shown_path
 from edge.runtime.llm import LLM
 from edge.runtime.locks import hold_now
+from edge.runtime.settings import generation_settings
 
 JOURNAL, LOCK = ".edgeglm-batch", ".edgeglm-batch-lock"
 _NAMED = 3  # other models, in a summary
@@ -93,7 +94,8 @@ class Batch:
         then kept.
         """
         model, parts = _describe(llm)
-        parts = {**parts, **more, "requests": self.lines.sha256}
+        usual = generation_settings(llm.recommended_sampling, sampling=self._settings.sampling).sampling
+        parts = {**parts, **more, "sampling": str(usual), "requests": self.lines.sha256}
         run = hashlib.sha256(json.dumps(sorted(parts.items())).encode()).hexdigest()
         there = os.path.lexists(self.out)
         ours = there and self._holds(lambda line: request_id(line, run), "response", "request_id")
@@ -125,7 +127,8 @@ class Batch:
         others: dict[str, None] = {}
         started = time.monotonic()
         show(Progress(before, total, None))
-        with closing(answer_lines(llm, todo, self._settings.concurrency, model, run)) as outcomes:
+        settings = self._settings
+        with closing(answer_lines(llm, todo, settings.concurrency, model, run, settings.sampling)) as outcomes:
             for outcome in outcomes:
                 line = output_line(outcome.line, run, outcome.status, outcome.body)
                 journal.add(Done(outcome.index, outcome.status, *outcome.tokens, line))

@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from edge.commands import options
+from edge.commands import options, reuse
 from edge.commands.help import told, usual
+from edge.commands.sampling import add_usual_sampling, sampling_fields, say_sampling
 
 if TYPE_CHECKING:
     from edge.batch.batch import Batch, Progress, Show, Summary
@@ -41,8 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=usual(BatchSettings, "concurrency"),
         help=told("requests that are in work at once", usual(BatchSettings, "concurrency")),
     )
+    add_usual_sampling(parser, usual(BatchSettings, "sampling"), "request")
     options.add_json(parser)
     options.add_engine(parser)
+    reuse.add_prefixes(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,21 +56,28 @@ def run(args: argparse.Namespace) -> int:
     from edge.batch.settings import BatchSettings
     from edge.runtime.errors import PromptError
 
-    settings = BatchSettings(args.concurrency)
+    settings = BatchSettings(args.concurrency, args.sampling)
     if args.requests == "-":
         raise PromptError("the requests are read more than once, and standard input is not; save them to a file first")
+    engine = reuse.prefix_settings(args, options.engine_settings(args))
     started = time.perf_counter()
     with Batch(Path(args.requests), Path(args.out), settings, force=args.force) as batch:
-        with edge.load(args.bundle, **options.engine_settings(args)) as llm, _told_what_is_kept(batch):
+        with edge.load(args.bundle, **engine) as llm, _told_what_is_kept(batch):
+            reuse.prepare(llm, args)
+            reuse.pin_system(llm, args)
             loaded = time.perf_counter()
             decisive = {"edgeglm": edge.__version__, "threads": str(args.threads)}
+            say_sampling(llm, {"sampling": args.sampling})
+            sampling = sampling_fields(llm, {"sampling": args.sampling})
             with _progress() as show:
                 summary = batch.run(llm, decisive, show)
-        _tell(args, summary, time.perf_counter() - loaded, loaded - started)
+        _tell(args, summary, sampling, time.perf_counter() - loaded, loaded - started)
     return 0
 
 
-def _tell(args: argparse.Namespace, summary: Summary, seconds: float, load_s: float) -> None:
+def _tell(
+    args: argparse.Namespace, summary: Summary, sampling: options.Keywords, seconds: float, load_s: float
+) -> None:
     from edge.commands.console import print_json
 
     totals = summary.totals
@@ -88,6 +98,7 @@ def _tell(args: argparse.Namespace, summary: Summary, seconds: float, load_s: fl
                 "resumed": summary.resumed,
                 "prompt_tokens": totals.read,
                 "completion_tokens": totals.written,
+                "sampling": sampling,
                 "load_s": round(load_s, 3),
                 "seconds": round(seconds, 3),
             }

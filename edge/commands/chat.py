@@ -4,16 +4,18 @@
 line, Ctrl-C ends an answer, Ctrl-D leaves. Over a pipe, each line is a message, or those between two lines of three
 double quotes.
 
+Answers follow the sampling that the model's makers recommend; --sampling greedy always takes the likeliest token.
+
 When the conversation has filled the context, its oldest turns are dropped, which is said: the next answer then takes
 longer to start, since what is kept is computed anew.
 
 examples:
   edge chat glm4-int4
-  edge chat glm4-int4 --system "Answer in one sentence." --temperature 0.7 --top-p 0.9
+  edge chat glm4-int4 --system "Answer in one sentence." --temperature 0.7 --verbose
   edge chat glm4-int4 --file report.pdf
   edge chat glm4-int4 --tool python --docs handbook
   edge chat glm4-int4 --load monday.json --save monday.json
-  edge chat glm4-int4 --prefix kiosk.prefix --context-policy error
+  edge chat glm4-int4 --system-file kiosk.txt --prefix kiosk.prefix --context-policy error
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.commands import options
+from edge.commands import options, reuse
 from edge.commands.documents import add_documents, check_documents
 from edge.commands.help import told
+from edge.commands.sampling import sampling_in_use
 from edge.commands.tool_options import add_tools, opened_tools
 from edge.runtime.settings import CONTEXT_POLICIES, ContextPolicy
 
@@ -42,7 +45,7 @@ USUAL_POLICY: ContextPolicy = "drop-oldest"  # somebody who types sees what is s
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_bundle(parser)
+    options.add_bundle(parser, may_be_missing=True)
     group = parser.add_argument_group("conversation")
     group.add_argument("--load", metavar="FILE", help="continue a saved conversation, or another JSON list of messages")
     group.add_argument(
@@ -54,12 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=USUAL_POLICY,
         help=told("once the context is full, drop the oldest turns, or refuse messages until /reset", USUAL_POLICY),
     )
+    options.add_verbose(group)
     group.add_argument("--no-history", action="store_true", help="keep nothing of what is typed for later chats")
     add_documents(group, "the first message")
     add_tools(parser)
     options.add_engine(parser)
-    options.add_generation(parser)
-    options.add_reuse(parser)
+    options.add_generation(parser, "model")
+    reuse.add_reuse(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from edge.runtime.settings import generation_settings
 
     check_stdin()
-    system = options.system_message(args)
+    system = reuse.system_message(args)
     settings = options.generation_settings(args)
     generation_settings(**settings)
     loaded = _conversation(args)
@@ -78,9 +82,9 @@ def run(args: argparse.Namespace) -> int:
         chosen["expected_prompt_tokens"] = tokens
     with opened_tools(args) as tools:
         if sys.stdin.isatty():
-            print(f"loading {args.bundle} ...", file=sys.stderr, flush=True)
-        with load(args.bundle, **options.reuse_settings(args, chosen)) as llm:
-            options.prepare(llm, args)
+            print(f"loading {args.called} ...", file=sys.stderr, flush=True)
+        with load(args.bundle, **reuse.reuse_settings(args, chosen)) as llm:
+            reuse.prepare(llm, args)
             return _talk(args, llm, system, settings, loaded, tools)
 
 
@@ -137,11 +141,12 @@ def _talk(
 
     documents = read_documents(args, llm, before=[] if system is None else [Message("system", system)])
     session = ChatSession(llm, system, context_policy=args.context_policy)
-    answering = Answering(session, generation_settings(llm.default_sampling, **settings), unguarded)
+    of_each = generation_settings(llm.recommended_sampling, **settings)
+    answering = Answering(session, of_each, unguarded, verbose=args.verbose)
     reader = open_reader(lambda: _history(args), lambda: answering.status, unguarded)
     if reader.is_terminal:
         context = f"{llm.engine.info.max_context:,} tokens of context"
-        print(f"{context}; sampling: {options.sampling_in_use(llm, settings)}; /help lists commands", file=sys.stderr)
+        print(f"{context}; sampling: {sampling_in_use(llm, settings)}; /help lists commands", file=sys.stderr)
 
     def read(path: str, taken: int) -> Sequence[Document]:
         found = read_paths([path], llm, taken=taken, max_new_tokens=args.max_new_tokens)

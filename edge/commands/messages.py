@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edge.commands import options
+from edge.commands import options, reuse
 
 if TYPE_CHECKING:
     from edge.runtime.messages import Message
@@ -39,18 +39,21 @@ def before(args: argparse.Namespace) -> list[Message]:
     A conversation that has a system message keeps it, rather than that of a prefix. Raises SettingsError, PromptError
     and SnapshotError.
     """
-    from edge.runtime.errors import PromptError, SettingsError
+    from edge.runtime.errors import SettingsError
     from edge.runtime.messages import Message
 
     found = [] if args.messages is None else read_messages(args.messages)
-    if found and found[-1].role == "assistant" and args.prompt is None:
-        raise PromptError(f"{args.messages} ends with an answer; give a PROMPT, the next question")
     if any(message.role in ("system", "developer") for message in found):
-        if args.system is not None:
+        if args.system is not None or args.system_file is not None:
             raise SettingsError(f"{args.messages} has a system message of its own; leave --system out")
         return found
-    system = options.system_message(args)
+    system = reuse.system_message(args)
     return found if system is None else [Message("system", system), *found]
+
+
+def ends_with_question(messages: Sequence[Message]) -> bool:
+    """Whether the next message is an answer: after a question, or after the results of calls."""
+    return bool(messages) and messages[-1].role not in ("assistant", "system", "developer")
 
 
 def text_of(messages: Sequence[Message]) -> str:

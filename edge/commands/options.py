@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from edge.commands import kinds
 from edge.commands.help import told, usual
+from edge.commands.sampling import add_sampling, sampling_keywords
 from edge.runtime.engines.registry import ENGINES
-from edge.runtime.errors import SettingsError
-from edge.runtime.rules import Whole, help_of, rule_of
-from edge.runtime.settings import KV_PRECISIONS, EngineSettings, Sampling
+from edge.runtime.errors import PromptError, SettingsError
+from edge.runtime.settings import KV_PRECISIONS, EngineSettings, UsualSampling
 
 if TYPE_CHECKING:
     from edge.runtime.constraint import Constraint
-    from edge.runtime.llm import LLM
 
-SAMPLING = tuple(spec for spec in fields(Sampling) if spec.name != "logit_bias")  # no command line has room for that
 DEVICES = "|".join(dict.fromkeys(family for record in ENGINES.values() for family in record.families))  # CPU|GPU
 BYTES_PER_TOKEN = 4  # of English and Chinese alike, roughly
 Keywords = dict[str, Any]  # as the command line gives them; the settings classes check each value
 
 
-def add_bundle(parser: argparse.ArgumentParser) -> None:
-    """The bundle that a verb works on."""
-    parser.add_argument("bundle", metavar="BUNDLE", help="a folder made by `edge export`")
+BUNDLE_HELP = "a bundle that `edge export` made: its name, as in `edge list`, or its folder"
+
+
+def add_bundle(parser: argparse.ArgumentParser, *, may_be_missing: bool = False) -> None:
+    """The bundle that a verb works on; cli.py turns a name into a folder. may_be_missing: then it is the last used."""
+    text = told(BUNDLE_HELP, "the one used last, or the only one") if may_be_missing else BUNDLE_HELP
+    bundle = parser.add_argument("bundle", metavar="BUNDLE", help=text)
+    bundle.required = not may_be_missing  # nargs="?" would not find it after an option, in Python 3.11
 
 
 def add_json(parser: argparse._ActionsContainer) -> None:
     """Results for programs."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_verbose(parser: argparse._ActionsContainer) -> None:
+    """Figures for people."""
+    parser.add_argument("--verbose", action="store_true", help="tell the figures of each answer on stderr")
 
 
 def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
@@ -58,7 +65,9 @@ def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
         type=kinds.gigabytes,
         dest="kv_cache_bytes",
         metavar="GB",
-        help=told("upper bound of the KV cache", f"{usual(EngineSettings, 'kv_cache_bytes') / 1e9:.3g}"),
+        help=told(
+            "upper bound of the KV cache, like 2.1 or 2100MB", f"{usual(EngineSettings, 'kv_cache_bytes') / 1e9:.3g}"
+        ),
     )
     budget.add_argument(
         "--kv-cache-share", type=float, metavar="SHARE", help="the same bound as a share of the free memory, like 0.5"
@@ -89,39 +98,14 @@ def add_device(group: argparse._ActionsContainer) -> None:
     )
 
 
-def add_reuse(parser: argparse.ArgumentParser) -> None:
-    """What earlier work an answer may start from."""
-    group = parser.add_argument_group("reuse of earlier work")
-    group.add_argument(
-        "--prefix",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="start from a file made by `edge prefix build`, and use its system message; repeatable",
-    )
-    group.add_argument(
-        "--speculate",
-        action="store_true",
-        help="draft several tokens at once and verify them: faster where text repeats",
-    )
-    group.add_argument(
-        "--draft-store",
-        metavar="FILE",
-        help="draft from the earlier answers in this file, and add the new ones; created if missing; needs --speculate",
-    )
-    group.add_argument(
-        "--draft-from",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="add this text to the draft store; repeatable",
-    )
-
-
-def add_generation(parser: argparse.ArgumentParser) -> None:
+def add_generation(parser: argparse.ArgumentParser, usual_sampling: UsualSampling) -> None:
     """What an answer may be, and how its tokens are chosen."""
     group = parser.add_argument_group("answer")
-    group.add_argument("--system", metavar="TEXT", help="the system message")
+    system = group.add_mutually_exclusive_group()
+    system.add_argument("--system", metavar="TEXT", help="the system message")
+    system.add_argument(
+        "--system-file", metavar="FILE", help="a file with the system message; --prefix is built where it does not fit"
+    )
     group.add_argument(
         "--max-new-tokens", type=int, metavar="N", help=told("longest answer, in tokens", "to the end of the context")
     )
@@ -137,17 +121,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     shape.add_argument("--json-schema", metavar="FILE", help="make the answer JSON that follows this schema")
     shape.add_argument("--regex", metavar="PATTERN", help="make the answer match this regular expression")
     shape.add_argument("--grammar", metavar="FILE", help="make the answer follow this Lark grammar")
-    sampling = parser.add_argument_group("sampling", "what is not given is the model's own choice, greedy for many")
-    sampling.add_argument(
-        "--greedy",
-        action="store_true",
-        default=None,
-        help="always the most likely token, whatever the model recommends",
-    )
-    for spec in SAMPLING:
-        kind, metavar = (int, "N") if isinstance(rule_of(spec), Whole) else (float, "X")
-        text = help_of(spec) if spec.default is None else told(help_of(spec), f"the model's, or {spec.default:g}")
-        sampling.add_argument(f"--{spec.name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
+    add_sampling(parser, usual_sampling)
 
 
 def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> Keywords:
@@ -167,63 +141,13 @@ def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> Keyw
     return {name: value for name, value in chosen.items() if value is not None}
 
 
-def reuse_settings(args: argparse.Namespace, chosen: Keywords) -> Keywords:
-    """`chosen` with what `add_reuse` added. Raises SnapshotError and SettingsError."""
-    if args.prefix:
-        chosen = _following(chosen, args.prefix[0], speculate=args.speculate)
-    return {**chosen, "speculation": args.speculate, "draft_store": args.draft_store}
-
-
-def system_message(args: argparse.Namespace) -> str | None:
-    """The system message that was given, else that of the first prefix. Raises SnapshotError and PromptError."""
-    from edge.runtime.unicode import check_text
-
-    if args.system is not None:
-        return check_text(args.system, "--system")
-    if not args.prefix:
-        return None
-    from pathlib import Path
-
-    from edge.runtime.kv.snapshot_format import read_header
-
-    return read_header(Path(args.prefix[0])).system
-
-
-def prepare(llm: LLM, args: argparse.Namespace) -> None:
-    """Give a model the prefixes and documents that were named. Raises SnapshotError and SettingsError."""
-    for prefix in args.prefix:
-        llm.prefixes.load(prefix)
-    for document in args.draft_from:
-        llm.add_document(read_text(document))
-
-
 def generation_settings(args: argparse.Namespace) -> Keywords:
     """Keywords for `LLM.generate`; what was not given is left to the settings classes. Raises SettingsError."""
-    names = ("max_new_tokens", "stop", "deadline_s", "greedy", *(spec.name for spec in SAMPLING))
-    settings = {name: value for name in names if (value := getattr(args, name)) is not None}
+    names = ("max_new_tokens", "stop", "deadline_s")
+    settings = {name: value for name in names if (value := getattr(args, name)) is not None} | sampling_keywords(args)
     if (constraint := _constraint(args)) is not None:
         settings["constraint"] = constraint
     return settings
-
-
-def _following(chosen: Keywords, path: str, *, speculate: bool) -> Keywords:
-    """Where nothing else is said, the engine as it was when a prefix was computed. Raises SettingsError."""
-    from pathlib import Path
-
-    from edge.runtime.kv.snapshot_format import read_header
-
-    layout = read_header(Path(path)).identity.layout
-    found = {"engine": layout.get("engine"), "reproducible": layout.get("reproducible") == "True"}
-    if layout.get("kv precision") in KV_PRECISIONS:
-        found["kv_precision"] = layout["kv precision"]
-    if chosen["engine"] not in ("auto", found["engine"]):
-        return chosen  # loading the prefix will say so
-    if speculate and not found["reproducible"] and "reproducible" not in chosen:
-        raise SettingsError(
-            f"{path} was computed without --reproducible, which --speculate implies; build it again with "
-            "`edge prefix build --reproducible`"
-        )
-    return {**found, **chosen, "engine": found["engine"]}
 
 
 def _constraint(args: argparse.Namespace) -> Constraint | None:
@@ -236,18 +160,31 @@ def _constraint(args: argparse.Namespace) -> Constraint | None:
     return None if args.regex is None else Constraint.regex(args.regex)
 
 
-def argument_or_stdin(value: str, what: str) -> str:
-    """A text of the command line; "-" reads it from stdin. Raises PromptError where it is not UTF-8, or none comes."""
+def argument_or_stdin(value: str | None, what: str, purpose: str = "text") -> str:
+    """A text of the command line; "-" reads it from stdin, and so does none where something is piped in.
+
+    Raises PromptError where that is not UTF-8, or has nothing but blanks; SettingsError for blanks on the command line,
+    and where nobody could know that a text is waited for.
+    """
     import io
+    import sys
 
     from edge.commands.streams import read_stdin
     from edge.runtime.unicode import check_text, decode_text
 
-    if value != "-":
-        return check_text(value, what)
+    if value not in (None, "-"):
+        text = check_text(value, what)
+        if not text.strip():
+            raise SettingsError(f"{what} is empty; give {purpose}")
+        return text
+    if value is None and sys.stdin is not None and sys.stdin.isatty():
+        raise SettingsError(f"{what} is missing; give {purpose}, or pipe it in")
     text = decode_text(read_stdin(), "standard input")  # whatever encoding the terminal has
     # With line ends of every system, as a text file is read, and without the mark that PowerShell begins with.
-    return io.StringIO(text.removeprefix("\ufeff"), newline=None).read()
+    text = io.StringIO(text.removeprefix("\ufeff"), newline=None).read()
+    if not text.strip():
+        raise PromptError(f"{what} is empty: nothing came from standard input; give {purpose}")
+    return text
 
 
 def read_text(name: str) -> str:
@@ -264,19 +201,3 @@ def read_text(name: str) -> str:
         return io.StringIO(data.decode("utf-8-sig"), newline=None).read()
     except UnicodeDecodeError as error:
         raise SettingsError(f"{name} cannot be read as text ({error}); convert it to UTF-8") from error
-
-
-def sampling_in_use(llm: LLM, settings: Keywords) -> str:
-    """Say in a line how tokens are chosen, and whose choice that is."""
-    from edge.runtime.settings import generation_settings as made
-
-    sampling = made(llm.default_sampling, **settings).sampling
-    changed = [
-        f"{spec.name.replace('_', '-')} {value:g}"
-        for spec in SAMPLING
-        if (value := getattr(sampling, spec.name)) != spec.default and value is not None
-    ]
-    if not sampling.temperature:
-        return "greedy"
-    chosen = any(spec.name in settings for spec in SAMPLING)
-    return f"{', '.join(changed)}{'' if chosen else ', as the model recommends; --greedy for none'}"

@@ -1,13 +1,15 @@
 """Answer one prompt.
 
 The answer is streamed to stdout. PROMPT is one user message; with --raw, text to continue. With --messages, it is the
-next one of a conversation, and may be left out if that ends with a question.
+next one of a conversation, and may be left out if that ends with a question. A PROMPT that is left out is read from
+stdin, if something is piped in. Unless --sampling model or another option says otherwise, each token is the likeliest
+one: the same prompt gets the same answer.
 
 examples:
   edge run glm4-int4 "What is the capital of France?"
   edge run glm4-int4 --raw "Once upon a time" --max-new-tokens 64
-  git diff | edge run glm4-int4 - --system "Summarize this change."
-  edge run glm4-int4 "Where is the exit?" --prefix kiosk.prefix
+  git diff | edge run glm4-int4 --system "Summarize this change."
+  edge run glm4-int4 "Where is the exit?" --system-file kiosk.txt --prefix kiosk.prefix
   edge run glm4-int4 "Correct the spelling: $(cat letter.txt)" --speculate
   edge run glm4-int4 "Which risks does it name?" --file report.pdf
   edge run glm4-int4 "And in English?" --messages monday.json
@@ -18,74 +20,108 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edge.commands import documents, messages, options
+from edge.commands import documents, messages, options, reuse
+from edge.commands.sampling import sampling_fields, say_sampling
+
+if TYPE_CHECKING:
+    from edge.runtime.llm import LLM
+    from edge.runtime.stream import Stream
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_bundle(parser)
     prompt = parser.add_argument(
-        "prompt", metavar="PROMPT", help="the user message; - reads it from stdin; --messages can do without"
+        "prompt",
+        metavar="PROMPT",
+        help="the user message; - reads it from stdin, and so does none if one is piped in; --messages can do without",
     )
     prompt.required = False  # nargs="?" would not find it after an option, in Python 3.11
     parser.add_argument("--raw", action="store_true", help="continue PROMPT as it is, without the chat template")
     messages.add_messages(parser)
     documents.add_documents(parser)
     options.add_json(parser)
+    options.add_verbose(parser)
     options.add_engine(parser)
-    options.add_generation(parser)
-    options.add_reuse(parser)
+    options.add_generation(parser, "greedy")
+    reuse.add_reuse(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from edge.api import load
-    from edge.commands.console import print_json, show_answer
     from edge.documents.document import prompt_with
-    from edge.runtime.errors import PromptError, SettingsError
+    from edge.runtime.errors import SettingsError
     from edge.runtime.messages import Message
     from edge.runtime.settings import generation_settings
 
-    for option, given in (("--system", args.system), ("--file", args.files), ("--messages", args.messages)):
+    for option, given in (
+        ("--system", args.system),
+        ("--system-file", args.system_file),
+        ("--file", args.files),
+        ("--messages", args.messages),
+    ):
         if args.raw and given not in (None, []):
             raise SettingsError(f"{option} needs the chat template, which --raw leaves out; give one of the two")
-    if args.prompt is None and (args.messages is None or args.files):
-        raise PromptError("there is no PROMPT; give the user message")
-    prompt = "" if args.prompt is None else options.argument_or_stdin(args.prompt, "PROMPT")
-    if args.prompt is not None and not prompt.strip():
-        raise PromptError("the prompt is empty; give some text")
-    before = messages.before(args)
     settings = options.generation_settings(args)
-    generation_settings(**settings)  # refuse a bad value before loading the model
+    generation_settings(**settings)  # refuse a bad value before a pipe is waited for, and before loading the model
+    before = messages.before(args)
+    needs_prompt = args.prompt is not None or bool(args.files) or not messages.ends_with_question(before)
+    prompt = options.argument_or_stdin(args.prompt, "PROMPT", "the user message") if needs_prompt else ""
     engine = options.engine_settings(args, messages.text_of(before) + prompt)
     engine["expected_prompt_tokens"] += documents.check_documents(args)
 
     started = time.perf_counter()
-    llm = load(args.bundle, **options.reuse_settings(args, engine))
-    options.prepare(llm, args)
+    llm = load(args.bundle, **reuse.reuse_settings(args, engine))
+    reuse.prepare(llm, args)
     load_s = time.perf_counter() - started
     read = documents.read_documents(args, llm, prompt, before)
+    say_sampling(llm, settings)
     if args.raw:
         stream = llm.generate(prompt, **settings)
     else:
-        last_one = [] if args.prompt is None else [Message("user", prompt_with(read, prompt))]
+        last_one = [Message("user", prompt_with(read, prompt))] if needs_prompt else []
         stream = llm.chat([*before, *last_one], **settings)
     with llm, stream:
-        if not args.json:
-            last = show_answer(stream, raw=args.raw)
-            if args.prefix and last is not None and last.stats is not None and not last.stats.cached_tokens:
-                print("edge: the saved prefix was not used: the prompt does not start with it", file=sys.stderr)
-            return 0
-        text = ""
-        ids: list[int] = []
-        for chunk in stream:
-            text += chunk.text
-            ids += chunk.token_ids
+        if args.json:
+            _print_json(llm, stream, settings, load_s)
+        else:
+            _show(args, llm, stream, settings, load_s)
+    return 0
+
+
+def _show(args: argparse.Namespace, llm: LLM, stream: Stream, settings: options.Keywords, load_s: float) -> None:
+    from edge.commands.console import show_answer
+    from edge.runtime.settings import generation_settings
+    from edge.terminal.answers import figures_of, why_it_ended
+
+    last = show_answer(stream, raw=args.raw)
+    reuse.tell_unused(None if last is None else last.stats)
+    if last is None or last.stats is None:
+        return
+    why = why_it_ended(last.finish_reason, last.stats.new_tokens, generation_settings(**settings), drops=True)
+    if why and sys.stderr.isatty():
+        print(f"({why})", file=sys.stderr)
+    if args.verbose:
+        print(f"({figures_of(last.stats)}; {llm.engine.info.name}, loaded in {load_s:.1f} s)", file=sys.stderr)
+
+
+def _print_json(llm: LLM, stream: Stream, settings: options.Keywords, load_s: float) -> None:
+    from edge.commands.console import print_json
+
+    text = ""
+    ids: list[int] = []
+    for chunk in stream:
+        text += chunk.text
+        ids += chunk.token_ids
+    reuse.tell_unused(chunk.stats)
     answer: dict[str, Any] = {"text": text, "token_ids": ids, "finish_reason": chunk.finish_reason}
+    answer["sampling"] = sampling_fields(llm, settings)
     if chunk.stats is not None:
         answer |= {
             "prompt_tokens": chunk.stats.prompt_tokens,
             "cached_tokens": chunk.stats.cached_tokens,
+            "prefix_tokens": 0 if chunk.stats.prefix is None else chunk.stats.prefix.shared,
             "new_tokens": chunk.stats.new_tokens,
             "drafted_tokens": chunk.stats.drafted_tokens,
             "accepted_tokens": chunk.stats.accepted_tokens,
@@ -95,4 +131,3 @@ def run(args: argparse.Namespace) -> int:
             "tokens_per_second": round(chunk.stats.tokens_per_second, 2),
         }
     print_json(answer)
-    return 0

@@ -2,12 +2,13 @@
 
 Clients of OpenAI's API use it by their base URL, http://127.0.0.1:8000/v1; a browser finds a page to talk to the model
 at http://127.0.0.1:8000. Only programs on this machine can reach it, unless --host and --api-key-file say otherwise.
-Answers follow the sampling that the model recommends, where a request does not set its own. Ctrl-C or SIGTERM ends it
+Answers follow the sampling that the model's makers recommend, where a request does not set its own and --sampling does
+not say greedy. Ctrl-C or SIGTERM ends it
 once running answers are done.
 
 examples:
   edge serve glm4-int4
-  edge serve glm4-int4 --port 8080 --prefix kiosk.prefix
+  edge serve glm4-int4 --port 8080 --system-file kiosk.txt --prefix kiosk.prefix
   edge serve glm4-int4 --host 0.0.0.0 --api-key-file keys.txt
 """
 
@@ -19,8 +20,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge.commands import kinds, options
+from edge.commands import kinds, options, reuse
 from edge.commands.help import told, usual
+from edge.commands.sampling import add_usual_sampling, say_sampling
 
 if TYPE_CHECKING:
     from edge.runtime.llm import LLM
@@ -32,7 +34,9 @@ KEY_VARIABLE = "EDGE_API_KEY"  # for containers, whose secrets come in variables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_bundle(parser)
+    from edge.server.settings import ServerSettings
+
+    options.add_bundle(parser, may_be_missing=True)
     where = parser.add_argument_group("where to listen")
     _add(where, "--host", "host", metavar="ADDRESS")
     _add(where, "--port", "port", type=int, metavar="N")
@@ -64,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=told("answers that will be written at once, which decides what engine is right", EXPECTED_CLIENTS),
     )
     what.add_argument("--any-model", action="store_true", help="answer whatever model a request names")
+    add_usual_sampling(what, usual(ServerSettings, "sampling"), "request")
     _add(what, "--context-policy", "context_policy", metavar="{error,drop-oldest}")
     what.add_argument(
         "--page-config", type=kinds.path, metavar="FILE", help="words, times and suggestions of the page, as JSON"
@@ -72,14 +77,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits = parser.add_argument_group("limits")
     _add(limits, "--max-waiting", "max_waiting", type=int, metavar="N")
     _add(limits, "--max-connections", "max_connections", type=int, metavar="N")
-    _add(limits, "--max-body-bytes", "max_body_bytes", type=int, metavar="BYTES")
+    _add(limits, "--max-body-bytes", "max_body_bytes", type=kinds.size, metavar="SIZE")
     _add(limits, "--header-timeout", "header_timeout_s", type=float, metavar="SECONDS")
     _add(limits, "--body-timeout", "body_timeout_s", type=float, metavar="SECONDS")
     _add(limits, "--send-timeout", "send_timeout_s", type=float, metavar="SECONDS")
     _add(limits, "--stall-seconds", "stall_s", type=float, metavar="SECONDS")
     _add(limits, "--shutdown-seconds", "shutdown_s", type=float, metavar="SECONDS")
     options.add_engine(parser)
-    options.add_reuse(parser)
+    reuse.add_prefixes(parser, drafts=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -136,17 +141,19 @@ def _opened(args: argparse.Namespace, stage: Stage) -> LLM:
 
     stage("reading weights and compiling", 0.1)
     chosen = {**options.engine_settings(args), "expected_clients": args.expected_clients}
-    llm = load(args.bundle, **options.reuse_settings(args, chosen))
+    llm = load(args.bundle, **reuse.reuse_settings(args, chosen))
     try:
         stage("opening prefixes", 0.7)
-        options.prepare(llm, args)
+        reuse.prepare(llm, args)
         stage("warming up", 0.8)
         warm_up(llm)
+        reuse.pin_system(llm, args)
     except BaseException:
         llm.close()
         raise
     stage("ready", 1.0)
     print(f"ready: {llm.engine.info.name} on {llm.engine.info.device}", flush=True)
+    say_sampling(llm, {"sampling": args.sampling})
     return llm
 
 

@@ -112,7 +112,7 @@ class Answering:
         self._service.check_model(request.settings.model)
         if self._settings.context_policy == "drop-oldest":
             request = request.fitted(llm)
-        return request, request.start(llm)
+        return request, request.start(llm, self._settings.sampling)
 
     async def _sent(
         self, request: WireRequest, streams: list[Stream], llm: LLM, scope: Scope, receive: Receive, send: Send

@@ -99,7 +99,7 @@ class Gets:
                 "preemptions": stats.preemptions,
                 "engine": llm.engine.info.name,
                 "device": llm.engine.info.device,
-                "sampling": asdict(llm.default_sampling),
+                "sampling": asdict(service.sampling),
                 "tools": llm.template is not None,
             }
         return JSONResponse(told, headers={"cache-control": "no-store"})
@@ -112,7 +112,7 @@ class Gets:
             "engine": info.name,
             "device": info.device,
             "kv_cache_tokens": llm.stats.tokens,
-            "default_sampling": asdict(llm.default_sampling),
+            "default_sampling": asdict(self._service.sampling),
         }
         try:
             manifest = llm.bundle.manifest

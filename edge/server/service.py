@@ -18,6 +18,7 @@ from typing import Literal, TypeVar
 
 import edge
 from edge.runtime.llm import LLM
+from edge.runtime.settings import Sampling, generation_settings
 from edge.runtime.stream import Stream
 from edge.server.errors import RETRY_S
 from edge.server.settings import ServerSettings
@@ -70,6 +71,11 @@ class Service:
                 retry_after_s=RETRY_S,
             )
         return self._llm
+
+    @property
+    def sampling(self) -> Sampling:
+        """Of an answer whose request does not say. Raises RequestError as `llm` does."""
+        return generation_settings(self.llm.recommended_sampling, sampling=self.settings.sampling).sampling
 
     @property
     def stalled_s(self) -> float:

@@ -28,10 +28,16 @@ class Answering:
     """Shows answers."""
 
     def __init__(
-        self, session: ChatSession, settings: GenerationSettings, unguarded: Callable[[TextIO], TextIO]
+        self,
+        session: ChatSession,
+        settings: GenerationSettings,
+        unguarded: Callable[[TextIO], TextIO],
+        *,
+        verbose: bool = False,
     ) -> None:
-        """settings: of each answer, for what is said about it."""
+        """settings: of each answer, for what is said about it. verbose: its figures, too."""
         self._session, self._settings, self._unguarded = session, settings, unguarded
+        self._verbose = verbose
         self.figures: Figures | None = None  # of the last answer
         self.num_tokens = 0  # of the conversation
         self.stopped = False  # the last answer, by somebody
@@ -72,10 +78,12 @@ class Answering:
         self.num_tokens = self._session.num_tokens
         if self.stopped:
             self._tell("(stopped)")
-        elif why := why_it_ended(view.figures, self._settings, drops=self._drops):
+        elif why := why_it_ended(view.figures.reason, view.figures.new_tokens, self._settings, drops=self._drops):
             self._tell(f"({why})")
         if dropped := self._session.dropped_messages - dropped:
             self._tell_dropped(dropped)
+        if self._verbose:
+            self._tell(f"({view.figures.told(self.num_tokens)})")
         return True
 
     def recount(self) -> None:

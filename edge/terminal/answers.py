@@ -53,11 +53,7 @@ class Figures:
         conversation = f"{num_tokens} in the conversation"
         if self.stats is None:
             return f"stopped after {self.new_tokens} new, {self.tokens_per_second:.1f} tok/s, {conversation}"
-        return (
-            f"{self.stats.prompt_tokens} prompt tokens ({self.stats.cached_tokens} from the cache), "
-            f"{self.stats.new_tokens} new, first after {self.stats.ttft_ms:.0f} ms, "
-            f"{self.stats.tokens_per_second:.1f} tok/s, {conversation}"
-        )
+        return f"{figures_of(self.stats)}, {conversation}"
 
 
 class AnswerView:
@@ -97,6 +93,15 @@ class AnswerView:
             print(f"-> {name} {clipped(arguments)}".rstrip(), file=sys.stderr)
 
 
+def figures_of(stats: Stats) -> str:
+    """Return the figures of a whole answer in a line."""
+    drafts = f", {stats.accepted_tokens} of {stats.drafted_tokens} drafted accepted" if stats.drafted_tokens else ""
+    return (
+        f"{stats.prompt_tokens} prompt tokens ({stats.cached_tokens} from the cache), {stats.new_tokens} new, "
+        f"first after {stats.ttft_ms:.0f} ms, {stats.tokens_per_second:.1f} tok/s{drafts}"
+    )
+
+
 def status_text(tokens_per_second: float, used: int, context: int) -> str:
     """Return the line of figures, in ASCII, for every terminal; the more important ones first."""
     speed = f"{tokens_per_second:.1f} tok/s, " if tokens_per_second else ""
@@ -109,12 +114,14 @@ def clipped(text: str, most: int = SHOWN) -> str:
     return shown if len(shown) <= most else f"{shown[:most]} ..."
 
 
-def why_it_ended(figures: Figures, settings: GenerationSettings, *, drops: bool) -> str | None:
+def why_it_ended(
+    reason: FinishReason | None, new_tokens: int, settings: GenerationSettings, *, drops: bool
+) -> str | None:
     """Return what ended an answer before the model did; None if nothing did. drops: whether old turns make room."""
-    if figures.reason == "deadline":
+    if reason == "deadline":
         return f"cut after {settings.deadline_s:g} s; --deadline gives it longer"
-    if figures.reason != "length":
+    if reason != "length":
         return None
-    if settings.max_new_tokens is not None and figures.new_tokens >= settings.max_new_tokens:
+    if settings.max_new_tokens is not None and new_tokens >= settings.max_new_tokens:
         return f"cut at {settings.max_new_tokens} tokens; --max-new-tokens allows more"
     return f"cut: the context is full{'' if drops else '; /reset or /undo makes room'}"

@@ -16,6 +16,7 @@ from edge.runtime.fitting import fitting
 from edge.runtime.llm import LLM
 from edge.runtime.messages import MessageLike, messages_from
 from edge.runtime.produced_ids import ProducedIds
+from edge.runtime.settings import GenerationOptions, UsualSampling
 from edge.runtime.stream import Stream
 from edge.runtime.tools.declared import JsonObject
 from edge.wire.answers import Head, JsonBody, chat_completion
@@ -72,9 +73,10 @@ class ChatRequest:
             )
         return replace(self, messages=kept, dropped_messages=len(dropped)) if dropped else self
 
-    def start(self, llm: LLM) -> list[Stream]:
+    def start(self, llm: LLM, sampling: UsualSampling = "greedy") -> list[Stream]:
         """Return a stream for each choice, all submitted. Raises RequestError, or an EdgeError that is not about it."""
         settings = self.settings
+        options: GenerationOptions = {"sampling": sampling, **settings.options}
         with in_terms_of(self.body, settings.names):
             try:
                 return list(
@@ -86,7 +88,7 @@ class ChatRequest:
                         template_variables=self.template_variables,
                         continue_final_message=self.continue_final_message,
                         memory=self.memory,
-                        **settings.options,
+                        **options,
                     )
                 )
             except ContextLengthError as error:

@@ -13,6 +13,7 @@ from typing import Any, Self
 from edge.runtime.chunk import Answer
 from edge.runtime.errors import ContextLengthError, EdgeError, shown
 from edge.runtime.llm import LLM
+from edge.runtime.settings import GenerationOptions, UsualSampling
 from edge.runtime.stream import Stream
 from edge.runtime.tools.declared import JsonObject
 from edge.wire.answers import Head, JsonBody, text_completion
@@ -57,23 +58,24 @@ class CompletionRequest:
         """Return the request as it is."""
         return self
 
-    def start(self, llm: LLM) -> list[Stream]:
+    def start(self, llm: LLM, sampling: UsualSampling = "greedy") -> list[Stream]:
         """Return a stream for each choice, all submitted: those of the first prompt first. Raises as a ChatRequest."""
         found: list[Stream] = []
         try:
             for index, prompt in enumerate(self.prompts):
-                found += self._start_one(llm, prompt, f"prompt[{index}]" if self.is_list else "prompt")
+                found += self._start_one(llm, sampling, prompt, f"prompt[{index}]" if self.is_list else "prompt")
         except BaseException:
             for stream in found:
                 stream.close()  # or it would keep its place in the queue, with nobody to read it
             raise
         return found
 
-    def _start_one(self, llm: LLM, prompt: str | list[int], path: str) -> list[Stream]:
+    def _start_one(self, llm: LLM, sampling: UsualSampling, prompt: str | list[int], path: str) -> list[Stream]:
         settings = self.settings
+        options: GenerationOptions = {"sampling": sampling, **settings.options}
         with in_terms_of(self.body, {**settings.names, "prompt": path, "ids": path}):
             try:
-                return llm.sample_streams(prompt, settings.n, **settings.options)
+                return llm.sample_streams(prompt, settings.n, **options)
             except ContextLengthError as error:
                 ids = llm.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
                 raise too_long(llm, len(ids), "prompt", path) from error

@@ -11,6 +11,7 @@ from typing import Self
 
 from edge.runtime.errors import EdgeError
 from edge.runtime.llm import LLM
+from edge.runtime.settings import UsualSampling
 from edge.runtime.stream import Stream
 from edge.wire.answers import Head
 from edge.wire.chat_request import ChatRequest
@@ -35,10 +36,10 @@ class ConvertedRequest:
         with self.places.translating():
             return replace(self, chat=self.chat.fitted(llm))
 
-    def start(self, llm: LLM) -> list[Stream]:
+    def start(self, llm: LLM, sampling: UsualSampling = "greedy") -> list[Stream]:
         """Return the stream of the answer. Raises RequestError, or an EdgeError that is not about it."""
         with self.places.translating():
-            return self.chat.start(llm)
+            return self.chat.start(llm, sampling)
 
     def refusal(self, error: EdgeError) -> EdgeError:
         """Return an error that ended an answer in terms of the body, or as it is if the body is not to blame."""

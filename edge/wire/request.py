@@ -11,6 +11,7 @@ from typing import Protocol, Self
 from edge.runtime.chunk import Answer
 from edge.runtime.errors import EdgeError
 from edge.runtime.llm import LLM
+from edge.runtime.settings import UsualSampling
 from edge.runtime.stream import Stream
 from edge.runtime.tools.declared import JsonObject
 from edge.wire.answers import Head, JsonBody
@@ -32,8 +33,11 @@ class WireRequest(Protocol):
     def fitted(self, llm: LLM) -> Self:
         """Return the request without the oldest turns that do not fit the model's context."""
 
-    def start(self, llm: LLM) -> list[Stream]:
-        """Return a stream for each choice, all submitted. Raises RequestError, or an EdgeError that is not about it."""
+    def start(self, llm: LLM, sampling: UsualSampling = "greedy") -> list[Stream]:
+        """Return a stream for each choice, all submitted. Raises RequestError, or an EdgeError that is not about it.
+
+        sampling: where that comes from which the body does not set.
+        """
 
     def answer(self, head: Head, answers: Sequence[Answer], llm: LLM) -> JsonBody:
         """Return the body of a whole answer. Raises RequestError if a deadline left nothing to send."""

@@ -23,7 +23,17 @@ def context_limit(settings: EngineSettings, spec: ModelSpec) -> int:
 
 
 def cache_budget(settings: EngineSettings) -> int:
-    """Return the bytes that the KV cache may take, never more than are free."""
-    free = available_bytes()
-    share = settings.kv_cache_share
-    return min(settings.kv_cache_bytes, free) if share is None else int(free * share)
+    """Return the bytes that the KV cache may take, never more than are free where that is known.
+
+    Raises SettingsError for a share of what is not known.
+    """
+    free, share = available_bytes(), settings.kv_cache_share
+    if share is None:
+        return settings.kv_cache_bytes if free is None else min(settings.kv_cache_bytes, free)
+    if free is None:
+        raise SettingsError(
+            f"kv_cache_share is {share:g}, but how much memory is free is not known here; set kv_cache_bytes instead, "
+            'or pip install "psutil"',
+            param="kv_cache_share",
+        )
+    return int(free * share)

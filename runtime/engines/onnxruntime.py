@@ -19,6 +19,7 @@ import onnxruntime as ort
 
 from edge.runtime.arrays import Array, Ids, Logits
 from edge.runtime.bundle import Bundle, OnnxKernels
+from edge.runtime.engines.devices import device_here
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
 from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.engines.onnx_graph import check_parts
@@ -41,15 +42,16 @@ from edge.runtime.graph_names import (
     past_name,
     present_name,
 )
-from edge.runtime.kv.memory import CAN_ADVISE, NoMemory, SlotMemory
+from edge.runtime.kv.memory import TAKEN_LATE, NoMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
-from edge.runtime.machine import family_of, physical_cores
+from edge.runtime.machine import family_of, logical_processors, physical_cores
 from edge.runtime.settings import CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
 
 MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized supports 8 bits; 1.22.1 refuses the graph
 CACHE_TYPES: dict[CachePrecision, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}  # any width
 PREFILL_CHUNK = 128  # tokens; with 512, a prefill is not faster, and every part keeps four times the memory
+CHOSEN_BY_ORT = 0  # threads
 MAX_SLOTS = 16  # sequences kept at once; an unused slot takes no memory
 
 
@@ -57,7 +59,8 @@ class OnnxRuntimeEngine:
     """The sessions of a graph, and the KV buffers of several sequences. Raises BundleError, DeviceError, SettingsError.
 
     Defaults: activations are rounded to int8 if the weights have 4 bits, and the cache has 32 bits (the figures are in
-    docs/findings.md); there is one thread for each physical core that the process may use.
+    docs/findings.md); there is one thread for each physical core that the process may use, or onnxruntime's own choice
+    where these are not known.
 
     Rows are computed in pairs, and one left over by a kernel that rounds differently. `reproducible` pads to pairs:
     results are then bit-equal however tokens are cut into steps.
@@ -77,8 +80,8 @@ class OnnxRuntimeEngine:
         paths = bundle.onnx_parts(kernels)
         if not paths:
             raise BundleError(f"{bundle.path}: {kernels.part(0)} is missing; {COPY_AGAIN}")
-        with ThreadPoolExecutor(threads, "load") as loaders:
-            self._parts = list(loaders.map(lambda path: SessionPart(path, threads), paths))
+        with ThreadPoolExecutor(threads or logical_processors(), "load") as loaders:
+            self._parts = list(loaders.map(lambda path: SessionPart(path, threads or CHOSEN_BY_ORT), paths))
         check_parts([part.session for part in self._parts], paths, spec, float16_cache=kernels.float16_cache)
         self._positions, self._ones = np.arange(length), np.ones((1, length), np.int64)
         self._tables: tuple[Array, ...] = _rotary_tables(spec, length, kind)
@@ -248,6 +251,7 @@ def _check_version() -> None:
 def _check_settings(settings: EngineSettings) -> None:
     if family_of(settings.device) != "CPU":
         raise DeviceError(f"device {shown(settings.device)}: the onnx engine runs on the CPU; use --engine openvino")
+    device_here(settings.device, ["CPU"])
     if settings.inference_precision not in (None, "f32"):
         raise SettingsError(f"inference_precision is {settings.inference_precision}, the onnx engine has f32")
     if settings.kv_precision not in (None, *CACHE_TYPES):
@@ -273,7 +277,7 @@ def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSett
             f"{budget:,} are allowed; lower max_context, raise kv_cache_bytes, or set kv_precision to f16"
         )
     # A slot takes memory as its tokens come, so there may be more slots than the budget would fill.
-    slots = MAX_SLOTS if CAN_ADVISE else min(allowed // min(limit, allowed), MAX_SLOTS)
+    slots = MAX_SLOTS if TAKEN_LATE else min(allowed // min(limit, allowed), MAX_SLOTS)
     return min(limit, allowed), slots, allowed
 
 

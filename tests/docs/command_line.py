@@ -125,6 +125,8 @@ def _value(action: argparse.Action) -> str:
     metavar = action.metavar or choices or (action.dest.upper() if action.option_strings else action.dest)
     if isinstance(metavar, tuple):
         return " ".join(metavar)
+    if not action.option_strings and action.nargs is None and not action.required:
+        return f"[{metavar}]"
     return {"?": f"[{metavar}]", "*": f"[{metavar} ...]", "+": f"{metavar} [...]"}.get(str(action.nargs), metavar)
 
 

@@ -129,7 +129,7 @@ def test_no_advice_is_in_single_quotes() -> None:
         ("scipy", "edge.cli profile compare {0}:int8-asym/onnx {0}:int4-asym-g128/onnx", "profile"),
         ("threadpoolctl", "edge.cli export a b", "export"),
         ("nncf", "edge.cli profile run a b", "profile"),
-        ("matplotlib", "edge.cli needle a b", "profile"),
+        ("matplotlib", "edge.cli needle ./a b", "profile"),
         ("ml_dtypes", "edge.cli recipes", "export"),
         ("lm_eval", "edge.profiles.lm_eval --help", "lm-eval"),
         ("tqdm", "edge.profiles.lm_eval --help", "lm-eval"),

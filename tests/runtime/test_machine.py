@@ -5,14 +5,19 @@ The system's files are made, as Linux writes them: version 2 of control groups, 
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from edge.runtime import machine
 from edge.runtime.engines.limits import cache_budget
-from edge.runtime.machine import PLENTY, available_bytes
+from edge.runtime.errors import SettingsError
+from edge.runtime.machine import available_bytes
 from edge.runtime.settings import EngineSettings
 
 MEMINFO = "MemTotal:       32000000 kB\nMemFree:         1000000 kB\nMemAvailable:   16000000 kB\n"
@@ -40,9 +45,58 @@ def test_without_groups_it_is_what_the_machine_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("meminfo", [None, "", "MemTotal: 5 kB\n", "MemAvailable:\n", "MemAvailable: many kB\n"])
-def test_what_is_not_told_is_plenty(tmp_path: Path, meminfo: str | None) -> None:
-    assert available_bytes(system(tmp_path, "", {}, meminfo)) == PLENTY
-    assert available_bytes(tmp_path / "elsewhere") == PLENTY
+def test_what_linux_does_not_tell_psutil_does(
+    tmp_path: Path, meminfo: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what nobody tells is not known, but for the limits of groups."""
+    root = system(tmp_path, "0::/a\n", {f"{V2}/a/memory.current": 0}, meminfo)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=5 * GB))
+    assert available_bytes(root) == available_bytes(tmp_path / "elsewhere") == 5 * GB
+    (root / f"{V2}/a/memory.max").write_text(str(GB))
+    assert available_bytes(root) == GB
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert available_bytes(root) == GB
+    assert available_bytes(tmp_path / "elsewhere") is None
+
+
+def test_a_share_of_what_is_not_known_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was a share of 2^62 bytes, which the system refused."""
+    monkeypatch.setattr("edge.runtime.engines.limits.available_bytes", lambda: None)
+    assert cache_budget(EngineSettings(kv_cache_bytes=GB)) == GB
+    with pytest.raises(SettingsError, match=r"kv_cache_share is 0\.5, but .*; set kv_cache_bytes instead") as refused:
+        cache_budget(EngineSettings(kv_cache_share=0.5))
+    assert refused.value.param == "kv_cache_share"
+
+
+@pytest.mark.parametrize(("cores", "allowed", "found"), [(4, 8, 4), (4, 2, 2), (None, 8, None)])
+def test_cores_where_there_is_no_affinity_of_linux(
+    cores: int | None, allowed: int, found: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: None if logical else cores)
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda _self: list(range(allowed)))
+    assert machine.physical_cores() == found
+    monkeypatch.delattr(psutil.Process, "cpu_affinity")  # macOS
+    assert machine.physical_cores() == cores
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert machine.physical_cores() is None
+
+
+def test_sizes_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has neither `resource` nor os.sysconf; what psutil says is near what Linux says."""
+    rss, total = machine.rss_bytes(), machine.total_bytes()
+    assert rss is not None
+    monkeypatch.delattr(os, "sysconf")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    found = machine.rss_bytes()
+    assert found is not None
+    assert abs(found - rss) < 50e6
+    assert machine.total_bytes() == total
+    memory = SimpleNamespace(rss=5, peak_wset=7)
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _self: memory)
+    assert (machine.rss_bytes(), machine.peak_rss_bytes()) == (5, 7)
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert (machine.rss_bytes(), machine.peak_rss_bytes(), machine.total_bytes()) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -96,5 +150,8 @@ def test_the_cache_gets_a_share_of_what_is_left(tmp_path: Path, monkeypatch: pyt
 
 
 def test_this_machine_has_memory_and_processors() -> None:
-    assert available_bytes() > 0
+    free, total = available_bytes(), machine.total_bytes()
+    assert free is not None
+    assert total is not None
+    assert 0 < free <= total
     assert machine.logical_processors() >= 1

@@ -25,7 +25,6 @@ from edge.runtime.session import ChatSession
 from edge.runtime.settings import (
     ENGINE_NAMES,
     GENERATION_NAMES,
-    GREEDY,
     SAMPLING_NAMES,
     EngineOptions,
     EngineSettings,
@@ -181,7 +180,7 @@ def test_options_are_the_fields() -> None:
     """Keywords that checkers and editors know are those that are taken, and None is allowed for each."""
     assert set(GenerationOptions.__annotations__) | set(EngineOptions.__annotations__) >= {"max_new_tokens", "threads"}
     for options, names in (
-        (GenerationOptions, GENERATION_NAMES | SAMPLING_NAMES | {GREEDY}),
+        (GenerationOptions, GENERATION_NAMES | SAMPLING_NAMES | {"sampling"}),
         (EngineOptions, ENGINE_NAMES),
     ):
         hints = get_type_hints(options)

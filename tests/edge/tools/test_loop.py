@@ -283,7 +283,7 @@ def test_a_real_model_uses_three_functions(
     """Held by llguidance to a call of the named function at first, and free afterwards."""
     pytest.importorskip("llguidance")
     messages = [{"role": "system", "content": "Answer in one sentence."}, {"role": "user", "content": question}]
-    options: Any = {"tool_choice": name, "max_new_tokens": 40, "greedy": True}
+    options: Any = {"tool_choice": name, "max_new_tokens": 40}
     events = list(run_loop(demo_llm, messages, [phone, multiply, add], **options))
     (result,) = results(events)
     assert (result.call.name, json.loads(result.call.arguments), result.error) == (name, arguments, False)
