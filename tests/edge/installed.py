@@ -46,7 +46,7 @@ class Installed:
 
 
 def build_wheel(folder: Path) -> Path:
-    """The wheel of this tree, made of a copy: a build leaves files in its folder, and takes up what earlier ones left."""
+    """The wheel of this tree, made of a copy: a build leaves files behind, and takes up what earlier ones left."""
     copy = folder / "source"
     left_out = shutil.ignore_patterns(".*", "build", "dist", "site", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, copy, symlinks=True, ignore=left_out)
