@@ -1,7 +1,8 @@
 """The `edge` command: finds the verb, runs it, turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 the command line itself is wrong (each with one line on stderr), 130 interrupted, 141
-the reader of stdout left, as for programs that the system ends for it. Verbs are in `commands/`, one file each.
+Exit codes: 0 done, 1 failed, 2 the command line itself is wrong (each with one line on stderr), 130 interrupted, 143 and
+129 ended by SIGTERM and SIGHUP, 141 the reader of stdout left, as for programs that the system ends for it. Verbs are
+in `commands/`, one file each.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 from edge.commands import bundles, kinds, streams
 from edge.commands.help import first_line, sections
 from edge.commands.noticing import notices_printed
+from edge.commands.signals import Ended, ending_by_signals
 from edge.runtime.errors import EdgeError, SettingsError, shown, telling_line
 from edge.runtime.extras import missing_packages_named
 from edge.runtime.terminal_text import visible
@@ -61,6 +63,7 @@ NEEDED = {
     "profile report": "plots",
     "needle": "plots",
 }
+CLOSED = ("run", "chat", "batch")  # verbs that have something to write when a signal ends them; serve listens itself
 PATHS = ("BUNDLE", "DIR", "FILE", "OUT", "PATH", "SOURCE")  # metavars of what names a file or folder
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_LINE = 2000  # characters of an error, which may quote what somebody gave
@@ -144,6 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("edge: interrupted", file=sys.stderr)
             return INTERRUPTED
+        except Ended as ended:
+            print(f"edge: ended by {ended.name}", file=sys.stderr)
+            return ended.exit_code
         except streams.ReaderLeft:
             return READER_LEFT
         except (OSError, ImportError, MemoryError) as error:
@@ -166,7 +172,8 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> in
     ):
         try:
             bundles.find(args)
-            code: int = args.run(args)
+            with ending_by_signals() if args.verb in CLOSED else nullcontext():
+                code: int = args.run(args)
             return code
         except EdgeError as error:
             logger.debug("%s failed", args.verb, exc_info=True)

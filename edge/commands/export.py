@@ -80,7 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     precision = parser.add_argument_group("precision")
     precision.add_argument("--recipe", metavar="NAME", help=told("a recipe listed by `edge recipes`", DEFAULT))
     precision.add_argument(
-        "--embedding", metavar="PRECISION", help=f"precision of the embedding, like {DEFAULT}, instead of the recipe's"
+        "--embedding",
+        metavar="PRECISION",
+        help="precision of the embedding, like int4-asym-g128, instead of the recipe's",
     )
     precision.add_argument(
         "--head", metavar="PRECISION", help="precision of the vocabulary projection, instead of the recipe's"
