@@ -59,7 +59,7 @@ class Telling:
 
     def _say(self, line: str) -> None:
         self._bar.close()  # or the line would stand beside it
-        print(f"edge: {line}", file=sys.stderr)
+        print(f"edge: {line}", file=sys.stderr, flush=True)
         self._show = self._bar.enter_context(export_progress())
 
 
@@ -134,8 +134,8 @@ def _checked(manifest: Manifest) -> str:
 
     worst = max(rounded, key=lambda check: check.error / check.expected)
     return (
-        f"{count}: every part of the model is as exact as its rounded weights allow; {worst.stage} least so, with "
-        f"{worst.error / worst.expected:.1f} times the usual effect of rounding, of {TOLERATED:g} that are allowed"
+        f"{count}: the model is as exact as its rounded weights allow; {worst.stage} least so, with "
+        f"{worst.error / worst.expected:.1f} times the usual effect of rounding ({TOLERATED:g} would fail)"
     )
 
 
