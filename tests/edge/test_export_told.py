@@ -25,16 +25,16 @@ START = re.compile(
     r"edge: [\d.]+ million parameters to (at most )?[\d.]+ kB of weights; takes about \d+ s, [\d.]+ MB of memory "
     r"\([\d.]+ GB free\) and [\d.]+ MB of disk \([\d.]+ GB free\)"
 )
-# A child that sends itself what Ctrl-C sends, when block 0 of 3 is done.
+# A child that gets a signal when block 0 of 3 is done. It imports nothing that has threads, as `edge` does not.
 STOPPED = """
 import os, signal, sys
-from edge.export import stages
-sync = stages.Walk.finish
-def finish(self, stage, *args, **kwargs):
-    sync(self, stage, *args, **kwargs)
-    if stage.name == "block 0":
+from edge.export.journal import Journal
+add = Journal.add
+def stopping(self, step):
+    add(self, step)
+    if len(self.steps) == 2:
         os.kill(os.getpid(), getattr(signal, sys.argv[1]))
-stages.Walk.finish = finish
+Journal.add = stopping
 from edge.cli import main
 sys.exit(main(sys.argv[2:]))
 """
