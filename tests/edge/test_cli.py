@@ -654,7 +654,7 @@ def test_whose_bundle_a_demo_takes_for_its_own(
     from edge.commands import demo
     from edge.runtime.errors import OutputError
 
-    manifest = {"source": demo_gguf.name, "recipe": demo.RECIPE, "schema_version": 1, "source_sha256": "", "files": {}}
+    manifest = {"source": demo_gguf.name, "recipe": demo.EARLIER, "schema_version": 1, "source_sha256": "", "files": {}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | changes))
     if replaced:
         assert demo._is_of_a_demo(tmp_path, demo_gguf)
