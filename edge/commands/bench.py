@@ -82,6 +82,9 @@ def run(args: argparse.Namespace) -> int:
     _check_prompts(args.prompt_tokens, settings, bundle)
     if args.clients:
         from edge.commands.bench_clients import compare_servers
+        from edge.runtime.extras import check_installed
+
+        check_installed("starlette", needed="server")
 
         return compare_servers(args, bundle, settings)
     if args.engine == "all":

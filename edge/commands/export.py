@@ -80,7 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     precision = parser.add_argument_group("precision")
     precision.add_argument("--recipe", metavar="NAME", help=told("a recipe listed by `edge recipes`", DEFAULT))
     precision.add_argument(
-        "--embedding", metavar="PRECISION", help=f"precision of the embedding, like {DEFAULT}, instead of the recipe's"
+        "--embedding",
+        metavar="PRECISION",
+        help="precision of the embedding, like int4-asym-g128, instead of the recipe's",
     )
     precision.add_argument(
         "--head", metavar="PRECISION", help="precision of the vocabulary projection, instead of the recipe's"
@@ -147,8 +149,11 @@ def run(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace, progress: Callable[[Progress], None]) -> Manifest:
     names = [field.name for field in fields(ExportSettings)]
     if args.frontend == "optimum":
-        from edge.export.frontend_optimum.export import export_with_optimum
         from edge.runtime.errors import RecipeError
+        from edge.runtime.extras import missing_packages_named
+
+        with missing_packages_named("optimum"):
+            from edge.export.frontend_optimum.export import export_with_optimum
 
         names = [field.name for field in fields(ExportSettings)]
         if given := [name for name in names if name not in SHARED and getattr(args, name) is not None]:

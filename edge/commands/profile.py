@@ -136,17 +136,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from importlib.util import find_spec
-
     from edge.commands.console import print_json
     from edge.commands.profile_progress import shown_progress
     from edge.profiles.limits import SPEED_METRICS, describe_failures, parse_limit
     from edge.profiles.report import check_folder, write_report
     from edge.profiles.sweep import sweep
     from edge.runtime.errors import ProfileError, SettingsError
+    from edge.runtime.extras import check_installed
 
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise ModuleNotFoundError(name=missing[0])
+    check_installed(*NEEDED, needed="profile")
     limits = [parse_limit(text) for text in args.fail_if]
     if args.no_speed and (wrong := [limit for limit in limits if limit.metric in SPEED_METRICS]):
         raise SettingsError(f"--fail-if {wrong[0]} needs speed; leave --no-speed out")
