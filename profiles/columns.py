@@ -137,4 +137,4 @@ def same_in_all(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     """A sentence for columns that a table leaves out; empty if there are none."""
     if not columns or not rows:
         return ""
-    return "The same in every row: " + ", ".join(f"{c.title} {c.text(rows[0])}" for c in columns) + "."
+    return "The same in every row: " + "; ".join(f"{c.title} {c.text(rows[0])}" for c in columns) + "."
