@@ -20,6 +20,9 @@ from typing import Any, NoReturn
 
 from edge.commands import bundles, kinds, streams
 from edge.commands.help import first_line, sections
+from edge.defaults.fill import fill
+from edge.defaults.given import parse_with_given
+from edge.defaults.tables import Value
 from edge.runtime.errors import EdgeError, shown, telling_line
 from edge.runtime.extras import install_command, missing_packages_named
 from edge.runtime.terminal_text import visible
@@ -48,6 +51,10 @@ VERBS = (
     "bench",
     "profile",
     "needle",
+    "list",
+    "show",
+    "rm",
+    "config",
     "inspect",
     "verify",
     "devices",
@@ -80,6 +87,18 @@ class _Parser(argparse.ArgumentParser):
             metavar="LEVEL",
             help=f"say on stderr what is being done: {', '.join(LOG_LEVELS)} (default: nothing)",
         )
+        self.add_argument(
+            "--no-config",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="take no defaults from the user's config.toml and the bundle's edge.toml",
+        )
+
+    def parse_known_args(  # type: ignore[override]  # argparse's has overloads for other namespaces
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse, and keep apart what was given and what has its default."""
+        return parse_with_given(self, super().parse_known_args, args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """End with what is wrong; the usage, of twenty lines for some verbs, would hide it."""
@@ -144,14 +163,17 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> in
     except SystemExit:  # --help and --version have printed
         sys.stdout.flush()
         raise
+    defaults: dict[str, Value] = {}
     with _logging_to_stderr(getattr(args, "log_level", None)), missing_packages_named(NEEDED.get(args.verb)):
         try:
             bundles.find(args)
+            if "no_config" not in args and args.verb != "config":
+                defaults = fill(args, command_of(args), leaves(parser), kinds.is_path)
             code: int = args.run(args)
             return code
         except EdgeError as error:
             logger.debug("%s failed", args.verb, exc_info=True)
-            return _fail(_with_options(str(error), _options(parser, args.verb)))
+            return _fail(_and_origin(_with_options(str(error), _options(parser, args.verb)), defaults))
         except Exception:
             logger.debug("%s failed", args.verb, exc_info=True)
             raise
@@ -189,9 +211,32 @@ def _with_options(message: str, options: Mapping[str, str]) -> str:
     return re.sub(r"^[a-z]+(?= is )|(?<!\S)[a-z]+_[a-z_]+(?=[ ,;=]|$)", option, message)
 
 
+def _and_origin(message: str, defaults: Mapping[str, Value]) -> str:
+    """A message about an option that nobody typed also says where it is from."""
+    for one in defaults.values():
+        if re.search(rf"(?<!\S){one.option}(?![-\w])", message):
+            return f"{message}; {one.option} is from {one.origin}"
+    return message
+
+
 def _options(parser: argparse.ArgumentParser, verb: str) -> dict[str, str]:
     """Name of a setting -> option, of one verb."""
     return {action.dest: action.option_strings[0] for action in _actions(parser, verb) if action.option_strings}
+
+
+def command_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """The words of a command: ("chat",), ("prefix", "build")."""
+    return (args.verb, args.action) if "action" in args else (args.verb,)
+
+
+def leaves(parser: argparse.ArgumentParser) -> dict[tuple[str, ...], argparse.ArgumentParser]:
+    """Parsers of all commands that do something, by their words."""
+    subs = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    found: dict[tuple[str, ...], argparse.ArgumentParser] = {} if subs else {(): parser}
+    for sub in subs:
+        for name, below in sub.choices.items():
+            found |= {(name, *words): leaf for words, leaf in leaves(below).items()}
+    return found
 
 
 def _actions(parser: argparse.ArgumentParser, verb: str = "") -> Iterator[argparse.Action]:
