@@ -1,8 +1,8 @@
 # PYTHON_ARGCOMPLETE_OK: where completion is switched on for all programs, argcomplete looks for this word.
 """The `edge` command: finds the verb, runs it, turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 usage (each with one line on stderr), 130 interrupted, 141 the reader of stdout left, as
-for programs that the system ends for it. Verbs are in `commands/`, one file each.
+Exit codes: 0 done, 1 failed, 2 the command line itself is wrong (each with one line on stderr), 130 interrupted, 141
+the reader of stdout left, as for programs that the system ends for it. Verbs are in `commands/`, one file each.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from typing import Any, NoReturn
 
 from edge.commands import bundles, kinds, streams
 from edge.commands.help import first_line, sections
-from edge.defaults.fill import fill
+from edge.commands.noticing import notices_printed
+from edge.defaults.commands import command_of, commands
+from edge.defaults.fill import and_origin, fill
 from edge.defaults.given import parse_with_given
 from edge.defaults.tables import Value
-from edge.runtime.errors import EdgeError, shown, telling_line
+from edge.runtime.errors import EdgeError, SettingsError, shown, telling_line
 from edge.runtime.extras import install_command, missing_packages_named
 from edge.runtime.terminal_text import visible
 
@@ -65,6 +67,7 @@ PATHS = ("BUNDLE", "DIR", "FILE", "OUT", "PATH", "SOURCE")  # metavars of what n
 ASKED = "_ARGCOMPLETE"  # a variable of the environment that argcomplete's shell code sets
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_LINE = 2000  # characters of an error, which may quote what somebody gave
+FAILED, USAGE = 1, 2
 INTERRUPTED, READER_LEFT = 128 + 2, 128 + 13  # with the numbers of SIGINT and SIGPIPE, as shells count
 
 logger = logging.getLogger(__name__)
@@ -104,7 +107,15 @@ class _Parser(argparse.ArgumentParser):
         """End with what is wrong; the usage, of twenty lines for some verbs, would hide it."""
         short = re.sub(r"\S{80,}", lambda found: found[0][:79] + "…", message)  # argparse quotes values whole
         advice = f"; {self.advice}" if self.advice else ""
-        self.exit(2, f"{self.prog}: {_one_line(short)}{advice}; see {self.prog} --help\n")
+        self.exit(USAGE, f"{self.prog}: {_one_line(short)}{advice}; see {self.prog} --help\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # Any: as argparse has it
+        """The arguments. What no parser knows is told by that of the verb, whose help has what it takes."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            of_verb: argparse.ArgumentParser = getattr(found, "parser", self)
+            of_verb.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(of_verb, unknown[0])}")
+        return found
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:  # Any: of every type, as argparse has it
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
@@ -113,6 +124,15 @@ class _Parser(argparse.ArgumentParser):
             kind = str(action.metavar).lower()
             raise argparse.ArgumentError(None, f"{kind} {shown(value)} is unknown{hint} {', '.join(action.choices)}")
         super()._check_value(action, value)
+
+
+def _meant(parser: argparse.ArgumentParser, word: str) -> str:
+    """The option that was likely meant, as the end of a message; a beginning of one is the likeliest."""
+    name, known = word.partition("=")[0], [option for action in _actions(parser) for option in action.option_strings]
+    if not name.startswith("--") or name == "--":
+        return ""
+    close = [option for option in known if option.startswith(name)] or get_close_matches(name, known, 1)
+    return f", did you mean {close[0]}?" if close else ""
 
 
 class _Version(argparse.Action):
@@ -164,24 +184,38 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> in
         sys.stdout.flush()
         raise
     defaults: dict[str, Value] = {}
-    with _logging_to_stderr(getattr(args, "log_level", None)), missing_packages_named(NEEDED.get(args.verb)):
+    with (
+        _logging_to_stderr(getattr(args, "log_level", None)),
+        missing_packages_named(NEEDED.get(args.verb)),
+        notices_printed(),
+    ):
         try:
             bundles.find(args)
             if "no_config" not in args and args.verb != "config":
-                defaults = fill(args, command_of(args), leaves(parser), kinds.is_path)
+                defaults = fill(args, command_of(args), commands(parser), kinds.is_path)
             code: int = args.run(args)
             return code
         except EdgeError as error:
             logger.debug("%s failed", args.verb, exc_info=True)
-            return _fail(_and_origin(_with_options(str(error), _options(parser, args.verb)), defaults))
+            message = _with_options(str(error), _options(parser, args.verb))
+            return _fail(and_origin(message, defaults), _code_of(error))
         except Exception:
             logger.debug("%s failed", args.verb, exc_info=True)
             raise
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = FAILED) -> int:
     print(f"edge: {_one_line(message)}", file=sys.stderr)
-    return 1
+    return code
+
+
+def _code_of(error: EdgeError) -> int:
+    """A value that cannot be right, or two that exclude each other, is wrong usage, whoever noticed it.
+
+    A file that the system does not give, or that holds no text, is a failure like any other.
+    """
+    refused = isinstance(error.__cause__, OSError | UnicodeError)
+    return USAGE if isinstance(error, SettingsError) and not refused else FAILED
 
 
 def _reason(error: OSError | ImportError | MemoryError) -> str:
@@ -202,41 +236,19 @@ def _one_line(message: str) -> str:
 def _with_options(message: str, options: Mapping[str, str]) -> str:
     """A message with options in the place of the settings that they set: "--max-context is 0; lower --kv-cache-gb".
 
-    A name that is one word is a setting in the first place alone.
+    A name that is one word is a setting in the first place, and where a value is given to it.
     """
 
     def option(found: re.Match[str]) -> str:
-        return options.get(found[0], found[0])
+        return options.get(found[0].removesuffix("=True"), found[0])
 
-    return re.sub(r"^[a-z]+(?= is )|(?<!\S)[a-z]+_[a-z_]+(?=[ ,;=]|$)", option, message)
-
-
-def _and_origin(message: str, defaults: Mapping[str, Value]) -> str:
-    """A message about an option that nobody typed also says where it is from."""
-    for one in defaults.values():
-        if re.search(rf"(?<!\S){one.option}(?![-\w])", message):
-            return f"{message}; {one.option} is from {one.origin}"
-    return message
+    return re.sub(r"^[a-z]+(?= is )|(?<!\S)(?:[a-z_]+=True\b|[a-z]+_[a-z_]+(?=[ ,;=]|$))", option, message)
 
 
 def _options(parser: argparse.ArgumentParser, verb: str) -> dict[str, str]:
     """Name of a setting -> option, of one verb."""
-    return {action.dest: action.option_strings[0] for action in _actions(parser, verb) if action.option_strings}
-
-
-def command_of(args: argparse.Namespace) -> tuple[str, ...]:
-    """The words of a command: ("chat",), ("prefix", "build")."""
-    return (args.verb, args.action) if "action" in args else (args.verb,)
-
-
-def leaves(parser: argparse.ArgumentParser) -> dict[tuple[str, ...], argparse.ArgumentParser]:
-    """Parsers of all commands that do something, by their words."""
-    subs = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    found: dict[tuple[str, ...], argparse.ArgumentParser] = {} if subs else {(): parser}
-    for sub in subs:
-        for name, below in sub.choices.items():
-            found |= {(name, *words): leaf for words, leaf in leaves(below).items()}
-    return found
+    found = {action.dest: action.option_strings[0] for action in _actions(parser, verb) if action.option_strings}
+    return {**found, "speculation": found["speculate"]} if "speculate" in found else found
 
 
 def _actions(parser: argparse.ArgumentParser, verb: str = "") -> Iterator[argparse.Action]:
@@ -280,7 +292,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub = verbs.add_parser(verb, help=first_line(text), **sections(text))
         sub.advice = getattr(module, "ADVICE", "")
         module.add_arguments(sub)
-        sub.set_defaults(run=module.run, verb=verb)
+        sub.set_defaults(run=module.run, verb=verb, parser=sub)
     for action in _actions(parser):
         if action.metavar in PATHS and action.type is None:
             action.type = kinds.path

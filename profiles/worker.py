@@ -152,12 +152,12 @@ def measure_cell(
 
 
 def bench(
-    _tell: Tell, bundle: str, settings: EngineOptions, prompt_tokens: list[int], new_tokens: int
+    _tell: Tell, bundle: str, settings: EngineOptions, prompt_tokens: list[int], new_tokens: int, repeats: int
 ) -> dict[str, object]:
     """The report of `edge bench`; `settings` are fields of EngineSettings."""
     from edge.profiles import speed
 
-    return speed.bench(bundle, engine_settings(**settings), prompt_tokens, new_tokens)
+    return speed.bench(bundle, engine_settings(**settings), prompt_tokens, new_tokens, repeats)
 
 
 def write_windows(windows: Windows, path: Path) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.commands import kinds
-from edge.commands.export_place import OUT_HELP, settle
+from edge.commands.export_place import OUT_HELP, settle, tell_what_is_cached
 from edge.commands.help import told, usual
 from edge.export.compress.recipes import DEFAULT
 from edge.export.settings import DEVICES, FORMATS, ExportSettings, Limits
@@ -141,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
         f"{manifest.bits_per_weight:.2f} bits per weight, "
         f"golden KLD {manifest.golden_kld:.4f}, {time.perf_counter() - started:.1f} s"
     )
+    tell_what_is_cached(args.source)
     return 0
 
 

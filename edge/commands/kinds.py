@@ -15,10 +15,10 @@ from edge.runtime.errors import SettingsError, shown
 from edge.runtime.rules import FilePath, Rule, Text, Whole, check_value
 from edge.runtime.settings import MAX_NAME
 
-MAX_BYTES = 2**63  # of a cache
+MAX_BYTES = 2**63
 MAX_COUNTS = 100  # of prompts to measure
 MAX_CLIENTS = 64  # of a server that is measured: as many as may wait for it
-UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 
 def token_counts(text: str) -> list[int]:
@@ -82,16 +82,24 @@ def engine_name(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def size(text: str) -> int:
-    """5.2GB, 5200MB, 5.2e9 or 4.8GiB in bytes."""
+def size(text: str, plain: int = 1) -> int:
+    """5.2GB, 5200MB, 5.2e9 or 4.8GiB in bytes. plain: bytes that a number without a unit counts."""
     match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", text.lower())
     try:
-        count = float(match[1]) * UNITS[match[2]] if match else math.nan
+        count = float(match[1]) * (UNITS[match[2]] if match[2] else plain) if match else math.nan
     except (KeyError, ValueError):
         count = math.nan
-    if not 1 <= count < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give bytes like 5.2GB, 5200MB or 5.2e9")
-    return int(count)
+    if not 0 < count < MAX_BYTES:
+        alone = f"{'gigabytes' if plain > 1 else 'bytes'} like {5.2e9 / plain:g}".replace("e+0", "e")
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is not a size; give {alone}, or a unit as in 5.2GB, 5200MB or 4.8GiB"
+        )
+    return max(int(count), 1)
+
+
+def gigabytes(text: str) -> int:
+    """2.1, or a size with its unit, in bytes."""
+    return size(text, UNITS["gb"])
 
 
 def numbers(text: str) -> list[float]:
@@ -100,17 +108,6 @@ def numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers; give them like 0,50,100") from None
-
-
-def gigabytes(text: str) -> int:
-    """2.1 in bytes."""
-    try:
-        count = float(text) * 1e9
-    except ValueError:
-        count = math.nan
-    if not 0 < count < MAX_BYTES:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number of gigabytes; give one above 0 like 2.1")
-    return max(int(count), 1)
 
 
 def _taken(name: str, rule: Rule, text: str) -> Any:  # Any: what the rule makes of it

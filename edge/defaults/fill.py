@@ -9,18 +9,19 @@ files, and where each is from. A value gives way to whatever excludes it on a hi
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edge.defaults.commands import Words
 from edge.defaults.given import GIVEN
-from edge.defaults.tables import OF_A_BUNDLE, DefaultsFile, Layer, Parsers, Value, Words
+from edge.defaults.tables import OF_A_BUNDLE, DefaultsFile, Layer, Parsers, Value
 from edge.models.config_file import OF_BUNDLE, config_path, read_config, read_toml
 from edge.runtime.bundle import is_bundle
 
 # Pairs that commands refuse together, besides argparse's own groups.
 _RIVALS = (
-    ("greedy", "temperature"),
     ("recipe", "max_bytes"),
     ("recipe", "max_kld"),
     ("raw", "system"),
@@ -36,13 +37,16 @@ def files_for(bundle: Path | None) -> list[DefaultsFile]:
     path = config_path()
     files = [] if path is None else [DefaultsFile(path, read_config())]
     if bundle is not None and is_bundle(bundle):
-        files.append(DefaultsFile(bundle / OF_BUNDLE, read_toml(bundle / OF_BUNDLE), OF_A_BUNDLE))
+        files.append(file_of_bundle(bundle))
     return files
 
 
-def layers_for(
-    files: Iterable[DefaultsFile], words: Words, parsers: Parsers, is_path: IsPath
-) -> list[Layer]:
+def file_of_bundle(bundle: Path) -> DefaultsFile:
+    """Return a bundle's own file, which may be missing. Raises SettingsError."""
+    return DefaultsFile(bundle / OF_BUNDLE, read_toml(bundle / OF_BUNDLE), OF_A_BUNDLE)
+
+
+def layers_for(files: Iterable[DefaultsFile], words: Words, parsers: Parsers, is_path: IsPath) -> list[Layer]:
     """Return what the files say for a command, what wins first. Raises SettingsError."""
     found: list[Layer] = []
     for file in files:
@@ -83,3 +87,11 @@ def fill(args: argparse.Namespace, words: Words, parsers: Parsers, is_path: IsPa
     for dest, one in found.items():
         setattr(args, dest, one.value)
     return found
+
+
+def and_origin(message: str, found: Mapping[str, Value]) -> str:
+    """Return an error about an option that nobody typed with where it is from."""
+    for one in found.values():
+        if re.search(rf"(?<!\S){re.escape(one.option)}(?![-\w])", message):
+            return f"{message}; {one.option} is from {one.origin}"
+    return message

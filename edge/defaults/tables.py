@@ -22,11 +22,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from edge.defaults.commands import Words
 from edge.models.config_file import MODELS
 from edge.runtime.errors import SettingsError, shown
 from edge.runtime.files import shown_path
 
-Words = tuple[str, ...]  # a command: ("chat",), ("prefix", "build")
 Parsers = Mapping[Words, argparse.ArgumentParser]
 # Said anew each time: what replaces or removes something, or is about one call.
 NEVER = frozenset({"help", "version", "force", "fresh", "yes", "dry-run", "log-level", "no-config"})
@@ -35,7 +35,7 @@ NEVER = frozenset({"help", "version", "force", "fresh", "yes", "dry-run", "log-l
 OF_A_BUNDLE = frozenset(
     {
         "engine", "max-context", "kv-cache-gb", "kv-precision", "reproducible", "speculate", "context-policy",
-        "max-new-tokens", "stop", "greedy", "temperature", "top-k", "top-p", "min-p", "typical-p",
+        "max-new-tokens", "stop", "sampling", "temperature", "top-k", "top-p", "min-p", "typical-p",
         "repetition-penalty", "presence-penalty", "frequency-penalty",
     }
 )  # fmt: skip
@@ -191,7 +191,7 @@ class DefaultsFile:
 
 
 def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    """Return key -> option, of those that may have a default of the user's: what a command cannot do without has none."""
+    """Return key -> option, of those that a file may set; what a command cannot do without is not among them."""
     needed = {
         action.dest for group in parser._mutually_exclusive_groups if group.required for action in group._group_actions
     }

@@ -19,6 +19,7 @@ import onnxruntime as ort
 
 from edge.runtime.arrays import Array, Ids, Logits
 from edge.runtime.bundle import Bundle, OnnxKernels
+from edge.runtime.engines.devices import device_here
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
 from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.engines.onnx_graph import check_parts
@@ -41,7 +42,7 @@ from edge.runtime.graph_names import (
     past_name,
     present_name,
 )
-from edge.runtime.kv.memory import CAN_ADVISE, NoMemory, SlotMemory
+from edge.runtime.kv.memory import TAKEN_LATE, NoMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of, logical_processors, physical_cores
 from edge.runtime.settings import CachePrecision, EngineSettings
@@ -250,6 +251,7 @@ def _check_version() -> None:
 def _check_settings(settings: EngineSettings) -> None:
     if family_of(settings.device) != "CPU":
         raise DeviceError(f"device {shown(settings.device)}: the onnx engine runs on the CPU; use --engine openvino")
+    device_here(settings.device, ["CPU"])
     if settings.inference_precision not in (None, "f32"):
         raise SettingsError(f"inference_precision is {settings.inference_precision}, the onnx engine has f32")
     if settings.kv_precision not in (None, *CACHE_TYPES):
@@ -275,7 +277,7 @@ def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSett
             f"{budget:,} are allowed; lower max_context, raise kv_cache_bytes, or set kv_precision to f16"
         )
     # A slot takes memory as its tokens come, so there may be more slots than the budget would fill.
-    slots = MAX_SLOTS if CAN_ADVISE else min(allowed // min(limit, allowed), MAX_SLOTS)
+    slots = MAX_SLOTS if TAKEN_LATE else min(allowed // min(limit, allowed), MAX_SLOTS)
     return min(limit, allowed), slots, allowed
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ import openvino as ov
 from openvino._offline_transformations import paged_attention_transformation
 
 from edge.runtime.arrays import Ids, Logits
+from edge.runtime.engines.devices import device_here
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
 from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.engines.openvino_core import make_core
@@ -75,7 +77,8 @@ class OpenVINOPagedEngine:
     def __init__(self, model_xml: Path, spec: ModelSpec, weight_bits: int, settings: EngineSettings) -> None:
         limit, budget = context_limit(settings, spec), cache_budget(settings)
         core = make_core()
-        family = _checked_family(core, settings.device)
+        settings = replace(settings, device=_checked_device(core, settings.device))
+        family = family_of(settings.device)
 
         def compile_model() -> Any:
             with _told(f"{settings.device} cannot run {model_xml}"):
@@ -107,6 +110,10 @@ class OpenVINOPagedEngine:
             )
         memory = PagedMemory(allowed + spare, [cache.block_bytes for cache in caches])
         self._spare = allowed  # the block that padding rows write to
+        if family != "CPU":
+            memory.take_all()
+        elif spare:
+            memory.blank(self._spare)
         self.pool = BlockPool(allowed, self._block_size, memory)
         self._caches = {
             cache.name: ov.Tensor(buffer, ov.Shape([len(buffer), *cache.shape]), cache.kind)
@@ -250,16 +257,13 @@ class OpenVINOPagedEngine:
             self._inputs[name] = value
 
 
-def _checked_family(core: ov.Core, device: str) -> str:
-    """Return the family of a device. Raises DeviceError unless this engine runs on it and this machine has one."""
-    family = family_of(device)
+def _checked_device(core: ov.Core, device: str) -> str:
+    """Return a device's name as OpenVINO has it. Raises DeviceError unless this engine runs on it, and it is here."""
     devices = core.available_devices  # asking loads every plugin
-    here = f"devices here: {', '.join(devices)}"
-    if family not in BLOCK_SIZES:
-        raise DeviceError(f"device {shown(device)}: the openvino engine runs on {' and '.join(BLOCK_SIZES)}; {here}")
-    if not any(name.split(".")[0] == family for name in devices):
-        raise DeviceError(f"device {shown(device)} does not exist on this machine; {here}")
-    return family
+    if family_of(device) not in BLOCK_SIZES:
+        kinds, here = " and ".join(BLOCK_SIZES), ", ".join(devices)
+        raise DeviceError(f"device {shown(device)}: the openvino engine runs on {kinds}; devices here: {here}")
+    return device_here(device, devices)
 
 
 @contextmanager

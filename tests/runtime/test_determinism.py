@@ -162,7 +162,7 @@ def test_a_prefix_hit_changes_no_id(
     first, second = llm_of(demo_bundle, engine), llm_of(demo_bundle, engine)
     tokens = first.prefixes.save(first.system_prefix(str(system["content"])), tmp_path / "guide")
     assert second.prefixes.load(tmp_path / "guide") == second.prefixes.load(tmp_path / "guide") == tokens
-    assert len(second._scheduler.snapshots) == 1
+    assert len(second._scheduler.loaded.snapshots) == 1
     for llm in (first, second):
         for prompt in prompts:
             answer = llm.generate(prompt, max_new_tokens=70).answer()
