@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     own = file_of_bundle(path)
     template, tools, sampling = _of_texts(bundle)
     cached = find_cached(manifest.source)
-    made_by = manifest.versions.get("edgeglm", "")
-    facts = {
+    engines, defaults = _engines(bundle), {f"{table} {key}".strip(): value for table, key, value in own.rows()}
+    facts: dict[str, object] = {
         "name": found.name,
         "path": str(real_path(path)),
         "source": manifest.source,
@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
         "chat_template": template,
         "tools": tools,
         "sampling": sampling,
-        "engines": _engines(bundle),
-        "defaults": {f"{table} {key}".strip(): value for table, key, value in own.rows()},
-        "edgeglm": made_by or None,
+        "engines": engines,
+        "defaults": defaults,
+        "edgeglm": manifest.versions.get("edgeglm"),
         "used": found.used or None,
         "problem": found.problem or None,
     }
@@ -75,14 +75,18 @@ def run(args: argparse.Namespace) -> int:
         "context": f"{manifest.spec.max_position_embeddings:,} tokens",
         "chat_template": "yes" if template else "no (a base model?)",
         "sampling": ", ".join(f"{name} {value:g}" for name, value in sampling.items()) or "greedy",
-        "engines": ", ".join(facts["engines"]),
-        "defaults": ", ".join(f"{name} = {value!r}" for name, value in facts["defaults"].items())
-        or "none in edge.toml",
+        "engines": ", ".join(engines),
+        "defaults": ", ".join(f"{name} = {value!r}" for name, value in defaults.items()) or "none in edge.toml",
     }
-    labels = {"bits_per_weight": "bits a weight", "bytes": "size", "chat_template": "template", "edgeglm": "made with"}
+    labels = {
+        "bits_per_weight": "bits a weight",
+        "bytes": "size",
+        "chat_template": "template",
+        "edgeglm": "made with edgeglm",
+    }
     for name, value in shown.items():
         if value is not None:
-            print(f"{labels.get(name, name):<14} {value}")
+            print(f"{labels.get(name, name):<17} {value}")
     if cached is not None:
         print(cached.told(human_bytes(cached.bytes)))
     return 0

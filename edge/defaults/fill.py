@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from edge.defaults.commands import Words
 from edge.defaults.given import GIVEN
-from edge.defaults.tables import OF_A_BUNDLE, DefaultsFile, Layer, Parsers, Value
+from edge.defaults.tables import OF_A_BUNDLE, DefaultsFile, IsPath, Layer, Parsers, Value
 from edge.models.config_file import OF_BUNDLE, config_path, read_config, read_toml
 from edge.runtime.bundle import is_bundle
 
@@ -29,7 +28,6 @@ _RIVALS = (
     ("raw", "files"),
     ("raw", "messages"),
 )
-IsPath = Callable[[Any], bool]  # of the type of an argument
 
 
 def files_for(bundle: Path | None) -> list[DefaultsFile]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 GIVEN = "given"  # the attribute with the names
 
-Parse = Callable[[Sequence[str] | None, argparse.Namespace | None], tuple[argparse.Namespace, list[str]]]
+Parse = Callable[..., tuple[argparse.Namespace, list[str]]]
 
 
 def parse_with_given(
@@ -38,6 +38,6 @@ def parse_with_given(
     setattr(found, GIVEN, frozenset(name for name in vars(found) if name in dests and name not in before))
     for action, default in usual.items():
         if action.dest not in found and default is not argparse.SUPPRESS:
-            value = parser._get_value(action, default) if isinstance(default, str) else default  # type: ignore[attr-defined]
+            value = parser._get_value(action, default) if isinstance(default, str) else default
             setattr(found, action.dest, value)
     return found, rest

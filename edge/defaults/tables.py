@@ -27,6 +27,7 @@ from edge.models.config_file import MODELS
 from edge.runtime.errors import SettingsError, shown
 from edge.runtime.files import shown_path
 
+IsPath = Callable[[object], bool]  # of the type of an argument
 Parsers = Mapping[Words, argparse.ArgumentParser]
 # Said anew each time: what replaces or removes something, or is about one call.
 NEVER = frozenset({"help", "version", "force", "fresh", "yes", "dry-run", "log-level", "no-config"})
@@ -69,7 +70,7 @@ class DefaultsFile:
         """Check all keys, those for other commands, too. Raises SettingsError."""
         self._check(self.content, (), parsers)
 
-    def layers(self, words: Words, parser: argparse.ArgumentParser, is_path: Callable[[Any], bool]) -> list[Layer]:
+    def layers(self, words: Words, parser: argparse.ArgumentParser, is_path: IsPath) -> list[Layer]:
         """Return what holds for a command; `is_path` knows types of options that are paths. Raises SettingsError."""
         options = options_of(parser)
         layers: list[Layer] = []
@@ -147,7 +148,7 @@ class DefaultsFile:
         action: argparse.Action,
         given: object,
         where: str,
-        is_path: Callable[[Any], bool],
+        is_path: IsPath,
     ) -> object:
         if action.nargs == 0:
             if not isinstance(given, bool):
@@ -165,7 +166,7 @@ class DefaultsFile:
         action: argparse.Action,
         given: object,
         where: str,
-        is_path: Callable[[Any], bool],
+        is_path: IsPath,
     ) -> object:
         if isinstance(given, bool) or not isinstance(given, str | int | float):
             raise SettingsError(f"{where} is {shown(given)}, expected a text or a number")
@@ -173,7 +174,7 @@ class DefaultsFile:
         if text and is_path(action.type):  # one in a file is not meant from wherever a command is given
             text = str(self.path.parent / Path(text).expanduser())
         try:
-            value = parser._get_value(action, text)  # type: ignore[attr-defined]  # as it takes a word
+            value = parser._get_value(action, text)  # as it takes a word
             parser._check_value(action, value)
         except argparse.ArgumentError as error:
             raise SettingsError(f"{where}: {error.message}") from None
