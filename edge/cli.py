@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from edge.commands import kinds, streams
 from edge.commands.help import first_line, sections
-from edge.runtime.errors import EdgeError, SettingsError, shown, telling_line
+from edge.runtime.errors import EdgeError, RecipeError, SettingsError, shown, telling_line
 from edge.runtime.extras import install_command, missing_packages_named
 from edge.runtime.terminal_text import visible
 
@@ -185,7 +185,7 @@ def _code_of(error: EdgeError) -> int:
     A file that the system does not give, or that holds no text, is a failure like any other.
     """
     refused = isinstance(error.__cause__, OSError | UnicodeError)
-    return USAGE if isinstance(error, SettingsError) and not refused else FAILED
+    return USAGE if isinstance(error, SettingsError | RecipeError) and not refused else FAILED
 
 
 def _reason(error: OSError | ImportError | MemoryError) -> str:
