@@ -11,7 +11,7 @@ import os
 import sys
 from collections import deque
 
-from edge.runtime.errors import PromptError, SettingsError
+from edge.runtime.errors import EdgeError, PromptError
 from edge.runtime.unicode import check_text, decode_text
 from edge.terminal.completing import completed
 from edge.terminal.history import History
@@ -40,7 +40,7 @@ class PipeReader:
     def _line(self) -> str:
         line = sys.stdin.buffer.readline(MAX_LINE_BYTES)
         if len(line) == MAX_LINE_BYTES:
-            raise SettingsError(f"a line of {MAX_LINE_BYTES:,} bytes or more is not a message; send shorter ones")
+            raise EdgeError(f"a line of {MAX_LINE_BYTES:,} bytes or more is not a message; send shorter ones")
         if not line:
             raise EOFError
         return decode_text(line, _WHAT).rstrip("\r\n")
