@@ -67,7 +67,7 @@ def snapshot(folder: Path, engine: str, rounds: int) -> list[dict[str, Any]]:
 def first_token(llm: edge.LLM, ids: list[int], path: Path | None) -> tuple[float, float, int]:
     """Milliseconds to the first token, of them those to open the file, and the token."""
     llm.clear_cache()
-    llm._scheduler.snapshots.clear()
+    llm._scheduler.loaded.snapshots.clear()
     started = time.perf_counter()
     if path is not None:
         llm.prefixes.load(path)

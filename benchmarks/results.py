@@ -14,8 +14,9 @@ import tempfile
 from pathlib import Path
 
 from edge.export.checkpoint.default import find_checkpoint
+from edge.profiles.columns import COLUMNS
 from edge.profiles.record import PROFILE, Profile, read_profile
-from edge.profiles.report import COLUMNS, markdown_table, write_report
+from edge.profiles.report import markdown_table, write_report
 from edge.profiles.sweep import sweep
 from edge.profiles.sweep_progress import SweepProgress
 from edge.runtime.atomic import write_atomically

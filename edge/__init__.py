@@ -60,10 +60,12 @@ if _typing.TYPE_CHECKING:
         ToolError,
         VerificationError,
     )
+    from edge.runtime.kv.loaded import PrefixMatch
     from edge.runtime.llm import LLM
     from edge.runtime.logprobs import TokenLogprob
     from edge.runtime.messages import Message, ToolCall
     from edge.runtime.prompt import Prompt
+    from edge.runtime.saved_prefix import SavedPrefix, read_prefix
     from edge.runtime.scheduler import SchedulerStats
     from edge.runtime.session import ChatSession
     from edge.runtime.settings import EngineSettings, GenerationSettings, Sampling, SpeculationSettings
@@ -100,11 +102,13 @@ __all__ = [
     "Message",
     "MissingPackageError",
     "OutputError",
+    "PrefixMatch",
     "ProfileError",
     "Prompt",
     "PromptError",
     "RecipeError",
     "Sampling",
+    "SavedPrefix",
     "SchedulerStats",
     "ScriptedEngine",
     "SettingsError",
@@ -123,6 +127,7 @@ __all__ = [
     "export",
     "load",
     "noise",
+    "read_prefix",
     "replies",
     "scripted_llm",
     "tools",
@@ -142,7 +147,10 @@ _HOMES = {
     "noise": "edge.runtime.engines.scripted",
     "replies": "edge.runtime.engines.scripted",
     "TokenLogprob": "edge.runtime.logprobs",
+    "PrefixMatch": "edge.runtime.kv.loaded",
     "Prompt": "edge.runtime.prompt",
+    "SavedPrefix": "edge.runtime.saved_prefix",
+    "read_prefix": "edge.runtime.saved_prefix",
     "SchedulerStats": "edge.runtime.scheduler",
     "Stream": "edge.runtime.stream",
     "LLM": "edge.runtime.llm",

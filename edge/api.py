@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Unpack
 
+from edge.models.find import find_bundle
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.engines.scripted import STOP_IDS, TEMPLATE, Script, ScriptedEngine, tokenizer_json
 from edge.runtime.errors import SettingsError, shown
@@ -29,9 +30,10 @@ def load(
         with edge.load("glm4-int4") as llm:
             print(llm.chat([{"role": "user", "content": "Hello"}]).text())
 
-    bundle: the folder that `edge export` made. device: "CPU" (the default), "GPU" or another name that `edge devices`
-    lists. speculation: verify drafts of several tokens at once, which is faster where text repeats; True, or
-    `SpeculationSettings`. draft_store: a file of earlier answers to draft from, which `close` writes.
+    bundle: the folder that `edge export` made; a text may be its name, as in `edge list`. device: "CPU" (the default),
+    "GPU" or another name that `edge devices` lists. speculation: verify drafts of several tokens at once, which is
+    faster where text repeats; True, or `SpeculationSettings`. draft_store: a file of earlier answers to draft from,
+    which `close` writes.
 
     Further keywords, each None for its default (`edge.EngineSettings` says more):
 
@@ -51,6 +53,7 @@ def load(
     keyword that is unknown, of the wrong type or outside its range.
     """
     folder = check_value("bundle", FilePath(), bundle)
+    settings = engine_settings(device, **options)
     store = None if draft_store is None else check_value("draft_store", FilePath(), draft_store)
     if speculation is None or speculation is False:
         chosen = None
@@ -67,7 +70,7 @@ def load(
         raise SettingsError(
             "draft_store is what speculation drafts from; give speculation=True too", param="draft_store"
         )
-    return LLM(folder, engine_settings(device, **options), chosen, store)
+    return LLM(find_bundle(bundle) if isinstance(bundle, str) else folder, settings, chosen, store)
 
 
 def scripted_llm(

@@ -1,33 +1,33 @@
-# PYTHON_ARGCOMPLETE_OK: where completion is switched on for all programs, argcomplete looks for this word.
 """The `edge` command: finds the verb, runs it, turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 the command line itself is wrong (each with one line on stderr), 130 interrupted, 141
-the reader of stdout left, as for programs that the system ends for it. Verbs are in `commands/`, one file each.
+Exit codes: 0 done, 1 failed, 2 the command line itself is wrong (each with one line on stderr), 130 interrupted, 143 and
+129 ended by SIGTERM and SIGHUP, 141 the reader of stdout left, as for programs that the system ends for it. Verbs are
+in `commands/`, one file each.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
 
-from edge.commands import kinds, streams
+from edge.commands import bundles, kinds, streams
 from edge.commands.help import first_line, sections
+from edge.commands.noticing import notices_printed
+from edge.commands.signals import Ended, ending_by_signals
 from edge.runtime.errors import EdgeError, RecipeError, SettingsError, shown, telling_line
-from edge.runtime.extras import install_command, missing_packages_named
+from edge.runtime.extras import missing_packages_named
 from edge.runtime.terminal_text import visible
 
-DESCRIPTION = f"""Export GLM-4 checkpoints and run them offline on Intel hardware.
+DESCRIPTION = """Export GLM-4 checkpoints and run them offline on Intel hardware.
 
-To complete commands in bash and zsh: {install_command("completion")},
-and then: eval "$(register-python-argcomplete edge)"
+To complete commands in bash: eval "$(edge completion bash)"; zsh and fish likewise.
 
 examples:
   edge demo
@@ -51,11 +51,20 @@ VERBS = (
     "inspect",
     "verify",
     "devices",
+    "completion",
 )
-# Verb -> the extra that it needs as a whole.
-NEEDED = {"demo": "export", "export": "export", "serve": "server", "profile": "profile", "recipes": "export"}
+# Verb, or verb and action -> the extra that it needs as a whole.
+NEEDED = {
+    "demo": "export",
+    "export": "export",
+    "serve": "server",
+    "profile run": "profile",
+    "profile compare": "plots",
+    "profile report": "plots",
+    "needle": "plots",
+}
+CLOSED = ("run", "chat", "batch")  # verbs that have something to write when a signal ends them; serve listens itself
 PATHS = ("BUNDLE", "DIR", "FILE", "OUT", "PATH", "SOURCE")  # metavars of what names a file or folder
-ASKED = "_ARGCOMPLETE"  # a variable of the environment that argcomplete's shell code sets
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_LINE = 2000  # characters of an error, which may quote what somebody gave
 FAILED, USAGE = 1, 2
@@ -129,8 +138,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     with streams.guarded():
         try:
-            if ASKED in os.environ:
-                _complete(parser)
             streams.check_stdout()
             code = _run(parser, arguments)
             sys.stdout.flush()  # what is left in memory may be what a full disk does not take
@@ -140,6 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("edge: interrupted", file=sys.stderr)
             return INTERRUPTED
+        except Ended as ended:
+            print(f"edge: ended by {ended.name}", file=sys.stderr)
+            return ended.exit_code
         except streams.ReaderLeft:
             return READER_LEFT
         except (OSError, ImportError, MemoryError) as error:
@@ -148,23 +158,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(_reason(error))
 
 
-def _complete(parser: argparse.ArgumentParser) -> None:
-    """Tell the shell that asks what could come next, and end the process. Raises MissingPackageError."""
-    from edge.commands.completion import complete
-
-    with missing_packages_named():
-        complete(parser, _actions(parser))
-
-
 def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     try:
         args = parser.parse_args(arguments)
     except SystemExit:  # --help and --version have printed
         sys.stdout.flush()
         raise
-    with _logging_to_stderr(getattr(args, "log_level", None)), missing_packages_named(NEEDED.get(args.verb)):
+    needed = NEEDED.get(" ".join(filter(None, (args.verb, getattr(args, "action", None)))))
+    with (
+        _logging_to_stderr(getattr(args, "log_level", None)),
+        missing_packages_named(needed),
+        notices_printed(),
+    ):
         try:
-            code: int = args.run(args)
+            bundles.find(args)
+            with ending_by_signals() if args.verb in CLOSED else nullcontext():
+                code: int = args.run(args)
             return code
         except EdgeError as error:
             logger.debug("%s failed", args.verb, exc_info=True)

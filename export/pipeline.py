@@ -85,7 +85,8 @@ def export(
       rotary_dim   how many dims of each head rotate, instead of what the checkpoint says
 
     How to compress, by a recipe:
-      recipe       one of the names in recipes.toml, such as "int8-asym"; the default is "int4-asym-g128"
+      recipe       one of the names in recipes.toml, such as "int8-asym"; the default is
+                   "int4-asym-g128-awq-data-free"
       embedding    the precision of the embedding instead of the recipe's, such as "int4-asym-g128"
       head         the precision of the vocabulary projection, likewise
       calibration  a text or .jsonl file for recipes that are fitted to text; the default is text that comes with Python

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from edge.export.assignment import Assignment
 from edge.export.compress import awq, gptq, low_rank
@@ -25,6 +24,7 @@ from edge.export.compress.calibration import Calibration
 from edge.export.compress.precision import Precision
 from edge.export.compress.recipes import Method
 from edge.export.journal import Journal
+from edge.export.parallel import one_blas_thread
 from edge.export.plan import Plan, tensor_sha256
 from edge.export.proof import Golden, Verifier
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, as_unsigned, to_float32
@@ -132,7 +132,7 @@ def compress(
         progress(Progress(stage.name, blocks, layers, done[stage.index], done[-1], last.end, resumed, last.check))
 
     # One BLAS thread: more of them would spin against nncf's, and the results would depend on how many there are.
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(1) as second:
+    with one_blas_thread(), ThreadPoolExecutor(1) as second:
         pending: Future[DoneStage] | None = None
         for stage in walk.remaining:
             packed = pack_stage(stage, plan, compressor, calibration)

@@ -7,11 +7,11 @@ how rows were measured. Figures are made without pyplot, so no state remains in 
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from edge.profiles.front import size_front, speed_front
 from edge.profiles.plot_labels import CONFIDENCE, FONTS, FRONT, INK, LABEL_POINTS, Point, place_labels
 from edge.profiles.record import DEFAULT_SETTING, Row
 from edge.runtime.engines.registry import ENGINES
@@ -22,43 +22,27 @@ if TYPE_CHECKING:
 SIZE_INCHES = (8.0, 5.0)
 PNG_DPI = 150
 KLD_FLOOR = 1e-6  # nats/token: below this a float recipe's KLD is only rounding, and a log scale has no 0
+FEW_DECADES = 30.0  # ratio of KLDs up to which ticks between powers of ten have labels
+HALO = 190  # area of what marks a point on the front, square points
 # Engines in the registry's order, and at last any other; visible on white and on black. The first engine's markers are
 # filled and the others' hollow, since the points of engines often coincide.
 COLOURS = ("#2f7ed8", "#d9722e", "#3a9e5f", FRONT)
 MARKERS = ("o", "s", "D", "^")
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the pairs that no other beats, by rising first value: smaller is better in both.
-
-    A pair beats another if it is nowhere worse and somewhere better, so equal pairs are both on the front.
-    """
-    front: list[int] = []
-    best = math.inf  # second value among those with a smaller first one
-    order = sorted(range(len(points)), key=lambda i: (points[i], i))
-    for index in order:
-        first, second = points[index]
-        tied = bool(front) and points[front[-1]] == (first, second)
-        if second < best or tied:
-            front.append(index)
-            best = second
-    return front
-
-
 def bytes_figure(rows: Sequence[Row]) -> Figure:
     """KLD (log) against megabytes of weights."""
-    points = [_point(row, row.weight_bytes / 1e6) for row in rows]
-    front = pareto_front([(point.x, point.kld) for point in points])
-    return _figure(points, front, "weights, MB", "Accuracy against size")
+    points = [_point(row, row.weight_bytes / 1e6, 0.0) for row in rows]
+    return _figure(points, size_front(rows), 1, "weights, MB", "Accuracy against size")
 
 
 def speed_figure(rows: Sequence[Row]) -> Figure | None:
     """KLD (log) against decoded tokens per second; None if no speed was measured."""
-    points = [_point(row, row.decode_tokens_per_second) for row in rows if row.decode_tokens_per_second]
-    if not points:
+    timed = [row for row in rows if row.decode_tokens_per_second]
+    if not timed:
         return None
-    front = pareto_front([(-point.x, point.kld) for point in points])
-    return _figure(points, front, "decode, tokens/s", "Accuracy against speed")
+    points = [_point(row, row.decode_tokens_per_second or 0.0, row.decode_spread or 0.0) for row in timed]
+    return _figure(points, speed_front(timed), -1, "decode, tokens/s", "Accuracy against speed")
 
 
 def svg_bytes(figure: Figure) -> bytes:
@@ -71,30 +55,48 @@ def png_bytes(figure: Figure) -> bytes:
     return _save(figure, "png")
 
 
-def inline_svg(svg: bytes) -> str:
-    """An SVG file of ours as an element of a page: its text takes the page's colour, and it refers to no address."""
+def inline_svg(svg: bytes, title: str) -> str:
+    """An SVG file of ours as an image in a page: its text takes the page's colour, and it refers to no address."""
     text = svg.decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r'<g id="patch_1">.*?</g>', "", text, count=1, flags=re.DOTALL)  # the white background
+    text = text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
     return text.replace(INK, "currentColor").strip()
 
 
-def _point(row: Row, x: float) -> Point:
+def _point(row: Row, x: float, x_error: float) -> Point:
     label = row.recipe if row.setting == DEFAULT_SETTING else f"{row.recipe}, {row.setting}"
-    return Point(label, row.engine, x, max(row.accuracy.kld, KLD_FLOOR), row.accuracy.kld_stderr or 0.0)
+    return Point(label, row.engine, x, max(row.accuracy.kld, KLD_FLOOR), row.accuracy.kld_stderr or 0.0, x_error)
 
 
-def _figure(points: Sequence[Point], front: Sequence[int], x_label: str, title: str) -> Figure:
+def _stairs(points: Sequence[Point], front: Sequence[int], way: int) -> list[int]:
+    """Indices of the front's points that a line of steps goes through: from the best x on, each with a lower KLD.
+
+    The others are on the front because errors do not tell them from these. way: 1 if less of x is better, or -1.
+    """
+    found: list[int] = []
+    for index in sorted(front, key=lambda i: (way * points[i].x, points[i].kld, i)):
+        if not found or points[index].kld < points[found[-1]].kld:
+            found.append(index)
+    return found
+
+
+def _figure(points: Sequence[Point], front: Sequence[int], way: int, x_label: str, title: str) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_facecolor("none")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))  # exponents would be tiny
+    klds = [point.kld for point in points]
+    few = max(klds) < FEW_DECADES * min(klds)
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _place: _minor_label(value) if few else ""))
     axes.set_xlabel(x_label, color=INK)
     axes.set_ylabel("KLD to the float checkpoint, nats/token", color=INK)
     axes.set_title(title, color=INK)
@@ -102,13 +104,23 @@ def _figure(points: Sequence[Point], front: Sequence[int], x_label: str, title: 
     for spine in axes.spines.values():
         spine.set_edgecolor(INK)
     axes.grid(visible=True, which="major", color=FRONT, alpha=0.25, linewidth=0.6)
+    stairs = _stairs(points, front, way)
     axes.plot(
-        [points[i].x for i in front],
-        [points[i].kld for i in front],
+        [points[i].x for i in stairs],
+        [points[i].kld for i in stairs],
         color=FRONT,
         linewidth=1.2,
         linestyle="--",
         drawstyle="steps-post",  # beyond a step, more bytes or less speed buy nothing until the next
+        zorder=1,
+    )
+    axes.scatter(
+        [points[i].x for i in front],
+        [points[i].kld for i in front],
+        s=HALO,
+        color=FRONT,
+        alpha=0.35,
+        linewidths=0,
         zorder=1,
         label="Pareto front",
     )
@@ -123,6 +135,7 @@ def _figure(points: Sequence[Point], front: Sequence[int], x_label: str, title: 
             [point.x for point in chosen],
             [point.kld for point in chosen],
             yerr=bars,
+            xerr=[point.x_error for point in chosen] if any(point.x_error for point in chosen) else None,
             fmt=MARKERS[_style(engine)],
             color=COLOURS[_style(engine)],
             markersize=5 if _style(engine) == 0 else 7,
@@ -137,8 +150,14 @@ def _figure(points: Sequence[Point], front: Sequence[int], x_label: str, title: 
         text.set_fontfamily(FONTS)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # what follows counts pixels, which must stay
-    place_labels(axes, points, front, [legend.get_window_extent()])
+    place_labels(axes, points, stairs, [legend.get_window_extent()])
     return figure
+
+
+def _minor_label(value: float) -> str:
+    """The text of a tick between powers of ten, which two of them get."""
+    text = f"{value:.0e}"
+    return f"{value:g}" if text[0] in "25" else ""
 
 
 def _save(figure: Figure, kind: str) -> bytes:

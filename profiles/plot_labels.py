@@ -22,6 +22,8 @@ INK, FRONT = "#1b1b1f", "#8a8a94"  # text and axes, whose colour a page may repl
 FONTS = ["DejaVu Sans"]  # included in matplotlib, so that labels have the same size everywhere
 LABEL_POINTS = 8
 NEAR_PIXELS = 24.0  # points with the same label that are nearer to each other share it
+FRAME_PIXELS = 8.0  # between a label and the frame
+WIDER = 1.06  # by which a label may be wider where it is drawn than where it is measured: hints, and other fonts
 CLEAR_PIXELS = 4.0  # by which a label must be nearer to its own point than to another's
 LINED_POINTS = 20.0  # a line leads to labels farther away than this
 # How bad places are, in square pixels of covered things: each pixel outside, a label that seems to be another point's,
@@ -41,6 +43,7 @@ class Point:
     x: float
     kld: float  # at least KLD_FLOOR
     kld_error: float  # standard error
+    x_error: float  # on both sides
 
 
 def place_labels(axes: Axes, points: Sequence[Point], front: Sequence[int], taken: list[Bbox]) -> None:
@@ -55,6 +58,10 @@ def place_labels(axes: Axes, points: Sequence[Point], front: Sequence[int], take
             for end in (point.kld - bar, point.kld + bar)
         )
         taken.append(Bbox([[x - 5, min(low, y - 5)], [x + 5, max(high, y + 5)]]))
+        left, right = (
+            axes.transData.transform((end, point.kld))[0] for end in (point.x - point.x_error, point.x + point.x_error)
+        )
+        taken.append(Bbox([[min(left, x - 5), y - 3], [max(right, x + 5), y + 3]]))
     taken += [Bbox([[x - 2, y - 2], [x + 2, y + 2]]) for x, y in _along([spots[i] for i in front])]
     named: dict[str, list[tuple[float, float]]] = {}
     for index in sorted(range(len(points)), key=lambda i: (-spots[i][1], spots[i][0], i)):
@@ -86,9 +93,10 @@ def _place_label(
     """Write one label at the best of its places; returns what it covers. `others`: where other labels' points are."""
     from matplotlib.transforms import Bbox
 
-    inside, scale = axes.get_window_extent().padded(-3), axes.figure.dpi / 72
+    inside, scale = axes.get_window_extent().padded(-FRAME_PIXELS), axes.figure.dpi / 72
     label = _annotate(axes, point, (0, 0), (1, 1))
     width, height = label.get_window_extent().size
+    width *= WIDER
     label.remove()
 
     def box_at(distance: int, way: tuple[int, int]) -> Bbox:

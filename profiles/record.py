@@ -15,12 +15,14 @@ from typing import Any, Self
 from edge.profiles.accuracy import Accuracy
 from edge.profiles.divergence import Divergence
 from edge.profiles.machine_record import MachineRecord
+from edge.profiles.spread import spread
 from edge.profiles.typed_json import read_fields, read_texts
 from edge.runtime.errors import CalibrationError, ProfileError, shown
 from edge.runtime.files import shown_path
 from edge.runtime.json_reader import parse_json, read_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_EARLIER = 1  # without samples of speeds and the number of cells
 PROFILE = "profile.json"
 DEFAULT_SETTING = "default"  # nothing was asked of the engine
 _AGAIN, _MAKE = "run `edge profile run` again", "make one with `edge profile run`"
@@ -44,6 +46,8 @@ class Row:
     prompt_tokens: int | None  # of the prompt that TTFT and speed were measured with
     ttft_ms: float | None
     decode_tokens_per_second: float | None
+    ttft_ms_samples: tuple[float, ...]  # one a repeat; none in rows of an earlier schema version
+    decode_samples: tuple[float, ...]  # tokens per second
     kv_cache: str  # what the engine keeps keys and values in
     accuracy: Accuracy
     divergence: Divergence | None  # of greedy text
@@ -52,6 +56,16 @@ class Row:
     def name(self) -> str:
         """Unique within a profile."""
         return cell_name(self.recipe, self.engine, self.setting)
+
+    @property
+    def ttft_ms_spread(self) -> float | None:
+        """How far the farthest repeat is from `ttft_ms`; None if that is not known."""
+        return spread(self.ttft_ms_samples)
+
+    @property
+    def decode_spread(self) -> float | None:
+        """As `ttft_ms_spread`, for `decode_tokens_per_second`."""
+        return spread(self.decode_samples)
 
     def to_json(self) -> dict[str, object]:
         own = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -62,6 +76,8 @@ class Row:
     def from_json(cls, data: object) -> Self:
         """Raises ProfileError for missing, unknown and mistyped fields."""
         own = frozenset(("accuracy", "divergence"))
+        if isinstance(data, dict):
+            data = {"ttft_ms_samples": [], "decode_samples": [], **data}
         values = read_fields(cls, data, "a row", ProfileError, _AGAIN, elsewhere=own)
         written = values["divergence"]
         try:
@@ -94,11 +110,18 @@ class Profile:
     windows_sha256: str
     num_windows: int
     window_tokens: int
+    num_cells: int  # that the sweep measures; more than rows and failures while it is running, or was interrupted
     machine: MachineRecord
     versions: Mapping[str, str]
     rows: tuple[Row, ...]
     failures: tuple[Failure, ...]
     notes: tuple[str, ...]  # what was left out, and why
+
+    @property
+    def so_far(self) -> str:
+        """How many cells are done, if not all are."""
+        done = len(self.rows) + len(self.failures)
+        return "" if done >= self.num_cells else f"{done} of {self.num_cells} settings so far"
 
     def to_json(self) -> str:
         """JSON text: same profile, same bytes."""
@@ -118,8 +141,13 @@ class Profile:
         if not isinstance(data, dict) or "schema_version" not in data:
             raise ProfileError(f"this is not a {PROFILE}; {_MAKE}")
         data = dict(data)
-        if (version := data.pop("schema_version")) != SCHEMA_VERSION:
-            raise ProfileError(f"schema version {shown(version)}, this edgeglm reads {SCHEMA_VERSION}; {_AGAIN}")
+        version = data.pop("schema_version")
+        if isinstance(version, bool) or version not in (SCHEMA_VERSION, _EARLIER):
+            raise ProfileError(
+                f"schema version {shown(version)}, this edgeglm reads {_EARLIER} and {SCHEMA_VERSION}; {_AGAIN}"
+            )
+        if version == _EARLIER:
+            data["num_cells"] = 0  # profiles were written at the end of a sweep
         own = frozenset(("machine", "versions", "rows", "failures"))
         values = read_fields(cls, data, "the profile", ProfileError, _AGAIN, elsewhere=own)
         values["machine"] = read_fields(_Machine, values["machine"], "the machine", ProfileError, _AGAIN)

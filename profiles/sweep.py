@@ -6,7 +6,7 @@ cell run in a process of their own. What is finished stays in the folder and is 
 that decides it is the same: a sweep that was killed, or that gets one more recipe, measures what is missing. Knows
 nothing about how results are shown.
 
-    profile.json     all rows                          cells/NAME-KEY.json      a row each, as soon as it is measured
+    profile.json     rows so far, after each cell      cells/NAME-KEY.json      a row each, as soon as it is measured
     reference.npz    the float checkpoint's rows       exports/NAME-KEY.json    what an export took
     windows.npz      the text as token ids             bundles/NAME-KEY         deleted after use, unless kept
 """
@@ -44,9 +44,11 @@ from edge.profiles.worker import write_windows
 from edge.runtime.atomic import write_atomically
 from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import BundleError, OutputError, ProfileError
+from edge.runtime.extras import missing_packages_named
 from edge.runtime.locks import hold_now
 
 
+@missing_packages_named("profile")
 def sweep(
     source: str | Path,
     out: str | Path,
@@ -56,8 +58,8 @@ def sweep(
     """Measure every cell that is not in `out` yet; returns and writes the profile.
 
     A cell that fails is among the profile's failures, and the others are measured. Raises what `plan_sweep` does before
-    any work, OutputError when another sweep is running in `out`, and ProfileError when the float reference cannot be
-    computed.
+    any work, OutputError when another sweep is running in `out`, MissingPackageError, and ProfileError when the float
+    reference cannot be computed.
     """
     plan = plan_sweep(source, Path(out), settings or SweepSettings())
     with _own_folder(plan.out):
@@ -80,14 +82,15 @@ class _Sweep:
         recipes = list(dict.fromkeys(cell.recipe for cell in missing))
         exports = [recipe for recipe in recipes if self._exported(recipe) is None]
         self._steps = Steps(["reference"] * bool(missing) + ["export"] * len(exports) + ["measure"] * len(missing))
+        if not (plan.out / PROFILE).exists():
+            self._write_profile()  # so that a report can be asked for at any time
         if missing:
             write_windows(plan.windows, plan.out / WINDOWS)
             task = {"task": "reference", "source": plan.source, "windows": str(plan.out / WINDOWS)}
             self._step("reference", {**task, "out": str(plan.out / REFERENCE)})
         for recipe in recipes:
             self._run_recipe(recipe, [cell for cell in missing if cell.recipe == recipe])
-        profile = self._profile()
-        write_atomically(plan.out / PROFILE, [profile.to_json().encode()], private=False)
+        profile = self._write_profile()
         if not settings.keep_bundles:
             _remove_bundles(plan.out, unfinished=not self.failures)
         return profile
@@ -122,6 +125,7 @@ class _Sweep:
             row = _row(cell, cost, outcome)
             write_atomically(cell.file(self.plan.out), [_json({"key": cell.key, "row": row.to_json()})])
             self.rows[cell.name] = row
+            self._write_profile()
             self.progress(self._steps.progress(cell.name, "done", 0.0, row=row))
         if not settings.keep_bundles:
             remove_bundle(bundle)
@@ -167,22 +171,27 @@ class _Sweep:
 
     def _fail(self, cell: Cell, error: str) -> None:
         self.failures.append(Failure(cell.name, error))
+        self._write_profile()
         self.progress(self._steps.progress(cell.name, "failed", 0.0, failure=self.failures[-1]))
 
-    def _profile(self) -> Profile:
+    def _write_profile(self) -> Profile:
+        """Write what is known so far; the last one is whole."""
         plan = self.plan
-        return Profile(
+        profile = Profile(
             source=plan.plans[plan.settings.recipes[0]].source,
             text=plan.text,
             windows_sha256=plan.windows.sha256,
             num_windows=plan.windows.count,
             window_tokens=plan.windows.length,
+            num_cells=len(plan.cells),
             machine=machine_record(),
             versions=versions_record(),
             rows=tuple(self.rows[cell.name] for cell in plan.cells if cell.name in self.rows),
             failures=tuple(self.failures),
             notes=plan.notes,
         )
+        write_atomically(plan.out / PROFILE, [profile.to_json().encode()], private=False)
+        return profile
 
 
 def _row(cell: Cell, cost: Mapping[str, Any], outcome: Outcome) -> Row:
@@ -203,6 +212,8 @@ def _row(cell: Cell, cost: Mapping[str, Any], outcome: Outcome) -> Row:
         prompt_tokens=None if speed is None else speed["prompt_tokens"],
         ttft_ms=None if speed is None else speed["ttft_ms"],
         decode_tokens_per_second=None if speed is None else speed["decode_tokens_per_second"],
+        ttft_ms_samples=() if speed is None else tuple(speed["ttft_ms_samples"]),
+        decode_samples=() if speed is None else tuple(speed["decode_samples"]),
         kv_cache=found["kv_cache"],
         accuracy=Accuracy.from_json(found["accuracy"]),
         divergence=None if found["divergence"] is None else Divergence.from_json(found["divergence"]),

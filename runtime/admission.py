@@ -20,9 +20,9 @@ from itertools import count
 
 from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import CacheFullError, ContextLengthError, SnapshotError
+from edge.runtime.kv.loaded import LoadedPrefixes
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.kv.prefix import PrefixCache, common_prefix
-from edge.runtime.kv.snapshot import Snapshot
 from edge.runtime.request import Request
 
 WORTH_WAITING = 32  # tokens shared with a prompt that is being read: from here on, waiting saves work
@@ -39,7 +39,7 @@ class Admission:
     def __init__(self, engine: Engine) -> None:
         self._pool, self._info = engine.pool, engine.info
         self.prefixes = PrefixCache(engine.pool, can_trim=self._info.can_trim, can_fork=self._info.can_fork)
-        self.snapshots: list[Snapshot] = []  # prompts that begin like one of these start from it
+        self.loaded = LoadedPrefixes()
         self.waiting: list[Request] = []  # in order of arrival
         self.preemptions = 0
         self._inbox: deque[Request] = deque()  # submitted, but not yet seen by a step
@@ -99,6 +99,7 @@ class Admission:
                 request.sequence = sequence
                 if not request.preemptions:
                     request.cached_tokens = sequence.num_tokens
+                    request.prefix = self.loaded.match(request.keys)
                 admitted.append(request)
             elif not running or self._never_fits(request):  # nothing will make room
                 self.refuse(request)
@@ -232,11 +233,7 @@ class Admission:
         keys = request.keys
         kept = min(self.prefixes.count_match(keys), limit)
         in_use, running = self._longest_running(keys, limit, decoding)
-        in_file, stored = max(
-            ((min(common_prefix(stored.keys, keys), limit), stored) for stored in self.snapshots),
-            key=lambda found: found[0],
-            default=(0, None),
-        )
+        in_file, stored = self.loaded.longest_file(keys, limit)
         if running is not None and in_use > max(kept, in_file):
             sequence = _forked(running, in_use)
         elif stored is not None and in_file > kept:
@@ -244,7 +241,7 @@ class Admission:
                 sequence = stored.restore(self._pool, in_file)
             except SnapshotError as error:  # the file was overwritten; what it held can be computed
                 logger.warning("%s", error)
-                self.snapshots.remove(stored)
+                self.loaded.snapshots.remove(stored)
                 return self._start(request, limit, decoding)
             except CacheFullError:
                 return None

@@ -5,7 +5,8 @@ In: a path and the bytes of a file, in parts. Out: the file. Knows nothing about
 The bytes go into a new file beside it, `NAME.edgeglm-new`, or `NAME.2.edgeglm-new` while another process is writing the
 same file; the new file then replaces the old one in one step. Readers see either the old file or the new one. If
 several processes write one path, the last to finish wins. The new file is locked, so that a file which a killed process
-left can be told from one that is being written, and removed; no user would choose its name.
+left can be told from one that is being written, and removed; no user would choose its name. Windows does that without a
+lock: it gives each new file a name of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from itertools import count
 from pathlib import Path
 
 from edge.runtime.errors import OutputError
-from edge.runtime.locks import try_lock
+
+if sys.platform != "win32":
+    import fcntl  # filelock would do the same, but a slim install, which has none, writes prefixes, too
 
 _BUFFER_BYTES = 1 << 20
 _NEW = ".edgeglm-new"
@@ -31,16 +34,17 @@ _TOO_LARGE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, private: bool = True) -> None:
-    """Write a file of these parts to `path`, following a link. With `private`, only its owner may read it.
+    """Write a file of these parts to `path`, following a link.
 
-    Raises OutputError when that fails; an existing file is then unchanged.
+    private: only its owner may read it; otherwise those whom the umask of this process lets read new files. Raises
+    OutputError when that fails; an existing file is then unchanged.
     """
     target = Path(os.path.realpath(path))
     written, remaining = 0, iter(parts)
     try:
         if target.exists() and not target.is_file():
             raise OutputError(f"{path} exists and is not a file; choose another path")
-        descriptor, new = _open_beside(target)
+        descriptor, new = _open_beside(target, 0o600 if private else 0o666)
         try:
             with os.fdopen(descriptor, "wb", _BUFFER_BYTES) as file:
                 for part in remaining:
@@ -48,8 +52,6 @@ def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, private
                     file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
-                if not private and sys.platform != "win32":
-                    os.fchmod(file.fileno(), 0o644)
                 if sys.platform != "win32":  # before closing it, which drops the lock; Windows renames no open file
                     new.replace(target)
             if sys.platform == "win32":
@@ -90,17 +92,17 @@ def name_beside(path: Path, suffix: str, *, hidden: bool = False) -> Path:
     return path.with_name(name)
 
 
-def _open_beside(target: Path) -> tuple[int, Path]:
-    """Create a file beside another that no other process takes over while it is open."""
+def _open_beside(target: Path, mode: int) -> tuple[int, Path]:
+    """Create a file beside another that no other process takes over while it is open. mode: less what umask takes."""
     if sys.platform == "win32":
         new = name_beside(target, f".{secrets.token_hex(8)}{_NEW}")
-        return os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_BINARY, 0o600), new
+        return os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_BINARY, mode), new
     for number in count(1):
         new = name_beside(target, _NEW if number == 1 else f".{number}{_NEW}")
         if os.path.lexists(new) and not _remove_abandoned(new):
             continue
         try:
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         except FileExistsError:  # another process was faster
             continue
         if _lock(descriptor, new, without_locks=True):
@@ -130,8 +132,9 @@ if sys.platform != "win32":
     def _lock(descriptor: int, new: Path, *, without_locks: bool) -> bool:
         """Lock an open file, unless it is locked or lost its name. Returns `without_locks` if there are no locks."""
         try:
-            if not try_lock(descriptor):
-                return False
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
         except OSError:
             return without_locks
         with contextlib.suppress(FileNotFoundError):

@@ -6,19 +6,29 @@ In: nothing. Out: a folder, which need not exist. Knows nothing about its conten
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from edge.runtime.errors import OutputError
+
+NAME = "edgeglm"
 
 
 def cache_folder() -> Path:
     """Return where the platform keeps files that can be made again. Raises OutputError for a user without a home."""
     try:
-        if sys.platform == "win32":
-            return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "edgeglm"
-        if sys.platform == "darwin":
-            return Path.home() / "Library" / "Caches" / "edgeglm"
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeglm"
-    except RuntimeError as error:
-        raise OutputError(f"this user has no home folder ({error}), and so no cache folder; name a folder") from error
+        from platformdirs import user_cache_path
+    except ImportError:  # a slim install
+        given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        folder = (given if given.is_absolute() else _home() / ".cache") / NAME
+    else:
+        folder = user_cache_path(NAME, appauthor=False, opinion=False)
+    if not folder.is_absolute():
+        raise OutputError(f"this user has no home folder, so {folder} cannot be the cache folder; name a folder")
+    return folder
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("~")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from edge.runtime.errors import EdgeError
+from edge.runtime.kv.loaded import PrefixMatch
 from edge.runtime.logprobs import TokenLogprob
 from edge.runtime.messages import Message, ToolCall
 
@@ -30,6 +31,7 @@ class Stats:
     drafted_tokens: int = 0  # by speculation
     accepted_tokens: int = 0  # those of them that were right
     preemptions: int = 0  # how often it gave up its place in a full KV cache and was continued later
+    prefix: PrefixMatch | None = None  # how much of a loaded prefix the prompt began with; None if none was loaded
 
     @property
     def tokens_per_second(self) -> float:

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from edge.runtime.errors import EdgeError
 
 SMALL_BYTES = 100_000_000  # a tokenizer for 151,552 tokens has 20 MB; safetensors allows its headers as much as this
+_PART = 1 << 20
 _SHOWN = 300  # characters of a path in a message
 
 
@@ -52,6 +53,12 @@ def read_file(path: Path, error: type[EdgeError], advice: str, *, max_bytes: int
 def _unreadable(path: Path, problem: OSError | ValueError, error: type[EdgeError], advice: str) -> EdgeError:
     reason = problem.strerror if isinstance(problem, OSError) else None
     return error(f"{shown_path(path)} cannot be read ({reason or problem}); {advice}")
+
+
+def is_blank(path: Path) -> bool:
+    """Whether a file has nothing but zeros, as a power cut leaves what was not on the disk yet. Raises OSError."""
+    with path.open("rb") as file:
+        return not any(any(part) for part in iter(lambda: file.read(_PART), b""))
 
 
 def is_file(path: Path) -> bool:

@@ -47,7 +47,7 @@ from edge.runtime.settings import (
     generation_settings,
     seeded,
 )
-from edge.runtime.speculation import DraftStore, SharedDrafts
+from edge.runtime.speculation import SharedDrafts, open_store
 from edge.runtime.stream import Stream, read_all
 from edge.runtime.tokenizer import Tokenizer
 from edge.runtime.tools.choice import ToolChoiceLike
@@ -63,8 +63,8 @@ class LLM(Rendering):
     """A loaded bundle. Raises BundleError, TokenizerError, DeviceError, SettingsError and DraftStoreError.
 
     With `speculation`, steps verify drafts of several tokens; `draft_store` is a file of earlier answers to draft from,
-    which `close` writes. Speculation makes the engine `reproducible` unless the settings say otherwise: answers then
-    equal those without drafts, bit by bit (except with a kv_precision of u8 or u4).
+    which is written every few answers and by `close`. Speculation makes the engine `reproducible` unless the settings
+    say otherwise: answers then equal those without drafts, bit by bit (except with a kv_precision of u8 or u4).
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class LLM(Rendering):
         self.tokenizer, self.template, self.stop_ids = tokenizer, template, frozenset(stop_ids)
         store, sha256 = None, self._identity.tokenizer_sha256
         if draft_store is not None:
-            store = DraftStore.open(Path(draft_store), sha256, num_ids=tokenizer.num_tokens)
+            store = open_store(Path(draft_store), sha256, num_ids=tokenizer.num_tokens)
         self._drafts = drafts = SharedDrafts(speculation, store)
         self._constraints = Constraints(tokenizer, tokenizer.num_tokens, self.stop_ids)
         self.engine = open_engine()
@@ -143,7 +143,9 @@ class LLM(Rendering):
             self.engine, drafts.cost, lambda request: drafts.remember(request.ids, request.num_prompt_tokens)
         )
         self._runner = Runner(self._scheduler)
-        self.prefixes = Prefixes(self.engine, self._scheduler, self._runner, self._identity, self._computed)
+        self.prefixes = Prefixes(
+            self.engine, self._scheduler, self._runner, self._identity, self._computed, self.system_prefix
+        )
 
     def __repr__(self) -> str:
         info, name = self.engine.info, "" if self._bundle is None else f"{self._bundle.path.name}: "

@@ -2,6 +2,10 @@
 
 In: an open file, or a path. Out: whether it is held now. The system releases a lock when the file is closed or the
 process ends, however it ends. Knows nothing about what the lock protects.
+
+filelock locks an open file, on every system. Which file that is and what becomes of it is decided here: one that marks
+work in a user's folder goes with the work, one with something in it is not ours and stays as it is, and where a file
+system has no locks, processes of this machine still keep out of each other's way.
 """
 
 from __future__ import annotations
@@ -16,28 +20,22 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from edge.runtime.errors import OutputError
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from edge.runtime.extras import missing_packages_named
 
 _ASK_EVERY_S = 0.02
 
 
 def try_lock(descriptor: int) -> bool:
     """Lock an open file if it is free; return whether this worked. Raises OSError if the file system has no locks."""
-    busy: type[OSError] = BlockingIOError
-    try:
-        if sys.platform == "win32":
-            busy = PermissionError
-            os.lseek(descriptor, 0, os.SEEK_SET)  # a range of bytes is locked, which must be the same for all
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except busy:
-        return False
-    return True
+    from filelock import lock_descriptor
+
+    return lock_descriptor(descriptor, blocking=False)
+
+
+def _check_installed() -> None:
+    """Raise MissingPackageError in a slim install, before a file is created that nobody could lock."""
+    with missing_packages_named():
+        import filelock  # noqa: F401
 
 
 @contextmanager
@@ -45,8 +43,9 @@ def hold_now(lock: Path) -> Iterator[bool]:
     """Lock a file that is created for this and removed at the end; yield False if another process holds it.
 
     On a file system without locks, a file in the machine's folder for temporary files is locked instead, which keeps
-    other processes of this machine out. Raises OSError when the file cannot be created.
+    other processes of this machine out. Raises OSError when the file cannot be created, and MissingPackageError.
     """
+    _check_installed()
     with ExitStack() as stack:
         held = _hold_named(lock, stack)
         if held is None:
@@ -58,35 +57,52 @@ def hold_now(lock: Path) -> Iterator[bool]:
 def _hold_named(lock: Path, stack: ExitStack) -> bool | None:
     """Lock a file while the stack is open. Returns None if there are no locks; the file is then removed, too."""
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            held: bool | None = try_lock(descriptor)
-        except OSError:
-            held = None
-        if held and not _is_named(descriptor, lock):  # its holder has just removed it, and there may be a new one
-            os.close(descriptor)
-            continue
-        stack.callback(os.close, descriptor)
-        if held is not False:
-            stack.callback(_remove, lock, descriptor)
+        with ExitStack() as opened:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+            opened.callback(os.close, descriptor)
+            try:
+                held: bool | None = try_lock(descriptor)
+            except OSError:
+                held = None
+            if held and not _is_named(descriptor, lock):  # its holder has just removed it, and there may be a new one
+                continue
+            opened.pop_all()
+        stack.callback(_let_go, lock, descriptor, remove=held is not False)
         return held
 
 
 def _is_named(descriptor: int, lock: Path) -> bool:
+    """Whether an open file still has its name."""
+    if sys.platform == "win32":
+        return True  # Windows removes no open file
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), lock.stat())
     return False
 
 
-def _remove(lock: Path, descriptor: int) -> None:
-    with suppress(OSError):  # Windows cannot remove an open file, and the folder may have been renamed
-        if _is_named(descriptor, lock) and not os.fstat(descriptor).st_size:  # a file with something in it is not ours
+def _let_go(lock: Path, descriptor: int, *, remove: bool) -> None:
+    """Unlock a file by closing it, and remove it unless its folder was renamed or there is something in it.
+
+    Removed before, it cannot be locked by a process that waits for it; Windows removes it afterwards, or not at all if
+    such a process has opened it.
+    """
+    if remove and _is_named(descriptor, lock) and not os.fstat(descriptor).st_size:
+        if sys.platform == "win32":
+            os.close(descriptor)
+            descriptor = -1
+        with suppress(OSError):
             lock.unlink()
+    if descriptor >= 0:
+        os.close(descriptor)
 
 
 @contextmanager
 def hold(lock: Path, *, wait_s: float) -> Iterator[None]:
-    """Lock a file that is created for this and stays. Raises OutputError if another process keeps it for `wait_s`."""
+    """Lock a file that is created for this and stays.
+
+    Raises OutputError if another process keeps it for `wait_s`, and MissingPackageError.
+    """
+    _check_installed()
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:

@@ -2,23 +2,31 @@
 
 In: text, token ids or a `Prompt`; files. Out: keys and values in the prefix cache that later prompts start from. Knows
 nothing about how they are computed, or how answers are made.
+
+A program that has to start whatever happened to its file calls `use`, which builds the file where it does not fit.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from edge.runtime.engines.engine import Engine
-from edge.runtime.errors import CacheFullError, SettingsError
+from edge.runtime.errors import CacheFullError, OutputError, PromptError, SettingsError, SnapshotError
+from edge.runtime.files import shown_path
 from edge.runtime.kv.held import Held
-from edge.runtime.kv.snapshot import open_snapshot, save_snapshot
-from edge.runtime.kv.snapshot_format import SnapshotIdentity
+from edge.runtime.kv.snapshot import Snapshot, open_snapshot, save_snapshot
+from edge.runtime.kv.snapshot_format import SnapshotIdentity, read_header
+from edge.runtime.notices import notice
 from edge.runtime.prompt import Prompt
 from edge.runtime.rules import FilePath, check_value
 from edge.runtime.runner import Runner
+from edge.runtime.saved_prefix import MISSING, SavedPrefix, made_for, reason_of
 from edge.runtime.scheduler import Scheduler
+from edge.runtime.unicode import check_text
 
 ATTEMPTS = 3  # to compute a prefix, as other answers may evict it before it is held
 
@@ -38,11 +46,13 @@ class Prefixes:
         runner: Runner,
         identity: SnapshotIdentity,
         compute: Callable[[object], Prompt],
+        system_prefix: Callable[[str], list[int]],
     ) -> None:
-        """compute: turns its argument into a prompt, and computes its keys and values into the cache."""
+        """compute: turns its argument into a prompt, and computes its keys and values into the cache. system_prefix:
+        gives the ids that conversations with a system message begin with."""
         self._engine, self._scheduler, self._runner = engine, scheduler, runner
         self._identity = identity
-        self._compute = compute
+        self._compute, self._system_prefix = compute, system_prefix
 
     def pin(self, prefix: PrefixLike) -> int:
         """Compute a prefix and keep it in memory, never evicting it; return its number of tokens.
@@ -64,8 +74,8 @@ class Prefixes:
         """Allow pinned prefixes to be evicted like others."""
         self._runner.between_steps(self._scheduler.prefixes.unpin_all)
 
-    def save(self, prefix: PrefixLike, path: str | Path, *, system: str | None = None) -> int:
-        """Write the keys and values of a prefix to a file for `load`; return its number of tokens.
+    def save(self, prefix: PrefixLike, path: str | Path, *, system: str | None = None) -> SavedPrefix:
+        """Write the keys and values of a prefix to a file for `load`.
 
         For a system message: `save(llm.system_prefix(text), path, system=text)`, which also stores the text. Raises as
         `pin` does, and OutputError if the file cannot be written; an existing file stays until the new one is complete.
@@ -73,6 +83,78 @@ class Prefixes:
         self._check_can_snapshot()
         target: Path = check_value("path", FilePath(), path)
         prompt, held = self._held(prefix)
+        self._write(target, prompt, held, system)
+        return SavedPrefix(target, len(prompt.ids), system)
+
+    def load(self, path: str | Path) -> SavedPrefix:
+        """From now on, start prompts that begin like a saved prefix from its file.
+
+        Raises SnapshotError when the file is damaged or belongs to another model, engine or setting.
+        """
+        self._check_can_snapshot()
+        target: Path = check_value("path", FilePath(), path)
+        snapshot = open_snapshot(target, self._identity)
+        self._add(target, snapshot.keys, snapshot)
+        return SavedPrefix(target, snapshot.num_tokens, snapshot.system)
+
+    def use(self, path: str | Path, *, system: str) -> SavedPrefix:
+        """Start conversations with this system message from a file, which is built if it is missing or does not fit.
+
+        A file that is damaged, holds another message, or belongs to another model, engine, version or setting is
+        replaced at once by a whole new one. Where it cannot be written, the prefix is computed and kept in the memory
+        of this process. The result's `note` says which of these happened, as does the logger "edge.notices". Raises
+        as `pin` does.
+        """
+        self._check_can_snapshot()
+        target: Path = check_value("path", FilePath(), path)
+        if not check_text(system, "system").strip():
+            raise PromptError("the system message is empty; give some text", param="system")
+        ids = self._system_prefix(system)
+        found = self._fitting(target, Prompt(ids), system)
+        if isinstance(found, Snapshot):
+            self._add(target, found.keys, found)
+            return SavedPrefix(target, len(ids), system)
+        return self._build(target, Prompt(ids), system, found)
+
+    def _build(self, target: Path, prefix: Prompt, system: str, reason: str) -> SavedPrefix:
+        """Compute a prefix and write its file, or else pin it. reason: what was wrong with the file that was there."""
+        started = time.perf_counter()
+        _, held = self._held(prefix)
+        failed, snapshot = "", None
+        try:
+            self._write(target, prefix, held, system)
+            snapshot = open_snapshot(target, self._identity)
+        except (OutputError, SnapshotError) as error:  # SnapshotError: it has been replaced since
+            failed = reason_of(error, target)
+        if snapshot is None:
+            self.pin(prefix)
+        self._add(target, prefix.cache_keys, snapshot)
+        seconds = f"{time.perf_counter() - started:.1f} s"
+        verb = "built" if reason == MISSING else "built anew"
+        what = f"{verb} in {seconds}" if snapshot is not None else f"computed in {seconds}, for this process alone"
+        because = "" if failed in ("", reason) else f", since it {failed}"
+        note = f"{shown_path(target)} {reason}; {what}{because}"
+        notice(note, usual=snapshot is not None)
+        return SavedPrefix(target, len(prefix.ids), system, note, snapshot is not None)
+
+    def _fitting(self, path: Path, prefix: Prompt, system: str) -> Snapshot | str:
+        """Return the file if it holds this prefix for this model, else what is wrong with it."""
+        if not os.path.lexists(path):
+            return MISSING
+        try:
+            if reason := made_for(read_header(path).identity, self._identity):
+                return reason
+            snapshot = open_snapshot(path, self._identity)
+        except SnapshotError as error:
+            return reason_of(error, path)
+        if snapshot.keys == prefix.cache_keys:
+            return snapshot
+        same = snapshot.system == system
+        snapshot.close()
+        return "has its system message in other tokens" if same else "holds another system message"
+
+    def _write(self, target: Path, prompt: Prompt, held: Held, system: str | None) -> None:
+        """Write a prefix that is held, and let go of it. Raises OutputError."""
         pool = self._engine.pool
 
         def save() -> None:
@@ -85,17 +167,9 @@ class Prefixes:
                 save()
         finally:
             self._runner.between_steps(partial(self._scheduler.held.release, held))
-        return len(prompt.ids)
 
-    def load(self, path: str | Path) -> int:
-        """From now on, start prompts that begin like a saved prefix from its file; return its number of tokens.
-
-        Raises SnapshotError when the file is damaged or belongs to another model, engine or setting.
-        """
-        self._check_can_snapshot()
-        snapshot = open_snapshot(check_value("path", FilePath(), path), self._identity)
-        self._runner.between_steps(lambda: self._scheduler.add_snapshot(snapshot))
-        return snapshot.num_tokens
+    def _add(self, path: Path, keys: list[int], snapshot: Snapshot | None) -> None:
+        self._runner.between_steps(lambda: self._scheduler.loaded.add(path, keys, snapshot))
 
     def _held(self, prefix: object) -> tuple[Prompt, Held]:
         """Return a prefix as a prompt, and a sequence that holds all of it, which the prefix cache keeps, too."""

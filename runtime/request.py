@@ -19,6 +19,7 @@ from edge.runtime.constraint_masks import ConstraintState
 from edge.runtime.detokenizer import Detokenizer
 from edge.runtime.engines.engine import Inputs
 from edge.runtime.errors import ContextLengthError, EdgeError, PromptError, SettingsError
+from edge.runtime.kv.loaded import PrefixMatch
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.logprobs import TokenLogprob, token_logprob
 from edge.runtime.prompt import Prompt
@@ -61,6 +62,7 @@ class Request:
         self.constraint = constraint
         self.sequence: CacheSequence | None = None  # holds the first num_tokens of ids
         self.cached_tokens = 0
+        self.prefix: PrefixMatch | None = None  # what it has of the prefixes that the model was given
         self.arrival = -1  # its place among all requests
         self.overtaken = 0  # how many later ones were admitted while this one waited
         self.skipped = 0  # steps in a row in which no token of its prompt was computed
@@ -271,6 +273,7 @@ class Request:
             drafted_tokens=0 if self.drafter is None else self.drafter.drafted,
             accepted_tokens=0 if self.drafter is None else self.drafter.accepted,
             preemptions=self.preemptions,
+            prefix=self.prefix,
         )
 
 

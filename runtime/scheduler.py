@@ -26,8 +26,8 @@ from edge.runtime.chunk import Chunk, FinishReason, Prefill
 from edge.runtime.engines.engine import Engine, Step, StepInterrupted
 from edge.runtime.errors import CacheFullError, EdgeError, own_error
 from edge.runtime.kv.held import HeldSequences
+from edge.runtime.kv.loaded import LoadedPrefixes
 from edge.runtime.kv.prefix import PrefixCache, PrefixStats
-from edge.runtime.kv.snapshot import Snapshot
 from edge.runtime.prefill import PromptTurns, as_array, compute, num_missing
 from edge.runtime.request import Request
 from edge.runtime.speculation import StepCost
@@ -77,9 +77,9 @@ class Scheduler:
         return self._admission.prefixes
 
     @property
-    def snapshots(self) -> list[Snapshot]:
-        """Prefix files that requests may start from."""
-        return self._admission.snapshots
+    def loaded(self) -> LoadedPrefixes:
+        """Prefixes that the model was given, which requests may start from."""
+        return self._admission.loaded
 
     @property
     def num_requests(self) -> int:
@@ -111,11 +111,6 @@ class Scheduler:
         """Ask a running step to end soon if no reader waits for its results. Other steps follow."""
         if all(request.unwanted or request.finished for request in list(self._live.values())):
             self._engine.interrupt(final=False)
-
-    def add_snapshot(self, snapshot: Snapshot) -> None:
-        """Start requests that begin like a prefix file from it; it replaces an earlier one of the same path."""
-        others = [other for other in self._admission.snapshots if other.path != snapshot.path]
-        self._admission.snapshots = [*others, snapshot]
 
     def step(self) -> None:
         """Make one step. An error of one request, or of the engine computing it, ends that request.

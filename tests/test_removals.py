@@ -142,7 +142,7 @@ PLACES = {
     "runtime/atomic.py:write_durably:replace": WORK,
     "runtime/kv/snapshot.py:save_snapshot:write_atomically": PREFIX,
     "runtime/locks.py:_hold_named:open": LOCK,
-    "runtime/locks.py:_remove:unlink": LOCK,
+    "runtime/locks.py:_let_go:unlink": LOCK,
     "runtime/locks.py:hold:open": LOCK,
     "runtime/speculation/store.py:DraftStore.save:write_atomically": STORE,
     "runtime/speculation/store.py:DraftStore.open:write_atomically": STORE,

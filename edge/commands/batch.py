@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from edge.commands import options
+from edge.commands import options, reuse
 from edge.commands.help import told, usual
 from edge.commands.sampling import add_usual_sampling, sampling_fields, say_sampling
 
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_usual_sampling(parser, usual(BatchSettings, "sampling"), "request")
     options.add_json(parser)
     options.add_engine(parser)
+    reuse.add_prefixes(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,9 +59,12 @@ def run(args: argparse.Namespace) -> int:
     settings = BatchSettings(args.concurrency, args.sampling)
     if args.requests == "-":
         raise PromptError("the requests are read more than once, and standard input is not; save them to a file first")
+    engine = reuse.prefix_settings(args, options.engine_settings(args))
     started = time.perf_counter()
     with Batch(Path(args.requests), Path(args.out), settings, force=args.force) as batch:
-        with edge.load(args.bundle, **options.engine_settings(args)) as llm, _told_what_is_kept(batch):
+        with edge.load(args.bundle, **engine) as llm, _told_what_is_kept(batch):
+            reuse.prepare(llm, args)
+            reuse.pin_system(llm, args)
             loaded = time.perf_counter()
             decisive = {"edgeglm": edge.__version__, "threads": str(args.threads)}
             say_sampling(llm, {"sampling": args.sampling})
@@ -131,7 +135,7 @@ def _progress() -> Iterator[Show]:
 def _told_what_is_kept(batch: Batch) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         if batch.journal_path.exists():
             print(
                 f"edge: what is done is kept in {batch.journal_path}; the same command resumes there", file=sys.stderr

@@ -15,7 +15,7 @@ examples:
   edge chat glm4-int4 --file report.pdf
   edge chat glm4-int4 --tool python --docs handbook
   edge chat glm4-int4 --load monday.json --save monday.json
-  edge chat glm4-int4 --prefix kiosk.prefix --context-policy error
+  edge chat glm4-int4 --system-file kiosk.txt --prefix kiosk.prefix --context-policy error
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.commands import options
+from edge.commands import options, reuse
 from edge.commands.documents import add_documents, check_documents
 from edge.commands.help import told
 from edge.commands.sampling import sampling_in_use
@@ -45,7 +45,7 @@ USUAL_POLICY: ContextPolicy = "drop-oldest"  # somebody who types sees what is s
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_bundle(parser)
+    options.add_bundle(parser, may_be_missing=True)
     group = parser.add_argument_group("conversation")
     group.add_argument("--load", metavar="FILE", help="continue a saved conversation, or another JSON list of messages")
     group.add_argument(
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tools(parser)
     options.add_engine(parser)
     options.add_generation(parser, "model")
-    options.add_reuse(parser)
+    reuse.add_reuse(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from edge.runtime.settings import generation_settings
 
     check_stdin()
-    system = options.system_message(args)
+    system = reuse.system_message(args)
     settings = options.generation_settings(args)
     generation_settings(**settings)
     loaded = _conversation(args)
@@ -82,9 +82,9 @@ def run(args: argparse.Namespace) -> int:
         chosen["expected_prompt_tokens"] = tokens
     with opened_tools(args) as tools:
         if sys.stdin.isatty():
-            print(f"loading {args.bundle} ...", file=sys.stderr, flush=True)
-        with load(args.bundle, **options.reuse_settings(args, chosen)) as llm:
-            options.prepare(llm, args)
+            print(f"loading {args.called} ...", file=sys.stderr, flush=True)
+        with load(args.bundle, **reuse.reuse_settings(args, chosen)) as llm:
+            reuse.prepare(llm, args)
             return _talk(args, llm, system, settings, loaded, tools)
 
 

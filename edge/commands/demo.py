@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from edge.commands.ending import telling_what_is_kept
     from edge.export.checkpoint.default import find_checkpoint
     from edge.export.pipeline import export, is_export_of
+    from edge.models.recent import remember
     from edge.runtime.cache_folder import cache_folder
     from edge.runtime.llm import LLM
     from edge.runtime.machine import peak_rss_bytes
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
             export(source, out, RECIPE, force=ours, progress=progress)
         export_s = time.perf_counter() - started
 
+    remember(out)
     started = time.perf_counter()
     llm = LLM(out)
     load_s = time.perf_counter() - started

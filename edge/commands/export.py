@@ -1,8 +1,9 @@
 """Turn a checkpoint into a bundle.
 
-OUT is a new or an empty folder; a mount point will do. An export that was interrupted, killed, or stopped by a full
-disk keeps its finished work in a hidden folder, .OUT.partial beside OUT or .export.partial inside it. The same command
-resumes from there, and another command for the same OUT starts over; delete that folder to discard the work.
+OUT is a name, or the path of a new or an empty folder; a mount point will do. An export that was interrupted, killed,
+or stopped by a full disk keeps its finished work in a hidden folder, .OUT.partial beside OUT or .export.partial inside
+it. The same command resumes from there, and another command for the same OUT starts over; delete that folder to discard
+the work.
 
 `edge recipes` lists the recipes.
 
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.commands import kinds
+from edge.commands.export_place import OUT_HELP, settle
 from edge.commands.help import told, usual
 from edge.export.compress.recipes import DEFAULT
 from edge.export.settings import DEVICES, FORMATS, ExportSettings, Limits
@@ -46,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder with config.json and *.safetensors, a .gguf file, or a hub id to download (org/name where there "
         "is no folder org, hf:org/name anywhere)",
     )
-    parser.add_argument("out", metavar="OUT", help="the bundle folder to make, or an empty one")
+    out = parser.add_argument("out", metavar="OUT", help=OUT_HELP)
+    out.required = False  # nargs="?" would not find it after an option, in Python 3.11
     parser.add_argument(
         "--force",
         action="store_true",
@@ -77,7 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     precision = parser.add_argument_group("precision")
     precision.add_argument("--recipe", metavar="NAME", help=told("a recipe listed by `edge recipes`", DEFAULT))
     precision.add_argument(
-        "--embedding", metavar="PRECISION", help=f"precision of the embedding, like {DEFAULT}, instead of the recipe's"
+        "--embedding",
+        metavar="PRECISION",
+        help="precision of the embedding, like int4-asym-g128, instead of the recipe's",
     )
     precision.add_argument(
         "--head", metavar="PRECISION", help="precision of the vocabulary projection, instead of the recipe's"
@@ -110,12 +115,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from edge.commands.console import export_progress, human_bytes
     from edge.commands.ending import telling_what_is_kept
+    from edge.models.recent import remember
 
+    settle(args)
     if args.dry_run:
         return _dry_run(args)
     started = time.perf_counter()
     with telling_what_is_kept(Path(args.out)), export_progress() as progress:
         manifest = _export(args, progress)
+    remember(Path(args.out))
     for decision in manifest.decisions:
         print(f"  {decision}")
     for check in manifest.checks:
@@ -141,8 +149,11 @@ def run(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace, progress: Callable[[Progress], None]) -> Manifest:
     names = [field.name for field in fields(ExportSettings)]
     if args.frontend == "optimum":
-        from edge.export.frontend_optimum.export import export_with_optimum
         from edge.runtime.errors import RecipeError
+        from edge.runtime.extras import missing_packages_named
+
+        with missing_packages_named("optimum"):
+            from edge.export.frontend_optimum.export import export_with_optimum
 
         names = [field.name for field in fields(ExportSettings)]
         if given := [name for name in names if name not in SHARED and getattr(args, name) is not None]:

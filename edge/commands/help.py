@@ -14,13 +14,22 @@ from typing import Any
 _EXAMPLES = "\nexamples:\n"
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Also puts brackets around arguments that may be missing without saying so to argparse by nargs."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        text = super()._format_args(action, default_metavar)
+        bare = not action.option_strings and action.nargs is None and not action.required
+        return f"[{text}]" if bare else text
+
+
 def sections(text: str) -> dict[str, Any]:  # Any: keywords of several types
     """A docstring that ends with "examples:" as keywords for a parser: description, epilog, and how to print them."""
     description, found, examples = text.strip("\n").partition(_EXAMPLES)
     return {
         "description": description.rstrip(),
         "epilog": f"{_EXAMPLES.lstrip()}{examples.rstrip()}" if found else None,
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "formatter_class": _Formatter,
     }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path",
         metavar="PATH",
-        help="a bundle, a checkpoint folder, a .gguf file, or the hub id of a model downloaded before; no hub is asked",
+        help="a bundle or its name, a checkpoint folder, a .gguf file, or the hub id of a model downloaded before; no "
+        "hub is asked",
     )
     options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    from edge.models.find import find_named
     from edge.runtime.bundle import is_bundle
 
     path = Path(args.path)
+    if not os.path.lexists(path):
+        path = find_named(args.path) or path
     return _bundle(path, args.json) if is_bundle(path) else _checkpoint(args.path, args.json)
 
 

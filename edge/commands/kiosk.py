@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
     init = actions.add_parser("init", help="write the folder of a kiosk", **sections(INIT))
     init.add_argument("folder", metavar="DIR", help="the folder to write; new or empty")
-    init.add_argument("--bundle", metavar="BUNDLE", required=True, help="a folder made by `edge export`")
+    init.add_argument("--bundle", metavar="BUNDLE", required=True, help=options.BUNDLE_HELP)
     init.add_argument(
         "--system-file", metavar="FILE", required=True, help="a file with the system message; every visitor may read it"
     )

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edge.commands import options
+from edge.commands import options, reuse
 
 if TYPE_CHECKING:
     from edge.runtime.messages import Message
@@ -44,10 +44,10 @@ def before(args: argparse.Namespace) -> list[Message]:
 
     found = [] if args.messages is None else read_messages(args.messages)
     if any(message.role in ("system", "developer") for message in found):
-        if args.system is not None:
+        if args.system is not None or args.system_file is not None:
             raise SettingsError(f"{args.messages} has a system message of its own; leave --system out")
         return found
-    system = options.system_message(args)
+    system = reuse.system_message(args)
     return found if system is None else [Message("system", system), *found]
 
 

@@ -14,16 +14,20 @@ from edge.runtime.settings import KV_PRECISIONS, EngineSettings, UsualSampling
 
 if TYPE_CHECKING:
     from edge.runtime.constraint import Constraint
-    from edge.runtime.llm import LLM
 
 DEVICES = "|".join(dict.fromkeys(family for record in ENGINES.values() for family in record.families))  # CPU|GPU
 BYTES_PER_TOKEN = 4  # of English and Chinese alike, roughly
 Keywords = dict[str, Any]  # as the command line gives them; the settings classes check each value
 
 
-def add_bundle(parser: argparse.ArgumentParser) -> None:
-    """The bundle that a verb works on."""
-    parser.add_argument("bundle", metavar="BUNDLE", help="a folder made by `edge export`")
+BUNDLE_HELP = "a bundle that `edge export` made: its name, as in `edge list`, or its folder"
+
+
+def add_bundle(parser: argparse.ArgumentParser, *, may_be_missing: bool = False) -> None:
+    """The bundle that a verb works on; cli.py turns a name into a folder. may_be_missing: then it is the last used."""
+    text = told(BUNDLE_HELP, "the one used last, or the only one") if may_be_missing else BUNDLE_HELP
+    bundle = parser.add_argument("bundle", metavar="BUNDLE", help=text)
+    bundle.required = not may_be_missing  # nargs="?" would not find it after an option, in Python 3.11
 
 
 def add_json(parser: argparse._ActionsContainer) -> None:
@@ -94,39 +98,14 @@ def add_device(group: argparse._ActionsContainer) -> None:
     )
 
 
-def add_reuse(parser: argparse.ArgumentParser) -> None:
-    """What earlier work an answer may start from."""
-    group = parser.add_argument_group("reuse of earlier work")
-    group.add_argument(
-        "--prefix",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="start from a file made by `edge prefix build`, and use its system message; repeatable",
-    )
-    group.add_argument(
-        "--speculate",
-        action="store_true",
-        help="draft several tokens at once and verify them: faster where text repeats",
-    )
-    group.add_argument(
-        "--draft-store",
-        metavar="FILE",
-        help="draft from the earlier answers in this file, and add the new ones; created if missing; needs --speculate",
-    )
-    group.add_argument(
-        "--draft-from",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="add this text to the draft store; repeatable",
-    )
-
-
 def add_generation(parser: argparse.ArgumentParser, usual_sampling: UsualSampling) -> None:
     """What an answer may be, and how its tokens are chosen."""
     group = parser.add_argument_group("answer")
-    group.add_argument("--system", metavar="TEXT", help="the system message")
+    system = group.add_mutually_exclusive_group()
+    system.add_argument("--system", metavar="TEXT", help="the system message")
+    system.add_argument(
+        "--system-file", metavar="FILE", help="a file with the system message; --prefix is built where it does not fit"
+    )
     group.add_argument(
         "--max-new-tokens", type=int, metavar="N", help=told("longest answer, in tokens", "to the end of the context")
     )
@@ -162,36 +141,6 @@ def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> Keyw
     return {name: value for name, value in chosen.items() if value is not None}
 
 
-def reuse_settings(args: argparse.Namespace, chosen: Keywords) -> Keywords:
-    """`chosen` with what `add_reuse` added. Raises SnapshotError and SettingsError."""
-    if args.prefix:
-        chosen = _following(chosen, args.prefix[0], speculate=args.speculate)
-    return {**chosen, "speculation": args.speculate, "draft_store": args.draft_store}
-
-
-def system_message(args: argparse.Namespace) -> str | None:
-    """The system message that was given, else that of the first prefix. Raises SnapshotError and PromptError."""
-    from edge.runtime.unicode import check_text
-
-    if args.system is not None:
-        return check_text(args.system, "--system")
-    if not args.prefix:
-        return None
-    from pathlib import Path
-
-    from edge.runtime.kv.snapshot_format import read_header
-
-    return read_header(Path(args.prefix[0])).system
-
-
-def prepare(llm: LLM, args: argparse.Namespace) -> None:
-    """Give a model the prefixes and documents that were named. Raises SnapshotError and SettingsError."""
-    for prefix in args.prefix:
-        llm.prefixes.load(prefix)
-    for document in args.draft_from:
-        llm.add_document(read_text(document))
-
-
 def generation_settings(args: argparse.Namespace) -> Keywords:
     """Keywords for `LLM.generate`; what was not given is left to the settings classes. Raises SettingsError."""
     names = ("max_new_tokens", "stop", "deadline_s")
@@ -199,26 +148,6 @@ def generation_settings(args: argparse.Namespace) -> Keywords:
     if (constraint := _constraint(args)) is not None:
         settings["constraint"] = constraint
     return settings
-
-
-def _following(chosen: Keywords, path: str, *, speculate: bool) -> Keywords:
-    """Where nothing else is said, the engine as it was when a prefix was computed. Raises SettingsError."""
-    from pathlib import Path
-
-    from edge.runtime.kv.snapshot_format import read_header
-
-    layout = read_header(Path(path)).identity.layout
-    found = {"engine": layout.get("engine"), "reproducible": layout.get("reproducible") == "True"}
-    if layout.get("kv precision") in KV_PRECISIONS:
-        found["kv_precision"] = layout["kv precision"]
-    if chosen["engine"] not in ("auto", found["engine"]):
-        return chosen  # loading the prefix will say so
-    if speculate and not found["reproducible"] and "reproducible" not in chosen:
-        raise SettingsError(
-            f"{path} was computed without --reproducible, which --speculate implies; build it again with "
-            "`edge prefix build --reproducible`"
-        )
-    return {**found, **chosen, "engine": found["engine"]}
 
 
 def _constraint(args: argparse.Namespace) -> Constraint | None:

@@ -1,6 +1,7 @@
 """Compute the beginning that many prompts share, once, and keep it in a file.
 
-`edge run` and `edge chat` start from such a file with --prefix.
+`edge run`, `edge chat`, `edge serve` and `edge batch` start from such a file with --prefix. With --system-file, too,
+they build it themselves where it is missing or does not fit.
 
 examples:
   edge prefix build glm4-int4 --system "$(cat kiosk.txt)" kiosk.prefix
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import textwrap
 import time
 from pathlib import Path
 
@@ -63,9 +65,9 @@ def _build(args: argparse.Namespace) -> int:
     llm = load(args.bundle, **options.engine_settings(args, text))
     started = time.perf_counter()
     if args.raw is not None:
-        tokens = llm.prefixes.save(text, out)
+        tokens = llm.prefixes.save(text, out).num_tokens
     else:
-        tokens = llm.prefixes.save(llm.system_prefix(text), out, system=text)
+        tokens = llm.prefixes.save(llm.system_prefix(text), out, system=text).num_tokens
     seconds = time.perf_counter() - started
     size = out.stat().st_size
     if args.json:
@@ -122,6 +124,11 @@ def _show(args: argparse.Namespace) -> int:
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"  {name:<{width}}  {value}")
+    if info.system is None:
+        print("  text without a chat template")
+    else:
+        print("  system message:")
+        print(textwrap.indent(info.system.rstrip("\n"), "    "))
     return 0
 
 

@@ -9,7 +9,7 @@ examples:
   edge run glm4-int4 "What is the capital of France?"
   edge run glm4-int4 --raw "Once upon a time" --max-new-tokens 64
   git diff | edge run glm4-int4 --system "Summarize this change."
-  edge run glm4-int4 "Where is the exit?" --prefix kiosk.prefix
+  edge run glm4-int4 "Where is the exit?" --system-file kiosk.txt --prefix kiosk.prefix
   edge run glm4-int4 "Correct the spelling: $(cat letter.txt)" --speculate
   edge run glm4-int4 "Which risks does it name?" --file report.pdf
   edge run glm4-int4 "And in English?" --messages monday.json
@@ -22,7 +22,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from edge.commands import documents, messages, options
+from edge.commands import documents, messages, options, reuse
 from edge.commands.sampling import sampling_fields, say_sampling
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_verbose(parser)
     options.add_engine(parser)
     options.add_generation(parser, "greedy")
-    options.add_reuse(parser)
+    reuse.add_reuse(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +56,12 @@ def run(args: argparse.Namespace) -> int:
     from edge.runtime.messages import Message
     from edge.runtime.settings import generation_settings
 
-    for option, given in (("--system", args.system), ("--file", args.files), ("--messages", args.messages)):
+    for option, given in (
+        ("--system", args.system),
+        ("--system-file", args.system_file),
+        ("--file", args.files),
+        ("--messages", args.messages),
+    ):
         if args.raw and given not in (None, []):
             raise SettingsError(f"{option} needs the chat template, which --raw leaves out; give one of the two")
     settings = options.generation_settings(args)
@@ -68,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
     engine["expected_prompt_tokens"] += documents.check_documents(args)
 
     started = time.perf_counter()
-    llm = load(args.bundle, **options.reuse_settings(args, engine))
-    options.prepare(llm, args)
+    llm = load(args.bundle, **reuse.reuse_settings(args, engine))
+    reuse.prepare(llm, args)
     load_s = time.perf_counter() - started
     read = documents.read_documents(args, llm, prompt, before)
     say_sampling(llm, settings)
@@ -92,10 +97,9 @@ def _show(args: argparse.Namespace, llm: LLM, stream: Stream, settings: options.
     from edge.terminal.answers import figures_of, why_it_ended
 
     last = show_answer(stream, raw=args.raw)
+    reuse.tell_unused(None if last is None else last.stats)
     if last is None or last.stats is None:
         return
-    if args.prefix and not last.stats.cached_tokens:
-        print("edge: the saved prefix was not used: the prompt does not start with it", file=sys.stderr)
     why = why_it_ended(last.finish_reason, last.stats.new_tokens, generation_settings(**settings), drops=True)
     if why and sys.stderr.isatty():
         print(f"({why})", file=sys.stderr)
@@ -111,12 +115,14 @@ def _print_json(llm: LLM, stream: Stream, settings: options.Keywords, load_s: fl
     for chunk in stream:
         text += chunk.text
         ids += chunk.token_ids
+    reuse.tell_unused(chunk.stats)
     answer: dict[str, Any] = {"text": text, "token_ids": ids, "finish_reason": chunk.finish_reason}
     answer["sampling"] = sampling_fields(llm, settings)
     if chunk.stats is not None:
         answer |= {
             "prompt_tokens": chunk.stats.prompt_tokens,
             "cached_tokens": chunk.stats.cached_tokens,
+            "prefix_tokens": 0 if chunk.stats.prefix is None else chunk.stats.prefix.shared,
             "new_tokens": chunk.stats.new_tokens,
             "drafted_tokens": chunk.stats.drafted_tokens,
             "accepted_tokens": chunk.stats.accepted_tokens,

@@ -8,7 +8,7 @@ once running answers are done.
 
 examples:
   edge serve glm4-int4
-  edge serve glm4-int4 --port 8080 --prefix kiosk.prefix
+  edge serve glm4-int4 --port 8080 --system-file kiosk.txt --prefix kiosk.prefix
   edge serve glm4-int4 --host 0.0.0.0 --api-key-file keys.txt
 """
 
@@ -20,7 +20,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge.commands import kinds, options
+from edge.commands import kinds, options, reuse
 from edge.commands.help import told, usual
 from edge.commands.sampling import add_usual_sampling, say_sampling
 
@@ -36,7 +36,7 @@ KEY_VARIABLE = "EDGE_API_KEY"  # for containers, whose secrets come in variables
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from edge.server.settings import ServerSettings
 
-    options.add_bundle(parser)
+    options.add_bundle(parser, may_be_missing=True)
     where = parser.add_argument_group("where to listen")
     _add(where, "--host", "host", metavar="ADDRESS")
     _add(where, "--port", "port", type=int, metavar="N")
@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add(limits, "--stall-seconds", "stall_s", type=float, metavar="SECONDS")
     _add(limits, "--shutdown-seconds", "shutdown_s", type=float, metavar="SECONDS")
     options.add_engine(parser)
-    options.add_reuse(parser)
+    reuse.add_prefixes(parser, drafts=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -141,12 +141,13 @@ def _opened(args: argparse.Namespace, stage: Stage) -> LLM:
 
     stage("reading weights and compiling", 0.1)
     chosen = {**options.engine_settings(args), "expected_clients": args.expected_clients}
-    llm = load(args.bundle, **options.reuse_settings(args, chosen))
+    llm = load(args.bundle, **reuse.reuse_settings(args, chosen))
     try:
         stage("opening prefixes", 0.7)
-        options.prepare(llm, args)
+        reuse.prepare(llm, args)
         stage("warming up", 0.8)
         warm_up(llm)
+        reuse.pin_system(llm, args)
     except BaseException:
         llm.close()
         raise

@@ -42,7 +42,7 @@ from edge.runtime.graph_names import (
     past_name,
     present_name,
 )
-from edge.runtime.kv.memory import CAN_ADVISE, NoMemory, SlotMemory
+from edge.runtime.kv.memory import TAKEN_LATE, NoMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of, logical_processors, physical_cores
 from edge.runtime.settings import CachePrecision, EngineSettings
@@ -277,7 +277,7 @@ def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSett
             f"{budget:,} are allowed; lower max_context, raise kv_cache_bytes, or set kv_precision to f16"
         )
     # A slot takes memory as its tokens come, so there may be more slots than the budget would fill.
-    slots = MAX_SLOTS if CAN_ADVISE else min(allowed // min(limit, allowed), MAX_SLOTS)
+    slots = MAX_SLOTS if TAKEN_LATE else min(allowed // min(limit, allowed), MAX_SLOTS)
     return min(limit, allowed), slots, allowed
 
 

@@ -110,6 +110,10 @@ class OpenVINOPagedEngine:
             )
         memory = PagedMemory(allowed + spare, [cache.block_bytes for cache in caches])
         self._spare = allowed  # the block that padding rows write to
+        if family != "CPU":
+            memory.take_all()
+        elif spare:
+            memory.blank(self._spare)
         self.pool = BlockPool(allowed, self._block_size, memory)
         self._caches = {
             cache.name: ov.Tensor(buffer, ov.Shape([len(buffer), *cache.shape]), cache.kind)

@@ -3,22 +3,23 @@
 In: shapes. Out: buffers that an engine computes in, and views of single blocks in them. Knows nothing about who holds a
 block, or what its tokens are.
 
-Memory is mapped and left untouched, so that pages are taken only as tokens arrive.
+Memory is taken from the system only as tokens arrive (`pages.py`).
 """
 
 from __future__ import annotations
 
 import math
-import mmap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from edge.runtime.arrays import Array
-from edge.runtime.errors import CacheError, SettingsError
+from edge.runtime.errors import CacheError, CacheFullError, SettingsError
+from edge.runtime.kv.pages import CAN_ADVISE, RESERVES, MappedPages, Pages, open_pages
 
-CAN_ADVISE = hasattr(mmap, "MADV_NOHUGEPAGE")  # on Linux
+TAKEN_LATE = CAN_ADVISE or RESERVES  # memory is, and can be given back
+_STEP = 64  # tokens of a row that are taken at once: 5 MB with 9B shapes, in 160 calls
 
 
 class BlockMemory(Protocol):
@@ -45,23 +46,45 @@ def copy_block(memory: BlockMemory, source: int, target: int, num_tokens: int) -
 
 
 class PagedMemory:
-    """Blocks whose layout only the engine knows, so they are copied whole. Raises SettingsError."""
+    """Blocks whose layout only the engine knows, so they are copied whole. Raises SettingsError.
+
+    A block may be used after `blank` or `views` has named it.
+    """
 
     def __init__(self, num_blocks: int, buffer_bytes: Sequence[int]) -> None:
         """buffer_bytes: what one block takes in each buffer."""
         self.block_bytes = sum(buffer_bytes)
-        mappings = _mappings([num_blocks * size for size in buffer_bytes])
-        self.buffers: list[Array] = [np.frombuffer(m, np.uint8).reshape(num_blocks, -1) for m in mappings]
+        self._pages = _open_all([num_blocks * size for size in buffer_bytes])
+        self.buffers: list[Array] = [np.frombuffer(p.buffer, np.uint8).reshape(num_blocks, -1) for p in self._pages]
+        self._taken = [False] * num_blocks
+
+    def take_all(self) -> None:
+        """Take all blocks at once, for a device that copies the whole buffer. Raises SettingsError."""
+        try:
+            for pages, buffer in zip(self._pages, self.buffers, strict=True):
+                pages.take(0, buffer.nbytes)
+        except OSError as error:
+            raise _refused(sum(buffer.nbytes for buffer in self.buffers), error) from error
+        self._taken = [True] * len(self._taken)
 
     def views(self, block: int, num_tokens: int) -> list[Array]:  # noqa: ARG002  (a block cannot be cut)
+        self._take(block)
         return [buffer[block] for buffer in self.buffers]
 
     def blank(self, block: int) -> None:
+        self._take(block)
         for buffer in self.buffers:
             buffer[block] = 0
 
     def give_back(self, block: int) -> None:
         """Do nothing: blocks are small, and soon used again."""
+
+    def _take(self, block: int) -> None:
+        if not self._taken[block]:
+            for pages, buffer in zip(self._pages, self.buffers, strict=True):
+                size = buffer.shape[1]
+                _take(pages, block * size, (block + 1) * size)
+            self._taken[block] = True
 
 
 class NoMemory:
@@ -89,19 +112,21 @@ class SlotMemory:
 
     def __init__(self, num_slots: int, num_buffers: int, shape: tuple[int, int, int], kind: type[np.generic]) -> None:
         self.block_bytes = num_buffers * math.prod(shape) * np.dtype(kind).itemsize
-        self._mappings = _mappings([num_slots * self.block_bytes // num_buffers] * num_buffers)
-        self.buffers: list[Array] = [np.frombuffer(m, kind).reshape(num_slots, *shape) for m in self._mappings]
+        self._pages = _open_all([num_slots * self.block_bytes // num_buffers] * num_buffers)
+        self.buffers: list[Array] = [np.frombuffer(p.buffer, kind).reshape(num_slots, *shape) for p in self._pages]
         self._row_of = list(range(num_slots))  # block -> row
+        self._taken = [0] * num_slots  # row -> its first tokens that are memory
         self._written = [0] * num_slots  # block -> its first tokens that may have been written since it was blank
 
     def close(self) -> None:
         """Give the memory back as soon as no view of it is left."""
         self.buffers.clear()
-        self._mappings.clear()
+        self._pages.clear()
 
     def views(self, block: int, num_tokens: int) -> list[Array]:
         """Return views of shape (n_kv, num_tokens, head_dim), which are the block's until the next `gather`."""
         self._written[block] = max(self._written[block], num_tokens)
+        self._take(self._row_of[block], num_tokens)
         return [buffer[self._row_of[block], :, :num_tokens] for buffer in self.buffers]
 
     def blank(self, block: int) -> None:
@@ -109,14 +134,15 @@ class SlotMemory:
         self._written[block] = 0
 
     def give_back(self, block: int) -> None:
-        for mapping, buffer in zip(self._mappings, self.buffers, strict=True):
-            _give_back_tokens(mapping, buffer, self._row_of[block], 0, self._written[block])
+        self._give_back(self._row_of[block], 0)
         self._written[block] = 0
 
     def rows(self, num_tokens: Mapping[int, int]) -> list[int]:
         """Return the row of each block (valid until the next `gather`), into which `num_tokens` will be written."""
+        longest = max(num_tokens.values(), default=0)
         for block, count in num_tokens.items():
             self._written[block] = max(self._written[block], count)
+            self._take(self._row_of[block], longest)  # attention may read as far in each
         return [self._row_of[block] for block in num_tokens]
 
     def gather(self, blocks: Collection[int]) -> None:
@@ -136,57 +162,68 @@ class SlotMemory:
         """Swap the rows of two blocks, and give back the memory that the shorter one does not need."""
         a, b = self._row_of[one], self._row_of[other]
         in_a, in_b = self._written[one], self._written[other]
-        row, shorter, longer = (a, in_b, in_a) if in_b < in_a else (b, in_a, in_b)
-        for mapping, buffer in zip(self._mappings, self.buffers, strict=True):
+        self._take(a, in_b)
+        self._take(b, in_a)
+        for buffer in self.buffers:
             kept = buffer[a, :, :in_a].copy()
             buffer[a, :, :in_b] = buffer[b, :, :in_b]
             buffer[b, :, :in_a] = kept
-            _give_back_tokens(mapping, buffer, row, shorter, longer)
         self._row_of[one], self._row_of[other] = b, a
+        self._give_back(*((a, in_b) if in_b < in_a else (b, in_a)))
+
+    def _take(self, row: int, num_tokens: int) -> None:
+        """Make the first tokens of a row usable."""
+        first, length = self._taken[row], self.buffers[0].shape[2]
+        if num_tokens > first:
+            last = min(-(-num_tokens // _STEP) * _STEP, length)
+            for pages, start, stop in self._ranges(row, first, last):
+                _take(pages, start, stop)
+            self._taken[row] = last
+
+    def _give_back(self, row: int, kept: int) -> None:
+        """Give back the memory of a row after its first tokens."""
+        for pages, start, stop in self._ranges(row, kept, self._taken[row]):
+            pages.give_back(start, stop)
+        self._taken[row] = min(self._taken[row], kept)
+
+    def _ranges(self, row: int, first: int, last: int) -> Iterator[tuple[Pages, int, int]]:
+        """Yield where some tokens of a row are: a range of bytes for each head, in each buffer."""
+        for pages, buffer in zip(self._pages, self.buffers, strict=True):
+            _, num_heads, length, _ = buffer.shape
+            token_bytes = buffer.strides[2]
+            for head in range(row * num_heads, (row + 1) * num_heads) if first < last else ():
+                yield pages, (head * length + first) * token_bytes, (head * length + last) * token_bytes
 
 
 def untouched(shape: tuple[int, ...], kind: type[np.generic]) -> Array:
     """Return an array whose memory is taken page by page as it is written. Raises SettingsError."""
-    (memory,) = _mappings([math.prod(shape) * np.dtype(kind).itemsize])
-    return np.frombuffer(memory, kind).reshape(shape)
+    (pages,) = _open_all([math.prod(shape) * np.dtype(kind).itemsize], MappedPages)
+    return np.frombuffer(pages.buffer, kind).reshape(shape)
 
 
-def _mappings(sizes: list[int]) -> list[mmap.mmap]:
-    """Map memory without taking any of it yet. Raises SettingsError if the system refuses that many bytes."""
+def _open_all(sizes: list[int], open_one: Callable[[int], Pages] = open_pages) -> list[Pages]:
+    """Return memory without taking any of it yet. Raises SettingsError if the system refuses that many bytes."""
     try:
-        return [_mapping(size) for size in sizes]
+        return [open_one(size) for size in sizes]
     except (OSError, OverflowError, MemoryError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise SettingsError(
-            f"the system refuses the {sum(sizes):,} bytes that the KV cache may fill ({reason or error}); lower "
-            "kv_cache_bytes or max_context, or raise the limit of this process (ulimit -v)",
-            param="kv_cache_bytes",
+        raise _refused(sum(sizes), error) from error
+
+
+def _refused(size: int, error: Exception) -> SettingsError:
+    reason = error.strerror if isinstance(error, OSError) else None
+    return SettingsError(
+        f"the system refuses the {size:,} bytes that the KV cache may fill ({reason or error}); lower "
+        "kv_cache_bytes or max_context, or raise the limit of this process (ulimit -v)",
+        param="kv_cache_bytes",
+    )
+
+
+def _take(pages: Pages, start: int, stop: int) -> None:
+    """Raises CacheFullError."""
+    try:
+        pages.take(start, stop)
+    except OSError as error:
+        raise CacheFullError(
+            f"the system has no memory left for the KV cache ({error.strerror}); end other programs, use a shorter "
+            "prompt, or load with a smaller kv_cache_bytes"
         ) from error
-
-
-def _mapping(size: int) -> mmap.mmap:
-    """Map `size` bytes, private and without huge pages.
-
-    numpy asks for huge pages, and the first token alone would take one per head and layer: 0.3 GB with 9B shapes.
-    mmap's default is shared memory, whose pages are taken by reading them, too.
-    """
-    if not CAN_ADVISE:
-        return mmap.mmap(-1, size)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return memory
-
-
-def _give_back_tokens(mapping: mmap.mmap, buffer: Array, row: int, start: int, stop: int) -> None:
-    """Give back the memory of some tokens of one row of a buffer of (rows, n_kv, length, head_dim)."""
-    _, num_heads, length, _ = buffer.shape
-    token_bytes = buffer.strides[2]
-    for head in range(row * num_heads, (row + 1) * num_heads):
-        _give_back(mapping, (head * length + start) * token_bytes, (head * length + stop) * token_bytes)
-
-
-def _give_back(memory: mmap.mmap, start: int, stop: int) -> None:
-    """Give back the whole pages within a range, losing their content. A partial page at either end holds other data."""
-    start, stop = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
-    if CAN_ADVISE and start < stop:
-        memory.madvise(mmap.MADV_DONTNEED, start, stop - start)

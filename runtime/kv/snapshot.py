@@ -70,6 +70,11 @@ class Snapshot:
         return self._header.num_tokens
 
     @property
+    def system(self) -> str | None:
+        """The system message that the tokens are, if they are one."""
+        return self._header.system
+
+    @property
     def bytes(self) -> int:
         """Size of the keys and values."""
         return self._header.payload_bytes
@@ -190,7 +195,7 @@ def save_snapshot(
         payload_sha256=digest.hexdigest(),
         system=system,
     )
-    write_atomically(path, chain([header.to_bytes()], _payload(sequence, pool)))
+    write_atomically(path, chain([header.to_bytes()], _payload(sequence, pool)), private=False)
 
 
 def open_snapshot(path: Path, identity: SnapshotIdentity) -> Snapshot:
@@ -199,8 +204,8 @@ def open_snapshot(path: Path, identity: SnapshotIdentity) -> Snapshot:
     try:
         if differences := header.identity.differences(identity):
             raise SnapshotError(
-                f"{path} was made for something else: {'; '.join(differences)}; load with the matching settings, or "
-                f"{REBUILD}"
+                f"{path} was made for something else: {'; '.join(differences)}; load with the matching settings, "
+                f"{REBUILD}, or name its system message, too (--system-file), to have it built whenever it does not fit"
             )
         snapshot = Snapshot(path, header, begin, file)
     except BaseException:

@@ -4,7 +4,7 @@ In: a header; later, a path. Out: the bytes before the payload; later, the heade
 begins. Knows nothing about caches: here, an array is a type and a shape. A damaged or foreign file is refused with the
 reason.
 
-One file, little-endian, readable by its owner only:
+One file, little-endian, readable by everybody whom the umask of its writer lets read:
 
     lead     magic, version, length of the header; sha256 of these and the header
     header   JSON: identity, system message, block size, key of every token, type and shape of every array, bytes and
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edge.runtime.errors import OutputError, SnapshotError, shown
-from edge.runtime.files import shown_path
+from edge.runtime.files import is_blank, shown_path
 from edge.runtime.json_reader import parse_json
 
 _MAGIC = b"EDGEKVPX"
@@ -177,9 +177,10 @@ def check_replaceable(path: Path) -> None:
     try:
         with path.open("rb") as file:
             found = file.read(len(_MAGIC))
+        blank = not any(found) and is_blank(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be read ({error.strerror}); name another file") from error
-    if found and found != _MAGIC:
+    if not blank and found != _MAGIC:
         raise OutputError(f"{path} exists and is not a prefix file; move it away, or name another file")
 
 

@@ -1,7 +1,7 @@
 """What all answers of one model share for drafting: settings, what was learned so far, and texts to draft from.
 
-In: settings and a draft store, either of which may be missing. Out: a `Drafter` for each answer. Knows nothing about
-engines or requests.
+In: settings and a draft store, either of which may be missing. Out: a `Drafter` for each answer; the store is saved
+every few answers. Knows nothing about engines or requests.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from edge.runtime.errors import SettingsError
 from edge.runtime.settings import SpeculationSettings
 from edge.runtime.speculation.cost import StepCost
 from edge.runtime.speculation.drafter import Acceptance, Drafter
+from edge.runtime.speculation.saver import Saver
 from edge.runtime.speculation.store import DraftStore
 
 REMEMBERED_PROMPT = 32  # its last ids are stored with an answer, which begins alike when the question is asked again
@@ -23,6 +24,7 @@ class SharedDrafts:
     def __init__(self, settings: SpeculationSettings | None, store: DraftStore | None) -> None:
         self.cost = StepCost()
         self._settings, self._store = settings, store
+        self._saver = None if store is None or not store.has_file else Saver(store)
         self._acceptance = Acceptance()
 
     def drafter(self, prompt_ids: Sequence[int]) -> Drafter | None:
@@ -35,14 +37,22 @@ class SharedDrafts:
         """Draft from a text, too; False if the store has it already. Raises SettingsError without a store."""
         if self._store is None:
             raise SettingsError("documents to draft from are kept in a draft store; load with draft_store=FILE")
-        return self._store.add(ids)
+        return self._added(self._store, ids)
 
     def remember(self, ids: Sequence[int], num_prompt_tokens: int) -> None:
         """Let later answers draft from a finished one, if there is a store. ids: those of the prompt and the answer."""
         if self._store is not None and len(ids) > num_prompt_tokens + 1:
-            self._store.add(ids[max(num_prompt_tokens - REMEMBERED_PROMPT, 0) :])
+            self._added(self._store, ids[max(num_prompt_tokens - REMEMBERED_PROMPT, 0) :])
 
     def save(self) -> None:
-        """Write the store, if there is one. Raises OutputError and DraftStoreError."""
+        """Write the store for the last time, if there is one. Raises OutputError and DraftStoreError."""
+        if self._saver is not None:
+            self._saver.close()
         if self._store is not None:
             self._store.save()
+
+    def _added(self, store: DraftStore, ids: Sequence[int]) -> bool:
+        is_new = store.add(ids)
+        if is_new and self._saver is not None:
+            self._saver.added()
+        return is_new

@@ -10,16 +10,16 @@ Retrieval by suffix array is REST (He et al. 2023). One file, little-endian exce
                  zeros at the end
     suffix array int32: the start of every suffix that begins with an id, in the order of their first 64 ids
 
-New sequences are searched in memory, by a suffix automaton, until `save` writes them.
+New sequences are searched in memory, by a suffix automaton, until `save` writes them. The file is read into memory as a
+whole: a mapped one that is cut short by somebody else would end the process.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import mmap
 import os
 import struct
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -44,7 +44,10 @@ _VERSION = 1
 _HEADER = struct.Struct("<8sI32sQQ")
 _DIGEST = 32  # bytes of sha256
 _BEGIN = _HEADER.size + _DIGEST
-_MAX_BYTES = 2**34  # more than 2**30 ids and their order take
+
+
+class DamagedStoreError(DraftStoreError):
+    """A store that is not whole, as a failing disk or a power cut leaves it; any other file is somebody's."""
 
 
 class DraftStore:
@@ -55,9 +58,9 @@ class DraftStore:
     """
 
     def __init__(
-        self, path: Path, tokenizer_sha256: str, max_tokens: int, saved: SuffixArray, num_ids: int = MAX_ID + 1
+        self, path: Path | None, tokenizer_sha256: str, max_tokens: int, saved: SuffixArray, num_ids: int = MAX_ID + 1
     ) -> None:
-        """Use `open`."""
+        """Use `open` or `in_memory`."""
         self._path = path
         self._tokenizer = tokenizer_sha256
         self._max_tokens = max_tokens
@@ -91,6 +94,17 @@ class DraftStore:
         if saved is None:
             raise OutputError(f"{path} was deleted while it was created; try again")
         return cls(path, tokenizer_sha256, max_tokens, saved, num_ids)
+
+    @classmethod
+    def in_memory(cls, tokenizer_sha256: str, max_tokens: int = 1_000_000, *, num_ids: int = MAX_ID + 1) -> Self:
+        """Make an empty store without a file, which saves nothing."""
+        content = b"".join(_encode(tokenizer_sha256, []))
+        return cls(None, tokenizer_sha256, max_tokens, SuffixArray(content, _BEGIN, SORTED, num_ids), num_ids)
+
+    @property
+    def has_file(self) -> bool:
+        """Whether it can be saved."""
+        return self._path is not None
 
     @property
     def num_tokens(self) -> int:
@@ -148,13 +162,25 @@ class DraftStore:
         process keeps the lock for a minute, DraftStoreError if the file has become unusable as in `open`; the file is
         unchanged then, and what was added is still in memory.
         """
-        if not self._added and len(self._saved.order) <= self._max_tokens:
-            return
+        if self._path is not None and (self._added or len(self._saved.order) > self._max_tokens):
+            pending = self.pending()
+            self.adopt(self.merge(pending), pending)
+
+    def pending(self) -> list[StoredIds]:
+        """Return what was added and is not saved yet. May be called from any thread."""
+        return list(self._added)
+
+    def merge(self, pending: list[StoredIds]) -> SuffixArray:
+        """Write sequences to the file, and return what it then holds; errors as in `save`.
+
+        Changes nothing in memory, so that it may run in a thread of its own.
+        """
+        assert self._path is not None, "there is no file"
         with hold(_lock_file(self._path), wait_s=_LOCK_WAIT_S):
             current = _read(self._path, self._tokenizer, self._num_ids)
             sequences = [] if current is None else current.sequences()
             known = {_digest(sequence) for sequence in sequences}
-            sequences += [sequence for sequence in self._added if _digest(sequence) not in known]
+            sequences += [sequence for sequence in pending if _digest(sequence) not in known]
             excess = sum(sequence.size for sequence in sequences) - self._max_tokens
             dropped = 0
             while excess > 0:
@@ -164,7 +190,13 @@ class DraftStore:
             saved = _read(self._path, self._tokenizer, self._num_ids)
         if saved is None:
             raise OutputError(f"{self._path} was deleted while it was written; save again")
-        self._saved, self._added, self._known = saved, [], None
+        return saved
+
+    def adopt(self, saved: SuffixArray, pending: list[StoredIds]) -> None:
+        """Search what `merge` returned for these sequences, in the place of the file as it was before."""
+        done = set(map(id, pending))
+        self._added = [sequence for sequence in self._added if id(sequence) not in done]
+        self._saved, self._known = saved, None
         self._recent, self._indexed = SuffixAutomaton(), 0
 
     def _index(self) -> None:
@@ -186,6 +218,12 @@ class DraftStore:
         self._indexed = len(self._added)
 
 
+def is_store(path: Path) -> bool:
+    """Whether a file begins like a store, as far as it goes. Raises OSError."""
+    with path.open("rb") as file:
+        return _MAGIC.startswith(file.read(len(_MAGIC)))
+
+
 def _real(path: Path) -> Path:
     """Resolve the links of a path; a loop of links stays, and cannot be opened. Raises DraftStoreError."""
     try:
@@ -195,43 +233,52 @@ def _real(path: Path) -> Path:
 
 
 def _read(path: Path, tokenizer_sha256: str, num_tokens: int) -> SuffixArray | None:
-    """Return the content of a store, mapped and checked; None if there is no file. Raises DraftStoreError."""
+    """Return the content of a store, checked; None if there is no file. Raises DraftStoreError."""
     advice = "move it away or name another file"
+    name = shown_path(path)
     try:
         path.lstat()
         with open_file(path, DraftStoreError, advice) as file:
             size = os.fstat(file.fileno()).st_size
-            # Windows cannot replace a mapped file.
-            whole = size < _BEGIN or (sys.platform == "win32" and size <= _MAX_BYTES)
-            content = file.read(size) if whole else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            head = file.read(_BEGIN)
+            _check_head(head, size, name, advice)
+            content = head + file.read(size - _BEGIN)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise DraftStoreError(f"{shown_path(path)} cannot be read as a draft store ({reason}); {advice}") from error
-    path = Path(shown_path(path))
-    if size < _BEGIN or content[: len(_MAGIC)] != _MAGIC:
-        raise DraftStoreError(f"{path} is not a draft store; {advice}")
-    _, version, tokenizer, num_ids, num_suffixes = _HEADER.unpack(content[: _HEADER.size])
-    if version != _VERSION:
-        raise DraftStoreError(f"{path} is a draft store of version {version}, expected {_VERSION}; {advice}")
-    expected = _BEGIN + 4 * num_ids + 4 * num_suffixes
-    if size != expected:
-        raise DraftStoreError(f"{path} is damaged: it has {size} bytes, expected {expected}; {advice}")
-    view = memoryview(content)
-    digest = hashlib.sha256(view[: _HEADER.size])
-    digest.update(view[_BEGIN:])
-    if digest.digest() != content[_HEADER.size : _BEGIN]:
-        raise DraftStoreError(f"{path} is damaged: its content differs from its sha256; {advice}")
+        broken = isinstance(error, OSError) and error.errno == errno.EIO
+        kind = DamagedStoreError if broken else DraftStoreError
+        raise kind(f"{name} cannot be read as a draft store ({reason}); {advice}") from error
+    _, _, tokenizer, num_ids, _ = _HEADER.unpack(head[: _HEADER.size])
+    digest = hashlib.sha256(head[: _HEADER.size])
+    digest.update(memoryview(content)[_BEGIN:])
+    if len(content) != size or digest.digest() != head[_HEADER.size :]:
+        raise DamagedStoreError(f"{name} is damaged: its content differs from its sha256; {advice}")
     if tokenizer.hex() != tokenizer_sha256:
         raise DraftStoreError(
-            f"{path} belongs to the tokenizer with sha256 {tokenizer.hex()[:16]}…, this model's is "
+            f"{name} belongs to the tokenizer with sha256 {tokenizer.hex()[:16]}…, this model's is "
             f"{tokenizer_sha256[:16]}…, so its ids mean other tokens; {advice}"
         )
     try:
         return SuffixArray(content, _BEGIN, num_ids, num_tokens)
     except ValueError as error:  # with a sha256 that was computed for it
-        raise DraftStoreError(f"{path} is damaged: {error}; {advice}") from error
+        raise DamagedStoreError(f"{name} is damaged: {error}; {advice}") from error
+
+
+def _check_head(head: bytes, size: int, name: str, advice: str) -> None:
+    """Raise DraftStoreError unless a file begins as a store of its size does, before as much memory is taken."""
+    begins = head[: len(_MAGIC)]
+    if begins != _MAGIC:
+        kind = DamagedStoreError if _MAGIC.startswith(begins) or not any(head) else DraftStoreError
+        raise kind(f"{name} is not a draft store; {advice}")
+    if len(head) < _BEGIN:
+        raise DamagedStoreError(f"{name} is damaged: it has {size} bytes, expected at least {_BEGIN}; {advice}")
+    _, version, _, num_ids, num_suffixes = _HEADER.unpack(head[: _HEADER.size])
+    if version != _VERSION:
+        raise DraftStoreError(f"{name} is a draft store of version {version}, expected {_VERSION}; {advice}")
+    if size != (expected := _BEGIN + 4 * num_ids + 4 * num_suffixes):
+        raise DamagedStoreError(f"{name} is damaged: it has {size} bytes, expected {expected}; {advice}")
 
 
 def _encode(tokenizer_sha256: str, sequences: list[StoredIds]) -> list[bytes]:

@@ -8,7 +8,6 @@ An id is stored as id + 1 in 4 bytes, big-endian, so that comparing bytes compar
 
 from __future__ import annotations
 
-import mmap
 import struct
 from bisect import bisect_left
 
@@ -26,12 +25,9 @@ StoredIds = npt.NDArray[np.integer]  # (n,), as they are stored: each id + 1, bi
 
 
 class SuffixArray:
-    """A buffer that holds, from byte `begin` on, `num_ids` ids with SORTED separators at the end, then their order.
+    """A buffer that holds, from byte `begin` on, `num_ids` ids with SORTED separators at the end, then their order."""
 
-    The buffer may be a mapped file: a search reads only what it needs.
-    """
-
-    def __init__(self, content: mmap.mmap | bytes, begin: int, num_ids: int, num_tokens: int = MAX_ID + 1) -> None:
+    def __init__(self, content: bytes, begin: int, num_ids: int, num_tokens: int = MAX_ID + 1) -> None:
         """Raises ValueError if the buffer holds something else, or an id of `num_tokens` or above."""
         if num_ids < SORTED:
             raise ValueError(f"it has {num_ids} ids, expected at least the {SORTED} separators at the end")

@@ -25,6 +25,9 @@ HEAD = """\
 
 `edge --help` and `edge COMMAND --help` print the same. Every command takes `--log-level`, before or after its name.
 What a command exits with, and what it prints when it fails, is in [errors](errors.md#exit-codes).
+
+`edge completion bash`, `zsh` or `fish` prints what lets that shell complete all this; `eval "$(edge completion bash)"` in
+`~/.bashrc` switches it on. Where `edge` is on the PATH, `man edge` shows it as a manual page.
 """
 
 
@@ -125,6 +128,8 @@ def _value(action: argparse.Action) -> str:
     metavar = action.metavar or choices or (action.dest.upper() if action.option_strings else action.dest)
     if isinstance(metavar, tuple):
         return " ".join(metavar)
+    if not action.option_strings and action.nargs is None and not action.required:
+        return f"[{metavar}]"
     return {"?": f"[{metavar}]", "*": f"[{metavar} ...]", "+": f"{metavar} [...]"}.get(str(action.nargs), metavar)
 
 

@@ -81,7 +81,7 @@ def test_drafts_change_no_answer(tiny_bundle: Path, alone: Ids) -> None:
 def test_a_saved_prefix_changes_no_answer(tiny_bundle: Path, alone: Ids, tmp_path: Path) -> None:
     beginning = PROMPTS[5][:60]
     with edge.load(tiny_bundle, engine="mean") as llm:
-        count = llm.prefixes.save(beginning, tmp_path / "p")
+        count = llm.prefixes.save(beginning, tmp_path / "p").num_tokens
     with edge.load(tiny_bundle, engine="mean") as llm:
         llm.prefixes.load(tmp_path / "p")
         answer = llm.generate(PROMPTS[5], **OPTIONS).answer()

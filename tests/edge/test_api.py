@@ -77,6 +77,7 @@ def test_an_editor_offers_public_names_only() -> None:
         "documents",
         "export",
         "kiosk",
+        "models",
         "profiles",
         "runtime",
         "server",

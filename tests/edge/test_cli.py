@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -252,7 +254,7 @@ def test_prefix(demo_bundle: Path, tmp_path: Path, engine: str) -> None:
     assert edge("chat", demo_bundle, "--prefix", out, "--max-new-tokens", "8", stdin="hi\n").returncode == 0
     useless = edge("run", demo_bundle, "hi", "--raw", "--prefix", out, "--max-new-tokens", "2")
     assert useless.returncode == 0
-    assert "the saved prefix was not used" in useless.stderr
+    assert f"the prompt has 0 of the {tokens} tokens of {out} in common" in useless.stderr
 
 
 def test_bad_prefixes(demo_bundle: Path, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -301,7 +303,21 @@ def test_bench(tiny_bundle: Path) -> None:
     results = json.loads(done.stdout)["results"]
     assert [r["prompt_tokens"] for r in results] == [8, 32]
     assert all(r["decode_tokens_per_second"] > 0 and r["ttft_ms"] > 0 for r in results)
-    assert "prefill tok/s" in edge("bench", tiny_bundle, "--prompt-tokens", "8", "--new-tokens", "2").stdout
+    for found in results:
+        for figure, samples, distance in (
+            ("ttft_ms", "ttft_ms_samples", "ttft_ms_spread"),
+            ("decode_tokens_per_second", "decode_samples", "decode_spread"),
+        ):
+            assert len(found[samples]) == 5
+            assert found[figure] == statistics.median(found[samples])
+            assert found[distance] == max(abs(sample - found[figure]) for sample in found[samples])
+    options = ("--prompt-tokens", "8", "--new-tokens", "2", "--repeat")
+    shown = edge("bench", tiny_bundle, *options, "2").stdout
+    assert "prefill tok/s" in shown
+    assert re.search(r"(?:onnx|openvino) +8 +2 +\d+ +\d+ ± \d+ +[\d.]+ ± [\d.]+ +[\d.]+ ± [\d.]+\n", shown)
+    assert "median ± distance of the farthest repeat, of 2" in shown
+    assert "one repeat has no spread" in edge("bench", tiny_bundle, *options, "1").stdout
+    assert "--repeat is 0, expected" in fails("bench", tiny_bundle, "--repeat", "0")
     assert edge("bench", tiny_bundle, "--prompt-tokens", "0").returncode == 2
     assert "context holds 256" in fails("bench", tiny_bundle, "--prompt-tokens", "300")
     assert "context holds 100" in fails("bench", tiny_bundle, "--prompt-tokens", "9,100", "--max-context", "100")
@@ -327,6 +343,7 @@ def test_bench_of_servers(int4_bundle: Path) -> None:
     for server in report["servers"]:
         assert server["ready_s"] > 0
         assert [(found["clients"], found["tokens"]) for found in server["results"]] == [(1, 8), (3, 24)]
+        assert [len(found["repeats"]) for found in server["results"]] == [3, 3]
     for verdict, clients in zip(report["verdicts"], (1, 3), strict=True):
         speeds = {server["engine"]: server["results"][clients // 3] for server in report["servers"]}
         assert verdict["clients"] == clients

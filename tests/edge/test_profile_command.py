@@ -49,7 +49,8 @@ def killed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> t
         assert time.monotonic() < deadline, "a step outlived its sweep"
         time.sleep(0.01)
     (cell,) = (out / "cells").iterdir()
-    assert not (out / "profile.json").exists()
+    assert read_profile(out).so_far == "1 of 2 settings so far"
+    assert "1 of 2 settings so far" in (out / "profile.md").read_text()
     return out, cell.read_bytes()
 
 

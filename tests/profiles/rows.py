@@ -42,6 +42,7 @@ def row(
     megabytes: float = 85.0,
     tps: float | None = 100.0,
     setting: str = "default",
+    apart: float = 0.01,
 ) -> Row:
     return Row(
         recipe=recipe,
@@ -57,6 +58,8 @@ def row(
         prompt_tokens=512,
         ttft_ms=None if tps is None else 40.0,
         decode_tokens_per_second=tps,
+        ttft_ms_samples=() if tps is None else (40.0, 39.0, 43.0),
+        decode_samples=() if tps is None else (tps * (1 - apart / 2), tps, tps * (1 + apart)),
         kv_cache="f32",
         accuracy=accuracy(kld),
         divergence=Divergence((12, 64), 64, 38.0, 38.0, 0.5),
@@ -70,6 +73,7 @@ def profile(*rows: Row) -> Profile:
         windows_sha256="cd" * 32,
         num_windows=3,
         window_tokens=512,
+        num_cells=len(rows) + 1,
         machine={"processor": "a processor", "cores": 2, "memory_bytes": 24_000_000_000, "system": "Linux x86_64"},
         versions={"edgeglm": "0.1.0"},
         rows=rows,

@@ -68,7 +68,9 @@ class Steps:
         elif task["task"] == "measure":
             result = {"load_s": 0.5, "kv_cache": "f32", "accuracy": accuracy(0.125).to_json(), "divergence": None}
             if task["speed"]:
-                result["speed"] = {"prompt_tokens": 128, "ttft_ms": 7.0, "decode_tokens_per_second": 9.0}
+                figures = {"prompt_tokens": 128, "ttft_ms": 7.0, "decode_tokens_per_second": 9.0}
+                samples = {"ttft_ms_samples": [7.0, 6.5, 8.0], "decode_samples": [9.0, 8.5, 9.25]}
+                result["speed"] = figures | samples
         else:
             result = {}
         return Outcome(result, 3.5, peaks)
@@ -98,6 +100,8 @@ def test_every_cell_once_in_order(steps: Steps, tiny_checkpoint: Path, tmp_path:
     assert (row.export_s, row.export_peak_bytes, row.weight_bytes) == (3.5, 30, 1000)
     assert (row.load_s, row.peak_anonymous_bytes, row.peak_rss_bytes) == (0.5, 7, 8), "not those of measuring accuracy"
     assert (row.prompt_tokens, row.ttft_ms, row.decode_tokens_per_second) == (128, 7.0, 9.0)
+    assert (row.ttft_ms_samples, row.decode_samples) == ((7.0, 6.5, 8.0), (9.0, 8.5, 9.25)), "each repeat is kept"
+    assert (row.ttft_ms_spread, row.decode_spread) == (1.0, 0.5)
     assert not (tmp_path / "out" / "bundles").exists()
     assert [progress.row.name for progress in seen if progress.row] == [row.name for row in profile.rows]
     assert [progress.steps_done for progress in seen] == sorted(progress.steps_done for progress in seen)
@@ -357,7 +361,7 @@ def test_a_step_says_why_it_failed(tmp_path: Path) -> None:
 def test_json_has_what_the_profile_has(steps: Steps, tiny_checkpoint: Path, tmp_path: Path) -> None:
     profile = sweep(tiny_checkpoint, tmp_path, SMALL)
     data = json.loads((tmp_path / "profile.json").read_text())
-    assert data["schema_version"] == 1
+    assert data["schema_version"] == 2
     assert data["rows"][0]["accuracy"]["per_window_kld"]
     assert data["machine"]["processor"]
     assert {"edgeglm", "openvino", "onnxruntime", "python"} <= data["versions"].keys()

@@ -253,7 +253,15 @@ def test_several_processes_write_one_path_and_readers_see_whole_files(path: Path
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
-@pytest.mark.parametrize(("private", "mode"), [(True, 0o600), (False, 0o644)])
-def test_who_may_read(private: bool, mode: int, tmp_path: Path) -> None:
-    write_atomically(tmp_path / "file", [b"x"], private=private)
-    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_who_may_read(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        for name in ("new", "old"):
+            write_atomically(tmp_path / name, [b"x"], private=True)
+        assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
+        for name in ("shared", "old"):  # whatever mode the file had that is replaced
+            write_atomically(tmp_path / name, [b"x"], private=False)
+            assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask
+    finally:
+        os.umask(before)

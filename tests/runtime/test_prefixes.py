@@ -46,11 +46,11 @@ def test_a_prefix_that_is_driven_out_is_computed_again(
 ) -> None:
     """What was left of it was saved, and told as the whole."""
     calls = drive_out(llm, ATTEMPTS - 1, monkeypatch)
-    assert llm.prefixes.save(PREFIX, tmp_path / "some.prefix") == len(PREFIX)
+    assert llm.prefixes.save(PREFIX, tmp_path / "some.prefix").num_tokens == len(PREFIX)
     assert len(calls) == ATTEMPTS
     check(llm)
     later = edge.scripted_llm(noise(), max_context=128, block_size=4, num_blocks=64)
-    assert later.prefixes.load(tmp_path / "some.prefix") == len(PREFIX)
+    assert later.prefixes.load(tmp_path / "some.prefix").num_tokens == len(PREFIX)
     stats = later.generate([*PREFIX, 99], max_new_tokens=1).answer().stats
     assert stats is not None
     assert stats.cached_tokens == len(PREFIX)

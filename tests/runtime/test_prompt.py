@@ -90,7 +90,7 @@ def test_preempted_pictures_answer_as_alone() -> None:
 def test_a_saved_picture_is_found_by_its_keys(tmp_path: Path) -> None:
     """Another picture with the same ids is not in the file."""
     makes: dict[str, Any] = {"max_context": 128, "block_size": 4, "embedding_size": WIDTH}
-    assert scripted_llm(noise(), **makes).prefixes.save(with_picture(0.5), tmp_path / "picture.prefix") == 11
+    assert scripted_llm(noise(), **makes).prefixes.save(with_picture(0.5), tmp_path / "picture.prefix").num_tokens == 11
     later, alone = scripted_llm(noise(), **makes), scripted_llm(noise(), **makes)
     later.prefixes.load(tmp_path / "picture.prefix")
     for value, cached in ((0.25, 3), (0.5, 10)):

@@ -1,0 +1,35 @@
+"""The bundle that a command line names, for every verb that takes one.
+
+In: parsed arguments. Out: their `bundle` as a folder, and their `called` as a user would say it. What an answer was
+asked of is remembered, for `edge chat` without a bundle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+REMEMBERED = ("run", "chat", "serve")  # verbs that use a bundle for what it is made for
+DOING = {"chat": "chatting with", "serve": "serving"}
+
+
+def find(args: argparse.Namespace) -> None:
+    """Turn a name into a folder. Raises BundleError where there is none, and SettingsError."""
+    from edge.models.find import find_bundle, name_of
+    from edge.models.recent import choose, remember
+    from edge.runtime.bundle import is_bundle
+
+    if "bundle" not in args:
+        return
+    if args.bundle is None:
+        choice = choose()
+        args.bundle, args.called = str(choice.path), name_of(choice.path) or str(choice.path)
+        print(f"edge: {DOING[args.verb]} {args.called}, {choice.why}", file=sys.stderr)
+    else:
+        args.called = args.bundle
+        found = find_bundle(args.bundle)
+        if found != Path(args.bundle):  # what was typed stays as it is: "./a" is a path, and "a" might be a name
+            args.bundle = str(found)
+    if args.verb in REMEMBERED and is_bundle(Path(args.bundle)):
+        remember(Path(args.bundle))

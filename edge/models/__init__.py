@@ -1,0 +1,1 @@
+"""Bundles by name: the models folder, what is in it, and what was used last."""
