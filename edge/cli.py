@@ -25,7 +25,7 @@ from edge.defaults.commands import command_of, commands
 from edge.defaults.fill import and_origin, fill
 from edge.defaults.given import parse_with_given
 from edge.defaults.tables import Value
-from edge.runtime.errors import EdgeError, SettingsError, shown, telling_line
+from edge.runtime.errors import EdgeError, RecipeError, SettingsError, shown, telling_line
 from edge.runtime.extras import missing_packages_named
 from edge.runtime.terminal_text import visible
 
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     try:
-        args = parse_with_given(parser, arguments)
+        args = parser.parse_args(arguments)
     except SystemExit:  # --help and --version have printed
         sys.stdout.flush()
         raise
@@ -218,7 +218,7 @@ def _code_of(error: EdgeError) -> int:
     A file that the system does not give, or that holds no text, is a failure like any other.
     """
     refused = isinstance(error.__cause__, OSError | UnicodeError)
-    return USAGE if isinstance(error, SettingsError) and not refused else FAILED
+    return USAGE if isinstance(error, SettingsError | RecipeError) and not refused else FAILED
 
 
 def _reason(error: OSError | ImportError | MemoryError) -> str:
