@@ -237,7 +237,9 @@ def test_help_of_everything(environment: Callable[..., Installed], place: Path) 
     assert done.stdout.count("usage: edge") == len(words)
 
 
-@pytest.mark.parametrize("needs", sorted({one.needs for one in CALLS if len(one.needs) > 1}, key=sorted))
+@pytest.mark.parametrize(
+    "needs", sorted({one.needs for one in CALLS if len(one.needs) > 1}, key=lambda needs: sorted(needs))
+)
 def test_with_all_that_it_needs_a_call_works(
     needs: frozenset[str],
     environment: Callable[..., Installed],
