@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import edge
 from edge.cli import main
 from edge.runtime import bundle as bundles
+from edge.runtime.manifest import Manifest
 from edge.runtime.template_file import open_chosen
 from edge.runtime.tokenizer import Tokenizer
 
@@ -77,11 +79,10 @@ def test_it_makes_the_prompts_of_python(tiny_bundle: Path, loud: Path) -> None:
 def test_verbs_take_it(tiny_bundle: Path, loud: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A model without a template of its own can be asked; without one, the error names the option."""
     base = Path(shutil.copytree(tiny_bundle, tmp_path / "base"))
-    manifest = json.loads((base / bundles.MANIFEST).read_text(encoding="utf-8"))
-    del manifest["files"][bundles.CHAT_TEMPLATE]
-    del manifest["manifest_sha256"]  # as in bundles of an earlier version
+    manifest = Manifest.from_json((base / bundles.MANIFEST).read_bytes())
+    files = {name: record for name, record in manifest.files.items() if name != bundles.CHAT_TEMPLATE}
     (base / bundles.CHAT_TEMPLATE).unlink()
-    (base / bundles.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    (base / bundles.MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
     for verb in ("run", "chat"):
         assert "--chat-template" in told(capsys, verb, base, *(["hi"] if verb == "run" else []))
     asked = ["--max-new-tokens", "1", "--chat-template", str(loud)]
