@@ -12,6 +12,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,7 +102,7 @@ def test_streams_tools_and_turns(chained: Chained, engine: str) -> None:
         assert [llm.recommended_sampling.temperature, llm.recommended_sampling.top_p] == [0.8, 0.8]
         assert llm.chat(GREETING, sampling="model", temperature=0.1, seed=1).text() == ANSWER
         tool = {"name": "get_weather", "description": "Weather of a city", "parameters": {}}
-        calls = [
+        calls: list[dict[str, Any]] = [
             {"role": "system", "content": "", "tools": [{"type": "function", "function": tool}]},
             *GREETING,
             {"role": "assistant", "metadata": "get_weather", "content": '{"city": "Ghent"}'},
