@@ -1,8 +1,8 @@
 """The `edge` command: finds the verb, runs it, turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 the command line itself is wrong (each with one line on stderr), 130 interrupted, 143 and
-129 ended by SIGTERM and SIGHUP, 141 the reader of stdout left, as for programs that the system ends for it. Verbs are
-in `commands/`, one file each.
+Exit codes: 0 done, 1 failed, 2 the command line itself is wrong (each with one line on stderr), 130 interrupted, 143
+and 129 ended by SIGTERM and SIGHUP, 141 the reader of stdout left, as for programs that the system ends for it. Verbs
+are in `commands/`, one file each.
 """
 
 from __future__ import annotations
