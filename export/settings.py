@@ -63,6 +63,7 @@ class ExportSettings(Settings):
     )
     device: Device | None = setting(None, OneOf(DEVICES), "what a budget chooses precisions for; none: the CPU")
     force: bool = setting(False, Flag(), "replace a bundle that exists")
+    fresh: bool = setting(False, Flag(), "keep nothing of an export that was stopped")
 
     @property
     def limits(self) -> Limits | None:

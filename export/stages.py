@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from edge.export.compress.nncf import Compressor, Fitting
 
 
+RESUMED, MEASURED = "resumed", "measured earlier"  # in the place of a stage's name
 HIDDEN, CALIBRATION = "hidden", "calibration"  # states: of the golden tokens in both models, of the text
 
 
@@ -46,7 +47,7 @@ HIDDEN, CALIBRATION = "hidden", "calibration"  # states: of the golden tokens in
 class Progress:
     """How far an export is."""
 
-    stage: str  # "embedding", "block 3", "head", "writing"
+    stage: str  # "embedding", "block 3", "head", "writing"; RESUMED and MEASURED for what an earlier export had done
     blocks: int  # decoder blocks done
     num_blocks: int
     done: int  # parameters done, which is what time goes by
@@ -104,8 +105,10 @@ def compress(
     resumed = done[len(stages) - 1] if stages else 0
     if stages:
         verifier.hidden = np.array(walk.states(HIDDEN))
-    if stages and calibration is not None:
-        calibration.hidden = np.array(walk.states(CALIBRATION))
+        if calibration is not None:
+            calibration.hidden = np.array(walk.states(CALIBRATION))
+        blocks = min(len(stages) - 1, spec.num_layers)
+        progress(Progress(RESUMED, blocks, spec.num_layers, resumed, done[-1], stages[-1].end, resumed, None))
     golden: Golden | None = None
     compressor = Compressor()
 

@@ -23,8 +23,10 @@ from edge.runtime.settings import KV_PRECISIONS
 
 if TYPE_CHECKING:
     from edge.profiles.comparison import Pair
-    from edge.profiles.record import Profile
+    from edge.profiles.record import Profile, Row
 
+FRONTS = ("size", "speed")  # as the last column of the table names them
+KEPT = ("KLD",)  # besides the names of rows: what the narrowest terminal gets
 ADVICE = "to measure a checkpoint: edge profile run CHECKPOINT OUT"  # to those who give no action
 NEEDED = ("matplotlib", "nncf", "scipy")  # by the last steps of hours of work, so looked for before
 RUN = """Export a checkpoint with several recipes, and measure each bundle against the float model.
@@ -214,29 +216,33 @@ def _report(args: argparse.Namespace) -> int:
 def _print_profile(profile: Profile, out: Path) -> None:
     """The table; a terminal gets what fits, and a word on what is the same in every row."""
     from edge.commands.console import print_table
-    from edge.profiles.columns import COLUMNS, SPARE, same_in_all, told_once
+    from edge.commands.tables import print_text
+    from edge.profiles.columns import COLUMNS, FOR_TERMINALS, NAME, Column, same_in_all, told_once
     from edge.profiles.report import front_names, spread_unknown, warnings
 
-    for warning in warnings(profile):
-        print(warning)
-    once = told_once(profile.rows) if sys.stdout.isatty() else []
-    if once:
-        print(f"{same_in_all(profile.rows, once)}.")
-    columns, fronts = [column for column in COLUMNS if column not in once], front_names(profile)
+    fronts = front_names(profile)
+
+    def on(row: Row) -> str:
+        found = [figure for figure, names in fronts.items() if row.name in names]
+        return "both" if len(found) == len(FRONTS) else " ".join(found)
+
+    columns, once = COLUMNS, list[Column]()
+    if sys.stdout.isatty():
+        columns, once = FOR_TERMINALS, told_once(profile.rows, FOR_TERMINALS)
+    shown = [column for column in columns if column not in once]
+    for line in (*warnings(profile), same_in_all(profile.rows, once)):
+        if line:
+            print_text(line)
+    spare = [c.title for c in reversed(FOR_TERMINALS) if c.group != NAME and c.title not in KEPT]
     print_table(
-        [*(column.title for column in columns), "front"],
-        (
-            [
-                *(column.text(row) for column in columns),
-                " ".join(figure for figure, names in fronts.items() if row.name in names),
-            ]
-            for row in profile.rows
-        ),
-        spare=SPARE,
+        [*(column.title for column in shown), "front"],
+        ([*(column.text(row) for column in shown), on(row)] for row in profile.rows),
+        spare=[*spare[:-2], "front", *spare[-2:]],
+        prose=["engine"],
         elsewhere=f"all of it is in {out}",
     )
-    for note in (*spread_unknown(profile), *profile.notes):
-        print(note)
+    for line in (*spread_unknown(profile), *profile.notes):
+        print_text(line)
     print(f"{out}: profile.json, profile.md, profile.html and plots")
 
 

@@ -33,11 +33,12 @@ from edge.export.interop import openvino_tokenizer
 from edge.export.interop.sidecars import write_server_graph, write_sidecars
 from edge.export.manifest_of import make_manifest
 from edge.export.output import check_space, work_folder
-from edge.export.pipeline import SIDECAR_BYTES, check_arguments
+from edge.export.pipeline import check_arguments
 from edge.export.plan import source_name, source_sha256, tensor_sha256, versions
 from edge.export.proof import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden
 from edge.export.settings import ExportSettings
 from edge.export.source_files import SourceFiles
+from edge.export.space import SIDECAR_BYTES
 from edge.export.stages import Progress
 from edge.runtime import bundle
 from edge.runtime.arrays import Logits

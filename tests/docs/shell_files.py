@@ -2,8 +2,9 @@
 
     python -m tests.docs.shell_files
 
-In: `edge.cli.build_parser`. Out: the files, the same from every run. shtab and argparse-manpage write them; here is what
-they cannot see in a parser: which words an option takes whose choices are checked by a function, and what names a path.
+In: `edge.cli.build_parser`. Out: the files, the same from every run. shtab and argparse-manpage write them; here is
+what they cannot see in a parser: which words an option takes whose choices are checked by a function, and what names a
+path.
 Run it under the oldest Python that is supported: each lays the usage in a manual page out in its own way.
 """
 

@@ -317,7 +317,8 @@ def test_bench(tiny_bundle: Path) -> None:
     assert re.search(r"(?:onnx|openvino) +8 +2 +\d+ +\d+ ± \d+ +[\d.]+ ± [\d.]+ +[\d.]+ ± [\d.]+\n", shown)
     assert "median ± distance of the farthest repeat, of 2" in shown
     assert "one repeat has no spread" in edge("bench", tiny_bundle, *options, "1").stdout
-    assert "--repeat is 0, expected" in fails("bench", tiny_bundle, "--repeat", "0")
+    done = edge("bench", tiny_bundle, "--repeat", "0")
+    assert (done.returncode, done.stderr) == (2, "edge: --repeat is 0, expected a whole number from 1 to 1000\n")
     assert edge("bench", tiny_bundle, "--prompt-tokens", "0").returncode == 2
     assert "context holds 256" in fails("bench", tiny_bundle, "--prompt-tokens", "300")
     assert "context holds 100" in fails("bench", tiny_bundle, "--prompt-tokens", "9,100", "--max-context", "100")
@@ -660,7 +661,7 @@ def test_whose_bundle_a_demo_takes_for_its_own(
     from edge.commands import demo
     from edge.runtime.errors import OutputError
 
-    manifest = {"source": demo_gguf.name, "recipe": demo.RECIPE, "schema_version": 1, "source_sha256": "", "files": {}}
+    manifest = {"source": demo_gguf.name, "recipe": demo.EARLIER, "schema_version": 1, "source_sha256": "", "files": {}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | changes))
     if replaced:
         assert demo._is_of_a_demo(tmp_path, demo_gguf)

@@ -146,7 +146,7 @@ def test_page_stands_alone(report: Path) -> None:
     assert text.count("<svg") == 2
     figures = [column for column in COLUMNS if column.group != NAME and column not in told_once(ROWS)]
     assert sorted(page.cells) == sorted(column.text(r) for r in ROWS for column in figures)
-    assert "The same in every row: bits per weight 5.10, " in text
+    assert "The same in every row: bits per weight 5.10; " in text
     for one in ROWS:
         assert f'<span class="recipe">{one.recipe}</span>' in text
     assert "model &lt;&amp;&gt; | .gguf" in text
