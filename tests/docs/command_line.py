@@ -23,8 +23,8 @@ HEAD = """\
 
 # Command line
 
-`edge --help` and `edge COMMAND --help` print the same. Every command takes `--log-level` and `--no-config`, before or after its name.
-What a command exits with, and what it prints when it fails, is in [errors](errors.md#exit-codes).
+`edge --help` and `edge COMMAND --help` print the same. Every command takes `--log-level` and `--no-config`, before or
+after its name. What a command exits with, and what it prints when it fails, is in [errors](errors.md#exit-codes).
 """
 
 
