@@ -33,7 +33,7 @@ def load(
     bundle: the folder that `edge export` made; a text may be its name, as in `edge list`. device: "CPU" (the default),
     "GPU" or another name that `edge devices` lists. speculation: verify drafts of several tokens at once, which is
     faster where text repeats; True, or `SpeculationSettings`. draft_store: a file of earlier answers to draft from,
-    which `close` writes.
+    which is written every few answers and by `close`.
 
     Further keywords, each None for its default (`edge.EngineSettings` says more):
 

@@ -135,7 +135,7 @@ def _progress() -> Iterator[Show]:
 def _told_what_is_kept(batch: Batch) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         if batch.journal_path.exists():
             print(
                 f"edge: what is done is kept in {batch.journal_path}; the same command resumes there", file=sys.stderr

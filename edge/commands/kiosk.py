@@ -244,7 +244,7 @@ def _owner(user: str | None) -> str | None:
         ) from None
     if os.getuid():
         raise SettingsError(
-            f"user is {user}, and only that user may read the prefix; run this as {user} or as root",
+            f"user is {user}, to whom you may not give the folder; run this as {user} or as root",
             param="user",
         )
     return user

@@ -55,8 +55,8 @@ def write_folder(
 ) -> None:
     """Make the folder with these files, and with the file `computed`, which `compute` writes to the path that it gets.
 
-    The computed file keeps its permissions, the others can be read by everybody. owner: the user that all of it is
-    given to, by a process that may. Raises OutputError, and whatever `compute` raises; what was there before is
+    Everybody may read all of them, whatever the umask says. owner: the user that they are given to, by a process that
+    may. Raises OutputError, and whatever `compute` raises; what was there before is
     then as it was.
     """
     try:
@@ -65,6 +65,8 @@ def write_folder(
             compute(work / computed)
             for name, text in texts.items():
                 write_atomically(work / name, [text.encode()], private=False)
+            for path in work.iterdir():
+                path.chmod(_READ_BY_ALL)
             work.chmod(_READABLE)
             if owner is not None and sys.platform != "win32":
                 for path in (*work.iterdir(), work):

@@ -13,16 +13,16 @@ from edge.kiosk.settings import KioskSettings
 _TEXT = """\
 A kiosk, written by `edge kiosk init`
 
-  {prefix:<28}the beginning of every conversation, computed; only {user} may read it
+  {prefix:<28}the beginning of every conversation, computed
   {page:<28}title, greeting, suggestions, languages and idle times of the page
-  {system:<28}the system message, as it is in both
+  {system:<28}the system message, as it is in both; the server computes it where {prefix} does not fit
   {server:<28}the server: {url}
   {browser:<28}Chromium on the first screen, in the compositor cage
   {script:<28}the command of the browser, to be tried by hand in any session
 
 All commands are for root.
 
-1. Start the server, now and whenever the machine starts. {user} has to be able to read the bundle and its own prefix.
+1. Start the server, now and whenever the machine starts. {user} has to be able to read the bundle and this folder.
 
     install -m 644 {server_path} /etc/systemd/system/
     systemctl daemon-reload
@@ -45,7 +45,8 @@ All commands are for root.
 3. Pull the plug, and see whether it comes back.
 
 After a change of {page}, restart the server. For another system message, make another folder: it is in the prefix, too.
-After an update of edgeglm or its engine, compute the prefix again, and then restart the server:
+After an update of the engine or a change of the bundle, the server computes the prefix at each of its starts, and says
+so in the journal, since it may not write here. This does it once and for all:
 
     {again}
     systemctl restart edge-kiosk.service

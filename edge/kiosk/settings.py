@@ -78,7 +78,8 @@ class KioskSettings(Settings):
         """The command of the server."""
         return (
             *(str(self.python), "-P", "-m", "edge", "serve", str(self.bundle)),
-            *("--prefix", str(self.folder / PREFIX), "--page-config", str(self.folder / PAGE)),
+            *("--system-file", str(self.folder / SYSTEM), "--prefix", str(self.folder / PREFIX)),
+            *("--page-config", str(self.folder / PAGE)),
             *("--host", self.host, "--port", str(self.port), *self.engine_options),
         )
 

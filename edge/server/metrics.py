@@ -8,11 +8,13 @@ What vLLM measures, too, has vLLM's name with `edge_` in front of it, so that a 
 
 from __future__ import annotations
 
+import logging
 import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
+from pathlib import Path
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -25,6 +27,8 @@ from edge.runtime.machine import rss_bytes
 
 Outcome = Literal["ok", "error", "refused", "cancelled"]
 OUTCOMES: tuple[Outcome, ...] = ("ok", "error", "refused", "cancelled")
+
+logger = logging.getLogger(__name__)
 
 # Seconds. A kiosk's first token takes 10 ms to some minutes; later ones 1 ms to some seconds.
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
@@ -42,6 +46,8 @@ class Metrics:
         self._first, self._gaps = _Histogram(_FIRST), _Histogram(_GAPS)
         self._disconnects = 0
         self._prompt = self._cached = self._generated = self._drafted = self._accepted = 0  # tokens
+        self._prefixes: Counter[bool] = Counter()  # answers by whether they began with all of a loaded prefix
+        self._known: set[Path] = set()  # prefixes that a request was most like
         self._registry = CollectorRegistry()
         self._registry.register(_Collected(self._families))
 
@@ -68,6 +74,12 @@ class Metrics:
         self._generated += stats.new_tokens
         self._drafted += stats.drafted_tokens
         self._accepted += stats.accepted_tokens
+        if (match := stats.prefix) is not None:
+            self._prefixes[match.whole] += 1
+            if match.path not in self._known:
+                self._known.add(match.path)
+                if not match.whole:
+                    logger.info("%s", match.told)
 
     def disconnected(self) -> None:
         """Count a client that left."""
@@ -98,6 +110,7 @@ class Metrics:
         yield CounterMetricFamily("edge_generation_tokens", "Tokens of answers.", self._generated)
         yield CounterMetricFamily("edge_spec_decode_num_draft_tokens", "Tokens drafted by speculation.", self._drafted)
         yield CounterMetricFamily("edge_spec_decode_num_accepted_tokens", "Right ones of them.", self._accepted)
+        yield self._saved_prefixes()
         yield self._first.family("edge_time_to_first_token_seconds", "From a request to its first token.")
         yield self._gaps.family("edge_inter_token_latency_seconds", "Between two tokens of an answer.")
         yield GaugeMetricFamily("edge_resident_memory_bytes", "Memory of the process.", rss_bytes())
@@ -114,6 +127,14 @@ class Metrics:
         for endpoint in sorted(self._running):
             for outcome in OUTCOMES:  # also those of 0: a rate needs a beginning
                 found.add_metric([endpoint, outcome], self._ended[endpoint, outcome])
+        return found
+
+    def _saved_prefixes(self) -> Metric:
+        found = CounterMetricFamily(
+            "edge_saved_prefix_answers", "Answers by whether a saved prefix was used whole.", labels=["used"]
+        )
+        for whole in (True, False):
+            found.add_metric(["whole" if whole else "partly"], self._prefixes[whole])
         return found
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
-from edge.runtime.chunk import Chunk
+from edge.runtime.chunk import Chunk, Stats
 from edge.runtime.errors import ContextLengthError, GenerationError, PromptError
 from edge.runtime.session import ChatSession
 from edge.runtime.settings import GenerationSettings
@@ -41,6 +42,7 @@ class Answering:
         self.figures: Figures | None = None  # of the last answer
         self.num_tokens = 0  # of the conversation
         self.stopped = False  # the last answer, by somebody
+        self._prefixes: set[Path] = set()  # those of which it is known whether they are of use
 
     @property
     def context(self) -> int:
@@ -75,6 +77,7 @@ class Answering:
             line.hide()
         view.end()
         self.figures = view.figures
+        self._tell_prefix(view.figures.stats)
         self.num_tokens = self._session.num_tokens
         if self.stopped:
             self._tell("(stopped)")
@@ -108,6 +111,15 @@ class Answering:
     def _advice(self, error: GenerationError) -> str:
         full = isinstance(error, ContextLengthError) and self._session.num_turns > 0 and not self._drops
         return "; or /reset or /undo, or --context-policy drop-oldest" if full else ""
+
+    def _tell_prefix(self, stats: Stats | None) -> None:
+        """Of each prefix that was loaded, the first prompt that is most like it says whether it is of use."""
+        match = None if stats is None else stats.prefix
+        if match is None or match.path in self._prefixes:
+            return
+        self._prefixes.add(match.path)
+        if not match.whole:
+            self._tell(f"edge: {match.told}")
 
     def _tell_dropped(self, count: int) -> None:
         first = next((m.text for m in self._session.last_dropped if m.role == "user"), "")

@@ -160,15 +160,15 @@ def test_a_prefix_hit_changes_no_id(
     system = {"role": "system", "content": "You are a guide in the museum of Ghent and speak of paintings only. " * 8}
     prompts = [[system, {"role": "user", "content": text}] for text in ("Who are you?", "Where is the exit?")]
     first, second = llm_of(demo_bundle, engine), llm_of(demo_bundle, engine)
-    tokens = first.prefixes.save(first.system_prefix(str(system["content"])), tmp_path / "guide")
-    assert second.prefixes.load(tmp_path / "guide") == second.prefixes.load(tmp_path / "guide") == tokens
+    saved = first.prefixes.save(first.system_prefix(str(system["content"])), tmp_path / "guide")
+    assert second.prefixes.load(tmp_path / "guide") == second.prefixes.load(tmp_path / "guide") == saved
     assert len(second._scheduler.loaded.snapshots) == 1
     for llm in (first, second):
         for prompt in prompts:
             answer = llm.generate(prompt, max_new_tokens=70).answer()
             assert answer.token_ids == plain(prompt)
             assert answer.stats is not None
-            assert answer.stats.cached_tokens >= tokens
+            assert answer.stats.cached_tokens >= saved.num_tokens
 
 
 def test_answers_asked_before_are_drafted_from_the_store(

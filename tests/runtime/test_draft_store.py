@@ -328,7 +328,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     for size in (len(content) - 4, len(content) // 2, 100):
         refused(tmp_path / "drafts", content[:size], "is damaged: it has|is not a draft store")
     refused(tmp_path / "drafts", content + b"\0", "is damaged: it has")
-    refused(tmp_path / "drafts", content[:20], "is not a draft store")
+    refused(tmp_path / "drafts", content[:20], "is damaged: it has 20 bytes, expected at least 92")
     refused(tmp_path / "drafts", b"", "is not a draft store")
 
 

@@ -22,7 +22,6 @@ from edge.runtime.kv.snapshot_format import read_header
 from tests.edge.kiosk.systemd import commands
 
 ROOT = Path(__file__).parents[3]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def check_service(
@@ -31,7 +30,7 @@ def check_service(
     tmp_path: Path,
     wrap: tuple[str, ...] = (),
     meanwhile: Callable[[], None] | None = None,
-    environment: Mapping[str, str] = ENVIRONMENT,
+    environment: Mapping[str, str] | None = None,
 ) -> None:
     """Start what the unit says, ask it as the page does, and end it as systemd would.
 
@@ -43,7 +42,7 @@ def check_service(
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(address)
         notify.settimeout(60)
-        variables = {**environment, "NOTIFY_SOCKET": address, "WATCHDOG_USEC": "600000"}
+        variables = {**(environment or own_environment()), "NOTIFY_SOCKET": address, "WATCHDOG_USEC": "600000"}
         with _started(words, notify, variables) as process:
             assert _asked(f"{url}/health")
             page = _asked(f"{url}/page-config.json")
@@ -60,6 +59,11 @@ def check_service(
             while "STOPPING=1" not in _heard(notify):
                 pass
             assert process.wait(30) == 0
+
+
+def own_environment() -> dict[str, str]:
+    """That of this process, with our code: asked for late, since fixtures set variables."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 @contextlib.contextmanager
