@@ -133,7 +133,7 @@ PLACES = {
     "profiles/sweep.py:_Sweep._export:write_atomically": SWEEP,
     "profiles/sweep.py:_Sweep._run_recipe:remove_bundle": BUNDLES,
     "profiles/sweep.py:_Sweep._run_recipe:write_atomically": SWEEP,
-    "profiles/sweep.py:_Sweep.run:write_atomically": SWEEP,
+    "profiles/sweep.py:_Sweep._write_profile:write_atomically": SWEEP,
     "profiles/sweep.py:_remove_bundles:remove_bundle": BUNDLES,
     "profiles/sweep.py:_remove_bundles:remove_work": BUNDLES,
     "profiles/sweep.py:_remove_bundles:rmdir": BUNDLES,
