@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import members
 import pytest
@@ -22,14 +23,14 @@ from edge.profiles.settings import DEFAULT_RECIPES
 RESULTS = Path(__file__).parents[2] / "profiles" / "results"
 
 
-def listing(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, object]:
+def listing(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:  # JSON
     assert main(["recipes", "--json", *options]) == 0
-    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
 
 def test_every_recipe_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    found = {recipe["name"]: recipe for recipe in listing(capsys)["recipes"]}  # type: ignore[attr-defined]
+    found = {recipe["name"]: recipe for recipe in listing(capsys)["recipes"]}
     assert list(found) == list(recipes())
     for name, recipe in recipes().items():
         assert found[name]["description"] == recipe.description
@@ -54,7 +55,7 @@ def test_measured_figures_are_those_of_the_results(capsys: pytest.CaptureFixture
     found = listing(capsys)
     figures = {
         (recipe["name"], engine): (cell["kld"], cell["kld_stderr"])
-        for recipe in found["recipes"]  # type: ignore[attr-defined]
+        for recipe in found["recipes"]
         for engine, cell in recipe["measured"].items()
     }
     assert figures == {
@@ -99,7 +100,7 @@ def test_sizes_of_a_checkpoint_are_those_of_its_bundle(
 ) -> None:
     manifest = export(tiny_checkpoint, tmp_path / "bundle", recipe)
     found = listing(capsys, "--shapes", str(tiny_checkpoint))
-    (facts,) = [facts for facts in found["recipes"] if facts["name"] == recipe]  # type: ignore[attr-defined]
+    (facts,) = [facts for facts in found["recipes"] if facts["name"] == recipe]
     assert (facts["weight_bytes"], facts["bits_per_weight"]) == (manifest.weight_bytes, manifest.bits_per_weight)
     assert found["parameters"] == manifest.spec.num_parameters
 
@@ -149,7 +150,7 @@ def test_inspect_says_the_same_sizes(demo_gguf: Path, tmp_path: Path, capsys: py
     for source in (demo_gguf, tmp_path / "0414"):
         recipes_of = {
             facts["name"]: facts["weight_bytes"] for facts in listing(capsys, "--shapes", str(source))["recipes"]
-        }  # type: ignore[attr-defined]
+        }
         assert main(["inspect", str(source), "--json"]) == 0
         found = json.loads(capsys.readouterr().out)["weight_bytes"]
         assert found == {name: size for name, size in recipes_of.items() if size is not None}
