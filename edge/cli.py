@@ -21,7 +21,11 @@ from edge.commands import bundles, kinds, streams
 from edge.commands.help import first_line, sections
 from edge.commands.noticing import notices_printed
 from edge.commands.signals import Ended, ending_by_signals
-from edge.runtime.errors import EdgeError, SettingsError, shown, telling_line
+from edge.defaults.commands import command_of, commands
+from edge.defaults.fill import and_origin, fill
+from edge.defaults.given import parse_with_given
+from edge.defaults.tables import Value
+from edge.runtime.errors import EdgeError, RecipeError, SettingsError, shown, telling_line
 from edge.runtime.extras import missing_packages_named
 from edge.runtime.terminal_text import visible
 
@@ -48,6 +52,10 @@ VERBS = (
     "bench",
     "profile",
     "needle",
+    "list",
+    "show",
+    "rm",
+    "config",
     "inspect",
     "verify",
     "devices",
@@ -90,6 +98,18 @@ class _Parser(argparse.ArgumentParser):
             metavar="LEVEL",
             help=f"say on stderr what is being done: {', '.join(LOG_LEVELS)} (default: nothing)",
         )
+        self.add_argument(
+            "--no-config",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="take no defaults from the user's config.toml and the bundle's edge.toml",
+        )
+
+    def parse_known_args(  # type: ignore[override]  # argparse's has overloads for other namespaces
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse, and keep apart what was given and what has its default."""
+        return parse_with_given(self, super().parse_known_args, args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """End with what is wrong; the usage, of twenty lines for some verbs, would hide it."""
@@ -164,7 +184,8 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> in
     except SystemExit:  # --help and --version have printed
         sys.stdout.flush()
         raise
-    needed = NEEDED.get(" ".join(filter(None, (args.verb, getattr(args, "action", None)))))
+    defaults: dict[str, Value] = {}
+    needed = NEEDED.get(" ".join(command_of(args)))
     with (
         _logging_to_stderr(getattr(args, "log_level", None)),
         missing_packages_named(needed),
@@ -172,12 +193,15 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> in
     ):
         try:
             bundles.find(args)
+            if "no_config" not in args and args.verb != "config":
+                defaults = fill(args, command_of(args), commands(parser), kinds.is_path)
             with ending_by_signals() if args.verb in CLOSED else nullcontext():
                 code: int = args.run(args)
             return code
         except EdgeError as error:
             logger.debug("%s failed", args.verb, exc_info=True)
-            return _fail(_with_options(str(error), _options(parser, args.verb)), _code_of(error))
+            message = _with_options(str(error), _options(parser, args.verb))
+            return _fail(and_origin(message, defaults), _code_of(error))
         except Exception:
             logger.debug("%s failed", args.verb, exc_info=True)
             raise
@@ -194,7 +218,7 @@ def _code_of(error: EdgeError) -> int:
     A file that the system does not give, or that holds no text, is a failure like any other.
     """
     refused = isinstance(error.__cause__, OSError | UnicodeError)
-    return USAGE if isinstance(error, SettingsError) and not refused else FAILED
+    return USAGE if isinstance(error, SettingsError | RecipeError) and not refused else FAILED
 
 
 def _reason(error: OSError | ImportError | MemoryError) -> str:

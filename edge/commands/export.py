@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.commands import kinds, options
-from edge.commands.export_place import OUT_HELP, settle
+from edge.commands.export_place import OUT_HELP, settle, tell_what_is_cached
 from edge.commands.help import told, usual
 from edge.export.compress.recipes import DEFAULT
 from edge.export.settings import DEVICES, FORMATS, ExportSettings, Limits
@@ -131,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
         print_done(manifest, out, args.called, seconds)
     else:
         tell_done(manifest, out, args.called, seconds, verbose=args.verbose)
+        tell_what_is_cached(args.source)
     return 0
 
 
