@@ -111,6 +111,7 @@ PLACES = {
     "export/output.py:Work.clear:unlink": WORK,
     "export/output.py:_guarded:remove_work": WORK,
     "export/output.py:_guarded:rmtree": WORK,
+    "export/output.py:_open_work:remove_work": "edge/test_export_told.py::test_strangers_in_a_work_folder_stay",
     "export/output.py:_open_work:rename": WORK,
     "export/output.py:_open_work:rmtree": WORK,
     "export/output.py:_sync:open": WORK,  # and nothing is written
