@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import mmap
 import os
+import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
@@ -44,14 +44,16 @@ _NO_FORM: Form = ("nothing", ())
 
 
 class Snapshot:
-    """A checked file, mapped for as long as this object lives. It can be used in forked processes, too."""
+    """A checked file, open for as long as this object lives. It can be used in forked processes, too.
+
+    It is read and not mapped: a file that somebody cuts short while it is mapped ends the process.
+    """
 
     def __init__(self, path: Path, header: Header, begin: int, file: BinaryIO) -> None:
         """Use `open_snapshot`. Takes over the file, whose payload begins at `begin`."""
         self._path = path
         self._header = header
         self._begin = begin
-        self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._file = file
         self._state = _state(file)
         self._release = weakref.finalize(self, file.close)
@@ -88,8 +90,8 @@ class Snapshot:
         assert 0 <= num_tokens <= self.num_tokens, "the file has fewer tokens"
         if not self._release.alive:
             raise CacheError(f"{self._path} has been closed; open it again")
-        if _state(self._file) != self._state:  # it could hold anything, and reading beyond its end kills the process
-            raise SnapshotError(f"{self._path} was overwritten since it was opened; open it again")
+        if _state(self._file) != self._state:  # it could hold anything
+            raise self._overwritten()
         if num_tokens:
             self._check_fits(pool, num_tokens)
         found = CacheSequence(pool) if sequence is None else sequence
@@ -108,29 +110,42 @@ class Snapshot:
     def check_payload(self) -> None:
         """Raise SnapshotError if the payload is not what was saved."""
         digest = hashlib.sha256()
-        with memoryview(self._map) as content:
-            for begin in range(self._begin, len(content), _HASHED_AT_ONCE):
-                digest.update(content[begin : begin + _HASHED_AT_ONCE])
+        for done in range(0, self.bytes, _HASHED_AT_ONCE):
+            digest.update(self._read(self._begin + done, min(self.bytes - done, _HASHED_AT_ONCE)))
         if digest.hexdigest() != self._header.payload_sha256:
             raise SnapshotError(
                 f"{self._path} is damaged: its keys and values differ from their sha256; copy it again or {REBUILD}"
             )
 
     def close(self) -> None:
-        """Unmap the file. A second call changes nothing."""
-        if self._release.alive:
-            self._map.close()
-            self._release()
+        """Close the file. A second call changes nothing."""
+        self._release()
 
     def _copy(self, index: int, views: list[Array]) -> None:
         """Fill the arrays of a block from the file."""
         forms, _ = self._header.block(index)
-        at = self._begin + index * bytes_of(self._header.full)
+        raw = self._read(self._begin + index * bytes_of(self._header.full), bytes_of(forms))
+        at = 0
         for view, (kind, shape) in zip(views, forms, strict=True):
             count = math.prod(shape)
-            stored = np.frombuffer(self._map, kind, count, at).reshape(shape)
+            stored = np.frombuffer(raw, kind, count, at).reshape(shape)
             view[...] = stored if shape == view.shape else stored[tuple(map(slice, view.shape))]
             at += stored.nbytes
+
+    def _read(self, begin: int, size: int) -> bytes:
+        """Return bytes of the file. Raises SnapshotError if it is shorter now, or cannot be read."""
+        try:
+            raw = _read_at(self._file, begin, size)
+        except OSError as error:
+            raise SnapshotError(
+                f"{self._path} cannot be read ({error.strerror or error}); copy it again or {REBUILD}"
+            ) from error
+        if len(raw) < size:
+            raise self._overwritten()
+        return raw
+
+    def _overwritten(self) -> SnapshotError:
+        return SnapshotError(f"{self._path} was overwritten since it was opened; open it again")
 
     def _check_fits(self, pool: BlockPool, num_tokens: int) -> None:
         """Raise SnapshotError if the blocks of this pool cannot take the first tokens."""
@@ -231,6 +246,24 @@ def _payload(sequence: CacheSequence, pool: BlockPool) -> Iterator[memoryview]:
 
 def _forms_of(memory: BlockMemory, block: int, num_tokens: int) -> list[Form]:
     return [(view.dtype.str, view.shape) for view in memory.views(block, num_tokens)]
+
+
+if sys.platform == "win32":
+
+    def _read_at(file: BinaryIO, begin: int, size: int) -> bytes:
+        """Read from a place in a file, by one thread at a time."""
+        file.seek(begin)
+        return file.read(size)
+
+else:
+
+    def _read_at(file: BinaryIO, begin: int, size: int) -> bytes:
+        """Read from a place in a file, which other threads and forks may read, too."""
+        parts: list[bytes] = []
+        while size and (part := os.pread(file.fileno(), size, begin)):
+            parts.append(part)
+            begin, size = begin + len(part), size - len(part)
+        return b"".join(parts)
 
 
 def _state(file: BinaryIO) -> tuple[int, int]:
