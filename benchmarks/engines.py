@@ -9,10 +9,11 @@ runs under a Python that has llama_cpp. A peer that is not installed, or has no 
 Every measurement is a fresh process: it loads, reads a prompt of 32 random ids, which are the same for all engines and
 rounds, and writes greedily whatever the tokens are; with --long it then reads a prompt of 512 other ids, its first of
 that length. Every engine runs with its defaults, except that llama.cpp gets as many threads as there are cores, as its
-own programs do. The order rotates by round. The figures are medians over the rounds, and the ratios, of each engine to
-our ONNX Runtime, are medians of the rounds' own ratios. The machine has to be idle: other load does not slow down all
-engines equally. Next to one busy process of low priority on two cores, llama.cpp decoded 135M parameters at 5 tok/s
-with two threads and at 43 with one. The report contains the load.
+own programs do. The order rotates by round. The figures are medians over the rounds; the report has their spreads, the
+distance of the farthest round from the median, and all rounds. The ratios, of each engine to our ONNX Runtime, are
+medians of the rounds' own ratios. The machine has to be idle: other load does not slow down all engines equally. Next to
+one busy process of low priority on two cores, llama.cpp decoded 135M parameters at 5 tok/s with two threads and at 43
+with one. The report contains the load.
 
 start_to_first_token_s is from the start of the process, imports included, with the model's files in the page cache.
 peak_anonymous_gb is memory that the process allocated and the kernel cannot drop: the largest RssAnon among samples
@@ -125,6 +126,8 @@ def compare(args: argparse.Namespace) -> int:
             **({"long_prompt_tokens": LONG_PROMPT_TOKENS} if args.long else {}),
         },
         "engines": {name: {"error": errors[name]} if name in errors else medians(figures[name]) for name in sides},
+        "spreads": {name: spreads(figures[name]) for name in sides if name not in errors},
+        "rounds": {name: figures[name] for name in sides if name not in errors},
     }
     if LLAMA in sides:
         report["versions"]["llama-cpp-python"] = llama
@@ -258,6 +261,14 @@ def last_line(file: IO[bytes]) -> str:
 def medians(rounds: list[Figures]) -> Figures:
     """The median of each figure over the rounds."""
     return {key: round(statistics.median(figures[key] for figures in rounds), 3) for key in rounds[0]}
+
+
+def spreads(rounds: list[Figures]) -> dict[str, float | None]:
+    """How far the farthest round is from the median of each figure, as `edge bench` has it; None for one round."""
+    from edge.profiles.spread import spread
+
+    apart = {key: spread([figures[key] for figures in rounds]) for key in rounds[0]}
+    return {key: None if found is None else round(found, 3) for key, found in apart.items()}
 
 
 def ratios(theirs: list[Figures], base: list[Figures]) -> Figures:

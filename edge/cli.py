@@ -1,4 +1,3 @@
-# PYTHON_ARGCOMPLETE_OK: where completion is switched on for all programs, argcomplete looks for this word.
 """The `edge` command: finds the verb, runs it, turns errors into one line and an exit code.
 
 Exit codes: 0 done, 1 failed, 2 the command line itself is wrong (each with one line on stderr), 130 interrupted, 143
@@ -10,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,14 +21,17 @@ from edge.commands import bundles, kinds, streams
 from edge.commands.help import first_line, sections
 from edge.commands.noticing import notices_printed
 from edge.commands.signals import Ended, ending_by_signals
-from edge.runtime.errors import EdgeError, SettingsError, shown, telling_line
-from edge.runtime.extras import install_command, missing_packages_named
+from edge.defaults.commands import command_of, commands
+from edge.defaults.fill import and_origin, fill
+from edge.defaults.given import parse_with_given
+from edge.defaults.tables import Value
+from edge.runtime.errors import EdgeError, RecipeError, SettingsError, shown, telling_line
+from edge.runtime.extras import missing_packages_named
 from edge.runtime.terminal_text import visible
 
-DESCRIPTION = f"""Export GLM-4 checkpoints and run them offline on Intel hardware.
+DESCRIPTION = """Export GLM-4 checkpoints and run them offline on Intel hardware.
 
-To complete commands in bash and zsh: {install_command("completion")},
-and then: eval "$(register-python-argcomplete edge)"
+To complete commands in bash: eval "$(edge completion bash)"; zsh and fish likewise.
 
 examples:
   edge demo
@@ -51,15 +52,27 @@ VERBS = (
     "bench",
     "profile",
     "needle",
+    "list",
+    "show",
+    "rm",
+    "config",
     "inspect",
     "verify",
     "devices",
+    "completion",
 )
-# Verb -> the extra that it needs as a whole.
-NEEDED = {"demo": "export", "export": "export", "serve": "server", "profile": "profile", "recipes": "export"}
+# Verb, or verb and action -> the extra that it needs as a whole.
+NEEDED = {
+    "demo": "export",
+    "export": "export",
+    "serve": "server",
+    "profile run": "profile",
+    "profile compare": "plots",
+    "profile report": "plots",
+    "needle": "plots",
+}
 CLOSED = ("run", "chat", "batch")  # verbs that have something to write when a signal ends them; serve listens itself
 PATHS = ("BUNDLE", "DIR", "FILE", "OUT", "PATH", "SOURCE")  # metavars of what names a file or folder
-ASKED = "_ARGCOMPLETE"  # a variable of the environment that argcomplete's shell code sets
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_LINE = 2000  # characters of an error, which may quote what somebody gave
 FAILED, USAGE = 1, 2
@@ -85,6 +98,18 @@ class _Parser(argparse.ArgumentParser):
             metavar="LEVEL",
             help=f"say on stderr what is being done: {', '.join(LOG_LEVELS)} (default: nothing)",
         )
+        self.add_argument(
+            "--no-config",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="take no defaults from the user's config.toml and the bundle's edge.toml",
+        )
+
+    def parse_known_args(  # type: ignore[override]  # argparse's has overloads for other namespaces
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse, and keep apart what was given and what has its default."""
+        return parse_with_given(self, super().parse_known_args, args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """End with what is wrong; the usage, of twenty lines for some verbs, would hide it."""
@@ -133,8 +158,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     with streams.guarded():
         try:
-            if ASKED in os.environ:
-                _complete(parser)
             streams.check_stdout()
             code = _run(parser, arguments)
             sys.stdout.flush()  # what is left in memory may be what a full disk does not take
@@ -155,33 +178,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(_reason(error))
 
 
-def _complete(parser: argparse.ArgumentParser) -> None:
-    """Tell the shell that asks what could come next, and end the process. Raises MissingPackageError."""
-    from edge.commands.completion import complete
-
-    with missing_packages_named():
-        complete(parser, _actions(parser))
-
-
 def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     try:
         args = parser.parse_args(arguments)
     except SystemExit:  # --help and --version have printed
         sys.stdout.flush()
         raise
+    defaults: dict[str, Value] = {}
+    needed = NEEDED.get(" ".join(command_of(args)))
     with (
         _logging_to_stderr(getattr(args, "log_level", None)),
-        missing_packages_named(NEEDED.get(args.verb)),
+        missing_packages_named(needed),
         notices_printed(),
     ):
         try:
             bundles.find(args)
+            if "no_config" not in args and args.verb != "config":
+                defaults = fill(args, command_of(args), commands(parser), kinds.is_path)
             with ending_by_signals() if args.verb in CLOSED else nullcontext():
                 code: int = args.run(args)
             return code
         except EdgeError as error:
             logger.debug("%s failed", args.verb, exc_info=True)
-            return _fail(_with_options(str(error), _options(parser, args.verb)), _code_of(error))
+            message = _with_options(str(error), _options(parser, args.verb))
+            return _fail(and_origin(message, defaults), _code_of(error))
         except Exception:
             logger.debug("%s failed", args.verb, exc_info=True)
             raise
@@ -198,7 +218,7 @@ def _code_of(error: EdgeError) -> int:
     A file that the system does not give, or that holds no text, is a failure like any other.
     """
     refused = isinstance(error.__cause__, OSError | UnicodeError)
-    return USAGE if isinstance(error, SettingsError) and not refused else FAILED
+    return USAGE if isinstance(error, SettingsError | RecipeError) and not refused else FAILED
 
 
 def _reason(error: OSError | ImportError | MemoryError) -> str:

@@ -3,13 +3,15 @@
 In: the folder a user asked for and a key that says what is being made. Out: a work folder for the body of a `with`,
 whose bundle is moved into place at the end, and in it a journal of what is done already. An error that the same input
 would cause again removes the work folder. Any other (an interrupt, a full disk, something in the way at the end) leaves
-it, as a killed process does, and the next export with the same key resumes from its journal. Knows nothing about what
-is written into it.
+it, as a killed process does, and the next export with the same key resumes from its journal, unless it is told to
+start anew. Knows nothing about what is written into it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.export.destination import PARTIAL, PARTS, Destination, check_ours, find_destination, remove_work
+from edge.export.journal import NAME as journal_file
 from edge.export.journal import Journal
 from edge.runtime.atomic import name_beside
 from edge.runtime.errors import EdgeError, OutputError
 from edge.runtime.locks import hold_now
 
+BLOCKS = "blocks"  # a fact of the journal: how many decoder blocks the model has
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -53,11 +57,11 @@ class Work:
 
 
 @contextmanager
-def work_folder(out: Path, force: bool, key: str) -> Iterator[Work]:
+def work_folder(out: Path, force: bool, key: str, *, fresh: bool = False) -> Iterator[Work]:
     """A folder to make a bundle in; the bundle takes its place at `out` when the body succeeds.
 
     What an interrupted export left there is kept if its key is the same, with the journal that says how far it came. An
-    error that leaves it has a note (PEP 678) that says how to resume.
+    error that leaves it has a note (PEP 678) that says how to resume. fresh: nothing of it is kept.
 
     Raises OutputError when `out` may not be replaced or written, when another process is at work there, when the disk
     is full, and when `out` changed between the beginning and the end.
@@ -79,7 +83,7 @@ def work_folder(out: Path, force: bool, key: str) -> Iterator[Work]:
             place.repair()
             place = find_destination(out)
             place.check(force)
-            work = _open_work(place, key)
+            work = _open_work(place, key, fresh)
         yield from _guarded(place, work, force)
 
 
@@ -92,7 +96,18 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _open_work(place: Destination, key: str) -> Work:
+def told_kept(work: Path) -> str:
+    """What is in a work folder, in words: how far it came, and how to resume. Its journal may be damaged."""
+    how = f"what is done is kept in {work}: the same command resumes there, --fresh starts anew"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        journal = json.loads((work / "journal" / journal_file).read_bytes())
+        blocks, done = int(journal["facts"][BLOCKS]), len(journal["steps"]) - 1
+        if done >= 0:
+            return f"stopped after {f'block {done} of {blocks}' if done else 'the embedding'}; {how}"
+    return how
+
+
+def _open_work(place: Destination, key: str, fresh: bool) -> Work:
     """The work folder, with what it already holds if that is for the same key."""
     if place.inside and not place.work.exists():
         # An export may have begun before the folder existed.
@@ -107,6 +122,8 @@ def _open_work(place: Destination, key: str) -> Work:
                     "move or delete it"
                 ) from error
     check_ours(place.work, PARTS)
+    if fresh:
+        remove_work(place.work, PARTS)
     work = Work(place.work, Journal(place.work / "journal", key))
     if work.journal.empty:
         shutil.rmtree(work.folder, ignore_errors=True)
@@ -143,7 +160,7 @@ def _guarded(place: Destination, work: Work, force: bool) -> Iterator[Work]:
         if not work.root.is_dir() or not worth or not _may_pass(told):
             remove_work(work.root, PARTS)
         elif not (made and isinstance(told, OutputError)):  # which says it already
-            kept = f"what is done is kept in {work.root}: the same command resumes there; to give it up, delete it"
+            kept = told_kept(work.root)
             if isinstance(told, OutputError):
                 raise OutputError(f"{told}; {kept}") from error
             told.add_note(kept)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from edge.runtime.machine import physical_cores
@@ -20,3 +21,11 @@ def in_parallel(function: Callable[[T], R], pieces: Iterable[T]) -> list[R]:
     """The function's results, in the order of the pieces. Call it with BLAS limited to one thread."""
     with ThreadPoolExecutor(physical_cores(), "parallel") as threads:  # None, if not known: Python's own choice
         return list(threads.map(function, pieces))
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Limit BLAS to one thread for a while. Plans are made, and profiles read, without the package for this."""
+    from threadpoolctl import threadpool_limits
+
+    limit: AbstractContextManager[object] = threadpool_limits(1, "blas")
+    return limit

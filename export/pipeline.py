@@ -26,12 +26,13 @@ from edge.export.interop import openvino_tokenizer
 from edge.export.interop.sidecars import write_genai_config, write_server_graph, write_sidecars
 from edge.export.journal import Journal
 from edge.export.manifest_of import make_manifest
-from edge.export.output import Work, check_space, work_folder
+from edge.export.output import BLOCKS, Work, check_space, work_folder
 from edge.export.plan import Plan, make_plan, source_sha256, tensor_sha256, versions
-from edge.export.proof import GOLDEN_TEXT, GOLDEN_TOKENS, Verifier
+from edge.export.proof import GOLDEN_TEXT, Verifier
 from edge.export.settings import DEFAULT_FORMAT, Device, ExportSettings, Format, Limits
 from edge.export.source_files import SourceFiles
-from edge.export.stages import Progress, compress, done_bytes, open_store
+from edge.export.space import least_bytes
+from edge.export.stages import MEASURED, Progress, compress, done_bytes, open_store
 from edge.export.text.corpus import Corpus
 from edge.export.text.windows import token_windows
 from edge.export.weights.store import WeightStore
@@ -47,7 +48,6 @@ from edge.runtime.rules import FilePath, check_value
 from edge.runtime.tokenizer import Tokenizer
 
 SENSITIVITY = "sensitivity.json"
-SIDECAR_BYTES = 64_000_000  # at most, of a bundle's files that are no weights; a tokenizer for 151,552 tokens has 35 MB
 
 
 @missing_packages_named("export")
@@ -67,6 +67,7 @@ def export(
     max_kld: float | None = None,
     device: Device | None = None,
     force: bool = False,
+    fresh: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
     """Export a checkpoint to a bundle: compress its weights and write graphs over them that run without it.
@@ -79,13 +80,15 @@ def export(
       out          the folder of the bundle, made by the export
       force        replace `out` if it is a bundle already; nothing else is ever replaced, and files in its folder that
                    its manifest does not name stay. An empty folder needs no force
+      fresh        start anew where an export to `out` was stopped, and keep nothing of it
       format       the graphs in the bundle: "openvino", "onnx" or "both", which share the bytes of the weights
       adapter      the folder of a PEFT LoRA to merge into the weights
       rope_theta   the rotary base to use instead of the checkpoint's
       rotary_dim   how many dims of each head rotate, instead of what the checkpoint says
 
     How to compress, by a recipe:
-      recipe       one of the names in recipes.toml, such as "int8-asym"; the default is "int4-asym-g128"
+      recipe       one of the names in recipes.toml, such as "int8-asym"; the default is
+                   "int4-asym-g128-awq-data-free"
       embedding    the precision of the embedding instead of the recipe's, such as "int4-asym-g128"
       head         the precision of the vocabulary projection, likewise
       calibration  a text or .jsonl file for recipes that are fitted to text; the default is text that comes with Python
@@ -117,23 +120,32 @@ def export(
         max_kld=max_kld,
         device=device,
         force=force,
+        fresh=fresh,
     )
     return export_with(settings, source, out, progress)
 
 
 def export_with(
-    settings: ExportSettings, source: str | Path, out: str | Path, progress: Callable[[Progress], None] | None = None
+    settings: ExportSettings,
+    source: str | Path,
+    out: str | Path,
+    progress: Callable[[Progress], None] | None = None,
+    begin: Callable[[Plan], None] | None = None,
 ) -> Manifest:
-    """`export` with its choices as a record."""
+    """`export` with its choices as a record. begin: is called before the first work, once the place is known to do."""
     check_arguments(source, out, progress)
     progress = progress or (lambda _progress: None)
     plan = make_plan(source, settings)
     limits = settings.limits
     sources = SourceFiles(plan.source_files)
-    with work_folder(Path(out), settings.force, _key(plan)) as work, ExitStack() as stack:
+    with work_folder(Path(out), settings.force, _key(plan), fresh=settings.fresh) as work, ExitStack() as stack:
         if (manifest := _made_before(work, plan)) is not None:
             return manifest
         folder, journal = work.folder, work.journal
+        if begin is not None:
+            begin(plan)
+        if not plan.options:
+            check_space(folder, least_bytes(plan) - done_bytes(journal))
         work.clear(keep=plan.weight_file)
         sidecars = write_sidecars(plan.checkpoint, plan.spec, folder)
         tokenizer, stop_ids = sidecars.tokenizer, sidecars.stop_ids
@@ -141,8 +153,7 @@ def export_with(
         _check_inputs(journal, folder, plan)
         if limits is not None:
             plan = _within(limits, plan, tokenizer, work.kept / SENSITIVITY, progress)
-        needed = bundle_bytes(plan, plan.assignments.nbytes) + work_bytes(plan)
-        check_space(folder, needed - done_bytes(journal))
+            check_space(folder, least_bytes(plan) - done_bytes(journal))
         conversion = None
         if plan.onnx:
             write_genai_config(plan.checkpoint, plan.spec, stop_ids, folder)
@@ -218,6 +229,7 @@ def _check_inputs(journal: Journal, folder: Path, plan: Plan) -> None:
     if journal.facts.get("inputs") != digest.hexdigest():
         journal.clear()
         journal.note("inputs", digest.hexdigest())
+        journal.note(BLOCKS, str(plan.spec.num_layers))
 
 
 def check_arguments(source: str | Path, out: str | Path, progress: Callable[[Progress], None] | None) -> None:
@@ -245,19 +257,6 @@ def _source_sha256(plan: Plan) -> str:
     """The hash of a plan's source, all of which is read."""
     parts = {part for parts in plan.weights.sources.values() for part in parts}
     return source_sha256(plan.checkpoint, tensor_sha256(plan.checkpoint, parts), plan.small_files)
-
-
-def bundle_bytes(plan: Plan, weights: int) -> int:
-    """About what a bundle with this many bytes of weights takes, at most."""
-    signed = plan.assignments.signed_bytes  # for a budget, that of all matrices in 8 bits
-    copied = min(signed, weights) if plan.format == "both" else 0
-    return weights + copied + SIDECAR_BYTES
-
-
-def work_bytes(plan: Plan) -> int:
-    """What hidden states take, at most, while the bundle is made: those of a stage, and of the stage before it."""
-    calibrated = 0 if plan.calibration is None else WINDOWS * WINDOW * (2 if plan.recipe.method == "gptq" else 1)
-    return 2 * 4 * plan.spec.hidden_size * (2 * GOLDEN_TOKENS + calibrated)
 
 
 def _calibration(corpus: Corpus, plan: Plan, tokenizer: Tokenizer) -> Calibration:
@@ -288,8 +287,10 @@ def _within(limits: Limits, plan: Plan, tokenizer: Tokenizer, kept: Path, progre
     ids = _windows(plan.calibration, plan, tokenizer, sensitivity.WINDOW, sensitivity.WINDOWS)
     key = replace(plan, limits=None).key
     measured = _read_sensitivity(kept, key)
-    if measured is None:
-        total, layers = plan.spec.num_parameters, plan.spec.num_layers
+    total, layers = plan.spec.num_parameters, plan.spec.num_layers
+    if measured is not None:
+        progress(Progress(MEASURED, layers, layers, total, total, 0, total, None))
+    else:
 
         def show(stage: str, blocks: int) -> None:
             progress(Progress(f"measuring {stage}", blocks, layers, total * blocks // (layers + 1), total, 0, 0, None))

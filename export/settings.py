@@ -63,6 +63,7 @@ class ExportSettings(Settings):
     )
     device: Device | None = setting(None, OneOf(DEVICES), "what a budget chooses precisions for; none: the CPU")
     force: bool = setting(False, Flag(), "replace a bundle that exists")
+    fresh: bool = setting(False, Flag(), "keep nothing of an export that was stopped")
 
     @property
     def limits(self) -> Limits | None:
@@ -86,5 +87,7 @@ class ExportSettings(Settings):
         if self.device is not None:
             raise RecipeError(f"device {self.device} is given without a budget; give max_bytes or max_kld as well")
         if self.calibration is not None and not chosen.calibrated:
-            fitting = ", ".join(name for name, other in recipes.recipes().items() if other.calibrated)
-            raise RecipeError(f"recipe {chosen.name} takes no calibration text; leave it out, or use one of {fitting}")
+            raise RecipeError(
+                f"recipe {chosen.name} takes no calibration text; leave it out, or use a recipe that is fitted to "
+                f"text, like {recipes.FITTED}"
+            )

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from edge.export.assignment import Assignment
 from edge.export.compress import awq, gptq, low_rank
@@ -25,6 +24,7 @@ from edge.export.compress.calibration import Calibration
 from edge.export.compress.precision import Precision
 from edge.export.compress.recipes import Method
 from edge.export.journal import Journal
+from edge.export.parallel import one_blas_thread
 from edge.export.plan import Plan, tensor_sha256
 from edge.export.proof import Golden, Verifier
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, as_unsigned, to_float32
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from edge.export.compress.nncf import Compressor, Fitting
 
 
+RESUMED, MEASURED = "resumed", "measured earlier"  # in the place of a stage's name
 HIDDEN, CALIBRATION = "hidden", "calibration"  # states: of the golden tokens in both models, of the text
 
 
@@ -46,7 +47,7 @@ HIDDEN, CALIBRATION = "hidden", "calibration"  # states: of the golden tokens in
 class Progress:
     """How far an export is."""
 
-    stage: str  # "embedding", "block 3", "head", "writing"
+    stage: str  # "embedding", "block 3", "head", "writing"; RESUMED and MEASURED for what an earlier export had done
     blocks: int  # decoder blocks done
     num_blocks: int
     done: int  # parameters done, which is what time goes by
@@ -104,8 +105,10 @@ def compress(
     resumed = done[len(stages) - 1] if stages else 0
     if stages:
         verifier.hidden = np.array(walk.states(HIDDEN))
-    if stages and calibration is not None:
-        calibration.hidden = np.array(walk.states(CALIBRATION))
+        if calibration is not None:
+            calibration.hidden = np.array(walk.states(CALIBRATION))
+        blocks = min(len(stages) - 1, spec.num_layers)
+        progress(Progress(RESUMED, blocks, spec.num_layers, resumed, done[-1], stages[-1].end, resumed, None))
     golden: Golden | None = None
     compressor = Compressor()
 
@@ -132,7 +135,7 @@ def compress(
         progress(Progress(stage.name, blocks, layers, done[stage.index], done[-1], last.end, resumed, last.check))
 
     # One BLAS thread: more of them would spin against nncf's, and the results would depend on how many there are.
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(1) as second:
+    with one_blas_thread(), ThreadPoolExecutor(1) as second:
         pending: Future[DoneStage] | None = None
         for stage in walk.remaining:
             packed = pack_stage(stage, plan, compressor, calibration)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -64,7 +63,7 @@ class LowRank:
 
 Weight: TypeAlias = FloatArray | PackedTensor
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+BFLOAT16 = "bfloat16"  # name of the dtype, which ml_dtypes adds: nothing here needs more of that package
 
 
 def to_float32(values: FloatArray) -> Float32Array:
@@ -78,7 +77,7 @@ def to_float32(values: FloatArray) -> Float32Array:
 
 def write_float32(values: FloatArray, out: Float32Array) -> None:
     """Write the same numbers into a given array."""
-    if values.dtype == BFLOAT16:  # the upper half of float32; a shift takes a third of the time of a conversion
+    if values.dtype.name == BFLOAT16:  # the upper half of float32; a shift takes a third of the time of a conversion
         np.left_shift(values.view(np.uint16), 16, dtype=np.uint32, out=out.view(np.uint32))
     else:
         out[...] = values

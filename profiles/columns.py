@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edge.profiles.record import Row
+from edge.profiles.record import DEFAULT_SETTING, Row
 from edge.profiles.spread import with_spread
 
 UNKNOWN = "-"
@@ -49,10 +49,15 @@ def _same_text(row: Row) -> str:
     return f"{_with_error(row.divergence.mean, row.divergence.stderr, 0)} of {row.divergence.new_tokens}"
 
 
+def engine_and_setting(row: Row) -> str:
+    """What tells a row from others of its recipe."""
+    return row.engine if row.setting == DEFAULT_SETTING else f"{row.engine}, {row.setting}"
+
+
 RECIPE = Column("recipe", NAME, lambda row: row.recipe)
 ENGINE = Column("engine", NAME, lambda row: row.engine)
 SETTING = Column("setting", NAME, lambda row: row.setting)
-COLUMNS = (
+COLUMNS: tuple[Column, ...] = (
     RECIPE,
     ENGINE,
     SETTING,
@@ -94,21 +99,29 @@ COLUMNS = (
         lambda row: row.decode_tokens_per_second,
     ),
 )
-# What a narrow terminal can do without, the least important first.
-SPARE = (
-    "load, s",
-    "export peak, MB",
-    "export, s",
-    "peak, MB",
-    "same text, tokens",
-    "top-1",
-    "bits per weight",
-    "ppl ratio",
-    "TTFT, ms",
-    "weights, bytes",
-    "tok/s",
-    "engine",
-    "setting",
+# On a terminal, the columns in the order of their weight: from the last one on, a narrow one does without.
+MEGABYTES = Column("MB", COST, lambda row: f"{row.weight_bytes / 1e6:.1f}", lambda row: row.weight_bytes)
+_BY_TITLE = {column.title: column for column in COLUMNS}
+FOR_TERMINALS: tuple[Column, ...] = (
+    RECIPE,
+    Column("engine", NAME, engine_and_setting),
+    _BY_TITLE["KLD"],
+    MEGABYTES,
+    _BY_TITLE["tok/s"],
+    *(
+        _BY_TITLE[title]
+        for title in (
+            "TTFT, ms",
+            "ppl ratio",
+            "bits per weight",
+            "top-1",
+            "same text, tokens",
+            "peak, MB",
+            "load, s",
+            "export, s",
+            "export peak, MB",
+        )
+    ),
 )
 
 
@@ -124,4 +137,4 @@ def same_in_all(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     """A sentence for columns that a table leaves out; empty if there are none."""
     if not columns or not rows:
         return ""
-    return "The same in every row: " + ", ".join(f"{c.title} {c.text(rows[0])}" for c in columns)
+    return "The same in every row: " + "; ".join(f"{c.title} {c.text(rows[0])}" for c in columns) + "."

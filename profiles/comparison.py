@@ -51,15 +51,21 @@ def compare_named(a: str, b: str) -> list[Pair]:
         raise ProfileError(f"{a} and {b}: {error}") from error
 
 
+def so_far(text: str) -> str:
+    """How much of a sweep FILE or FILE:NAME has, if that is not all. Raises ProfileError."""
+    found = _read(_split(text)[0])
+    return found.so_far if isinstance(found, Profile) else ""
+
+
 def named_rows(text: str) -> list[Row]:
     """The rows that FILE or FILE:NAME names. Raises ProfileError."""
-    path, name = Path(text), ""
-    if not os.path.lexists(path) and ":" in text:
-        before, _, name = text.rpartition(":")
-        path = Path(before)
-    rows = _read_rows(path)
+    path, name = _split(text)
+    found = _read(path)
+    rows = list(found.rows) if isinstance(found, Profile) else [found]
     if not rows:
-        raise ProfileError(f"{shown_path(path)} holds no rows; run `edge profile run` again")
+        state = found.so_far if isinstance(found, Profile) else ""
+        advice = f": {state}; wait for the first" if state else "; run `edge profile run` again"
+        raise ProfileError(f"{shown_path(path)} holds no rows{advice}")
     if not name:
         return rows
     chosen = [row for row in rows if row.name == name]
@@ -75,14 +81,21 @@ def better(difference: Difference) -> str:
     return "b" if difference.mean < 0 else "a"
 
 
-def _read_rows(path: Path) -> list[Row]:
+def _split(text: str) -> tuple[Path, str]:
+    """FILE or FILE:NAME in its parts."""
+    path, name = Path(text), ""
+    if not os.path.lexists(path) and ":" in text:
+        before, _, name = text.rpartition(":")
+        path = Path(before)
+    return path, name
+
+
+def _read(path: Path) -> Profile | Row:
     if path.is_dir():
-        return list(read_profile(path).rows)
+        return read_profile(path)
     data = read_record(path)
     try:
-        if isinstance(data, dict) and "row" in data:
-            return [Row.from_json(data["row"])]
-        return list(Profile.from_data(data).rows)
+        return Row.from_json(data["row"]) if isinstance(data, dict) and "row" in data else Profile.from_data(data)
     except ProfileError as error:
         raise ProfileError(f"{shown_path(path)}: {error}") from error
 

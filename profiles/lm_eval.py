@@ -38,10 +38,12 @@ try:
     from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     from tqdm import tqdm
-except ModuleNotFoundError as error:  # as a command, it says so in one line, as `edge` does
-    if __name__ != "__main__" or (missing := missing_package(error)) is None:
+except ModuleNotFoundError as error:
+    if (missing := missing_package(error)) is None:
         raise
-    sys.exit(f"edge: {missing}")
+    if __name__ == "__main__":  # as a command, it says so in one line, as `edge` does
+        sys.exit(f"edge: {missing}")
+    raise missing from error
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -1,8 +1,8 @@
 """A profile as one HTML page that stands alone: `profile.html`, made from the template beside this file.
 
-In: a `Profile`, the plots as SVG elements, and facts to list. Out: HTML: same profile, same bytes. Columns that say the
-same of every row are told once above the table; each row is named by its recipe and by what else tells it apart. Knows
-nothing about files.
+In: a `Profile`, the plots as SVG elements, warnings for its top and facts for its end. Out: HTML: same profile, same
+bytes. Columns that say the same of every row are told once above the table; each row is named by its recipe and by what
+else tells it apart. Knows nothing about files.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ TEMPLATE = "page.html.j2"
 MARKS = {"size": size_front, "speed": speed_front}
 
 
-def to_html(profile: Profile, title: str, plots: Mapping[str, str], facts: Sequence[str]) -> str:
+def to_html(
+    profile: Profile, title: str, plots: Mapping[str, str], warnings: Sequence[str], facts: Sequence[str]
+) -> str:
     """One page without external links; `plots` are SVG elements by what they show."""
     rows = profile.rows
     once = told_once(rows)
-    groups = [
-        {"title": name, "columns": [c for c in COLUMNS if c.group == name and c not in once]}
-        for name in (ACCURACY, COST)
-    ]
-    groups = [group for group in groups if group["columns"]]
+    found = {name: [c for c in COLUMNS if c.group == name and c not in once] for name in (ACCURACY, COST)}
+    groups = {name: columns for name, columns in found.items() if columns}
     names = [column for column in (ENGINE, SETTING) if column not in once]
     marked = {mark: set(front(rows)) for mark, front in MARKS.items()}
     shown = [
@@ -37,7 +36,9 @@ def to_html(profile: Profile, title: str, plots: Mapping[str, str], facts: Seque
             "recipe": row.recipe,
             "sub": _sub(row, names),
             "marks": [mark for mark, indices in marked.items() if index in indices],
-            "cells": [_cell(column, row, first=i == 0) for g in groups for i, column in enumerate(g["columns"])],
+            "cells": [
+                _cell(column, row, first=i == 0) for columns in groups.values() for i, column in enumerate(columns)
+            ],
         }
         for index, row in enumerate(rows)
     ]
@@ -47,10 +48,10 @@ def to_html(profile: Profile, title: str, plots: Mapping[str, str], facts: Seque
     )
     return page.render(
         title=title,
-        so_far=profile.so_far,
+        warnings=warnings,
         same=same_in_all(rows, once),
         name="recipe" if len(names) == 0 else "recipe, engine",
-        groups=groups,
+        groups=[{"title": name, "columns": columns} for name, columns in groups.items()],
         rows=shown,
         plots=[{"title": name, "svg": svg} for name, svg in plots.items()],
         facts=facts,

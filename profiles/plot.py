@@ -122,7 +122,7 @@ def _figure(points: Sequence[Point], front: Sequence[int], way: int, x_label: st
         alpha=0.35,
         linewidths=0,
         zorder=1,
-        label="on the front",
+        label="Pareto front",
     )
     for engine in sorted({point.engine for point in points}):
         chosen = [point for point in points if point.engine == engine]

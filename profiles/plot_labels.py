@@ -95,7 +95,8 @@ def _place_label(
 
     inside, scale = axes.get_window_extent().padded(-FRAME_PIXELS), axes.figure.dpi / 72
     label = _annotate(axes, point, (0, 0), (1, 1))
-    width, height = label.get_window_extent().size * (WIDER, 1.0)
+    width, height = label.get_window_extent().size
+    width *= WIDER
     label.remove()
 
     def box_at(distance: int, way: tuple[int, int]) -> Bbox:

@@ -43,7 +43,7 @@ def write_report(profile: Profile, out: Path) -> list[Path]:
                 inline[PLOTS[name]] = plot.inline_svg(files[f"{name}.svg"], PLOTS[name])
     # The table comes first: it shows that the others are a report's.
     drawn = [name for name, title in PLOTS.items() if title in inline]
-    page = to_html(profile, f"{profile.source}: {_TITLE}", inline, facts(profile))
+    page = to_html(profile, f"{profile.source}: {_TITLE}", inline, warnings(profile), facts(profile))
     files = {MARKDOWN: to_markdown(profile, drawn).encode(), **files, HTML: page.encode()}
     for name in _FILES - files.keys():
         (out / name).unlink(missing_ok=True)  # of an earlier report
@@ -73,8 +73,7 @@ def _is_report(table: Path) -> bool:
 def to_markdown(profile: Profile, plots: list[str]) -> str:
     """The table with everything needed to read it; `plots` are names of SVG files next to it."""
     lines = [f"# {_cell(profile.source)}: {_TITLE}", ""]
-    if profile.so_far:
-        lines += [f"{profile.so_far}: a sweep is still running, or was interrupted.", ""]
+    lines += [line for warning in warnings(profile) for line in (_cell(warning), "")]
     lines += [*markdown_table(profile), "", *(f"- {_cell(fact)}" for fact in facts(profile)), ""]
     for name in plots:
         lines += [f"![{name}]({name}.svg)", ""]
@@ -109,7 +108,7 @@ def facts(profile: Profile) -> list[str]:
             f"TTFT: time to the first token of a prompt of {' or '.join(map(str, prompts))} tokens; tok/s: decoding "
             f"after it. Both: {MEANING}. Each row is a fresh process, one at a time."
         )
-    found += speed_notes(profile)
+    found += spread_unknown(profile)
     found.append(f"Machine: {on}, {machine['system']}.")
     found.append("Versions: " + ", ".join(f"{name} {found}" for name, found in sorted(profile.versions.items())) + ".")
     found += [f"{note}." for note in profile.notes]
@@ -124,26 +123,31 @@ def front_names(profile: Profile) -> dict[str, list[str]]:
     return {name: [rows[i].name for i in front] for name, front in fronts.items() if front}
 
 
-def speed_notes(profile: Profile) -> list[str]:
-    """What is to be said of how far repeats are apart: where that is not known, and where it is too much."""
+def warnings(profile: Profile) -> list[str]:
+    """What a reader has to know before any figure: that rows are missing, and which speeds are not to be relied on."""
+    found = [f"{profile.so_far}: a sweep is still running, or was interrupted."] if profile.so_far else []
+    noisy = []
+    for row in profile.rows:
+        speeds = {
+            "TTFT": (row.ttft_ms, row.ttft_ms_spread),
+            "tok/s": (row.decode_tokens_per_second, row.decode_spread),
+        }
+        apart_too_far = [
+            name for name, (value, apart) in speeds.items() if value is not None and is_noisy(value, apart)
+        ]
+        if apart_too_far:
+            noisy.append(f"{' and '.join(apart_too_far)} of {row.name}")
+    return found + ([noise_warning(noisy)] if noisy else [])
+
+
+def spread_unknown(profile: Profile) -> list[str]:
+    """A sentence on speeds whose repeats were not kept, as in profiles of an earlier schema version."""
     timed = [row for row in profile.rows if row.decode_tokens_per_second is not None]
     unknown = [row.name for row in timed if row.decode_spread is None]
-    notes = []
-    if unknown:
-        which = "these speeds" if len(unknown) == len(timed) else f"the speeds of {', '.join(unknown)}"
-        notes.append(f"The spread of {which} was not recorded; the front takes them as they are.")
-    noisy = [
-        f"{row.name} {column}"
-        for row in timed
-        for column, value, distance in (
-            ("TTFT", row.ttft_ms, row.ttft_ms_spread),
-            ("tok/s", row.decode_tokens_per_second, row.decode_spread),
-        )
-        if value is not None and is_noisy(value, distance)
-    ]
-    if noisy:
-        notes.append(f"Noisy: {noise_warning(noisy)}.")
-    return notes
+    if not unknown:
+        return []
+    which = "these speeds" if len(unknown) == len(timed) else f"the speeds of {', '.join(unknown)}"
+    return [f"The spread of {which} was not recorded; the front takes them as they are."]
 
 
 def _fronts(profile: Profile) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 REPEATS = 5  # of everything that is timed, after one cold run
 SERVED_REPEATS = 3  # of a load by several clients, which takes much longer
 NOISY = 0.1  # a spread above this share of the median says that something else was running
+NAMED = 4  # figures that a warning names
 MEANING = "median ± distance of the farthest repeat"
 
 
@@ -39,10 +40,9 @@ def is_noisy(value: float, distance: float | None) -> bool:
 
 
 def noise_warning(names: Sequence[str]) -> str:
-    """One line about figures that are too noisy; empty if there are none."""
-    if not names:
-        return ""
+    """One line about figures that are too noisy, of which there are some; a few of many are named."""
+    named = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
     return (
-        f"repeats differ by more than {NOISY:.0%} from their median ({'; '.join(names)}); "
-        "something else may have been running: measure again on an idle machine"
+        f"Repeats are more than {NOISY:.0%} of the median away from it ({named}): something else may have "
+        "been running, so measure again on an idle machine."
     )

@@ -44,9 +44,11 @@ from edge.profiles.worker import write_windows
 from edge.runtime.atomic import write_atomically
 from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import BundleError, OutputError, ProfileError
+from edge.runtime.extras import missing_packages_named
 from edge.runtime.locks import hold_now
 
 
+@missing_packages_named("profile")
 def sweep(
     source: str | Path,
     out: str | Path,
@@ -56,8 +58,8 @@ def sweep(
     """Measure every cell that is not in `out` yet; returns and writes the profile.
 
     A cell that fails is among the profile's failures, and the others are measured. Raises what `plan_sweep` does before
-    any work, OutputError when another sweep is running in `out`, and ProfileError when the float reference cannot be
-    computed.
+    any work, OutputError when another sweep is running in `out`, MissingPackageError, and ProfileError when the float
+    reference cannot be computed.
     """
     plan = plan_sweep(source, Path(out), settings or SweepSettings())
     with _own_folder(plan.out):

@@ -35,12 +35,13 @@ def main() -> int:
     """Do the task that stdin names; 0 if it gave a result."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is not an answer
+    pipe = _take_stdin()
     line = b""
     while not line.endswith(b"\n"):
-        if not (part := os.read(0, 1 << 16)):
+        if not (part := os.read(pipe, 1 << 16)):
             return 1
         line += part
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
 
     def tell(phase: str, done: int, total: int) -> None:
         print(json.dumps({"phase": phase, "done": done, "total": total}), file=answers, flush=True)
@@ -55,9 +56,20 @@ def main() -> int:
     return 0 if "result" in answer else 1
 
 
-def _end_with_stdin() -> None:
+def _take_stdin() -> int:
+    """Return stdin under another number, with nothing to read in its place.
+
+    A library of Windows that is loaded asks what stdin is, and waits for as long as a thread reads it.
+    """
+    pipe, null = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return pipe
+
+
+def _end_with(pipe: int) -> None:
     """End this process when the pipe ends: the process that asked for the work has gone."""
-    while os.read(0, 1 << 16):
+    while os.read(pipe, 1 << 16):
         pass
     os._exit(1)
 

@@ -1,6 +1,6 @@
 """Every error that edgeglm raises on purpose, in one tree.
 
-    EdgeError                    anything below; the command line prints it as one line and exits with 1
+    EdgeError                    anything below; the command line prints it as one line and exits with 1 or 2
     ├── CheckpointError          the source could not be read as a supported checkpoint
     │   ├── ConfigError          a config value is missing, mistyped or unsupported
     │   └── TensorError          a tensor is missing, unexpected, misshapen or truncated

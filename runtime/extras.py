@@ -1,40 +1,45 @@
 """Which extra of the distribution installs a package that is missing, and the sentence that says so.
 
-In: a ModuleNotFoundError. Out: a MissingPackageError with the command to run, or the same error where no extra would
-help. A test holds the table to pyproject.toml. Imports none of the packages.
+In: a ModuleNotFoundError. Out: a MissingPackageError with the command to run, or the same error where nothing that we
+name would help. A test holds the tables to pyproject.toml. Imports none of the packages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from edge.runtime.errors import MissingPackageError
 
-# Top-level module -> the smallest extra that brings it.
-EXTRAS = {
-    "openvino": "openvino",
-    "onnxruntime": "onnx",
-    "llguidance": "grammar",
-    **dict.fromkeys(("gguf", "huggingface_hub", "ml_dtypes", "nncf", "onnx", "openvino_tokenizers"), "export"),
-    **dict.fromkeys(("scipy", "threadpoolctl", "transformers"), "export"),
-    "argcomplete": "completion",
-    "prompt_toolkit": "chat",
-    **dict.fromkeys(("bs4", "docx", "pypdf"), "documents"),
-    **dict.fromkeys(("bm25s", "msgspec"), "tools"),
-    **dict.fromkeys(("mcp", "pydantic"), "mcp"),
-    **dict.fromkeys(("h11", "prometheus_client", "starlette", "uvicorn"), "server"),
-    "matplotlib": "profile",
-    **dict.fromkeys(("lm_eval", "tqdm"), "lm-eval"),
-    **dict.fromkeys(("optimum", "torch"), "optimum"),
+# Extra -> the top-level modules that it brings and our code imports. Of two extras that bring one, the first is named.
+BROUGHT = {
+    "openvino": ("openvino",),
+    "onnx": ("onnxruntime",),
+    "grammar": ("llguidance",),
+    "chat": ("prompt_toolkit",),
+    "documents": ("bs4", "docx", "pypdf"),
+    "tools": ("bm25s", "msgspec"),
+    "mcp": ("mcp", "pydantic"),
+    "server": ("h11", "prometheus_client", "starlette", "uvicorn"),
+    "plots": ("matplotlib", "scipy"),
+    "export": (
+        *("gguf", "huggingface_hub", "ml_dtypes", "nncf", "onnx", "openvino_tokenizers"),
+        *("scipy", "threadpoolctl", "transformers"),
+    ),
+    "profile": (),
+    "lm-eval": ("lm_eval", "tqdm"),
+    "optimum": ("optimum", "torch"),
 }
 # Extra -> those it includes: work that needs the one is told of it at once, not of each part in turn.
 INCLUDED = {
-    "export": frozenset({"openvino", "onnx"}),
     "tools": frozenset({"documents", "grammar"}),
-    "profile": frozenset({"openvino", "onnx", "export"}),
+    "export": frozenset({"openvino", "onnx"}),
+    "profile": frozenset({"openvino", "onnx", "export", "plots"}),
     "optimum": frozenset({"openvino", "onnx", "export"}),
 }
+# Base requirements that are imported where they are used: `pip install --no-deps` may leave them out (slim-runtime.md).
+LEFT_OUT = ("filelock", "platformdirs", "psutil", "rich")
 
 
 def install_command(extra: str) -> str:
@@ -42,18 +47,32 @@ def install_command(extra: str) -> str:
     return f'pip install "edgeglm[{extra}]"'
 
 
+def brings(extra: str, module: str) -> bool:
+    """Whether an extra brings a top-level module, itself or by an extra that it includes."""
+    return any(module in BROUGHT[name] for name in (extra, *INCLUDED.get(extra, ())))
+
+
 def missing_package(error: ModuleNotFoundError, needed: str | None = None) -> MissingPackageError | None:
-    """What to install for a module that was not found; None where no extra has it.
+    """What to install for a module that was not found; None where nothing that we name has it.
 
     needed: the extra that the work at hand needs as a whole.
     """
     package = (error.name or "").split(".")[0]
-    extra = EXTRAS.get(package)
-    if extra is None:
+    if package in LEFT_OUT:
+        return MissingPackageError(f"{package} is not installed; pip install {package}")
+    extras = [name for name in BROUGHT if package in BROUGHT[name]]
+    if not extras:
         return None
-    if needed is not None and extra in INCLUDED.get(needed, ()):
-        extra = needed
+    extra = needed if needed is not None and brings(needed, package) else extras[0]
     return MissingPackageError(f"{package} is not installed; {install_command(extra)}")
+
+
+def check_installed(*modules: str, needed: str | None = None) -> None:
+    """Look for top-level modules before work that ends with them, importing none. Raises MissingPackageError."""
+    with missing_packages_named(needed):
+        for module in modules:
+            if find_spec(module) is None:
+                raise ModuleNotFoundError(name=module)
 
 
 @contextmanager

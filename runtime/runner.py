@@ -5,8 +5,8 @@ ended. Knows nothing about what a step does.
 
 Python runs signal handlers only in the main thread, and there between any two instructions: Ctrl-C inside a step would
 leave engine, cache and queues half changed. So readers change nothing. They put what they want into a queue and wait
-for an answer; both are single calls into C (queue.SimpleQueue), which an interrupt leaves either done or not done. All
-that an interrupted reader leaves is a request whose answer no one reads.
+for an answer; both are single calls into C (queue.SimpleQueue), which an interrupt leaves either done or not done
+(`waiting.py`: on Windows, too). All that an interrupted reader leaves is a request whose answer no one reads.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import TypeVar
 from edge.runtime.errors import ClosedError, DeviceError
 from edge.runtime.request import Request
 from edge.runtime.scheduler import Scheduler, SchedulerStats
+from edge.runtime.waiting import join, next_of
 
 T = TypeVar("T")
 
@@ -80,7 +81,7 @@ class _Worker:
             self.inbox.put(None)
             self._scheduler.interrupt_last()
             if threading.current_thread() is not self.thread:
-                self.thread.join()
+                join(self.thread)
 
     def _work(self) -> None:
         try:
@@ -217,7 +218,7 @@ class Runner:
         if worker.busy:  # the next step begins with this call
             self._scheduler.interrupt_if_unwanted()
         elif not worker.ended:
-            call.answer.get()
+            next_of(call.answer)
 
     def advance(self, request: Request) -> None:
         """Return when a request has news. Raises DeviceError in a forked process."""
@@ -230,7 +231,7 @@ class Runner:
             if worker.ended:  # otherwise it sees the inbox, and answers
                 request.cancelled = True
                 return
-            news.answer.get()
+            next_of(news.answer)
 
     def watch(self, request: Request, notify: Callable[[], None]) -> Watch:
         """Make steps until a request ends, and tell of its news. Returns at once.
@@ -266,7 +267,7 @@ class Runner:
                 _result(call)
         except ClosedError:  # another thread closed it first
             return False
-        worker.thread.join()
+        join(worker.thread)
         return True
 
     def between_steps(self, function: Callable[[], T]) -> T:
@@ -284,7 +285,7 @@ class Runner:
 
 
 def _result(call: _Call) -> object:
-    value, error = call.answer.get()
+    value, error = next_of(call.answer)
     if error is not None:
         raise error
     return value

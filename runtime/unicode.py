@@ -2,6 +2,9 @@
 
 In: text or bytes from outside, and a word for where they come from. Out: the text. Knows nothing about tokens.
 
+Bytes are UTF-8, unless they begin with a mark that says otherwise: editors of Windows write one before UTF-8, and `>`
+of its PowerShell writes UTF-16.
+
 A str can hold what UTF-8 cannot: half of a surrogate pair, from JSON or JavaScript, and the stand-ins to which Python
 decodes bytes that are not UTF-8 (PEP 383: U+DC80 to U+DCFF, in arguments of the command line).
 """
@@ -9,8 +12,20 @@ decodes bytes that are not UTF-8 (PEP 383: U+DC80 to U+DCFF, in arguments of the
 from __future__ import annotations
 
 import codecs
+import contextlib
+import locale
+import os
 
-from edge.runtime.errors import PromptError, shown
+from edge.runtime.errors import EdgeError, PromptError, shown
+
+# The longer ones first: UTF-32's begins with UTF-16's.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 
 
 def check_text(text: object, what: str, *, param: str | None = None) -> str:
@@ -32,12 +47,32 @@ def check_text(text: object, what: str, *, param: str | None = None) -> str:
     return text
 
 
-def decode_text(data: bytes, what: str) -> str:
-    """Return the text of UTF-8 bytes. Raises PromptError."""
+def marked_encoding(begin: bytes) -> tuple[bytes, str] | None:
+    """Return the byte-order mark that a file begins with, and the encoding that it means."""
+    return next(((mark, encoding) for mark, encoding in _MARKS if begin.startswith(mark)), None)
+
+
+def decode_text(data: bytes, what: str, *, error: type[EdgeError] = PromptError, otherwise: str | None = None) -> str:
+    """Return the text of bytes, without a mark. Raises `error`, by default PromptError.
+
+    otherwise: the encoding of what has no mark and is not UTF-8.
+    """
+    mark, encoding = marked_encoding(data) or (b"", "utf-8")
     try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        looks = " (it looks like UTF-16)" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
-        raise PromptError(
-            f"{what} is not UTF-8: byte 0x{data[error.start]:02X} at position {error.start}{looks}; convert it to UTF-8"
+        return data[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as problem:
+        if otherwise is not None and not mark:
+            with contextlib.suppress(UnicodeError, LookupError):
+                return data.decode(otherwise)
+        name, place = encoding.removesuffix("-le").removesuffix("-be").upper(), len(mark) + problem.start
+        raise error(
+            f"{what} is not {name}: byte 0x{data[place]:02X} at position {place}; convert it to UTF-8"
         ) from None
+
+
+def told_encoding() -> str | None:
+    """The encoding that the environment names for the standard streams; None if it is left to us."""
+    named = os.environ.get("PYTHONIOENCODING", "").partition(":")[0]
+    if named or os.environ.get("PYTHONUTF8", "") not in ("", "1"):
+        return named or locale.getencoding()
+    return None

@@ -21,9 +21,9 @@ import numpy as np
 
 from edge.runtime.errors import PromptError, shown
 from edge.runtime.files import open_file, shown_path
+from edge.runtime.unicode import marked_encoding
 
 MAX_BYTES = 8 << 20  # of one line, as a server would take it
-_BOM = b"\xef\xbb\xbf"
 _ADVICE = "give a file with one JSON object a line"
 _LISTED = 5  # lines that an error names
 
@@ -85,8 +85,14 @@ class Lines:
                 part = b"" if part.endswith(b"\n") else self._file.readline(MAX_BYTES)
             if not raw:
                 break
-            if not begin and raw.startswith(_BOM):
-                begin, raw = len(_BOM), raw[len(_BOM) :]
+            if not begin and (marked := marked_encoding(raw)):
+                mark, encoding = marked
+                if encoding != "utf-8":
+                    name = encoding[:6].upper()
+                    raise PromptError(
+                        f"{shown_path(self.path)} is {name}, as PowerShell's > writes it; save it as UTF-8"
+                    )
+                begin, raw = len(mark), raw[len(mark) :]
             if not raw.strip():
                 continue
             custom_id = _line(number, raw).custom_id

@@ -1,10 +1,12 @@
 """Measure load time, first token and decode speed of a bundle.
 
-Each prompt length is run once cold and then several times; medians are shown.
+Each prompt length is run once cold and then --repeat times. What is shown is the median ± the distance of the repeat
+that is farthest from it; --json has every repeat. More than 10 % is warned of.
 
 examples:
   edge bench glm4-int4
   edge bench glm4-int4 --prompt-tokens 32,512,4096 --new-tokens 128 --json
+  edge bench glm4-int4 --repeat 10
   edge bench glm4-int4 --engine all    # each engine in its own process, and whether auto picks the faster one
   edge bench glm4-int4 --clients 1,4,8,16    # a server with so many clients at once, and which engine is right for it
 """
@@ -12,16 +14,19 @@ examples:
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
 from edge.commands import kinds, options
 from edge.commands.help import told
 from edge.profiles.settings import BENCH_NEW_TOKENS, BENCH_PROMPT_TOKENS, SERVED_PROMPT_TOKENS
+from edge.profiles.spread import REPEATS, SERVED_REPEATS
 
 if TYPE_CHECKING:
     from edge.runtime.bundle import Bundle
     from edge.runtime.settings import EngineSettings
 
+MOST_REPEATS = 1000
 COLUMNS = ["prompt", "new", "cold TTFT ms", "TTFT ms", "prefill tok/s", "decode tok/s"]
 
 
@@ -43,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=told("tokens to generate after each prompt", BENCH_NEW_TOKENS),
     )
     measured.add_argument(
+        "--repeat",
+        type=int,
+        metavar="N",
+        help=told("times that each is measured, after a cold run", f"{REPEATS}; {SERVED_REPEATS} with --clients"),
+    )
+    measured.add_argument(
         "--clients",
         type=kinds.client_counts,
         metavar="N,N",
@@ -59,6 +70,9 @@ def run(args: argparse.Namespace) -> int:
     from edge.runtime.settings import EngineSettings
 
     check_value("new_tokens", Whole(1), args.new_tokens)
+    if args.repeat is None:
+        args.repeat = SERVED_REPEATS if args.clients else REPEATS
+    check_value("repeat", Whole(1, MOST_REPEATS), args.repeat)
     keywords = options.engine_settings(args)
     if args.prompt_tokens is None:
         args.prompt_tokens = list(SERVED_PROMPT_TOKENS if args.clients else BENCH_PROMPT_TOKENS)
@@ -68,16 +82,21 @@ def run(args: argparse.Namespace) -> int:
     _check_prompts(args.prompt_tokens, settings, bundle)
     if args.clients:
         from edge.commands.bench_clients import compare_servers
+        from edge.runtime.extras import check_installed
+
+        check_installed("starlette", needed="server")
 
         return compare_servers(args, bundle, settings)
     if args.engine == "all":
         return _compare(args, bundle, keywords)
-    report = bench(args.bundle, settings, args.prompt_tokens, args.new_tokens)
+    report = bench(args.bundle, settings, args.prompt_tokens, args.new_tokens, args.repeat)
     if args.json:
         print_json(report)
+        _warn([report])
         return 0
     _print_summary(report)
     _print_results([report])
+    _warn([report])
     return 0
 
 
@@ -101,6 +120,7 @@ def _compare(args: argparse.Namespace, bundle: Bundle, settings: options.Keyword
     from edge.runtime.settings import EngineSettings
 
     task = {"task": "bench", "bundle": args.bundle, "prompt_tokens": args.prompt_tokens, "new_tokens": args.new_tokens}
+    task["repeats"] = args.repeat
     reports = [
         run_step({**task, "settings": {**settings, "engine": engine}}).result
         for engine in engines_for(bundle, args.device)
@@ -112,6 +132,7 @@ def _compare(args: argparse.Namespace, bundle: Bundle, settings: options.Keyword
         chosen[count] = choose(bundle, EngineSettings(device=args.device, expected_prompt_tokens=count))
     if args.json:
         print_json({"engines": reports, "auto": chosen, "fastest": best})
+        _warn(reports)
         return 0
     for report in reports:
         _print_summary(report)
@@ -119,6 +140,7 @@ def _compare(args: argparse.Namespace, bundle: Bundle, settings: options.Keyword
     for count in args.prompt_tokens:
         verdict = "which is right here" if chosen[count] == best[count] else f"and {best[count]} is faster here"
         print(f"prompt of {count}: auto takes {chosen[count]}, {verdict} (load, prompt and answer together)")
+    _warn(reports)
     return 0
 
 
@@ -146,6 +168,7 @@ def _print_summary(report: dict[str, Any]) -> None:
 
 def _print_results(reports: list[dict[str, Any]]) -> None:
     from edge.commands.console import print_table
+    from edge.profiles.spread import MEANING, with_spread
 
     print_table(
         ["engine", *COLUMNS],
@@ -155,11 +178,33 @@ def _print_results(reports: list[dict[str, Any]]) -> None:
                 r["prompt_tokens"],
                 r["new_tokens"],
                 f"{r['cold_ttft_ms']:.0f}",
-                f"{r['ttft_ms']:.0f}",
-                f"{r['prefill_tokens_per_second']:.1f}",
-                f"{r['decode_tokens_per_second']:.1f}",
+                with_spread(r["ttft_ms"], r["ttft_ms_spread"], 0),
+                with_spread(r["prefill_tokens_per_second"], r["prefill_spread"], 1),
+                with_spread(r["decode_tokens_per_second"], r["decode_spread"], 1),
             ]
             for report in reports
             for r in report["results"]
         ),
+        spare=("new", "cold TTFT ms", "prefill tok/s"),
+        elsewhere="--json has all",
     )
+    repeats = reports[0]["repeats"]
+    print("one repeat has no spread" if repeats == 1 else f"{MEANING}, of {repeats}")
+
+
+def _warn(reports: list[dict[str, Any]]) -> None:
+    """A line on stderr where repeats are too far apart."""
+    from edge.profiles.spread import is_noisy, noise_warning
+
+    noisy = [
+        f"{title} of {report['engine']} after {r['prompt_tokens']}"
+        for report in reports
+        for r in report["results"]
+        for title, figure, distance in (
+            ("TTFT", "ttft_ms", "ttft_ms_spread"),
+            ("decode", "decode_tokens_per_second", "decode_spread"),
+        )
+        if is_noisy(r[figure], r[distance])
+    ]
+    if noisy:
+        print(f"edge: {noise_warning(noisy)}", file=sys.stderr)

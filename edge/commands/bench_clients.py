@@ -2,11 +2,13 @@
 
 In: the arguments of `edge bench`, an open bundle and its settings. Out: tables or JSON, and which engine is right for
 how many clients on this machine. Each client sends two requests, one after the other; prompts are seeded random ids.
+Figures are medians of repeats, each with all clients.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -17,6 +19,7 @@ import numpy as np
 from edge.commands.console import print_json, print_table
 from edge.profiles.server_process import free_port, serve_command, started
 from edge.profiles.serving import measure_clients
+from edge.profiles.spread import MEANING, is_noisy, median, noise_warning, spread, with_spread
 from edge.runtime.bundle import TOKENIZER, Bundle
 from edge.runtime.engines.choice import choose, engines_for
 from edge.runtime.engines.limits import context_limit
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 REQUESTS = 2  # of each client
 WARM_TOKENS = 2  # of the answers of a first run, which prepares kernels
 COLUMNS = ["engine", "prompt", "clients", "tok/s", "TTFT ms", "TTFT p99", "gap ms", "gap p99"]
+FIGURES = ("tokens_per_second", "ttft_ms_p50", "ttft_ms_p99", "gap_ms_p50", "gap_ms_p99")  # of each repeat
+SPARE = ("prompt", "gap p99", "TTFT p99", "gap ms")
 
 
 def compare_servers(args: argparse.Namespace, bundle: Bundle, settings: EngineSettings) -> int:
@@ -44,15 +49,31 @@ def compare_servers(args: argparse.Namespace, bundle: Bundle, settings: EngineSe
     verdicts = [] if named else list(_verdicts(bundle, settings, servers))
     if args.json:
         print_json({"bundle": args.bundle, "servers": servers, "verdicts": verdicts})
+        _warn(servers)
         return 0
     for server in servers:
         print(f"{args.bundle} with engine {server['engine']}: ready after {server['ready_s']:.2f} s")
-    print_table(COLUMNS, (_row(server["engine"], found) for server in servers for found in server["results"]))
+    rows = (_row(server["engine"], found) for server in servers for found in server["results"])
+    print_table(COLUMNS, rows, spare=SPARE, elsewhere="--json has all")
+    print("one repeat has no spread" if args.repeat == 1 else f"{MEANING}, of {args.repeat}")
     for verdict in verdicts:
         auto, fastest = verdict["auto"], verdict["fastest"]
         told = "which is right here" if auto == fastest else f"and {fastest} is faster here"
         print(f"prompt of {verdict['prompt_tokens']}, clients {verdict['clients']}: auto takes {auto}, {told}")
+    _warn(servers)
     return 0
+
+
+def _warn(servers: Sequence[dict[str, Any]]) -> None:
+    """A line on stderr where repeats are too far apart."""
+    noisy = [
+        f"tok/s of {server['engine']} with {found['clients']} clients"
+        for server in servers
+        for found in server["results"]
+        if is_noisy(found["tokens_per_second"], found["tokens_per_second_spread"])
+    ]
+    if noisy:
+        print(f"edge: {noise_warning(noisy)}", file=sys.stderr)
 
 
 def _measured(args: argparse.Namespace, bundle: Bundle, settings: EngineSettings, engine: str) -> dict[str, Any]:
@@ -64,12 +85,22 @@ def _measured(args: argparse.Namespace, bundle: Bundle, settings: EngineSettings
         ready_s, results = time.perf_counter() - begun, list[dict[str, Any]]()
         for tokens in args.prompt_tokens:
             for clients in args.clients:
-                for new_tokens in (min(WARM_TOKENS, args.new_tokens), args.new_tokens):
+                repeats = []
+                for new_tokens in (min(WARM_TOKENS, args.new_tokens), *([args.new_tokens] * args.repeat)):
                     prompts = rng.integers(0, known, (clients, REQUESTS, tokens)).tolist()
                     tasks = [[(prompt, new_tokens) for prompt in of_client] for of_client in prompts]
-                    served = measure_clients(server.address, tasks, ids=True)
-                results.append({"prompt_tokens": tokens, "new_tokens": args.new_tokens, **asdict(served)})
+                    repeats.append(asdict(measure_clients(server.address, tasks, ids=True)))
+                results.append({"prompt_tokens": tokens, "new_tokens": args.new_tokens, **_summed_up(repeats[1:])})
     return {"engine": engine, "ready_s": round(ready_s, 3), "results": results}
+
+
+def _summed_up(repeats: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median and the spread of each figure, and all repeats."""
+    found = {"clients": repeats[0]["clients"], "tokens": repeats[0]["tokens"]}
+    for name in FIGURES:
+        samples = [repeat[name] for repeat in repeats]
+        found |= {name: median(samples), f"{name}_spread": spread(samples)}
+    return {**found, "repeats": repeats}
 
 
 def _options(settings: EngineSettings, engine: str) -> Iterator[str]:
@@ -107,11 +138,9 @@ def _verdicts(bundle: Bundle, settings: EngineSettings, servers: Sequence[dict[s
 
 
 def _row(engine: str, found: dict[str, Any]) -> list[object]:
-    times = ("ttft_ms_p50", "ttft_ms_p99", "gap_ms_p50", "gap_ms_p99")
     return [
         engine,
         found["prompt_tokens"],
         found["clients"],
-        f"{found['tokens_per_second']:.1f}",
-        *(f"{found[name]:.1f}" for name in times),
+        *(with_spread(found[name], found[f"{name}_spread"], 1) for name in FIGURES),
     ]

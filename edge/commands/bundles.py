@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 REMEMBERED = ("run", "chat", "serve")  # verbs that use a bundle for what it is made for
-DOING = {"chat": "chatting with", "serve": "serving"}
+DOING = {"chat": "chatting with", "serve": "serving", "show": "showing"}  # verbs that can do without its name
 
 
 def find(args: argparse.Namespace) -> None:
@@ -20,7 +20,7 @@ def find(args: argparse.Namespace) -> None:
     from edge.models.recent import choose, remember
     from edge.runtime.bundle import is_bundle
 
-    if "bundle" not in args:
+    if "bundle" not in args or (args.bundle is None and args.verb not in DOING):
         return
     if args.bundle is None:
         choice = choose()

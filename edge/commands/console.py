@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from edge.commands import tables
@@ -72,8 +73,11 @@ def _with_progress(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
 
 @contextmanager
 def terminal_bar(description: str = "reading") -> Iterator[Bar | None]:
-    """A bar on stderr for one task: what is done, share, time, and the field `left`; None if that is not a terminal."""
-    if not sys.stderr.isatty():
+    """A bar on stderr for one task: what is done, share, time, and the field `left`.
+
+    None if that is not a terminal, or if rich is left out, as a slim installation does.
+    """
+    if not sys.stderr.isatty() or find_spec("rich") is None:
         yield None
         return
     from rich.console import Console

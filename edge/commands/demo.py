@@ -19,13 +19,13 @@ from pathlib import Path
 from edge.commands.help import told
 
 QUESTION = "What is the capital of France?"
-RECIPE = "int4-asym-g64"  # the model is 576 wide, which has no groups of 128
-
+EARLIER = "int4-asym-g64"  # the recipe of demos before the default had scaled channels
 MAX_NEW_TOKENS = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", nargs="?", metavar="OUT", help=told("the bundle folder", "in the user's cache folder"))
+    parser.add_argument("--fresh", action="store_true", help="start anew where an export to OUT was stopped")
     parser.add_argument("--prompt", default=QUESTION, metavar="TEXT", help=told("the user message", QUESTION))
     parser.add_argument(
         "--max-new-tokens",
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from edge.commands.console import export_progress, human_bytes, show_answer
     from edge.commands.ending import telling_what_is_kept
     from edge.export.checkpoint.default import find_checkpoint
+    from edge.export.compress.recipes import DEFAULT
     from edge.export.pipeline import export, is_export_of
     from edge.models.recent import remember
     from edge.runtime.cache_folder import cache_folder
@@ -49,14 +50,14 @@ def run(args: argparse.Namespace) -> int:
 
     generation_settings(max_new_tokens=args.max_new_tokens)
     source = find_checkpoint()
-    out = Path(args.out) if args.out else cache_folder() / f"smollm2-135m-{RECIPE}"
+    out = Path(args.out) if args.out else cache_folder() / f"smollm2-135m-{DEFAULT}"
     export_s = 0.0
-    if not is_export_of(out, source, RECIPE):
+    if not is_export_of(out, source, DEFAULT):
         ours = _is_of_a_demo(out, source)
-        print(f"exporting {source} with recipe {RECIPE} to {out}", file=sys.stderr)
+        print(f"exporting {source} with recipe {DEFAULT} to {out}", file=sys.stderr)
         started = time.perf_counter()
         with telling_what_is_kept(out), export_progress() as progress:
-            export(source, out, RECIPE, force=ours, progress=progress)
+            export(source, out, DEFAULT, force=ours, fresh=args.fresh, progress=progress)
         export_s = time.perf_counter() - started
 
     remember(out)
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _is_of_a_demo(out: Path, source: Path) -> bool:
     """Whether a demo made the bundle at `out`, with other versions maybe. Raises OutputError for another bundle."""
+    from edge.export.compress.recipes import DEFAULT
     from edge.export.destination import manifest_of
     from edge.runtime import bundle
     from edge.runtime.errors import OutputError, shown
@@ -86,7 +88,10 @@ def _is_of_a_demo(out: Path, source: Path) -> bool:
     if not bundle.is_bundle(out):
         return False
     manifest = manifest_of(out)
-    if (manifest.get("source"), manifest.get("recipe"), manifest.get("adapter", "")) == (source.name, RECIPE, ""):
+    if (manifest.get("source"), manifest.get("adapter", "")) == (source.name, "") and manifest.get("recipe") in (
+        DEFAULT,
+        EARLIER,
+    ):
         return True
     raise OutputError(
         f"{out} is a bundle of {shown(manifest.get('source'))} with recipe {shown(manifest.get('recipe'))}, which the "

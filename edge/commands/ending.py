@@ -64,12 +64,13 @@ def _watched(out: Path) -> Iterator[None]:
 
 def _tell_of_signal(number: int, out: Path) -> None:
     from edge.export.destination import find_destination
+    from edge.export.output import told_kept
     from edge.runtime.errors import OutputError
 
     try:
         work = find_destination(out).work
-        kept = f"; what is done is kept in {work}: the same command resumes there; to give it up, delete that folder"
-        line = f"edge: ended by {signal.Signals(number).name}{kept if work.is_dir() else ''}\n"
+        kept = f"; {told_kept(work)}" if work.is_dir() else ""
+        line = f"edge: ended by {signal.Signals(number).name}{kept}\n"
         os.write(2, line.encode(errors="backslashreplace"))
     except (OSError, OutputError):
         pass  # there is no one left to read it

@@ -2,8 +2,7 @@
 
 OUT is a name, or the path of a new or an empty folder; a mount point will do. An export that was interrupted, killed,
 or stopped by a full disk keeps its finished work in a hidden folder, .OUT.partial beside OUT or .export.partial inside
-it. The same command resumes from there, and another command for the same OUT starts over; delete that folder to discard
-the work.
+it. The same command resumes from there, with --fresh it starts anew, and so does another command for the same OUT.
 
 `edge recipes` lists the recipes.
 
@@ -18,26 +17,23 @@ examples:
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.commands import kinds
-from edge.commands.export_place import OUT_HELP, settle
+from edge.commands import kinds, options
+from edge.commands.export_place import OUT_HELP, settle, tell_what_is_cached
 from edge.commands.help import told, usual
 from edge.export.compress.recipes import DEFAULT
 from edge.export.settings import DEVICES, FORMATS, ExportSettings, Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from edge.commands.export_told import Telling
     from edge.export.settings import ExportSettings
-    from edge.export.stages import Progress
     from edge.runtime.manifest import Manifest
 
-SHARED = ("recipe", "format", "force")  # settings that the other frontend has a use for
+SHARED = ("recipe", "format", "force", "fresh")  # settings that the other frontend has a use for
 FRONTENDS = ("native", "optimum")  # the first is the default
 
 
@@ -55,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="replace the bundle in OUT; files there that its manifest does not name are kept",
     )
+    parser.add_argument("--fresh", action="store_true", help="start anew where an export to OUT was stopped")
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -71,6 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=FRONTENDS[0],
         help=told("what builds the graph; optimum-intel knows more architectures", FRONTENDS[0]),
     )
+    parser.add_argument("--verbose", action="store_true", help="print every check, and why weights are special")
+    options.add_json(parser)
     model = parser.add_argument_group("model")
     model.add_argument("--adapter", metavar="DIR", help="merge this PEFT LoRA into the weights")
     model.add_argument("--rope-theta", type=float, metavar="X", help="rotary base, instead of the checkpoint's")
@@ -80,7 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     precision = parser.add_argument_group("precision")
     precision.add_argument("--recipe", metavar="NAME", help=told("a recipe listed by `edge recipes`", DEFAULT))
     precision.add_argument(
-        "--embedding", metavar="PRECISION", help=f"precision of the embedding, like {DEFAULT}, instead of the recipe's"
+        "--embedding",
+        metavar="PRECISION",
+        help="precision of the embedding, like int4-asym-g128, instead of the recipe's",
     )
     precision.add_argument(
         "--head", metavar="PRECISION", help="precision of the vocabulary projection, instead of the recipe's"
@@ -111,44 +112,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from edge.commands.console import export_progress, human_bytes
     from edge.commands.ending import telling_what_is_kept
+    from edge.commands.export_told import Telling, print_done, tell_done
     from edge.models.recent import remember
 
     settle(args)
+    out = Path(args.out)
     if args.dry_run:
         return _dry_run(args)
     started = time.perf_counter()
-    with telling_what_is_kept(Path(args.out)), export_progress() as progress:
-        manifest = _export(args, progress)
-    remember(Path(args.out))
-    for decision in manifest.decisions:
-        print(f"  {decision}")
-    for check in manifest.checks:
-        explained = f", rounding explains {check.expected:.1e}" if check.expected else ""
-        print(f"  {check.stage:<10} off by {check.error:.2e} of its output{explained}")
-    for warning in manifest.warnings:
-        print(f"edge: warning: {warning}", file=sys.stderr)
-    notes: dict[str, int] = {}
-    for tensor in manifest.tensors.values():
-        if tensor.note and len(tensor.shape) == 2:
-            key = f"{tensor.precision}: {tensor.note}"
-            notes[key] = notes.get(key, 0) + 1
-    for note, count in notes.items():
-        print(f"  {count} weight{'s' if count > 1 else ''} at {note}")
-    print(
-        f"{args.out}: {manifest.recipe}, {human_bytes(manifest.weight_bytes)} of weights, "
-        f"{manifest.bits_per_weight:.2f} bits per weight, "
-        f"golden KLD {manifest.golden_kld:.4f}, {time.perf_counter() - started:.1f} s"
-    )
+    with telling_what_is_kept(out), Telling(out) as telling:
+        manifest = _export(args, telling)
+    remember(out)
+    seconds = time.perf_counter() - started
+    if args.json:
+        print_done(manifest, out, args.called, seconds)
+    else:
+        tell_done(manifest, out, args.called, seconds, verbose=args.verbose)
+        tell_what_is_cached(args.source)
     return 0
 
 
-def _export(args: argparse.Namespace, progress: Callable[[Progress], None]) -> Manifest:
+def _export(args: argparse.Namespace, telling: Telling) -> Manifest:
     names = [field.name for field in fields(ExportSettings)]
     if args.frontend == "optimum":
-        from edge.export.frontend_optimum.export import export_with_optimum
         from edge.runtime.errors import RecipeError
+        from edge.runtime.extras import missing_packages_named
+
+        with missing_packages_named("optimum"):
+            from edge.export.frontend_optimum.export import export_with_optimum
 
         names = [field.name for field in fields(ExportSettings)]
         if given := [name for name in names if name not in SHARED and getattr(args, name) is not None]:
@@ -156,14 +148,14 @@ def _export(args: argparse.Namespace, progress: Callable[[Progress], None]) -> M
             raise RecipeError(f"--{option} needs the native frontend; leave it or --frontend optimum out")
         if args.format not in (None, "openvino"):
             raise RecipeError(f"--frontend optimum makes OpenVINO graphs only, not {args.format}; leave --format out")
-        return export_with_optimum(args.source, args.out, args.recipe, force=args.force, progress=progress)
+        return export_with_optimum(args.source, args.out, args.recipe, force=args.force, progress=telling.progress)
     from edge.export.pipeline import export_with
 
-    return export_with(_settings(args), args.source, args.out, progress)
+    return export_with(_settings(args), args.source, args.out, telling.progress, telling.begin)
 
 
 def _dry_run(args: argparse.Namespace) -> int:
-    from edge.commands.export_dry_run import show_dry_run
+    from edge.commands.export_dry_run import print_dry_run, show_dry_run
     from edge.export.forecast.dry_run import dry_run
     from edge.runtime.errors import RecipeError
 
@@ -172,7 +164,11 @@ def _dry_run(args: argparse.Namespace) -> int:
             "--dry-run cannot tell the weights of a graph that optimum-intel has yet to make; leave it or --frontend "
             "optimum out"
         )
-    show_dry_run(dry_run(_settings(args), args.source, args.out), args.out)
+    run = dry_run(_settings(args), args.source, args.out)
+    if args.json:
+        print_dry_run(run, args.out)
+    else:
+        show_dry_run(run, args.out)
     return 0
 
 

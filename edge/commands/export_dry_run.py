@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from edge.commands.console import human_bytes, print_table
+from edge.commands.console import human_bytes, print_json, print_table
 from edge.commands.weight_rows import AS_SAID, alike, shape_text
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def show_dry_run(run: DryRun, out: str) -> None:
         print(
             f"{run.recipe}: {run.least_bytes:,} bytes of weights, {run.assignments.bits_per_weight:.2f} bits per weight"
         )
+    print(f"memory: about {human_bytes(run.memory_bytes)} that the system cannot drop, at the peak")
     print(
         f"disk: at most {human_bytes(run.bundle_bytes)} for the bundle, {human_bytes(run.peak_bytes)} while it is "
         f"made; {human_bytes(run.free_bytes)} free"
@@ -44,6 +45,34 @@ def show_dry_run(run: DryRun, out: str) -> None:
     measuring = f"about {duration(run.measuring_s)} to measure matrices, then " if run.options else ""
     print(f"time: {measuring}about {duration(run.seconds)}, on this machine as busy as it is now")
     print(f"{out}: nothing was written")
+
+
+def print_dry_run(run: DryRun, out: str) -> None:
+    """The same as one JSON object."""
+    print_json(
+        {
+            "bundle": out,
+            "recipe": run.recipe,
+            "least_bytes": run.least_bytes,
+            "most_bytes": run.most_bytes,
+            "bundle_bytes": run.bundle_bytes,
+            "peak_bytes": run.peak_bytes,
+            "free_bytes": run.free_bytes,
+            "memory_bytes": run.memory_bytes,
+            "seconds": round(run.seconds, 1),
+            "measuring_seconds": round(run.measuring_s, 1),
+            "warnings": list(run.warnings),
+            "decisions": list(run.decisions),
+            "weights": {
+                name: {
+                    "shape": list(found.shape),
+                    "may_become": [str(option) for option in run.options.get(name, (found.precision,))],
+                    "why": found.note,
+                }
+                for name, found in run.assignments.items()
+            },
+        }
+    )
 
 
 def _print_assignments(run: DryRun) -> None:

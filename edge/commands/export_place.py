@@ -1,4 +1,4 @@
-"""Where `edge export` puts a bundle: a path, or a name in the models folder, given or made up.
+"""Where `edge export` puts a bundle, a path or a name in the models folder; and what it leaves elsewhere.
 
 In: parsed arguments. Out: their `out` as a path, and their `called` as other commands take it. Makes nothing.
 """
@@ -31,6 +31,15 @@ def settle(args: argparse.Namespace) -> None:
         args.out = str(path)
         if sys.stderr.isatty():  # the last line of an export says it, too
             print(f"edge: making {args.called} in {path.parent}", file=sys.stderr)
+
+
+def tell_what_is_cached(source: str) -> None:
+    """Say what a download has left, which the bundle does not need."""
+    from edge.commands.console import human_bytes
+    from edge.models.hub_cache import find_cached
+
+    if not os.path.lexists(source) and (cached := find_cached(source)) is not None:
+        print(cached.told(human_bytes(cached.bytes)))
 
 
 def _made_up(args: argparse.Namespace) -> str:

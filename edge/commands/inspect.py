@@ -80,18 +80,17 @@ def _bundle(path: Path, as_json: bool) -> int:
 
 def _checkpoint(source: str, as_json: bool) -> int:
     from edge.commands.console import human_bytes, print_json, print_table
+    from edge.commands.recipes import weight_bytes
     from edge.export.architectures.doubts import doubts
     from edge.export.architectures.registry import describe
-    from edge.export.assignment import assign
     from edge.export.checkpoint.checkpoint import open_checkpoint
     from edge.export.compress.recipes import recipes
-    from edge.export.weights.rotation import rotated_spec
 
     checkpoint = open_checkpoint(source, download=False)
     spec, _ = describe(checkpoint)
     warnings = doubts(checkpoint, spec)
-    sizes = {
-        name: assign(recipe, rotated_spec(spec) if recipe.rotate else spec).nbytes for name, recipe in recipes().items()
+    sizes = {  # without those that a model of this kind cannot have
+        name: size for name, recipe in recipes().items() if (size := weight_bytes(recipe, spec)) is not None
     }
     tensors = len(checkpoint.shapes)
     if as_json:

@@ -63,6 +63,11 @@ def path(text: str) -> str:
     return text
 
 
+def is_path(kind: object) -> bool:
+    """Whether arguments of a type are paths."""
+    return kind is path
+
+
 def device_name(text: str) -> str:
     """What could be one."""
     return str(_taken("it", Text(longest=MAX_NAME), text))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edge.runtime.messages import Message
 
 
-def add_messages(parser: argparse.ArgumentParser) -> None:
+def add_messages(parser: argparse._ActionsContainer) -> None:
     """A conversation to continue."""
     parser.add_argument(
         "--messages",

@@ -170,7 +170,7 @@ def argument_or_stdin(value: str | None, what: str, purpose: str = "text") -> st
     import sys
 
     from edge.commands.streams import read_stdin
-    from edge.runtime.unicode import check_text, decode_text
+    from edge.runtime.unicode import check_text, decode_text, told_encoding
 
     if value not in (None, "-"):
         text = check_text(value, what)
@@ -179,25 +179,22 @@ def argument_or_stdin(value: str | None, what: str, purpose: str = "text") -> st
         return text
     if value is None and sys.stdin is not None and sys.stdin.isatty():
         raise SettingsError(f"{what} is missing; give {purpose}, or pipe it in")
-    text = decode_text(read_stdin(), "standard input")  # whatever encoding the terminal has
-    # With line ends of every system, as a text file is read, and without the mark that PowerShell begins with.
-    text = io.StringIO(text.removeprefix("\ufeff"), newline=None).read()
+    text = decode_text(read_stdin(), "standard input", otherwise=told_encoding())  # whatever the terminal has
+    text = io.StringIO(text, newline=None).read()  # with line ends of every system, as a text file is read
     if not text.strip():
         raise PromptError(f"{what} is empty: nothing came from standard input; give {purpose}")
     return text
 
 
 def read_text(name: str) -> str:
-    """The UTF-8 text of a file or pipe that was named, with line ends of every system. Raises SettingsError."""
+    """The text of a file or pipe that was named, with line ends of every system. Raises SettingsError."""
     import io
     from pathlib import Path
 
     from edge.commands.streams import read_pipe
-    from edge.runtime.files import read_file
+    from edge.runtime.files import read_file, shown_path
+    from edge.runtime.unicode import decode_text
 
     file = Path(name)
     data = read_pipe(file) if file.is_fifo() else read_file(file, SettingsError, "give a file of UTF-8 text")
-    try:
-        return io.StringIO(data.decode("utf-8-sig"), newline=None).read()
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{name} cannot be read as text ({error}); convert it to UTF-8") from error
+    return io.StringIO(decode_text(data, shown_path(name), error=SettingsError), newline=None).read()

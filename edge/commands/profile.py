@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +23,16 @@ from edge.runtime.settings import KV_PRECISIONS
 
 if TYPE_CHECKING:
     from edge.profiles.comparison import Pair
-    from edge.profiles.record import Profile
-    from edge.profiles.sweep_progress import SweepProgress
+    from edge.profiles.record import Profile, Row
 
+FRONTS = ("size", "speed")  # as the last column of the table names them
+KEPT = ("KLD",)  # besides the names of rows: what the narrowest terminal gets
 ADVICE = "to measure a checkpoint: edge profile run CHECKPOINT OUT"  # to those who give no action
 NEEDED = ("matplotlib", "nncf", "scipy")  # by the last steps of hours of work, so looked for before
 RUN = """Export a checkpoint with several recipes, and measure each bundle against the float model.
 
-OUT gets profile.json, profile.md, profile.html and the plots. Finished work is kept there: the same command resumes
-where it stopped, and one with more recipes measures only those.
+OUT gets profile.json, profile.md, profile.html and the plots, anew after each setting that is measured. Finished work
+is kept there: the same command resumes where it stopped, and one with more recipes measures only those.
 
 examples:
   edge profile run glm-4-9b-chat-hf glm4-profile
@@ -48,7 +47,7 @@ examples:
   edge profile compare before after
   edge profile compare out:int8-asym/onnx out:int4-asym-g128/onnx
 """
-REPORT = """Write tables, page and plots again from OUT/profile.json.
+REPORT = """Write tables, page and plots again from OUT/profile.json, also while a sweep is writing it.
 
 examples:
   edge profile report out
@@ -137,21 +136,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from importlib.util import find_spec
-
     from edge.commands.console import print_json
+    from edge.commands.profile_progress import shown_progress
     from edge.profiles.limits import SPEED_METRICS, describe_failures, parse_limit
     from edge.profiles.report import check_folder, write_report
     from edge.profiles.sweep import sweep
     from edge.runtime.errors import ProfileError, SettingsError
+    from edge.runtime.extras import check_installed
 
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise ModuleNotFoundError(name=missing[0])
+    check_installed(*NEEDED, needed="profile")
     limits = [parse_limit(text) for text in args.fail_if]
     if args.no_speed and (wrong := [limit for limit in limits if limit.metric in SPEED_METRICS]):
         raise SettingsError(f"--fail-if {wrong[0]} needs speed; leave --no-speed out")
     check_folder(Path(args.out))
-    with _progress() as progress:
+    with shown_progress(Path(args.out)) as progress:
         profile = sweep(args.source, args.out, _settings(args), progress)
     write_report(profile, Path(args.out))
     if args.json:
@@ -216,22 +214,46 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _print_profile(profile: Profile, out: Path) -> None:
+    """The table; a terminal gets what fits, and a word on what is the same in every row."""
     from edge.commands.console import print_table
-    from edge.profiles.report import COLUMNS
+    from edge.commands.tables import print_text
+    from edge.profiles.columns import COLUMNS, FOR_TERMINALS, NAME, Column, same_in_all, told_once
+    from edge.profiles.report import front_names, spread_unknown, warnings
 
+    fronts = front_names(profile)
+
+    def on(row: Row) -> str:
+        found = [figure for figure, names in fronts.items() if row.name in names]
+        return "both" if len(found) == len(FRONTS) else " ".join(found)
+
+    columns, once = COLUMNS, list[Column]()
+    if sys.stdout.isatty():
+        columns, once = FOR_TERMINALS, told_once(profile.rows, FOR_TERMINALS)
+    shown = [column for column in columns if column not in once]
+    for line in (*warnings(profile), same_in_all(profile.rows, once)):
+        if line:
+            print_text(line)
+    spare = [c.title for c in reversed(FOR_TERMINALS) if c.group != NAME and c.title not in KEPT]
     print_table(
-        [column.title for column in COLUMNS], ([column.text(row) for column in COLUMNS] for row in profile.rows)
+        [*(column.title for column in shown), "front"],
+        ([*(column.text(row) for column in shown), on(row)] for row in profile.rows),
+        spare=[*spare[:-2], "front", *spare[-2:]],
+        prose=["engine"],
+        elsewhere=f"all of it is in {out}",
     )
-    for note in profile.notes:
-        print(note)
+    for line in (*spread_unknown(profile), *profile.notes):
+        print_text(line)
     print(f"{out}: profile.json, profile.md, profile.html and plots")
 
 
 def _compare(args: argparse.Namespace) -> int:
     from edge.commands.console import print_json
-    from edge.profiles.comparison import better, compare_named
+    from edge.profiles.comparison import better, compare_named, so_far
 
     pairs = compare_named(args.a, args.b)
+    for name in dict.fromkeys((args.a, args.b)):
+        if state := so_far(name):
+            print(f"edge: {name}: {state}", file=sys.stderr)
     if args.json:
         print_json({"pairs": [_pair_json(pair) for pair in pairs]})
         return 0
@@ -263,47 +285,3 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
             for name, d in found.items()
         },
     }
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[SweepProgress], None]]:
-    """A line on stderr for each cell; where stderr is a terminal, below them a bar with the step and the time left."""
-    from edge.commands.console import terminal_bar
-    from edge.runtime.terminal_text import visible
-
-    with terminal_bar() as bar:
-        if bar is None:
-            yield _tell
-            return
-        task = bar.task_ids[0]
-
-        def show(progress: SweepProgress) -> None:
-            if line := _line(progress):
-                bar.console.print(visible(line), markup=False, highlight=False)
-            left = "" if progress.seconds_left is None else f"{progress.seconds_left:.0f} s left"
-            bar.update(
-                task,
-                description=f"{progress.step}: {progress.phase}",
-                completed=progress.steps_done + progress.share,
-                total=max(progress.num_steps, 1),
-                left=left,
-            )
-
-        yield show
-
-
-def _tell(progress: SweepProgress) -> None:
-    if line := _line(progress):
-        print(line, file=sys.stderr, flush=True)
-
-
-def _line(progress: SweepProgress) -> str:
-    """What is left on the screen of a finished cell; empty while one is being measured."""
-    row, done = progress.row, f"[{progress.steps_done}/{progress.num_steps}]"
-    if progress.failure is not None:
-        return f"{done} {progress.failure.name}: failed: {progress.failure.error}"
-    if row is None:
-        return ""
-    tps = row.decode_tokens_per_second
-    speed = "" if tps is None else f", {tps:.1f} tok/s"
-    return f"{done} {row.name}: KLD {row.accuracy.kld:.5f}, {row.weight_bytes:,} bytes{speed}"

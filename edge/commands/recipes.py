@@ -1,17 +1,21 @@
-"""List the recipes of `edge export` with their size, needs and measured loss.
+"""List the recipes of `edge export` with their size, loss, time and needs.
 
-Sizes are those of GLM-4-9B, or of the checkpoint that --shapes names. KLD is the distance from the float model,
-measured on the small model of `edge demo`. Measure your own checkpoint with `edge profile run`.
+First the three to choose from, then, with --all, the whole list. Sizes are those of GLM-4-9B, or of the checkpoint that
+--shapes names, of which nothing is downloaded. Loss is measured on the small model of `edge demo`; measure your own
+checkpoint with `edge profile run`.
 
 examples:
   edge recipes
   edge recipes --shapes glm-4-9b-chat-hf
+  edge recipes --all
   edge recipes --json
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edge.commands import options
@@ -42,9 +46,12 @@ GLM4_9B = ModelSpec(
 )
 MODEL = "GLM-4-9B"
 MEASURED = ("results", "profile.json")  # in edge.profiles: the default profile of the demo checkpoint
+ALSO_MEASURED = ("results", "recipes.json")  # by the same text: the accuracy of more recipes
+UNIT = "int4-asym-g128"  # whose time is 1: the default does the same work, and scales channels in passing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="list every recipe, with its KLD on every engine")
     parser.add_argument(
         "--shapes",
         metavar="PATH",
@@ -61,11 +68,26 @@ def run(args: argparse.Namespace) -> int:
 
     spec, model = (GLM4_9B, MODEL) if args.shapes is None else (_spec(args.shapes), args.shapes)
     profile = measured()
-    found = [_facts(recipe, spec, profile) for recipe in recipes().values()]
+    found = {recipe.name: _facts(recipe, spec, profile) for recipe in recipes().values()}
+    chosen = tiers(spec, profile)
     if args.json:
-        print_json({"model": model, "parameters": spec.num_parameters, "measured": _origin(profile), "recipes": found})
+        origin = _origin(profile)
+        parameters = spec.num_parameters
+        print_json(
+            {
+                "model": model,
+                "parameters": parameters,
+                "measured": origin,
+                "tiers": chosen,
+                "recipes": [*found.values()],
+            }
+        )
+        return 0
+    if args.all:
+        _print_all(found, chosen, profile)
     else:
-        _print(found, model, spec, profile)
+        _print_tiers(found, chosen)
+    _print_origin(model, spec, profile, every=args.all)
     return 0
 
 
@@ -73,6 +95,21 @@ def weight_bytes(recipe: Recipe, spec: ModelSpec) -> int | None:
     """Bytes of all weights of a model, scales and zero points included; None where the model cannot have the recipe."""
     assignments = _assigned(recipe, spec)
     return None if assignments is None else assignments.nbytes
+
+
+def tiers(spec: ModelSpec, profile: Profile) -> dict[str, str]:
+    """Which recipe is the default, which the most accurate of that size, and which the smallest, for a model."""
+    from edge.export.compress.recipes import DEFAULT, recipes
+
+    sizes = {name: size for name, recipe in recipes().items() if (size := weight_bytes(recipe, spec)) is not None}
+    losses = {name: _kld(profile, name) for name in sizes}
+
+    def loss(name: str) -> float:
+        return math.inf if losses[name] is None else float(losses[name] or 0.0)
+
+    best = min((name for name in sizes if sizes[name] <= sizes[DEFAULT]), key=loss)
+    smallest = min(sizes, key=lambda name: (sizes[name], loss(name)))
+    return {"default": DEFAULT, "best": best, "smallest": smallest}
 
 
 def _assigned(recipe: Recipe, spec: ModelSpec) -> Assignments | None:
@@ -86,12 +123,17 @@ def _assigned(recipe: Recipe, spec: ModelSpec) -> Assignments | None:
 
 
 def measured() -> Profile:
-    """What `benchmarks/results.py` measured with the demo checkpoint, as it is shipped."""
+    """What `benchmarks/results.py` measured with the demo checkpoint, and the accuracy of more recipes, as shipped."""
     from importlib.resources import files
 
     from edge.profiles.record import Profile
 
-    return Profile.from_json(files("edge.profiles").joinpath(*MEASURED).read_text(encoding="utf-8"))
+    main, more = (
+        Profile.from_json(files("edge.profiles").joinpath(*place).read_text(encoding="utf-8"))
+        for place in (MEASURED, ALSO_MEASURED)
+    )
+    known = {row.name for row in main.rows}
+    return replace(main, rows=(*main.rows, *(row for row in more.rows if row.name not in known)))
 
 
 def _spec(source: str) -> ModelSpec:
@@ -102,14 +144,19 @@ def _spec(source: str) -> ModelSpec:
 
 
 def _facts(recipe: Recipe, spec: ModelSpec, profile: Profile) -> dict[str, Any]:  # Any: JSON
+    from edge.export.compress.recipes import DEFAULT
+
     assignments = _assigned(recipe, spec)
     rows = [row for row in _usual_rows(profile) if row.recipe == recipe.name]
+    own, usual = _kld(profile, recipe.name), _kld(profile, DEFAULT)
     return {
         "name": recipe.name,
         "description": recipe.description,
         "weight_bytes": None if assignments is None else assignments.nbytes,
         "bits_per_weight": None if assignments is None else assignments.bits_per_weight,
         "needs_calibration_text": recipe.calibrated,
+        "relative_loss": None if own is None or usual is None else round(own / usual, 3),
+        "relative_time": _relative_time(recipe, profile),
         "measured": {
             row.engine: {"kld": row.accuracy.kld, "kld_stderr": row.accuracy.kld_stderr, "kv_cache": row.kv_cache}
             for row in rows
@@ -124,6 +171,28 @@ def _usual_rows(profile: Profile) -> list[Row]:
     return [row for row in profile.rows if row.setting == DEFAULT_SETTING]
 
 
+def _kld(profile: Profile, recipe: str) -> float | None:
+    """The mean KLD over engines; None for what was not measured."""
+    found = [row.accuracy.kld for row in _usual_rows(profile) if row.recipe == recipe]
+    return sum(found) / len(found) if found else None
+
+
+def _relative_time(recipe: Recipe, profile: Profile) -> float | None:
+    """How long an export of the demo checkpoint takes, over that of the default; None for what was not measured.
+
+    Time depends on what is done and not on the size of groups, so a recipe may have that of another one.
+    """
+    from edge.export.compress.recipes import find_recipe
+
+    def work(other: Recipe) -> tuple[object, ...]:
+        return other.linear.bits, other.method, other.rotate, other.awq == "inputs", other.rank > 0
+
+    timed = {row.recipe: row.export_s for row in _usual_rows(profile) if row.export_s is not None}
+    alike = [name for name in timed if work(find_recipe(name)) == work(recipe)]
+    name = recipe.name if recipe.name in timed else next(iter(alike), None)
+    return None if name is None or UNIT not in timed else round(timed[name] / timed[UNIT], 1)
+
+
 def _origin(profile: Profile) -> dict[str, Any]:  # Any: JSON
     """What the measured figures were measured on and with."""
     return {
@@ -136,8 +205,26 @@ def _origin(profile: Profile) -> dict[str, Any]:  # Any: JSON
     }
 
 
-def _print(found: list[dict[str, Any]], model: str, spec: ModelSpec, profile: Profile) -> None:
-    from edge.commands.console import human_bytes, print_table
+def _print_tiers(found: dict[str, dict[str, Any]], chosen: dict[str, str]) -> None:
+    from edge.commands.console import print_table
+
+    rows = [
+        [
+            tier,
+            name,
+            _size(found[name]),
+            _relative(found[name]["relative_loss"], 2),
+            _time(found[name]),
+            _text(found[name]),
+        ]
+        for tier, name in chosen.items()
+    ]
+    print_table(["", "recipe", "size", "loss", "time", "needs text"], rows)
+    print(f"\n`edge recipes --all` lists all {len(found)}; `edge export SOURCE NAME --recipe RECIPE` takes one")
+
+
+def _print_all(found: dict[str, dict[str, Any]], chosen: dict[str, str], profile: Profile) -> None:
+    from edge.commands.console import print_table
 
     engines = list(dict.fromkeys(row.engine for row in _usual_rows(profile)))
 
@@ -145,28 +232,53 @@ def _print(found: list[dict[str, Any]], model: str, spec: ModelSpec, profile: Pr
         figures = facts["measured"].get(engine)
         return "not measured" if figures is None else f"{figures['kld']:.4f} ± {figures['kld_stderr']:.4f}"
 
-    print_table(
-        ["recipe", "bits/weight", "size", "needs text", *(f"KLD, {engine}" for engine in engines), "what it is"],
-        (
-            [
-                facts["name"],
-                *(
-                    ["-", "not for this model"]
-                    if facts["weight_bytes"] is None
-                    else [f"{facts['bits_per_weight']:.2f}", human_bytes(facts["weight_bytes"])]
-                ),
-                "yes" if facts["needs_calibration_text"] else "no",
-                *(kld(facts, engine) for engine in engines),
-                facts["description"],
-            ]
-            for facts in found
-        ),
-    )
+    of_tier = {name: tier for tier, name in reversed(chosen.items())}
+    rows = [
+        [
+            facts["name"],
+            "-" if facts["weight_bytes"] is None else f"{facts['bits_per_weight']:.2f}",
+            _size(facts),
+            _time(facts),
+            "yes" if facts["needs_calibration_text"] else "no",
+            *(kld(facts, engine) for engine in engines),
+        ]
+        for facts in sorted(found.values(), key=lambda facts: facts["name"] not in of_tier)
+    ]
+    print_table(["recipe", "bits", "size", "time", "text", *(f"KLD, {engine}" for engine in engines)], rows)
+    print("\n" + "\n".join(f"{tier}: {name}" for tier, name in chosen.items()))
+    print("what each does: docs/recipes.md, and `edge recipes --json`")
+
+
+def _size(facts: dict[str, Any]) -> str:
+    from edge.commands.console import human_bytes
+
+    return "cannot have" if facts["weight_bytes"] is None else human_bytes(facts["weight_bytes"])
+
+
+def _relative(value: float | None, digits: int) -> str:
+    return "unknown" if value is None else f"{value:.{digits}f}"
+
+
+def _time(facts: dict[str, Any]) -> str:
+    return _relative(facts["relative_time"], 1)
+
+
+def _text(facts: dict[str, Any]) -> str:
+    return "yes, hours for 9B" if facts["needs_calibration_text"] else "no"
+
+
+def _print_origin(model: str, spec: ModelSpec, profile: Profile, *, every: bool) -> None:
     origin, packages = _origin(profile), {"openvino": "openvino", "onnx": "onnxruntime"}
     engine_versions = (f"{package} {profile.versions[package]}" for package in packages.values())
-    print(f"\nbits/weight and size: the weights of {model}, {spec.num_parameters:,} parameters")
+    what = (
+        "KLD: nats/token from the float model ± standard error"
+        if every
+        else "loss: KLD from the float model, that of the default is 1"
+    )
     print(
-        f"KLD: nats/token from the float model ± standard error, of {origin['source']}\n"
+        f"\nsize: the weights of {model}, {spec.num_parameters:,} parameters\n"
+        f"time: of an export of the demo model, that of the default is 1\n"
+        f"{what}, of {origin['source']}\n"
         f"  over {origin['tokens']:,} tokens of {origin['text']},\n"
         f"  with edgeglm {profile.versions['edgeglm']}, {', '.join(engine_versions)} on {profile.machine['processor']}"
     )

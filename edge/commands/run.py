@@ -38,9 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the user message; - reads it from stdin, and so does none if one is piped in; --messages can do without",
     )
     prompt.required = False  # nargs="?" would not find it after an option, in Python 3.11
-    parser.add_argument("--raw", action="store_true", help="continue PROMPT as it is, without the chat template")
-    messages.add_messages(parser)
-    documents.add_documents(parser)
+    asked = parser.add_argument_group("what is asked")
+    asked.add_argument("--raw", action="store_true", help="continue PROMPT as it is, without the chat template")
+    messages.add_messages(asked)
+    documents.add_documents(asked)
     options.add_json(parser)
     options.add_verbose(parser)
     options.add_engine(parser)

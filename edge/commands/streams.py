@@ -3,6 +3,7 @@
 In: what the process was given as stdin, stdout and stderr. Out: `guarded`, under which print and argparse write through
 the guards of this file, and bytes read from stdin and other pipes. Knows nothing about what is printed.
 
+    a file or a pipe                 UTF-8, whatever the code page is, unless the environment names an encoding
     closed when the process starts   /dev/null in its place, or the next file that is opened would get its number;
                                      stdout and verbs that want stdin raise an error, stderr is done without
     an encoding that lacks a letter  \\u2603 in its place
@@ -26,6 +27,7 @@ from typing import TextIO
 from edge.runtime.errors import OutputError, PromptError, SettingsError
 from edge.runtime.files import SMALL_BYTES
 from edge.runtime.terminal_text import visible
+from edge.runtime.unicode import told_encoding
 
 _STDIN = "standard input"
 
@@ -43,7 +45,7 @@ class _Guard(io.TextIOWrapper):
         self._terminal, self._quiet = stream.isatty(), quiet
         super().__init__(
             stream.buffer,
-            stream.encoding,
+            stream.encoding if self._terminal or told_encoding() else "utf-8",
             "backslashreplace",
             line_buffering=stream.line_buffering,
             write_through=stream.write_through,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from dataclasses import dataclass
 from edge.runtime.terminal_text import on_one_line
 
 MOST_LINES = 3  # of a row
-PROSE = 12  # columns that prose gets before anything else is cut
+FEW = 12  # columns of the terminal that a kind of texts keeps while others are wider
 GAP = 2  # columns of the terminal between two of the table
 USUAL_SIZE = (100, 24)  # of a terminal that does not tell
 ELSEWHERE = "`| cat` shows all"
 # Figures go to the right: with an error or a unit, and what was not measured.
 _FIGURE = re.compile(r"[+-]?[\d.,]+( ± [\d.,?]+)?( of \d+)?( ?(%|[kMG]?B|ms|s))?|-|")
+
+_PARTS = re.compile(r"[^\s-]*[\s-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +81,24 @@ def print_table(
     for title in spare:
         if _total(narrowest.values()) <= width:
             break
+        if title not in narrowest:
+            continue
         left_out.append(title)
         del narrowest[title]
     found = [column for column in found if column.title in narrowest]
     cut = _print_narrow(found, list(narrowest.values()), width)
     if left_out or cut:
         what = [f"left out: {'; '.join(left_out)}"] * bool(left_out) + ["some texts are cut"] * cut
-        print(f"({', '.join(what)}; {elsewhere})")
+        print_text(f"({', '.join(what)}; {elsewhere})")
     return None
+
+
+def print_text(text: str) -> None:
+    """Print a paragraph; a terminal gets it in lines that break no word."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size(USUAL_SIZE).columns or USUAL_SIZE[0]
+        text = "\n".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
+    print(text)
 
 
 def cell_width(text: str) -> int:
@@ -117,8 +130,7 @@ def _print_narrow(columns: Sequence[_Column], narrowest: Sequence[int], width: i
     from rich.table import Table
     from rich.text import Text
 
-    natural, prose = [column.natural for column in columns], [column.prose for column in columns]
-    widths = _fitted(narrowest, natural, prose, width)
+    widths = _fitted(columns, narrowest, width)
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), collapse_padding=True, show_edge=False)
     cut = False
 
@@ -142,13 +154,15 @@ def _print_narrow(columns: Sequence[_Column], narrowest: Sequence[int], width: i
     return cut
 
 
-def _fitted(narrowest: Sequence[int], natural: Sequence[int], prose: Sequence[bool], width: int) -> list[int]:
-    """Widths of columns, together at most `width`: too much is taken from prose, then from the widest column."""
-    widths = list(narrowest)
-    while (excess := _total(widths) - width) > 0 and max(widths) > 1:
-        long = [i for i, wide in enumerate(widths) if prose[i] and wide > PROSE] or range(len(widths))
-        widest = max(long, key=lambda i: widths[i])
-        widths[widest] -= min(excess, max(widths[widest] - PROSE, 1)) if prose[widest] else 1
+def _fitted(columns: Sequence[_Column], narrowest: Sequence[int], width: int) -> list[int]:
+    """Widths of columns, together at most `width`: too much is taken from prose, then from names, then from figures."""
+    widths, natural = list(narrowest), [column.natural for column in columns]
+    prose = [i for i, column in enumerate(columns) if column.prose]
+    names = [i for i, column in enumerate(columns) if not column.figures]
+    while _total(widths) > width and max(widths) > 1:
+        kinds = (prose, names, range(len(widths)))
+        wide = next((kind for kind in kinds if any(widths[i] > FEW for i in kind)), kinds[-1])
+        widths[max(wide, key=lambda i: widths[i])] -= 1
     while _total(widths) < width and (short := [i for i, wide in enumerate(widths) if wide < natural[i]]):
         widths[max(short, key=lambda i: natural[i] - widths[i])] += 1
     return widths
@@ -160,13 +174,20 @@ def _total(widths: Iterable[int]) -> int:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """The lines of a text, words broken only where one alone is too long."""
-    from rich.console import Console
-    from rich.text import Text
+    """The lines of a text, broken at blanks and after hyphens, and elsewhere only where a part alone is too long."""
+    from rich.cells import chop_cells
 
     if cell_width(text) <= width:
         return [text]
-    return [line.plain.rstrip() for line in Text(text).wrap(Console(width=width), width, overflow="fold")]
+    lines = [""]
+    for part in _PARTS.findall(text):
+        if cell_width(lines[-1] + part.rstrip()) <= width:
+            lines[-1] += part
+        elif cell_width(part) <= width:
+            lines.append(part)
+        else:
+            lines += chop_cells(part, width)
+    return [line.rstrip() for line in lines if line.strip()] or [""]
 
 
 def _shortened(text: str, width: int) -> str:

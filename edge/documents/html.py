@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from edge.documents.clean import clean
 from edge.documents.line_writer import LineWriter
-from edge.documents.plain import marked_encoding
 from edge.documents.source import Part, Source
 from edge.runtime.errors import DocumentError, in_words
 from edge.runtime.extras import missing_packages_named
+from edge.runtime.unicode import marked_encoding
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup

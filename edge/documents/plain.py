@@ -14,26 +14,14 @@ from typing import BinaryIO
 
 from edge.documents.source import Part, Source
 from edge.runtime.errors import DocumentError
+from edge.runtime.unicode import marked_encoding
 
 PART_BYTES = 1 << 16  # some 16,000 tokens: the most that is read in vain
-# Marks and what they mean, the longer ones first: UTF-32's begins with UTF-16's.
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 
 
 def open_plain(file: BinaryIO, name: str) -> Source:
     """Open a file of text, at its beginning."""
     return Source(name, file, _parts(file, name), os.fstat(file.fileno()).st_size, "bytes")
-
-
-def marked_encoding(begin: bytes) -> tuple[bytes, str] | None:
-    """Return the byte-order mark that a file begins with, and the encoding that it means."""
-    return next(((mark, encoding) for mark, encoding in _MARKS if begin.startswith(mark)), None)
 
 
 def _parts(file: BinaryIO, name: str) -> Iterator[Part]:

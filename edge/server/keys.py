@@ -10,8 +10,9 @@ import hmac
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge.runtime.errors import SettingsError
+from edge.runtime.errors import PromptError, SettingsError
 from edge.runtime.files import read_file
+from edge.runtime.unicode import decode_text
 
 LEAST = 8  # characters: a shorter one could be tried out
 
@@ -23,9 +24,9 @@ def read_keys(path: Path) -> tuple[str, ...]:
     """
     raw = read_file(path, SettingsError, "give a text file with one key a line")
     try:
-        lines = raw.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{path} is not UTF-8 text; give a text file with one key a line") from error
+        lines = decode_text(raw, str(path)).splitlines()
+    except PromptError:
+        raise SettingsError(f"{path} is not UTF-8 text; give a text file with one key a line") from None
     found = tuple(key for line in lines if (key := line.strip()) and not key.startswith("#"))
     if not found:
         raise SettingsError(f"{path} has no key; write one a line")

@@ -27,6 +27,7 @@ from edge.terminal.tool_rounds import ToolRounds
 if TYPE_CHECKING:
     from edge.documents import Document
 
+LEAVES_ELSEWHERE = ("exit", "quit", "exit()", "quit()")
 EDITED = 5000  # characters of a message that can be edited at the prompt
 
 
@@ -87,6 +88,8 @@ class Chat:
                     if said.command.name == "/exit":
                         break
                     self._obey(said)
+                elif text in LEAVES_ELSEWHERE and self._reader.is_terminal:
+                    print(f"(not sent: /exit or Ctrl-D leaves, and a space before {text} sends it)", file=sys.stderr)
                 elif said:
                     self._send(said)
             except EOFError:

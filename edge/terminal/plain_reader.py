@@ -11,8 +11,8 @@ import os
 import sys
 from collections import deque
 
-from edge.runtime.errors import PromptError, SettingsError
-from edge.runtime.unicode import check_text, decode_text
+from edge.runtime.errors import EdgeError, PromptError
+from edge.runtime.unicode import check_text, decode_text, marked_encoding, told_encoding
 from edge.terminal.completing import completed
 from edge.terminal.history import History
 from edge.terminal.slash import BLOCK, is_open
@@ -40,10 +40,12 @@ class PipeReader:
     def _line(self) -> str:
         line = sys.stdin.buffer.readline(MAX_LINE_BYTES)
         if len(line) == MAX_LINE_BYTES:
-            raise SettingsError(f"a line of {MAX_LINE_BYTES:,} bytes or more is not a message; send shorter ones")
+            raise EdgeError(f"a line of {MAX_LINE_BYTES:,} bytes or more is not a message; send shorter ones")
         if not line:
             raise EOFError
-        return decode_text(line, _WHAT).rstrip("\r\n")
+        if (marked := marked_encoding(line)) and marked[1] != "utf-8":  # whose line ends are no bytes
+            raise PromptError("standard input is UTF-16 or UTF-32; convert it to UTF-8")
+        return decode_text(line, _WHAT, otherwise=told_encoding()).rstrip("\r\n")
 
     def confirmed(self, question: str) -> bool:  # noqa: ARG002
         """There is nobody to ask."""

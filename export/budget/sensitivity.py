@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
 from edge.export.budget.disturbance import CARRIED, PIECE, Branching, kld_sum, power_of, round_as_exported
 from edge.export.checkpoint.checkpoint import Checkpoint
@@ -35,7 +34,7 @@ from edge.export.compress.rounding import nearest
 from edge.export.graph import decoder
 from edge.export.graph.numpy_parallel import ParallelBuilder
 from edge.export.journal import Journal
-from edge.export.parallel import in_parallel
+from edge.export.parallel import in_parallel, one_blas_thread
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32
 from edge.export.walk import Batches, Walk
 from edge.export.weights.names import EMBEDDING, FINAL_NORM, HEAD
@@ -105,7 +104,7 @@ def measure(
     walk = Walk(spec, journal)
     run = _Measurement(checkpoint, weights, candidates, ids)
     run.resume(walk)
-    with threadpool_limits(1, "blas"):
+    with one_blas_thread():
         for stage in walk.remaining:
             if stage.index > 0:
                 progress(stage.name, stage.index - 1)

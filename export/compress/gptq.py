@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg.lapack import spotrf
 
 from edge.export.compress.precision import Precision
 from edge.export.compress.rounding import limits, middles, ranges, restored, steps
@@ -163,6 +162,8 @@ def _factor(moments: Float32Array) -> Float32Array:
     What is below its diagonal must not be used. The moments are damped as much as it takes; memory holds one matrix of
     this size (GLM-4-9B's largest has 750 MB), so what it takes to try again is kept below the diagonal.
     """
+    from scipy.linalg.lapack import spotrf  # imported here: recipes are listed without it
+
     diagonal = np.diagonal(moments).copy()
     mean = float(diagonal.mean(dtype=np.float64))
     if not np.isfinite(mean):

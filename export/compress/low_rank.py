@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.linalg.blas import strmm, strsm
 
 from edge.export.compress.gptq import Moments
 from edge.export.parallel import in_parallel
@@ -39,6 +38,8 @@ def correct(
 
     pack: rounds the two narrow matrices, "lora_a" and "lora_b". b is fitted to the rounded a.
     """
+    from scipy.linalg.blas import strmm, strsm
+
     lack = _Lack(weight, packed, inputs)
     n, k = weight.shape
     width = min(rank + MORE, n, k)
@@ -74,6 +75,8 @@ class _Lack:
 
     def times(self, directions: Float32Array) -> Float32Array:
         """(K, r) -> (N, r)."""
+        from scipy.linalg.blas import strmm
+
         seen = np.empty_like(directions, order="C")
         seen[self.inputs.order] = strmm(1.0, self.inputs.factor.T, directions, lower=1)
         starts = range(0, len(self.weight), ROWS_PER_CORE)
@@ -81,6 +84,8 @@ class _Lack:
 
     def transposed_times(self, outputs: Float32Array) -> Float32Array:
         """(N, r) -> (K, r)."""
+        from scipy.linalg.blas import strmm
+
         total = np.zeros((self.weight.shape[1], outputs.shape[1]), np.float32)
         for found in in_parallel(
             lambda start: self.rows(start).T @ outputs[start : start + ROWS_PER_CORE],

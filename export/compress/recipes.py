@@ -16,6 +16,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from typing import Literal, get_args
@@ -24,7 +25,9 @@ from edge.export.compress.precision import Precision, Rounding, fit, stored_byte
 from edge.export.weights.names import EMBEDDING, HEAD
 from edge.runtime.errors import RecipeError, shown
 
-DEFAULT = "int4-asym-g128"
+DEFAULT = "int4-asym-g128-awq-data-free"
+FITTED = "int4-asym-g128-awq-gptq"  # for examples; of those with text, the one that every model can have
+PLAIN = "int4-asym-g128"  # rounding to nearest, as other tools do it; all that a traced graph can get of it
 CHOSEN = "chosen by its measured error"
 # How 4-bit integers are chosen: from the weights alone, or from what calibration text gives them as input, by nncf's
 # scale estimation or GPTQ, or by ours (`gptq.py`).
@@ -33,6 +36,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 # What channels are scaled by before a block is rounded: nothing, the size of weights, or that of inputs.
 Scaling = Literal["off", "weights", "inputs"]
 SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
+NAMED = 3  # recipes that may have been meant, in a message
 TABLES = "recipes.toml"
 KEYS: Mapping[str, type] = {  # of a table
     "description": str,
@@ -152,7 +156,9 @@ def read_table(name: str, table: object) -> Recipe:
 
 
 def find_recipe(name: str) -> Recipe:
-    """Raises RecipeError, listing the known recipes."""
+    """Raises RecipeError, which names the recipes with the closest names."""
     if name not in recipes():
-        raise RecipeError(f"recipe {shown(name)} is unknown, known are {', '.join(recipes())}")
+        close = get_close_matches(name.casefold(), recipes(), NAMED)
+        meant = f", did you mean {' or '.join(close)}?" if close else f", expected a name like {DEFAULT};"
+        raise RecipeError(f"recipe {shown(name)} is unknown{meant} `edge recipes --all` lists all {len(recipes())}")
     return recipes()[name]

@@ -17,9 +17,10 @@ from edge.export.budget.choose import bounds
 from edge.export.compress.precision import Rounding
 from edge.export.destination import find_destination
 from edge.export.forecast.rehearsal import expected_seconds
-from edge.export.pipeline import bundle_bytes, check_arguments, work_bytes
-from edge.export.plan import make_plan
+from edge.export.pipeline import check_arguments
+from edge.export.plan import Plan, make_plan
 from edge.export.settings import ExportSettings, Limits
+from edge.export.space import bundle_bytes, memory_bytes, work_bytes
 from edge.runtime.extras import missing_packages_named
 
 
@@ -36,6 +37,7 @@ class DryRun:
     bundle_bytes: int  # at most, of the whole bundle
     peak_bytes: int  # at most, while it is made
     free_bytes: int  # on the disk of the bundle
+    memory_bytes: int  # about, at its peak, that the system cannot drop
     seconds: float  # about, without those of measuring
     measuring_s: float  # about; 0 but for a budget
     warnings: tuple[str, ...]
@@ -55,12 +57,16 @@ def dry_run(settings: ExportSettings, source: str | Path, out: str | Path) -> Dr
     """
     check_arguments(source, out, None)
     find_destination(Path(out)).check(settings.force)
-    plan = make_plan(source, settings, download=False)
+    return forecast(make_plan(source, settings, download=False), Path(out))
+
+
+def forecast(plan: Plan, out: Path) -> DryRun:
+    """What exporting this plan to `out` would do. Takes about a second, with text two."""
     least = most = plan.assignments.nbytes
     if plan.options:
         least, most = bounds(plan.assignments, plan.options)
-        if settings.max_bytes is not None:
-            most = min(most, int(settings.max_bytes))
+        if plan.limits is not None and plan.limits.max_bytes is not None:
+            most = min(most, int(plan.limits.max_bytes))
     whole = bundle_bytes(plan, most)
     seconds, measuring_s = expected_seconds(plan)
     return DryRun(
@@ -72,7 +78,8 @@ def dry_run(settings: ExportSettings, source: str | Path, out: str | Path) -> Dr
         most_bytes=most,
         bundle_bytes=whole,
         peak_bytes=whole + work_bytes(plan),
-        free_bytes=shutil.disk_usage(_there(Path(out))).free,
+        free_bytes=shutil.disk_usage(_there(out)).free,
+        memory_bytes=memory_bytes(plan),
         seconds=seconds,
         measuring_s=measuring_s,
         warnings=plan.warnings,

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from edge.export.assignment import Assignments, assign
 from edge.export.budget import sensitivity
@@ -24,6 +23,7 @@ from edge.export.compress import awq
 from edge.export.compress.calibration import WINDOW, WINDOWS, Calibration
 from edge.export.compress.precision import Precision
 from edge.export.compress.recipes import Recipe
+from edge.export.parallel import one_blas_thread
 from edge.export.plan import Plan
 from edge.export.proof import GOLDEN_TOKENS, Verifier
 from edge.export.stages import pack_stage
@@ -83,7 +83,7 @@ def expected_seconds(plan: Plan) -> tuple[float, float]:
     if plan.options:  # most matrices will get 4 bits, in one way or another
         recipe = replace(recipe, linear=Precision(4, recipe.linear.symmetric, 128))
     likely = replace(plan, recipe=recipe, assignments=assign(recipe, plan.spec))
-    with threadpool_limits(1, "blas"):
+    with one_blas_thread():
         rates = _rehearse(likely)
     spec = plan.spec
     vocabulary = sum(a.parameters for a in likely.assignments.values() if not a.in_block and a.is_matrix)

@@ -33,11 +33,12 @@ from edge.export.interop import openvino_tokenizer
 from edge.export.interop.sidecars import write_server_graph, write_sidecars
 from edge.export.manifest_of import make_manifest
 from edge.export.output import check_space, work_folder
-from edge.export.pipeline import SIDECAR_BYTES, check_arguments
+from edge.export.pipeline import check_arguments
 from edge.export.plan import source_name, source_sha256, tensor_sha256, versions
 from edge.export.proof import GOLDEN_ROWS, GOLDEN_TEXT, GOLDEN_TOKENS, Golden
 from edge.export.settings import ExportSettings
 from edge.export.source_files import SourceFiles
+from edge.export.space import SIDECAR_BYTES
 from edge.export.stages import Progress
 from edge.runtime import bundle
 from edge.runtime.arrays import Logits
@@ -48,6 +49,7 @@ from edge.runtime.errors import (
     CheckpointError,
     DeviceError,
     OutputError,
+    RecipeError,
     VerificationError,
 )
 from edge.runtime.extras import missing_packages_named
@@ -72,8 +74,9 @@ def export_with_optimum(
 ) -> Manifest:
     """Export a checkpoint to a bundle at `out`, with the graph that optimum-intel makes of it.
 
-    source: a folder with config.json and *.safetensors, or a hub id. recipe: a name in recipes.toml. force: replace an
-    existing `out`. progress is called before the weights are written and when the bundle is checked.
+    source: a folder with config.json and *.safetensors, or a hub id. recipe: a name in recipes.toml that rounds to
+    nearest. force: replace an existing `out`. progress is called before the weights are written and when the bundle is
+    checked.
 
     Raises CheckpointError, also for what optimum-intel refuses, SettingsError, RecipeError, OutputError, TokenizerError
     and VerificationError, and MissingPackageError where optimum-intel is not installed; `out` is then as before.
@@ -81,7 +84,8 @@ def export_with_optimum(
     settings = ExportSettings(recipe, format="openvino", force=force)
     check_arguments(source, out, progress)
     progress = progress or (lambda _progress: None)
-    chosen = recipes.find_recipe(settings.recipe or recipes.DEFAULT)
+    chosen = recipes.find_recipe(settings.recipe or recipes.PLAIN)
+    _check_plain(chosen)
     require_packages()
     checkpoint = open_checkpoint(source)
     if checkpoint.format != "safetensors":
@@ -135,6 +139,16 @@ def export_with_optimum(
         )
         (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def _check_plain(recipe: Recipe) -> None:
+    """Raises RecipeError for a recipe that does more than rounding: nobody knows what feeds what in a traced graph."""
+    if recipe.calibrated or recipe.rotate or recipe.awq != "off":
+        plain = [r.name for r in recipes.recipes().values() if not (r.calibrated or r.rotate or r.awq != "off")]
+        raise RecipeError(
+            f"recipe {recipe.name} does more than rounding to nearest, which is all that a graph of optimum-intel can "
+            f"get; use one of {', '.join(plain)}, or leave --frontend optimum out"
+        )
 
 
 def read_spec(checkpoint: Checkpoint) -> ModelSpec:

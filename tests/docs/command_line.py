@@ -23,8 +23,11 @@ HEAD = """\
 
 # Command line
 
-`edge --help` and `edge COMMAND --help` print the same. Every command takes `--log-level`, before or after its name.
+`edge --help` and `edge COMMAND --help` print the same. Every command takes `--log-level` and `--no-config`, before or after its name.
 What a command exits with, and what it prints when it fails, is in [errors](errors.md#exit-codes).
+
+`edge completion bash`, `zsh` or `fish` prints what lets that shell complete all this; `eval "$(edge completion bash)"`
+in `~/.bashrc` switches it on. Where `edge` is on the PATH, `man edge` shows it as a manual page.
 """
 
 
@@ -77,7 +80,7 @@ def _shown(action: argparse.Action) -> bool:
 
 def _is_of(parser: argparse.ArgumentParser, action: argparse.Action) -> bool:
     """Whether an argument is told of here: what every command takes stands once, at the top."""
-    return action.dest != "log_level" or " " not in parser.prog
+    return action.dest not in ("log_level", "no_config") or " " not in parser.prog
 
 
 def _usage(parser: argparse.ArgumentParser) -> list[str]:

@@ -100,15 +100,20 @@ def here() -> dict[str, str]:
     return {**os.environ, **proxies, "PATH": path, "PYTHONPATH": str(ROOT)}
 
 
+def new_user(folder: Path) -> dict[str, str]:
+    """What makes a user of the environment who has no models yet."""
+    return dict.fromkeys(("XDG_DATA_HOME", "WIN_PD_OVERRIDE_LOCAL_APPDATA"), str(folder / "data"))
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_run_as_they_are_shown(name: str, checkpoint: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     shutil.copytree(checkpoint, work / CHECKPOINT)
-    done = run(script(page(name), tmp_path, set_up=False), work, here(), timeout_s=300)
+    done = run(script(page(name), tmp_path, set_up=False), work, here() | new_user(tmp_path), timeout_s=300)
     assert done.returncode == 0, failure(done)
     ran = done.stderr.count("@@ ")
     assert ran >= 4, "the page shows commands"
-    assert (work / BUNDLE / "manifest.json").is_file(), "and they made a bundle"
+    assert list((tmp_path / "data").rglob(f"{BUNDLE}/manifest.json")), "and they made a bundle, which has this name"
 
 
 @pytest.mark.slow
@@ -127,7 +132,7 @@ def test_the_whole_page_runs_on_a_fresh_machine(name: str, checkpoint: Path, tmp
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
     for arguments in (["init", "-q"], ["add", "--all", "--force"], ["commit", "-q", "-m", "as it is now"]):
         subprocess.run([*git, *arguments], cwd=origin, check=True, capture_output=True)
-    done = run(script(page(name), tmp_path, set_up=True), work, fresh(origin), timeout_s=1800)
+    done = run(script(page(name), tmp_path, set_up=True), work, fresh(origin) | new_user(tmp_path), timeout_s=1800)
     assert done.returncode == 0, failure(done)
     for block in blocks(page(name)):
         for line in block.text.splitlines() if block.language == OUTPUT else ():
@@ -220,7 +225,7 @@ def work(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the checkpoint and the bundle that pages speak of."""
     folder = tmp_path_factory.mktemp("work")
     shutil.copytree(checkpoint, folder / CHECKPOINT)
-    done = run(f"edge export {CHECKPOINT} {BUNDLE}", folder, here(), timeout_s=120)
+    done = run(f"edge export {CHECKPOINT} ./{BUNDLE}", folder, here(), timeout_s=120)
     assert done.returncode == 0, done.stderr
     return folder
 

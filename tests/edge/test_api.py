@@ -74,6 +74,7 @@ def test_an_editor_offers_public_names_only() -> None:
         "batch",
         "cli",
         "commands",
+        "defaults",
         "documents",
         "export",
         "kiosk",

@@ -85,7 +85,13 @@ PAGE = {
     for path in (ROOT / "edge" / "web").rglob("*")
     if path.is_file() and path.suffix not in (".py", ".pyc")
 }
-DATA = {"edge/py.typed", "edge/export/compress/recipes.toml", "edge/profiles/results/profile.json", *PAGE}
+DATA = {
+    "edge/py.typed",
+    "edge/export/compress/recipes.toml",
+    "edge/profiles/page.html.j2",
+    "edge/profiles/results/profile.json",
+    *PAGE,
+}
 
 
 def test_the_wheel_holds_the_packages_and_their_data(wheel: Path) -> None:

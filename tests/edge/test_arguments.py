@@ -43,7 +43,9 @@ def line(parser: argparse.ArgumentParser, changed: argparse.Action, value: str, 
     for action in parser._actions:
         if action is changed:
             found += [f"{action.option_strings[-1]}={value}"] if action.option_strings else [value]
-        elif not action.option_strings and action.nargs is None:
+        elif not action.option_strings:
+            if action.nargs not in (None, "+"):
+                continue
             found.append(given.get(action.dest, "nothing"))
         elif action.required:
             found += [action.option_strings[-1], given.get(action.dest, "nothing")]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -24,10 +26,10 @@ def edge(*arguments: str | Path, stdin: str = "", timeout: float = 120) -> subpr
     )
 
 
-def fails(*arguments: str | Path, stdin: str = "") -> str:
-    """Run something that must fail with exit code 1; returns its one line."""
+def fails(*arguments: str | Path, stdin: str = "", code: int = 1) -> str:
+    """Run something that must fail; returns its one line. code: 2 for what is wrong with the command line itself."""
     done = edge(*arguments, stdin=stdin)
-    assert done.returncode == 1, (done.stdout, done.stderr)
+    assert done.returncode == code, (done.stdout, done.stderr)
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     return done.stderr
@@ -48,8 +50,12 @@ def test_an_empty_path_is_no_folder() -> None:
 
 def test_messages_name_options_of_the_verb(tiny_bundle: Path) -> None:
     small = ("--max-context", "200", "--kv-cache-gb", "0.00001")
-    assert "lower --max-context, raise --kv-cache-gb, or set --kv-precision" in fails("run", tiny_bundle, "hi", *small)
-    assert "--threads is 65, expected a whole number from 1 to 64" in fails("run", tiny_bundle, "hi", "--threads", "65")
+    assert "lower --max-context, raise --kv-cache-gb, or set --kv-precision" in fails(
+        "run", tiny_bundle, "hi", *small, code=2
+    )
+    assert "--threads is 65, expected a whole number from 1 to 64" in fails(
+        "run", tiny_bundle, "hi", "--threads", "65", code=2
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,20 +181,22 @@ def test_raw_text_is_streamed_as_it_is(demo_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "code", "message"),
     [
-        (["", "--raw"], "the prompt is empty"),
-        (["hi", "--max-new-tokens", "0"], "--max-new-tokens is 0, expected a whole number, 1 or more"),
-        (["hi", "--temperature", "-1"], "--temperature is -1.0, expected a number from 0 up"),
-        (["word " * 9000], "and the context holds 8192"),
-        (["hi", "--max-context", "9999999"], "--max-context is 9999999"),
-        (["hi", "--device", "TOASTER"], "devices here: CPU"),
-        (["hi", "--raw", "--system", "x"], "--system needs the chat template"),
+        (["", "--raw"], 2, "PROMPT is empty; give the user message"),
+        (["-"], 1, "PROMPT is empty: nothing came from standard input; give the user message"),
+        ([], 1, "PROMPT is empty: nothing came from standard input; give the user message"),
+        (["hi", "--max-new-tokens", "0"], 2, "--max-new-tokens is 0, expected a whole number, 1 or more"),
+        (["hi", "--temperature", "-1"], 2, "--temperature is -1.0, expected a number from 0 up"),
+        (["word " * 9000], 1, "and the context holds 8192"),
+        (["hi", "--max-context", "9999999"], 2, "--max-context is 9999999"),
+        (["hi", "--device", "TOASTER"], 1, "devices here: CPU"),
+        (["hi", "--raw", "--system", "x"], 2, "--system needs the chat template"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
-def test_bad_requests(demo_bundle: Path, options: list[str], message: str) -> None:
-    assert message in fails("run", demo_bundle, *options)
+def test_bad_requests(demo_bundle: Path, options: list[str], code: int, message: str) -> None:
+    assert message in fails("run", demo_bundle, *options, code=code)
 
 
 def test_bad_bundles(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -206,16 +214,16 @@ def test_bad_bundles(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_bad_exports(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "no such path" in fails("export", tmp_path / "nothing", out)
-    assert "known are fp32, fp16" in fails("export", tiny_checkpoint, out, "--recipe", "int3")
+    assert "known are fp32, fp16" in fails("export", tiny_checkpoint, out, "--recipe", "int3", code=2)
     assert "not a checkpoint" in fails("export", tmp_path, out)
     out.mkdir()
     (out / "file").touch()
     assert "holds 'file' and is not a bundle, so it is not replaced" in fails("export", tiny_checkpoint, out)
     assert "edge: --max-kld is -1.0, expected a number of nats" in fails(
-        "export", tiny_checkpoint, out, "--max-kld", "-1"
+        "export", tiny_checkpoint, out, "--max-kld", "-1", code=2
     )
-    assert "edge: --rope-theta is nan, expected" in fails("export", tiny_checkpoint, out, "--rope-theta", "nan")
-    assert "edge: --rotary-dim is 7, expected" in fails("export", tiny_checkpoint, out, "--rotary-dim", "7")
+    assert "edge: --rope-theta is nan, expected" in fails("export", tiny_checkpoint, out, "--rope-theta", "nan", code=2)
+    assert "edge: --rotary-dim is 7, expected" in fails("export", tiny_checkpoint, out, "--rotary-dim", "7", code=2)
     assert "cannot be a folder (Not a directory)" in fails("export", tiny_checkpoint, out / "file" / "below")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
@@ -254,7 +262,7 @@ def test_bad_prefixes(demo_bundle: Path, tiny_bundle: Path, tmp_path: Path) -> N
     assert edge("prefix", "build", tiny_bundle, out, "--raw", "Once upon a time").returncode == 0
     assert "made for something else: model has sha256" in fails("run", demo_bundle, "hi", "--prefix", out)
     assert "no such file" in fails("chat", demo_bundle, "--prefix", tmp_path / "none")
-    assert "computed without --reproducible" in fails("run", tiny_bundle, "hi", "--prefix", out, "--speculate")
+    assert "computed without --reproducible" in fails("run", tiny_bundle, "hi", "--prefix", out, "--speculate", code=2)
     out.write_bytes(out.read_bytes()[:-1])
     assert "is damaged" in fails("run", tiny_bundle, "hi", "--prefix", out)
     assert "no such folder" in fails("prefix", "build", tiny_bundle, tmp_path / "a" / "b", "--raw", "x")
@@ -272,8 +280,8 @@ def test_speculation_and_its_store(demo_bundle: Path, tmp_path: Path) -> None:
     third = json.loads(edge("run", demo_bundle, "Name five animals.", *drafted).stdout)
     assert third["token_ids"] == first["token_ids"]
     assert third["accepted_tokens"] > first["accepted_tokens"]
-    assert "load with --draft-store" in fails("run", demo_bundle, "hi", "--speculate", "--draft-from", document)
-    assert "speculation=True" in fails("run", demo_bundle, "hi", "--draft-store", tmp_path / "drafts")
+    assert "load with --draft-store" in fails("run", demo_bundle, "hi", "--speculate", "--draft-from", document, code=2)
+    assert "give --speculate too" in fails("run", demo_bundle, "hi", "--draft-store", tmp_path / "drafts", code=2)
 
 
 def test_answers_in_a_shape(demo_bundle: Path, tmp_path: Path) -> None:
@@ -284,7 +292,7 @@ def test_answers_in_a_shape(demo_bundle: Path, tmp_path: Path) -> None:
     shape = ("--json-schema", schema, "--max-new-tokens", "30")
     assert isinstance(json.loads(edge("run", demo_bundle, "A number?", *shape).stdout)["n"], int)
     schema.write_text('{"type": "objekt"}')
-    assert "constraint is refused" in fails("run", demo_bundle, "A number?", *shape)
+    assert "constraint is refused" in fails("run", demo_bundle, "A number?", *shape, code=2)
     assert "cannot be read (No such file" in fails("run", demo_bundle, "hi", "--grammar", tmp_path / "none")
     done = edge("run", demo_bundle, "Yes or no?", "--regex", "(yes|no)")
     assert done.stdout.strip() in ("yes", "no")
@@ -295,12 +303,27 @@ def test_bench(tiny_bundle: Path) -> None:
     results = json.loads(done.stdout)["results"]
     assert [r["prompt_tokens"] for r in results] == [8, 32]
     assert all(r["decode_tokens_per_second"] > 0 and r["ttft_ms"] > 0 for r in results)
-    assert "prefill tok/s" in edge("bench", tiny_bundle, "--prompt-tokens", "8", "--new-tokens", "2").stdout
+    for found in results:
+        for figure, samples, distance in (
+            ("ttft_ms", "ttft_ms_samples", "ttft_ms_spread"),
+            ("decode_tokens_per_second", "decode_samples", "decode_spread"),
+        ):
+            assert len(found[samples]) == 5
+            assert found[figure] == statistics.median(found[samples])
+            assert found[distance] == max(abs(sample - found[figure]) for sample in found[samples])
+    options = ("--prompt-tokens", "8", "--new-tokens", "2", "--repeat")
+    shown = edge("bench", tiny_bundle, *options, "2").stdout
+    assert "prefill tok/s" in shown
+    assert re.search(r"(?:onnx|openvino) +8 +2 +\d+ +\d+ ± \d+ +[\d.]+ ± [\d.]+ +[\d.]+ ± [\d.]+\n", shown)
+    assert "median ± distance of the farthest repeat, of 2" in shown
+    assert "one repeat has no spread" in edge("bench", tiny_bundle, *options, "1").stdout
+    done = edge("bench", tiny_bundle, "--repeat", "0")
+    assert (done.returncode, done.stderr) == (2, "edge: --repeat is 0, expected a whole number from 1 to 1000\n")
     assert edge("bench", tiny_bundle, "--prompt-tokens", "0").returncode == 2
     assert "context holds 256" in fails("bench", tiny_bundle, "--prompt-tokens", "300")
     assert "context holds 100" in fails("bench", tiny_bundle, "--prompt-tokens", "9,100", "--max-context", "100")
     assert "context holds 256" in fails("bench", tiny_bundle, "--prompt-tokens", "999999999")
-    assert "--new-tokens is 0, expected" in fails("bench", tiny_bundle, "--new-tokens", "0")
+    assert "--new-tokens is 0, expected" in fails("bench", tiny_bundle, "--new-tokens", "0", code=2)
 
 
 def test_bench_of_all_engines(tiny_bundle: Path) -> None:
@@ -321,6 +344,7 @@ def test_bench_of_servers(int4_bundle: Path) -> None:
     for server in report["servers"]:
         assert server["ready_s"] > 0
         assert [(found["clients"], found["tokens"]) for found in server["results"]] == [(1, 8), (3, 24)]
+        assert [len(found["repeats"]) for found in server["results"]] == [3, 3]
     for verdict, clients in zip(report["verdicts"], (1, 3), strict=True):
         speeds = {server["engine"]: server["results"][clients // 3] for server in report["servers"]}
         assert verdict["clients"] == clients
@@ -637,7 +661,7 @@ def test_whose_bundle_a_demo_takes_for_its_own(
     from edge.commands import demo
     from edge.runtime.errors import OutputError
 
-    manifest = {"source": demo_gguf.name, "recipe": demo.RECIPE, "schema_version": 1, "source_sha256": "", "files": {}}
+    manifest = {"source": demo_gguf.name, "recipe": demo.EARLIER, "schema_version": 1, "source_sha256": "", "files": {}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | changes))
     if replaced:
         assert demo._is_of_a_demo(tmp_path, demo_gguf)

@@ -40,8 +40,8 @@ def test_a_signal_ends_the_process_as_ever_and_says_what_is_kept(
         process.send_signal(number)
         said = process.communicate(timeout=30)[1]
     assert process.returncode == -number
-    where = f"; what is done is kept in {tmp_path}/.out.partial: the same command resumes there; to give it up, "
-    assert said == f"edge: ended by {number.name}{where + 'delete that folder' if kept else ''}\n"
+    where = f"; what is done is kept in {tmp_path}/.out.partial: the same command resumes there, --fresh starts anew"
+    assert said == f"edge: ended by {number.name}{where if kept else ''}\n"
 
 
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:

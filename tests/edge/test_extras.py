@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +17,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from edge.runtime.extras import EXTRAS, INCLUDED, install_command, missing_package
+from edge.runtime.errors import MissingPackageError
+from edge.runtime.extras import BROUGHT, INCLUDED, LEFT_OUT, check_installed, install_command, missing_package
+from tests.edge.verbs import PARSERS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -84,18 +88,22 @@ def test_every_import_is_a_dependency_or_has_an_extra() -> None:
     assert {"numpy", "scipy", "threadpoolctl", "llguidance", "lm_eval", "matplotlib"} <= modules
     base = brought(BASE)
     direct = {canonical(requirement.name) for requirement in BASE}
+    named = {module for brought_by in BROUGHT.values() for module in brought_by}
+    assert set(LEFT_OUT) == direct - {"numpy", "tokenizers", "jinja2"}
     for module in sorted(modules):
         if distributions_of(module) & direct:
-            assert module not in EXTRAS, f"{module} is always installed"
-            continue
-        assert module in EXTRAS, f"{module} is imported, and no extra is named for it (base brings {sorted(base)})"
-        assert distributions_of(module) & brought(PYPROJECT_EXTRAS[EXTRAS[module]]), f"{EXTRAS[module]} lacks {module}"
+            assert module not in named, f"{module} is always installed"
+        else:
+            assert module in named, f"{module} is imported, and no extra is named for it (base brings {sorted(base)})"
 
 
-def test_the_extra_that_is_named_is_the_smallest() -> None:
-    for module, extra in EXTRAS.items():
-        for smaller in INCLUDED.get(extra, ()):
-            assert not distributions_of(module) & brought(PYPROJECT_EXTRAS[smaller]), f"{smaller} brings {module}"
+def test_every_extra_brings_what_it_is_said_to() -> None:
+    for extra, modules in BROUGHT.items():
+        whole = brought(PYPROJECT_EXTRAS[extra])
+        for module in modules:
+            assert distributions_of(module) & whole, f"{extra} lacks {module}"
+            for smaller in INCLUDED.get(extra, ()):
+                assert not distributions_of(module) & brought(PYPROJECT_EXTRAS[smaller]), f"{smaller} brings {module}"
 
 
 def test_extras_include_what_they_are_said_to() -> None:
@@ -110,8 +118,31 @@ def test_what_is_said() -> None:
     gone = ModuleNotFoundError(name="openvino.runtime")
     assert str(missing_package(gone)) == 'openvino is not installed; pip install "edgeglm[openvino]"'
     assert 'pip install "edgeglm[profile]"' in str(missing_package(gone, "profile"))
+    scipy = ModuleNotFoundError(name="scipy")
+    assert [str(missing_package(scipy, needed)).split("[")[1] for needed in (None, "server", "export", "profile")] == [
+        'plots]"',
+        'plots]"',
+        'export]"',
+        'profile]"',
+    ]
+    assert str(missing_package(ModuleNotFoundError(name="rich.table"))) == "rich is not installed; pip install rich"
     assert missing_package(ModuleNotFoundError(name="somebody_elses")) is None
     assert missing_package(ModuleNotFoundError()) is None
+
+
+def test_what_is_looked_for_is_not_imported() -> None:
+    check_installed("json", "numpy")
+    with pytest.raises(MissingPackageError, match=re.escape('"edgeglm[tools]"')), hidden("bm25s"):
+        check_installed("json", "bm25s", needed="tools")
+
+
+@contextmanager
+def hidden(*modules: str) -> Iterator[None]:
+    """As if these were not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in modules:
+            patch.setitem(sys.modules, module, None)
+        yield
 
 
 def test_no_advice_is_in_single_quotes() -> None:
@@ -122,43 +153,135 @@ def test_no_advice_is_in_single_quotes() -> None:
             assert not re.search(r"pip install\s+'edgeglm", path.read_text(encoding="utf-8")), path
 
 
-@pytest.mark.parametrize(
-    ("missing", "command", "extra"),
-    [
-        ("scipy", "edge.cli profile run a b", "profile"),
-        ("scipy", "edge.cli profile compare {0}:int8-asym/onnx {0}:int4-asym-g128/onnx", "profile"),
-        ("threadpoolctl", "edge.cli export a b", "export"),
-        ("nncf", "edge.cli profile run a b", "profile"),
-        ("matplotlib", "edge.cli needle ./a b", "profile"),
-        ("ml_dtypes", "edge.cli recipes", "export"),
-        ("lm_eval", "edge.profiles.lm_eval --help", "lm-eval"),
-        ("tqdm", "edge.profiles.lm_eval --help", "lm-eval"),
-    ],
-)
-def test_a_missing_package_is_one_line(missing: str, command: str, extra: str, tmp_path: Path) -> None:
-    module, *arguments = command.format(ROOT / "profiles" / "results").split()
+RESULTS = ROOT / "profiles" / "results"
+# Verb, or verb and action -> what it takes, and what it may not need in order to fail or work as it does here.
+# A call that goes wrong for another reason than a package (status 1, "no such path") has asked for none.
+ONE_LINE = [
+    ("scipy", "edge.cli profile run a b", "profile"),
+    ("scipy", "edge.cli profile compare {0}:int8-asym/onnx {0}:int4-asym-g128/onnx", "plots"),
+    ("matplotlib", "edge.cli profile report {0}", "plots"),
+    ("threadpoolctl", "edge.cli export {1} {2}/b", "export"),
+    ("openvino", "edge.cli export a b --frontend optimum", "optimum"),
+    ("ml_dtypes", "edge.cli export {1} {2}/b --dry-run", "export"),
+    ("openvino", "edge.cli demo {2}/b", "export"),
+    ("nncf", "edge.cli profile run a b", "profile"),
+    ("matplotlib", "edge.cli needle ./a b", "plots"),
+    ("starlette", "edge.cli serve ./a", "server"),
+    ("bm25s", "edge.cli chat ./a --docs {2}", "tools"),
+    ("lm_eval", "edge.profiles.lm_eval --help", "lm-eval"),
+    ("tqdm", "edge.profiles.lm_eval --help", "lm-eval"),
+]
+
+
+@pytest.mark.parametrize(("missing", "command", "extra"), ONE_LINE)
+def test_a_missing_package_is_one_line(
+    missing: str, command: str, extra: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    module, *arguments = command.format(RESULTS, tiny_checkpoint, tmp_path).split()
+    done = run_without([missing], arguments, module)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == f"edge: {missing} is not installed; {install_command(extra)}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def run_without(missing: list[str], arguments: list[str], module: str = "edge.cli") -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, as if these were not installed."""
     script = f"""
 import runpy, sys
-sys.modules[{missing!r}] = None
+sys.modules.update(dict.fromkeys({missing!r}))
 sys.argv = ["edge", *{arguments!r}]
 if {module!r} == "edge.cli":
     from edge.cli import main
     sys.exit(main())
 runpy.run_module({module!r}, run_name="__main__")
 """
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+    )
+
+
+OPTIONAL = sorted({module for modules in BROUGHT.values() for module in modules} | set(LEFT_OUT))
+
+
+def test_nothing_optional_is_needed_to_read(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Help of every verb and action, bundles, recipes: with the packages of a slim installation and no engine."""
+    every = f"""
+import sys
+sys.modules.update(dict.fromkeys({OPTIONAL!r}))
+from edge.cli import main
+for words in {[[*name.split(), "--help"] for name in PARSERS]!r}:
+    try:
+        main(words)
+    except SystemExit as stopped:
+        assert not stopped.code, words
+for words in (["inspect", {str(tiny_bundle)!r}], ["recipes"], ["recipes", "--json"], ["devices"]):
+    assert main(words) == 0, words
+"""
+    done = subprocess.run([sys.executable, "-c", every], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_a_slim_installation_runs(int4_bundle: Path, tmp_path: Path) -> None:
+    """Nothing optional but an engine, in one process, as somebody types it."""
+    script = f"""
+import io, sys
+sys.modules.update(dict.fromkeys({[name for name in OPTIONAL if name != "onnxruntime"]!r}))
+import edge
+from edge.cli import main
+bundle, prefix = {str(int4_bundle)!r}, {str(tmp_path / "k.prefix")!r}
+for words in (
+    ["run", bundle, "hi", "--max-new-tokens", "2"],
+    ["chat", bundle, "--max-new-tokens", "2"],
+    ["verify", bundle],
+    ["devices"],
+    ["inspect", bundle],
+    ["prefix", "build", bundle, prefix, "--raw", "one two three four five six seven eight nine"],
+    ["prefix", "show", prefix],
+    ["run", bundle, "--raw", "one two three four five six seven eight nine ten", "--prefix", prefix],
+    ["bench", bundle, "--prompt-tokens", "4", "--new-tokens", "2"],
+):
+    sys.stdin = io.TextIOWrapper(io.BytesIO(b"hello\\n"))
+    assert main(words) == 0, words
+with edge.load(bundle) as llm:
+    assert llm.chat([{{"role": "user", "content": "hi"}}], max_new_tokens=2).text() is not None
+"""
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    assert done.stderr == f"edge: {missing} is not installed; {install_command(extra)}\n"
-    assert not list(tmp_path.iterdir())
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_python_api_names_the_extra(tmp_path: Path) -> None:
+    script = f"""
+import sys
+sys.modules.update(dict.fromkeys({OPTIONAL!r}))
+import edge
+from edge.profiles.sweep import sweep
+def lm_eval():
+    import edge.profiles.lm_eval
+for call, extra in (
+    (lambda: edge.export("nowhere", "out"), "export"),
+    (lambda: edge.tools.browser_tool("."), "tools"),
+    (lambda: edge.tools.tool_of(len), "tools"),
+    (lambda: sweep("nowhere", "out"), "profile"),
+    (lm_eval, "lm-eval"),
+):
+    try:
+        call()
+    except edge.MissingPackageError as error:
+        assert str(error).endswith(f'; pip install "edgeglm[{{extra}}]"'), error
+    else:
+        raise AssertionError(extra)
+assert "edgeglm[export]" in edge.export.__doc__
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_profile_is_drawn_without_scipy(tmp_path: Path) -> None:
     """Which only the comparison of two rows needs."""
-    (tmp_path / "profile.json").write_bytes((ROOT / "profiles/results/profile.json").read_bytes())
-    script = (
-        "import sys; sys.modules['scipy'] = None; from edge.cli import main; "
-        f"sys.exit(main(['profile', 'report', {str(tmp_path)!r}]))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    (tmp_path / "profile.json").write_bytes((RESULTS / "profile.json").read_bytes())
+    done = run_without(["scipy"], ["profile", "report", str(tmp_path)])
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "profile.html").is_file()

@@ -21,6 +21,7 @@ from edge.runtime.settings import EngineSettings, Sampling
 from tests.edge.verbs import PARSERS
 
 MANY = 6  # options that need no groups
+EVERYWHERE = {"help", "log_level", "no_config"}  # of every command
 
 
 def help_of(name: str) -> str:
@@ -46,8 +47,8 @@ def test_the_list_names_every_verb_in_a_line(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize("name", PARSERS)
 def test_long_helps_are_in_groups(name: str) -> None:
     parser = PARSERS[name]
-    options = [action for action in parser._actions if action.option_strings]
-    ungrouped = parser._action_groups[1]._group_actions
+    options = [action for action in parser._actions if action.option_strings and action.dest not in EVERYWHERE]
+    ungrouped = [action for action in parser._action_groups[1]._group_actions if action.dest not in EVERYWHERE]
     named = [group for group in parser._action_groups[2:] if group._group_actions]
     assert len(ungrouped) <= MANY
     assert bool(named) >= (len(options) > MANY)
@@ -91,11 +92,16 @@ def test_defaults_are_those_of_the_classes() -> None:
         assert f"which engine computes (default: {EngineSettings().engine})" in shown
         assert f"(default: {EngineSettings().device})" in shown
         assert f"(default: {EngineSettings().kv_cache_bytes / 1e9:.2f})" in shown
-    for field in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"):
-        assert re.search(
-            rf"--{field.replace('_', '-')} [XN] .*?\(default: the model's, or {getattr(Sampling(), field):g}\)",
-            help_of("run"),
-        )
+    for verb, usually in (("run", ""), ("chat", "the model's, or ")):
+        for field in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"):
+            assert re.search(
+                rf"--{field.replace('_', '-')} [XN] [^()]*(\([^()]*\)[^()]*)?"
+                rf"\(default: {usually}{getattr(Sampling(), field):g}\)",
+                help_of(verb),
+            )
+    for verb, usual_sampling in (("run", "greedy"), ("chat", "model"), ("serve", "model"), ("batch", "greedy")):
+        assert PARSERS[verb].get_default("sampling") == usual_sampling
+        assert re.search(rf"--sampling .*?\(default: {usual_sampling}\)", help_of(verb))
     assert ExportSettings().recipe is None
     for name in (DEFAULT, ExportSettings().format, Limits().device):
         assert f"(default: {name})" in help_of("export")
@@ -157,7 +163,7 @@ def test_a_mistyped_verb_is_told_the_likely_one(capsys: pytest.CaptureFixture[st
 def test_help_loads_nothing_heavy() -> None:
     script = (
         "import sys; from edge.cli import build_parser; build_parser().format_help(); "
-        "print([name for name in ('numpy', 'rich', 'argcomplete', 'openvino', 'onnxruntime', 'nncf', 'matplotlib') "
+        "print([name for name in ('numpy', 'rich', 'openvino', 'onnxruntime', 'nncf', 'matplotlib') "
         "if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -69,30 +70,75 @@ def test_documents_go_with_the_question(llm: LLM, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ("value", "arguments", "said"),
+    ("value", "arguments", "code", "said"),
     [
-        (TALK, [], "ends with an answer; give a PROMPT"),
-        (TALK, ["Go on", "--system", "x"], "has a system message of its own; leave --system out"),
-        ([], [], "messages is empty"),
-        ("Hello", [], "expected a list"),
-        ({}, [], 'expected "messages" and nothing else'),
-        ({"messages": TALK, "model": "x"}, ["Go on"], "has ['model'], expected \"messages\""),
-        ([{"role": "boss", "content": "x"}], [], "messages[0].role is 'boss'"),
-        ([QUESTION], ["--raw"], "--messages needs the chat template"),
-        ([QUESTION], [""], "the prompt is empty"),
-        ([QUESTION], ["--file", "x.txt"], "there is no PROMPT"),
+        (TALK, ["Go on", "--system", "x"], 2, "has a system message of its own; leave --system out"),
+        ([], [], 1, "messages is empty"),
+        ("Hello", [], 1, "expected a list"),
+        ({}, [], 1, 'expected "messages" and nothing else'),
+        ({"messages": TALK, "model": "x"}, ["Go on"], 1, "has ['model'], expected \"messages\""),
+        ([{"role": "boss", "content": "x"}], [], 1, "messages[0].role is 'boss'"),
+        ([QUESTION], ["--raw"], 2, "--messages needs the chat template"),
+        ([QUESTION], [""], 2, "PROMPT is empty; give the user message"),
     ],
 )
 def test_what_cannot_be_continued_is_told_before_a_model_is_loaded(
-    value: object, arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    value: object, arguments: list[str], code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["run", "no-bundle", "--messages", saved(tmp_path, value), *arguments]) == 1
+    assert cli.main(["run", "no-bundle", "--messages", saved(tmp_path, value), *arguments]) == code
     assert said in capsys.readouterr().err
 
 
-def test_there_is_something_to_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", "no-bundle"]) == 1
-    assert "there is no PROMPT" in capsys.readouterr().err
+class Stdin(io.TextIOWrapper):
+    """Something that is piped in, or a terminal, which would be waited for."""
+
+    def __init__(self, text: str | None) -> None:
+        super().__init__(io.BytesIO((text or "").encode()))
+        self._is_terminal = text is None
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+def test_a_prompt_that_is_left_out_is_read_from_a_pipe(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def piped(text: str, *arguments: str) -> list[int]:
+        monkeypatch.setattr("sys.stdin", Stdin(text))
+        return answer(capsys, *arguments)
+
+    wanted = expected(llm, [QUESTION])
+    assert piped("And then?") == piped("\ufeffAnd then?") == piped("And then?", "-") == wanted
+    assert piped("And then?", "--system", "Be brief.") == expected(llm, [TALK[0], QUESTION]) != wanted
+    assert piped("And then?", "--raw") == list(llm.generate("And then?", max_new_tokens=12).answer().token_ids)
+    assert piped("And then?", "--messages", saved(tmp_path, TALK)) == expected(llm, [*TALK, QUESTION])
+    assert piped("not read", "--messages", saved(tmp_path, [*TALK, QUESTION])) == expected(llm, [*TALK, QUESTION])
+    assert piped("not read", "And then?") == wanted
+
+
+@pytest.mark.parametrize(
+    ("piped", "code", "said"),
+    [
+        (None, 2, "edge: PROMPT is missing; give the user message, or pipe it in\n"),
+        ("", 1, "edge: PROMPT is empty: nothing came from standard input; give the user message\n"),
+        (" \n", 1, "edge: PROMPT is empty: nothing came from standard input; give the user message\n"),
+    ],
+)
+def test_there_is_something_to_answer(
+    piped: str | None,
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And a terminal is not waited for, where nobody would know that it is."""
+    talk = saved(tmp_path, TALK)
+    (tmp_path / "system.json").write_text(json.dumps(TALK[:1]))
+    for arguments in ([], ["--messages", talk], ["--messages", str(tmp_path / "system.json")], ["--file", talk]):
+        monkeypatch.setattr("sys.stdin", Stdin(piped))
+        assert cli.main(["run", "no-bundle", *arguments]) == code
+        assert capsys.readouterr().err == said
     (tmp_path / "bad.json").write_text("{")
     assert cli.main(["run", "no-bundle", "--messages", str(tmp_path / "bad.json")]) == 1
     assert "is not valid JSON" in capsys.readouterr().err

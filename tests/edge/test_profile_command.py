@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edge.cli import main
+from edge.commands.tables import cell_width
 from edge.export.pipeline import export
 from edge.profiles.accuracy import evaluate
 from edge.profiles.record import read_profile
@@ -49,7 +52,8 @@ def killed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> t
         assert time.monotonic() < deadline, "a step outlived its sweep"
         time.sleep(0.01)
     (cell,) = (out / "cells").iterdir()
-    assert not (out / "profile.json").exists()
+    assert read_profile(out).so_far == "1 of 2 settings so far"
+    assert "1 of 2 settings so far" in (out / "profile.md").read_text()
     return out, cell.read_bytes()
 
 
@@ -131,6 +135,42 @@ def test_report_is_made_anew(
     assert "KLD" in shown
 
 
+def test_report_and_compare_of_a_sweep_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unfinished = replace(profile(row("a", kld=0.3), row("b", kld=0.2)), num_cells=8)
+    (tmp_path / "profile.json").write_text(unfinished.to_json())
+    assert main(["profile", "report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("3 of 8 settings so far: a sweep is still running")
+    assert "3 of 8 settings so far" in (tmp_path / "profile.html").read_text()
+    assert main(["profile", "compare", f"{tmp_path}:a/onnx", f"{tmp_path}:b/onnx"]) == 0
+    found = capsys.readouterr()
+    assert "B is better" in found.out
+    assert found.err.splitlines() == [f"edge: {tmp_path}:{name}/onnx: 3 of 8 settings so far" for name in "ab"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("width", [45, 80, 100])
+def test_the_table_fits_the_terminal(width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        row(f"int4-asym-g64-{name}", kld=kld, tps=tps) for name, kld, tps in (("awq", 0.3, 150.0), ("gptq", 0.2, 90.0))
+    ]
+    (tmp_path / "profile.json").write_text(profile(*rows).to_json())
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["profile", "report", str(tmp_path)]) == 0
+    lines = screen.getvalue().splitlines()
+    table = lines[[line.startswith("recipe") for line in lines].index(True) :]
+    assert all(cell_width(line) <= width for line in table if str(tmp_path) not in line)
+    assert "KLD" in table[0]
+    assert ("tok/s" in table[0]) == (width > 45)
+    assert "The same in every row: engine onnx" in lines[0]
+    assert ("left out" in screen.getvalue()) == (width == 45)
+
+
 def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "profile.json").write_text(profile(row("a", kld=0.3), row("b", kld=0.2)).to_json())
     words = ["profile", "compare", f"{tmp_path}:a/onnx", f"{tmp_path}:b/onnx"]
@@ -145,20 +185,25 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "message", "code"),
     [
-        (["--recipes", "int3"], "recipe 'int3' is unknown"),
-        (["--engines", "tensorrt"], "engine 'tensorrt' is unknown"),
-        (["--kv-precision", "f8"], "kv precision 'f8' is unknown, known are f32"),
-        (["--fail-if", "kld"], "limit 'kld' does not read as METRIC OP NUMBER"),
-        (["--fail-if", "tps<5", "--no-speed"], "--fail-if tps<5 needs speed; leave --no-speed out"),
-        (["--text", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["--recipes", "int3"], "recipe 'int3' is unknown", 1),
+        (["--engines", "tensorrt"], "engine 'tensorrt' is unknown", 2),
+        (["--kv-precision", "f8"], "kv precision 'f8' is unknown, known are f32", 2),
+        (["--fail-if", "kld"], "limit 'kld' does not read as METRIC OP NUMBER", 2),
+        (["--fail-if", "tps<5", "--no-speed"], "--fail-if tps<5 needs speed; leave --no-speed out", 2),
+        (["--text", "nowhere.txt"], "nowhere.txt cannot be read", 1),
     ],
 )
 def test_bad_input(
-    arguments: list[str], message: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    code: int,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["profile", "run", str(tiny_checkpoint), str(tmp_path / "out"), "--window", "32", *arguments]) == 1
+    assert main(["profile", "run", str(tiny_checkpoint), str(tmp_path / "out"), "--window", "32", *arguments]) == code
     found = capsys.readouterr()
     assert message in found.err
     assert (found.out, len(found.err.splitlines())) == ("", 1)

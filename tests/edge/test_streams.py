@@ -188,7 +188,7 @@ def test_closed_streams(tiny_bundle: Path) -> None:
         1,
         "edge: standard output is closed; send it to a file, a pipe or a terminal\n",
     )
-    for arguments in (("run", tiny_bundle, "-"), ("chat", tiny_bundle)):
+    for arguments in (("run", tiny_bundle, "-"), ("run", tiny_bundle), ("chat", tiny_bundle)):
         done = closed("<&-", *arguments)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("edge: standard input is closed; ")
@@ -200,7 +200,7 @@ def test_closed_streams(tiny_bundle: Path) -> None:
     assert (done.returncode, done.stdout) == (0, plain.stdout)
     for silent in ("2>&-", "2>/dev/full"):
         done = closed(silent, "run", tiny_bundle, "")
-        assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
 
 
 def test_a_closed_number_is_no_file_s() -> None:

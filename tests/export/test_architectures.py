@@ -21,6 +21,7 @@ from transformers import AutoConfig, PretrainedConfig
 from edge.export.architectures.registry import ARCHITECTURES, describe
 from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.checkpoint.fields import Fields
+from edge.export.compress.recipes import DEFAULT
 from edge.export.pipeline import export
 from edge.export.weights.adapter import Adapter
 from edge.runtime.errors import ConfigError
@@ -234,7 +235,7 @@ def test_gguf_and_safetensors_of_a_llama_give_the_same_weights(tmp_path: Path) -
     write_llama_gguf(model, tmp_path / "llama.gguf")  # and has the model compute with the rounded weights
     model.save_pretrained(tmp_path / "checkpoint")
     one, other = (
-        export(tmp_path / source, tmp_path / f"{source}.bundle", "int4-asym-g64", format="openvino")
+        export(tmp_path / source, tmp_path / f"{source}.bundle", DEFAULT, format="openvino")
         for source in ("llama.gguf", "checkpoint")
     )
     assert one.files["openvino_model.bin"] == other.files["openvino_model.bin"]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from edge.commands.recipes import GLM4_9B
 from edge.export import pipeline
 from edge.export.assignment import Assignment, Assignments, assign
 from edge.export.compress.precision import Precision
-from edge.export.compress.recipes import find_recipe, recipes
+from edge.export.compress.recipes import DEFAULT, PLAIN, find_recipe, recipes
 from edge.export.forecast import dry_run as forecast
 from edge.export.forecast.dry_run import DryRun, dry_run
 from edge.export.pipeline import export
@@ -155,6 +157,18 @@ def test_only_matrices_of_blocks_in_4_bits_are_scaled(
         four = found.in_block and found.precision.bits == 4
         assert found.scaled == (scaled if four else "off"), found.name
     assert any(found.precision.bits == 4 for found in assignments.values())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("output_norms", [False, True])
+def test_the_default_takes_the_bytes_of_rounding_to_nearest(tied: bool, output_norms: bool) -> None:
+    """At GLM-4's widths, weight by weight; norms after attention and MLP keep no matrix from being scaled."""
+    spec = replace(GLM4_9B, tied_embeddings=tied, output_norms=output_norms)
+    plain, default = (assign(find_recipe(name), spec) for name in (PLAIN, DEFAULT))
+    assert {name: replace(found, scaled="off") for name, found in default.items()} == dict(plain)
+    scaled = {name.split(".", 2)[2] for name, found in default.items() if found.scaled == "weights"}
+    assert scaled == {"attn.qkv.weight", "attn.o.weight", "mlp.gate_up.weight", "mlp.down.weight"}
+    assert sum(found.scaled == "weights" for found in default.values()) == 4 * spec.num_layers
 
 
 def test_the_smallest_group_counts_only_where_blocks_have_some() -> None:

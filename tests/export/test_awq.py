@@ -52,6 +52,8 @@ SPECS = {
     "glm without bias": ModelSpec("glm", 3, 64, 96, 8, 2, 16, 16, 10000.0, 1e-6, 320, 256, False, True, False),
     "one kv head": ModelSpec("glm", 3, 64, 96, 4, 1, 32, 16, 10000.0, 1e-6, 320, 256, True, False, False),
     "as many kv heads": ModelSpec("llama", 3, 64, 96, 4, 4, 16, 16, 10000.0, 1e-6, 320, 256, False, False, False),
+    "qwen2": ModelSpec("qwen2", 3, 64, 96, 8, 2, 16, 16, 10000.0, 1e-6, 320, 256, True, True, False),
+    "qwen3": ModelSpec("qwen3", 3, 64, 96, 4, 2, 32, 32, 10000.0, 1e-6, 320, 256, False, False, False, True),
     "glm4": ModelSpec("glm4", 3, 64, 96, 6, 2, 16, 8, 10000.0, 1e-6, 320, 256, True, False, True),
 }
 

@@ -12,7 +12,7 @@ import pytest
 from edge.export.compress import nncf as compress_module
 from edge.export.compress.nncf import Compressor
 from edge.export.compress.precision import Precision
-from edge.export.compress.recipes import find_recipe, read_table, recipes
+from edge.export.compress.recipes import DEFAULT, find_recipe, read_table, recipes
 from edge.export.graph.openvino.models import linear_model
 from edge.export.tensors import PackedTensor, rows_of, take_rows, unpack
 from edge.runtime.errors import RecipeError
@@ -179,9 +179,26 @@ def test_recipes_state_their_bytes(name: str) -> None:
             assert recipe.bytes_of(weight_name, shape) == sum(sizes)
 
 
-def test_unknown_recipe_lists_the_known() -> None:
-    with pytest.raises(RecipeError, match=r"int5.*known are .*int4-asym-g128"):
-        find_recipe("int5")
+@pytest.mark.parametrize(
+    ("given", "first"),
+    [
+        ("int4-asym-g218", "int4-asym-g128"),
+        ("INT8", "int8-sym"),
+        ("int4-asym-g128-data-free", "int4-asym-g128-awq-data-free"),
+        ("int4-asym-g64-rotgptq", "int4-asym-g64-rot-gptq"),
+    ],
+)
+def test_an_unknown_recipe_is_answered_by_the_closest_ones(given: str, first: str) -> None:
+    with pytest.raises(RecipeError, match=rf"'{given}' is unknown, did you mean {first}( or \S+){{0,2}}\? ") as raised:
+        find_recipe(given)
+    assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize("given", ["int5", "", "x" * 5000, "\udce9", "\n\0"])
+def test_a_name_like_none_is_told_the_default(given: str) -> None:
+    with pytest.raises(RecipeError, match=rf"is unknown, expected a name like {DEFAULT}; `edge recipes --all`") as told:
+        find_recipe(given)
+    assert len(str(told.value)) < 250
 
 
 TABLE = {"description": "made up", "linear": "int4-asym-g64"}

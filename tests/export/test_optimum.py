@@ -21,12 +21,13 @@ from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel
 
 from edge.cli import main
+from edge.export.compress.recipes import DEFAULT, PLAIN, find_recipe, recipes
 from edge.export.frontend_optimum.export import export_with_optimum
 from edge.export.pipeline import export
 from edge.export.stages import Progress
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.openvino_rows import head_input, keep_wanted_rows
-from edge.runtime.errors import CheckpointError, EdgeError, OutputError
+from edge.runtime.errors import CheckpointError, EdgeError, OutputError, RecipeError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.verify import verify
@@ -367,3 +368,13 @@ def test_missing_extra_gives_the_install_line(
     assert done.returncode == 1
     assert done.stderr == f'edge: {module} is not installed; pip install "edgeglm[optimum]"\n'
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rounding_is_all_that_a_traced_graph_can_get(tmp_path: Path) -> None:
+    """Said before anything is read, or optimum-intel asked for."""
+    more = [r for r in recipes().values() if r.awq != "off" or r.rotate or r.calibrated]
+    assert find_recipe(DEFAULT) in more
+    assert find_recipe(PLAIN) not in more
+    for recipe in more:
+        with pytest.raises(RecipeError, match=rf"recipe {recipe.name} does more than rounding.*int4-asym-g128, "):
+            export_with_optimum(tmp_path / "missing", tmp_path / "bundle", recipe.name)

@@ -21,7 +21,7 @@ from edge.export import pipeline, source_files
 from edge.export.budget import sensitivity
 from edge.export.checkpoint import mapped as mapped_module
 from edge.export.pipeline import export
-from edge.export.stages import Progress
+from edge.export.stages import RESUMED, Progress
 from edge.export.tensors import PackedTensor, Weight
 from edge.export.weights.store import WeightStore
 from edge.runtime.bundle import MANIFEST, open_bundle
@@ -66,7 +66,8 @@ def test_killed_after_a_stage(stage: str, tiny_checkpoint: Path, untouched: dict
     assert digests(out) == untouched
     assert list(tmp_path.iterdir()) == [out]
     # Stages that were recorded before the kill are not done again; the head always is.
-    again = [progress.stage for progress in seen]
+    told, *again = [progress.stage for progress in seen]
+    assert told == RESUMED
     assert again == STAGES[min(STAGES.index(stage) + 1, 4) :] or again == STAGES[min(STAGES.index(stage) + 2, 4) :]
     assert seen[0].resumed > 0
 

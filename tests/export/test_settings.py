@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge.export.compress.recipes import DEFAULT
 from edge.export.pipeline import export
 from edge.export.settings import ExportSettings, Limits
 from edge.runtime.errors import EdgeError, RecipeError, SettingsError
@@ -26,8 +27,8 @@ HUGE = 10**400  # no float holds it
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("recipe", 5, "a name like int4-asym-g128"),
-        ("recipe", "", "a name like int4-asym-g128"),
+        ("recipe", 5, f"a name like {DEFAULT}"),
+        ("recipe", "", f"a name like {DEFAULT}"),
         ("format", "tflite", "openvino, onnx or both"),
         ("format", ["onnx"], "openvino, onnx or both"),
         ("embedding", 4, "a precision like int4-asym-g128"),
@@ -65,12 +66,12 @@ def test_a_long_value_is_cut() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"recipe": "int3"}, "recipe 'int3' is unknown, known are fp32"),
+        ({"recipe": "int3"}, f"recipe 'int3' is unknown, expected a name like {DEFAULT}; "),
         ({"head": "int3-asym-g64"}, "precision 'int3-asym-g64' is unknown"),
         ({"embedding": "int4-asym-g" + "9" * 5000}, "is unknown"),
         ({"recipe": "int8-asym", "max_bytes": 1e9}, "recipe int8-asym and a budget are given"),
         ({"device": "CPU"}, "device CPU is given without a budget; give max_bytes or max_kld"),
-        ({"calibration": "text.txt"}, "recipe int4-asym-g128 takes no calibration text"),
+        ({"calibration": "text.txt"}, f"recipe {DEFAULT} takes no calibration text"),
         ({"recipe": "int8-asym", "calibration": "text.txt"}, "recipe int8-asym takes no calibration text"),
     ],
 )

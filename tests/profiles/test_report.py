@@ -1,4 +1,4 @@
-"""Reports: the same profile gives the same bytes, pages stand alone, and the front is the front."""
+"""Reports: the same profile gives the same bytes, pages stand alone, and nothing is left out in silence."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from edge.profiles.comparison import better, compare_named
-from edge.profiles.plot import pareto_front
+from edge.profiles.columns import COLUMNS, NAME, told_once
+from edge.profiles.comparison import better, compare_named, so_far
 from edge.profiles.record import PROFILE, Profile, Row, read_profile
-from edge.profiles.report import COLUMNS, write_report
+from edge.profiles.report import write_report
 from edge.runtime.errors import OutputError, ProfileError
 from tests.profiles.rows import accuracy, profile, row
 
@@ -28,16 +26,6 @@ ROWS = (
     row("int4-asym-g64", "onnx", 0.288, 85.8, 124, setting="kv f16"),
     row("fp32", "onnx", 0.0, 538, 30),
 )
-
-
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
-def test_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
-    def beats(a: tuple[int, int], b: tuple[int, int]) -> bool:
-        return a[0] <= b[0] and a[1] <= b[1] and a != b
-
-    found = pareto_front(points)
-    assert sorted(found) == [i for i, p in enumerate(points) if not any(beats(q, p) for q in points)]
-    assert [points[i] for i in found] == sorted(points[i] for i in found)
 
 
 def test_profile_reads_again() -> None:
@@ -156,10 +144,43 @@ def test_page_stands_alone(report: Path) -> None:
     assert "http" not in text
     assert "//" not in re.sub(r"<!--.*?-->", "", text)
     assert text.count("<svg") == 2
-    assert page.cells == [column.text(r) for r in ROWS for column in COLUMNS]
+    figures = [column for column in COLUMNS if column.group != NAME and column not in told_once(ROWS)]
+    assert sorted(page.cells) == sorted(column.text(r) for r in ROWS for column in figures)
+    assert "The same in every row: bits per weight 5.10; " in text
+    for one in ROWS:
+        assert f'<span class="recipe">{one.recipe}</span>' in text
     assert "model &lt;&amp;&gt; | .gguf" in text
     for wanted in ("prefers-color-scheme: dark", "currentColor", "Left out: something.", "fp16/onnx: no memory"):
         assert wanted in text
+
+
+def test_what_a_reader_has_to_know_comes_first(tmp_path: Path) -> None:
+    unfinished = replace(profile(row(), row("b", apart=0.2)), num_cells=8)
+    write_report(unfinished, tmp_path)
+    for name in ("profile.md", "profile.html"):
+        before = (tmp_path / name).read_text().partition("±")[0]
+        assert "3 of 8 settings so far" in before
+        assert "more than 10% of the median away from it (tok/s of b/onnx)" in before
+    assert "100.0 ± 20.0" in (tmp_path / "profile.md").read_text()
+
+
+def test_repeats_that_were_not_kept_are_told_as_such(tmp_path: Path) -> None:
+    """As in a profile of schema version 1, which has neither samples nor the number of cells."""
+    data = json.loads(profile(row(), row("b")).to_json())
+    data["schema_version"] = 1
+    del data["num_cells"]
+    for one in data["rows"]:
+        del one["ttft_ms_samples"], one["decode_samples"]
+    (tmp_path / PROFILE).write_text(json.dumps(data))
+    found = read_profile(tmp_path)
+    assert [one.decode_spread for one in found.rows] == [None, None]
+    assert found.so_far == so_far(str(tmp_path)) == ""
+    write_report(found, tmp_path)
+    text = (tmp_path / "profile.md").read_text()
+    assert "The spread of these speeds was not recorded" in text
+    assert "| 40 | 100.0 |" in text
+    write_report(replace(found, rows=(found.rows[0], row("c"))), tmp_path)
+    assert "The spread of the speeds of int4-asym-g64/onnx was not recorded" in (tmp_path / "profile.md").read_text()
 
 
 def test_tables_have_a_cell_for_every_column(report: Path) -> None:
@@ -225,11 +246,13 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     one, other = row("a"), replace(row("b"), accuracy=replace(accuracy(), reference_key="another"))
     (tmp_path / PROFILE).write_text(profile(one, other, row("c", setting="kv u8")).to_json())
     (tmp_path / "other.json").write_text(profile(row("x"), row("y")).to_json())
+    (tmp_path / "new.json").write_text(replace(profile(), failures=(), num_cells=8).to_json())
     for a, b, message in (
         (f"{tmp_path}:a/onnx", f"{tmp_path}:b/onnx", "measured with different checkpoints, texts or windows"),
         (f"{tmp_path}:z", f"{tmp_path}:b/onnx", "has no row 'z'; choose one of a/onnx, b/onnx, c/onnx/kv u8"),
         (str(tmp_path), str(tmp_path / "other.json"), "have no row of the same name; choose one of each"),
         (str(tmp_path / "nothing"), str(tmp_path), "cannot be read"),
+        (str(tmp_path / "new.json"), str(tmp_path), "holds no rows: 0 of 8 settings so far; wait for the first"),
     ):
         with pytest.raises(ProfileError, match=message):
             compare_named(a, b)

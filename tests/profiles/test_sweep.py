@@ -16,7 +16,7 @@ import pytest
 from edge.export.text.corpus import builtin_calibration
 from edge.profiles import sweep as sweeps
 from edge.profiles.processes import Outcome, Peak, run_step
-from edge.profiles.record import Profile, read_profile
+from edge.profiles.record import PROFILE, Profile, read_profile
 from edge.profiles.settings import SweepSettings
 from edge.profiles.sweep import sweep
 from edge.profiles.sweep_plan import plan_sweep
@@ -110,6 +110,37 @@ def test_every_cell_once_in_order(steps: Steps, tiny_checkpoint: Path, tmp_path:
     assert seen[-1].seconds_left == 0
 
 
+def test_a_profile_is_written_after_each_cell(steps: Steps, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """When progress tells of a cell it is in profile.json already, and failures count."""
+    steps.fail = {"int8-asym onnx None": ProfileError("no room")}
+    states = []
+
+    def look(progress: SweepProgress) -> None:
+        found = read_profile(tmp_path)
+        if progress.row is not None:
+            assert found.rows[-1] == progress.row
+        if progress.failure is not None:
+            assert found.failures[-1] == progress.failure
+        states.append(found.so_far)
+
+    sweep(tiny_checkpoint, tmp_path, SMALL, look)
+    assert list(dict.fromkeys(states)) == [*(f"{done} of 4 settings so far" for done in range(4)), ""]
+
+
+def test_a_row_of_an_earlier_edgeglm_is_not_measured_again(steps: Steps, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """It has no samples: its spread stays unknown, which hours of measuring again are not worth."""
+    one = replace(SMALL, recipes=("int8-asym",), engines=("onnx",))
+    sweep(tiny_checkpoint, tmp_path, one)
+    (path,) = (tmp_path / "cells").iterdir()
+    data = json.loads(path.read_text())
+    del data["row"]["ttft_ms_samples"], data["row"]["decode_samples"]
+    path.write_text(json.dumps(data))
+    steps.done.clear()
+    (row,) = sweep(tiny_checkpoint, tmp_path, one).rows
+    assert steps.done == []
+    assert (row.decode_tokens_per_second, row.decode_spread) == (9.0, None)
+
+
 def test_again_measures_nothing(steps: Steps, tiny_checkpoint: Path, tmp_path: Path) -> None:
     first = sweep(tiny_checkpoint, tmp_path, SMALL)
     before = files(tmp_path)
@@ -125,6 +156,10 @@ def test_interrupted_anywhere_goes_on_there(last: int, steps: Steps, tiny_checkp
     steps.fail[ALL_STEPS[last]] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         sweep(tiny_checkpoint, tmp_path / "out", SMALL)
+    measured = sum(step.endswith("None") for step in ALL_STEPS[:last])
+    so_far = read_profile(tmp_path / "out")
+    assert len(so_far.rows) == measured
+    assert so_far.so_far == f"{measured} of 4 settings so far"
     steps.fail.clear()
     before = files(tmp_path / "out")
     profile = sweep(tiny_checkpoint, tmp_path / "out", SMALL)
@@ -132,6 +167,8 @@ def test_interrupted_anywhere_goes_on_there(last: int, steps: Steps, tiny_checkp
     cells = [step for step in steps.done if step.endswith("None")]
     assert cells == [step for step in ALL_STEPS if step.endswith("None")], "each once"
     assert len(profile.rows) == 4
+    sweep(tiny_checkpoint, tmp_path / "whole", SMALL)
+    assert (tmp_path / "out" / PROFILE).read_bytes() == (tmp_path / "whole" / PROFILE).read_bytes()
 
 
 def test_another_recipe_measures_that_alone(steps: Steps, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge.export.compress.recipes import DEFAULT
 from edge.export.pipeline import export
 from edge.runtime.bundle import open_bundle
 from edge.runtime.differences import FLOAT32_BOUND
@@ -37,7 +38,7 @@ def distance(bundle: Path, ids: np.ndarray) -> float:
     return float(np.abs(one - other).max() / np.abs(one).max())
 
 
-EVERY = [(tiny, recipe) for tiny in TINIES for recipe in ("int4-asym-g64", "fp16")]
+EVERY = [(tiny, recipe) for tiny in TINIES for recipe in (DEFAULT, "fp16")]
 SOME = [(TINIES[i], recipe) for i in (0, 3) for recipe in ("int8-asym", "int8-sym", "int4-sym-channel")]
 
 

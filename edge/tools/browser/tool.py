@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from os import PathLike
 
+from edge.runtime.extras import check_installed
 from edge.tools.browser.session import Browser
 from edge.tools.tool import Tool
 
@@ -18,10 +19,12 @@ _DESCRIPTION = (
 
 
 def browser_tool(folder: str | PathLike[str] | Browser) -> Tool:
-    """Return the tool over a folder, or over a Browser, which can then tell what citations mean. Raises SettingsError.
+    """Return the tool over a folder, or over a Browser, which can then tell what citations mean.
 
-    Documents are read with the first call, and again where they have changed.
+    Documents are read with the first call, and again where they have changed. Raises SettingsError, and
+    MissingPackageError where a search would end with it.
     """
+    check_installed("bm25s", needed="tools")
     browser = folder if isinstance(folder, Browser) else Browser(folder)
     return Tool(
         declaration={

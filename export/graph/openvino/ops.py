@@ -77,8 +77,8 @@ def _raw_constant(data: npt.NDArray[np.uint8], shape: list[int], kind: ov.Type, 
 
 def float_constant(values: FloatArray, name: str) -> ov.Node:
     """A float constant; 16 bits are marked as a compressed float32 so that engines may keep them small."""
-    kinds = {np.dtype(np.float32): ov.Type.f32, np.dtype(np.float16): ov.Type.f16, BFLOAT16: ov.Type.bf16}
-    node = _raw_constant(values.reshape(-1).view(np.uint8), list(values.shape), kinds[values.dtype], name)
+    kinds = {"float32": ov.Type.f32, "float16": ov.Type.f16, BFLOAT16: ov.Type.bf16}
+    node = _raw_constant(values.reshape(-1).view(np.uint8), list(values.shape), kinds[values.dtype.name], name)
     if values.dtype == np.float32:
         return node
     wide = op.convert(node, ov.Type.f32)

@@ -72,14 +72,14 @@ def test_what_is_refused_before_a_model_is_loaded(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"{}")))
     requests, out = str(write(tmp_path / "in.jsonl", [line("a")])), str(tmp_path / "out.jsonl")
-    for arguments, said in (
-        (["-", out], "save them to a file first"),
-        ([requests, requests], "holds the requests"),
-        ([requests, out, "--concurrency", "0"], "--concurrency is 0, expected a whole number from 1 to 256"),
-        ([requests, str(tmp_path)], "is not a file"),
-        ([str(write(tmp_path / "two.jsonl", [line("a"), line("a")])), out], "lines 1 and 2 have the same custom_id"),
+    for arguments, code, said in (
+        (["-", out], 1, "save them to a file first"),
+        ([requests, requests], 1, "holds the requests"),
+        ([requests, out, "--concurrency", "0"], 2, "--concurrency is 0, expected a whole number from 1 to 256"),
+        ([requests, str(tmp_path)], 1, "is not a file"),
+        ([str(write(tmp_path / "two.jsonl", [line("a"), line("a")])), out], 1, "lines 1 and 2 have the same custom_id"),
     ):
-        assert cli.main(["batch", "no-bundle", *arguments]) == 1
+        assert cli.main(["batch", "no-bundle", *arguments]) == code
         assert said in capsys.readouterr().err
 
 

@@ -154,7 +154,7 @@ def test_a_history_that_cannot_be_kept_is_one_line(tiny_bundle: Path, tmp_path: 
 
 @pytest.mark.parametrize("columns", [45, 80])
 def test_an_answer_has_its_figures_below_and_ends_by_ctrl_c(demo_bundle: Path, tmp_path: Path, columns: int) -> None:
-    command = edge_chat(demo_bundle, "--max-new-tokens", "4000", "--greedy")
+    command = edge_chat(demo_bundle, "--max-new-tokens", "4000", "--sampling", "greedy")
     with Terminal(command, tmp_path, columns=columns, rows=12) as terminal:
         terminal.wait_for(READY)
         terminal.enter("Write a very long story about a cat.")

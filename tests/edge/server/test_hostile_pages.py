@@ -161,7 +161,7 @@ def test_headers_of_one_stream_are_not_those_of_the_next() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1"])
 def test_other_machines_need_a_key(host: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["serve", str(tmp_path), "--host", host]) == 1
+    assert main(["serve", str(tmp_path), "--host", host]) == 2
     assert "--api-key-file" in capsys.readouterr().err
 
 
@@ -169,7 +169,7 @@ def test_a_key_that_protects_nothing_is_refused(capsys: pytest.CaptureFixture[st
     file = tmp_path / "keys"
     for text in ("short", "a key with blanks", "kéy-with-accents", "", "# only a comment\n", "\0" * 10):
         file.write_text(text, encoding="utf-8")
-        assert main(["serve", str(tmp_path), "--api-key-file", str(file)]) == 1
+        assert main(["serve", str(tmp_path), "--api-key-file", str(file)]) == 2
         error = capsys.readouterr().err
         assert "key" in error
         assert not text.strip() or text.startswith("#") or text not in error

@@ -23,8 +23,8 @@ from tests.edge.server.live import Live, free_port, process, served, until
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(["serve", *arguments]) == 1
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
+    assert main(["serve", *arguments]) == code
     (line,) = capsys.readouterr().err.splitlines()
     return line
 
@@ -50,7 +50,7 @@ def test_keys_that_protect_nothing(
 
 def test_a_port_that_is_taken(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        line = refused(capsys, str(tiny_bundle), "--port", str(taken.getsockname()[1]))
+        line = refused(capsys, str(tiny_bundle), "--port", str(taken.getsockname()[1]), code=1)
     assert "cannot be listened on" in line
 
 
@@ -121,7 +121,7 @@ def test_a_file_where_the_socket_should_be_stays(
 ) -> None:
     path = tmp_path / "mine"
     path.write_text("mine")
-    assert "cannot be listened on" in refused(capsys, str(tiny_bundle), "--uds", str(path))
+    assert "cannot be listened on" in refused(capsys, str(tiny_bundle), "--uds", str(path), code=1)
     assert path.read_text() == "mine"
 
 
