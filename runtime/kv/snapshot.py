@@ -91,7 +91,7 @@ class Snapshot:
         if not self._release.alive:
             raise CacheError(f"{self._path} has been closed; open it again")
         if _state(self._file) != self._state:  # it could hold anything
-            raise self._overwritten()
+            raise _overwritten(self._path)
         if num_tokens:
             self._check_fits(pool, num_tokens)
         found = CacheSequence(pool) if sequence is None else sequence
@@ -111,7 +111,7 @@ class Snapshot:
         """Raise SnapshotError if the payload is not what was saved."""
         digest = hashlib.sha256()
         for done in range(0, self.bytes, _HASHED_AT_ONCE):
-            digest.update(self._read(self._begin + done, min(self.bytes - done, _HASHED_AT_ONCE)))
+            digest.update(_read(self._path, self._file, self._begin + done, min(self.bytes - done, _HASHED_AT_ONCE)))
         if digest.hexdigest() != self._header.payload_sha256:
             raise SnapshotError(
                 f"{self._path} is damaged: its keys and values differ from their sha256; copy it again or {REBUILD}"
@@ -124,28 +124,13 @@ class Snapshot:
     def _copy(self, index: int, views: list[Array]) -> None:
         """Fill the arrays of a block from the file."""
         forms, _ = self._header.block(index)
-        raw = self._read(self._begin + index * bytes_of(self._header.full), bytes_of(forms))
+        raw = _read(self._path, self._file, self._begin + index * bytes_of(self._header.full), bytes_of(forms))
         at = 0
         for view, (kind, shape) in zip(views, forms, strict=True):
             count = math.prod(shape)
             stored = np.frombuffer(raw, kind, count, at).reshape(shape)
             view[...] = stored if shape == view.shape else stored[tuple(map(slice, view.shape))]
             at += stored.nbytes
-
-    def _read(self, begin: int, size: int) -> bytes:
-        """Return bytes of the file. Raises SnapshotError if it is shorter now, or cannot be read."""
-        try:
-            raw = _read_at(self._file, begin, size)
-        except OSError as error:
-            raise SnapshotError(
-                f"{self._path} cannot be read ({error.strerror or error}); copy it again or {REBUILD}"
-            ) from error
-        if len(raw) < size:
-            raise self._overwritten()
-        return raw
-
-    def _overwritten(self) -> SnapshotError:
-        return SnapshotError(f"{self._path} was overwritten since it was opened; open it again")
 
     def _check_fits(self, pool: BlockPool, num_tokens: int) -> None:
         """Raise SnapshotError if the blocks of this pool cannot take the first tokens."""
@@ -246,6 +231,21 @@ def _payload(sequence: CacheSequence, pool: BlockPool) -> Iterator[memoryview]:
 
 def _forms_of(memory: BlockMemory, block: int, num_tokens: int) -> list[Form]:
     return [(view.dtype.str, view.shape) for view in memory.views(block, num_tokens)]
+
+
+def _read(path: Path, file: BinaryIO, begin: int, size: int) -> bytes:
+    """Return bytes of a prefix file. Raises SnapshotError if it is shorter now, or cannot be read."""
+    try:
+        raw = _read_at(file, begin, size)
+    except OSError as error:
+        raise SnapshotError(f"{path} cannot be read ({error.strerror or error}); copy it again or {REBUILD}") from error
+    if len(raw) < size:
+        raise _overwritten(path)
+    return raw
+
+
+def _overwritten(path: Path) -> SnapshotError:
+    return SnapshotError(f"{path} was overwritten since it was opened; open it again")
 
 
 if sys.platform == "win32":
