@@ -42,6 +42,7 @@ REFERENCE = "profiles/test_reference.py::test_files_of_others_stay"
 REFERENCE_WORK = "profiles/test_reference.py::test_something_else_in_place_of_the_work_folder_stays"
 PREFIX = "runtime/test_snapshot.py::test_files_of_others_stay"
 KNOWN = "runtime/test_known_files.py::test_a_file_of_others_stays"
+STORE_ASIDE = "runtime/test_draft_saver.py::test_files_of_others_stay"
 STORE = "runtime/test_draft_store.py::test_files_of_others_stay"
 HISTORY = "edge/chat/test_history.py::test_a_file_of_others_stays"
 SAVED = "edge/chat/test_chat.py::test_files_of_others_stay"
@@ -150,8 +151,10 @@ PLACES = {
     "runtime/locks.py:_hold_named:open": LOCK,
     "runtime/locks.py:_let_go:unlink": LOCK,
     "runtime/locks.py:hold:open": LOCK,
-    "runtime/speculation/store.py:DraftStore.save:write_atomically": STORE,
+    "runtime/speculation/store.py:DraftStore.merge:write_atomically": STORE,
     "runtime/speculation/store.py:DraftStore.open:write_atomically": STORE,
+    "runtime/speculation/opening.py:_set_aside:unlink": STORE_ASIDE,  # of no bytes
+    "runtime/speculation/opening.py:_set_aside:replace": STORE_ASIDE,
     "kiosk/folder.py:_fill:link": KIOSK_LAST,
     "kiosk/folder.py:_fill:unlink": KIOSK_LAST,
     "kiosk/folder.py:_work_folder:mkdtemp": KIOSK,
