@@ -54,7 +54,12 @@ KIOSK_LAST = "edge/kiosk/test_folder.py::test_what_appears_at_the_last_moment_st
 SOCKET = "edge/server/test_serve_command.py::test_a_file_where_the_socket_should_be_stays"
 SOCKET_AFTER = "edge/server/test_serve_command.py::test_what_takes_the_place_of_the_socket_stays"
 UPLOADED = "edge/server/test_answering.py::test_a_document_is_read_as_on_the_command_line"  # in a folder of its own
+RECENT = "edge/models/test_recent.py::test_a_file_of_others_stays"
+REMOVED = "edge/models/test_removal.py::test_files_of_others_stay"
 PLACES = {
+    "models/recent.py:remember:write_atomically": RECENT,
+    "models/removal.py:remove:remove_bundle": REMOVED,
+    "models/removal.py:remove:rmdir": REMOVED,
     "batch/batch.py:Batch.run:write_atomically": BATCH_OUT,
     "batch/journal.py:Journal.__init__:open": BATCH,
     "batch/journal.py:Journal.remove:unlink": BATCH,
@@ -107,6 +112,7 @@ PLACES = {
     "export/output.py:Work.clear:unlink": WORK,
     "export/output.py:_guarded:remove_work": WORK,
     "export/output.py:_guarded:rmtree": WORK,
+    "export/output.py:_open_work:remove_work": "edge/test_export_told.py::test_strangers_in_a_work_folder_stay",
     "export/output.py:_open_work:rename": WORK,
     "export/output.py:_open_work:rmtree": WORK,
     "export/output.py:_sync:open": WORK,  # and nothing is written
@@ -129,7 +135,7 @@ PLACES = {
     "profiles/sweep.py:_Sweep._export:write_atomically": SWEEP,
     "profiles/sweep.py:_Sweep._run_recipe:remove_bundle": BUNDLES,
     "profiles/sweep.py:_Sweep._run_recipe:write_atomically": SWEEP,
-    "profiles/sweep.py:_Sweep.run:write_atomically": SWEEP,
+    "profiles/sweep.py:_Sweep._write_profile:write_atomically": SWEEP,
     "profiles/sweep.py:_remove_bundles:remove_bundle": BUNDLES,
     "profiles/sweep.py:_remove_bundles:remove_work": BUNDLES,
     "profiles/sweep.py:_remove_bundles:rmdir": BUNDLES,

@@ -17,6 +17,7 @@ import os
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import BinaryIO
@@ -46,7 +47,8 @@ _NO_FORM: Form = ("nothing", ())
 class Snapshot:
     """A checked file, open for as long as this object lives. It can be used in forked processes, too.
 
-    It is read and not mapped: a file that somebody cuts short while it is mapped ends the process.
+    It is read and not mapped: a file that somebody cuts short while it is mapped ends the process. Windows replaces no
+    file that is open, so it is opened there whenever it is read.
     """
 
     def __init__(self, path: Path, header: Header, begin: int, file: BinaryIO) -> None:
@@ -57,6 +59,8 @@ class Snapshot:
         self._file = file
         self._state = _state(file)
         self._release = weakref.finalize(self, file.close)
+        if sys.platform == "win32":
+            file.close()
 
     @property
     def path(self) -> Path:
@@ -90,28 +94,28 @@ class Snapshot:
         assert 0 <= num_tokens <= self.num_tokens, "the file has fewer tokens"
         if not self._release.alive:
             raise CacheError(f"{self._path} has been closed; open it again")
-        if _state(self._file) != self._state:  # it could hold anything
-            raise _overwritten(self._path)
-        if num_tokens:
-            self._check_fits(pool, num_tokens)
-        found = CacheSequence(pool) if sequence is None else sequence
-        missing = max(num_tokens - found.num_tokens, 0)
-        try:
-            found.reserve(missing)
-            for index in range(found.num_tokens // pool.block_size, pool.blocks_for(num_tokens) if missing else 0):
-                tokens = min(num_tokens - index * pool.block_size, pool.block_size)
-                self._copy(index, pool.memory.views(found.block_table[index], tokens))
-        except BaseException:
-            found.trim(found.num_tokens)
-            raise
-        found.commit(missing)
+        with self._reading() as file:
+            if num_tokens:
+                self._check_fits(pool, num_tokens)
+            found = CacheSequence(pool) if sequence is None else sequence
+            missing = max(num_tokens - found.num_tokens, 0)
+            try:
+                found.reserve(missing)
+                for index in range(found.num_tokens // pool.block_size, pool.blocks_for(num_tokens) if missing else 0):
+                    tokens = min(num_tokens - index * pool.block_size, pool.block_size)
+                    self._copy(file, index, pool.memory.views(found.block_table[index], tokens))
+            except BaseException:
+                found.trim(found.num_tokens)
+                raise
+            found.commit(missing)
         return found
 
     def check_payload(self) -> None:
         """Raise SnapshotError if the payload is not what was saved."""
         digest = hashlib.sha256()
-        for done in range(0, self.bytes, _HASHED_AT_ONCE):
-            digest.update(_read(self._path, self._file, self._begin + done, min(self.bytes - done, _HASHED_AT_ONCE)))
+        with self._reading() as file:
+            for done in range(0, self.bytes, _HASHED_AT_ONCE):
+                digest.update(_read(self._path, file, self._begin + done, min(self.bytes - done, _HASHED_AT_ONCE)))
         if digest.hexdigest() != self._header.payload_sha256:
             raise SnapshotError(
                 f"{self._path} is damaged: its keys and values differ from their sha256; copy it again or {REBUILD}"
@@ -121,10 +125,25 @@ class Snapshot:
         """Close the file. A second call changes nothing."""
         self._release()
 
-    def _copy(self, index: int, views: list[Array]) -> None:
+    @contextmanager
+    def _reading(self) -> Iterator[BinaryIO]:
+        """Give the open file. Raises SnapshotError if it need not be the one that was checked: it could hold anything."""
+        try:
+            file = self._path.open("rb") if self._file.closed else self._file
+        except OSError as error:
+            raise SnapshotError(f"{self._path} cannot be read again ({error.strerror}); open it again") from error
+        try:
+            if _state(file) != self._state:
+                raise _overwritten(self._path)
+            yield file
+        finally:
+            if file is not self._file:
+                file.close()
+
+    def _copy(self, file: BinaryIO, index: int, views: list[Array]) -> None:
         """Fill the arrays of a block from the file."""
         forms, _ = self._header.block(index)
-        raw = _read(self._path, self._file, self._begin + index * bytes_of(self._header.full), bytes_of(forms))
+        raw = _read(self._path, file, self._begin + index * bytes_of(self._header.full), bytes_of(forms))
         at = 0
         for view, (kind, shape) in zip(views, forms, strict=True):
             count = math.prod(shape)
@@ -266,7 +285,7 @@ else:
         return b"".join(parts)
 
 
-def _state(file: BinaryIO) -> tuple[int, int]:
-    """Return what changes when a file is written to."""
+def _state(file: BinaryIO) -> tuple[int, int, int]:
+    """Return what changes when a file is written to or replaced."""
     status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns
