@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from edge.runtime.extras import install_command
+
 EDGE = [sys.executable, "-m", "edge"]
 
 
@@ -239,7 +241,7 @@ def test_base_model_has_no_chat(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert "no chat template (a base model?)" in fails("run", tmp_path / "bundle", "hi")
     assert edge("run", tmp_path / "bundle", "hi", "--raw", "--max-new-tokens", "3").returncode == 0
     (tmp_path / "bundle" / "openvino_model.bin").write_bytes(b"")  # a chat does not get as far as that
-    assert "has no chat template (a base model?); continue a text with" in fails("chat", tmp_path / "bundle")
+    assert "has no chat template (a base model?); give one with --chat-template" in fails("chat", tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnx"])
@@ -693,7 +695,7 @@ def test_missing_extra_gives_the_install_line(tiny_checkpoint: Path, tmp_path: P
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == f'edge: {module} is not installed; pip install "edgeglm[export]"\n'
+    assert done.stderr == f"edge: {module} is not installed; {install_command('export')}\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -703,7 +705,7 @@ def test_missing_engine_gives_the_install_line(tiny_bundle: Path) -> None:
         f"sys.exit(main(['run', {str(tiny_bundle)!r}, 'hi', '--engine', 'openvino']))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stderr == 'edge: openvino is not installed; pip install "edgeglm[openvino]"\n'
+    assert done.stderr == f"edge: openvino is not installed; {install_command('openvino')}\n"
 
 
 @pytest.mark.parametrize(
