@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from edge.commands import demo
+from edge.export.compress.recipes import DEFAULT
 from edge.runtime.extras import install_command
 
 EDGE = [sys.executable, "-m", "edge"]
@@ -218,9 +220,8 @@ def test_bad_bundles(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_bad_exports(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "no such path" in fails("export", tmp_path / "nothing", out)
-    assert f"expected a name like {DEFAULT}; `edge recipes --all`" in fails(
-        "export", tiny_checkpoint, out, "--recipe", "int3", code=2
-    )
+    expected = f"expected a name like {DEFAULT}; `edge recipes --all`"
+    assert expected in fails("export", tiny_checkpoint, out, "--recipe", "int3", code=2)
     assert "not a checkpoint" in fails("export", tmp_path, out)
     out.mkdir()
     (out / "file").touch()
