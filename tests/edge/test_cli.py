@@ -389,7 +389,7 @@ def test_export_says_the_formats(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert edge("run", tmp_path / "out", "hi", "--engine", "onnx", "--max-new-tokens", "2").returncode == 0
     assert edge("export", tiny_checkpoint, tmp_path / "out", "--format", "tflite").returncode == 2
     frontend = ("--frontend", "optimum", "--format", "both")
-    assert "OpenVINO graphs only" in fails("export", tiny_checkpoint, tmp_path / "other", *frontend)
+    assert "OpenVINO graphs only" in fails("export", tiny_checkpoint, tmp_path / "other", *frontend, code=2)
 
 
 def test_devices() -> None:
