@@ -76,6 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--rotary-dim", type=int, metavar="N", help="rotated dims of each head, instead of the checkpoint's"
     )
+    model.add_argument(
+        "--chat-template", metavar="FILE", help="use this Jinja template of messages, instead of the checkpoint's"
+    )
     precision = parser.add_argument_group("precision")
     precision.add_argument("--recipe", metavar="NAME", help=told("a recipe listed by `edge recipes`", DEFAULT))
     precision.add_argument(

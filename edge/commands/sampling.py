@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edge.runtime.llm import LLM
 
 SAMPLING = tuple(spec for spec in fields(Sampling) if spec.name != "logit_bias")  # no command line has room for that
+PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")  # count without a temperature, too
 Keywords = Mapping[str, Any]  # of an answer
 
 
@@ -63,14 +64,14 @@ def say_sampling(llm: LLM, settings: Keywords) -> None:
 
 def sampling_in_use(llm: LLM, settings: Keywords) -> str:
     """Say in a line how tokens are chosen, and whose choice that is. settings: keywords of an answer."""
-    sampling, recommended = _made(llm, settings), llm.recommended_sampling
+    shown, recommended = _telling(_made(llm, settings)), llm.recommended_sampling
     given = {spec.name for spec in SAMPLING if spec.name in settings}
-    theirs = set(_changed(recommended)) - given if settings.get("sampling") == "model" else set()
-    text = _described(sampling)
-    if theirs:
-        return f"{text} ({'partly ' if given & set(_changed(sampling)) else ''}the model's)"
-    if recommended != Sampling() and not given and settings.get("sampling") != "model":
-        return f"{text} (the model recommends {_described(recommended)}; --sampling model)"
+    text = _described(shown)
+    if settings.get("sampling") == "model":
+        theirs = {name for name in shown if name in _telling(recommended)} - given
+        return f"{text} ({'partly ' if given & shown.keys() else ''}the model's)" if theirs else text
+    if recommended != Sampling() and not given:
+        return f"{text} (the model recommends {_described(_telling(recommended))}; --sampling model)"
     return text
 
 
@@ -89,21 +90,13 @@ def _made(llm: LLM, settings: Keywords) -> Sampling:
     return generation_settings(llm.recommended_sampling, **settings).sampling
 
 
-def _changed(sampling: Sampling) -> dict[str, float]:
-    """What differs from the default, except for the seed."""
-    return {
-        spec.name: value
-        for spec in SAMPLING
-        if spec.name != "seed" and (value := getattr(sampling, spec.name)) != spec.default
-    }
+def _telling(sampling: Sampling) -> dict[str, float]:
+    """What differs from the default and has an effect; what cuts off the tail has none without a temperature."""
+    changed = {spec.name: value for spec in SAMPLING if (value := getattr(sampling, spec.name)) != spec.default}
+    return changed if sampling.temperature else {name: changed[name] for name in changed if name in PENALTIES}
 
 
-def _described(sampling: Sampling) -> str:
-    """`temperature 0.8, top-p 0.8`; what cuts the tail off counts for nothing without a temperature."""
-    cold = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-    changed = _changed(sampling)
-    if not sampling.temperature:
-        changed = {name: value for name, value in changed.items() if name not in cold}
-    seed = [] if sampling.seed is None or not sampling.temperature else [f"seed {sampling.seed}"]
-    parts = [f"{name.replace('_', '-')} {value:g}" for name, value in changed.items()]
-    return ", ".join([*([] if sampling.temperature else ["greedy"]), *parts, *seed])
+def _described(shown: Mapping[str, float]) -> str:
+    """`temperature 0.8, top-p 0.8`, or `greedy`."""
+    parts = [f"{name.replace('_', '-')} {value:g}" for name, value in shown.items()]
+    return ", ".join(parts if "temperature" in shown else ["greedy", *parts])

@@ -52,7 +52,7 @@ function _shtab_edge_using
 end
 
 set -g _shtab_edge_commands demo recipes export run chat serve batch prefix 'prefix build' 'prefix show' kiosk 'kiosk init' bench profile 'profile run' 'profile compare' 'profile report' needle list show rm config inspect verify devices completion
-set -g _shtab_edge_opts_with_value --adapter --alias --allowed-host --api-key-file --body-timeout --browser-user --bundle --calibration --chunk --clients --concurrency --context-policy --contexts --cors-origin --deadline --depths --device --docs --draft-from --draft-store --embedding --engine --engines --expected-clients --fail-if --file --format --frequency-penalty --frontend --grammar --greedy --greeting --head --header-timeout --host --idle-seconds --idle-warning-seconds --json-schema --kv-cache-gb --kv-cache-share --kv-precision --language --load --log-level --max-body-bytes --max-bytes --max-connections --max-context --max-kld --max-new-tokens --max-prompt-chars --max-waiting --mcp --messages --min-p --new-tokens --page-config --placeholder --port --prefix --presence-penalty --prompt --prompt-tokens --raw --recipe --recipes --regex --repeat --repetition-penalty --root-path --rope-theta --rotary-dim --sampling --save --seed --send-timeout --shapes --shutdown-seconds --stall-seconds --stop --suggestion --system --system-file --temperature --text --threads --title --tokens --tool --top-k --top-p --typical-p --uds --user --window
+set -g _shtab_edge_opts_with_value --adapter --alias --allowed-host --api-key-file --body-timeout --browser-user --bundle --calibration --chat-template --chunk --clients --concurrency --context-policy --contexts --cors-origin --deadline --depths --device --docs --draft-from --draft-store --embedding --engine --engines --expected-clients --fail-if --file --format --frequency-penalty --frontend --grammar --greedy --greeting --head --header-timeout --host --idle-seconds --idle-warning-seconds --json-schema --kv-cache-gb --kv-cache-share --kv-precision --language --load --log-level --max-body-bytes --max-bytes --max-connections --max-context --max-kld --max-new-tokens --max-prompt-chars --max-waiting --mcp --messages --min-p --new-tokens --page-config --placeholder --port --prefix --presence-penalty --prompt --prompt-tokens --raw --recipe --recipes --regex --repeat --repetition-penalty --root-path --rope-theta --rotary-dim --sampling --save --seed --send-timeout --shapes --shutdown-seconds --stall-seconds --stop --suggestion --system --system-file --temperature --text --threads --title --tokens --tool --top-k --top-p --typical-p --uds --user --window
 
 complete -c edge -e
 complete -c edge -f
@@ -90,6 +90,7 @@ complete -c edge -n '_shtab_edge_using export' -l json -d 'print one JSON object
 complete -c edge -n '_shtab_edge_using export' -l adapter -xka "(__fish_complete_directories)" -d 'merge this PEFT LoRA into the weights'
 complete -c edge -n '_shtab_edge_using export' -l rope-theta -x -d 'rotary base, instead of the checkpoint'"'"'s'
 complete -c edge -n '_shtab_edge_using export' -l rotary-dim -x -d 'rotated dims of each head, instead of the checkpoint'"'"'s'
+complete -c edge -n '_shtab_edge_using export' -l chat-template -xka "(__fish_complete_path (commandline -ct))" -d 'use this Jinja template of messages, instead of the checkpoint'"'"'s'
 complete -c edge -n '_shtab_edge_using export' -l recipe -xka "fp32 fp16 int8-asym int8-sym int4-asym-g128-awq-data-free int4-asym-g128 int4-asym-g64 int4-sym-g128 int4-sym-channel int4-asym-g128-gptq int4-asym-g128-nncf-gptq int4-asym-g128-rot-gptq int4-asym-g128-rot-gptq-lora int4-asym-g64-gptq int4-asym-g64-nncf-gptq int4-asym-g64-rot-gptq int4-asym-g64-rot-gptq-lora int4-sym-g128-rot-gptq int4-sym-channel-rot-gptq int4-asym-g128-awq int4-asym-g128-awq-se int4-asym-g128-awq-gptq int4-asym-g128-awq-gptq-lora int4-asym-g64-awq-data-free int4-asym-g64-awq int4-asym-g64-awq-se int4-asym-g64-awq-gptq int4-asym-g64-awq-gptq-lora" -d 'a recipe listed by `edge recipes` (default: int4-asym-g128-awq-data-free)'
 complete -c edge -n '_shtab_edge_using export' -l embedding -xka "fp32 fp16 int8-asym int8-sym int4-asym-g128 int4-asym-g64 int4-sym-g128 int4-sym-channel" -d 'precision of the embedding, like int4-asym-g128, instead of the recipe'"'"'s'
 complete -c edge -n '_shtab_edge_using export' -l head -xka "fp32 fp16 int8-asym int8-sym int4-asym-g128 int4-asym-g64 int4-sym-g128 int4-sym-channel" -d 'precision of the vocabulary projection, instead of the recipe'"'"'s'
@@ -116,6 +117,7 @@ complete -c edge -n '_shtab_edge_using run' -l kv-cache-share -x -d 'the same bo
 complete -c edge -n '_shtab_edge_using run' -l kv-precision -xka "f32 f16 bf16 u8 u4" -d 'how keys and values are stored (default: the engine'"'"'s choice)'
 complete -c edge -n '_shtab_edge_using run' -l reproducible -d 'give the same bits whatever else is or was computed; single tokens take longer (--speculate implies it)'
 complete -c edge -n '_shtab_edge_using run' -l threads -x -d 'number of threads to compute with (default: the engine'"'"'s choice)'
+complete -c edge -n '_shtab_edge_using run' -l chat-template -xka "(__fish_complete_path (commandline -ct))" -d 'use this Jinja template of messages, instead of the bundle'"'"'s'
 complete -c edge -n '_shtab_edge_using run' -l system -x -d 'the system message'
 complete -c edge -n '_shtab_edge_using run' -l system-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file with the system message; --prefix is built where it does not fit'
 complete -c edge -n '_shtab_edge_using run' -l max-new-tokens -x -d 'longest answer, in tokens (default: to the end of the context)'
@@ -160,6 +162,7 @@ complete -c edge -n '_shtab_edge_using chat' -l kv-cache-share -x -d 'the same b
 complete -c edge -n '_shtab_edge_using chat' -l kv-precision -xka "f32 f16 bf16 u8 u4" -d 'how keys and values are stored (default: the engine'"'"'s choice)'
 complete -c edge -n '_shtab_edge_using chat' -l reproducible -d 'give the same bits whatever else is or was computed; single tokens take longer (--speculate implies it)'
 complete -c edge -n '_shtab_edge_using chat' -l threads -x -d 'number of threads to compute with (default: the engine'"'"'s choice)'
+complete -c edge -n '_shtab_edge_using chat' -l chat-template -xka "(__fish_complete_path (commandline -ct))" -d 'use this Jinja template of messages, instead of the bundle'"'"'s'
 complete -c edge -n '_shtab_edge_using chat' -l system -x -d 'the system message'
 complete -c edge -n '_shtab_edge_using chat' -l system-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file with the system message; --prefix is built where it does not fit'
 complete -c edge -n '_shtab_edge_using chat' -l max-new-tokens -x -d 'longest answer, in tokens (default: to the end of the context)'
@@ -197,6 +200,7 @@ complete -c edge -n '_shtab_edge_using serve' -l allowed-host -x -d 'names of th
 complete -c edge -n '_shtab_edge_using serve' -l cors-origin -x -d 'web sites whose pages may send requests, like https://a.example (default: none)'
 complete -c edge -n '_shtab_edge_using serve' -l alias -x -d 'what requests may call the model, separated by commas (default: the name of the bundle'"'"'s folder)'
 complete -c edge -n '_shtab_edge_using serve' -l expected-clients -x -d 'answers that will be written at once, which decides what engine is right (default: 8)'
+complete -c edge -n '_shtab_edge_using serve' -l chat-template -xka "(__fish_complete_path (commandline -ct))" -d 'use this Jinja template of messages, instead of the bundle'"'"'s'
 complete -c edge -n '_shtab_edge_using serve' -l any-model -d 'answer whatever model a request names'
 complete -c edge -n '_shtab_edge_using serve' -l sampling -xka "greedy model" -d 'where no request says how tokens are chosen: always the likeliest, or as the model'"'"'s makers recommend (default: model)'
 complete -c edge -n '_shtab_edge_using serve' -l context-policy -xka "error drop-oldest" -d 'what becomes of a conversation that is longer than the context (default: error)'
@@ -232,6 +236,7 @@ complete -c edge -n '_shtab_edge_using batch' -l force -d 'replace OUT, and drop
 complete -c edge -n '_shtab_edge_using batch' -l concurrency -x -d 'requests that are in work at once (default: 32)'
 complete -c edge -n '_shtab_edge_using batch' -l sampling -xka "greedy model" -d 'where no request says how tokens are chosen: always the likeliest, or as the model'"'"'s makers recommend (default: greedy)'
 complete -c edge -n '_shtab_edge_using batch' -l json -d 'print one JSON object'
+complete -c edge -n '_shtab_edge_using batch' -l chat-template -xka "(__fish_complete_path (commandline -ct))" -d 'use this Jinja template of messages, instead of the bundle'"'"'s'
 complete -c edge -n '_shtab_edge_using batch' -l engine -l engines -xka "auto openvino onnx" -d 'which engine computes (default: auto)'
 complete -c edge -n '_shtab_edge_using batch' -l device -xka "CPU GPU" -d 'device to compute on; `edge devices` lists them (default: CPU)'
 complete -c edge -n '_shtab_edge_using batch' -l max-context -x -d 'longest prompt and answer together (default: the model'"'"'s limit)'
@@ -257,6 +262,7 @@ complete -c edge -n '_shtab_edge_using prefix build' -l json -d 'print one JSON 
 complete -c edge -n '_shtab_edge_using prefix build' -l system -x -d 'the system message; - reads it from stdin'
 complete -c edge -n '_shtab_edge_using prefix build' -l system-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file that holds the system message'
 complete -c edge -n '_shtab_edge_using prefix build' -l raw -x -d 'text without the chat template'
+complete -c edge -n '_shtab_edge_using prefix build' -l chat-template -xka "(__fish_complete_path (commandline -ct))" -d 'use this Jinja template of messages, instead of the bundle'"'"'s'
 complete -c edge -n '_shtab_edge_using prefix build' -l engine -l engines -xka "auto openvino onnx" -d 'which engine computes (default: auto)'
 complete -c edge -n '_shtab_edge_using prefix build' -l device -xka "CPU GPU" -d 'device to compute on; `edge devices` lists them (default: CPU)'
 complete -c edge -n '_shtab_edge_using prefix build' -l max-context -x -d 'longest prompt and answer together (default: the model'"'"'s limit)'
@@ -283,6 +289,7 @@ complete -c edge -n '_shtab_edge_using kiosk init' -l log-level -xka "debug info
 complete -c edge -n '_shtab_edge_using kiosk init' -l no-config -d 'take no defaults from the user'"'"'s config.toml and the bundle'"'"'s edge.toml'
 complete -c edge -n '_shtab_edge_using kiosk init' -l bundle -xka "(__fish_complete_directories)" -d 'a bundle that `edge export` made: its name, as in `edge list`, or its folder'
 complete -c edge -n '_shtab_edge_using kiosk init' -l system-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file with the system message; every visitor may read it'
+complete -c edge -n '_shtab_edge_using kiosk init' -l chat-template -xka "(__fish_complete_path (commandline -ct))" -d 'use this Jinja template of messages, instead of the bundle'"'"'s'
 complete -c edge -n '_shtab_edge_using kiosk init' -l json -d 'print one JSON object'
 complete -c edge -n '_shtab_edge_using kiosk init' -l title -x -d 'name at the top of the page'
 complete -c edge -n '_shtab_edge_using kiosk init' -l greeting -x -d 'words that a visitor is met with'

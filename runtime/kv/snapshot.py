@@ -15,6 +15,7 @@ import hashlib
 import math
 import mmap
 import os
+import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
@@ -44,16 +45,23 @@ _NO_FORM: Form = ("nothing", ())
 
 
 class Snapshot:
-    """A checked file, mapped for as long as this object lives. It can be used in forked processes, too."""
+    """A checked file, mapped for as long as this object lives. It can be used in forked processes, too.
+
+    Windows replaces no file that is mapped, or open, so it is opened there whenever it is read.
+    """
 
     def __init__(self, path: Path, header: Header, begin: int, file: BinaryIO) -> None:
         """Use `open_snapshot`. Takes over the file, whose payload begins at `begin`."""
         self._path = path
         self._header = header
         self._begin = begin
-        self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._file = file
         self._state = _state(file)
+        self._map: mmap.mmap | None = None
+        if sys.platform == "win32":
+            file.close()
+        else:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._release = weakref.finalize(self, file.close)
 
     @property
@@ -88,8 +96,7 @@ class Snapshot:
         assert 0 <= num_tokens <= self.num_tokens, "the file has fewer tokens"
         if not self._release.alive:
             raise CacheError(f"{self._path} has been closed; open it again")
-        if _state(self._file) != self._state:  # it could hold anything, and reading beyond its end kills the process
-            raise SnapshotError(f"{self._path} was overwritten since it was opened; open it again")
+        content = self._content()
         if num_tokens:
             self._check_fits(pool, num_tokens)
         found = CacheSequence(pool) if sequence is None else sequence
@@ -98,7 +105,7 @@ class Snapshot:
             found.reserve(missing)
             for index in range(found.num_tokens // pool.block_size, pool.blocks_for(num_tokens) if missing else 0):
                 tokens = min(num_tokens - index * pool.block_size, pool.block_size)
-                self._copy(index, pool.memory.views(found.block_table[index], tokens))
+                self._copy(content, index, pool.memory.views(found.block_table[index], tokens))
         except BaseException:
             found.trim(found.num_tokens)
             raise
@@ -108,7 +115,7 @@ class Snapshot:
     def check_payload(self) -> None:
         """Raise SnapshotError if the payload is not what was saved."""
         digest = hashlib.sha256()
-        with memoryview(self._map) as content:
+        with memoryview(self._content()) as content:
             for begin in range(self._begin, len(content), _HASHED_AT_ONCE):
                 digest.update(content[begin : begin + _HASHED_AT_ONCE])
         if digest.hexdigest() != self._header.payload_sha256:
@@ -119,16 +126,35 @@ class Snapshot:
     def close(self) -> None:
         """Unmap the file. A second call changes nothing."""
         if self._release.alive:
-            self._map.close()
+            if self._map is not None:
+                self._map.close()
             self._release()
 
-    def _copy(self, index: int, views: list[Array]) -> None:
+    def _content(self) -> mmap.mmap:
+        """Return the bytes of the file. Raises SnapshotError if they need not be those that were checked.
+
+        They could be anything, and reading beyond their end kills the process.
+        """
+        overwritten = SnapshotError(f"{self._path} was overwritten since it was opened; open it again")
+        if self._map is not None:
+            if _state(self._file) != self._state:
+                raise overwritten
+            return self._map
+        try:
+            with self._path.open("rb") as file:
+                if _state(file) != self._state:
+                    raise overwritten
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # until its last view is gone
+        except OSError as error:
+            raise SnapshotError(f"{self._path} cannot be read again ({error.strerror}); open it again") from error
+
+    def _copy(self, content: mmap.mmap, index: int, views: list[Array]) -> None:
         """Fill the arrays of a block from the file."""
         forms, _ = self._header.block(index)
         at = self._begin + index * bytes_of(self._header.full)
         for view, (kind, shape) in zip(views, forms, strict=True):
             count = math.prod(shape)
-            stored = np.frombuffer(self._map, kind, count, at).reshape(shape)
+            stored = np.frombuffer(content, kind, count, at).reshape(shape)
             view[...] = stored if shape == view.shape else stored[tuple(map(slice, view.shape))]
             at += stored.nbytes
 
@@ -233,7 +259,7 @@ def _forms_of(memory: BlockMemory, block: int, num_tokens: int) -> list[Form]:
     return [(view.dtype.str, view.shape) for view in memory.views(block, num_tokens)]
 
 
-def _state(file: BinaryIO) -> tuple[int, int]:
-    """Return what changes when a file is written to."""
+def _state(file: BinaryIO) -> tuple[int, int, int]:
+    """Return what changes when a file is written to or replaced."""
     status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns

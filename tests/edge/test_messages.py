@@ -14,6 +14,7 @@ from edge.runtime.engines.scripted import noise
 from edge.runtime.llm import LLM
 
 Body = dict[str, Any]
+BUNDLE = str(Path(__file__).parent)  # any folder: what is loaded is the model below
 TALK: list[Body] = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hello"},
@@ -32,7 +33,7 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> LLM:
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[int]:
-    assert cli.main(["run", "bundle", "--json", "--max-new-tokens", "12", *arguments]) == 0
+    assert cli.main(["run", BUNDLE, "--json", "--max-new-tokens", "12", *arguments]) == 0
     ids: list[int] = json.loads(capsys.readouterr().out)["token_ids"]
     return ids
 
@@ -85,7 +86,7 @@ def test_documents_go_with_the_question(llm: LLM, tmp_path: Path, capsys: pytest
 def test_what_cannot_be_continued_is_told_before_a_model_is_loaded(
     value: object, arguments: list[str], code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["run", "no-bundle", "--messages", saved(tmp_path, value), *arguments]) == code
+    assert cli.main(["run", BUNDLE, "--messages", saved(tmp_path, value), *arguments]) == code
     assert said in capsys.readouterr().err
 
 
@@ -137,8 +138,8 @@ def test_there_is_something_to_answer(
     (tmp_path / "system.json").write_text(json.dumps(TALK[:1]))
     for arguments in ([], ["--messages", talk], ["--messages", str(tmp_path / "system.json")], ["--file", talk]):
         monkeypatch.setattr("sys.stdin", Stdin(piped))
-        assert cli.main(["run", "no-bundle", *arguments]) == code
+        assert cli.main(["run", BUNDLE, *arguments]) == code
         assert capsys.readouterr().err == said
     (tmp_path / "bad.json").write_text("{")
-    assert cli.main(["run", "no-bundle", "--messages", str(tmp_path / "bad.json")]) == 1
+    assert cli.main(["run", BUNDLE, "--messages", str(tmp_path / "bad.json")]) == 1
     assert "is not valid JSON" in capsys.readouterr().err

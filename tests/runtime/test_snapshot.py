@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import mmap
 import os
 import re
 import struct
@@ -182,11 +183,11 @@ def test_an_interrupted_restore_holds_nothing(tmp_path: Path, monkeypatch: pytes
     snapshot, pool = open_snapshot(tmp_path / "prefix", IDENTITY), paged()
     copy, calls = snapshot_module.Snapshot._copy, []
 
-    def interrupted(self: snapshot_module.Snapshot, index: int, views: list[np.ndarray]) -> None:
+    def interrupted(self: snapshot_module.Snapshot, content: mmap.mmap, index: int, views: list[np.ndarray]) -> None:
         calls.append(index)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        copy(self, index, views)
+        copy(self, content, index, views)
 
     monkeypatch.setattr(snapshot_module.Snapshot, "_copy", interrupted)
     with pytest.raises(KeyboardInterrupt):
