@@ -187,7 +187,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message", "code"),
     [
-        (["--recipes", "int3"], "recipe 'int3' is unknown", 1),
+        (["--recipes", "int3"], "recipe 'int3' is unknown", 2),
         (["--engines", "tensorrt"], "engine 'tensorrt' is unknown", 2),
         (["--kv-precision", "f8"], "kv precision 'f8' is unknown, known are f32", 2),
         (["--fail-if", "kld"], "limit 'kld' does not read as METRIC OP NUMBER", 2),
@@ -256,5 +256,5 @@ def test_missing_package_is_named(
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else real(name))
-    assert main(["profile", "run", str(tiny_checkpoint), str(tmp_path / "out")]) == 1
+    assert main(["profile", "run", str(tiny_checkpoint), str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == 'edge: matplotlib is not installed; pip install "edgeglm[profile]"\n'
