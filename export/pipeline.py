@@ -73,7 +73,7 @@ def export(
 ) -> Manifest:
     """Export a checkpoint to a bundle: compress its weights and write graphs over them that run without it.
 
-        edge.export("THUDM/glm-4-9b-chat", "glm4-int4", recipe="int4-asym-g128")
+        edge.export("THUDM/glm-4-9b-chat", "glm4-int4")
 
     What to export, and where to:
       source       a folder with config.json and *.safetensors, a .gguf file, or a hub id such as "THUDM/glm-4-9b-chat",

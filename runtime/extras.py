@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import NamedTuple
 
 from edge.runtime.errors import MissingPackageError
 
@@ -43,8 +44,38 @@ LEFT_OUT = ("filelock", "platformdirs", "psutil", "rich")
 
 
 def install_command(extra: str) -> str:
-    """In double quotes, which every shell takes: cmd.exe would pass single ones on."""
-    return f'pip install "edgeglm[{extra}]"'
+    """In double quotes, which every shell takes: cmd.exe would pass single ones on.
+
+    What was installed from a folder or a file that is still there is named so: an index may not have it.
+    """
+    where = _installed_from()
+    return f'pip install {"-e " if where.editable else ""}"{where.name}[{extra}]"'
+
+
+class _Origin(NamedTuple):
+    """What pip was given."""
+
+    name: str
+    editable: bool = False
+
+
+def _installed_from() -> _Origin:
+    """Where pip got this package from, as it notes for folders and files (PEP 610)."""
+    import json
+    from importlib import metadata
+    from pathlib import Path
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    try:
+        noted = json.loads(metadata.distribution("edgeglm").read_text("direct_url.json") or "{}")
+        url = urlsplit(noted["url"])
+        path = url2pathname(url.path) if url.scheme == "file" else ""
+        if path and Path(path).exists():
+            return _Origin(path, noted.get("dir_info", {}).get("editable") is True)
+    except (metadata.PackageNotFoundError, KeyError, TypeError, AttributeError, ValueError, OSError):
+        pass
+    return _Origin("edgeglm")
 
 
 def brings(extra: str, module: str) -> bool:

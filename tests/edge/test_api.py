@@ -17,6 +17,7 @@ import edge
 from edge.export.pipeline import export
 from edge.runtime import errors
 from edge.runtime.errors import EdgeError, SettingsError
+from edge.runtime.extras import install_command
 
 
 def test_every_public_name_is_there() -> None:
@@ -115,7 +116,7 @@ except edge.EdgeError as error:
     print(type(error).__name__, error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    said = f'MissingPackageError {missing} is not installed; pip install "edgeglm[export]"\n'
+    said = f"MissingPackageError {missing} is not installed; {install_command('export')}\n"
     assert done.stdout == said, done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -127,7 +128,7 @@ def test_load_without_the_engine_that_is_asked_for(tiny_bundle: Path) -> None:
         "except edge.EdgeError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert 'pip install "edgeglm[openvino]"' in done.stdout, done.stderr
+    assert install_command("openvino") in done.stdout, done.stderr
 
 
 def test_the_library_is_silent_by_default() -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from edge.runtime.extras import install_command
+
 EDGE = [sys.executable, "-m", "edge"]
 
 
@@ -686,7 +688,7 @@ def test_missing_extra_gives_the_install_line(tiny_checkpoint: Path, tmp_path: P
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == f'edge: {module} is not installed; pip install "edgeglm[export]"\n'
+    assert done.stderr == f"edge: {module} is not installed; {install_command('export')}\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -696,7 +698,7 @@ def test_missing_engine_gives_the_install_line(tiny_bundle: Path) -> None:
         f"sys.exit(main(['run', {str(tiny_bundle)!r}, 'hi', '--engine', 'openvino']))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stderr == 'edge: openvino is not installed; pip install "edgeglm[openvino]"\n'
+    assert done.stderr == f"edge: openvino is not installed; {install_command('openvino')}\n"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from edge.profiles.record import read_profile
 from edge.profiles.reference_file import open_reference
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine
+from edge.runtime.extras import install_command
 from edge.runtime.settings import EngineSettings
 from tests.profiles.rows import profile, row
 
@@ -256,5 +257,5 @@ def test_missing_package_is_named(
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else real(name))
-    assert main(["profile", "run", str(tiny_checkpoint), str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err == 'edge: matplotlib is not installed; pip install "edgeglm[profile]"\n'
+    assert main(["profile", "run", str(tiny_checkpoint), str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == f"edge: matplotlib is not installed; {install_command('profile')}\n"

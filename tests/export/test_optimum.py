@@ -28,6 +28,7 @@ from edge.export.stages import Progress
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.openvino_rows import head_input, keep_wanted_rows
 from edge.runtime.errors import CheckpointError, EdgeError, OutputError, RecipeError
+from edge.runtime.extras import install_command
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.verify import verify
@@ -366,7 +367,7 @@ def test_missing_extra_gives_the_install_line(
     script = f"import sys; sys.modules[{module!r}] = None; from edge.cli import main; sys.exit(main({arguments!r}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == f'edge: {module} is not installed; pip install "edgeglm[optimum]"\n'
+    assert done.stderr == f"edge: {module} is not installed; {install_command('optimum')}\n"
     assert list(tmp_path.iterdir()) == []
 
 

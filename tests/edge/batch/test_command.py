@@ -20,6 +20,7 @@ from edge.runtime.engines.scripted import noise
 from tests.edge.batch.jobs import COMPLETIONS, Body, line, many, message, write
 
 ROOT = Path(__file__).parents[3]
+BUNDLE = str(Path(__file__).parent)  # any folder: what is loaded is a scripted model
 
 
 @pytest.fixture
@@ -35,18 +36,18 @@ def test_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         line("c", {"messages": []}),
     ]
     given = [str(write(tmp_path / "in.jsonl", requests)), str(tmp_path / "out.jsonl")]
-    assert cli.main(["batch", "bundle", *given]) == 0
+    assert cli.main(["batch", BUNDLE, *given]) == 0
     shown = capsys.readouterr()
     assert shown.out.startswith(f"{given[1]}: 3 lines, ")
     assert shown.err.splitlines() == [
-        "edge: requests name 'gpt-4o-mini'; bundle has answered them",
+        f"edge: requests name 'gpt-4o-mini'; {BUNDLE} has answered them",
         "edge: 1 of 3 lines have an error; look for a status_code other than 200",
     ]
-    assert cli.main(["batch", "bundle", *given]) == 0
+    assert cli.main(["batch", BUNDLE, *given]) == 0
     assert capsys.readouterr().out == f"{given[1]} is complete; there is nothing to do\n"
-    assert cli.main(["batch", "bundle", *given, "--json"]) == 0
+    assert cli.main(["batch", BUNDLE, *given, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert cli.main(["batch", "bundle", *given, "--json", "--force"]) == 0
+    assert cli.main(["batch", BUNDLE, *given, "--json", "--force"]) == 0
     anew = json.loads(capsys.readouterr().out)
     assert (again.pop("resumed"), anew.pop("resumed")) == (3, 0)
     for found in (again, anew):
@@ -61,7 +62,7 @@ def test_a_log_gets_a_line_now_and_then(
 ) -> None:
     monkeypatch.setattr(command, "SAY_EVERY_S", 0)
     given = [str(write(tmp_path / "in.jsonl", [line("a"), line("b")])), str(tmp_path / "out.jsonl")]
-    assert cli.main(["batch", "bundle", *given]) == 0
+    assert cli.main(["batch", BUNDLE, *given]) == 0
     assert capsys.readouterr().err.splitlines() == [
         "edge: 0/2 lines", "edge: 1/2 lines, 0 s left", "edge: 2/2 lines, 0 s left"
     ]  # fmt: skip
@@ -79,7 +80,7 @@ def test_what_is_refused_before_a_model_is_loaded(
         ([requests, str(tmp_path)], 1, "is not a file"),
         ([str(write(tmp_path / "two.jsonl", [line("a"), line("a")])), out], 1, "lines 1 and 2 have the same custom_id"),
     ):
-        assert cli.main(["batch", "no-bundle", *arguments]) == code
+        assert cli.main(["batch", BUNDLE, *arguments]) == code
         assert said in capsys.readouterr().err
 
 

@@ -17,6 +17,7 @@ from edge.documents import read_document
 from edge.documents.formats import ADVICE
 from edge.documents.reader import printable_name
 from edge.runtime.errors import DocumentError, EdgeError
+from edge.runtime.extras import install_command
 
 
 def word(text: str) -> bytes:
@@ -141,7 +142,7 @@ sys.exit(main(["run", "no-such-bundle", "hi", "--file", {str(tmp_path / name)!r}
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f'edge: {missing} is not installed; pip install "edgeglm[documents]"\n'
+    assert done.stderr == f"edge: {missing} is not installed; {install_command('documents')}\n"
 
 
 def test_errors_are_in_the_tree() -> None:
