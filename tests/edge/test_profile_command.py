@@ -20,9 +20,9 @@ from edge.export.pipeline import export
 from edge.profiles.accuracy import evaluate
 from edge.profiles.record import read_profile
 from edge.profiles.reference_file import open_reference
+from edge.runtime import extras
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine
-from edge.runtime.extras import install_command
 from edge.runtime.settings import EngineSettings
 from tests.profiles.rows import profile, row
 
@@ -253,9 +253,7 @@ def test_a_checkpoint_may_have_the_name_of_an_action(
 def test_missing_package_is_named(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import importlib.util
-
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else real(name))
+    real = extras.find_spec
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "matplotlib" else real(name))
     assert main(["profile", "run", str(tiny_checkpoint), str(tmp_path / "out")]) == 1
-    assert capsys.readouterr().err == f"edge: matplotlib is not installed; {install_command('profile')}\n"
+    assert capsys.readouterr().err == f"edge: matplotlib is not installed; {extras.install_command('profile')}\n"
