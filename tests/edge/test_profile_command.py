@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import signal
@@ -253,7 +254,7 @@ def test_a_checkpoint_may_have_the_name_of_an_action(
 def test_missing_package_is_named(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = extras.find_spec
-    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "matplotlib" else real(name))
+    real = importlib.util.find_spec
+    monkeypatch.setattr("edge.runtime.extras.find_spec", lambda name: None if name == "matplotlib" else real(name))
     assert main(["profile", "run", str(tiny_checkpoint), str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err == f"edge: matplotlib is not installed; {extras.install_command('profile')}\n"
