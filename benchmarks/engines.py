@@ -11,9 +11,9 @@ rounds, and writes greedily whatever the tokens are; with --long it then reads a
 that length. Every engine runs with its defaults, except that llama.cpp gets as many threads as there are cores, as its
 own programs do. The order rotates by round. The figures are medians over the rounds; the report has their spreads, the
 distance of the farthest round from the median, and all rounds. The ratios, of each engine to our ONNX Runtime, are
-medians of the rounds' own ratios. The machine has to be idle: other load does not slow down all engines equally. Next to
-one busy process of low priority on two cores, llama.cpp decoded 135M parameters at 5 tok/s with two threads and at 43
-with one. The report contains the load.
+medians of the rounds' own ratios. The machine has to be idle: other load does not slow down all engines equally. Next
+to one busy process of low priority on two cores, llama.cpp decoded 135M parameters at 5 tok/s with two threads and at
+43 with one. The report contains the load.
 
 start_to_first_token_s is from the start of the process, imports included, with the model's files in the page cache.
 peak_anonymous_gb is memory that the process allocated and the kernel cannot drop: the largest RssAnon among samples

@@ -2,7 +2,7 @@
 
     import edge
 
-    edge.export("glm-4-9b-chat", "glm4-int4", recipe="int4-asym-g128")
+    edge.export("glm-4-9b-chat", "glm4-int4")
     llm = edge.load("glm4-int4")
     for chunk in llm.chat([{"role": "user", "content": "Hello"}]):
         print(chunk.text, end="", flush=True)

@@ -23,6 +23,7 @@ def load(
     *,
     speculation: bool | SpeculationSettings | None = False,
     draft_store: str | Path | None = None,
+    chat_template: str | Path | None = None,
     **options: Unpack[EngineOptions],
 ) -> LLM:
     """Load a bundle onto a device, ready to answer.
@@ -33,7 +34,8 @@ def load(
     bundle: the folder that `edge export` made; a text may be its name, as in `edge list`. device: "CPU" (the default),
     "GPU" or another name that `edge devices` lists. speculation: verify drafts of several tokens at once, which is
     faster where text repeats; True, or `SpeculationSettings`. draft_store: a file of earlier answers to draft from,
-    which is written every few answers and by `close`.
+    which is written every few answers and by `close`. chat_template: a file with a Jinja template to use instead of the
+    bundle's.
 
     Further keywords, each None for its default (`edge.EngineSettings` says more):
 
@@ -70,7 +72,7 @@ def load(
         raise SettingsError(
             "draft_store is what speculation drafts from; give speculation=True too", param="draft_store"
         )
-    return LLM(find_bundle(bundle) if isinstance(bundle, str) else folder, settings, chosen, store)
+    return LLM(find_bundle(bundle) if isinstance(bundle, str) else folder, settings, chosen, store, chat_template)
 
 
 def scripted_llm(

@@ -193,8 +193,9 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> in
     ):
         try:
             bundles.find(args)
+            args.commands = commands(parser)
             if "no_config" not in args and args.verb != "config":
-                defaults = fill(args, command_of(args), commands(parser), kinds.is_path)
+                defaults = fill(args, command_of(args), args.commands, kinds.is_path)
             with ending_by_signals() if args.verb in CLOSED else nullcontext():
                 code: int = args.run(args)
             return code

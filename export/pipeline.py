@@ -62,6 +62,7 @@ def export(
     adapter: str | Path | None = None,
     rope_theta: float | None = None,
     rotary_dim: int | None = None,
+    chat_template: str | Path | None = None,
     calibration: str | Path | None = None,
     max_bytes: float | None = None,
     max_kld: float | None = None,
@@ -72,7 +73,7 @@ def export(
 ) -> Manifest:
     """Export a checkpoint to a bundle: compress its weights and write graphs over them that run without it.
 
-        edge.export("THUDM/glm-4-9b-chat", "glm4-int4", recipe="int4-asym-g128")
+        edge.export("THUDM/glm-4-9b-chat", "glm4-int4")
 
     What to export, and where to:
       source       a folder with config.json and *.safetensors, a .gguf file, or a hub id such as "THUDM/glm-4-9b-chat",
@@ -85,6 +86,7 @@ def export(
       adapter      the folder of a PEFT LoRA to merge into the weights
       rope_theta   the rotary base to use instead of the checkpoint's
       rotary_dim   how many dims of each head rotate, instead of what the checkpoint says
+      chat_template  a file with a Jinja template of messages, instead of the checkpoint's
 
     How to compress, by a recipe:
       recipe       one of the names in recipes.toml, such as "int8-asym"; the default is
@@ -115,6 +117,7 @@ def export(
         adapter=adapter,
         rope_theta=rope_theta,
         rotary_dim=rotary_dim,
+        chat_template=chat_template,
         calibration=calibration,
         max_bytes=max_bytes,
         max_kld=max_kld,
@@ -147,7 +150,7 @@ def export_with(
         if not plan.options:
             check_space(folder, least_bytes(plan) - done_bytes(journal))
         work.clear(keep=plan.weight_file)
-        sidecars = write_sidecars(plan.checkpoint, plan.spec, folder)
+        sidecars = write_sidecars(plan.checkpoint, plan.spec, folder, plan.chat_template())
         tokenizer, stop_ids = sidecars.tokenizer, sidecars.stop_ids
         plan = replace(plan, warnings=(*plan.warnings, *sidecars.warnings))
         _check_inputs(journal, folder, plan)
@@ -267,7 +270,7 @@ def _calibration(corpus: Corpus, plan: Plan, tokenizer: Tokenizer) -> Calibratio
 
 def _windows(corpus: Corpus, plan: Plan, tokenizer: Tokenizer, length: int, count: int) -> npt.NDArray[np.int64]:
     """Token ids (count, length) of the text; shorter windows if the model takes no more."""
-    template = plan.checkpoint.chat_template()
+    template = plan.chat_template()
     windows = token_windows(
         corpus.documents,
         tokenizer,

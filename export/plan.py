@@ -32,6 +32,7 @@ from edge.runtime import bundle
 from edge.runtime.errors import SettingsError
 from edge.runtime.files import real_path, sha256_of
 from edge.runtime.spec import ModelSpec
+from edge.runtime.template_file import read_chosen
 
 VERSIONED = ("edgeglm", "openvino", "nncf", "numpy")
 
@@ -52,6 +53,7 @@ class Plan:
     decisions: tuple[str, ...]  # what the user set against the checkpoint, and what was chosen within limits
     limits: Limits | None = None  # within which the recipe chooses
     options: Mapping[str, tuple[Rounding, ...]] = field(default_factory=dict)  # what each matrix is chosen from
+    template_file: Path | None = None  # of the chat template, instead of the checkpoint's
 
     @property
     def spec(self) -> ModelSpec:
@@ -78,7 +80,12 @@ class Plan:
 
     @property
     def small_files(self) -> list[Path]:
-        return self.checkpoint.small_files() + ([] if self.adapter is None else self.adapter.files)
+        own = [] if self.template_file is None else [self.template_file]
+        return self.checkpoint.small_files() + own + ([] if self.adapter is None else self.adapter.files)
+
+    def chat_template(self) -> str | None:
+        """The template of the bundle. Raises TokenizerError and SettingsError."""
+        return self.checkpoint.chat_template() if self.template_file is None else read_chosen(self.template_file)
 
     @property
     def key(self) -> str:
@@ -142,6 +149,7 @@ def make_plan(source: str | Path, settings: ExportSettings, *, download: bool = 
         decisions=decisions,
         limits=limits,
         options=options,
+        template_file=None if settings.chat_template is None else Path(settings.chat_template),
     )
 
 
@@ -161,6 +169,9 @@ def _opened(checkpoint: Checkpoint, settings: ExportSettings) -> tuple[Weights, 
             )
         decisions += (f"rotary_dim {settings.rotary_dim}; the checkpoint says {spec.rotary_dim}",)
         spec = replace(spec, rotary_dim=settings.rotary_dim)
+    if settings.chat_template is not None:
+        read_chosen(settings.chat_template)  # refused before anything else is done
+        decisions += (f"chat template: {real_path(settings.chat_template).name}, instead of the checkpoint's",)
     adapter = None if settings.adapter is None else Adapter(Path(settings.adapter), spec, stored.layout)
     return replace(stored, spec=spec, change=adapter), adapter, decisions
 

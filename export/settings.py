@@ -50,6 +50,9 @@ class ExportSettings(Settings):
     rotary_dim: int | None = setting(
         None, Whole(2, 1 << 16), "how many dims of each head rotate, instead of what the checkpoint says"
     )
+    chat_template: str | Path | None = setting(
+        None, FilePath(), "a file with the chat template of the bundle, instead of the checkpoint's"
+    )
     calibration: str | Path | None = setting(
         None, FilePath(), "a text or .jsonl for recipes that need some; none: text that comes with Python"
     )

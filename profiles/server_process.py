@@ -55,7 +55,8 @@ class Server:
 def serve_command(bundle: str, port: int, *options: str) -> list[str]:
     """`edge serve` in this Python."""
     # -P: what the folder holds in which this runs is not imported
-    return [sys.executable, "-P", "-c", _WATCHED, "serve", bundle, "--host", HOST, "--port", str(port), *options]
+    command = [sys.executable, "-P", "-c", _WATCHED, "serve", bundle, "--no-config"]  # what is measured is said here
+    return [*command, "--host", HOST, "--port", str(port), *options]
 
 
 def free_port() -> int:

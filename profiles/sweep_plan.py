@@ -201,7 +201,7 @@ def _tokenizer(plan: Plan) -> tuple[Tokenizer, ChatTemplate | None]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / bundles.TOKENIZER
         plan.checkpoint.write_tokenizer(path)
-        template = plan.checkpoint.chat_template()
+        template = plan.chat_template()
         tokenizer, names = Tokenizer(path), plan.checkpoint.named_tokens()
         return tokenizer, None if template is None else ChatTemplate(template, tokenizer.markup, names)
 

@@ -175,10 +175,15 @@ def open_template(source: str | None, tokenizer: Tokenizer, tokenizer_config: st
     """Make a bundle's template from the contents of its files; None if it has none. Raises TokenizerError."""
     if source is None:
         return None
+    return ChatTemplate(source, tokenizer.markup, tokens_named_in(tokenizer_config))
+
+
+def tokens_named_in(tokenizer_config: str | None) -> dict[str, str | list[str]]:
+    """Return the special tokens that a bundle's tokenizer_config.json names. Raises TokenizerError."""
     config = parse_json(tokenizer_config or "{}", "tokenizer_config.json", TokenizerError, EXPORT_AGAIN)
     if not isinstance(config, dict):
         raise TokenizerError(f"tokenizer_config.json holds {shown(config)}, expected a JSON object; {EXPORT_AGAIN}")
-    return ChatTemplate(source, tokenizer.markup, named_tokens(config))
+    return named_tokens(config)
 
 
 def named_tokens(tokenizer_config: JsonObject) -> dict[str, str | list[str]]:

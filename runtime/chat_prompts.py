@@ -57,7 +57,10 @@ class ChatPrompts:
     def template(self) -> ChatTemplate:
         """The model's chat template."""
         if self._template is None:
-            raise PromptError("this model has no chat template (a base model?); use a raw prompt instead")
+            raise PromptError(
+                "this model has no chat template (a base model?); load it with one as chat_template, or use a raw "
+                "prompt instead"
+            )
         return self._template
 
     @property

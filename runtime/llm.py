@@ -49,6 +49,7 @@ from edge.runtime.settings import (
 )
 from edge.runtime.speculation import SharedDrafts, open_store
 from edge.runtime.stream import Stream, read_all
+from edge.runtime.template_file import open_chosen
 from edge.runtime.tokenizer import Tokenizer
 from edge.runtime.tools.choice import ToolChoiceLike
 from edge.runtime.tools.declared import JsonObject
@@ -65,6 +66,7 @@ class LLM(Rendering):
     With `speculation`, steps verify drafts of several tokens; `draft_store` is a file of earlier answers to draft from,
     which is written every few answers and by `close`. Speculation makes the engine `reproducible` unless the settings
     say otherwise: answers then equal those without drafts, bit by bit (except with a kv_precision of u8 or u4).
+    `chat_template` is a file to use instead of the bundle's.
     """
 
     def __init__(
@@ -73,11 +75,16 @@ class LLM(Rendering):
         settings: EngineSettings | None = None,
         speculation: SpeculationSettings | None = None,
         draft_store: str | Path | None = None,
+        chat_template: str | Path | None = None,
     ) -> None:
         bundle = bundles.open_bundle(path)
         manifest = bundle.manifest
         tokenizer = Tokenizer.from_text(bundle.required(bundles.TOKENIZER), manifest.spec.vocab_size)
-        template, config = (bundle.text(name) for name in (bundles.CHAT_TEMPLATE, bundles.TOKENIZER_CONFIG))
+        source, config = (bundle.text(name) for name in (bundles.CHAT_TEMPLATE, bundles.TOKENIZER_CONFIG))
+        if chat_template is None:
+            template = open_template(source, tokenizer, config)
+        else:
+            template = open_chosen(chat_template, tokenizer, config)
         settings = settings or EngineSettings()
         if settings.reproducible is None:
             settings = replace(settings, reproducible=speculation is not None)
@@ -87,7 +94,7 @@ class LLM(Rendering):
         self._set_up(
             lambda: open_engine(bundle, settings),
             tokenizer,
-            open_template(template, tokenizer, config),
+            template,
             manifest.stop_token_ids,
             speculation,
             draft_store,

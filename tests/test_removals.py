@@ -42,6 +42,7 @@ REFERENCE = "profiles/test_reference.py::test_files_of_others_stay"
 REFERENCE_WORK = "profiles/test_reference.py::test_something_else_in_place_of_the_work_folder_stays"
 PREFIX = "runtime/test_snapshot.py::test_files_of_others_stay"
 KNOWN = "runtime/test_known_files.py::test_a_file_of_others_stays"
+STORE_ASIDE = "runtime/test_draft_saver.py::test_files_of_others_stay"
 STORE = "runtime/test_draft_store.py::test_files_of_others_stay"
 HISTORY = "edge/chat/test_history.py::test_a_file_of_others_stays"
 SAVED = "edge/chat/test_chat.py::test_files_of_others_stay"
@@ -53,7 +54,12 @@ KIOSK_LAST = "edge/kiosk/test_folder.py::test_what_appears_at_the_last_moment_st
 SOCKET = "edge/server/test_serve_command.py::test_a_file_where_the_socket_should_be_stays"
 SOCKET_AFTER = "edge/server/test_serve_command.py::test_what_takes_the_place_of_the_socket_stays"
 UPLOADED = "edge/server/test_answering.py::test_a_document_is_read_as_on_the_command_line"  # in a folder of its own
+RECENT = "edge/models/test_recent.py::test_a_file_of_others_stays"
+REMOVED = "edge/models/test_removal.py::test_files_of_others_stay"
 PLACES = {
+    "models/recent.py:remember:write_atomically": RECENT,
+    "models/removal.py:remove:remove_bundle": REMOVED,
+    "models/removal.py:remove:rmdir": REMOVED,
     "batch/batch.py:Batch.run:write_atomically": BATCH_OUT,
     "batch/journal.py:Journal.__init__:open": BATCH,
     "batch/journal.py:Journal.remove:unlink": BATCH,
@@ -106,6 +112,7 @@ PLACES = {
     "export/output.py:Work.clear:unlink": WORK,
     "export/output.py:_guarded:remove_work": WORK,
     "export/output.py:_guarded:rmtree": WORK,
+    "export/output.py:_open_work:remove_work": "edge/test_export_told.py::test_strangers_in_a_work_folder_stay",
     "export/output.py:_open_work:rename": WORK,
     "export/output.py:_open_work:rmtree": WORK,
     "export/output.py:_sync:open": WORK,  # and nothing is written
@@ -128,7 +135,7 @@ PLACES = {
     "profiles/sweep.py:_Sweep._export:write_atomically": SWEEP,
     "profiles/sweep.py:_Sweep._run_recipe:remove_bundle": BUNDLES,
     "profiles/sweep.py:_Sweep._run_recipe:write_atomically": SWEEP,
-    "profiles/sweep.py:_Sweep.run:write_atomically": SWEEP,
+    "profiles/sweep.py:_Sweep._write_profile:write_atomically": SWEEP,
     "profiles/sweep.py:_remove_bundles:remove_bundle": BUNDLES,
     "profiles/sweep.py:_remove_bundles:remove_work": BUNDLES,
     "profiles/sweep.py:_remove_bundles:rmdir": BUNDLES,
@@ -144,8 +151,10 @@ PLACES = {
     "runtime/locks.py:_hold_named:open": LOCK,
     "runtime/locks.py:_let_go:unlink": LOCK,
     "runtime/locks.py:hold:open": LOCK,
-    "runtime/speculation/store.py:DraftStore.save:write_atomically": STORE,
+    "runtime/speculation/store.py:DraftStore.merge:write_atomically": STORE,
     "runtime/speculation/store.py:DraftStore.open:write_atomically": STORE,
+    "runtime/speculation/opening.py:_set_aside:unlink": STORE_ASIDE,  # of no bytes
+    "runtime/speculation/opening.py:_set_aside:replace": STORE_ASIDE,
     "kiosk/folder.py:_fill:link": KIOSK_LAST,
     "kiosk/folder.py:_fill:unlink": KIOSK_LAST,
     "kiosk/folder.py:_work_folder:mkdtemp": KIOSK,

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from edge.commands import options, reuse
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_usual_sampling(parser, usual(BatchSettings, "sampling"), "request")
     options.add_json(parser)
+    options.add_template(parser)
     options.add_engine(parser)
     reuse.add_prefixes(parser)
 
@@ -62,11 +64,13 @@ def run(args: argparse.Namespace) -> int:
     engine = reuse.prefix_settings(args, options.engine_settings(args))
     started = time.perf_counter()
     with Batch(Path(args.requests), Path(args.out), settings, force=args.force) as batch:
-        with edge.load(args.bundle, **engine) as llm, _told_what_is_kept(batch):
+        with edge.load(args.bundle, **engine, chat_template=args.chat_template) as llm, _told_what_is_kept(batch):
             reuse.prepare(llm, args)
             reuse.pin_system(llm, args)
             loaded = time.perf_counter()
             decisive = {"edgeglm": edge.__version__, "threads": str(args.threads)}
+            if args.chat_template is not None:
+                decisive["chat template"] = sha256(llm.chat_template.source.encode()).hexdigest()
             say_sampling(llm, {"sampling": args.sampling})
             sampling = sampling_fields(llm, {"sampling": args.sampling})
             with _progress() as show:

@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     settings = options.generation_settings(args)
     generation_settings(**settings)
     loaded = _conversation(args)
-    _check_template(Path(args.bundle))
+    if args.chat_template is None:
+        _check_template(Path(args.bundle))
     chosen = options.engine_settings(args)
     if tokens := check_documents(args):
         chosen["expected_prompt_tokens"] = tokens
@@ -118,7 +119,10 @@ def _check_template(bundle: Path) -> None:
     except BundleError:
         return
     if CHAT_TEMPLATE not in files:
-        raise PromptError(f"{bundle} has no chat template (a base model?); continue a text with `edge run --raw`")
+        raise PromptError(
+            f"{bundle} has no chat template (a base model?); give one with --chat-template, or continue a text with "
+            "`edge run --raw`"
+        )
 
 
 def _talk(

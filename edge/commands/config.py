@@ -30,10 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from edge.cli import build_parser
     from edge.commands.console import print_json
     from edge.commands.tables import print_table
-    from edge.defaults.commands import commands
     from edge.defaults.fill import files_for
     from edge.models.config_file import config_path, models_folder
     from edge.runtime.errors import SettingsError
@@ -44,11 +42,10 @@ def run(args: argparse.Namespace) -> int:
             raise SettingsError("this user has no folder for settings; give options on the command line")
         print(path)
         return 0
-    parsers = commands(build_parser())
     files = files_for(None if args.bundle is None else Path(args.bundle))
     for file in files:
-        file.check(parsers)
-    rows = _of_command(tuple(args.command), parsers, files) if args.command else _of_files(files)
+        file.check(args.commands)
+    rows = _of_command(tuple(args.command), args.commands, files) if args.command else _of_files(files)
     folder = models_folder()
     if args.json:
         print_json(

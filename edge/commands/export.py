@@ -52,29 +52,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="replace the bundle in OUT; files there that its manifest does not name are kept",
     )
     parser.add_argument("--fresh", action="store_true", help="start anew where an export to OUT was stopped")
-    parser.add_argument(
+    said = parser.add_argument_group("what is printed")
+    said.add_argument(
         "--dry-run",
         action="store_true",
-        help="print what every weight would get, the bytes, the disk and about the time, and write nothing",
+        help="print what every weight would get, bytes, memory, disk and about the time, and write nothing",
     )
-    parser.add_argument(
+    said.add_argument("--verbose", action="store_true", help="print every check, and why weights are special")
+    options.add_json(said)
+    graphs = parser.add_argument_group("graphs")
+    graphs.add_argument(
         "--format",
         choices=FORMATS,
         help=told("which graphs to write over the same weights", usual(ExportSettings, "format")),
     )
-    parser.add_argument(
+    graphs.add_argument(
         "--frontend",
         choices=FRONTENDS,
         default=FRONTENDS[0],
         help=told("what builds the graph; optimum-intel knows more architectures", FRONTENDS[0]),
     )
-    parser.add_argument("--verbose", action="store_true", help="print every check, and why weights are special")
-    options.add_json(parser)
     model = parser.add_argument_group("model")
     model.add_argument("--adapter", metavar="DIR", help="merge this PEFT LoRA into the weights")
     model.add_argument("--rope-theta", type=float, metavar="X", help="rotary base, instead of the checkpoint's")
     model.add_argument(
         "--rotary-dim", type=int, metavar="N", help="rotated dims of each head, instead of the checkpoint's"
+    )
+    model.add_argument(
+        "--chat-template", metavar="FILE", help="use this Jinja template of messages, instead of the checkpoint's"
     )
     precision = parser.add_argument_group("precision")
     precision.add_argument("--recipe", metavar="NAME", help=told("a recipe listed by `edge recipes`", DEFAULT))

@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     init.add_argument(
         "--system-file", metavar="FILE", required=True, help="a file with the system message; every visitor may read it"
     )
+    options.add_template(init)
     options.add_json(init)
     _add_page(init.add_argument_group("page", "what is not given is in the page's own words"))
     _add_services(init.add_argument_group("services"))
@@ -120,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     page, owner = _page(args, text), _owner(args.user)
     settings = _settings(args, place, args.user or _me())
     started = time.perf_counter()
-    with load(args.bundle, **options.engine_settings(args, text)) as llm:
+    with load(args.bundle, **options.engine_settings(args, text), chat_template=args.chat_template) as llm:
         settings = replace(settings, engine_options=_engine_options(args, llm.engine.info.name))
         tokens = _write(llm, settings, page, text, owner)
     _tell(args, settings, tokens, time.perf_counter() - started)
@@ -182,6 +183,7 @@ def _engine_options(args: argparse.Namespace, engine: str) -> tuple[str, ...]:
         "--kv-cache-share": args.kv_cache_share,
         "--kv-precision": args.kv_precision,
         "--threads": args.threads,
+        "--chat-template": None if args.chat_template is None else os.path.realpath(args.chat_template),
     }
     for option, value in given.items():
         if value is not None:

@@ -86,6 +86,13 @@ def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
     )
 
 
+def add_template(group: argparse._ActionsContainer) -> None:
+    """What makes a prompt of messages."""
+    group.add_argument(
+        "--chat-template", metavar="FILE", help="use this Jinja template of messages, instead of the bundle's"
+    )
+
+
 def add_device(group: argparse._ActionsContainer) -> None:
     """Where to compute."""
     device = usual(EngineSettings, "device")
@@ -101,6 +108,7 @@ def add_device(group: argparse._ActionsContainer) -> None:
 def add_generation(parser: argparse.ArgumentParser, usual_sampling: UsualSampling) -> None:
     """What an answer may be, and how its tokens are chosen."""
     group = parser.add_argument_group("answer")
+    add_template(group)
     system = group.add_mutually_exclusive_group()
     system.add_argument("--system", metavar="TEXT", help="the system message")
     system.add_argument(

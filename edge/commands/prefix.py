@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument("--system", metavar="TEXT", help="the system message; - reads it from stdin")
     text.add_argument("--system-file", metavar="FILE", help="a file that holds the system message")
     text.add_argument("--raw", metavar="TEXT", help="text without the chat template")
+    options.add_template(build)
     options.add_engine(build)
     show = actions.add_parser("show", help="show what a prefix was made for", **sections(SHOW))
     show.add_argument("file", metavar="FILE", help="a file made by `edge prefix build`")
@@ -62,7 +63,7 @@ def _build(args: argparse.Namespace) -> int:
     text, out = _text(args), Path(args.out)
     _check_out(out)
     check_replaceable(out)
-    llm = load(args.bundle, **options.engine_settings(args, text))
+    llm = load(args.bundle, **options.engine_settings(args, text), chat_template=args.chat_template)
     started = time.perf_counter()
     if args.raw is not None:
         tokens = llm.prefixes.save(text, out).num_tokens

@@ -64,7 +64,8 @@ def system_message(args: argparse.Namespace) -> str | None:
 def reuse_settings(args: argparse.Namespace, chosen: Keywords) -> Keywords:
     """`chosen` with what `add_reuse` added. Raises SnapshotError and SettingsError."""
     chosen = prefix_settings(args, chosen, speculate=args.speculate)
-    return {**chosen, "speculation": args.speculate, "draft_store": args.draft_store}
+    loaded = {"speculation": args.speculate, "draft_store": args.draft_store, "chat_template": args.chat_template}
+    return {**chosen, **loaded}
 
 
 def prefix_settings(args: argparse.Namespace, chosen: Keywords, *, speculate: bool = False) -> Keywords:

@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         ("--system-file", args.system_file),
         ("--file", args.files),
         ("--messages", args.messages),
+        ("--chat-template", args.chat_template),
     ):
         if args.raw and given not in (None, []):
             raise SettingsError(f"{option} needs the chat template, which --raw leaves out; give one of the two")

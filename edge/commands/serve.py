@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=told("answers that will be written at once, which decides what engine is right", EXPECTED_CLIENTS),
     )
+    options.add_template(what)
     what.add_argument("--any-model", action="store_true", help="answer whatever model a request names")
     add_usual_sampling(what, usual(ServerSettings, "sampling"), "request")
     _add(what, "--context-policy", "context_policy", metavar="{error,drop-oldest}")

@@ -16,7 +16,7 @@ table and the closest key.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -121,9 +121,9 @@ class DefaultsFile:
                     raise self._unknown(at, f"the table [{'.'.join((*at, key))}]", key, tables, "command")
                 self._check(value, (*at, key), parsers)
             elif not (key == MODELS and not at and self.allowed is None):
-                self._check_key(key, at, known)
+                self._check_key(key, at, known, parsers)
 
-    def _check_key(self, key: str, at: Words, known: set[str]) -> None:
+    def _check_key(self, key: str, at: Words, known: set[str], parsers: Parsers) -> None:
         if key in NEVER:
             raise SettingsError(f"{self._where(at, key)}: --{key} is for a command line alone; remove it")
         if self.allowed is not None and key in known - self.allowed:
@@ -133,12 +133,18 @@ class DefaultsFile:
             )
         if key not in known:
             settable = known if self.allowed is None else known & self.allowed
-            raise self._unknown(at, shown(key), key, settable, "option")
+            others = [f"`edge {' '.join(words)}`" for words, parser in parsers.items() if key in options_of(parser)]
+            raise self._unknown(at, shown(key), key, settable, "option", others[:1])
 
-    def _unknown(self, at: Words, what: str, key: str, known: set[str], kind: str) -> SettingsError:
+    def _unknown(
+        self, at: Words, what: str, key: str, known: set[str], kind: str, others: Sequence[str] = ()
+    ) -> SettingsError:
+        """others: commands that have an option of that name."""
         close = get_close_matches(key, sorted(known), 1)
         command = f"`edge {' '.join(at)} --help`" if at else "`edge --help`"
         hint = f"did you mean {close[0]}?" if close else f"{command} lists them"
+        if others:
+            hint = f"{others[0]} has one of that name"
         in_table = f" in [{'.'.join(at)}]" if at else ""
         return SettingsError(f"{shown_path(self.path)}: {what}{in_table} is not the name of {_a(kind)}; {hint}")
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from edge.runtime import template_file
 from edge.runtime.errors import TokenizerError, in_words, shown
-from edge.runtime.files import read_file
 from edge.runtime.json_reader import read_json_object
 
 FILE = "chat_template.jinja"
@@ -81,11 +81,7 @@ def gguf_template(path: Path, metadata: Mapping[str, object]) -> str | None:
 
 def read_template(path: Path) -> str:
     """The text of a template file, with \\n as line ends. Raises TokenizerError."""
-    try:
-        text = read_file(path, TokenizerError, ADVICE, max_bytes=10_000_000).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path} is not UTF-8 at byte {error.start}; {ADVICE}") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return template_file.read_template(path, TokenizerError, ADVICE)
 
 
 def choose(given: object, origin: str) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.runtime.errors import TensorError
+from edge.runtime.kv import pages
 
 READ_BYTES = 256 << 20  # more is mapped; the largest matrix of a block of GLM-4-9B has 224 MB, an embedding 1.2 GB
 
@@ -56,8 +58,10 @@ class MappedFiles:
 
     def release(self) -> None:
         """Unmap what was read; views stay valid and read the files again."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            for mapped in self._maps.values():
+        for mapped in self._maps.values():
+            if sys.platform == "win32":  # there, unlocking what is not locked drops it from the working set
+                pages.kernel32().VirtualUnlock(np.frombuffer(mapped, np.uint8).ctypes.data, len(mapped))
+            elif hasattr(mmap, "MADV_DONTNEED"):
                 mapped.madvise(mmap.MADV_DONTNEED)
 
     def _open(self, file: Path) -> int:

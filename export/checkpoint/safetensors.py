@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -30,11 +29,7 @@ from edge.runtime.errors import CheckpointError, ConfigError, TensorError, Token
 from edge.runtime.json_reader import read_json_object
 
 INDEX = "model.safetensors.index.json"
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
+_DTYPES = ("F32", "F16", "BF16")
 _CONFIG_BYTES = 1 << 22  # a thousand times what such files have
 _LISTING_BYTES = 1 << 24  # of files that list tensors or tokens: the index of a model of 163 shards has 9 MB
 _SHARD_NAME = re.compile(r"[^/\\:\0]{1,200}\.safetensors")
@@ -83,7 +78,7 @@ class SafetensorsFiles:
     def read(self, name: str) -> FloatArray:
         """One tensor, of a large one a view into the mapped file."""
         entry = self._entries[name]
-        return self.raw(name).view(_DTYPES[entry.dtype]).reshape(entry.shape)
+        return self.raw(name).view(_dtype(entry.dtype)).reshape(entry.shape)
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The stored bytes of one tensor, of a large one as a view."""
@@ -216,6 +211,15 @@ def read_index(path: Path) -> dict[str, str]:
                 f"the same folder; {AGAIN}"
             )
     return index
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    """The dtype of one of _DTYPES."""
+    if name != "BF16":
+        return np.dtype({"F32": "<f4", "F16": "<f2"}[name])
+    import ml_dtypes  # imported here: what a checkpoint holds is told without it
+
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 def _refuse_quantized(config: Fields, dtypes: Mapping[str, str]) -> None:

@@ -100,7 +100,7 @@ def export_with_optimum(
         folder = work.folder
         bits = 32 + max(chosen.linear.bits, chosen.embedding.bits, chosen.head.bits)  # of the float graph and ours
         check_space(folder, parameters * bits // 8 + SIDECAR_BYTES)
-        sidecars = write_sidecars(checkpoint, spec, folder, own_config=True)
+        sidecars = write_sidecars(checkpoint, spec, folder, checkpoint.chat_template(), own_config=True)
         tokenizer, stop_ids = sidecars.tokenizer, sidecars.stop_ids
         write_server_graph(folder)
         ids = np.array(tokenizer.encode(GOLDEN_TEXT)[:GOLDEN_TOKENS], np.int64)

@@ -61,13 +61,15 @@ class Sidecars:
     warnings: tuple[str, ...]
 
 
-def write_sidecars(checkpoint: Checkpoint, spec: ModelSpec, folder: Path, *, own_config: bool = False) -> Sidecars:
+def write_sidecars(
+    checkpoint: Checkpoint, spec: ModelSpec, folder: Path, template: str | None, *, own_config: bool = False
+) -> Sidecars:
     """Write them all, and try a conversation. Raises TokenizerError and ConfigError.
 
-    own_config: config.json stays the checkpoint's, for a graph that is not ours.
+    template: the chat template, if there is one. own_config: config.json stays the checkpoint's, for a graph that is
+    not ours.
     """
     doubts = checkpoint.write_tokenizer(folder / bundle.TOKENIZER)
-    template = checkpoint.chat_template()
     if template is not None:
         (folder / bundle.CHAT_TEMPLATE).write_bytes(template.encode())
     num_ids = Tokenizer(folder / bundle.TOKENIZER).num_tokens

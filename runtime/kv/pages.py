@@ -97,7 +97,7 @@ class ReservedPages:
 
 
 def kernel32() -> Any:  # Any: a library, whose functions have no types
-    """Return the functions of Windows that reserve, commit and free memory."""
+    """Return the functions of Windows that reserve, commit and free memory, and drop pages that are in files."""
     if sys.platform != "win32":
         raise AssertionError("no other system reserves memory this way")
     library = ctypes.WinDLL("kernel32")
@@ -105,6 +105,8 @@ def kernel32() -> Any:  # Any: a library, whose functions have no types
     library.VirtualAlloc.restype = ctypes.c_void_p
     library.VirtualFree.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32]
     library.VirtualFree.restype = ctypes.c_int
+    library.VirtualUnlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    library.VirtualUnlock.restype = ctypes.c_int
     return library
 
 

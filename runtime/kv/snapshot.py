@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import mmap
 import os
+import sys
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import BinaryIO
@@ -44,17 +45,22 @@ _NO_FORM: Form = ("nothing", ())
 
 
 class Snapshot:
-    """A checked file, mapped for as long as this object lives. It can be used in forked processes, too."""
+    """A checked file, open for as long as this object lives. It can be used in forked processes, too.
+
+    It is read and not mapped: a file that somebody cuts short while it is mapped ends the process. Windows replaces no
+    file that is open, so it is opened there whenever it is read.
+    """
 
     def __init__(self, path: Path, header: Header, begin: int, file: BinaryIO) -> None:
         """Use `open_snapshot`. Takes over the file, whose payload begins at `begin`."""
         self._path = path
         self._header = header
         self._begin = begin
-        self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._file = file
         self._state = _state(file)
         self._release = weakref.finalize(self, file.close)
+        if sys.platform == "win32":
+            file.close()
 
     @property
     def path(self) -> Path:
@@ -88,47 +94,60 @@ class Snapshot:
         assert 0 <= num_tokens <= self.num_tokens, "the file has fewer tokens"
         if not self._release.alive:
             raise CacheError(f"{self._path} has been closed; open it again")
-        if _state(self._file) != self._state:  # it could hold anything, and reading beyond its end kills the process
-            raise SnapshotError(f"{self._path} was overwritten since it was opened; open it again")
-        if num_tokens:
-            self._check_fits(pool, num_tokens)
-        found = CacheSequence(pool) if sequence is None else sequence
-        missing = max(num_tokens - found.num_tokens, 0)
-        try:
-            found.reserve(missing)
-            for index in range(found.num_tokens // pool.block_size, pool.blocks_for(num_tokens) if missing else 0):
-                tokens = min(num_tokens - index * pool.block_size, pool.block_size)
-                self._copy(index, pool.memory.views(found.block_table[index], tokens))
-        except BaseException:
-            found.trim(found.num_tokens)
-            raise
-        found.commit(missing)
+        with self._reading() as file:
+            if num_tokens:
+                self._check_fits(pool, num_tokens)
+            found = CacheSequence(pool) if sequence is None else sequence
+            missing = max(num_tokens - found.num_tokens, 0)
+            try:
+                found.reserve(missing)
+                for index in range(found.num_tokens // pool.block_size, pool.blocks_for(num_tokens) if missing else 0):
+                    tokens = min(num_tokens - index * pool.block_size, pool.block_size)
+                    self._copy(file, index, pool.memory.views(found.block_table[index], tokens))
+            except BaseException:
+                found.trim(found.num_tokens)
+                raise
+            found.commit(missing)
         return found
 
     def check_payload(self) -> None:
         """Raise SnapshotError if the payload is not what was saved."""
         digest = hashlib.sha256()
-        with memoryview(self._map) as content:
-            for begin in range(self._begin, len(content), _HASHED_AT_ONCE):
-                digest.update(content[begin : begin + _HASHED_AT_ONCE])
+        with self._reading() as file:
+            for done in range(0, self.bytes, _HASHED_AT_ONCE):
+                digest.update(_read(self._path, file, self._begin + done, min(self.bytes - done, _HASHED_AT_ONCE)))
         if digest.hexdigest() != self._header.payload_sha256:
             raise SnapshotError(
                 f"{self._path} is damaged: its keys and values differ from their sha256; copy it again or {REBUILD}"
             )
 
     def close(self) -> None:
-        """Unmap the file. A second call changes nothing."""
-        if self._release.alive:
-            self._map.close()
-            self._release()
+        """Close the file. A second call changes nothing."""
+        self._release()
 
-    def _copy(self, index: int, views: list[Array]) -> None:
+    @contextmanager
+    def _reading(self) -> Iterator[BinaryIO]:
+        """Give the open file. Raises SnapshotError if it need not be the one that was checked: it could hold anything."""
+        try:
+            file = self._path.open("rb") if self._file.closed else self._file
+        except OSError as error:
+            raise SnapshotError(f"{self._path} cannot be read again ({error.strerror}); open it again") from error
+        try:
+            if _state(file) != self._state:
+                raise _overwritten(self._path)
+            yield file
+        finally:
+            if file is not self._file:
+                file.close()
+
+    def _copy(self, file: BinaryIO, index: int, views: list[Array]) -> None:
         """Fill the arrays of a block from the file."""
         forms, _ = self._header.block(index)
-        at = self._begin + index * bytes_of(self._header.full)
+        raw = _read(self._path, file, self._begin + index * bytes_of(self._header.full), bytes_of(forms))
+        at = 0
         for view, (kind, shape) in zip(views, forms, strict=True):
             count = math.prod(shape)
-            stored = np.frombuffer(self._map, kind, count, at).reshape(shape)
+            stored = np.frombuffer(raw, kind, count, at).reshape(shape)
             view[...] = stored if shape == view.shape else stored[tuple(map(slice, view.shape))]
             at += stored.nbytes
 
@@ -233,7 +252,40 @@ def _forms_of(memory: BlockMemory, block: int, num_tokens: int) -> list[Form]:
     return [(view.dtype.str, view.shape) for view in memory.views(block, num_tokens)]
 
 
-def _state(file: BinaryIO) -> tuple[int, int]:
-    """Return what changes when a file is written to."""
+def _read(path: Path, file: BinaryIO, begin: int, size: int) -> bytes:
+    """Return bytes of a prefix file. Raises SnapshotError if it is shorter now, or cannot be read."""
+    try:
+        raw = _read_at(file, begin, size)
+    except OSError as error:
+        raise SnapshotError(f"{path} cannot be read ({error.strerror or error}); copy it again or {REBUILD}") from error
+    if len(raw) < size:
+        raise _overwritten(path)
+    return raw
+
+
+def _overwritten(path: Path) -> SnapshotError:
+    return SnapshotError(f"{path} was overwritten since it was opened; open it again")
+
+
+if sys.platform == "win32":
+
+    def _read_at(file: BinaryIO, begin: int, size: int) -> bytes:
+        """Read from a place in a file, by one thread at a time."""
+        file.seek(begin)
+        return file.read(size)
+
+else:
+
+    def _read_at(file: BinaryIO, begin: int, size: int) -> bytes:
+        """Read from a place in a file, which other threads and forks may read, too."""
+        parts: list[bytes] = []
+        while size and (part := os.pread(file.fileno(), size, begin)):
+            parts.append(part)
+            begin, size = begin + len(part), size - len(part)
+        return b"".join(parts)
+
+
+def _state(file: BinaryIO) -> tuple[int, int, int]:
+    """Return what changes when a file is written to or replaced."""
     status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -177,7 +177,7 @@ def check_replaceable(path: Path) -> None:
     try:
         with path.open("rb") as file:
             found = file.read(len(_MAGIC))
-        blank = not any(found) and is_blank(path)
+        blank = not found or (path.stat().st_size >= _PAGE and is_blank(path))
     except OSError as error:
         raise OutputError(f"{path} cannot be read ({error.strerror}); name another file") from error
     if not blank and found != _MAGIC:

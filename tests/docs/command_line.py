@@ -23,8 +23,8 @@ HEAD = """\
 
 # Command line
 
-`edge --help` and `edge COMMAND --help` print the same. Every command takes `--log-level` and `--no-config`, before or after its name.
-What a command exits with, and what it prints when it fails, is in [errors](errors.md#exit-codes).
+`edge --help` and `edge COMMAND --help` print the same. Every command takes `--log-level` and `--no-config`, before or
+after its name. What a command exits with, and what it prints when it fails, is in [errors](errors.md#exit-codes).
 
 `edge completion bash`, `zsh` or `fish` prints what lets that shell complete all this; `eval "$(edge completion bash)"`
 in `~/.bashrc` switches it on. Where `edge` is on the PATH, `man edge` shows it as a manual page.

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 PLACE = ROOT / "edge" / "shell"
 MANUAL = "edge.1"
 MADE = "Made from the parser by `python -m tests.docs.shell_files`; a test holds it to the parser."
-FOLDERS = ("BUNDLE", "DIR")  # metavars
+FOLDERS = ("DIR",)  # metavars
 PATHS = ("CHECKPOINT", "FILE", "OUT", "PATH", "SOURCE", "A", "B")
 
 
@@ -52,6 +52,29 @@ _edge_list() {
   compgen -P "${1%"$last"}" -W "${*:2}" -- "$last"
 }
 """
+# Names in the models folder, and folders that are here. Of config.toml, which may move the models, no shell knows.
+MODELS = """
+_edge_models() {
+  local mac="$HOME/Library/Application Support"
+  if [ -d "$mac" ]; then echo "${XDG_DATA_HOME:-$mac}/edgeglm/models"
+  else echo "${XDG_DATA_HOME:-$HOME/.local/share}/edgeglm/models"; fi
+}
+"""
+BUNDLES = {
+    "bash": """
+_edge_bundles() {
+  compgen -d -- "$1"
+  (cd -- "$(_edge_models)" 2>/dev/null && compgen -d -- "$1")
+}
+""",
+    "zsh": """
+_edge_bundles() {
+  local models="$(_edge_models)"
+  compadd -- "$models"/*(N/:t)
+  _files -/
+}
+""",
+}
 
 
 def files() -> dict[str, str]:
@@ -66,7 +89,11 @@ def _script(shell: str) -> str:
     for action in _actions(parser):
         if (function := _annotate(action)) is not None:
             lists.append(function)
-    preamble = {"bash": "\n".join([LIST_OF, *dict.fromkeys(lists)])}.get(shell, "")
+    preambles = {
+        "bash": "\n".join([LIST_OF, MODELS, BUNDLES["bash"], *dict.fromkeys(lists)]),
+        "zsh": MODELS + BUNDLES["zsh"],
+    }
+    preamble = preambles.get(shell, "")
     text = shtab.complete(parser, shell, preamble=preamble)
     mark = "" if shell == "zsh" else f"# {MADE}\n"  # zsh reads the first line of its own
     return mark + "\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n"
@@ -86,6 +113,8 @@ def _annotate(action: argparse.Action) -> str | None:
         action.choices = list(NAMES[action.dest]())
     elif re.fullmatch(r"\{.+\}", metavar) or "|" in metavar:
         action.choices = re.split("[,|]", metavar.strip("{}"))
+    elif metavar == "BUNDLE":
+        action.complete = {**shtab.DIRECTORY, **dict.fromkeys(BUNDLES, "_edge_bundles")}  # type: ignore[attr-defined]
     elif metavar in FOLDERS:
         action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]  # where shtab looks for it
     elif metavar in PATHS:

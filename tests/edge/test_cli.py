@@ -237,7 +237,7 @@ def test_base_model_has_no_chat(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert "no chat template (a base model?)" in fails("run", tmp_path / "bundle", "hi")
     assert edge("run", tmp_path / "bundle", "hi", "--raw", "--max-new-tokens", "3").returncode == 0
     (tmp_path / "bundle" / "openvino_model.bin").write_bytes(b"")  # a chat does not get as far as that
-    assert "has no chat template (a base model?); continue a text with" in fails("chat", tmp_path / "bundle")
+    assert "has no chat template (a base model?); give one with --chat-template" in fails("chat", tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnx"])

@@ -125,7 +125,7 @@ def test_an_export_can_be_paused(
     open_bundle(out).check_hashes()
 
 
-def test_what_must_not_be_lost_is_never_removed_by_starting_anew(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_strangers_in_a_work_folder_stay(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Something else at the name of a work folder."""
     work = tmp_path / ".out.partial"
     work.mkdir()

@@ -9,9 +9,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from edge.commands.recipes import GLM4_9B
+from edge.commands.recipes import GLM4_9B, weight_bytes
 from edge.export import pipeline
+from edge.export.architectures.registry import describe
 from edge.export.assignment import Assignment, Assignments, assign
+from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.compress.precision import Precision
 from edge.export.compress.recipes import DEFAULT, PLAIN, find_recipe, recipes
 from edge.export.forecast import dry_run as forecast
@@ -83,7 +85,8 @@ def test_what_is_told_before_is_what_is_stored(
     assert dict(told) == dict(assign(find_recipe(recipe), manifest.spec))
     assert {name: assigned.record() for name, assigned in told.items()} == dict(manifest.tensors)
     assert list(told) == list(canonical_shapes(manifest.spec))
-    assert told.nbytes == manifest.weight_bytes
+    spec = describe(open_checkpoint(checkpoints[name]))[0]
+    assert told.nbytes == manifest.weight_bytes == weight_bytes(find_recipe(recipe), spec)
     assert told.bits_per_weight == manifest.bits_per_weight
     assert told.parameters == manifest.spec.num_parameters
     found = stored(tmp_path / "out")

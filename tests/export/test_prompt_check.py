@@ -155,7 +155,7 @@ def test_a_tokenizer_that_loses_text(tmp_path: Path) -> None:
     data = with_tokens(*GLM, model__vocab={"a": 0, "Ġ": 1})
     checkpoint = make_folder(tmp_path, {}, data)
     with pytest.raises(TokenizerError, match="the tokenizer makes ' a"):
-        write_sidecars(checkpoint, SPEC, tmp_path)
+        write_sidecars(checkpoint, SPEC, tmp_path, None)
 
 
 def test_nothing_is_left_of_an_export_that_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -26,25 +26,26 @@ if sys.platform != "linux":
 
 ENGINE = """
 import json, sys
-from tests.platforms.windows_memory import install
-kernel = install()
 import edge
 from edge.runtime.engines import onnxruntime
-bundle, engine, reproducible = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
+from tests.platforms.windows_memory import Kernel32, install
+
+def answers(reproducible, kernel):
+    llm = edge.load(sys.argv[1], engine=sys.argv[2], reproducible=reproducible, kv_cache_bytes=64_000_000)
+    at_first, reserved = kernel.committed_bytes, sum(kernel.reserved.values())
+    one = llm.generate("one two three", max_new_tokens=9, ignore_stop_ids=True).answer()
+    after_one = kernel.committed_bytes
+    streams = [llm.generate("four " * n, max_new_tokens=n, ignore_stop_ids=True) for n in (1, 20, 3, 9)]
+    texts = [answer.text for answer in (one, *[stream.answer() for stream in streams])]
+    at_last = kernel.committed_bytes
+    llm.close()
+    return {"texts": texts, "bytes": [at_first, after_one, at_last, reserved]}
+
+plain = [answers(reproducible, Kernel32()) for reproducible in (False, True)]
+kernel = install()
 onnxruntime.TAKEN_LATE = True
-llm = edge.load(bundle, engine=engine, reproducible=reproducible, kv_cache_bytes=64_000_000)
-at_first, reserved = kernel.committed_bytes, sum(kernel.reserved.values())
-one = llm.generate("one two three", max_new_tokens=9, ignore_stop_ids=True).answer()
-after_one = kernel.committed_bytes
-streams = [llm.generate("four " * n, max_new_tokens=n, ignore_stop_ids=True) for n in (1, 20, 3, 9)]
-several = [stream.answer() for stream in streams]
-at_last = kernel.committed_bytes
-llm.close()
-texts = [answer.text for answer in (one, *several)]
-print(json.dumps({"texts": texts, "bytes": [at_first, after_one, at_last, reserved]}))
+print(json.dumps([plain, [answers(reproducible, kernel) for reproducible in (False, True)]]))
 """
-PLAIN = ENGINE.replace("kernel = install()", "from types import SimpleNamespace; kernel = SimpleNamespace("
-                       "committed_bytes=0, reserved={})").replace("onnxruntime.TAKEN_LATE = True", "")  # fmt: skip
 
 
 @pytest.fixture
@@ -55,24 +56,16 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel32:
     return found
 
 
-def answers(script: str, bundle: Path, engine: str, reproducible: bool) -> dict[str, object]:
-    command = [sys.executable, "-c", script, str(bundle), engine, str(reproducible)]
+def test_engines_touch_what_is_committed_and_nothing_else(tiny_bundle: Path, engine: str) -> None:
+    """With the same answers as where memory is taken by writing to it."""
+    command = [sys.executable, "-c", ENGINE, str(tiny_bundle), engine]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, (done.returncode, done.stderr)
-    found: dict[str, object] = json.loads(done.stdout)
-    return found
-
-
-@pytest.mark.parametrize("reproducible", [False, True])
-def test_engines_touch_what_is_committed_and_nothing_else(tiny_bundle: Path, engine: str, reproducible: bool) -> None:
-    """With the same answers as where memory is taken by writing to it."""
-    found = answers(ENGINE, tiny_bundle, engine, reproducible)
-    assert found["texts"] == answers(PLAIN, tiny_bundle, engine, reproducible)["texts"]
-    sizes = found["bytes"]
-    assert isinstance(sizes, list)
-    at_first, after_one, at_last, reserved = sizes
-    assert at_first < reserved // 20, "a pool is not committed at once"
-    assert at_first <= after_one < at_last < reserved // 4
+    for plain, found in zip(*json.loads(done.stdout), strict=True):
+        assert found["texts"] == plain["texts"]
+        at_first, after_one, at_last, reserved = found["bytes"]
+        assert at_first < reserved // 20, "a pool is not committed at once"
+        assert at_first <= after_one < at_last < reserved // 4
 
 
 def test_a_touch_of_what_is_not_committed_ends_the_process() -> None:

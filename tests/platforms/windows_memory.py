@@ -24,6 +24,7 @@ class Kernel32:
         self.limit = limit
         self.reserved: dict[int, int] = {}  # address -> size
         self.committed: set[int] = set()  # numbers of pages
+        self.dropped: list[tuple[int, int]] = []  # ranges that were unlocked, which none of ours was locked
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._libc.mmap.restype = ctypes.c_void_p
         self._libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -68,6 +69,10 @@ class Kernel32:
         self._call("mprotect", pages_, 0)
         self.committed -= pages_
         return 1
+
+    def VirtualUnlock(self, address: int, size: int) -> int:
+        self.dropped.append((address, size))
+        return 0
 
     def _check_inside(self, address: int, size: int) -> None:
         assert any(start <= address and address + size <= start + all_ for start, all_ in self.reserved.items())

@@ -16,8 +16,9 @@ from edge.runtime.errors import DraftStoreError, OutputError
 from edge.runtime.llm import LLM
 from edge.runtime.notices import LOGGER
 from edge.runtime.settings import SpeculationSettings
-from edge.runtime.speculation import DraftStore, open_store, saver, store
+from edge.runtime.speculation import DraftStore, open_store, saver
 from edge.runtime.speculation.saver import ANSWERS
+from edge.runtime.speculation.suffix_array import StoredIds, SuffixArray
 from edge.runtime.tokenizer import Tokenizer
 
 TOKENIZER = "0123456789abcdef" * 4
@@ -104,7 +105,7 @@ def test_what_comes_while_it_is_saved_is_not_lost(tmp_path: Path, monkeypatch: p
     """Whenever a save ends, and whenever it is adopted."""
     merge = DraftStore.merge
 
-    def slow(self: DraftStore, pending: list[store.StoredIds]) -> store.SuffixArray:
+    def slow(self: DraftStore, pending: list[StoredIds]) -> SuffixArray:
         found = merge(self, pending)
         time.sleep(0.02)
         return found
@@ -123,7 +124,7 @@ def test_a_save_that_fails_is_said_once_and_tried_again(
     fails = [True]
     merge = DraftStore.merge
 
-    def full(self: DraftStore, pending: list[store.StoredIds]) -> store.SuffixArray:
+    def full(self: DraftStore, pending: list[StoredIds]) -> SuffixArray:
         if fails[0]:
             raise OutputError("the disk is full; free some space")
         return merge(self, pending)

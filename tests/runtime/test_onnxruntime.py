@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import shutil
 import subprocess
@@ -25,7 +24,7 @@ from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Step
 from edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edge.runtime.errors import BundleError, DeviceError, SettingsError, VerificationError
-from edge.runtime.kv import memory
+from edge.runtime.kv import pages
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.settings import CachePrecision, EngineOptions, EngineSettings, engine_settings
@@ -368,14 +367,14 @@ def test_slots_are_as_many_as_the_system_promises(tiny_bundle: Path, monkeypatch
     settings = EngineSettings("onnx", max_context=64, kv_cache_bytes=3 * 64 * 768)
     roomy = open_engine(open_bundle(tiny_bundle), settings)
     assert (roomy.pool.num_blocks, roomy.pool.max_tokens) == (16, 3 * 64)
-    mapped = memory._mapping
+    mapped = pages.MappedPages
 
-    def strict(size: int) -> mmap.mmap:
+    def strict(size: int) -> pages.MappedPages:
         if size > settings.kv_cache_bytes // len(roomy.pool.memory.views(0, 1)):
             raise OSError(12, "Cannot allocate memory")
         return mapped(size)
 
-    monkeypatch.setattr(memory, "_mapping", strict)
+    monkeypatch.setattr(pages, "MappedPages", strict)
     tight = open_engine(open_bundle(tiny_bundle), settings)
     assert (tight.pool.num_blocks, tight.pool.max_tokens) == (3, 3 * 64)
 

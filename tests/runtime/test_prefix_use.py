@@ -93,6 +93,11 @@ def emptied(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def lost(path: Path) -> None:
+    """As a power cut leaves what was not on the disk yet, where a file system does not keep order."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
 def of_another_model(path: Path) -> None:
     llm = model()
     llm.prefixes._identity = replace(llm.prefixes._identity, model_sha256="f" * 64)
@@ -131,6 +136,7 @@ DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     (truncated, r"is damaged: it has [\d,]+ bytes, expected [\d,]+"),
     (altered, "is damaged: its keys and values differ from their sha256"),
     (emptied, "is not a prefix file"),
+    (lost, "is not a prefix file"),
     (of_another_model, r"was made for something else \(model has sha256 ffff.*, expected .*\)"),
     (of_another_message, "holds another system message"),
     (of_another_version, "was made by scripted 0.9, this is 1.0"),

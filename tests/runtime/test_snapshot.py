@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import mmap
 import os
 import re
 import struct
@@ -27,7 +28,7 @@ from edge.runtime.errors import CacheError, CacheFullError, OutputError, Snapsho
 from edge.runtime.kv import snapshot as snapshot_module
 from edge.runtime.kv.memory import BlockMemory, PagedMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
-from edge.runtime.kv.snapshot import open_snapshot, save_snapshot
+from edge.runtime.kv.snapshot import Snapshot, open_snapshot, save_snapshot
 from edge.runtime.kv.snapshot_format import SnapshotIdentity, read_header
 from edge.runtime.settings import EngineSettings
 
@@ -182,11 +183,11 @@ def test_an_interrupted_restore_holds_nothing(tmp_path: Path, monkeypatch: pytes
     snapshot, pool = open_snapshot(tmp_path / "prefix", IDENTITY), paged()
     copy, calls = snapshot_module.Snapshot._copy, []
 
-    def interrupted(self: snapshot_module.Snapshot, index: int, views: list[np.ndarray]) -> None:
+    def interrupted(self: snapshot_module.Snapshot, content: mmap.mmap, index: int, views: list[np.ndarray]) -> None:
         calls.append(index)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        copy(self, index, views)
+        copy(self, content, index, views)
 
     monkeypatch.setattr(snapshot_module.Snapshot, "_copy", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -232,7 +233,7 @@ def test_a_file_of_the_first_version_opens_and_is_still_written_so(tmp_path: Pat
     assert (tmp_path / "again").read_bytes() == FIRST_FILE
 
 
-@pytest.mark.parametrize("content", [b"my notes", b"EDGEKV", b"\0"])
+@pytest.mark.parametrize("content", [b"my notes", b"EDGEKV", b"\0", bytes(5000) + b"an image of a disk"])
 def test_files_of_others_stay(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
@@ -475,6 +476,38 @@ def test_a_file_that_is_written_over_while_it_is_open(tmp_path: Path, size: int 
     os.utime(path, ns=(1, 1))  # a clock may be too coarse to tell
     with pytest.raises(SnapshotError, match="was overwritten since it was opened"):
         snapshot.restore(paged(), 10)
+
+
+def test_a_file_that_is_cut_short_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at its size and the copy: as long as it was mapped, this was a bus error."""
+    path = tmp_path / "prefix"
+    save(path)
+    snapshot, pool = open_snapshot(path, IDENTITY), paged()
+    check_fits = Snapshot._check_fits
+
+    def cut(self: Snapshot, pool: BlockPool, num_tokens: int) -> None:
+        check_fits(self, pool, num_tokens)
+        os.truncate(path, 4100)
+
+    monkeypatch.setattr(Snapshot, "_check_fits", cut)
+    with pytest.raises(SnapshotError, match="was overwritten since it was opened"):
+        snapshot.restore(pool, 10)
+    pool.check_integrity([])
+    assert pool.num_free == pool.num_blocks
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.pread")
+def test_a_disk_that_fails_is_an_error_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "prefix")
+    snapshot, pool = open_snapshot(tmp_path / "prefix", IDENTITY), paged()
+
+    def broken(*_: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(SnapshotError, match=r"cannot be read \(Input/output error\); copy it again"):
+        snapshot.restore(pool, 10)
+    pool.check_integrity([])
 
 
 def test_a_file_that_is_replaced_while_it_is_open(tmp_path: Path) -> None:

@@ -50,7 +50,6 @@ with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.Stri
     with contextlib.redirect_stderr(io.StringIO()):
         words[words.index("--prefix") + 1] = os.path.join(folder, "prefix")
         assert main(words) == 0
-        assert main(words) == 0
 user = pwd.getpwnam({user!r})
 os.setgroups([])
 os.setgid(user.pw_gid)

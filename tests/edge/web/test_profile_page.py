@@ -136,6 +136,7 @@ def test_what_is_outside_is_told_and_can_be_scrolled_to(screen: Page, pages: dic
         wide = box.evaluate("box => box.scrollWidth > box.clientWidth")
         hint = box.evaluate("box => box.previousElementSibling.hidden")
         assert hint != wide, "a hint where there is something to scroll to, and only there"
+        assert box.evaluate("box => getComputedStyle(box).overflowX") == "auto", "a bar to scroll by"
         assert box.get_attribute("tabindex") == ("0" if wide else "-1"), "the keyboard scrolls it, too"
     table, last, first = screen.locator("table"), screen.locator("thead th").last, screen.locator("tbody th").first
     last.scroll_into_view_if_needed()
