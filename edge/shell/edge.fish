@@ -52,11 +52,7 @@ function _shtab_edge_using
 end
 
 set -g _shtab_edge_commands demo recipes export run chat serve batch prefix 'prefix build' 'prefix show' kiosk 'kiosk init' bench profile 'profile run' 'profile compare' 'profile report' needle list show rm config inspect verify devices completion
-<<<<<<< HEAD
 set -g _shtab_edge_opts_with_value --adapter --alias --allowed-host --api-key-file --body-timeout --browser-user --bundle --calibration --chat-template --chunk --clients --concurrency --context-policy --contexts --cors-origin --deadline --depths --device --docs --draft-from --draft-store --embedding --engine --engines --expected-clients --fail-if --file --format --frequency-penalty --frontend --grammar --greedy --greeting --head --header-timeout --host --idle-seconds --idle-warning-seconds --json-schema --kv-cache-gb --kv-cache-share --kv-precision --language --load --log-level --max-body-bytes --max-bytes --max-connections --max-context --max-kld --max-new-tokens --max-prompt-chars --max-waiting --mcp --messages --min-p --new-tokens --page-config --placeholder --port --prefix --presence-penalty --prompt --prompt-tokens --raw --recipe --recipes --regex --repeat --repetition-penalty --root-path --rope-theta --rotary-dim --sampling --save --seed --send-timeout --shapes --shutdown-seconds --stall-seconds --stop --suggestion --system --system-file --temperature --text --threads --title --tokens --tool --top-k --top-p --typical-p --uds --user --window
-=======
-set -g _shtab_edge_opts_with_value --adapter --alias --allowed-host --api-key-file --body-timeout --browser-user --bundle --calibration --chunk --clients --concurrency --context-policy --contexts --cors-origin --deadline --depths --device --docs --draft-from --draft-store --embedding --engine --engines --expected-clients --fail-if --file --format --frequency-penalty --frontend --grammar --greedy --greeting --head --header-timeout --host --idle-seconds --idle-warning-seconds --json-schema --kv-cache-gb --kv-cache-share --kv-precision --language --load --log-level --max-body-bytes --max-bytes --max-connections --max-context --max-kld --max-new-tokens --max-prompt-chars --max-waiting --mcp --messages --min-p --new-tokens --page-config --placeholder --port --prefix --presence-penalty --prompt --prompt-tokens --raw --recipe --recipes --regex --repeat --repetition-penalty --root-path --rope-theta --rotary-dim --sampling --save --seed --send-timeout --shapes --shutdown-seconds --stall-seconds --stop --suggestion --system --system-file --temperature --text --threads --title --tokens --tool --top-k --top-p --typical-p --uds --user --window
->>>>>>> wt-d
 
 complete -c edge -e
 complete -c edge -f
@@ -86,24 +82,15 @@ complete -c edge -n '_shtab_edge_using export' -l log-level -xka "debug info war
 complete -c edge -n '_shtab_edge_using export' -l no-config -d 'take no defaults from the user'"'"'s config.toml and the bundle'"'"'s edge.toml'
 complete -c edge -n '_shtab_edge_using export' -l force -d 'replace the bundle in OUT; files there that its manifest does not name are kept'
 complete -c edge -n '_shtab_edge_using export' -l fresh -d 'start anew where an export to OUT was stopped'
-<<<<<<< HEAD
-complete -c edge -n '_shtab_edge_using export' -l dry-run -d 'print what every weight would get, the bytes, the disk and about the time, and write nothing'
-=======
 complete -c edge -n '_shtab_edge_using export' -l dry-run -d 'print what every weight would get, bytes, memory, disk and about the time, and write nothing'
 complete -c edge -n '_shtab_edge_using export' -l verbose -d 'print every check, and why weights are special'
 complete -c edge -n '_shtab_edge_using export' -l json -d 'print one JSON object'
->>>>>>> wt-d
 complete -c edge -n '_shtab_edge_using export' -l format -xka "openvino onnx both" -d 'which graphs to write over the same weights (default: both)'
 complete -c edge -n '_shtab_edge_using export' -l frontend -xka "native optimum" -d 'what builds the graph; optimum-intel knows more architectures (default: native)'
-complete -c edge -n '_shtab_edge_using export' -l verbose -d 'print every check, and why weights are special'
-complete -c edge -n '_shtab_edge_using export' -l json -d 'print one JSON object'
 complete -c edge -n '_shtab_edge_using export' -l adapter -xka "(__fish_complete_directories)" -d 'merge this PEFT LoRA into the weights'
 complete -c edge -n '_shtab_edge_using export' -l rope-theta -x -d 'rotary base, instead of the checkpoint'"'"'s'
 complete -c edge -n '_shtab_edge_using export' -l rotary-dim -x -d 'rotated dims of each head, instead of the checkpoint'"'"'s'
-<<<<<<< HEAD
 complete -c edge -n '_shtab_edge_using export' -l chat-template -xka "(__fish_complete_path (commandline -ct))" -d 'use this Jinja template of messages, instead of the checkpoint'"'"'s'
-=======
->>>>>>> wt-d
 complete -c edge -n '_shtab_edge_using export' -l recipe -xka "fp32 fp16 int8-asym int8-sym int4-asym-g128-awq-data-free int4-asym-g128 int4-asym-g64 int4-sym-g128 int4-sym-channel int4-asym-g128-gptq int4-asym-g128-nncf-gptq int4-asym-g128-rot-gptq int4-asym-g128-rot-gptq-lora int4-asym-g64-gptq int4-asym-g64-nncf-gptq int4-asym-g64-rot-gptq int4-asym-g64-rot-gptq-lora int4-sym-g128-rot-gptq int4-sym-channel-rot-gptq int4-asym-g128-awq int4-asym-g128-awq-se int4-asym-g128-awq-gptq int4-asym-g128-awq-gptq-lora int4-asym-g64-awq-data-free int4-asym-g64-awq int4-asym-g64-awq-se int4-asym-g64-awq-gptq int4-asym-g64-awq-gptq-lora" -d 'a recipe listed by `edge recipes` (default: int4-asym-g128-awq-data-free)'
 complete -c edge -n '_shtab_edge_using export' -l embedding -xka "fp32 fp16 int8-asym int8-sym int4-asym-g128 int4-asym-g64 int4-sym-g128 int4-sym-channel" -d 'precision of the embedding, like int4-asym-g128, instead of the recipe'"'"'s'
 complete -c edge -n '_shtab_edge_using export' -l head -xka "fp32 fp16 int8-asym int8-sym int4-asym-g128 int4-asym-g64 int4-sym-g128 int4-sym-channel" -d 'precision of the vocabulary projection, instead of the recipe'"'"'s'

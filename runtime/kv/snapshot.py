@@ -127,7 +127,7 @@ class Snapshot:
 
     @contextmanager
     def _reading(self) -> Iterator[BinaryIO]:
-        """Give the open file. Raises SnapshotError if it need not be the one that was checked: it could hold anything."""
+        """Give the open file. Raises SnapshotError if it may not be the one that was checked."""
         try:
             file = self._path.open("rb") if self._file.closed else self._file
         except OSError as error:

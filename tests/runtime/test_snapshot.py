@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import mmap
 import os
 import re
 import struct
@@ -15,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -183,7 +183,7 @@ def test_an_interrupted_restore_holds_nothing(tmp_path: Path, monkeypatch: pytes
     snapshot, pool = open_snapshot(tmp_path / "prefix", IDENTITY), paged()
     copy, calls = snapshot_module.Snapshot._copy, []
 
-    def interrupted(self: snapshot_module.Snapshot, content: mmap.mmap, index: int, views: list[np.ndarray]) -> None:
+    def interrupted(self: snapshot_module.Snapshot, content: BinaryIO, index: int, views: list[np.ndarray]) -> None:
         calls.append(index)
         if len(calls) == 2:
             raise KeyboardInterrupt
