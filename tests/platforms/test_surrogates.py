@@ -46,6 +46,6 @@ def test_an_argument_is_utf8_where_the_locale_is_ascii() -> None:
         "sys.stdout.buffer.write(argument_or_stdin(sys.argv[1], 'PROMPT').encode())"
     )
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    command = [sys.executable, "-c", script, "你好".encode()]
+    command: list[str | bytes] = [sys.executable, "-c", script, "你好".encode()]
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert done.stdout.decode() == "你好", done.stderr
