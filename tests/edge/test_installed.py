@@ -73,7 +73,7 @@ CALLS = [
     call("completion bash"),
     call("profile compare {results}:int8-asym/onnx {results}:int4-asym-g128/onnx --json", "scipy"),
     call("profile report drawn", "matplotlib"),
-    call("needle {bundle} needles --contexts 100 --depths 50", "engine", "matplotlib"),
+    call("needle {bundle} needles --contexts 200 --depths 50", "engine", "matplotlib"),
     call("profile run ./missing swept", "profile", fails="./missing: no such path"),
     call("export {checkpoint} ./dry --dry-run", "export"),
     call("export ./missing ./exported", "export", fails="./missing: no such path"),
