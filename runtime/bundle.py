@@ -65,16 +65,17 @@ class OnnxKernels:
         return f"model{kind}.{index}.onnx"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Bundle:
     """An opened bundle: all files exist, and all except the weights match the manifest."""
 
     path: Path
     manifest: Manifest
-    _known: KnownFiles = field(default_factory=KnownFiles, repr=False, compare=False)  # of the weights
-    _contents: dict[str, bytes] = field(
-        default_factory=dict, repr=False, compare=False
-    )  # of TEXTS, until they are read
+    _known: KnownFiles = field(default_factory=KnownFiles, compare=False)  # of the weights
+    _contents: dict[str, bytes] = field(default_factory=dict, compare=False)  # of TEXTS, until they are read
+
+    def __repr__(self) -> str:
+        return f"<Bundle {self.path}: {self.manifest.recipe}>"
 
     def onnx_parts(self, kernels: OnnxKernels) -> list[Path]:
         """Return the parts of the ONNX graph with these kernels, in running order; an empty list if there is none."""

@@ -61,7 +61,7 @@ class StageCheck:
     expected: float  # about the error that rounding the weights by the recipe explains
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Manifest:
     """`manifest.json`, typed."""
 
@@ -90,6 +90,10 @@ class Manifest:
             object.__setattr__(self, name, on_one_line(getattr(self, name)))
         for name in ("warnings", "decisions"):
             object.__setattr__(self, name, tuple(map(on_one_line, getattr(self, name))))
+
+    def __repr__(self) -> str:
+        name = f"{self.source} at {self.recipe}: {self.weight_bytes:,} bytes of weights"
+        return f"<Manifest {name}, {self.bits_per_weight:.2f} bits per weight>"
 
     @property
     def has_digest(self) -> bool:

@@ -65,6 +65,10 @@ class ChatSession:
         if self._system is not None:
             self.messages.append(Message("system", self._system))
 
+    def __repr__(self) -> str:
+        of_tokens = f", {self.num_tokens} tokens" if self.num_tokens else ""
+        return f"<ChatSession {len(self.messages)} messages{of_tokens} with {self.llm!r}>"
+
     def load(self, messages: Sequence[MessageLike]) -> None:
         """Continue another conversation. Raises PromptError and leaves this one as it is if its messages are invalid.
 

@@ -67,7 +67,7 @@ def decode_text(data: bytes, what: str, *, error: type[EdgeError] = PromptError,
         name, place = encoding.removesuffix("-le").removesuffix("-be").upper(), len(mark) + problem.start
         raise error(
             f"{what} is not {name}: byte 0x{data[place]:02X} at position {place}; convert it to UTF-8"
-        ) from None
+        ) from problem
 
 
 def told_encoding() -> str | None:

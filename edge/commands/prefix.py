@@ -4,7 +4,7 @@
 they build it themselves where it is missing or does not fit.
 
 examples:
-  edge prefix build glm4-int4 --system "$(cat kiosk.txt)" kiosk.prefix
+  edge prefix build glm4-int4 --system-file kiosk.txt kiosk.prefix
   edge prefix build glm4-int4 --system-file kiosk.txt kiosk.prefix --engine openvino --max-context 8192
   edge prefix build glm4-int4 --raw "Once upon a time" story.prefix
   edge prefix show kiosk.prefix
@@ -24,7 +24,7 @@ from edge.commands.help import sections
 BUILD = """Compute a prefix and write it to OUT.
 
 examples:
-  edge prefix build glm4-int4 --system "$(cat kiosk.txt)" kiosk.prefix
+  edge prefix build glm4-int4 --system-file kiosk.txt kiosk.prefix
   edge prefix build glm4-int4 --system-file kiosk.txt kiosk.prefix --engine openvino --max-context 8192
 """
 SHOW = """Show what a prefix was made for.
@@ -40,8 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_bundle(build)
     build.add_argument("out", metavar="OUT", help="the file to write; an existing prefix is replaced")
     options.add_json(build)
-    text = build.add_argument_group("what the prompts begin with").add_mutually_exclusive_group(required=True)
-    text.add_argument("--system", metavar="TEXT", help="the system message; - reads it from stdin")
+    text = build.add_argument_group("what the prompts begin with").add_mutually_exclusive_group()
+    text.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="the system message; - reads it from stdin, and so does nothing at all if one is piped in",
+    )
     text.add_argument("--system-file", metavar="FILE", help="a file that holds the system message")
     text.add_argument("--raw", metavar="TEXT", help="text without the chat template")
     options.add_template(build)
@@ -143,7 +147,7 @@ def _text(args: argparse.Namespace) -> str:
     elif args.system_file is not None:
         text = options.read_text(args.system_file)
     else:
-        text = options.argument_or_stdin(args.system, "--system")
+        text = options.argument_or_stdin(args.system, "--system", "the system message")
     if not text.strip():
         raise PromptError("the prefix is empty; give some text")
     return text

@@ -50,7 +50,7 @@ def add_sampling(parser: argparse.ArgumentParser, usual: UsualSampling) -> None:
         group.add_argument(f"--{spec.name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
 
 
-def sampling_keywords(args: argparse.Namespace) -> dict[str, Any]:
+def sampling_keywords(args: argparse.Namespace) -> dict[str, Any]:  # Any: numbers of both kinds, and a word
     """Keywords for `LLM.generate`; what was not given is left out."""
     names = ("sampling", *(spec.name for spec in SAMPLING))
     return {name: value for name in names if (value := getattr(args, name)) is not None}

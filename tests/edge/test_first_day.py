@@ -97,6 +97,8 @@ seen = []
 CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate", "socket.__new__")
 
 def watch(event, arguments):
+    if event == "open" and isinstance(arguments[0], int):
+        return  # by its number: its opening was told
     if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
         seen.append((event, str(arguments[0])))
     elif event in CHANGES or event.startswith("shutil."):

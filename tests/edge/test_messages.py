@@ -140,6 +140,9 @@ def test_there_is_something_to_answer(
         monkeypatch.setattr("sys.stdin", Stdin(piped))
         assert cli.main(["run", BUNDLE, *arguments]) == code
         assert capsys.readouterr().err == said
+    monkeypatch.setattr("sys.stdin", Stdin(piped))
+    assert cli.main(["prefix", "build", BUNDLE, str(tmp_path / "out.prefix")]) == code
+    assert capsys.readouterr().err == said.replace("PROMPT", "--system").replace("user message", "system message")
     (tmp_path / "bad.json").write_text("{")
     assert cli.main(["run", BUNDLE, "--messages", str(tmp_path / "bad.json")]) == 1
     assert "is not valid JSON" in capsys.readouterr().err

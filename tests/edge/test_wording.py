@@ -110,7 +110,7 @@ def test_values_that_are_switches(message: str, shown: str) -> None:
         (["--temp", "0.5"], 2, "edge run: unrecognized arguments: --temp 0.5, did you mean --temperature?; see"),
         (["there"], 2, "edge run: unrecognized arguments: there; see edge run --help"),
         (["--json-schema", "nothing.json"], 1, "edge: nothing.json cannot be read (No such file or directory)"),
-        (["--grammar", "latin.txt"], 1, "edge: latin.txt cannot be read as text"),
+        (["--grammar", "latin.txt"], 1, "edge: latin.txt is not UTF-8: byte 0xE9 at position 3"),
         (["--max-context", "99999999"], 2, "edge: --max-context is 99999999"),
         (["--device", "CPU.1"], 1, "edge: device 'CPU.1' does not exist on this machine; devices here: CPU"),
         (["--device", "TOASTER"], 1, "edge: device 'TOASTER': no engine runs on it"),

@@ -138,7 +138,7 @@ sys.modules.pop("lxml")
 from edge.documents import read_document
 assert read_document({str(tmp_path / "t.txt")!r}).text == "text"
 from edge.cli import main
-sys.exit(main(["run", "no-such-bundle", "hi", "--file", {str(tmp_path / name)!r}]))
+sys.exit(main(["run", {str(tmp_path)!r}, "hi", "--file", {str(tmp_path / name)!r}]))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
