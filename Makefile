@@ -13,12 +13,13 @@ DEMO_BUNDLE ?= build/demo-bundle
 
 FUZZ_INPUTS ?= 500
 
-.PHONY: demo test test-slow check bench dist docs clean help
+.PHONY: demo test test-slow test-extras check bench dist docs clean help
 
 help:
 	@echo "make demo   install, export the default checkpoint, answer a question"
 	@echo "make test   install everything and run the tests"
 	@echo "make test-slow  what takes minutes by nature: interrupts by chance, killed exports, fuzzing"
+	@echo "make test-extras  the wheel in a clean environment for each extra"
 	@echo "make check  lint, types, import floors"
 	@echo "make bench  compare with openvino_genai on the same weights"
 	@echo "make dist   build wheel and sdist, and check them"
@@ -34,10 +35,15 @@ test: $(VENV)/.dev
 # Nothing beside the first: chance needs the machine to itself, and so do the deadlines that find what hangs. Clients and
 # browsers wait for servers most of the time, so two files at once.
 SERVED := tests/edge/chat tests/edge/kiosk tests/edge/server tests/edge/web
+INSTALLED := tests/edge/test_installed.py
 test-slow: $(VENV)/.slow
-	$(BIN)/python -m pytest -m slow $(addprefix --ignore=,$(SERVED))
+	$(BIN)/python -m pytest -m slow $(addprefix --ignore=,$(SERVED) $(INSTALLED))
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(SERVED)
 	$(BIN)/python -m tests.fuzz --inputs $(FUZZ_INPUTS)
+
+# An environment for each extra, from the index that pip is told to use. uv keeps what it has fetched.
+test-extras: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow -n 2 $(INSTALLED)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -3,7 +3,8 @@
 In: rows with errors. Out: indices of those on the front. Knows nothing about plots and pages.
 
 A row is clearly better than another in a figure if it is better by more than the error of their difference: for the KLD
-three standard errors, paired over windows where both were measured on the same ones; for a speed the two spreads
+what chance gives once in 370 times if they do not differ (three standard errors; more where windows are few), paired
+over windows where both were measured on the same ones; for a speed the two spreads
 together, so that every repeat of the one is faster than every repeat of the other. Bytes have no error. What has no
 known error is taken as it is. A row beats another if it is clearly better in one figure and in no figure clearly worse.
 """
@@ -16,8 +17,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from edge.profiles.record import Row
+from edge.profiles.student import two_sided_p
 
-CLEAR = 3.0  # standard errors: two would be too few where each row is held against every other
+CLEAR = 0.0027  # probability of chance: 0.05 would be too much where each row is held against every other
+CLEAR_ERRORS = 3.0  # standard errors that have this probability
 
 Better = Callable[[int, int], bool]  # whether one row is clearly better than another in a figure
 
@@ -60,19 +63,18 @@ def speed_front(rows: Sequence[Row]) -> list[int]:
 
 def clearly_more_accurate(a: Row, b: Row) -> bool:
     """Whether the KLD of a is lower than that of b by more than the error of the difference."""
-    return b.accuracy.kld - a.accuracy.kld > CLEAR * _error(a, b)
+    ours, theirs = a.accuracy, b.accuracy
+    if not theirs.kld > ours.kld:
+        return False
+    if ours.reference_key == theirs.reference_key and len(ours.per_window_kld) == len(theirs.per_window_kld) > 1:
+        differences = np.array(theirs.per_window_kld) - np.array(ours.per_window_kld)
+        error = float(differences.std(ddof=1)) / math.sqrt(differences.size)
+        t = float(differences.mean()) / error if error else math.inf
+        return t > 0 and two_sided_p(t, differences.size - 1) < CLEAR
+    return theirs.kld - ours.kld > CLEAR_ERRORS * math.hypot(ours.kld_stderr or 0.0, theirs.kld_stderr or 0.0)
 
 
 def clearly_faster(a: Row, b: Row) -> bool:
     """Whether a decodes faster than b by more than both spreads."""
     fast, slow = a.decode_tokens_per_second or 0.0, b.decode_tokens_per_second or 0.0
     return fast - slow > (a.decode_spread or 0.0) + (b.decode_spread or 0.0)
-
-
-def _error(a: Row, b: Row) -> float:
-    """The standard error of the difference of two KLDs; 0 where nothing is known."""
-    ours, theirs = a.accuracy, b.accuracy
-    if ours.reference_key == theirs.reference_key and len(ours.per_window_kld) == len(theirs.per_window_kld) > 1:
-        differences = np.array(theirs.per_window_kld) - np.array(ours.per_window_kld)
-        return float(differences.std(ddof=1) / math.sqrt(differences.size))
-    return math.hypot(ours.kld_stderr or 0.0, theirs.kld_stderr or 0.0)

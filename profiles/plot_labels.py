@@ -25,6 +25,7 @@ NEAR_PIXELS = 24.0  # points with the same label that are nearer to each other s
 FRAME_PIXELS = 8.0  # between a label and the frame
 WIDER = 1.06  # by which a label may be wider where it is drawn than where it is measured: hints, and other fonts
 CLEAR_PIXELS = 4.0  # by which a label must be nearer to its own point than to another's
+LINE_STEPS = 16  # places at which a line is looked at
 LINED_POINTS = 20.0  # a line leads to labels farther away than this
 # How bad places are, in square pixels of covered things: each pixel outside, a label that seems to be another point's,
 # and each point of distance.
@@ -70,7 +71,7 @@ def place_labels(axes: Axes, points: Sequence[Point], front: Sequence[int], take
             continue
         named.setdefault(label, []).append(spot)
         others = [spots[i] for i in range(len(points)) if points[i].label != label]
-        taken.append(_place_label(axes, points[index], spot, others, taken))
+        taken += _place_label(axes, points[index], spot, others, taken)
 
 
 def _along(corners: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
@@ -89,8 +90,11 @@ def _place_label(
     spot: tuple[float, float],
     others: Sequence[tuple[float, float]],
     taken: Sequence[Bbox],
-) -> Bbox:
-    """Write one label at the best of its places; returns what it covers. `others`: where other labels' points are."""
+) -> list[Bbox]:
+    """Write one label at the best of its places; returns what it and its line cover.
+
+    others: where other labels' points are.
+    """
     from matplotlib.transforms import Bbox
 
     inside, scale = axes.get_window_extent().padded(-FRAME_PIXELS), axes.figure.dpi / 72
@@ -106,6 +110,14 @@ def _place_label(
         )
         return Bbox.from_bounds(x, y, width, height)
 
+    def line_at(distance: int, way: tuple[int, int]) -> list[Bbox]:
+        """Places along the line to a label, from where it leaves the point; none where there is no line."""
+        if distance <= LINED_POINTS:
+            return []
+        shares = [step / LINE_STEPS for step in range(LINE_STEPS // 4, LINE_STEPS)]
+        ends = [[at + share * scale * distance * step for at, step in zip(spot, way, strict=True)] for share in shares]
+        return [Bbox([[x - 2, y - 2], [x + 2, y + 2]]) for x, y in ends]
+
     def badness(place: tuple[int, tuple[int, int]]) -> float:
         box = box_at(*place)
         lined = place[0] > LINED_POINTS
@@ -116,7 +128,8 @@ def _place_label(
             misread = any(_gap(box, other) < _gap(box, spot) + CLEAR_PIXELS for other in others)
         outside = float(width * height) - _overlap(box, inside)
         covered = sum(_overlap(box, other) for other in taken)
-        return covered + OUTSIDE * outside + MISREAD * misread + PER_POINT * place[0]
+        crossed = sum(_overlap(part, other) for part in line_at(*place) for other in taken)
+        return covered + crossed + OUTSIDE * outside + MISREAD * misread + PER_POINT * place[0]
 
     distance, way = min(product(_DISTANCES, _DIRECTIONS), key=badness)
     offset = (distance * way[0], distance * way[1])
@@ -129,7 +142,7 @@ def _place_label(
             arrowprops={"arrowstyle": "-", "color": FRONT, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
         )
     _annotate(axes, point, offset, way)
-    return box_at(distance, way)
+    return [box_at(distance, way), *line_at(distance, way)]
 
 
 def _annotate(axes: Axes, point: Point, offset: tuple[int, int], way: tuple[int, int]) -> Annotation:

@@ -157,7 +157,7 @@ def _fronts(profile: Profile) -> list[str]:
     listed = "; ".join(f"by {figure}: {', '.join(found)}" for figure, found in names.items())
     return [
         f"On the front {listed}. No other row is clearly better in one figure and as good in the other: KLDs differ by "
-        "more than three standard errors (of the paired difference), speeds by more than both spreads."
+        "what chance gives once in 370 times (paired over windows), speeds by more than both spreads."
     ]
 
 

@@ -44,7 +44,7 @@ from edge.profiles.worker import write_windows
 from edge.runtime.atomic import write_atomically
 from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import BundleError, OutputError, ProfileError
-from edge.runtime.extras import missing_packages_named
+from edge.runtime.extras import check_installed, missing_packages_named
 from edge.runtime.locks import hold_now
 
 
@@ -61,6 +61,7 @@ def sweep(
     any work, OutputError when another sweep is running in `out`, MissingPackageError, and ProfileError when the float
     reference cannot be computed.
     """
+    check_installed("nncf", "scipy", needed="profile")  # or the last steps of hours of work would end with it
     plan = plan_sweep(source, Path(out), settings or SweepSettings())
     with _own_folder(plan.out):
         return _Sweep(plan, progress).run()

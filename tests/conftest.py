@@ -90,7 +90,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def demo_bundle(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default checkpoint as `edge demo` exports it. About 10 s."""
+    """The default checkpoint, rounded to nearest. About 10 s."""
     return made_once(tmp_path_factory, "demo", lambda out: export(demo_gguf, out, "int4-asym-g64"))
 
 

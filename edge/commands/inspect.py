@@ -72,7 +72,8 @@ def _bundle(path: Path, as_json: bool) -> int:
         size = sum(manifest.tensors[one].nbytes for one in names)
         rows.append([name, len(names), shape_text(shape), precision, human_bytes(size), note or AS_SAID])
     print()
-    print_table(["weight", "count", "shape", "precision", "bytes", "why"], rows)
+    columns = ["weight", "count", "shape", "precision", "bytes", "why"]
+    print_table(columns, rows, spare=["why", "count", "shape"], prose=["why"])
     print()
     print_table(["file", "bytes"], ([name, human_bytes(file.size)] for name, file in manifest.files.items()))
     return 0

@@ -4,7 +4,7 @@
 they build it themselves where it is missing or does not fit.
 
 examples:
-  edge prefix build glm4-int4 --system "$(cat kiosk.txt)" kiosk.prefix
+  edge prefix build glm4-int4 --system-file kiosk.txt kiosk.prefix
   edge prefix build glm4-int4 --system-file kiosk.txt kiosk.prefix --engine openvino --max-context 8192
   edge prefix build glm4-int4 --raw "Once upon a time" story.prefix
   edge prefix show kiosk.prefix
@@ -24,7 +24,7 @@ from edge.commands.help import sections
 BUILD = """Compute a prefix and write it to OUT.
 
 examples:
-  edge prefix build glm4-int4 --system "$(cat kiosk.txt)" kiosk.prefix
+  edge prefix build glm4-int4 --system-file kiosk.txt kiosk.prefix
   edge prefix build glm4-int4 --system-file kiosk.txt kiosk.prefix --engine openvino --max-context 8192
 """
 SHOW = """Show what a prefix was made for.

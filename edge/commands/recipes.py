@@ -102,10 +102,9 @@ def tiers(spec: ModelSpec, profile: Profile) -> dict[str, str]:
     from edge.export.compress.recipes import DEFAULT, recipes
 
     sizes = {name: size for name, recipe in recipes().items() if (size := weight_bytes(recipe, spec)) is not None}
-    losses = {name: _kld(profile, name) for name in sizes}
 
     def loss(name: str) -> float:
-        return math.inf if losses[name] is None else float(losses[name] or 0.0)
+        return _loss(recipes()[name], profile)[0] or math.inf
 
     best = min((name for name in sizes if sizes[name] <= sizes[DEFAULT]), key=loss)
     smallest = min(sizes, key=lambda name: (sizes[name], loss(name)))
@@ -144,18 +143,17 @@ def _spec(source: str) -> ModelSpec:
 
 
 def _facts(recipe: Recipe, spec: ModelSpec, profile: Profile) -> dict[str, Any]:  # Any: JSON
-    from edge.export.compress.recipes import DEFAULT
-
     assignments = _assigned(recipe, spec)
     rows = [row for row in _usual_rows(profile) if row.recipe == recipe.name]
-    own, usual = _kld(profile, recipe.name), _kld(profile, DEFAULT)
+    loss, loss_of = _loss(recipe, profile)
     return {
         "name": recipe.name,
         "description": recipe.description,
         "weight_bytes": None if assignments is None else assignments.nbytes,
         "bits_per_weight": None if assignments is None else assignments.bits_per_weight,
         "needs_calibration_text": recipe.calibrated,
-        "relative_loss": None if own is None or usual is None else round(own / usual, 3),
+        "relative_loss": None if loss is None else round(loss, 3),
+        "relative_loss_of": loss_of,  # another recipe where this one was not measured
         "relative_time": _relative_time(recipe, profile),
         "measured": {
             row.engine: {"kld": row.accuracy.kld, "kld_stderr": row.accuracy.kld_stderr, "kv_cache": row.kv_cache}
@@ -175,6 +173,26 @@ def _kld(profile: Profile, recipe: str) -> float | None:
     """The mean KLD over engines; None for what was not measured."""
     found = [row.accuracy.kld for row in _usual_rows(profile) if row.recipe == recipe]
     return sum(found) / len(found) if found else None
+
+
+def _loss(recipe: Recipe, profile: Profile) -> tuple[float | None, str | None]:
+    """The KLD over that of the default, and of which recipe it is: its own, or one with groups of another size.
+
+    The demo model has no groups of 128 in most of its layers, so that two such recipes differ little.
+    """
+    from edge.export.compress.recipes import DEFAULT, find_recipe
+
+    def kind(other: Recipe) -> tuple[object, ...]:
+        linear = other.linear
+        shape = linear.bits, linear.symmetric, linear.group_size > 0
+        return *shape, other.method, other.rotate, other.awq, other.rank
+
+    names = dict.fromkeys([recipe.name, *(row.recipe for row in _usual_rows(profile))])
+    for name in names:
+        own, usual = _kld(profile, name), _kld(profile, DEFAULT)
+        if own is not None and usual is not None and kind(find_recipe(name)) == kind(recipe):
+            return own / usual, name
+    return None, None
 
 
 def _relative_time(recipe: Recipe, profile: Profile) -> float | None:
@@ -213,7 +231,7 @@ def _print_tiers(found: dict[str, dict[str, Any]], chosen: dict[str, str]) -> No
             tier,
             name,
             _size(found[name]),
-            _relative(found[name]["relative_loss"], 2),
+            _lost(found[name]),
             _time(found[name]),
             _text(found[name]),
         ]
@@ -255,6 +273,11 @@ def _size(facts: dict[str, Any]) -> str:
     return "cannot have" if facts["weight_bytes"] is None else human_bytes(facts["weight_bytes"])
 
 
+def _lost(facts: dict[str, Any]) -> str:
+    about = "" if facts["relative_loss_of"] in (None, facts["name"]) else "~"
+    return f"{about}{_relative(facts['relative_loss'], 2)}"
+
+
 def _relative(value: float | None, digits: int) -> str:
     return "unknown" if value is None else f"{value:.{digits}f}"
 
@@ -273,12 +296,13 @@ def _print_origin(model: str, spec: ModelSpec, profile: Profile, *, every: bool)
     what = (
         "KLD: nats/token from the float model ± standard error"
         if every
-        else "loss: KLD from the float model, that of the default is 1"
+        else "loss: KLD from the float model, the default is 1 (~: with groups of another size)"
     )
     print(
         f"\nsize: the weights of {model}, {spec.num_parameters:,} parameters\n"
         f"time: of an export of the demo model, that of the default is 1\n"
-        f"{what}, of {origin['source']}\n"
-        f"  over {origin['tokens']:,} tokens of {origin['text']},\n"
+        f"{what}\n"
+        f"  of {origin['source']} over {origin['tokens']:,} tokens\n"
+        f"  of {origin['text']},\n"
         f"  with edgeglm {profile.versions['edgeglm']}, {', '.join(engine_versions)} on {profile.machine['processor']}"
     )

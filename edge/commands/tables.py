@@ -25,7 +25,8 @@ ELSEWHERE = "`| cat` shows all"
 # Figures go to the right: with an error or a unit, and what was not measured.
 _FIGURE = re.compile(r"[+-]?[\d.,]+( ± [\d.,?]+)?( of \d+)?( ?(%|[kMG]?B|ms|s))?|-|")
 
-_PARTS = re.compile(r"[^\s-]*[\s-]*")
+# Where a line may end: after a blank, a hyphen, a slash, and a dot that is not within a figure.
+_BREAKS = re.compile(r"(?<=[\s/_-])(?=\S)|(?<=\.)(?=[^\W\d])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +175,13 @@ def _total(widths: Iterable[int]) -> int:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """The lines of a text, broken at blanks and after hyphens, and elsewhere only where a part alone is too long."""
+    """The lines of a text, broken after blanks, hyphens and the like; elsewhere only where a part alone is too long."""
     from rich.cells import chop_cells
 
     if cell_width(text) <= width:
         return [text]
     lines = [""]
-    for part in _PARTS.findall(text):
+    for part in _BREAKS.split(text):
         if cell_width(lines[-1] + part.rstrip()) <= width:
             lines[-1] += part
         elif cell_width(part) <= width:

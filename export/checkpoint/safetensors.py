@@ -219,7 +219,8 @@ def _dtype(name: str) -> np.dtype[Any]:
         return np.dtype({"F32": "<f4", "F16": "<f2"}[name])
     import ml_dtypes  # imported here: what a checkpoint holds is told without it
 
-    return np.dtype(ml_dtypes.bfloat16)
+    brain: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return brain
 
 
 def _refuse_quantized(config: Fields, dtypes: Mapping[str, str]) -> None:

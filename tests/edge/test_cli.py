@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from edge.commands import demo
+from edge.export.compress.recipes import DEFAULT
 from edge.runtime.extras import install_command
 
 EDGE = [sys.executable, "-m", "edge"]
@@ -87,6 +89,8 @@ def refuse(*args, **kwargs):
     raise OSError("no network in this test")
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 os.environ["HF_HOME"] = {str(tmp_path / "cache")!r}
+from edge.commands import demo
+from edge.export.compress.recipes import DEFAULT
 from edge.cli import main
 os.chdir({str(tmp_path)!r})
 os.mkdir("build")
@@ -103,11 +107,11 @@ print([main(["inspect", source]) for source in ("build/demo-bundel", "no-org/no-
 
 def test_export_then_run_verify_inspect(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    done = edge("export", tiny_checkpoint, out, "--recipe", "int4-asym-g128")
+    done = edge("export", tiny_checkpoint, out, "--recipe", "int4-asym-g128", "--verbose")
     assert done.returncode == 0, done.stderr
     assert "6 weights at int4-asym-g64: width 64 has no groups of 128" in done.stdout
     assert "bits per weight" in done.stdout
-    assert done.stderr == "", "no progress bar where stderr is no terminal"
+    assert len(done.stderr.splitlines()) == 1, "no progress bar where stderr is no terminal"
     assert edge("run", out, "Hello", "--max-new-tokens", "4").returncode == 0
     verified = edge("verify", out)
     assert verified.returncode == 0
@@ -216,7 +220,8 @@ def test_bad_bundles(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_bad_exports(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "no such path" in fails("export", tmp_path / "nothing", out)
-    assert "known are fp32, fp16" in fails("export", tiny_checkpoint, out, "--recipe", "int3", code=2)
+    expected = f"expected a name like {DEFAULT}; `edge recipes --all`"
+    assert expected in fails("export", tiny_checkpoint, out, "--recipe", "int3", code=2)
     assert "not a checkpoint" in fails("export", tmp_path, out)
     out.mkdir()
     (out / "file").touch()
@@ -384,7 +389,7 @@ def test_export_says_the_formats(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert edge("run", tmp_path / "out", "hi", "--engine", "onnx", "--max-new-tokens", "2").returncode == 0
     assert edge("export", tiny_checkpoint, tmp_path / "out", "--format", "tflite").returncode == 2
     frontend = ("--frontend", "optimum", "--format", "both")
-    assert "OpenVINO graphs only" in fails("export", tiny_checkpoint, tmp_path / "other", *frontend)
+    assert "OpenVINO graphs only" in fails("export", tiny_checkpoint, tmp_path / "other", *frontend, code=2)
 
 
 def test_devices() -> None:
@@ -623,9 +628,13 @@ def test_progress_bar_on_a_terminal(tiny_checkpoint: Path, tmp_path: Path) -> No
     assert "100%" in shown
 
 
-def test_demo_reuses_its_bundle(demo_gguf: Path, demo_bundle: Path, tmp_path: Path) -> None:
-    """`demo_bundle` is what `edge demo` makes, so a copy of it is taken as its own."""
+@pytest.mark.slow
+def test_demo_reuses_its_bundle(demo_bundle: Path, tmp_path: Path) -> None:
+    """And replaces the one of an earlier demo."""
     copy = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    assert json.loads((copy / "manifest.json").read_text())["recipe"] == demo.EARLIER
+    assert edge("demo", copy).returncode == 0
+    assert json.loads((copy / "manifest.json").read_text())["recipe"] == DEFAULT
     made = (copy / "manifest.json").stat().st_mtime_ns
     done = edge("demo", copy)
     assert done.returncode == 0, done.stderr
@@ -660,7 +669,6 @@ def test_demo_replaces_no_bundle_but_its_own(demo_gguf: Path, tiny_bundle: Path,
 def test_whose_bundle_a_demo_takes_for_its_own(
     changes: dict[str, str], replaced: bool, demo_gguf: Path, tmp_path: Path
 ) -> None:
-    from edge.commands import demo
     from edge.runtime.errors import OutputError
 
     manifest = {"source": demo_gguf.name, "recipe": demo.EARLIER, "schema_version": 1, "source_sha256": "", "files": {}}

@@ -161,7 +161,7 @@ ONE_LINE = [
     ("matplotlib", "edge.cli profile report {0}", "plots"),
     ("threadpoolctl", "edge.cli export {1} {2}/b", "export"),
     ("openvino", "edge.cli export a b --frontend optimum", "optimum"),
-    ("ml_dtypes", "edge.cli export {1} {2}/b --dry-run", "export"),
+    ("threadpoolctl", "edge.cli export {1} {2}/b --dry-run", "export"),
     ("openvino", "edge.cli demo {2}/b", "export"),
     ("nncf", "edge.cli profile run a b", "profile"),
     ("matplotlib", "edge.cli needle ./a b", "plots"),

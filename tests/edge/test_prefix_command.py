@@ -65,6 +65,21 @@ def test_built_and_then_used_and_built_anew(tiny_bundle: Path, place: Path, engi
         assert "or name its system message, too (--system-file)" in capsys.readouterr().err
 
 
+def test_a_file_of_an_engine_that_is_not_there_decides_nothing(tiny_bundle: Path, place: Path, capsys: Shown) -> None:
+    with edge.scripted_llm(edge.replies({"hi": "hello"})) as llm:
+        llm.prefixes.save(llm.system_prefix(SYSTEM), place / "kiosk.prefix", system=SYSTEM)
+    answer, said = run(capsys, tiny_bundle, *USE)
+    assert answer["engine"] in ("onnx", "openvino")
+    assert re.search(r"engine is scripted, expected .*; built anew in \d+\.\d s\n$", said)
+    assert cli.main(["run", str(tiny_bundle), "hi", "--system-file", "guide.txt", "--prefix", "guide.txt"]) == 0
+    assert re.match(
+        r"edge: guide\.txt is not a prefix file; computed in \d+\.\d s, for this process alone, since it exists and is "
+        r"not a prefix file\n$",
+        capsys.readouterr().err,
+    )
+    assert (place / "guide.txt").read_text() == SYSTEM
+
+
 def test_a_prefix_that_is_not_used_whole_is_said(
     tiny_bundle: Path, place: Path, capsys: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:

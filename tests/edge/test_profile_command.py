@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import signal
@@ -20,9 +21,9 @@ from edge.export.pipeline import export
 from edge.profiles.accuracy import evaluate
 from edge.profiles.record import read_profile
 from edge.profiles.reference_file import open_reference
+from edge.runtime import extras
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine
-from edge.runtime.extras import install_command
 from edge.runtime.settings import EngineSettings
 from tests.profiles.rows import profile, row
 
@@ -188,7 +189,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message", "code"),
     [
-        (["--recipes", "int3"], "recipe 'int3' is unknown", 1),
+        (["--recipes", "int3"], "recipe 'int3' is unknown", 2),
         (["--engines", "tensorrt"], "engine 'tensorrt' is unknown", 2),
         (["--kv-precision", "f8"], "kv precision 'f8' is unknown, known are f32", 2),
         (["--fail-if", "kld"], "limit 'kld' does not read as METRIC OP NUMBER", 2),
@@ -253,9 +254,7 @@ def test_a_checkpoint_may_have_the_name_of_an_action(
 def test_missing_package_is_named(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import importlib.util
-
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else real(name))
+    monkeypatch.setattr("edge.runtime.extras.find_spec", lambda name: None if name == "matplotlib" else real(name))
     assert main(["profile", "run", str(tiny_checkpoint), str(tmp_path / "out")]) == 1
-    assert capsys.readouterr().err == f"edge: matplotlib is not installed; {install_command('profile')}\n"
+    assert capsys.readouterr().err == f"edge: matplotlib is not installed; {extras.install_command('profile')}\n"

@@ -158,25 +158,29 @@ def test_inspect_says_the_same_sizes(demo_gguf: Path, tmp_path: Path, capsys: py
 
 
 def test_three_to_choose_from(capsys: pytest.CaptureFixture[str]) -> None:
-    """The default; nothing of its size loses less; nothing is smaller."""
-    profile = measured()
+    """The default; nothing of its size is known to lose less; nothing is smaller."""
+    profile, told = measured(), listing(capsys)["recipes"]
     demo = replace(GLM4_9B, tied_embeddings=True)
     for spec in (GLM4_9B, demo, replace(GLM4_9B, output_norms=True)):
         chosen = tiers(spec, profile)
         assert list(chosen) == ["default", "best", "smallest"]
         assert chosen["default"] == DEFAULT
         sizes = {name: size for name, recipe in recipes().items() if (size := weight_bytes(recipe, spec)) is not None}
-        kld: dict[str, list[float]] = {}
-        for row in profile.rows:
-            kld.setdefault(row.recipe, []).append(row.accuracy.kld)
-        of_size = {name: sum(kld[name]) / len(kld[name]) for name in kld if sizes.get(name, 1 << 60) <= sizes[DEFAULT]}
-        assert chosen["best"] == min(of_size, key=of_size.__getitem__)
+        of_size = {name for name in sizes if sizes[name] <= sizes[DEFAULT]}
+        known = {facts["name"]: facts["relative_loss"] for facts in told if facts["relative_loss"] is not None}
+        assert known[chosen["best"]] == min(known[name] for name in of_size & known.keys()) < 1
         assert sizes[chosen["smallest"]] == min(sizes.values())
     assert main(["recipes"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()[:4]
     assert head.split() == ["recipe", "size", "loss", "time", "needs", "text"]
     assert [row.split()[:2] for row in rows] == [[tier, name] for tier, name in tiers(GLM4_9B, profile).items()]
     assert rows[0].split()[4:6] == ["1.00", "1.0"]
+    facts = {facts["name"]: facts for facts in told}
+    assert facts["int4-asym-g64-rot-gptq"]["relative_loss_of"] == "int4-asym-g64-rot-gptq"
+    alike = facts["int4-sym-g128-rot-gptq"], facts["int4-sym-channel-rot-gptq"]
+    measured_rows = {row.recipe for row in profile.rows}
+    assert all(f["relative_loss_of"] in measured_rows | {None} for f in facts.values())
+    assert all(f["relative_loss_of"] != "int4-asym-g64-rot-gptq" for f in alike), "symmetric and not"
 
 
 @pytest.mark.parametrize("options", [[], ["--all"]])

@@ -35,6 +35,7 @@ class Platform:
 
 
 PLATFORMS = {
+    "here": Platform(code_page="cp1252"),
     "windows": Platform("win32", "cp1252", POSIX, has_proc=False, has_affinity=False),
     "chinese windows": Platform("win32", "gbk", POSIX, has_proc=False, has_affinity=False),
     "macos": Platform("darwin", "utf-8", frozenset({"readline"}), has_proc=False, has_affinity=False),
@@ -44,6 +45,11 @@ PLATFORMS = {
     ),
     "latin-1 linux": Platform(code_page="latin-1"),
 }
+
+
+def pretended(*names: str) -> tuple[str, ...]:
+    """Those platforms where they can be pretended, which takes Linux; elsewhere the real one."""
+    return names if REAL == "linux" else ("here",)
 
 
 def pretend(platform: Platform) -> None:

@@ -16,6 +16,8 @@ from edge.runtime.kv.snapshot import open_snapshot
 from tests.platforms.windows_memory import Kernel32
 from tests.runtime.test_snapshot import IDENTITY, content, paged, save
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which files and pages are in use")
+
 
 def in_use(path: Path) -> bool:
     """Whether this process has a file open or mapped."""
@@ -24,7 +26,6 @@ def in_use(path: Path) -> bool:
     return str(path) in opened or str(path) in Path("/proc/self/maps").read_text()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells which files are in use")
 def test_a_loaded_prefix_can_be_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It could not be: `save_prefix` over a prefix that was loaded ended with "cannot be written"."""
     path, pool = tmp_path / "prefix", paged()

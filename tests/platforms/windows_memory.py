@@ -12,8 +12,9 @@ import mmap
 from edge.runtime.kv import memory, pages
 
 COMMIT, RESERVE, DECOMMIT, RELEASE = 0x1000, 0x2000, 0x4000, 0x8000
-_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
-_PRIVATE, _NO_RESERVE, _DONTNEED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 0x4000, 4
+# Of Linux, which are other numbers elsewhere.
+_NONE, _READ_WRITE = 0, 3
+_PRIVATE, _NO_RESERVE, _DONTNEED = 0x22, 0x4000, 4
 
 
 class Kernel32:
@@ -39,8 +40,7 @@ class Kernel32:
         if kind == RESERVE:
             assert address is None
             assert protection == 1, "nobody may touch it yet"
-            found = self._libc.mmap(None, size, mmap.PROT_NONE if hasattr(mmap, "PROT_NONE") else 0,
-                                    _PRIVATE | _NO_RESERVE, -1, 0)  # fmt: skip
+            found = self._libc.mmap(None, size, _NONE, _PRIVATE | _NO_RESERVE, -1, 0)
             if found == ctypes.c_void_p(-1).value:
                 return None
             self.reserved[found] = size
@@ -66,7 +66,7 @@ class Kernel32:
         self._check_inside(address, size)
         pages_ = self._touched(address, size) & self.committed
         self._call("madvise", pages_, _DONTNEED)
-        self._call("mprotect", pages_, 0)
+        self._call("mprotect", pages_, _NONE)
         self.committed -= pages_
         return 1
 

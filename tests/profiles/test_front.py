@@ -112,6 +112,18 @@ def test_less_than_an_error_is_no_reason_to_be_slower() -> None:
     assert size_front([slow, fast]) == [0, 1], "equal bytes"
 
 
+def test_few_windows_have_to_differ_by_more() -> None:
+    """Four windows that differ by three standard errors: chance gives as much once in 18 times."""
+    shares = (1.0, 0.7, 1.9, 0.8)
+    a = replace(row(), accuracy=accuracy(0.25, (0.25,) * 4))
+    b = replace(row(), accuracy=accuracy(0.25 + 0.0011, tuple(0.25 + 0.001 * share for share in shares)))
+    assert not clearly_more_accurate(a, b)
+    many = replace(row(), accuracy=accuracy(0.25, (0.25,) * 40))
+    others = replace(row(), accuracy=accuracy(0.25 + 0.0011, tuple(0.25 + 0.001 * share for share in shares * 10)))
+    assert clearly_more_accurate(many, others)
+    assert not clearly_more_accurate(others, many)
+
+
 def test_repeats_that_overlap_say_nothing() -> None:
     a, b = row(tps=100.0, apart=0.5), row(tps=80.0, apart=0.5)
     assert speed_front([a, b]) == [0, 1]

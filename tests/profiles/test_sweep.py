@@ -298,7 +298,7 @@ def test_engine_without_a_cache_is_left_out(steps: Steps, tiny_checkpoint: Path,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"recipes": ("int8-asym", "int3")}, "recipe 'int3' is unknown, known are fp32"),
+        ({"recipes": ("int8-asym", "int3")}, "recipe 'int3' is unknown, expected a name like int4-asym"),
         ({"recipes": ()}, "no recipe is given"),
         ({"recipes": ("int8-asym", "int8-asym")}, "recipe int8-asym is given twice"),
         ({"engines": ("openvino", "tensorrt")}, "engine 'tensorrt' is unknown; known are auto, openvino .*, onnx"),
