@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument(
         "--system",
         metavar="TEXT",
-        help="the system message; - reads it from stdin, and so does nothing at all if one is piped in",
+        help="the system message; - reads it from stdin, and so does giving none of these three",
     )
     text.add_argument("--system-file", metavar="FILE", help="a file that holds the system message")
     text.add_argument("--raw", metavar="TEXT", help="text without the chat template")
