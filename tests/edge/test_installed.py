@@ -73,7 +73,7 @@ CALLS = [
     call("completion bash"),
     call("profile compare {results}:int8-asym/onnx {results}:int4-asym-g128/onnx --json", "scipy"),
     call("profile report drawn", "matplotlib"),
-    call("needle {bundle} needles --contexts 100 --depths 50", "engine", "matplotlib"),
+    call("needle {bundle} needles --contexts 200 --depths 50", "engine", "matplotlib"),
     call("profile run ./missing swept", "profile", fails="./missing: no such path"),
     call("export {checkpoint} ./dry --dry-run", "export"),
     call("export ./missing ./exported", "export", fails="./missing: no such path"),
@@ -291,7 +291,7 @@ HTTP = ("aiohttp", "h11", "hf_xet", "httpcore", "httpx", "httpx2", "huggingface_
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_slim_runtime_has_five_packages_and_no_http_client(
-    engine: str, wheel: Path, bundle: Path, place: Path
+    engine: str, wheel: Path, bundle: Path, tiny_source: Path, place: Path
 ) -> None:
     locked = install(
         place / "slim",
@@ -308,9 +308,10 @@ def test_a_slim_runtime_has_five_packages_and_no_http_client(
     library = {"onnx": "onnxruntime"}.get(engine, engine)
     found = slim.python("look.py", cwd=place).stdout.splitlines()
     assert found == [str(sorted(["edgeglm", "jinja2", "markupsafe", "numpy", "tokenizers", library])), "[]"]
+    names = {"bundle": str(bundle), "checkpoint": str(tiny_source)}
     for one in CALLS:
         if one.needs <= {"engine"} and not one.words.startswith("batch"):  # which locks its journal by filelock
-            check(one, {engine}, slim, {"bundle": str(bundle)}, place)
+            check(one, {engine}, slim, names, place)
     done = slim.edge("batch", str(bundle), "requests.jsonl", "answers.jsonl", cwd=place)
     assert done.stderr == "edge: filelock is not installed; pip install filelock\n"
     for words in (
