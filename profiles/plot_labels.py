@@ -30,9 +30,10 @@ LINED_POINTS = 20.0  # a line leads to labels farther away than this
 # How bad places are, in square pixels of covered things: each pixel outside, a label that seems to be another point's,
 # and each point of distance.
 OUTSIDE, MISREAD, PER_POINT = 20.0, 800.0, 1.0
+UNREAD = 20.0  # for each pixel that is another label's
 # Where a label may be, in points from its point: near places first, then those that need a line.
 _DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
-_DISTANCES = (8, 14, 26, 38, 52, 70)
+_DISTANCES = (8, 14, 26, 38, 52, 70, 90)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ def place_labels(axes: Axes, points: Sequence[Point], front: Sequence[int], take
         )
         taken.append(Bbox([[min(left, x - 5), y - 3], [max(right, x + 5), y + 3]]))
     taken += [Bbox([[x - 2, y - 2], [x + 2, y + 2]]) for x, y in _along([spots[i] for i in front])]
+    labels = list[Bbox]()
     named: dict[str, list[tuple[float, float]]] = {}
     for index in sorted(range(len(points)), key=lambda i: (-spots[i][1], spots[i][0], i)):
         label, spot = points[index].label, spots[index]
@@ -71,7 +73,9 @@ def place_labels(axes: Axes, points: Sequence[Point], front: Sequence[int], take
             continue
         named.setdefault(label, []).append(spot)
         others = [spots[i] for i in range(len(points)) if points[i].label != label]
-        taken += _place_label(axes, points[index], spot, others, taken)
+        label_box, line = _place_label(axes, points[index], spot, others, taken, labels)
+        labels.append(label_box)
+        taken += line
 
 
 def _along(corners: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
@@ -90,8 +94,9 @@ def _place_label(
     spot: tuple[float, float],
     others: Sequence[tuple[float, float]],
     taken: Sequence[Bbox],
-) -> list[Bbox]:
-    """Write one label at the best of its places; returns what it and its line cover.
+    labels: Sequence[Bbox],
+) -> tuple[Bbox, list[Bbox]]:
+    """Write one label at the best of its places; returns what it covers, and what its line does.
 
     others: where other labels' points are.
     """
@@ -128,8 +133,9 @@ def _place_label(
             misread = any(_gap(box, other) < _gap(box, spot) + CLEAR_PIXELS for other in others)
         outside = float(width * height) - _overlap(box, inside)
         covered = sum(_overlap(box, other) for other in taken)
-        crossed = sum(_overlap(part, other) for part in line_at(*place) for other in taken)
-        return covered + crossed + OUTSIDE * outside + MISREAD * misread + PER_POINT * place[0]
+        crossed = sum(_overlap(part, other) for part in line_at(*place) for other in (*taken, *labels))
+        unread = sum(_overlap(box, other) for other in labels)
+        return covered + crossed + UNREAD * unread + OUTSIDE * outside + MISREAD * misread + PER_POINT * place[0]
 
     distance, way = min(product(_DISTANCES, _DIRECTIONS), key=badness)
     offset = (distance * way[0], distance * way[1])
@@ -142,7 +148,7 @@ def _place_label(
             arrowprops={"arrowstyle": "-", "color": FRONT, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
         )
     _annotate(axes, point, offset, way)
-    return [box_at(distance, way), *line_at(distance, way)]
+    return box_at(distance, way), line_at(distance, way)
 
 
 def _annotate(axes: Axes, point: Point, offset: tuple[int, int], way: tuple[int, int]) -> Annotation:

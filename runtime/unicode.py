@@ -47,6 +47,14 @@ def check_text(text: object, what: str, *, param: str | None = None) -> str:
     return text
 
 
+def check_typed(text: str, what: str) -> str:
+    """Return what a terminal or a shell gave; UTF-8 also where Python took it for ASCII. Raises PromptError."""
+    if not text.isascii():
+        with contextlib.suppress(UnicodeError):
+            return text.encode("ascii", "surrogateescape").decode("utf-8")
+    return check_text(text, what)
+
+
 def marked_encoding(begin: bytes) -> tuple[bytes, str] | None:
     """Return the byte-order mark that a file begins with, and the encoding that it means."""
     return next(((mark, encoding) for mark, encoding in _MARKS if begin.startswith(mark)), None)

@@ -178,10 +178,10 @@ def argument_or_stdin(value: str | None, what: str, purpose: str = "text") -> st
     import sys
 
     from edge.commands.streams import read_stdin
-    from edge.runtime.unicode import check_text, decode_text, told_encoding
+    from edge.runtime.unicode import check_typed, decode_text, told_encoding
 
     if value not in (None, "-"):
-        text = check_text(value, what)
+        text = check_typed(value, what)
         if not text.strip():
             raise SettingsError(f"{what} is empty; give {purpose}")
         return text

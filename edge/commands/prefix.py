@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument(
         "--system",
         metavar="TEXT",
-        help="the system message; - reads it from stdin, and so does nothing at all if one is piped in",
+        help="the system message; - reads it from stdin, and so does giving none of these three",
     )
     text.add_argument("--system-file", metavar="FILE", help="a file that holds the system message")
     text.add_argument("--raw", metavar="TEXT", help="text without the chat template")
@@ -140,10 +140,10 @@ def _show(args: argparse.Namespace) -> int:
 def _text(args: argparse.Namespace) -> str:
     """The system message or raw text. Raises PromptError for an empty one and SettingsError for a file without text."""
     from edge.runtime.errors import PromptError
-    from edge.runtime.unicode import check_text
+    from edge.runtime.unicode import check_typed
 
     if args.raw is not None:
-        text = check_text(args.raw, "--raw")
+        text = check_typed(args.raw, "--raw")
     elif args.system_file is not None:
         text = options.read_text(args.system_file)
     else:

@@ -42,7 +42,7 @@ def add_reuse(parser: argparse.ArgumentParser) -> None:
 
 def given_system(args: argparse.Namespace) -> str | None:
     """The system message of --system or --system-file. Raises PromptError and SettingsError."""
-    from edge.runtime.unicode import check_text
+    from edge.runtime.unicode import check_typed
 
     text = getattr(args, "system", None)
     if text is None and args.system_file is not None:
@@ -50,7 +50,7 @@ def given_system(args: argparse.Namespace) -> str | None:
         if not text.strip():
             raise PromptError(f"{args.system_file} is empty; write the system message into it")
         args.system = text  # a pipe can be read once
-    return None if text is None else check_text(text, "--system")
+    return None if text is None else check_typed(text, "--system")
 
 
 def system_message(args: argparse.Namespace) -> str | None:

@@ -259,7 +259,7 @@ complete -c edge -n '_shtab_edge_using prefix build' -s h -l help -d 'show this 
 complete -c edge -n '_shtab_edge_using prefix build' -l log-level -xka "debug info warning error" -d 'say on stderr what is being done: debug, info, warning, error (default: nothing)'
 complete -c edge -n '_shtab_edge_using prefix build' -l no-config -d 'take no defaults from the user'"'"'s config.toml and the bundle'"'"'s edge.toml'
 complete -c edge -n '_shtab_edge_using prefix build' -l json -d 'print one JSON object'
-complete -c edge -n '_shtab_edge_using prefix build' -l system -x -d 'the system message; - reads it from stdin, and so does nothing at all if one is piped in'
+complete -c edge -n '_shtab_edge_using prefix build' -l system -x -d 'the system message; - reads it from stdin, and so does giving none of these three'
 complete -c edge -n '_shtab_edge_using prefix build' -l system-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file that holds the system message'
 complete -c edge -n '_shtab_edge_using prefix build' -l raw -x -d 'text without the chat template'
 complete -c edge -n '_shtab_edge_using prefix build' -l chat-template -xka "(__fish_complete_path (commandline -ct))" -d 'use this Jinja template of messages, instead of the bundle'"'"'s'

@@ -12,13 +12,13 @@ import sys
 from collections import deque
 
 from edge.runtime.errors import EdgeError, PromptError
-from edge.runtime.unicode import check_text, decode_text, marked_encoding, told_encoding
+from edge.runtime.unicode import check_typed, decode_text, marked_encoding, told_encoding
 from edge.terminal.completing import completed
 from edge.terminal.history import History
 from edge.terminal.slash import BLOCK, is_open
 
 MAX_LINE_BYTES = 10_000_000  # of a pipe, lest an endless line fills the memory
-_WHAT = "the line"
+WHAT = "the line"
 _ASCII = ("ANSI_X3.4-1968", "US-ASCII")  # as glibc and others name the encoding of the C locale
 
 
@@ -45,7 +45,7 @@ class PipeReader:
             raise EOFError
         if (marked := marked_encoding(line)) and marked[1] != "utf-8":  # whose line ends are no bytes
             raise PromptError("standard input is UTF-16 or UTF-32; convert it to UTF-8")
-        return decode_text(line, _WHAT, otherwise=told_encoding()).rstrip("\r\n")
+        return decode_text(line, WHAT, otherwise=told_encoding()).rstrip("\r\n")
 
     def confirmed(self, question: str) -> bool:  # noqa: ARG002
         """There is nobody to ask."""
@@ -102,9 +102,9 @@ class PlainReader:
                 if not line:
                     raise EOFError
                 line = line.rstrip("\n")
-            return typed_text(line)
+            return check_typed(line, WHAT)
         except UnicodeDecodeError as error:
-            return decode_text(error.object, _WHAT)
+            return decode_text(error.object, WHAT)
 
     def confirmed(self, question: str) -> bool:
         """Whether the answer begins with a y."""
@@ -129,15 +129,7 @@ def waiting_line(lines: deque[str | None]) -> str:
     line = lines.popleft()
     if line is None:
         raise EOFError
-    return typed_text(line)
-
-
-def typed_text(text: str) -> str:
-    """Return what was typed; where Python takes the terminal for ASCII, UTF-8 all the same. Raises PromptError."""
-    if not text.isascii():
-        with contextlib.suppress(UnicodeError):
-            return text.encode("ascii", "surrogateescape").decode("utf-8")
-    return check_text(text, _WHAT)
+    return check_typed(line, WHAT)
 
 
 def _with_readline(reader: PlainReader, lines: list[str]) -> bool:

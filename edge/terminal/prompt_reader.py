@@ -19,9 +19,10 @@ from prompt_toolkit.input import create_input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 
+from edge.runtime.unicode import check_typed
 from edge.terminal.completing import completed
 from edge.terminal.history import History
-from edge.terminal.plain_reader import typed_text, waiting_line
+from edge.terminal.plain_reader import WHAT, waiting_line
 from edge.terminal.slash import is_open
 
 _COMPLETE_ROWS = 4  # kept free below the prompt for what Tab offers
@@ -64,7 +65,7 @@ class PromptReader:
         if self._waiting:
             return waiting_line(self._waiting)
         self._interrupted = False
-        return typed_text(self._session.prompt(default=default))
+        return check_typed(self._session.prompt(default=default), WHAT)
 
     def confirmed(self, question: str) -> bool:
         """Whether the answer begins with a y."""

@@ -159,6 +159,10 @@ def find_recipe(name: str) -> Recipe:
     """Raises RecipeError, which names the recipes with the closest names."""
     if name not in recipes():
         close = get_close_matches(name.casefold(), recipes(), NAMED)
-        meant = f", did you mean {' or '.join(close)}?" if close else f", expected a name like {DEFAULT};"
+        meant = (
+            f", did you mean {' or '.join(filter(None, (', '.join(close[:-1]), close[-1])))}?"
+            if close
+            else f", expected a name like {DEFAULT};"
+        )
         raise RecipeError(f"recipe {shown(name)} is unknown{meant} `edge recipes --all` lists all {len(recipes())}")
     return recipes()[name]

@@ -52,6 +52,7 @@ HELD = {
         "tests/edge/test_network.py::test_nothing_opens_an_internet_socket",
     ),
     "kill -9 while a prefix is built tears nothing": (
+        "tests/edge/kiosk/test_drill.py::test_the_plug_is_pulled",
         "tests/runtime/test_atomic.py::test_several_processes_write_one_path_and_readers_see_whole_files",
         "tests/runtime/test_atomic.py::test_what_a_killed_process_left_is_removed_and_what_one_is_writing_is_not",
     ),
@@ -79,6 +80,9 @@ HELD = {
     ),
     "lm-eval on a local task": ("tests/profiles/test_lm_eval.py::test_real_tasks",),
     "`edge --help` at once": (f"{HERE}::test_help_loads_little", "tests/edge/test_help.py::test_help_is_fast"),
+    "a clone without symlinks installs and runs": (
+        "tests/platforms/test_checkouts.py::test_a_demo_and_tests_without_make",
+    ),
     "an export holds no file of its folder when it moves it": (f"{HERE}::test_an_export_has_let_go_of_what_it_moves",),
 }
 

@@ -16,6 +16,7 @@ from edge.runtime.chat import ChatTemplate
 from edge.runtime.engines.scripted import STOP_IDS, TEMPLATE, ScriptedEngine, noise
 from edge.runtime.llm import LLM
 from edge.runtime.settings import Sampling
+from tests.edge.server.live import Live, served
 
 GLM = Sampling(temperature=0.8, top_p=0.8)
 BUNDLE = str(Path(__file__).parent)  # any folder: what is loaded is the model below
@@ -134,3 +135,24 @@ def test_figures_after_an_answer(llm: LLM, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hello\nAnd?\n")))
     assert cli.main(["chat", BUNDLE, "--verbose", *FEW]) == 0
     assert capsys.readouterr().err.count("in the conversation)") == 2
+
+
+def test_a_server_does_as_the_model_says(llm: LLM) -> None:
+    """Where a request says nothing; and tells which that is, for its page as well."""
+    body = {"messages": HELLO, "max_tokens": 9, "seed": 1}
+    warm = llm.chat(HELLO, sampling="model", seed=1, max_new_tokens=9).text()
+    greedy = llm.chat(HELLO, max_new_tokens=9).text()
+    assert warm != greedy
+    for settings, answer, used in (({}, warm, GLM), ({"sampling": "greedy"}, greedy, Sampling())):
+        with served(llm, **settings) as server:
+
+            def ask(server: Live = server, **fields: object) -> str:
+                choice = server.post("/v1/chat/completions", {**body, **fields}).json["choices"][0]
+                return str(choice["message"]["content"])
+
+            assert ask() == answer
+            assert ask(temperature=0) == greedy
+            assert ask(temperature=0.8, top_p=0.8) == warm
+            (model,) = server.get("/v1/models").json["data"]
+            assert model["meta"]["default_sampling"]["temperature"] == used.temperature
+            assert server.get("/page/status.json").json["sampling"]["top_p"] == used.top_p

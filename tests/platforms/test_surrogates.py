@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -33,3 +36,16 @@ def test_half_a_character_and_a_stray_byte_are_prompt_errors(door: str) -> None:
             DOORS[door](llm, BYTE)
         with pytest.raises(PromptError, match=r"half a character \(surrogate U\+D800\) at position 0; remove it"):
             DOORS[door](llm, HALF)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Windows gives text and not bytes, macOS always UTF-8")
+def test_an_argument_is_utf8_where_the_locale_is_ascii() -> None:
+    """Python hands its bytes on as stand-ins, and they were said not to be UTF-8."""
+    script = (
+        "import sys; from edge.commands.options import argument_or_stdin\n"
+        "sys.stdout.buffer.write(argument_or_stdin(sys.argv[1], 'PROMPT').encode())"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command: list[str | bytes] = [sys.executable, "-c", script, "你好".encode()]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.stdout.decode() == "你好", done.stderr
