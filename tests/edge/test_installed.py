@@ -86,6 +86,7 @@ HAVING: dict[str, tuple[str, ...]] = {
     "engine": ENGINES,
     "scipy": ("plots", "export", "lm-eval"),
     "matplotlib": ("plots",),
+    "sweep": ("export",),  # from Python; the verb draws plots at its end
     **{extra: (extra,) for extra in BROUGHT},
 }
 API = """
@@ -97,7 +98,7 @@ calls = {
     "documents": lambda: __import__("edge.documents").documents.read_document("page.html"),
     "grammar": lambda: edge.scripted_llm(edge.replies({"hi": "a"})).chat(
         [{"role": "user", "content": "hi"}], constraint=edge.Constraint.regex("a")).text(),
-    "profile": lambda: __import__("edge.profiles.sweep").profiles.sweep.sweep("missing", "out"),
+    "sweep": lambda: __import__("edge.profiles.sweep").profiles.sweep.sweep("missing", "out"),
     "": lambda: edge.scripted_llm(edge.replies({"hi": "a"})).chat([{"role": "user", "content": "hi"}]).text(),
 }
 def named(count: int) -> int:
