@@ -77,7 +77,7 @@ class KioskSettings(Settings):
     def serve(self) -> tuple[str, ...]:
         """The command of the server."""
         return (
-            *(str(self.python), "-P", "-m", "edge", "serve", str(self.bundle)),
+            *(str(self.python), "-P", "-m", "edge", "serve", "--no-config", str(self.bundle)),
             *("--system-file", str(self.folder / SYSTEM), "--prefix", str(self.folder / PREFIX)),
             *("--page-config", str(self.folder / PAGE)),
             *("--host", self.host, "--port", str(self.port), *self.engine_options),
