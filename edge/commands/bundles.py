@@ -1,7 +1,7 @@
 """The bundle that a command line names, for every verb that takes one.
 
-In: parsed arguments. Out: their `bundle` as a folder, and their `called` as a user would say it. What an answer was
-asked of is remembered, for `edge chat` without a bundle.
+In: parsed arguments. Out: their `bundle` as a folder, and their `called` as a user would say it. What was chatted with
+or served is remembered, for `edge chat` without a bundle.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-REMEMBERED = ("run", "chat", "serve")  # verbs that use a bundle for what it is made for
+REMEMBERED = ("chat", "serve")  # verbs whose bundle is meant when none is named; answering once writes nothing
 DOING = {"chat": "chatting with", "serve": "serving", "show": "showing"}  # verbs that can do without its name
 
 

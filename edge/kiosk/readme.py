@@ -58,19 +58,8 @@ Every word of {page} can be read by every visitor, the system message included.
 def readme(settings: KioskSettings) -> str:
     """Return the text."""
     folder = settings.folder
-    build = (
-        "runuser",
-        "-u",
-        settings.user,
-        "--",
-        str(settings.python),
-        "-P",
-        "-m",
-        "edge",
-        "prefix",
-        "build",
-        "--no-config",
-    )
+    edge = (str(settings.python), "-P", "-m", "edge")
+    build = ("runuser", "-u", settings.user, "--", *edge, "prefix", "build", "--no-config")
     text = ("--system-file", str(folder / names.SYSTEM))
     return _TEXT.format(
         prefix=names.PREFIX,

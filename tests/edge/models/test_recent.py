@@ -109,8 +109,8 @@ def test_where_it_cannot_be_kept_nothing_is_said(
         else:
             os.mkfifo(file)
     for given in ("one", "./one"):
-        code = cli.main(["run", given, "--raw", "a", "--max-new-tokens", "2", "--engine", "onnx"])
-        assert code == (given != "one")
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+        assert cli.main(["chat", given, "--engine", "onnx"]) == (given != "one")
     assert capsys.readouterr().err.count("\n") == 1  # of the wrong path
     assert recent() == []
 
