@@ -279,7 +279,10 @@ def _part(name: str, scores: dict[str, Float64Array], place: Any) -> Part:
 
 def _stderr(means: Float64Array) -> float | None:
     """Standard error of the mean of window means."""
-    return float(means.std(ddof=1) / math.sqrt(means.size)) if means.size > 1 else None
+    if means.size < 2:
+        return None
+    with np.errstate(over="ignore"):  # figures of a file that nobody measured
+        return float(means.std(ddof=1) / math.sqrt(means.size))
 
 
 def _difference(a: Sequence[float], b: Sequence[float]) -> Difference:

@@ -85,11 +85,19 @@ PAGE = {
     for path in (ROOT / "edge" / "web").rglob("*")
     if path.is_file() and path.suffix not in (".py", ".pyc")
 }
+# Where shells and man look by themselves.
+SHARED = {
+    f"edgeglm-{PROJECT['version']}.data/data/{place}": names
+    for place, names in PYPROJECT["tool"]["setuptools"]["data-files"].items()
+}
 DATA = {
     "edge/py.typed",
     "edge/export/compress/recipes.toml",
     "edge/profiles/page.html.j2",
     "edge/profiles/results/profile.json",
+    "edge/profiles/results/recipes.json",
+    *(f"edge/shell/{path.name}" for path in (ROOT / "edge" / "shell").iterdir()),
+    *(f"{path}/{Path(name).name}" for path, names in SHARED.items() for name in names),
     *PAGE,
 }
 

@@ -347,7 +347,7 @@ def test_command(
 ) -> None:
     folder, out = str(foreign("Llama")[0]), str(tmp_path / "bundle")
     for option in (["--adapter", "x"], ["--rope-theta", "1e6"], ["--embedding", "int8-sym"], ["--head", "int8-sym"]):
-        assert main(["export", folder, out, "--frontend", "optimum", *option]) == 1
+        assert main(["export", folder, out, "--frontend", "optimum", *option]) == 2
         said = capsys.readouterr().err
         assert option[0] in said
         assert said.count("\n") == 1

@@ -17,6 +17,7 @@ import tokenizers
 from edge.runtime.constraint import Constraint
 from edge.runtime.constraint_masks import Constraints, ConstraintState
 from edge.runtime.errors import GenerationError, SettingsError, TokenizerError
+from edge.runtime.extras import install_command
 from edge.runtime.sampling import Sampler
 from edge.runtime.settings import Sampling
 from edge.runtime.tokenizer import Tokenizer
@@ -370,7 +371,7 @@ def test_constraints_can_be_hashed_and_compared() -> None:
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, bytes_only: Setup) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     constraints = Constraints(bytes_only.tokenizer, 5, (1,))
-    with pytest.raises(SettingsError, match=r'pip install "edgeglm\[grammar\]"'):
+    with pytest.raises(SettingsError, match=re.escape(install_command("grammar"))):
         constraints.start(Constraint.json_object())
 
 

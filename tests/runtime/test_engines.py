@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from edge.runtime.differences import FLOAT32_BOUND
 from edge.runtime.engines import registry
 from edge.runtime.engines.choice import choose, open_engine
 from edge.runtime.errors import DeviceError
+from edge.runtime.extras import install_command
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.settings import EngineSettings
@@ -100,5 +102,5 @@ def test_auto_takes_what_is_installed(int4_bundle: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(registry, "find_spec", lambda name: name == "openvino" or None)
     assert choose(bundle, EngineSettings()) == "openvino"
     monkeypatch.setattr(registry, "find_spec", lambda name: None)
-    with pytest.raises(DeviceError, match=r'pip install "edgeglm\[openvino\]" or pip install "edgeglm\[onnx\]"'):
+    with pytest.raises(DeviceError, match=re.escape(f"{install_command('openvino')} or {install_command('onnx')}")):
         choose(bundle, EngineSettings())

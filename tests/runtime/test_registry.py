@@ -20,7 +20,7 @@ from edge.runtime.engines.choice import engines_for, open_engine
 from edge.runtime.engines.registry import ENGINES, EngineRecord
 from edge.runtime.engines.scripted import ScriptedEngine, noise
 from edge.runtime.errors import BundleError, DeviceError, MissingPackageError, SettingsError
-from edge.runtime.extras import BROUGHT
+from edge.runtime.extras import BROUGHT, install_command
 from edge.runtime.settings import EngineSettings
 
 PROMPT = "a secret that no log may hold"
@@ -80,9 +80,9 @@ def test_what_is_wrong_with_an_engine_is_said(npu: str, tiny_bundle: Path, monke
     with pytest.raises(DeviceError, match="device 'TPU': no engine runs on it"):
         edge.load(tiny_bundle, device="TPU")
     monkeypatch.setitem(ENGINES, "npu", record("npu", "a_package_that_is_not_there"))
-    with pytest.raises(MissingPackageError, match=r'is not installed; pip install "edgeglm\[npu\]"'):
+    with pytest.raises(MissingPackageError, match=re.escape(f"is not installed; {install_command('npu')}")):
         open_engine(open_bundle(tiny_bundle), EngineSettings("npu"))
-    with pytest.raises(SettingsError, match=r'known are .*npu \(pip install "edgeglm\[npu\]"\)'):
+    with pytest.raises(SettingsError, match=rf"known are .*npu \({re.escape(install_command('npu'))}\)"):
         edge.load(tiny_bundle, engine="tpu")
 
 

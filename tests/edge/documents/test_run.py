@@ -50,22 +50,23 @@ def test_the_prompt_is_the_official_layout(tiny_bundle: Path, report: Path, tmp_
 
 def test_what_cannot_be_read_is_said_before_a_model_is_loaded(report: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"\0")
+    (tmp_path / "no-bundle").mkdir()
     for name, said in (
         ("nothing.pdf", "cannot be read (No such file or directory); give a file of txt, md, html, pdf or docx"),
         ("", "is not an ordinary file; give a file of txt, md, html, pdf or docx"),
     ):
-        done = run("no-such-bundle", "Why?", "--file", report, "--file", tmp_path / name)
+        done = run(tmp_path / "no-bundle", "Why?", "--file", report, "--file", tmp_path / name)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("edge: ")
         assert done.stderr.endswith(f"{said}\n")
         assert done.stderr.count("\n") == 1
-    assert run("no-such-bundle", "Why?", "--file=").returncode == 2
+    assert run(tmp_path / "no-bundle", "Why?", "--file=").returncode == 2
 
 
 def test_raw_prompts_have_no_place_for_documents(tiny_bundle: Path, report: Path) -> None:
     done = run(tiny_bundle, "Why?", "--raw", "--file", report)
     assert (done.returncode, done.stderr) == (
-        1,
+        2,
         "edge: --file needs the chat template, which --raw leaves out; give one of the two\n",
     )
 

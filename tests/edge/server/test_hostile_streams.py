@@ -157,10 +157,10 @@ def test_whoever_leaves_while_a_prompt_is_encoded_keeps_no_place_in_the_queue(
 ) -> None:
     go, begun, start = threading.Event(), threading.Event(), ChatRequest.start
 
-    def slow(self: ChatRequest, llm: LLM) -> list[Stream]:
+    def slow(self: ChatRequest, *given: Any) -> list[Stream]:
         begun.set()
         go.wait(20)
-        return start(self, llm)
+        return start(self, *given)
 
     monkeypatch.setattr(ChatRequest, "start", slow)
     with serving_script(endless()) as server:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypedDict
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.runtime.errors import MissingPackageError, PromptError, SettingsError
+from edge.runtime.extras import install_command
 from edge.tools.function import tool_of
 
 
@@ -235,5 +237,5 @@ def test_odd_names_of_parameters() -> None:
 def test_without_msgspec(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "edge.tools.schema")
     monkeypatch.setitem(sys.modules, "msgspec", None)
-    with pytest.raises(MissingPackageError, match=r'msgspec is not installed; pip install "edgeglm\[tools\]"'):
+    with pytest.raises(MissingPackageError, match=re.escape(f"msgspec is not installed; {install_command('tools')}")):
         tool_of(weather)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from edge import MissingPackageError, SettingsError, ToolError
+from edge.runtime.extras import install_command
 from edge.tools.mcp import mcp_tools
 from edge.tools.tool import Tool
 from tests.edge.tools.mcp_servers import SECRET, posix, raw, servers, told
@@ -257,7 +259,7 @@ def test_results_of_every_kind() -> None:
 def test_the_extra_is_named_where_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mcp", None)
     monkeypatch.delitem(sys.modules, "edge.tools.mcp_server", raising=False)
-    with pytest.raises(MissingPackageError, match=r'pip install "edgeglm\[mcp\]"'), mcp_tools(servers(raw=raw())):
+    with pytest.raises(MissingPackageError, match=re.escape(install_command("mcp"))), mcp_tools(servers(raw=raw())):
         pass
     with mcp_tools(servers()) as tools:  # nothing to start needs nothing
         assert tools == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from edge.runtime.chunk import Answer
 from edge.runtime.constraint_masks import Constraints
 from edge.runtime.engines.scripted import ScriptedEngine, replies
 from edge.runtime.errors import SettingsError
+from edge.runtime.extras import install_command
 from edge.runtime.llm import LLM
 from edge.runtime.messages import Message, ToolCall
 from edge.runtime.tokenizer import Tokenizer
@@ -179,7 +181,7 @@ def test_n_answers_and_their_calls(glm: Scripted) -> None:
 
 def test_without_llguidance_a_call_cannot_be_required(glm: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Constraints, "available", False)
-    with pytest.raises(SettingsError, match=r"edgeglm\[grammar\]") as caught:
+    with pytest.raises(SettingsError, match=re.escape(install_command("grammar"))) as caught:
         glm.llm.chat([ASK], tools=[WEATHER], tool_choice="required")
     assert caught.value.param == "tool_choice"
 
