@@ -533,7 +533,7 @@ def test_text_that_is_not_utf8_is_one_line(tiny_bundle: Path, tmp_path: Path) ->
         (("prefix", "build", tiny_bundle, out, "--raw", LATIN), b"", "--raw is not UTF-8"),
         (("prefix", "build", tiny_bundle, out, "--system", LATIN), b"", "--system is not UTF-8"),
         (("prefix", "build", tiny_bundle, out, "--system", "-"), LATIN, "standard input is not UTF-8"),
-        (("prefix", "build", tiny_bundle, out, "--system-file", tmp_path / "latin.txt"), b"", "cannot be read as text"),
+        (("prefix", "build", tiny_bundle, out, "--system-file", tmp_path / "latin.txt"), b"", "latin.txt is not UTF-8: byte 0xE9"),
         (("prefix", "build", tiny_bundle, "/no/such/folder/x", "--raw", "hi"), b"", "no such folder"),
     ):
         code, shown, error = edge_of_bytes(*arguments, stdin=stdin)
