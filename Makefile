@@ -32,13 +32,13 @@ demo: $(VENV)/.base
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Nothing beside the first: chance needs the machine to itself, and so do the deadlines that find what hangs. Clients and
-# browsers wait for servers most of the time, so two files at once.
-SERVED := tests/edge/chat tests/edge/kiosk tests/edge/server tests/edge/web
+# Nothing beside the first: chance needs the machine to itself, and so do the deadlines that find what hangs. The others
+# wait for servers, browsers and downloads much of the time, so two files at once.
+ALONE := tests/runtime tests/export tests/fuzz tests/edge/batch
 INSTALLED := tests/edge/test_installed.py
 test-slow: $(VENV)/.slow
-	$(BIN)/python -m pytest -m slow $(addprefix --ignore=,$(SERVED) $(INSTALLED))
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(SERVED)
+	$(BIN)/python -m pytest -m slow $(ALONE)
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE) $(INSTALLED))
 	$(BIN)/python -m tests.fuzz --inputs $(FUZZ_INPUTS)
 
 # An environment for each extra, from the index that pip is told to use. uv keeps what it has fetched.

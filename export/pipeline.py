@@ -40,7 +40,7 @@ from edge.runtime import bundle
 from edge.runtime.atomic import write_durably
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.errors import BundleError, OutputError, RecipeError, SettingsError, shown
-from edge.runtime.extras import missing_packages_named
+from edge.runtime.extras import check_installed, missing_packages_named
 from edge.runtime.files import sha256_of
 from edge.runtime.json_reader import read_json_object
 from edge.runtime.manifest import SCHEMA_VERSION, FileRecord, Manifest
@@ -137,6 +137,7 @@ def export_with(
 ) -> Manifest:
     """`export` with its choices as a record. begin: is called before the first work, once the place is known to do."""
     check_arguments(source, out, progress)
+    check_installed("nncf", needed="export")  # which is wanted after minutes of other work
     progress = progress or (lambda _progress: None)
     plan = make_plan(source, settings)
     limits = settings.limits

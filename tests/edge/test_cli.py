@@ -523,7 +523,7 @@ def edge_of_bytes(*arguments: str | bytes | Path, stdin: bytes = b"") -> tuple[i
 
 def test_text_that_is_not_utf8_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(LATIN)
-    few, out = ("--max-new-tokens", "2"), tmp_path / "a.prefix"
+    few, out, latin = ("--max-new-tokens", "2"), tmp_path / "a.prefix", tmp_path / "latin.txt"
     for arguments, stdin, said in (
         (("run", tiny_bundle, "-", *few), LATIN, "standard input is not UTF-8: byte 0xE9 at position 3"),
         (("run", tiny_bundle, LATIN, *few), b"", "PROMPT is not UTF-8: byte 0xE9 at position 3"),
@@ -533,7 +533,7 @@ def test_text_that_is_not_utf8_is_one_line(tiny_bundle: Path, tmp_path: Path) ->
         (("prefix", "build", tiny_bundle, out, "--raw", LATIN), b"", "--raw is not UTF-8"),
         (("prefix", "build", tiny_bundle, out, "--system", LATIN), b"", "--system is not UTF-8"),
         (("prefix", "build", tiny_bundle, out, "--system", "-"), LATIN, "standard input is not UTF-8"),
-        (("prefix", "build", tiny_bundle, out, "--system-file", tmp_path / "latin.txt"), b"", "latin.txt is not UTF-8: byte 0xE9"),
+        (("prefix", "build", tiny_bundle, out, "--system-file", latin), b"", "latin.txt is not UTF-8: byte 0xE9"),
         (("prefix", "build", tiny_bundle, "/no/such/folder/x", "--raw", "hi"), b"", "no such folder"),
     ):
         code, shown, error = edge_of_bytes(*arguments, stdin=stdin)

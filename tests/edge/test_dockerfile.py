@@ -141,7 +141,7 @@ def test_its_steps_make_a_server(demo_bundle: Path, tmp_path: Path) -> None:
     ]
     asked = [str(environment / "bin" / "python"), *health_check(port)]
     assert subprocess.run(asked, capture_output=True, check=False).returncode, "nobody is there yet"
-    with subprocess.Popen([*command, "--port", str(port)], cwd="/", env={}) as server:
+    with subprocess.Popen([*command, "--port", str(port)], cwd="/", env={"HOME": str(tmp_path)}) as server:
         try:
             end = time.monotonic() + 120
             while subprocess.run(asked, capture_output=True, check=False).returncode:
