@@ -257,7 +257,7 @@ def test_readline_pastes_edits_and_completes_too(tiny_bundle: Path, tmp_path: Pa
         terminal.keys("Enter")
         terminal.wait_for("cut at 3 tokens", 3)
         terminal.keys("Up", "Up", "Up", "Up")
-        terminal.wait_for(f"> /load {tmp_path}", 2)
+        terminal.wait_for("> /load /", 2)  # the path is cut where the screen ends
         terminal.keys("C-u", "C-d")
         terminal.wait_for("EXIT 0")
     assert saved(path) == [FUNCTION]

@@ -27,6 +27,9 @@ HUNG_S = 20
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
+    # Before there are other threads: Python 3.11 counts the depth of what it parses for all of them together.
+    import schemathesis.specs.openapi.stateful.dependencies  # noqa: F401
+
     with serving_script(short, any_model=True) as server:
         yield server
 
