@@ -44,11 +44,13 @@ def run(args: argparse.Namespace) -> int:
     from edge.export.pipeline import export, is_export_of
     from edge.models.recent import remember
     from edge.runtime.cache_folder import cache_folder
+    from edge.runtime.extras import check_installed
     from edge.runtime.llm import LLM
     from edge.runtime.machine import peak_rss_bytes
     from edge.runtime.settings import generation_settings
 
     generation_settings(max_new_tokens=args.max_new_tokens)
+    check_installed("nncf", needed="export")  # or the checkpoint would be got in vain
     source = find_checkpoint()
     out = Path(args.out) if args.out else cache_folder() / f"smollm2-135m-{DEFAULT}"
     export_s = 0.0
