@@ -7,6 +7,7 @@ Knows nothing about the content.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -91,3 +92,13 @@ def sha256_of(path: Path) -> str:
     """Return the sha256 of a file in hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bytes_in(folder: Path) -> int:
+    """Return the bytes of all files in a folder and below it. Links are not followed."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_size  # noqa: PTH118  # of names that may be any bytes
+    return total

@@ -6,13 +6,11 @@ client that removes it. Reads the cache folder alone: no network, and nothing is
 
 from __future__ import annotations
 
-import contextlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge.export.checkpoint.sources import HUB_ID, PREFIX
-from edge.runtime.files import shown_path
+from edge.runtime.files import bytes_in, shown_path
 
 _FREEING = 'or let "hf cache delete --disable-tui" list what is in that cache'
 
@@ -40,7 +38,7 @@ def find_cached(source: str) -> Cached | None:
     if match is None or cache is None:
         return None
     path = cache / f"models--{match['repo'].replace('/', '--')}"
-    size = _bytes_in(path)
+    size = bytes_in(path)
     return Cached(match["repo"], path, size) if size else None
 
 
@@ -51,13 +49,3 @@ def _cache_folder() -> Path | None:
     except ImportError:
         return None
     return Path(constants.HF_HUB_CACHE)
-
-
-def _bytes_in(folder: Path) -> int:
-    """Bytes of the files in a folder and below it; a link to one of them is not counted again."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(place, name)).st_size  # noqa: PTH118  # of names that may be any bytes
-    return total

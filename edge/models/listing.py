@@ -18,7 +18,7 @@ from edge.models.recent import recent
 from edge.runtime import manifest
 from edge.runtime.bundle import MANIFEST
 from edge.runtime.errors import COPY_AGAIN, BundleError
-from edge.runtime.files import read_file
+from edge.runtime.files import bytes_in, read_file
 from edge.runtime.manifest import Manifest
 
 _PARTIAL = ".partial"  # what an export is in until it is whole
@@ -52,7 +52,7 @@ def look_at(path: Path, used: str = "") -> Listed:
         raw = read_file(path / MANIFEST, BundleError, COPY_AGAIN, max_bytes=manifest.MAX_BYTES)
         found = Manifest.from_json(raw)
     except BundleError as error:
-        return Listed(name, path, None, str(error), _bytes_in(path), used)
+        return Listed(name, path, None, str(error), bytes_in(path), used)
     return Listed(name, path, found, _missing(path, found), len(raw) + sum(f.size for f in found.files.values()), used)
 
 
@@ -73,7 +73,7 @@ def unfinished() -> list[Unfinished]:
     folder = models_folder()
     with contextlib.suppress(OSError):
         found = [] if folder is None else sorted(folder.glob(f".*{_PARTIAL}"))
-        return [Unfinished(path.name[1 : -len(_PARTIAL)], path, _bytes_in(path)) for path in found if path.is_dir()]
+        return [Unfinished(path.name[1 : -len(_PARTIAL)], path, bytes_in(path)) for path in found if path.is_dir()]
     return []
 
 
@@ -101,13 +101,3 @@ def _missing(path: Path, found: Manifest) -> str:
         if size != record.size:
             return f"{name} has {size:,} bytes, the manifest says {record.size:,}; {COPY_AGAIN}"
     return ""
-
-
-def _bytes_in(folder: Path) -> int:
-    """Bytes of the files in a folder and below it; links are not followed."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(place, name)).st_size  # noqa: PTH118  # of names that may be any bytes
-    return total
