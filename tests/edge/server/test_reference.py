@@ -38,7 +38,8 @@ def check(case: Any, base: str, answers: dict[str, Draft202012Validator]) -> int
     """Send a request; return the status of its answer, which is a good one."""
     response = case.call(base_url=base, timeout=HUNG_S)
     found = Answer(response.status_code, {k.lower(): v[0] for k, v in response.headers.items()}, response.content)
-    assert found.status < 500, case.as_curl_command()
+    too_late = found.status == 504 and isinstance(case.body, dict) and "deadline_s" in case.body
+    assert found.status < 500 or too_late, case.as_curl_command()
     if found.status == 200:
         kind = found.headers["content-type"].split(";")[0]
         assert kind in answers
@@ -86,7 +87,7 @@ def ask_all(
         statuses.add(check(case, base, answers))
 
     ask()
-    assert statuses <= {200, 400, 404}
+    assert statuses <= {200, 400, 404, 504}
 
 
 def test_our_own_document(server: Server) -> None:
