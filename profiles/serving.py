@@ -89,8 +89,8 @@ def spoken(reply: Reply) -> Spoken:
         match message:
             case {"error": error}:
                 raise ProfileError(f"the server ended a stream with {shown(error)}")
-            case {"choices": [{"token_ids": [_, *_]}, *_]}:
-                times.append(event.at)
+            case {"choices": [{"token_ids": [_, *_] as ids}, *_]}:
+                times += [event.at] * len(ids)  # tokens that come while an event is written are one event
             case {"choices": [{"text": str(text)} | {"delta": {"content": str(text)}}, *_]} if text:
                 times.append(event.at)
         match message:
