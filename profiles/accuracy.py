@@ -21,6 +21,7 @@ import numpy.typing as npt
 from edge.profiles.kept_rows import Rows, log_sum_exp
 from edge.profiles.reference_file import Reference
 from edge.profiles.settings import CHUNK, EXACT_CACHE_CHUNK
+from edge.profiles.student import standard_error
 from edge.profiles.typed_json import read_fields
 from edge.runtime.engines.engine import Engine, Step
 from edge.runtime.errors import CalibrationError, ContextLengthError, shown
@@ -240,7 +241,7 @@ def _summary(engine: str, chunk: int, reference: Reference, scores: dict[str, Fl
         for language in dict.fromkeys(reference.windows.languages)
     }
     quarters = np.array_split(np.arange(reference.scored), QUARTERS)
-    ratio, ratio_stderr = math.exp(log_ratio.mean()), _stderr(log_ratio.mean(axis=1))
+    ratio, ratio_stderr = math.exp(log_ratio.mean()), standard_error(log_ratio.mean(axis=1))
     return Accuracy(
         reference_key=reference.key,
         engine=engine,
@@ -248,7 +249,7 @@ def _summary(engine: str, chunk: int, reference: Reference, scores: dict[str, Fl
         tokens=kld.size,
         windows=len(kld),
         kld=float(kld.mean()),
-        kld_stderr=_stderr(kld.mean(axis=1)),
+        kld_stderr=standard_error(kld.mean(axis=1)),
         kld_storage_stderr=math.sqrt(scores["variance"].sum()) / kld.size,
         kld_median=float(np.median(kld)),
         kld_p99=float(np.quantile(kld, 0.99)),
@@ -273,23 +274,15 @@ def _part(name: str, scores: dict[str, Float64Array], place: Any) -> Part:
     kld = scores["kld"][place]
     ratio = math.exp(scores["log_ratio"][place].mean())
     return Part(
-        name, kld.size, float(kld.mean()), _stderr(kld.mean(axis=1)), ratio, float(scores["top1"][place].mean())
+        name, kld.size, float(kld.mean()), standard_error(kld.mean(axis=1)), ratio, float(scores["top1"][place].mean())
     )
-
-
-def _stderr(means: Float64Array) -> float | None:
-    """Standard error of the mean of window means."""
-    if means.size < 2:
-        return None
-    with np.errstate(over="ignore"):  # figures of a file that nobody measured
-        return float(means.std(ddof=1) / math.sqrt(means.size))
 
 
 def _difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     from scipy.special import stdtr  # imported here: a profile made elsewhere is read and drawn without scipy
 
     differences = np.array(b) - np.array(a)
-    mean, stderr = float(differences.mean()), _stderr(differences)
+    mean, stderr = float(differences.mean()), standard_error(differences)
     assert stderr is not None, "two windows at least"
     z = mean / stderr if stderr else math.copysign(math.inf, mean) if mean else 0.0
     return Difference(mean, stderr, z, 2 * float(stdtr(differences.size - 1, -abs(z))))

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from edge.export.text.windows import Windows
 from edge.profiles.kept_rows import ReferenceSettings
 from edge.profiles.reference import FloatWeights, build
+from edge.profiles.student import standard_error
 from edge.profiles.typed_json import read_fields
 from edge.runtime.errors import ProfileError
 
@@ -42,8 +43,7 @@ class Divergence:
     @property
     def stderr(self) -> float | None:
         """Standard error of the mean over prompts."""
-        n = len(self.lengths)
-        return float(np.std(self.lengths, ddof=1) / np.sqrt(n)) if n > 1 else None
+        return standard_error(self.lengths)
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from edge.profiles.record import Row
-from edge.profiles.student import two_sided_p
+from edge.profiles.student import standard_error, two_sided_p
 
 CLEAR = 0.0027  # probability of chance: 0.05 would be too much where each row is held against every other
 CLEAR_ERRORS = 3.0  # standard errors that have this probability
@@ -68,8 +68,7 @@ def clearly_more_accurate(a: Row, b: Row) -> bool:
         return False
     if ours.reference_key == theirs.reference_key and len(ours.per_window_kld) == len(theirs.per_window_kld) > 1:
         differences = np.array(theirs.per_window_kld) - np.array(ours.per_window_kld)
-        with np.errstate(over="ignore"):  # figures of a file that nobody measured
-            error = float(differences.std(ddof=1)) / math.sqrt(differences.size)
+        error = standard_error(differences)
         t = float(differences.mean()) / error if error else math.inf
         return t > 0 and two_sided_p(t, differences.size - 1) < CLEAR
     return theirs.kld - ours.kld > CLEAR_ERRORS * math.hypot(ours.kld_stderr or 0.0, theirs.kld_stderr or 0.0)

@@ -1,11 +1,23 @@
-"""How likely chance alone gives a difference: Student's t, without a package that a laptop need not have.
+"""The error of a mean, and how likely chance alone gives a difference: Student's t, without scipy.
 
-In: t and degrees of freedom. Out: a probability. Knows nothing about what is compared.
+In: numbers; t and degrees of freedom. Out: an error; a probability. Knows nothing about what is compared.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+
+def standard_error(values: Sequence[float] | npt.NDArray[np.floating]) -> float | None:
+    """The standard error of the mean of values; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    with np.errstate(over="ignore"):  # figures of a file that nobody measured
+        return float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
 def two_sided_p(t: float, freedom: int) -> float:

@@ -139,7 +139,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace, telling: Telling) -> Manifest:
-    names = [field.name for field in fields(ExportSettings)]
     if args.frontend == "optimum":
         from edge.runtime.errors import RecipeError
         from edge.runtime.extras import missing_packages_named

@@ -7,7 +7,6 @@ manifest and asks the sizes of its files; hashes nothing and opens no model.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from edge.models.recent import recent
 from edge.runtime import manifest
 from edge.runtime.bundle import MANIFEST
 from edge.runtime.errors import COPY_AGAIN, BundleError
-from edge.runtime.files import bytes_in, read_file
+from edge.runtime.files import bytes_in, read_file, real_path
 from edge.runtime.manifest import Manifest
 
 _PARTIAL = ".partial"  # what an export is in until it is whole
@@ -61,10 +60,10 @@ def all_bundles() -> list[Listed]:
     days = {one.path: one.day for one in recent()}
     folder = models_folder()
     named = [] if folder is None else [folder / name for name in names_in(folder)]
-    known = {Path(os.path.realpath(path)) for path in named}
+    real = [real_path(path) for path in named]
     return [
-        *(look_at(path, days.get(Path(os.path.realpath(path)), "")) for path in named),
-        *(look_at(path, day) for path, day in days.items() if path not in known),
+        *(look_at(path, days.get(place, "")) for path, place in zip(named, real, strict=True)),
+        *(look_at(path, day) for path, day in days.items() if path not in real),
     ]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from edge.models.folders import state_folder
 from edge.runtime.atomic import write_atomically
 from edge.runtime.bundle import is_bundle
 from edge.runtime.errors import BundleError, EdgeError, OutputError
-from edge.runtime.files import is_file, read_file, shown_path
+from edge.runtime.files import is_file, read_file, real_path, shown_path
 from edge.runtime.json_reader import parse_json
 
 FILE = "last-used.json"
@@ -52,7 +51,7 @@ def remember(bundle: Path) -> None:
         folder = state_folder()
         if folder is None:
             return
-        used = Used(Path(os.path.realpath(bundle)), time.strftime("%Y-%m-%d"))
+        used = Used(real_path(bundle), time.strftime("%Y-%m-%d"))
         before = _read(folder / FILE)
         if before[:1] == [used]:
             return
