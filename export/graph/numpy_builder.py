@@ -44,9 +44,15 @@ class NumpyBuilder:
         return out + self._vector(f"{name}.bias") if f"{name}.bias" in self._weights else out
 
     def rms_norm(self, x: Float32Array, name: str, eps: float) -> Float32Array:
-        scale = 1 / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps))
-        normed: Float32Array = x * scale * self._vector(f"{name}.weight")
+        step = self._step
+        mean = step(np.mean(step(np.square(x)), axis=-1, keepdims=True))
+        scale = step(1 / step(np.sqrt(step(mean + np.float32(eps)))))
+        normed: Float32Array = step(x * scale) * self._vector(f"{name}.weight")
         return normed
+
+    def _step(self, values: Float32Array) -> Float32Array:
+        """What is kept of a value inside a norm: all of it."""
+        return values
 
     def qk_norm(self, qkv: Float32Array, name: str, spec: ModelSpec) -> Float32Array:
         q, k, v = np.split(qkv, [spec.q_size, spec.q_size + spec.kv_size], axis=-1)
