@@ -12,6 +12,7 @@
     │   └── VerificationError    a bundle opens, but computes something other than it should
     ├── MissingPackageError      a package that one of the extras installs is missing
     ├── DeviceError              an engine or device that is missing or cannot run the model
+    ├── MemoryLimitError         more memory is needed than there is, or than may be taken
     ├── ToolError                a tool that cannot be offered here, or whose program does not start
     ├── ClosedError              a model that is used after it was closed
     ├── TokenizerError           a tokenizer or chat template that cannot be used
@@ -89,6 +90,10 @@ class MissingPackageError(EdgeError):
 
 class DeviceError(EdgeError):
     """The engine or device is missing, or cannot run this model."""
+
+
+class MemoryLimitError(EdgeError):
+    """A model, or an export, needs more memory than there is, or than it may take."""
 
 
 class ToolError(EdgeError):
