@@ -156,6 +156,22 @@ def rss_bytes() -> int | None:
         return None if process is None else process.memory_info().rss
 
 
+def anonymous_bytes() -> int | None:
+    """Return the resident memory of this process that the system cannot drop; None if the system does not tell.
+
+    Pages of mapped files do not count: they can be read again.
+    """
+    status = Path("/proc/self/status")
+    kilobytes = [number_in(status, field) for field in ("RssAnon:", "RssShmem:", "VmSwap:")]
+    if kilobytes[0] is not None:
+        return 1024 * sum(number or 0 for number in kilobytes)
+    process = _process()
+    if process is None:
+        return None
+    memory = process.memory_info()
+    return int(getattr(memory, "private", memory.rss))
+
+
 def _process() -> psutil.Process | None:
     """Return this process as psutil sees it; None without psutil."""
     try:
