@@ -1,4 +1,4 @@
-"""What rules look at: the numbers of a model, what each of its matrices is stored as, and what its graph says of itself.
+"""What rules look at: a model's numbers, what each matrix is stored as, and what the graph says of itself.
 
 In: a `Bundle`, or the plan of an export that has not been made. Out: a `Subject`. Reads the manifest and the end of the
 graph's XML, never weights. Knows no devices and no rules.

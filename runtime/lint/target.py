@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edge.runtime.errors import DeviceError, in_words, telling_line
 from edge.runtime.machine import available_bytes, family_of
-from edge.runtime.settings import CachePrecision, EngineSettings
+from edge.runtime.settings import CachePrecision, EngineSettings, Precision
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -41,6 +41,7 @@ class Target:
     emulated: bool = False  # the NPU's pipeline on the CPU (NPUW_DEVICES=CPU): nothing is compiled for hardware
     name: str | None = None  # of the device: "Intel(R) Arc(TM) 140V GPU (16GB)"
     kv_precision: CachePrecision | None = None  # None: the engine's choice
+    inference_precision: Precision | None = None
     plugin_problem: str | None = None  # why OpenVINO's plugin cannot be used; None: it can, or nobody has looked
     found: bool = False  # whether the device is on this machine
 
@@ -76,6 +77,7 @@ def target_here(
         emulated=emulated,
         name=about.name,
         kv_precision=usual.kv_precision,
+        inference_precision=usual.inference_precision,
         plugin_problem=about.problem,
         found=about.found,
     )
