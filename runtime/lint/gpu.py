@@ -103,8 +103,8 @@ RULES = (
         severity="garbage",
         title="OpenVINO is 2026.4 or newer",
         why=(
-            "2026.3 gave wrong answers without an error for a 4-bit model on Arc 140V, B390 and B60; before 2026.1, "
-            "long prompts overflowed float16 in 4-bit products on GPUs that quantize activations."
+            "2026.3 gave wrong answers without an error for a 4-bit model on Arc 140V, B390 and B60; until March 2026, "
+            "long prompts overflowed float16 in 4-bit products on iGPUs."
         ),
         advice="pip install --upgrade openvino",
         sources=(
@@ -161,8 +161,8 @@ RULES = (
         advice="install the GPU's driver, or take what follows as a check for another machine",
         sources=(
             Source(
-                "docs.openvino.ai/2026/get-started/install-openvino/configurations/configurations-intel-gpu.html",
-                "OpenVINO 2026",
+                "docs.openvino.ai/2024/get-started/configurations/configurations-intel-gpu.html",
+                "OpenVINO 2024",
                 "a GPU needs its OpenCL driver",
             ),
         ),

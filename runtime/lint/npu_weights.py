@@ -79,8 +79,8 @@ def _vocabulary(subject: Subject, _target: Target) -> str | None:
     if not wide:
         return None
     return (
-        f"embedding or head have {precisions(wide)}; with 8 bits, the head would need at most half of the memory and of "
-        "the time to read it for every token"
+        f"embedding or head have {precisions(wide)}; with 8 bits, the head takes at most half of the memory, and half "
+        "of the time to read it for every token"
     )
 
 
@@ -173,8 +173,8 @@ RULES = (
         sources=(
             Source(
                 "github.com/openvinotoolkit/openvino: src/plugins/intel_npu/src/plugin/npuw/util_xarch.cpp",
-                "unpack_i4f16, read 2026-11-29",
-                "asserts that the last dimension is a multiple of 64",
+                "commit 6d4ba29d",
+                "unpack_i4f16 asserts that the last dimension is a multiple of 64",
             ),
         ),
         evidence="NPUW on the CPU",
@@ -248,7 +248,7 @@ RULES = (
             ),
         ),
         evidence="NPUW on the CPU",
-        seen="with the tag, the error of logits goes from 3.4e-2 to 4.2e-2 of scale: another path is taken",
+        seen="the tag changes logits (their error from 3.4e-2 to 4.2e-2 of scale): another path is taken",
         check=_tagged,
     ),
     Rule(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import openvino as ov
 
 LONGEST = 1 << 20  # tokens of a context, where nothing limits it
-FAMILIES = ("NPU", "GPU")  # that there are rules for
+_FOLDERS = re.compile(r'"[^"]*[/\\]([^"/\\]+)"')  # of a library that does not load
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def _asked(device: str, core: ov.Core | None) -> _Properties:
         core = _core() if core is None else core
         core.get_versions(family_of(device))  # loads the plugin, with the libraries that it needs
     except (DeviceError, RuntimeError) as error:
-        return _Properties(problem=in_words(telling_line(error, last=True)))
+        return _Properties(problem=in_words(_FOLDERS.sub(r"\1", telling_line(error, last=True))))
     here = core.available_devices
     if device not in here and not any(family_of(name) == device for name in here):
         return _Properties(problem="its plugin loads and finds no such device")
