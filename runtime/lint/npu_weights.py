@@ -37,7 +37,7 @@ def _symmetric(subject: Subject, _target: Target) -> str | None:
 
 
 def _groups(subject: Subject, _target: Target) -> str | None:
-    wrong = [m for m in subject.block_matrices if m.bits == 4 and m.group_size not in (*GROUPS, m.width)]
+    wrong = [m for m in subject.block_matrices if m.bits == 4 and m.group_size not in GROUPS]
     if not wrong:
         return None
     return f"{some(wrong)} have {precisions(wrong)}; documented for NPUs are groups of 128 and whole rows"
@@ -85,8 +85,8 @@ def _vocabulary(subject: Subject, _target: Target) -> str | None:
 
 
 def _tagged(subject: Subject, _target: Target) -> str | None:
-    rows = any(matrix.bits == 4 and not matrix.group_size for matrix in subject.block_matrices)
-    if subject.rt_info is None or "group_size" in subject.rt_info or not rows:
+    groups = {matrix.group_size for matrix in subject.block_matrices if matrix.bits == 4}
+    if subject.rt_info is None or "group_size" in subject.rt_info or groups != {0}:
         return None
     return (
         "the graph does not say how its weights were rounded (rt_info nncf/weight_compression), so that NPUW does not "

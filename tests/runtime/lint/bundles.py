@@ -57,7 +57,7 @@ def _groups(bundle: Path) -> Target:
 
 
 def _blocks(bundle: Path) -> Target:
-    tensor(bundle, precision="int4-sym-g128")
+    tensor(bundle, precision="int4-sym-g128", shape=[64, 256])
     tag(bundle, 128)
     return NPU
 

@@ -127,6 +127,7 @@ def test_memory_counts_weights_and_the_whole_cache(bundle: Path) -> None:
         ("int4-sym-channel", [64, 3424], ["npu-width-64"]),
         ("int8-sym", [64, 3424], ["npu-four-bits"]),
         ("int4-asym-g32", [64, 128], ["npu-symmetric", "npu-width-64", "npu-rt-info-true", "npu-groups"]),
+        ("int4-sym-g128", [64, 128], []),  # one group is a row
         ("nf4", [64, 128], []),
     ],
 )
@@ -152,7 +153,7 @@ def test_what_a_graph_says_of_its_weights(bundle: Path, group: int | None, mode:
 def test_groups_without_a_tag_are_taken_for_what_they_are(bundle: Path) -> None:
     for name in open_bundle(bundle).manifest.tensors:
         if name.startswith("layers.") and len(open_bundle(bundle).manifest.tensors[name].shape) == 2:
-            tensor(bundle, name, precision="int4-sym-g128", shape=[128, 128])
+            tensor(bundle, name, precision="int4-sym-g128", shape=[128, 256])
     tag(bundle, None)
     spec(bundle, num_layers=4)
     assert found(bundle, NPU) == []
