@@ -137,7 +137,8 @@ RULES = (
         title="4-bit weights of the blocks have no zero points",
         why=(
             "Groups with zero points are outside of what NPUs support; the compiler aborts in "
-            "StopLocationVerifierPass, as_convolution or ConvertViewOpsToDeclarations, and with it the process."
+            "StopLocationVerifierPass, as_convolution or ConvertViewOpsToDeclarations, and with it the process. Whole "
+            "rows with zero points have run in one report, and are not documented either."
         ),
         advice=EXPORT_FOR_NPU,
         sources=(
