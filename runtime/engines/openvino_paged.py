@@ -21,6 +21,7 @@ import openvino as ov
 from openvino._offline_transformations import paged_attention_transformation
 
 from edge.runtime.arrays import Ids, Logits
+from edge.runtime.bundle import MODEL_XML, Bundle
 from edge.runtime.engines.devices import device_here
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
 from edge.runtime.engines.limits import cache_budget, context_limit
@@ -34,6 +35,7 @@ from edge.runtime.errors import DeviceError, EdgeError, SettingsError, shown, te
 from edge.runtime.graph_names import WANTED_ROWS
 from edge.runtime.kv.memory import NoMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
+from edge.runtime.lint import check, refuse, target_here
 from edge.runtime.machine import family_of
 from edge.runtime.settings import KV_PRECISIONS, CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
@@ -52,6 +54,14 @@ class _Run(NamedTuple):
     ids: Ids  # (n,) new tokens
     positions: Ids  # (n,)
     blocks: list[int]
+
+
+def open_paged(bundle: Bundle, settings: EngineSettings) -> OpenVINOPagedEngine:
+    """Open the engine. Raises LintError if it is for a GPU which this bundle is known to crash or to be wrong on."""
+    if family_of(settings.device) == "GPU":
+        refuse(check(bundle, target_here(settings.device, settings)))
+    manifest = bundle.manifest
+    return OpenVINOPagedEngine(bundle.path / MODEL_XML, manifest.spec, manifest.fewest_bits, settings)
 
 
 class OpenVINOPagedEngine:
