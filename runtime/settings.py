@@ -30,13 +30,13 @@ from edge.runtime.rules import (
 )
 
 Precision = Literal["f32", "f16", "bf16"]
-CachePrecision = Literal["f32", "f16", "bf16", "u8", "u4"]
+CachePrecision = Literal["f32", "f16", "bf16", "u8", "i8", "u4"]
 ContextPolicy = Literal["error", "drop-oldest"]
 UsualSampling = Literal["greedy", "model"]
 LogitBias = Mapping[int, float] | Sequence[tuple[int, float]]
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16", "bf16")
-KV_PRECISIONS: tuple[CachePrecision, ...] = ("f32", "f16", "bf16", "u8", "u4")
+KV_PRECISIONS: tuple[CachePrecision, ...] = ("f32", "f16", "bf16", "u8", "i8", "u4")
 CONTEXT_POLICIES: tuple[ContextPolicy, ...] = ("error", "drop-oldest")  # for conversations that fill the context
 USUAL_SAMPLINGS: tuple[UsualSampling, ...] = ("greedy", "model")  # the most likely token, or what is recommended
 MAX_LOGPROBS = 20  # alternatives per token, as in OpenAI's protocol
