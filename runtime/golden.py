@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edge.runtime.arrays import Logits
 from edge.runtime.array_files import UnexpectedArray, read_array
+from edge.runtime.arrays import Logits
 from edge.runtime.errors import EXPORT_AGAIN, BundleError, shown, telling_line
 
 MAX_TOKENS = 4096  # of a golden text; export uses a few
