@@ -8,8 +8,8 @@ computes something else. There are two references.
                       them, so the mean KL divergence is compared with a bound (self_test_bounds.py).
     the first result  of this machine, engine and version, kept in the user's cache folder: every bit is compared.
 
-At a later load whose first result is the same, nothing else is computed. Afterwards the engine is as it was: no block is
-held, and nothing is in any cache.
+At a later load whose first result is the same, nothing else is computed. Afterwards the engine is as it was: no block
+is held, and nothing is in any cache.
 """
 
 from __future__ import annotations
