@@ -1,6 +1,6 @@
 """What narrower numbers do to the compressed model: the bounds of the self-test, computed at export.
 
-In: the compressed weights of one stage at a time, and hidden states of the golden tokens. Out: hidden states of the same
+In: the compressed weights of one stage at a time, and hidden states of the golden tokens. Out: hidden states of these
 tokens as devices with other numerics would have them; at the end, the golden rows: what every token's logits are in
 float32, and how far those of the others are from them. Knows nothing about files, or about which engine does what.
 

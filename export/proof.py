@@ -34,8 +34,8 @@ from edge.runtime.manifest import StageCheck
 from edge.runtime.spec import ModelSpec
 
 GOLDEN_TEXT = (
-    "The capital of France is Paris. 法国的首都是巴黎。 def f(x): return x + 1\n\nLe 14 juillet 1789, la Bastille tombe. "
-    'Один, два, три. {"a": [1, 2.5], "b": "Größe"}'
+    "The capital of France is Paris. 法国的首都是巴黎。 def f(x): return x + 1\n\n"
+    'Le 14 juillet 1789, la Bastille tombe. {"a": [1, 2.5], "b": "Größe"}'
 )
 GOLDEN_TOKENS = 32  # of the text, at most: enough rows to tell a device that rounds from one that computes wrongly
 GOLDEN_ROWS = 4  # rows of logits kept: the last ones, which have seen the most
@@ -87,8 +87,8 @@ class Verifier:
         self._spec = spec
         self._runners = runners  # of the graphs that the bundle will hold
         self._proven: set[tuple[str, ...]] = set()  # graphs that were seen to compute what numpy does
-        # Hidden states of the float model, of the compressed one, and of the latter in emulated numerics: (STREAMS, T, H).
-        # Set it to resume.
+        # Hidden states of the float model, of the compressed one, and of the latter in emulated numerics:
+        # (STREAMS, T, H). Set it to resume.
         self.hidden: Float32Array = np.zeros((STREAMS, self.ids.size, spec.hidden_size), np.float32)
 
     def embed(self, weights: Mapping[str, FloatArray], packed: Mapping[str, Weight]) -> StageCheck:

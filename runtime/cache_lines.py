@@ -1,7 +1,8 @@
 """A text file of ours in the user's cache folder: a list of lines of one form, the oldest of which are forgotten.
 
 In: its name, the form of its lines, and bounds. Out: the lines; lines are added at the end. Where the folder cannot be
-read or written, or the file is somebody else's, there are no lines, and none is kept. Knows nothing about their content.
+read or written, or the file is somebody else's, there are no lines, and none is kept. Knows nothing about what a line
+means.
 """
 
 from __future__ import annotations

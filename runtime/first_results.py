@@ -58,7 +58,7 @@ def result_of(row: Logits, versions: Mapping[str, str]) -> FirstResult:
 
 def digest_of(row: Logits) -> str:
     """A hash of every bit of a row."""
-    return hashlib.sha256(np.ascontiguousarray(row, np.float32)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(row, np.float32).tobytes()).hexdigest()
 
 
 def key_of(depends_on: Mapping[str, object]) -> str:

@@ -39,7 +39,11 @@ from edge.runtime.settings import EngineSettings
 
 FEW = 2  # tokens whose last row is compared bit by bit: with one alone, attention has nothing to choose from
 DECODED = 4  # of the golden tokens, so that decoding and the cache take part
-NO_BEARING = ("self_test", "engine", "expected_prompt_tokens", "expected_clients")  # settings that change no logits
+# Settings that change no logits, or only through what the engine then says about itself.
+NO_BEARING = (
+    "self_test", "engine", "expected_prompt_tokens", "expected_clients", "max_context", "kv_cache_bytes",
+    "kv_cache_share", "max_memory_bytes",
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -114,21 +118,21 @@ def self_test(engine: Engine, bundle: Bundle, settings: EngineSettings, *, whole
     if golden is None:
         logger.info("%s has no golden rows, so %s is not tested; a new export has them", bundle.path, info.name)
         return SelfTest(info.name, info.device, "none")
-    row = _few(engine, golden.ids[:FEW])
+    row = _few(engine, _fitting(engine, golden)[:FEW])
     key, versions = _key(engine, bundle, settings), _versions(engine)
     first = first_results.find(key)
     renewed = first is not None and first.versions != versions
     same = first is not None and first.sha256 == first_results.digest_of(row)
     if first is not None and same and not renewed and not whole:
         return SelfTest(info.name, info.device, "same")
-    kld, bound = _judge(engine, bundle, golden)
+    kld, bound = _judge(engine, bundle, golden, settings)
     if first is not None and renewed:
         was, now, which = _shown(first.versions), _shown(versions), "the same" if same else "other"
         logger.info("%s: %s gives %s bits since the update from %s to %s", bundle.path, info.name, which, was, now)
     elif first is not None and not same:
         notice(
             f"{info.name} on {info.device} gives other bits than at the first load on this machine, in the same "
-            f"version: row {FEW - 1} is {first.kl_divergence(row):.2g} nats from it; all golden rows together are "
+            f"version: row {_last_of_few(engine)} is {first.kl_divergence(row):.2g} nats from it; all golden rows together are "
             f"within their bound ({kld:.2g} nats/token, at most {bound:.2g}); a driver, a library or the processor's "
             "microcode may have changed, or a memory is failing; edge verify reads every file anew"
         )
@@ -138,13 +142,15 @@ def self_test(engine: Engine, bundle: Bundle, settings: EngineSettings, *, whole
     return SelfTest(info.name, info.device, bits, kld, bound)
 
 
-def _judge(engine: Engine, bundle: Bundle, golden: GoldenRows) -> tuple[float, float | None]:
+def _judge(engine: Engine, bundle: Bundle, golden: GoldenRows, settings: EngineSettings) -> tuple[float, float | None]:
     """Return the mean divergence from the golden rows, and its bound. Raises SelfTestError."""
-    logits, start = _all_rows(engine, golden.ids)
-    rows = slice(start, None)
+    ids = _fitting(engine, golden)
+    logits, start = _all_rows(engine, ids)
+    rows = slice(start, ids.size)
     _check_finite(engine, bundle, logits, start)
     divergences = golden.top[rows].kl_divergences(logits)
-    kld, bound = float(divergences.mean()), bound_of(golden, noises_of(engine.info, engine.identity), rows)
+    kld = float(divergences.mean())
+    bound = bound_of(golden, noises_of(engine.info, engine.identity, settings), rows)
     if bound is None:
         logger.info("%s has no bound for the numerics of %s", bundle.path, engine.info.name)
     elif not kld <= bound:
@@ -159,11 +165,22 @@ def _judge(engine: Engine, bundle: Bundle, golden: GoldenRows) -> tuple[float, f
     return kld, bound
 
 
+def _fitting(engine: Engine, golden: GoldenRows) -> Ids:
+    """Return as many of the golden tokens as the engine's context holds."""
+    ids: Ids = golden.ids[: engine.info.max_context]
+    return ids
+
+
+def _last_of_few(engine: Engine) -> int:
+    return min(FEW, engine.info.max_context) - 1
+
+
 def _few(engine: Engine, ids: Ids) -> Logits:
     """Return the logits of the last of a few tokens, (vocab,)."""
     sequence = CacheSequence(engine.pool)
     try:
-        return engine.forward(ids, sequence, np.array([ids.size - 1], np.int64))[0].copy()
+        logits: Logits = engine.forward(ids, sequence, np.array([ids.size - 1], np.int64))[0].copy()
+        return logits
     finally:
         sequence.free()
 
@@ -215,10 +232,10 @@ def _key(engine: Engine, bundle: Bundle, settings: EngineSettings) -> str:
     return first_results.key_of(
         {
             "model": bundle.manifest.model_sha256,
-            "rows": bundle.manifest.files[bundles.SELF_TEST].sha256,
+            "golden rows": bundle.manifest.files[bundles.SELF_TEST].sha256,
+            "row": _last_of_few(engine),
             "settings": chosen,
             "engine": {name: value for name, value in engine.identity.items() if not _is_version(name)},
-            "context": engine.info.max_context,
             "processor": processor_name(),
             "cores": [logical_processors(), physical_cores()],
         }

@@ -20,6 +20,7 @@ import numpy as np
 from edge.runtime.engines.engine import EngineInfo
 from edge.runtime.golden_rows import GoldenRows
 from edge.runtime.machine import family_of
+from edge.runtime.settings import EngineSettings
 
 EXACT = 1e-8  # nats/token; two float32 engines on the demo model differ by 8e-11
 TIMES = 3.0  # of the emulated divergence, for what kernels do that an emulation does not know
@@ -27,16 +28,31 @@ TIMES = 3.0  # of the emulated divergence, for what kernels do that an emulation
 # the demo model: 2.3e-4 with 8 bits, 8.6e-2 with 4.
 KV4_OF_KV8 = (255 / 15) ** 2
 
-_OF_PRECISION = {"f32": (), "f16": ("f16",), "bf16": ("bf16",)}
-_OF_CACHE = {"f32": (), "f16": ("f16",), "bf16": ("bf16",), "u8": ("kv8",), "u4": ("kv4",)}
-_USUAL_PRECISION = {"CPU": "f32"}  # of an engine that does not say; any other device: f16
+_OF_PRECISION: Mapping[str, tuple[str, ...]] = {"f32": (), "f16": ("f16",), "bf16": ("bf16",)}
+_OF_CACHE: Mapping[str, tuple[str, ...]] = {
+    "f32": (),
+    "f16": ("f16",),
+    "bf16": ("bf16",),
+    "u8": ("kv8",),
+    "u4": ("kv4",),
+}
+# Of an engine that leaves it to the device: NPUW on the CPU computes in bfloat16 and passes float16 between its parts.
+_DEVICES_OWN: Mapping[str, tuple[str, ...]] = {"CPU": ("bf16", "f16")}
+_OTHERS_OWN = ("f16",)
 
 
-def noises_of(info: EngineInfo, identity: Mapping[str, str]) -> tuple[str, ...]:
-    """What an engine rounds, by the names above. identity: that of the engine, which says how it was set up."""
-    precision = identity.get("inference precision") or _USUAL_PRECISION.get(family_of(info.device), "f16")
-    rounds = identity.get("group of rounded activations", "0") != "0" or identity.get("activations") == "int8"
-    found = (*_OF_PRECISION.get(precision, ("f16",)), *("int8",) * rounds, *_OF_CACHE[info.kv_precision])
+def noises_of(info: EngineInfo, identity: Mapping[str, str], settings: EngineSettings) -> tuple[str, ...]:
+    """What an engine rounds, by the names above. identity: the engine's own, which says how it was set up."""
+    family = family_of(info.device)
+    precision = identity.get("inference precision", "f32" if family == "CPU" else "f16")
+    group = identity.get("group of rounded activations") or identity.get("activations")
+    if group is None:  # it does not say
+        group = "unknown" if settings.dynamic_quantization_group is None else str(settings.dynamic_quantization_group)
+    found = (
+        *_OF_PRECISION.get(precision, _DEVICES_OWN.get(family, _OTHERS_OWN)),
+        *(() if group in ("0", "f32") else ("int8",)),
+        *_OF_CACHE[info.kv_precision],
+    )
     return tuple(dict.fromkeys(found))
 
 
