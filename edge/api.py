@@ -49,11 +49,12 @@ def load(
         dynamic_quantization_group  activations that are rounded together; 0: none; default: the engine's rule
         reproducible                the same bits whatever else is or was computed; default: where drafts are verified
         threads                     default: the engine's choice
+        self_test                   "refuse" (the default) an engine that computes wrongly here, "fall-back" or "off"
         expected_prompt_tokens      helps "auto"
         expected_clients            helps "auto"
 
-    Raises BundleError, DeviceError, MemoryLimitError, MissingPackageError, TokenizerError, DraftStoreError, and
-    SettingsError for a keyword that is unknown, of the wrong type or outside its range.
+    Raises BundleError, SelfTestError, DeviceError, MemoryLimitError, MissingPackageError, TokenizerError,
+    DraftStoreError, and SettingsError for a keyword that is unknown, of the wrong type or outside its range.
     """
     folder = check_value("bundle", FilePath(), bundle)
     settings = engine_settings(device, **options)
