@@ -16,13 +16,15 @@ import logging
 from bisect import insort
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 
-from edge.runtime.engines.engine import Engine
+from edge.runtime.engines.engine import Engine, ResumingEngine
 from edge.runtime.errors import CacheFullError, ContextLengthError, SnapshotError
+from edge.runtime.kv.last import LastSequence
 from edge.runtime.kv.loaded import LoadedPrefixes
 from edge.runtime.kv.pool import CacheSequence
-from edge.runtime.kv.prefix import PrefixCache, common_prefix
+from edge.runtime.kv.prefix import PrefixCache, PrefixStats, common_prefix
 from edge.runtime.request import Request
 
 WORTH_WAITING = 32  # tokens shared with a prompt that is being read: from here on, waiting saves work
@@ -40,6 +42,8 @@ class Admission:
         self._pool, self._info = engine.pool, engine.info
         self.prefixes = PrefixCache(engine.pool, can_trim=self._info.can_trim, can_fork=self._info.can_fork)
         self.loaded = LoadedPrefixes()
+        # What the engine itself has of the last request, in place of the two above.
+        self.last = LastSequence(engine.pool, engine.resume) if isinstance(engine, ResumingEngine) else None
         self.waiting: list[Request] = []  # in order of arrival
         self.preemptions = 0
         self._inbox: deque[Request] = deque()  # submitted, but not yet seen by a step
@@ -51,6 +55,18 @@ class Admission:
     @property
     def num_waiting(self) -> int:
         return len(self._inbox) + len(self.waiting)
+
+    @property
+    def cache_stats(self) -> PrefixStats:
+        """What is kept of finished requests, here or in the engine."""
+        stats = self.prefixes.stats
+        return stats if self.last is None else replace(stats, tokens=self.last.num_tokens)
+
+    def clear_cache(self) -> None:
+        """Drop everything that is kept of finished requests and not pinned."""
+        self.prefixes.clear()
+        if self.last is not None:
+            self.last.forget()
 
     def submit(self, request: Request) -> None:
         """Queue a request."""
@@ -69,6 +85,8 @@ class Admission:
         """Queue these requests again and forget everything computed: the pool takes its blocks back."""
         self._pool.start_over()
         self.prefixes.start_over()
+        if self.last is not None:
+            self.last.forget()
         self.waiting = sorted((r for r in requests if r.arrival >= 0), key=lambda request: request.arrival)
         for request in requests:
             request.preemptions += request.sequence is not None
@@ -136,7 +154,10 @@ class Admission:
         if (sequence := request.sequence) is not None:
             if not self._shares_answers:
                 sequence.trim(min(sequence.num_tokens, request.num_prompt_tokens))
-            self.prefixes.insert(request.keys, sequence, whole=True)
+            if self.last is None:
+                self.prefixes.insert(request.keys, sequence, whole=True)
+            else:
+                self.last.note(request.keys, sequence)
             sequence.free()
             request.sequence = None
 
@@ -231,6 +252,11 @@ class Admission:
         None if there is no room for the copies that this takes.
         """
         keys = request.keys
+        if self.last is not None:
+            sequence = self.last.start(keys, limit)
+            if sequence is not None:
+                self.prefixes.count_lookup(len(keys), sequence.num_tokens)
+            return sequence
         kept = min(self.prefixes.count_match(keys), limit)
         in_use, running = self._longest_running(keys, limit, decoding)
         in_file, stored = self.loaded.longest_file(keys, limit)

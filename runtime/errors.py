@@ -12,6 +12,7 @@
     │   └── VerificationError    a bundle opens, but computes something other than it should
     ├── MissingPackageError      a package that one of the extras installs is missing
     ├── DeviceError              an engine or device that is missing or cannot run the model
+    │   └── LintError            a bundle that a device is known to crash on, or to compute wrongly
     ├── ToolError                a tool that cannot be offered here, or whose program does not start
     ├── ClosedError              a model that is used after it was closed
     ├── TokenizerError           a tokenizer or chat template that cannot be used
@@ -89,6 +90,10 @@ class MissingPackageError(EdgeError):
 
 class DeviceError(EdgeError):
     """The engine or device is missing, or cannot run this model."""
+
+
+class LintError(DeviceError):
+    """A rule with a source says that the device would crash on this bundle, or compute garbage without a word."""
 
 
 class ToolError(EdgeError):

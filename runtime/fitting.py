@@ -29,11 +29,13 @@ def fitting(
     A conversation that does not fit is cut to half the context, so that the next turns find room, and what they share
     with this one in the cache.
     """
-    context = llm.engine.info.max_context
+    info = llm.engine.info
+    context, longest = info.max_context, info.longest_prompt
 
     def count(some: Sequence[Message]) -> int:
         return len(llm.encode_chat(some, tools=tools, template_variables=template_variables))
 
-    if count(messages) + min(limit or context, context // ANSWER_SHARE) <= context:
+    tokens = count(messages)
+    if tokens + min(limit or context, context // ANSWER_SHARE) <= context and tokens <= longest:
         return list(messages), ()
-    return without_oldest(messages, lambda some: count(some) <= context // 2)
+    return without_oldest(messages, lambda some: count(some) <= min(context // 2, longest))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edge.runtime.arrays import Ids
 from edge.runtime.engines.engine import TEXT, Embedding, EngineInfo, Inputs
-from edge.runtime.errors import PromptError, SettingsError, not_expected, shown
+from edge.runtime.errors import ContextLengthError, PromptError, SettingsError, not_expected, shown
 from edge.runtime.settings import GenerationSettings
 
 
@@ -81,8 +81,15 @@ class Prompt:
     def check_fits(self, info: EngineInfo, settings: GenerationSettings) -> None:
         """Raise PromptError if an engine cannot take this prompt's positions or embeddings.
 
-        Raises SettingsError if it cannot give what the settings ask about the prompt.
+        Raises ContextLengthError if it is too long to be read, and SettingsError if the engine cannot give what the
+        settings ask about the prompt.
         """
+        if info.max_prompt is not None and len(self.ids) > info.max_prompt:
+            raise ContextLengthError(
+                f"the prompt has {len(self.ids)} tokens, and the model was compiled for prompts of up to "
+                f"{info.max_prompt}; use a shorter prompt, or load with a larger max_prompt_tokens",
+                param="prompt",
+            )
         if settings.prompt_logprobs is not None and info.logits_rows == "last":
             raise SettingsError(
                 f"the {info.name} engine gives the logits of a prompt's last token only; leave prompt_logprobs out, or "

@@ -95,7 +95,7 @@ class Scheduler:
             preemptions=self._admission.preemptions,
             tokens=pool.max_tokens,
             free_tokens=pool.num_free_tokens,
-            prefixes=self.prefixes.stats,
+            prefixes=self._admission.cache_stats,
         )
 
     def submit(self, request: Request) -> None:
@@ -165,7 +165,7 @@ class Scheduler:
     def clear_cache(self) -> None:
         """Drop everything that is kept of finished requests and not pinned."""
         self.sweep()
-        self.prefixes.clear()
+        self._admission.clear_cache()
 
     def cancel_all(self) -> None:
         """End every request."""

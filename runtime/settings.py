@@ -43,6 +43,7 @@ MAX_LOGPROBS = 20  # alternatives per token, as in OpenAI's protocol
 MAX_DRAFT = 32  # tokens
 MAX_MATCH = 32  # token ids
 MAX_THREADS = 1024
+MAX_LENGTH = 1 << 20  # tokens
 FEW_THREADS = 64  # allowed on every machine
 THREADS_PER_PROCESSOR = 4  # more wait for each other: with 1,024 on two processors, loading 86 MB takes 25 s
 MAX_NAME = 100  # characters of an engine's or device's name
@@ -157,6 +158,10 @@ class EngineSettings(Settings):
         None, Flag(), "same bits whatever else is computed; none: only if drafts are verified"
     )
     threads: int | None = setting(None, Whole(1, MAX_THREADS), "none: the engine's choice")
+    # Of engines that compile a model for one length (`EngineRecord.fixed_lengths`); others refuse them.
+    max_prompt_tokens: int | None = setting(None, Whole(1, MAX_LENGTH), "longest prompt that is compiled for")
+    max_response_tokens: int | None = setting(None, Whole(1, MAX_LENGTH), "tokens that are kept free for an answer")
+    prefill_chunk_tokens: int | None = setting(None, Whole(1, MAX_LENGTH), "tokens of a prompt that are read at once")
 
     def check_together(self) -> None:
         processors = logical_processors()
@@ -227,11 +232,15 @@ class EngineOptions(TypedDict, total=False):
     dynamic_quantization_group: int | None
     reproducible: bool | None
     threads: int | None
+    max_prompt_tokens: int | None
+    max_response_tokens: int | None
+    prefill_chunk_tokens: int | None
 
 
 SAMPLING_NAMES = frozenset(spec.name for spec in fields(Sampling))
 GENERATION_NAMES = frozenset(spec.name for spec in fields(GenerationSettings)) - {"sampling"}
 ENGINE_NAMES = frozenset(spec.name for spec in fields(EngineSettings))
+LENGTH_NAMES = ("max_prompt_tokens", "max_response_tokens", "prefill_chunk_tokens")
 
 
 def generation_settings(

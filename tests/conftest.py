@@ -23,7 +23,7 @@ from edge.runtime.settings import EngineSettings
 from tests.posix_only import posix_only
 
 ROOT = Path(__file__).parent.parent
-ENGINES: tuple[str, ...] = tuple(registry.ENGINES)
+ENGINES: tuple[str, ...] = tuple(name for name, record in registry.ENGINES.items() if record.runs_on("CPU"))
 collect_ignore = [] if os.name == "posix" else posix_only(ROOT / "tests")
 
 # Every engine choice that trades accuracy for speed, switched off.

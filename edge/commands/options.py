@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from edge.commands import kinds
 from edge.commands.help import told, usual
 from edge.commands.sampling import add_sampling, sampling_keywords
+from edge.runtime.engines.openvino_npu_lengths import CHUNK, MAX_PROMPT, MAX_RESPONSE
 from edge.runtime.engines.registry import ENGINES
 from edge.runtime.errors import PromptError, SettingsError
-from edge.runtime.settings import KV_PRECISIONS, EngineSettings, UsualSampling
+from edge.runtime.settings import KV_PRECISIONS, LENGTH_NAMES, EngineSettings, UsualSampling
 
 if TYPE_CHECKING:
     from edge.runtime.constraint import Constraint
@@ -84,6 +85,20 @@ def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
     group.add_argument(
         "--threads", type=int, metavar="N", help=told("number of threads to compute with", "the engine's choice")
     )
+    add_lengths(parser)
+
+
+def add_lengths(parser: argparse.ArgumentParser) -> None:
+    """For what lengths a model is compiled, where an engine needs to know."""
+    group = parser.add_argument_group(
+        "lengths (NPU)", "A model is compiled for these, so they are fixed while it runs."
+    )
+    for option, text in (
+        ("--max-prompt-tokens", told("longest prompt, the conversation so far included", f"{MAX_PROMPT:,}")),
+        ("--max-response-tokens", told("tokens that are kept free for the answer", f"{MAX_RESPONSE:,}")),
+        ("--prefill-chunk-tokens", told("tokens of a prompt that are read at once, a power of 2", f"{CHUNK:,}")),
+    ):
+        group.add_argument(option, type=int, metavar="TOKENS", help=text)
 
 
 def add_template(group: argparse._ActionsContainer) -> None:
@@ -145,6 +160,7 @@ def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> Keyw
         "kv_precision": args.kv_precision,
         "reproducible": args.reproducible,
         "threads": args.threads,
+        **{name: getattr(args, name) for name in LENGTH_NAMES},
     }
     return {name: value for name, value in chosen.items() if value is not None}
 

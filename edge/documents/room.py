@@ -38,9 +38,10 @@ class Room:
     def __init__(self, llm: LLM, taken: int, max_new_tokens: int | None = None) -> None:
         """taken: tokens of all else in the prompt. max_new_tokens: the longest answer, if that is known."""
         self._tokenizer = llm.tokenizer
-        self.context = llm.engine.info.max_context
+        info = llm.engine.info
+        self.context = info.max_context
         answer = min(ANSWER_TOKENS if max_new_tokens is None else max_new_tokens, self.context // 4)
-        self._limit = self.context - answer
+        self._limit = min(self.context - answer, info.longest_prompt)
         self.taken = taken
         self._joint = ""  # before the next document
 

@@ -11,7 +11,8 @@ from edge.wire.errors import RequestError
 
 def too_long(llm: LLM, num_tokens: int, what: str, param: str) -> RequestError:
     """Return the error. what: is too long, in words; param: its path."""
-    context = llm.engine.info.max_context
+    info = llm.engine.info
+    context = info.max_context if info.max_prompt is None else info.max_prompt  # the one that was exceeded
     return RequestError(
         f"This model's maximum context length is {context} tokens. However, your {what} resulted in "
         f"{num_tokens} tokens, and the answer needs room too. Please shorten it.",

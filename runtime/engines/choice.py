@@ -11,8 +11,8 @@ from edge.runtime.bundle import Bundle
 from edge.runtime.engines.engine import Engine
 from edge.runtime.engines.limits import cache_budget
 from edge.runtime.engines.registry import ENGINES, Device, EngineRecord, find
-from edge.runtime.errors import BundleError, DeviceError, MissingPackageError, plain, shown
-from edge.runtime.settings import EngineSettings
+from edge.runtime.errors import BundleError, DeviceError, MissingPackageError, SettingsError, plain, shown
+from edge.runtime.settings import LENGTH_NAMES, EngineSettings
 
 LONG_PROMPT = 1500  # tokens from which OpenVINO's faster prefill makes up for its longer start
 SEVERAL = 2  # answers at once from which OpenVINO's passes over all of them are faster, and its start matters less
@@ -31,11 +31,23 @@ def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
         )
     if not record.installed:
         raise MissingPackageError(f"{record.package} is not installed; {record.advice}")
+    _check_lengths(record, settings)
+    record.check(bundle, settings)
     bundle.check_weights(record.weights(bundle))  # before a library reads them, which may crash on wrong ones
     engine = record.open(bundle, settings)
     info = engine.info
     logger.info("%s: engine %s on %s, %d tokens of context", bundle.path, info.name, info.device, info.max_context)
     return engine
+
+
+def _check_lengths(record: EngineRecord, settings: EngineSettings) -> None:
+    """Raise SettingsError for lengths that an engine does not compile for."""
+    given = next((name for name in LENGTH_NAMES if getattr(settings, name) is not None), None)
+    if given is not None and not record.fixed_lengths:
+        others = " or ".join(other.name for other in ENGINES.values() if other.fixed_lengths)
+        raise SettingsError(
+            f"{given} is for engine {others}; the {record.name} engine takes any length up to max_context", param=given
+        )
 
 
 def choose(bundle: Bundle, settings: EngineSettings) -> str:

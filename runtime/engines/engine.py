@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from edge.runtime.arrays import Hidden, Ids, Logits
 from edge.runtime.kv.pool import BlockPool, CacheSequence
@@ -35,7 +35,14 @@ class EngineInfo:
     can_snapshot: bool = True  # the content of blocks can be written to a file and read back
     decodes_as_it_reads: bool = False  # decoding a token leaves the same bits in the cache as reading it in a prompt
     takes_positions: bool = False  # positions of tokens may differ from their indices in the sequence
+    max_prompt: int | None = None  # tokens of the longest prompt, if it may not fill the context
+    holds_last: bool = False  # what of the last sequence can be continued, only `ResumingEngine.resume` tells
     embedding_size: int | None = None  # width of embeddings that may replace ids; None: only ids are accepted
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt that leaves room for an answer."""
+        return self.max_context - 1 if self.max_prompt is None else self.max_prompt
 
 
 class Embedding(NamedTuple):
@@ -115,3 +122,18 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model's memory and the KV pool; nothing may be called afterwards, except `close` again."""
+
+
+@runtime_checkable
+class ResumingEngine(Engine, Protocol):
+    """An engine with `holds_last`: it has one context, whose tokens nobody else can see, copy or keep.
+
+    Its pool has one block, which a running sequence takes. What is left of an earlier sequence is continued by asking
+    for it before a new sequence begins.
+    """
+
+    def resume(self, most: int) -> int:
+        """Keep up to the first `most` tokens of the sequence that was computed last, and return how many are kept.
+
+        The next sequence has to begin with these, or with none. 0 forgets all of them.
+        """

@@ -46,6 +46,10 @@ class EngineRecord:
     weights: Callable[[Bundle], list[str]]  # the files with weights that it reads
     open: Callable[[Bundle, EngineSettings], Engine]  # raises BundleError, DeviceError and SettingsError
     devices: Callable[[], list[Device]]  # all that its package finds on this machine, usable or not
+    emulated_on: tuple[str, ...] = ()  # kinds of device that it runs on as well, but only when it is named
+    fixed_lengths: bool = False  # whether it compiles for the lengths in `settings.LENGTH_NAMES`
+    # Raises DeviceError and SettingsError for what cannot run, before weights are read.
+    check: Callable[[Bundle, EngineSettings], None] = lambda _bundle, _settings: None
 
     @property
     def installed(self) -> bool:
@@ -61,7 +65,7 @@ class EngineRecord:
         return self.reads_links or not bundle.has_links(self.weights(bundle))
 
     def runs_on(self, device: str) -> bool:
-        """Whether it runs on devices of this kind, even if this machine has none."""
+        """Whether it is made for devices of this kind, even if this machine has none."""
         return family_of(device) in self.families
 
 
@@ -98,6 +102,19 @@ def _openvino_devices() -> list[Device]:
     from edge.runtime.engines.openvino_core import openvino_devices
 
     return [Device(name, full_name) for name, full_name in openvino_devices()]
+
+
+def _open_openvino_npu(bundle: Bundle, settings: EngineSettings) -> Engine:
+    from edge.runtime.bundle import MODEL_XML
+    from edge.runtime.engines.openvino_npu import OpenVINONpuEngine
+
+    return OpenVINONpuEngine(bundle.path / MODEL_XML, bundle.manifest.spec, settings)
+
+
+def _check_openvino_npu(bundle: Bundle, settings: EngineSettings) -> None:
+    from edge.runtime.engines.openvino_npu import check
+
+    check(bundle, settings)
 
 
 def _holds_onnx(bundle: Bundle) -> bool:
@@ -146,6 +163,23 @@ _RECORDS = (
         weights=_onnx_weights,
         open=_open_onnx,
         devices=lambda: [Device("CPU", processor_name())],
+    ),
+    EngineRecord(
+        name="openvino_npu",
+        package="openvino",
+        extra="openvino",
+        graph="OpenVINO graph",
+        bundle_format="openvino",
+        families=("NPU",),
+        kv_precisions=("f32", "f16"),
+        reads_links=True,
+        holds=_holds_openvino,
+        weights=_openvino_weights,
+        open=_open_openvino_npu,
+        devices=_openvino_devices,
+        emulated_on=("CPU",),
+        fixed_lengths=True,
+        check=_check_openvino_npu,
     ),
 )
 ENGINES: dict[str, EngineRecord] = {record.name: record for record in _RECORDS}

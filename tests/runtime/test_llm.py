@@ -283,12 +283,12 @@ def test_an_error_between_reserve_and_commit_keeps_the_cache_consistent(
 
 
 def test_ctrl_c_ends_a_long_prefill_at_once(demo_llm: LLM, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The signal arrives while the engine computes 6,000 tokens in one call, which takes seconds."""
+    """The signal arrives while the engine computes 3,000 tokens in one call, which takes seconds."""
     llm = LLM(demo_llm.bundle.path, EXACT[engine])
-    prompt, other = [7, 9, 11] * 2000, [5, 6, 7, 8] * 10
+    prompt, other = [7, 9, 11] * 1000, [5, 6, 7, 8] * 10
     expected = ids_of(fresh(llm, other, max_new_tokens=8, ignore_stop_ids=True))
     llm.clear_cache()
-    monkeypatch.setattr(llm.engine, "info", replace(llm.engine.info, prefill_chunk=6000))
+    monkeypatch.setattr(llm.engine, "info", replace(llm.engine.info, prefill_chunk=3000))
     signalled: list[float] = []
 
     def press() -> None:

@@ -1,0 +1,28 @@
+"""Memory that nobody but an engine sees: one block, which is a whole context.
+
+In: its size. Out: a `BlockMemory` whose content can be neither copied nor saved. Knows nothing about engines.
+"""
+
+from __future__ import annotations
+
+from edge.runtime.arrays import Array
+from edge.runtime.errors import CacheError
+
+
+class OpaqueMemory:
+    """The one context of an engine that keeps keys and values to itself."""
+
+    def __init__(self, block_bytes: int) -> None:
+        self.block_bytes = block_bytes
+
+    def views(self, block: int, num_tokens: int) -> list[Array]:
+        raise CacheError(
+            f"block {block} of {num_tokens} tokens: this engine keeps keys and values to itself, so that they can be "
+            "neither copied nor saved; use another engine"
+        )
+
+    def blank(self, block: int) -> None:
+        """Do nothing: what an earlier sequence left is never shown."""
+
+    def give_back(self, block: int) -> None:
+        """Do nothing: the engine keeps its memory."""
