@@ -101,6 +101,16 @@ def rows_of(weight: Weight, start: int, stop: int) -> Float32Array:
     if not isinstance(weight, PackedTensor):
         return to_float32(weight[start:stop])
     stop = min(stop, weight.shape[0])
+    values = integers_of(weight, start, stop)
+    values *= weight.scale[start:stop, :, None].astype(np.float32)
+    values = values.reshape(stop - start, weight.shape[1])
+    if weight.low_rank is not None:
+        values += rows_of(weight.low_rank.b, start, stop) @ rows_of(weight.low_rank.a, 0, weight.shape[1])
+    return values
+
+
+def integers_of(weight: PackedTensor, start: int, stop: int) -> Float32Array:
+    """Integers of some rows less their zero points, (rows, groups, group_size), in float32."""
     k, groups = weight.shape[1], weight.groups
     stored = weight.data[start * k * weight.bits // 8 : stop * k * weight.bits // 8]
     if weight.bits == 4:
@@ -116,10 +126,6 @@ def rows_of(weight: Weight, start: int, stop: int) -> Float32Array:
         values -= zero.reshape(-1, groups, 1).astype(np.float32)
     elif weight.middle:
         values -= weight.middle
-    values *= weight.scale[start:stop, :, None].astype(np.float32)
-    values = values.reshape(stop - start, k)
-    if weight.low_rank is not None:
-        values += rows_of(weight.low_rank.b, start, stop) @ rows_of(weight.low_rank.a, 0, k)
     return values
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
+MAX_EXPONENT = 12  # of a power of two that values are divided by: beyond it, float16's small end costs accuracy
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """The shape of one decoder-only model.
@@ -44,6 +47,10 @@ class ModelSpec:
     tied_embeddings: bool
     output_norms: bool  # attention and MLP are followed by norms of their own (GLM-4-0414)
     qk_norms: bool = False  # each head of q and k is normed before it rotates (Qwen3)
+    # The same function in other numbers, for devices that compute in float16 (docs/float16.md):
+    residual_exponent: int = 0  # the residual stream is that of the checkpoint times 2 to minus this power
+    output_exponent: int = 0  # and so are outputs of attention and MLP before norms of their own
+    safe_norms: bool = False  # norms divide a row by its largest magnitude before they square it
 
     @property
     def q_size(self) -> int:
@@ -59,6 +66,16 @@ class ModelSpec:
     def kv_values_per_token(self) -> int:
         """Keys and values that one token leaves in the cache, of all layers."""
         return 2 * self.num_layers * self.kv_size
+
+    @property
+    def stream_eps(self) -> float:
+        """The eps of norms that read the residual stream."""
+        return self.rms_norm_eps * 4.0**-self.residual_exponent
+
+    @property
+    def output_eps(self) -> float:
+        """The eps of norms after attention and MLP."""
+        return self.rms_norm_eps * 4.0**-self.output_exponent
 
     @property
     def num_parameters(self) -> int:
@@ -111,4 +128,7 @@ class ModelSpec:
             tied_embeddings=read.flag("tied_embeddings"),
             output_norms=read.flag("output_norms"),
             qk_norms=read.flag("qk_norms") if "qk_norms" in read else False,
+            residual_exponent=read.whole("residual_exponent", 0, MAX_EXPONENT) if "residual_exponent" in read else 0,
+            output_exponent=read.whole("output_exponent", 0, MAX_EXPONENT) if "output_exponent" in read else 0,
+            safe_norms=read.flag("safe_norms") if "safe_norms" in read else False,
         )

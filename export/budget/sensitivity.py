@@ -228,7 +228,7 @@ class _Measurement:
         builder = self._float(floats)
 
         def normed(hidden: Float32Array) -> Float32Array:
-            return builder.rms_norm(hidden, "norm", spec.rms_norm_eps)
+            return builder.rms_norm(hidden, "norm", spec.stream_eps)
 
         last = normed(self._hidden)
         swap: Weight | None

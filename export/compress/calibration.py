@@ -64,4 +64,4 @@ class Calibration:
         """Inputs of the head (T, H) in the compressed model, after the last block."""
         hidden = self.hidden[len(self.hidden) // 2 :] if self._twin else self.hidden
         builder = NumpyBuilder(weights, self._spec)
-        return builder.rms_norm(hidden, "norm", self._spec.rms_norm_eps).reshape(-1, self._spec.hidden_size)
+        return builder.rms_norm(hidden, "norm", self._spec.stream_eps).reshape(-1, self._spec.hidden_size)

@@ -28,13 +28,17 @@ class Builder(Protocol[V]):
     """The operations the decoder needs. B batch, T new tokens, H hidden size, K input width, N output width."""
 
     def embedding(self, ids: V, name: str) -> V:
-        """(B, T) ids -> (B, T, H), rows of weight `name`."""
+        """(B, T) ids -> (B, T, H), rows of weight `name` times 2 ** -spec.residual_exponent."""
 
     def linear(self, x: V, name: str) -> V:
         """(B, T, K) -> (B, T, N) with weight `name`.weight (N, K) and, where there is one, `name`.bias (N,)."""
 
     def rms_norm(self, x: V, name: str, eps: float) -> V:
-        """x / sqrt(mean(x^2) + eps) * weight, over the last axis."""
+        """x / sqrt(mean(x^2) + eps) * weight, over the last axis.
+
+        With spec.safe_norms by way of y = x / m, where m is the largest |x|, but sqrt(eps) at least:
+        y / sqrt(mean(y^2) + (sqrt(eps) / m)^2) * weight. No step of that is beyond float16, and no row divides by zero.
+        """
 
     def qk_norm(self, qkv: V, name: str, spec: ModelSpec) -> V:
         """Each head of q and k normed over its dims, with weights `name`.{q,k}_norm.weight (head_dim,); v stays."""
@@ -57,7 +61,7 @@ def block(g: Builder[V], x: V, layer: int, spec: ModelSpec) -> V:
 
 # Calls are nested, not named one by one: a builder that computes at once then lets go of what has been used.
 def _attention(g: Builder[V], x: V, layer: int, spec: ModelSpec) -> V:
-    prefix, eps = f"layers.{layer}", spec.rms_norm_eps
+    prefix = f"layers.{layer}"
     y = g.linear(
         g.attention(
             _qkv(g, x, layer, spec),
@@ -66,30 +70,30 @@ def _attention(g: Builder[V], x: V, layer: int, spec: ModelSpec) -> V:
         ),
         f"{prefix}{ATTENTION_OUT}",
     )
-    return g.rms_norm(y, f"{prefix}.attn.out_norm", eps) if spec.output_norms else y
+    return g.rms_norm(y, f"{prefix}.attn.out_norm", spec.output_eps) if spec.output_norms else y
 
 
 def _qkv(g: Builder[V], x: V, layer: int, spec: ModelSpec) -> V:
     prefix = f"layers.{layer}"
-    qkv = g.linear(g.rms_norm(x, f"{prefix}.input_norm", spec.rms_norm_eps), f"{prefix}.attn.qkv")
+    qkv = g.linear(g.rms_norm(x, f"{prefix}.input_norm", spec.stream_eps), f"{prefix}.attn.qkv")
     return g.qk_norm(qkv, f"{prefix}.attn", spec) if spec.qk_norms else qkv
 
 
 def _mlp(g: Builder[V], x: V, layer: int, spec: ModelSpec) -> V:
-    prefix, eps = f"layers.{layer}", spec.rms_norm_eps
+    prefix = f"layers.{layer}"
     y = g.linear(
         g.swiglu(
-            g.linear(g.rms_norm(x, f"{prefix}.post_norm", eps), f"{prefix}.mlp.gate_up"),
+            g.linear(g.rms_norm(x, f"{prefix}.post_norm", spec.stream_eps), f"{prefix}.mlp.gate_up"),
             spec,
         ),
         f"{prefix}.mlp.down",
     )
-    return g.rms_norm(y, f"{prefix}.mlp.out_norm", eps) if spec.output_norms else y
+    return g.rms_norm(y, f"{prefix}.mlp.out_norm", spec.output_eps) if spec.output_norms else y
 
 
 def head(g: Builder[V], x: V, spec: ModelSpec) -> V:
     """Final norm and vocabulary projection: (B, T, H) -> (B, T, vocab_size)."""
-    return g.linear(g.rms_norm(x, "norm", spec.rms_norm_eps), "lm_head")
+    return g.linear(g.rms_norm(x, "norm", spec.stream_eps), "lm_head")
 
 
 def decoder(g: Builder[V], ids: V, spec: ModelSpec) -> V:

@@ -27,11 +27,14 @@ class NumpyBuilder:
     def __init__(self, weights: Mapping[str, Weight], spec: ModelSpec) -> None:
         self._weights = weights
         self._tied = {"lm_head": "embed"} if spec.tied_embeddings else {}
+        self._residual_scale = np.float32(2.0**-spec.residual_exponent)
+        self._safe_norms = spec.safe_norms
 
     def embedding(self, ids: npt.NDArray[Any], name: str) -> Float32Array:  # ids: integers, though V is Float32Array
         matrix = self._weights[f"{name}.weight"]
         rows = [rows_of(matrix, i, i + 1) for i in ids.ravel().tolist()]
-        return np.concatenate(rows).reshape(*ids.shape, -1)
+        found: Float32Array = np.concatenate(rows).reshape(*ids.shape, -1)
+        return found if self._residual_scale == 1 else found * self._residual_scale
 
     def linear(self, x: Float32Array, name: str) -> Float32Array:
         matrix = self._weights[f"{self._tied.get(name, name)}.weight"]
@@ -44,9 +47,19 @@ class NumpyBuilder:
         return out + self._vector(f"{name}.bias") if f"{name}.bias" in self._weights else out
 
     def rms_norm(self, x: Float32Array, name: str, eps: float) -> Float32Array:
-        scale = 1 / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps))
-        normed: Float32Array = x * scale * self._vector(f"{name}.weight")
+        step, more = self._step, np.float32(eps)
+        if self._safe_norms:
+            least = step(np.sqrt(more))
+            largest = np.maximum(np.abs(x).max(axis=-1, keepdims=True), least)
+            x, more = step(x / largest), step(np.square(step(least / largest)))
+        mean = step(np.mean(step(np.square(x)), axis=-1, keepdims=True))
+        scale = step(1 / step(np.sqrt(step(mean + more))))
+        normed: Float32Array = step(x * scale) * self._vector(f"{name}.weight")
         return normed
+
+    def _step(self, values: Float32Array) -> Float32Array:
+        """What is kept of a value inside a norm: all of it."""
+        return values
 
     def qk_norm(self, qkv: Float32Array, name: str, spec: ModelSpec) -> Float32Array:
         q, k, v = np.split(qkv, [spec.q_size, spec.q_size + spec.kv_size], axis=-1)

@@ -42,10 +42,10 @@ class OpenVINORunner:
 
         self._core = make_core()
 
-    def embedding(self, weights: Mapping[str, Weight], ids: npt.NDArray[np.int64], spec: ModelSpec) -> Float32Array:  # noqa: ARG002
+    def embedding(self, weights: Mapping[str, Weight], ids: npt.NDArray[np.int64], spec: ModelSpec) -> Float32Array:
         from edge.export.graph.openvino.models import embedding_model
 
-        return self._run(embedding_model(weights), ids)
+        return self._run(embedding_model(weights, spec), ids)
 
     def block(self, weights: Mapping[str, Weight], hidden: Float32Array, layer: int, spec: ModelSpec) -> Float32Array:
         from edge.export.graph.openvino.models import block_model

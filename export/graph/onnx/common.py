@@ -51,6 +51,21 @@ class OnnxParts:
         rows = self._w.op("Gather", self._w.constant(name, weight), ids, name=f"{name}/rows", axis=0)
         return rows if weight.dtype == np.float32 else self._w.op("Cast", rows, to=TensorProto.FLOAT)
 
+    def _scaled_rows(self, rows: str) -> str:
+        """Rows of the embedding as the residual stream has them."""
+        exponent = self._spec.residual_exponent
+        return self._w.op("Mul", rows, self._w.scalar(2.0**-exponent)) if exponent else rows
+
+    def _below_one(self, x: str, eps: float) -> tuple[str, str]:
+        """x over the largest magnitude of its row, and the eps that belongs to it: a norm of both is that of x.
+
+        The largest is taken to be sqrt(eps) at least, so that a row of zeros divides by something.
+        """
+        w, least = self._w, self._w.scalar(float(np.sqrt(np.float32(eps))))
+        largest = w.op("Max", w.op("ReduceMax", w.op("Abs", x), w.ints(-1), keepdims=1), least)
+        part = w.op("Div", least, largest)
+        return w.op("Div", x, largest), w.op("Mul", part, part)
+
     def _gate_and_up(self, gate_up: str) -> tuple[str, str]:
         """(B, T, 2 F) -> two of (B, T, F)."""
         width = self._spec.intermediate_size

@@ -86,9 +86,9 @@ class OnnxBuilder(OnnxParts):
     def embedding(self, ids: Value, name: str) -> Value:
         name, weight = f"{name}.weight", self._weights[f"{name}.weight"]
         if not isinstance(weight, PackedTensor):
-            return self._float_rows(self.written(ids), name)
+            return self._scaled_rows(self._float_rows(self.written(ids), name))
         block = block_size(name, weight.group_size, limit=weight.shape[1])
-        return self._w.op(
+        rows = self._w.op(
             "GatherBlockQuantized",
             self._w.constant(name, weight.data.reshape(weight.shape[0], -1)),
             self.written(ids),
@@ -101,6 +101,7 @@ class OnnxBuilder(OnnxParts):
             gather_axis=0,
             quantize_axis=1,
         )
+        return self._scaled_rows(rows)
 
     def linear(self, x: Value, name: str) -> Value:
         matrix, bias = self._matrix_name(name), self._bias(name)
@@ -159,6 +160,11 @@ class OnnxBuilder(OnnxParts):
 
     def rms_norm(self, x: Value, name: str, eps: float) -> str:
         gamma = self._float32(f"{name}.weight")
+        if self._spec.safe_norms:
+            x, more = self._below_one(self.write(x), eps)
+            mean = self._w.op("ReduceMean", self._w.op("Mul", x, x), self._w.ints(-1), keepdims=1)
+            root = self._w.op("Sqrt", self._w.op("Add", mean, more))
+            return self._w.op("Mul", self._w.op("Div", x, root), gamma, name=name)
         if isinstance(x, Sum):
             outputs = (name, "", "", x.name)
             kind = "SkipSimplifiedLayerNormalization"

@@ -36,7 +36,7 @@ class PlainBuilder(OnnxParts):
         self._cos, self._sin = self._angles(positions)
 
     def embedding(self, ids: str, name: str) -> str:
-        return self._float_rows(ids, f"{name}.weight")
+        return self._scaled_rows(self._float_rows(ids, f"{name}.weight"))
 
     def linear(self, x: str, name: str) -> str:
         """As Gemm, which takes a matrix as it is stored; MatMul would want it transposed."""
@@ -47,8 +47,9 @@ class PlainBuilder(OnnxParts):
         return self._w.op("Reshape", flat, self._w.op("Concat", batch, self._w.ints(n), axis=0), name=name)
 
     def rms_norm(self, x: str, name: str, eps: float) -> str:
+        x, more = self._below_one(x, eps) if self._spec.safe_norms else (x, self._w.scalar(eps))
         mean = self._w.op("ReduceMean", self._w.op("Mul", x, x), self._w.ints(-1), keepdims=1)
-        root = self._w.op("Sqrt", self._w.op("Add", mean, self._w.scalar(eps)))
+        root = self._w.op("Sqrt", self._w.op("Add", mean, more))
         return self._w.op("Mul", self._w.op("Div", x, root), self._float32(f"{name}.weight"), name=name)
 
     def qk_norm(self, qkv: str, name: str, spec: ModelSpec) -> str:  # noqa: ARG002

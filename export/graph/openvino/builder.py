@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import openvino as ov
 import openvino.opset13 as op
 
@@ -22,6 +23,7 @@ from edge.export.graph.openvino.ops import (
     packed_constant,
     repeat_kv,
     rotary_angles,
+    scaled_rows,
     slice_last,
 )
 from edge.export.tensors import PackedTensor, Weight
@@ -43,13 +45,14 @@ class OpenVINOBuilder:
         cache: Cache | None = None,
     ) -> None:
         self._weights = weights
+        self._spec = spec
         self._cache = cache
         self._tied = {"lm_head": "embed"} if spec.tied_embeddings else {}
         self._matrices: dict[str, ov.Node] = {}
         self._cos, self._sin = rotary_angles(position_ids, spec)
 
     def embedding(self, ids: ov.Node, name: str) -> ov.Node:
-        return op.gather(self._matrix(f"{name}.weight"), ids, i64(0))
+        return scaled_rows(op.gather(self._matrix(f"{name}.weight"), ids, i64(0)), self._spec)
 
     def linear(self, x: ov.Node, name: str) -> ov.Node:
         matrix = f"{self._tied.get(name, name)}.weight"
@@ -63,8 +66,13 @@ class OpenVINOBuilder:
         return y if bias is None else op.add(y, float_constant(_as_float(bias)[None, None], f"{name}.bias"))
 
     def rms_norm(self, x: ov.Node, name: str, eps: float) -> ov.Node:
+        more = f32(eps)
+        if self._spec.safe_norms:
+            least = f32(np.sqrt(np.float32(eps)))
+            largest = op.maximum(op.reduce_max(op.abs(x), i64([-1]), keep_dims=True), least)
+            x, more = op.divide(x, largest), op.power(op.divide(least, largest), f32(2.0))
         mean = op.reduce_mean(op.power(x, f32(2.0)), i64([-1]), keep_dims=True)
-        scaled = op.multiply(x, op.divide(f32(1.0), op.sqrt(op.add(mean, f32(eps)))))
+        scaled = op.multiply(x, op.divide(f32(1.0), op.sqrt(op.add(mean, more))))
         gamma = _as_float(self._weights[f"{name}.weight"])
         return op.multiply(scaled, float_constant(gamma[None, None], f"{name}.weight"))
 

@@ -25,6 +25,7 @@ from edge.export.graph.openvino.ops import (
     i64,
     matrix,
     parameter,
+    scaled_rows,
 )
 from edge.export.tensors import Weight
 from edge.export.weights.names import EMBEDDING
@@ -60,14 +61,11 @@ def block_model(weights: Mapping[str, Weight], layer: int, spec: ModelSpec) -> o
     return ov.Model([op.result(out)], [hidden, position_ids], f"block.{layer}")
 
 
-def embedding_model(weights: Mapping[str, Weight]) -> ov.Model:
+def embedding_model(weights: Mapping[str, Weight], spec: ModelSpec) -> ov.Model:
     """The embedding alone: input_ids (B, T) -> (B, T, H)."""
     input_ids = parameter("input_ids", [-1, -1], ov.Type.i64)
-    return ov.Model(
-        [op.result(op.gather(matrix(weights[EMBEDDING], EMBEDDING), input_ids, i64(0)))],
-        [input_ids],
-        "embed",
-    )
+    rows = op.gather(matrix(weights[EMBEDDING], EMBEDDING), input_ids, i64(0))
+    return ov.Model([op.result(scaled_rows(rows, spec))], [input_ids], "embed")
 
 
 def head_model(weights: Mapping[str, Weight], spec: ModelSpec) -> ov.Model:

@@ -37,6 +37,11 @@ def causal_mask(num_new: ov.Node, attention_mask: ov.Node) -> ov.Node:
     return op.select(op.logical_and(real, causal), f32(0.0), f32(MASKED))
 
 
+def scaled_rows(rows: ov.Node, spec: ModelSpec) -> ov.Node:
+    """Rows of the embedding as the residual stream has them."""
+    return op.multiply(rows, f32(2.0**-spec.residual_exponent)) if spec.residual_exponent else rows
+
+
 def repeat_kv(x: ov.Node, spec: ModelSpec) -> ov.Node:
     """(B, n_kv, S, head_dim) -> (B, n, S, head_dim): each KV head serves n / n_kv query heads in a row."""
     repeats = spec.num_heads // spec.num_kv_heads
