@@ -10,19 +10,16 @@ from typing import Any
 import pytest
 
 from edge.cli import main
-from edge.export.pipeline import export
 from edge.runtime import lint
 from edge.runtime import verify as verification
 from edge.runtime.errors import VerificationError
 from edge.runtime.lint import RULES
-from tests.conftest import made_once
 from tests.runtime.lint.bundles import NPU, tag
 
 
 @pytest.fixture
-def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
-    made = made_once(tmp_path_factory, "npu", lambda out: export(tiny_checkpoint, out, "int4-sym-channel"))
-    shutil.copytree(made, tmp_path / "bundle")
+def bundle(npu_bundle: Path, tmp_path: Path) -> Path:
+    shutil.copytree(npu_bundle, tmp_path / "bundle")
     tag(tmp_path / "bundle", -1)
     return tmp_path / "bundle"
 

@@ -6,31 +6,24 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge.commands.recipes import GLM4_9B
 from edge.export.assignment import assign
 from edge.export.compress.recipes import recipes
-from edge.export.pipeline import export
 from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import DeviceError, LintError
 from edge.runtime.lint import RULES, SEVERITIES, Finding, Target, check, refuse, suits
 from edge.runtime.lint.rule import EVIDENCE
-from tests.conftest import made_once
 from tests.runtime.lint.bundles import BREAKERS, GPU, NPU, WIDE, spec, tag, tensor
 
 
-@pytest.fixture(scope="module")
-def honest(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Exported with a recipe for NPUs."""
-    return made_once(tmp_path_factory, "npu", lambda out: export(tiny_checkpoint, out, "int4-sym-channel"))
-
-
 @pytest.fixture
-def bundle(honest: Path, tmp_path: Path) -> Path:
+def bundle(npu_bundle: Path, tmp_path: Path) -> Path:
     """A copy that a test may change; its graph says how its weights were rounded."""
-    shutil.copytree(honest, tmp_path / "bundle")
+    shutil.copytree(npu_bundle, tmp_path / "bundle")
     tag(tmp_path / "bundle", -1)
     return tmp_path / "bundle"
 
@@ -93,7 +86,7 @@ def test_the_worst_comes_first(bundle: Path) -> None:
 
 def test_a_rule_holds_up_to_its_limit(bundle: Path) -> None:
     """And is broken by the next value."""
-    pairs = [
+    pairs: list[tuple[str, Target, dict[str, Any]]] = [
         ("npu-prompt-3720", replace(NPU, platform="3720", max_prompt=2000), {"max_prompt": 2001}),
         ("npu-openvino", replace(NPU, openvino="2026.4.0.dev20260814"), {"openvino": "2025.12.9"}),
         ("npu-driver", replace(NPU, driver="1003104"), {"driver": "1003103"}),
