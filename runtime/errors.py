@@ -14,6 +14,7 @@
     ├── MissingPackageError      a package that one of the extras installs is missing
     ├── DeviceError              an engine or device that is missing or cannot run the model
     │   └── LintError            a bundle that a device is known to crash on, or to compute wrongly
+    ├── MemoryLimitError         more memory is needed than there is, or than may be taken
     ├── ToolError                a tool that cannot be offered here, or whose program does not start
     ├── ClosedError              a model that is used after it was closed
     ├── TokenizerError           a tokenizer or chat template that cannot be used
@@ -99,6 +100,10 @@ class DeviceError(EdgeError):
 
 class LintError(DeviceError):
     """A rule with a source says that the device would crash on this bundle, or compute garbage without a word."""
+
+
+class MemoryLimitError(EdgeError):
+    """A model, or an export, needs more memory than there is, or than it may take."""
 
 
 class ToolError(EdgeError):

@@ -149,6 +149,9 @@ class EngineSettings(Settings):
     kv_cache_share: float | None = setting(
         None, SHARE, "that limit as a share of free memory, instead of kv_cache_bytes"
     )
+    max_memory_bytes: int | None = setting(
+        None, Whole(1), "limit of all memory that this process takes and the system cannot drop; none: what is free"
+    )
     inference_precision: Precision | None = setting(None, OneOf(PRECISIONS), "none: the device's own default")
     kv_precision: CachePrecision | None = setting(
         None, OneOf(KV_PRECISIONS), "precision of the KV cache; none: the engine's choice"
@@ -234,6 +237,7 @@ class EngineOptions(TypedDict, total=False):
     max_context: int | None
     kv_cache_bytes: int | None
     kv_cache_share: float | None
+    max_memory_bytes: int | None
     inference_precision: Precision | None
     kv_precision: CachePrecision | None
     dynamic_quantization_group: int | None

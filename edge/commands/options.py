@@ -73,6 +73,7 @@ def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
     budget.add_argument(
         "--kv-cache-share", type=float, metavar="SHARE", help="the same bound as a share of the free memory, like 0.5"
     )
+    add_memory(group)
     group.add_argument(
         "--kv-precision", choices=KV_PRECISIONS, help=told("how keys and values are stored", "the engine's choice")
     )
@@ -108,6 +109,17 @@ def add_lengths(parser: argparse.ArgumentParser) -> None:
         ("--prefill-chunk-tokens", told("tokens of a prompt that are read at once, a power of 2", f"{CHUNK:,}")),
     ):
         group.add_argument(option, type=int, metavar="TOKENS", help=text)
+
+
+def add_memory(group: argparse._ActionsContainer) -> None:
+    """The limit of a whole process."""
+    group.add_argument(
+        "--max-memory",
+        type=kinds.gigabytes,
+        dest="max_memory_bytes",
+        metavar="SIZE",
+        help=told("most memory that the whole process may take, like 6GB", "what is free"),
+    )
 
 
 def add_template(group: argparse._ActionsContainer) -> None:
@@ -166,6 +178,7 @@ def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> Keyw
         "max_context": args.max_context,
         "kv_cache_bytes": args.kv_cache_bytes,
         "kv_cache_share": args.kv_cache_share,
+        "max_memory_bytes": args.max_memory_bytes,
         "kv_precision": args.kv_precision,
         "reproducible": args.reproducible,
         "threads": args.threads,
