@@ -77,11 +77,12 @@ def find(folder: Path, key: Key) -> bytes | None:
                 "`edge compile` makes a new one"
             )
         return None
-    why = "is missing"
-    with contextlib.suppress(OSError):
-        why = "is altered (its sha256 differs)"
+    why = "is altered (its sha256 differs)"
+    try:
         if KnownFiles().is_right(blob, known.sha256):
             return blob.read_bytes()
+    except OSError as error:
+        why = f"cannot be read ({error.strerror or error})"
     notice(f"{shown_path(blob)} {why}; the model is compiled now, and `edge compile` makes a new one")
     return None
 
@@ -97,8 +98,8 @@ def keep(folder: Path, key: Key, blob: bytes, bundle: Path) -> Path:
     except OSError as error:
         raise OutputError(f"{shown_path(folder)} cannot be made ({error.strerror or error}); name another") from error
     known = Compiled(dict(key), hashlib.sha256(blob).hexdigest(), len(blob), str(real_path(bundle)))
+    write_atomically(record, [known.to_json()], private=False)  # first: a record without its blob can be written again
     write_atomically(path, [blob], private=False)
-    write_atomically(record, [known.to_json()], private=False)
     return path
 
 

@@ -45,10 +45,9 @@ def check_precisions(settings: EngineSettings) -> None:
             "or use device CPU, which runs the NPU's pipeline in other precisions",
             param="inference_precision",
         )
-    if settings.dynamic_quantization_group is not None and not (is_exact(settings) or family == "CPU"):
-        raise SettingsError(
-            "dynamic_quantization_group is for CPUs and GPUs; leave it out", param="dynamic_quantization_group"
-        )
+    for name in ("dynamic_quantization_group", "threads"):
+        if family == "NPU" and getattr(settings, name) is not None:
+            raise SettingsError(f"{name} is {getattr(settings, name)}, and an NPU has no such setting", param=name)
 
 
 def computing(settings: EngineSettings) -> dict[str, Any]:  # values as `compile_model` takes them
