@@ -15,14 +15,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from edge.runtime.bundle import Bundle
-from edge.runtime.engines.limits import context_limit, prefill_chunk
-from edge.runtime.errors import MemoryLimitError, SettingsError
-from edge.runtime.footprint import Footprint, footprint
-from edge.runtime.machine import MemoryLimit, anonymous_bytes, family_of, memory_limits
+from edge.runtime.engines.limits import context_limit
+from edge.runtime.machine import anonymous_bytes, family_of, memory_limits
 from edge.runtime.notices import notice
 from edge.runtime.settings import CachePrecision, EngineSettings
 from edge.runtime.sizes import human_bytes
-from edge.runtime.spec import ModelSpec
 
 LEAST_CONTEXT = 512  # tokens; a model that cannot hold these is of no use, unless max_context asks for fewer
 USUAL_PRECISION: dict[str, CachePrecision] = {"onnx": "f32"}  # of the KV cache; other engines take 16 bits

@@ -18,6 +18,7 @@ from edge.runtime.engines.openvino_npu_lengths import CHUNK, LEAST_CHUNK, MAX_PR
 from edge.runtime.engines.openvino_npu_properties import check_precisions, computing, properties
 from edge.runtime.errors import DeviceError, LintError, SettingsError
 from edge.runtime.settings import EngineSettings
+from tests.tiny import TINIES, make
 
 NAME = "openvino_npu"
 EXACT: dict[str, Any] = {"inference_precision": "f32", "kv_precision": "f32", "dynamic_quantization_group": 0}
@@ -42,9 +43,7 @@ def test_the_defaults() -> None:
 def test_lengths_are_rounded_up_as_the_plugin_does(
     prompt: int | None, response: int | None, chunk: int | None, limit: int, whole: bool
 ) -> None:
-    settings = EngineSettings(
-        NAME, max_prompt_tokens=prompt, max_response_tokens=response, prefill_chunk_tokens=chunk
-    )
+    settings = EngineSettings(NAME, max_prompt_tokens=prompt, max_response_tokens=response, prefill_chunk_tokens=chunk)
     try:
         found = lengths(settings, limit, whole=whole)
     except SettingsError as error:
@@ -136,9 +135,10 @@ def test_a_machine_without_an_npu_says_how_to_try_it(engine: str, int4_bundle: P
         edge.load(int4_bundle, "GPU", engine=NAME)
 
 
-def test_nothing_that_a_rule_calls_a_crash_is_compiled(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Groups of 32: an assertion of NPUW would fail, here as on an NPU."""
-    export(tiny_checkpoint, tmp_path / "bundle", "int4-sym-g32", format="openvino")
+def test_nothing_that_a_rule_calls_a_crash_is_compiled(tmp_path: Path) -> None:
+    """Rows of 96 columns: an assertion of NPUW would fail, here as on an NPU."""
+    make(next(tiny for tiny in TINIES if tiny.name == "odd-groups"), tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", tmp_path / "bundle", "int4-sym-channel", format="openvino")
     with pytest.raises(LintError, match=r"npu-.*\[crash\]"):
         open_engine(open_bundle(tmp_path / "bundle"), EngineSettings(NAME))
 
