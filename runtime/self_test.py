@@ -56,11 +56,27 @@ class SelfTest:
     device: str
     # Bits of the first rows against the first good load: "none" is kept yet, or its versions were others.
     bits: Literal["same", "other", "none"]
+    asked: bool = True  # whether the bundle has golden rows to compare with
     kld: float | None = (
         None  # nats/token from the golden rows; None: not computed, as bits are the same or none are there
     )
     bound: float | None = None  # for it; None: not computed, or the bundle has none for this engine's numerics
     instead_of: str = ""  # "openvino on GPU", which failed
+
+    @property
+    def in_words(self) -> str:
+        """Both figures, for people."""
+        if not self.asked:
+            return "the bundle has no golden rows, a new export has them"
+        bits = {
+            "same": "bits are those of the first good load on this machine",
+            "other": "bits are not those of the first good load on this machine",
+            "none": "bits are kept for later loads",
+        }
+        bound = "the bundle has no bound for these numerics" if self.bound is None else f"at most {self.bound:.2g}"
+        rows = "" if self.kld is None else f"{self.kld:.2g} nats/token from the golden rows, {bound}; "
+        instead = f"; used instead of {self.instead_of}" if self.instead_of else ""
+        return f"{rows}{bits[self.bits]}{instead}"
 
 
 def open_tested(bundle: Bundle, settings: EngineSettings) -> tuple[Engine, SelfTest | None]:
@@ -117,7 +133,7 @@ def self_test(engine: Engine, bundle: Bundle, settings: EngineSettings, *, whole
     golden = _golden(bundle)
     if golden is None:
         logger.info("%s has no golden rows, so %s is not tested; a new export has them", bundle.path, info.name)
-        return SelfTest(info.name, info.device, "none")
+        return SelfTest(info.name, info.device, "none", asked=False)
     row = _few(engine, _fitting(engine, golden)[:FEW])
     key, versions = _key(engine, bundle, settings), _versions(engine)
     first = first_results.find(key)
@@ -139,7 +155,7 @@ def self_test(engine: Engine, bundle: Bundle, settings: EngineSettings, *, whole
     if first is None or not same or renewed:
         first_results.keep(key, first_results.result_of(row, versions))
     bits: Literal["same", "other", "none"] = "none" if first is None or renewed else "same" if same else "other"
-    return SelfTest(info.name, info.device, bits, kld, bound)
+    return SelfTest(info.name, info.device, bits, kld=kld, bound=bound)
 
 
 def _judge(engine: Engine, bundle: Bundle, golden: GoldenRows, settings: EngineSettings) -> tuple[float, float | None]:
