@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.runtime.errors import in_words, telling_line
+from edge.runtime.files import real_path
 from edge.runtime.machine import available_bytes, logical_processors, physical_cores, processor_name, total_bytes
 
 _PACKAGES = ("edgeglm", "openvino", "openvino-genai", "onnxruntime", "numpy", "tokenizers")
@@ -105,7 +106,7 @@ def _kernel_drivers(root: Path) -> Iterator[dict[str, str]]:
             try:
                 vendor = (device / "vendor").read_text().strip()
                 number = (device / "device").read_text().strip()
-                driver = (device / "driver").resolve().name if (device / "driver").exists() else "none"
+                driver = real_path(device / "driver").name if (device / "driver").exists() else "none"
             except OSError:  # an output of a card, or a device that is not PCI
                 continue
             if vendor == _INTEL:

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from edge.runtime.files import real_path
+
 Json = str | int | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
 
 # An absolute path, of which the last part is kept: "executor_pa.cpp:2938" says where a library failed.
@@ -59,7 +61,7 @@ def _spellings(places: Mapping[str, str]) -> list[tuple[str, str]]:
     """Each path as it is given, absolute and real, with both kinds of slashes, and as Python quotes it."""
     found: dict[str, str] = {}
     for place, called in {**places, str(Path.home()): "~"}.items():
-        for path in (place, str(Path(place).absolute()), str(Path(place).resolve())):
+        for path in (place, str(Path(place).absolute()), str(real_path(Path(place)))):
             for spelling in (path, path.replace("\\", "/"), path.replace("\\", "\\\\")):
                 if len(spelling) >= _SHORTEST:
                     found.setdefault(spelling, called)
