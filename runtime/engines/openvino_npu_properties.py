@@ -54,8 +54,13 @@ def check_precisions(settings: EngineSettings) -> None:
 def properties(settings: EngineSettings, lengths: Lengths) -> dict[str, Any]:  # values as `compile_model` takes them
     """Return what the settings and lengths ask for. Without NPU, the same pipeline computes on the CPU."""
     family, exact = family_of(settings.device), is_exact(settings)
+    precision = settings.inference_precision
+    if family == "CPU" and precision is None:
+        # An NPU has float16. CPUs have bfloat16, which lacks three of its bits; float32 is nearer, and between the
+        # pipeline's parts values are float16 all the same.
+        precision = "f32"
     computing: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": settings.inference_precision,
+        "INFERENCE_PRECISION_HINT": precision,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": settings.dynamic_quantization_group,
     }
     if family == "CPU":
