@@ -65,7 +65,8 @@ def within_memory(bundle: Bundle, engine: str, weight_bytes: int, settings: Engi
     usable = cache // token_bytes
     if cache < wanted and usable < (most := context_limit(settings, spec)) and wanted // token_bytes > usable:
         notice(
-            f"the KV cache gets {human_bytes(cache)}, what memory is left for it: {usable:,} of {most:,} tokens", usual=True
+            f"the KV cache gets {human_bytes(cache)}, what memory is left for it: {usable:,} of {most:,} tokens",
+            usual=True,
         )
     return replace(settings, kv_cache_bytes=cache, kv_cache_share=None)
 
