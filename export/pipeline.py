@@ -173,7 +173,7 @@ def export_with(
             progress(Progress("writing", layers, layers, total, total, store.end, 0, None))
             _write_graphs(plan, store, folder)
             weights = FileRecord(store.end, store.hash_written())
-        done.golden.write(folder / bundle.GOLDEN)
+        done.golden.write(folder)
         if conversion is not None and (problem := conversion.finish()) is not None:
             plan = replace(plan, warnings=(*plan.warnings, f"openvino_genai will find no tokenizer: {problem}"))
         hashes = {name: sha256 for stage in done.stages for name, sha256 in stage.sha256.items()}

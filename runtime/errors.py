@@ -10,6 +10,7 @@
     ├── OutputError              the output folder exists, cannot be written, or the disk is full
     ├── BundleError              a bundle is incomplete, altered, or of another schema
     │   └── VerificationError    a bundle opens, but computes something other than it should
+    │       └── SelfTestError    likewise, found when it was loaded: a device, driver or engine computes wrongly
     ├── MissingPackageError      a package that one of the extras installs is missing
     ├── DeviceError              an engine or device that is missing or cannot run the model
     │   └── LintError            a bundle that a device is known to crash on, or to compute wrongly
@@ -83,6 +84,10 @@ class BundleError(EdgeError):
 
 class VerificationError(BundleError):
     """A bundle opens, but its engine computes something other than it should."""
+
+
+class SelfTestError(VerificationError):
+    """An engine or its device computes something other than the export recorded, as was found when it was loaded."""
 
 
 class MissingPackageError(EdgeError):

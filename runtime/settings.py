@@ -30,14 +30,16 @@ from edge.runtime.rules import (
 )
 
 Precision = Literal["f32", "f16", "bf16"]
-CachePrecision = Literal["f32", "f16", "bf16", "u8", "u4"]
+CachePrecision = Literal["f32", "f16", "bf16", "u8", "i8", "u4"]
 ContextPolicy = Literal["error", "drop-oldest"]
 UsualSampling = Literal["greedy", "model"]
+WhenSelfTestFails = Literal["refuse", "fall-back", "off"]
 LogitBias = Mapping[int, float] | Sequence[tuple[int, float]]
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16", "bf16")
-KV_PRECISIONS: tuple[CachePrecision, ...] = ("f32", "f16", "bf16", "u8", "u4")
+KV_PRECISIONS: tuple[CachePrecision, ...] = ("f32", "f16", "bf16", "u8", "i8", "u4")
 CONTEXT_POLICIES: tuple[ContextPolicy, ...] = ("error", "drop-oldest")  # for conversations that fill the context
+SELF_TESTS: tuple[WhenSelfTestFails, ...] = ("refuse", "fall-back", "off")
 USUAL_SAMPLINGS: tuple[UsualSampling, ...] = ("greedy", "model")  # the most likely token, or what is recommended
 MAX_LOGPROBS = 20  # alternatives per token, as in OpenAI's protocol
 MAX_DRAFT = 32  # tokens
@@ -161,6 +163,11 @@ class EngineSettings(Settings):
         None, Flag(), "same bits whatever else is computed; none: only if drafts are verified"
     )
     threads: int | None = setting(None, Whole(1, MAX_THREADS), "none: the engine's choice")
+    self_test: WhenSelfTestFails = setting(
+        "refuse",
+        OneOf(SELF_TESTS),
+        "an engine that computes wrongly is refused, or another one falls back for it; off: no test",
+    )
     # Of engines that compile a model for one length (`EngineRecord.fixed_lengths`); others refuse them.
     max_prompt_tokens: int | None = setting(None, Whole(1, MAX_LENGTH), "longest prompt that is compiled for")
     max_response_tokens: int | None = setting(None, Whole(1, MAX_LENGTH), "tokens that are kept free for an answer")
@@ -236,6 +243,7 @@ class EngineOptions(TypedDict, total=False):
     dynamic_quantization_group: int | None
     reproducible: bool | None
     threads: int | None
+    self_test: WhenSelfTestFails | None
     max_prompt_tokens: int | None
     max_response_tokens: int | None
     prefill_chunk_tokens: int | None

@@ -70,7 +70,7 @@ PLACES = {
     "server/endpoints.py:_read:write_bytes": UPLOADED,
     "server/run.py:_own_path:unlink": SOCKET_AFTER,
     "server/run.py:_remove_unused:unlink": SOCKET,
-    "runtime/known_files.py:_remember:write_atomically": KNOWN,
+    "runtime/cache_lines.py:CacheLines.add:write_atomically": KNOWN,
     "commands/streams.py:_Guard.end:open": BESIDE,  # the null device
     "commands/streams.py:_fill_closed:open": BESIDE,
     "commands/streams.py:guarded:open": BESIDE,

@@ -57,6 +57,7 @@ class Tiny:
     max_position_embeddings: int = 256
     architecture: str = "glm"
     rope_theta: float = 10000.0
+    num_layers: int = 3
 
 
 TINIES = (
@@ -89,7 +90,7 @@ def make(tiny: Tiny, folder: Path, **more: object) -> PreTrainedModel:
         vocab_size=tiny.vocab_size,
         hidden_size=tiny.hidden_size,
         intermediate_size=tiny.intermediate_size,
-        num_hidden_layers=3,
+        num_hidden_layers=tiny.num_layers,
         num_attention_heads=tiny.num_heads,
         num_key_value_heads=tiny.num_kv_heads,
         head_dim=tiny.head_dim,

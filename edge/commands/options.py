@@ -11,7 +11,7 @@ from edge.commands.sampling import add_sampling, sampling_keywords
 from edge.runtime.engines.openvino_npu_lengths import CHUNK, MAX_PROMPT, MAX_RESPONSE
 from edge.runtime.engines.registry import ENGINES
 from edge.runtime.errors import PromptError, SettingsError
-from edge.runtime.settings import KV_PRECISIONS, LENGTH_NAMES, EngineSettings, UsualSampling
+from edge.runtime.settings import KV_PRECISIONS, LENGTH_NAMES, SELF_TESTS, EngineSettings, UsualSampling
 
 if TYPE_CHECKING:
     from edge.runtime.constraint import Constraint
@@ -85,6 +85,15 @@ def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
     )
     group.add_argument(
         "--threads", type=int, metavar="N", help=told("number of threads to compute with", "the engine's choice")
+    )
+    group.add_argument(
+        "--self-test",
+        choices=SELF_TESTS,
+        help=told(
+            "what to do with an engine that computes something other than the export recorded: refuse it, fall back "
+            "to another engine or device, or do not ask",
+            usual(EngineSettings, "self_test"),
+        ),
     )
     add_lengths(parser)
 
@@ -173,6 +182,7 @@ def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> Keyw
         "kv_precision": args.kv_precision,
         "reproducible": args.reproducible,
         "threads": args.threads,
+        "self_test": args.self_test,
         **{name: getattr(args, name) for name in LENGTH_NAMES},
     }
     return {name: value for name, value in chosen.items() if value is not None}

@@ -26,7 +26,7 @@ def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
     """Open the engine for a bundle. Raises BundleError, DeviceError and SettingsError."""
     record = find(choose(bundle, settings))
     if not record.holds(bundle):
-        others = [other.name for other in ENGINES.values() if other.holds(bundle)]
+        others = [other.name for other in ENGINES.values() if other.runs_on(settings.device) and other.holds(bundle)]
         use = f"use --engine {' or '.join(others)}, or " if others else ""
         raise BundleError(
             f"{bundle.path} holds no {record.graph}; {use}export it with --format {record.bundle_format} or both"
@@ -40,7 +40,7 @@ def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
     bundle.check_weights(record.weights(bundle))  # before a library reads them, which may crash on wrong ones
     engine = record.open(bundle, settings)
     info = engine.info
-    logger.info("%s: engine %s on %s, %d tokens of context", bundle.path, info.name, info.device, info.max_context)
+    logger.info("%s: engine %s on %s, %s", bundle.path, info.name, info.device, info.context_told)
     return engine
 
 

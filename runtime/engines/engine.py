@@ -42,6 +42,16 @@ class EngineInfo:
     embedding_size: int | None = None  # width of embeddings that may replace ids; None: only ids are accepted
 
     @property
+    def context_told(self) -> str:
+        """How long prompts and answers may be, in words."""
+        if self.max_prompt is None:
+            return f"{self.max_context:,} tokens of context"
+        return (
+            f"prompts of up to {self.max_prompt:,} tokens, read in pieces of {self.prefill_chunk:,}, and "
+            f"{self.max_context:,} with the answer"
+        )
+
+    @property
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt that leaves room for an answer."""
         return self.max_context - 1 if self.max_prompt is None else self.max_prompt

@@ -92,10 +92,9 @@ def _openvino_weights(bundle: Bundle) -> list[str]:
 
 
 def _open_openvino(bundle: Bundle, settings: EngineSettings) -> Engine:
-    from edge.runtime.bundle import MODEL_XML
-    from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
+    from edge.runtime.engines.openvino_paged import open_paged
 
-    return OpenVINOPagedEngine(bundle.path / MODEL_XML, bundle.manifest.spec, bundle.manifest.fewest_bits, settings)
+    return open_paged(bundle, settings)
 
 
 def _openvino_devices() -> list[Device]:

@@ -5,11 +5,14 @@ In: its size. Out: a `BlockMemory` whose content can be neither copied nor saved
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edge.runtime.arrays import Array
 from edge.runtime.errors import CacheError
+from edge.runtime.kv.memory import ViewedMemory
 
 
-class OpaqueMemory:
+class OpaqueMemory(ViewedMemory):
     """The one context of an engine that keeps keys and values to itself."""
 
     def __init__(self, block_bytes: int) -> None:
@@ -21,7 +24,7 @@ class OpaqueMemory:
             "neither copied nor saved; use another engine"
         )
 
-    def blank(self, block: int) -> None:
+    def blank(self, blocks: Sequence[int]) -> None:
         """Do nothing: what an earlier sequence left is never shown."""
 
     def give_back(self, block: int) -> None:
