@@ -42,9 +42,7 @@ def test_the_defaults() -> None:
 def test_lengths_are_rounded_up_as_the_plugin_does(
     prompt: int | None, response: int | None, chunk: int | None, limit: int, whole: bool
 ) -> None:
-    settings = EngineSettings(
-        NAME, max_prompt_tokens=prompt, max_response_tokens=response, prefill_chunk_tokens=chunk
-    )
+    settings = EngineSettings(NAME, max_prompt_tokens=prompt, max_response_tokens=response, prefill_chunk_tokens=chunk)
     try:
         found = lengths(settings, limit, whole=whole)
     except SettingsError as error:
