@@ -11,6 +11,8 @@ from pathlib import Path
 from edge.runtime.bundle import Bundle
 from edge.runtime.engines.engine import Engine
 from edge.runtime.engines.limits import cache_budget
+from edge.runtime.engines.memory_plan import fits as fits_memory
+from edge.runtime.engines.memory_plan import within_memory
 from edge.runtime.engines.registry import ENGINES, Device, EngineRecord, find
 from edge.runtime.errors import BundleError, DeviceError, MissingPackageError, SettingsError, plain, shown
 from edge.runtime.settings import COMPILING_NAMES, EngineSettings
@@ -59,6 +61,8 @@ def _ready(bundle: Bundle, settings: EngineSettings) -> EngineRecord:
         raise MissingPackageError(f"{record.package} is not installed; {record.advice}")
     _check_lengths(record, settings)
     record.check(bundle, settings)
+    if not record.fixed_lengths:
+        settings = within_memory(bundle, record.name, weight_bytes(bundle, record), settings)
     bundle.check_weights(record.weights(bundle))  # before a library reads them, which may crash on wrong ones
     return record
 
@@ -91,6 +95,7 @@ def choose(bundle: Bundle, settings: EngineSettings) -> str:
         return find(settings.engine).name
     able = engines_for(bundle, settings.device)
     able = [name for name in able if ENGINES[name].reaches(bundle)] or able
+    able = [name for name in able if fits_memory(bundle, name, weight_bytes(bundle, ENGINES[name]), settings)] or able
     if len(able) == 1:
         return able[0]
     manifest = bundle.manifest
@@ -99,6 +104,11 @@ def choose(bundle: Bundle, settings: EngineSettings) -> str:
     cache_bytes = (settings.max_context or 0) * manifest.spec.kv_values_per_token * 4
     fits = cache_bytes <= cache_budget(settings)
     return "onnx" if manifest.fewest_bits == 4 and short and fits and not several else "openvino"
+
+
+def weight_bytes(bundle: Bundle, record: EngineRecord) -> int:
+    """Return the size of the files with weights that an engine reads."""
+    return sum(bundle.manifest.files[name].size for name in record.weights(bundle))
 
 
 def engines_for(bundle: Bundle, device: str) -> list[str]:
