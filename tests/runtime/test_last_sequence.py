@@ -158,7 +158,7 @@ def test_a_conversation_computes_its_new_tokens_alone(tmp_path: Path) -> None:
 def test_what_it_cannot_do_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
     llm, engine = holding_llm()
     with pytest.raises(
-        ContextLengthError, match="the prompt has 81 tokens, and the model was compiled for .* up to 80"
+        ContextLengthError, match=r"the prompt has 81 tokens, and the model was compiled for .* up to 80"
     ):
         llm.generate([1] * 81)
     with pytest.raises(SettingsError, match="gives the logits of a prompt's last token only"):

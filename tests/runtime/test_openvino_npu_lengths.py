@@ -46,8 +46,8 @@ def test_lengths_are_rounded_up_as_the_plugin_does(
     settings = EngineSettings(NAME, max_prompt_tokens=prompt, max_response_tokens=response, prefill_chunk_tokens=chunk)
     try:
         found = lengths(settings, limit, whole=whole)
-    except SettingsError as error:
-        assert error.param in ("max_prompt_tokens", "max_response_tokens", "prefill_chunk_tokens")
+    except SettingsError:
+        assert prompt is not None or response is not None or chunk is not None  # the defaults always fit
         return
     assert found.prompt % 64 == found.response % 64 == found.prompt % found.chunk == 0
     assert found.prompt >= (prompt or 1)
@@ -129,7 +129,7 @@ def test_it_is_taken_for_an_npu_and_elsewhere_only_by_name(int4_bundle: Path) ->
 
 @pytest.mark.parametrize("engine", ["auto", NAME])
 def test_a_machine_without_an_npu_says_how_to_try_it(engine: str, int4_bundle: Path) -> None:
-    with pytest.raises(DeviceError, match="device 'NPU' does not exist on this machine; devices here: .*; to try the"):
+    with pytest.raises(DeviceError, match=r"device 'NPU' does not exist on this machine; devices here: .*; to try the"):
         edge.load(int4_bundle, "NPU", engine=engine)
     with pytest.raises(DeviceError, match="device 'GPU': the openvino_npu engine runs on NPUs"):
         edge.load(int4_bundle, "GPU", engine=NAME)
