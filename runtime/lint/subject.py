@@ -60,6 +60,13 @@ class Subject:
         return sum(matrix.nbytes for matrix in self.matrices)
 
     @property
+    def says_rows(self) -> bool:
+        """Whether the graph says that whole rows share a scale; an export will say so where that is so."""
+        if self.rt_info is None:
+            return all(not matrix.group_size for matrix in self.block_matrices if matrix.bits == 4)
+        return self.rt_info.get("group_size") == "-1"
+
+    @property
     def block_matrices(self) -> tuple[Matrix, ...]:
         return tuple(matrix for matrix in self.matrices if matrix.in_block)
 

@@ -67,6 +67,15 @@ def _tagged(bundle: Path, group: int | None) -> Target:
     return NPU
 
 
+def _widths(bundle: Path) -> Target:
+    """Rows and groups, so that the graph cannot say that all are rows."""
+    tensor(bundle, shape=[64, 96])
+    tensor(bundle, "layers.0.mlp.down.weight", precision="int4-sym-g128", shape=[64, 256])
+    tag(bundle, None)
+    spec(bundle, num_layers=6)
+    return NPU
+
+
 def _large(bundle: Path) -> Target:
     spec(bundle, **asdict(GLM4_9B))
     return replace(NPU, memory_bytes=16 << 30, max_prompt=2048)
@@ -85,7 +94,7 @@ BREAKERS: dict[str, Breaker] = {
     "npu-four-bits": partial(_weights, precision="int8-sym"),
     "npu-symmetric": partial(_weights, precision="int4-asym-channel"),
     "npu-groups": _groups,
-    "npu-width-64": partial(_weights, shape=[64, 96]),
+    "npu-width-64": _widths,
     "npu-blocks": _blocks,
     "npu-low-rank": partial(_weights, note="with a product of rank 16 added"),
     "npu-vocabulary": partial(_weights, name="lm_head.weight", precision="fp16"),
