@@ -24,7 +24,7 @@ from edge.runtime.arrays import Ids, Logits
 from edge.runtime.bundle import MODEL_XML, Bundle
 from edge.runtime.engines.devices import device_here
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
-from edge.runtime.engines.limits import cache_budget, context_limit
+from edge.runtime.engines.limits import cache_budget, context_limit, max_running, prefill_chunk
 from edge.runtime.engines.openvino_caches import caches_of, head_sizes, tokens_per_block
 from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.engines.openvino_graph import read_graph
@@ -130,7 +130,8 @@ class OpenVINOPagedEngine:
             name="openvino",
             device=settings.device,
             max_context=min(limit, allowed * self._block_size),
-            prefill_chunk=PREFILL_CHUNK,
+            prefill_chunk=prefill_chunk(settings, spec, PREFILL_CHUNK),
+            max_running=max_running(settings, spec),
             kv_bytes_per_token=block_bytes // self._block_size,
             kv_precision=_precision(types),
             reproducible=self._reproducible,
