@@ -142,7 +142,6 @@ def test_what_cannot_be_is_refused(tiny_checkpoint: Path, text: Path, tmp_path: 
         ({"max_bytes": 5000}, "the budget is 5,000 bytes, the smallest that this model can be is"),
         ({"max_kld": 1e-9}, "the lowest that 8 bits give this model is about"),
         ({"max_bytes": 100_000, "max_kld": 1e-3}, "bytes of weights, the budget is 100,000, which give about"),
-        ({"device": "NPU"}, "without a budget"),
         ({"max_bytes": 1e6, "recipe": "int8-asym"}, "recipe int8-asym and a budget"),
     ]:
         with pytest.raises(RecipeError, match=message):
