@@ -44,7 +44,7 @@ def load(
         kv_cache_bytes              upper bound of the KV cache; default: 2 GiB
         kv_cache_share              the same bound as a share of the free memory
         max_memory_bytes            upper bound of the whole process; default: what is free
-        kv_precision                "f32", "f16", "bf16", "u8" or "u4"; default: the engine's choice
+        kv_precision                "f32", "f16", "bf16", "u8", "i8" or "u4"; default: the engine's choice
         inference_precision         "f32", "f16" or "bf16"; default: the device's choice
         dynamic_quantization_group  activations that are rounded together; 0: none; default: the engine's rule
         reproducible                the same bits whatever else is or was computed; default: where drafts are verified

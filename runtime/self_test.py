@@ -35,7 +35,7 @@ from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.machine import family_of, logical_processors, physical_cores, processor_name
 from edge.runtime.notices import notice
 from edge.runtime.self_test_bounds import bound_of, noises_of
-from edge.runtime.settings import EngineSettings
+from edge.runtime.settings import COMPILING_NAMES, EngineSettings
 
 FEW = 2  # tokens whose last row is compared bit by bit: with one alone, attention has nothing to choose from
 DECODED = 4  # of the golden tokens, so that decoding and the cache take part
@@ -108,7 +108,7 @@ def _fall_back(bundle: Bundle, settings: EngineSettings, failed: str) -> tuple[E
         places += [(name, "CPU") for name in engines_for(bundle, "CPU")]
     for name, device in places:
         try:
-            other = replace(settings, engine=name, device=device)
+            other = replace(settings, engine=name, device=device, **dict.fromkeys(COMPILING_NAMES))
             engine = open_engine(bundle, other)
             return engine, _tested(engine, bundle, other)
         except EdgeError as error:  # it does not run here, not with these settings, or not correctly either

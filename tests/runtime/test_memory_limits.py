@@ -125,7 +125,7 @@ class Job:
     def __init__(self, flags: int, process: int, job: int) -> None:
         self._found = (flags, process, job)
 
-    def QueryInformationJobObject(self, job: None, kind: int, place: Any, size: int, _: None) -> int:  # noqa: N802
+    def QueryInformationJobObject(self, job: None, kind: int, place: Any, size: int, _: None) -> int:
         assert (job, kind, size) == (None, 9, ctypes.sizeof(JobLimits))
         found = place._obj
         found.basic.flags, found.process_memory, found.job_memory = self._found

@@ -102,10 +102,10 @@ def test_extras_bring_the_packages_of_engines() -> None:
 def test_records_say_what_engines_take() -> None:
     """The command line and sweeps ask the record, before an engine's package is imported."""
     from edge.runtime.engines.onnxruntime import CACHE_TYPES
-    from edge.runtime.engines.openvino_paged import BLOCK_SIZES
+    from edge.runtime.engines.openvino_paged import FAMILIES
 
     assert ENGINES["onnx"].kv_precisions == tuple(CACHE_TYPES)
-    assert ENGINES["openvino"].families == tuple(BLOCK_SIZES)
+    assert ENGINES["openvino"].families == FAMILIES
 
 
 def test_logs_tell_what_happens_and_never_what_is_said(caplog: pytest.LogCaptureFixture, tiny_bundle: Path) -> None:
