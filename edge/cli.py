@@ -58,6 +58,7 @@ VERBS = (
     "config",
     "inspect",
     "verify",
+    "fit",
     "devices",
     "completion",
 )

@@ -18,7 +18,6 @@ from edge.profiles.fit.subject import Planned
 from edge.runtime.footprint import EMBEDDING, HEAD, Footprint, footprint, kv_bytes, read_tensors
 from edge.runtime.lint import Finding, suits
 from edge.runtime.manifest import TensorRecord
-from edge.runtime.settings import CachePrecision
 from edge.runtime.spec import ModelSpec
 
 PROMPT = 1024  # tokens of the prompt that speeds are told for
@@ -119,7 +118,7 @@ def engine_for(place: Place, bits: int, engines: tuple[str, ...]) -> str:
     return "onnx" if bits == 4 or "openvino" not in engines else "openvino"
 
 
-def _kv_precision(place: Place, engine: str, bits: int) -> CachePrecision:
+def _kv_precision(place: Place, engine: str, bits: int) -> str:
     if place.kind == "cpu":
         return "f32" if engine == "onnx" else "bf16" if bits == 4 else "f16"
     return GPU_KV if place.kind == "gpu" else NPU_KV
