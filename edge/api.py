@@ -43,16 +43,18 @@ def load(
         max_context                 tokens of prompt and answer; default: the model's limit
         kv_cache_bytes              upper bound of the KV cache; default: 2 GiB
         kv_cache_share              the same bound as a share of the free memory
-        kv_precision                "f32", "f16", "bf16", "u8" or "u4"; default: the engine's choice
+        max_memory_bytes            upper bound of the whole process; default: what is free
+        kv_precision                "f32", "f16", "bf16", "u8", "i8" or "u4"; default: the engine's choice
         inference_precision         "f32", "f16" or "bf16"; default: the device's choice
         dynamic_quantization_group  activations that are rounded together; 0: none; default: the engine's rule
         reproducible                the same bits whatever else is or was computed; default: where drafts are verified
         threads                     default: the engine's choice
+        self_test                   "refuse" (the default) an engine that computes wrongly here, "fall-back" or "off"
         expected_prompt_tokens      helps "auto"
         expected_clients            helps "auto"
 
-    Raises BundleError, DeviceError, MissingPackageError, TokenizerError, DraftStoreError, and SettingsError for a
-    keyword that is unknown, of the wrong type or outside its range.
+    Raises BundleError, SelfTestError, DeviceError, MemoryLimitError, MissingPackageError, TokenizerError,
+    DraftStoreError, and SettingsError for a keyword that is unknown, of the wrong type or outside its range.
     """
     folder = check_value("bundle", FilePath(), bundle)
     settings = engine_settings(device, **options)

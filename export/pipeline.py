@@ -21,6 +21,7 @@ from edge.export.budget import sensitivity
 from edge.export.budget.choose import decide
 from edge.export.budget.sensitivity import Sensitivity
 from edge.export.compress.calibration import WINDOW, WINDOWS, Calibration
+from edge.export.float16 import safety
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
 from edge.export.interop import openvino_tokenizer
 from edge.export.interop.sidecars import write_genai_config, write_server_graph, write_sidecars
@@ -99,9 +100,10 @@ def export(
       max_bytes    the most accurate model with at most this many bytes of weights
       max_kld      the smallest model with at most this predicted KLD from the float one, nats/token; with both, that
                    model must also have at most max_bytes
-      device       "CPU", "GPU" or "NPU", which the choice has to suit; the default is "CPU"
 
-    progress       is called with a `Progress` after every stage
+      device       "CPU", "GPU" or "NPU", which the precisions have to suit; the default is "CPU". For the others, which
+                   compute in float16, values are measured on text and weights are folded (docs/float16.md)
+      progress       is called with a `Progress` after every stage
 
     Returns the manifest of the bundle. None for a setting means its default. When it fails, `out` is as it was before.
     An export that was killed, interrupted or stopped by a full disk resumes when it is started again with the same
@@ -158,7 +160,11 @@ def export_with(
         if limits is not None:
             plan = _within(limits, plan, tokenizer, work.kept / SENSITIVITY, progress)
             check_space(folder, least_bytes(plan) - done_bytes(journal))
-        conversion = None
+        conversion = safe = None
+        if plan.range_text is not None:
+            ids = _windows(plan.range_text, plan, tokenizer, safety.WINDOW, safety.WINDOWS)
+            safe = safety.fold(plan, ids, work.kept, journal, progress)
+            plan = safe.plan
         if plan.onnx:
             write_genai_config(plan.checkpoint, plan.spec, stop_ids, folder)
         if plan.openvino:
@@ -172,8 +178,9 @@ def export_with(
             total, layers = plan.spec.num_parameters, plan.spec.num_layers
             progress(Progress("writing", layers, layers, total, total, store.end, 0, None))
             _write_graphs(plan, store, folder)
+            record, near = (None, ()) if safe is None else safe.judge(store, progress)
             weights = FileRecord(store.end, store.hash_written())
-        done.golden.write(folder / bundle.GOLDEN)
+        done.golden.write(folder)
         if conversion is not None and (problem := conversion.finish()) is not None:
             plan = replace(plan, warnings=(*plan.warnings, f"openvino_genai will find no tokenizer: {problem}"))
         hashes = {name: sha256 for stage in done.stages for name, sha256 in stage.sha256.items()}
@@ -185,7 +192,7 @@ def export_with(
             assignments=plan.assignments,
             stop_ids=stop_ids,
             golden_kld=done.golden.kld,
-            warnings=plan.warnings,
+            warnings=(*plan.warnings, *near),
             decisions=plan.decisions,
             adapter=None if plan.adapter is None else plan.adapter.path,
             calibration=plan.calibration,
@@ -193,6 +200,7 @@ def export_with(
             folder=folder,
             hashed={plan.weight_file: weights},  # as it was written
             versions=versions(plan.format),
+            float16=record,
         )
         sources.check_unchanged(plan.checkpoint, hashes)
         (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

@@ -18,21 +18,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge.export import emulation
+from edge.export.emulation import NUMERICS, write_golden_rows
 from edge.export.graph import numpy_builder
 from edge.export.graph.runners import Runner
 from edge.export.npz import put_array
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, take_rows, to_float32
 from edge.export.weights.names import EMBEDDING, HEAD
+from edge.runtime.bundle import GOLDEN, SELF_TEST
 from edge.runtime.differences import FLOAT32_BOUND, distance, kl_divergence
 from edge.runtime.errors import VerificationError
 from edge.runtime.golden import GoldenLogits
+from edge.runtime.golden_rows import GoldenRows
 from edge.runtime.manifest import StageCheck
 from edge.runtime.spec import ModelSpec
 
-GOLDEN_TEXT = "The capital of France is Paris. 法国的首都是巴黎。 def f(x): return x + 1"
-GOLDEN_TOKENS = 8  # of the text, at most: more take more time and prove nothing more
+GOLDEN_TEXT = (
+    "The capital of France is Paris. 法国的首都是巴黎。 def f(x): return x + 1\n\n"
+    'Le 14 juillet 1789, la Bastille tombe. {"a": [1, 2.5], "b": "Größe"}'
+)
+GOLDEN_TOKENS = 32  # of the text, at most: enough rows to tell a device that rounds from one that computes wrongly
 GOLDEN_ROWS = 4  # rows of logits kept: the last ones, which have seen the most
 PROVEN_ROWS = 4096  # of the head, whose graph does not depend on their number
+STREAMS = 2 + NUMERICS  # of hidden states
 SAMPLED_ROWS = 256  # of a matrix, to estimate the size of its weights
 
 # A stage may be off by this many times what rounding explains on average. Attention and norms can amplify noise several
@@ -43,16 +51,20 @@ WRONG = 1.0  # an error as large as what the stage computes, whatever the recipe
 
 @dataclass(frozen=True)
 class Golden(GoldenLogits):
-    """What is stored in a bundle: logits of the last GOLDEN_ROWS tokens."""
+    """What is stored in a bundle: logits of the last GOLDEN_ROWS tokens, and the largest ones of all tokens."""
 
-    def write(self, path: Path) -> None:
-        """Write an .npz: same golden logits, same bytes."""
+    rows: GoldenRows | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write an .npz for each: same golden logits, same bytes."""
+        if self.rows is not None:
+            write_golden_rows(self.rows, folder / SELF_TEST)
         arrays: dict[str, npt.NDArray[Any]] = {
             "ids": self.ids,
             "float_logits": self.float_logits,
             "logits": self.logits,
         }
-        with zipfile.ZipFile(path, "w") as archive:
+        with zipfile.ZipFile(folder / GOLDEN, "w") as archive:
             for name, array in arrays.items():
                 put_array(archive, name, array, compressed=True)
 
@@ -75,39 +87,43 @@ class Verifier:
         self._spec = spec
         self._runners = runners  # of the graphs that the bundle will hold
         self._proven: set[tuple[str, ...]] = set()  # graphs that were seen to compute what numpy does
-        # Hidden states of the float model and of the compressed one: (2, T, H). Set it to resume.
-        self.hidden: Float32Array = np.zeros((2, self.ids.size, spec.hidden_size), np.float32)
+        # Hidden states of the float model, of the compressed one, and of the latter in emulated numerics:
+        # (STREAMS, T, H). Set it to resume.
+        self.hidden: Float32Array = np.zeros((STREAMS, self.ids.size, spec.hidden_size), np.float32)
 
     def embed(self, weights: Mapping[str, FloatArray], packed: Mapping[str, Weight]) -> StageCheck:
         """Start: token ids to hidden states."""
         ids = self.ids[None]
-        self.hidden = np.concatenate([numpy_builder.embed(w, ids, self._spec) for w in (weights, packed)])
+        exact = [numpy_builder.embed(w, ids, self._spec) for w in (weights, packed)]
+        self.hidden = np.concatenate([*exact, emulation.embed(packed, ids, self._spec)])
         found, places = np.unique(ids, return_inverse=True)  # the graph is the same with these rows alone
         few = {EMBEDDING: take_rows(packed[EMBEDDING], found)}
         places = places.reshape(ids.shape)
-        self._prove("embedding", lambda runner: runner.embedding(few, places, self._spec), self.hidden[1:])
+        self._prove("embedding", lambda runner: runner.embedding(few, places, self._spec), exact[1])
         return self._check("embedding", self.hidden[1], self.hidden[0], 0, weights, packed)
 
     def block(self, layer: int, weights: Mapping[str, FloatArray], packed: Mapping[str, Weight]) -> StageCheck:
         """Run one decoder block."""
-        start = self.hidden
+        start, others = self.hidden[:2], self.hidden[2:]
         expected = numpy_builder.block(weights, start[:1], layer, self._spec)[0]
         found = numpy_builder.block(packed, start, layer, self._spec)
         stage, layout = f"block {layer}", [_kind(weight) for weight in packed.values()]
         self._prove(stage, lambda runner: runner.block(packed, start, layer, self._spec), found, layout)
-        self.hidden = np.stack([expected, found[1]])
+        self.hidden = np.concatenate([expected[None], found[1:], emulation.block(packed, others, layer, self._spec)])
         return self._check(stage, found[0], expected, start[0], weights, packed)
 
     def head(self, weights: Mapping[str, FloatArray], packed: Mapping[str, Weight]) -> tuple[StageCheck, Golden]:
         """Finish: hidden states to logits of the last rows."""
-        last = self.hidden[:, -GOLDEN_ROWS:]
+        last, others = self.hidden[:2, -GOLDEN_ROWS:], self.hidden[2:]
         expected = numpy_builder.head(weights, last[:1], self._spec)[0]
         found = numpy_builder.head(packed, last, self._spec)
         name = EMBEDDING if self._spec.tied_embeddings else HEAD
         few = {**packed, name: take_rows(packed[name], np.arange(min(PROVEN_ROWS, found.shape[-1])))}
         self._prove("head", lambda runner: runner.head(few, last, self._spec), found[..., :PROVEN_ROWS])
         check = self._check("head", found[0], expected, 0, weights, packed)
-        return check, Golden(self.ids, expected, found[1])
+        logits = numpy_builder.head(packed, self.hidden[1:2], self._spec)[0]
+        rows = emulation.golden_rows(packed, self.ids, logits, others, self._spec)
+        return check, Golden(self.ids, expected, found[1], rows)
 
     def _check(
         self,

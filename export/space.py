@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from edge.export.compress.calibration import WINDOW, WINDOWS
 from edge.export.plan import Plan
-from edge.export.proof import GOLDEN_TOKENS
+from edge.export.proof import GOLDEN_TOKENS, STREAMS
 
 SIDECAR_BYTES = 64_000_000  # at most, of a bundle's files that are no weights; a tokenizer for 151,552 tokens has 35 MB
 # Of memory that the system cannot drop: what packages take, and what a weight takes that is worked on, by where it is.
@@ -33,7 +33,7 @@ def _weight_files(plan: Plan, weights: int) -> int:
 def work_bytes(plan: Plan) -> int:
     """What hidden states take, at most, while the bundle is made: those of a stage, and of the stage before it."""
     calibrated = 0 if plan.calibration is None else WINDOWS * WINDOW * (2 if plan.recipe.method == "gptq" else 1)
-    return 2 * 4 * plan.spec.hidden_size * (2 * GOLDEN_TOKENS + calibrated)
+    return 2 * 4 * plan.spec.hidden_size * (STREAMS * GOLDEN_TOKENS + calibrated)
 
 
 def memory_bytes(plan: Plan) -> int:

@@ -24,7 +24,7 @@ from edge.profiles.settings import CHUNK, EXACT_CACHE_CHUNK
 from edge.profiles.student import standard_error
 from edge.profiles.typed_json import read_fields
 from edge.runtime.engines.engine import Engine, Step
-from edge.runtime.errors import CalibrationError, ContextLengthError, shown
+from edge.runtime.errors import CalibrationError, ContextLengthError, SettingsError, shown
 from edge.runtime.kv.pool import CacheSequence
 
 Float64Array = npt.NDArray[np.float64]
@@ -130,6 +130,12 @@ def evaluate(
     """
     if chunk is None:
         chunk = EXACT_CACHE_CHUNK if engine.info.kv_precision == "f32" else CHUNK
+    if engine.info.logits_rows == "last":
+        raise SettingsError(
+            f"the {engine.info.name} engine gives the logits of a prompt's last token only, so that it cannot be "
+            "measured by text; measure on another engine",
+            param="engine",
+        )
     if chunk < 1:
         raise CalibrationError(f"chunk is {chunk} tokens, expected 1 or more")
     windows, length = reference.windows.count, reference.windows.length

@@ -21,7 +21,7 @@ import numpy as np
 
 from edge.runtime.arrays import Ids, Logits
 from edge.runtime.engines.engine import Engine, Step
-from edge.runtime.errors import CacheFullError, ContextLengthError, PromptError
+from edge.runtime.errors import CacheFullError, ContextLengthError, PromptError, SettingsError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.kv.prefix import common_prefix
 from edge.runtime.logprobs import token_logprob
@@ -140,6 +140,11 @@ def score(
     (`reproducible`). trunk: the one to start from; it is left at what was computed last. progress: told how many more
     queries are done. Raises PromptError for an empty context or continuation, ContextLengthError and DeviceError.
     """
+    if engine.info.logits_rows == "last":
+        raise SettingsError(
+            f"the {engine.info.name} engine gives the logits of a prompt's last token only; use another engine",
+            param="engine",
+        )
     inputs = _grouped(engine, queries)
     order = sorted(inputs)
     found: dict[int, Likelihood] = {}

@@ -223,7 +223,8 @@ def _prompts(llm: LLM, needle: Needle, lengths: Sequence[int], depths: Sequence[
     hidden = llm.tokenizer.encode(f"\n{needle.sentence}\n")
     fixed = len(before) + len(hidden) + len(after)
     answer = max(ANSWER_TOKENS, len(llm.tokenizer.encode(f"{_lead(llm, needle)} {needle.secret}")))
-    limit, least = llm.engine.info.max_context, fixed + answer + 1
+    info = llm.engine.info
+    limit, least = min(info.max_context, info.longest_prompt + answer), fixed + answer + 1
     if lengths[-1] > limit:
         raise ContextLengthError(
             f"a length is {lengths[-1]} tokens and the context holds {limit}; ask for fewer, or load with a larger "

@@ -35,7 +35,7 @@ class SweepSettings:
     """What is measured, and how."""
 
     recipes: tuple[str, ...] = DEFAULT_RECIPES
-    engines: tuple[str, ...] = tuple(ENGINES)
+    engines: tuple[str, ...] = tuple(name for name, record in ENGINES.items() if record.runs_on("CPU"))
     kv_precisions: tuple[CachePrecision | None, ...] = (None,)  # None: the engine's own choice
     texts: tuple[Path, ...] = ()  # to measure by; none: Python's documentation, as in edge.export.text
     calibration: Path | None = None  # for recipes that need text; None: docstrings of Python's library

@@ -140,7 +140,7 @@ def measure_cell(
     if speed:
         tell("speed", 0, 1)
         new = min(SPEED_NEW_TOKENS, llm.engine.info.max_context // 2)
-        prompt = min(SPEED_PROMPT_TOKENS, llm.engine.info.max_context - new)
+        prompt = min(SPEED_PROMPT_TOKENS, llm.engine.info.max_context - new, llm.engine.info.longest_prompt)
         found["speed"] = asdict(measure(llm, [prompt], new)[0])
         llm.clear_cache()
     tell("accuracy", 0, 1)

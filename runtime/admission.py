@@ -20,6 +20,7 @@ from dataclasses import replace
 from itertools import count
 
 from edge.runtime.engines.engine import Engine, ResumingEngine
+from edge.runtime.engines.limits import MAX_RUNNING
 from edge.runtime.errors import CacheFullError, ContextLengthError, SnapshotError
 from edge.runtime.kv.last import LastSequence
 from edge.runtime.kv.loaded import LoadedPrefixes
@@ -28,7 +29,6 @@ from edge.runtime.kv.prefix import PrefixCache, PrefixStats, common_prefix
 from edge.runtime.request import Request
 
 WORTH_WAITING = 32  # tokens shared with a prompt that is being read: from here on, waiting saves work
-MAX_RUNNING = 256  # requests at once; each has a row of logits
 MAX_OVERTAKEN = 8
 GROWTH = 32  # tokens to spare for an answer if the pool counts tokens; otherwise it is a block
 

@@ -15,6 +15,7 @@ tokenizers.
                              for openvino_genai, optimum-intel, OpenVINO Model Server and onnxruntime-genai; our
                              runtime reads two of them: special tokens by name, and the recommended sampling
     golden.npz               prompt ids with float and compressed logits of their last rows
+    self_test.npz            prompt ids with the largest logits of all their rows, which every load compares with
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 SERVER_GRAPH = "graph.pbtxt"
 GENAI_CONFIG = "genai_config.json"
 GOLDEN = "golden.npz"
+SELF_TEST = "self_test.npz"
 TEXTS = (TOKENIZER, CHAT_TEMPLATE, TOKENIZER_CONFIG, GENERATION_CONFIG)  # files that loading a model always reads
 HASHING_THREADS = 4
 WEIGHTS = (MODEL_BIN, ONNX_DATA)  # too large to read each time a bundle is opened

@@ -10,9 +10,11 @@
     ├── OutputError              the output folder exists, cannot be written, or the disk is full
     ├── BundleError              a bundle is incomplete, altered, or of another schema
     │   └── VerificationError    a bundle opens, but computes something other than it should
+    │       └── SelfTestError    likewise, found when it was loaded: a device, driver or engine computes wrongly
     ├── MissingPackageError      a package that one of the extras installs is missing
     ├── DeviceError              an engine or device that is missing or cannot run the model
     │   └── LintError            a bundle that a device is known to crash on, or to compute wrongly
+    ├── MemoryLimitError         more memory is needed than there is, or than may be taken
     ├── ToolError                a tool that cannot be offered here, or whose program does not start
     ├── ClosedError              a model that is used after it was closed
     ├── TokenizerError           a tokenizer or chat template that cannot be used
@@ -84,6 +86,10 @@ class VerificationError(BundleError):
     """A bundle opens, but its engine computes something other than it should."""
 
 
+class SelfTestError(VerificationError):
+    """An engine or its device computes something other than the export recorded, as was found when it was loaded."""
+
+
 class MissingPackageError(EdgeError):
     """A package that one of the extras installs is missing."""
 
@@ -94,6 +100,10 @@ class DeviceError(EdgeError):
 
 class LintError(DeviceError):
     """A rule with a source says that the device would crash on this bundle, or compute garbage without a word."""
+
+
+class MemoryLimitError(EdgeError):
+    """A model, or an export, needs more memory than there is, or than it may take."""
 
 
 class ToolError(EdgeError):

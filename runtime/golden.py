@@ -9,18 +9,16 @@ from __future__ import annotations
 import io
 import zipfile
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.lib.format
 import numpy.typing as npt
 
+from edge.runtime.array_files import UnexpectedArray, read_array
 from edge.runtime.arrays import Logits
 from edge.runtime.errors import EXPORT_AGAIN, BundleError, shown, telling_line
 
 MAX_TOKENS = 4096  # of a golden text; export uses a few
 MAX_ROWS = 64  # of logits
-_HEADER_BYTES = 1000  # most bytes of an array's header in the file
 
 
 @dataclass(frozen=True)
@@ -36,12 +34,12 @@ def read_golden(raw: bytes, vocab_size: int) -> GoldenLogits:
     """Read ids and finite logits of this vocabulary. Raises BundleError for anything else."""
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            ids = _array(archive, "ids", np.int64, MAX_TOKENS)
+            ids = read_array(archive, "ids", np.int64, MAX_TOKENS)
             logits, float_logits = (
-                _array(archive, name, np.float32, MAX_ROWS * vocab_size) for name in ("logits", "float_logits")
+                read_array(archive, name, np.float32, MAX_ROWS * vocab_size) for name in ("logits", "float_logits")
             )
-    except BundleError:
-        raise
+    except UnexpectedArray as error:
+        raise _refusal(str(error)) from error
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for invalid bytes
         raise _refusal(f"cannot be read as arrays ({shown(telling_line(error))})") from error
     if ids.ndim != 1 or ids.size == 0 or ids.min() < 0 or ids.max() >= vocab_size:
@@ -52,23 +50,6 @@ def read_golden(raw: bytes, vocab_size: int) -> GoldenLogits:
         if not np.isfinite(each).all() or not each.any():
             raise _refusal("holds logits that are not finite, or all zero")
     return GoldenLogits(ids, float_logits, logits)
-
-
-def _array(archive: zipfile.ZipFile, name: str, kind: type[np.generic], most: int) -> npt.NDArray[Any]:
-    """Return one array of this type with at most `most` values; no more than that is unpacked."""
-    limit = _HEADER_BYTES + most * np.dtype(kind).itemsize
-    with archive.open(f"{name}.npy") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise _refusal(f"holds more than {most} values of {name}")
-    stream = io.BytesIO(content)
-    version = numpy.lib.format.read_magic(stream)
-    if version != (1, 0):
-        raise _refusal(f"holds {name} in version {version[0]}.{version[1]} of numpy's format, expected 1.0")
-    shape, fortran_order, dtype = numpy.lib.format.read_array_header_1_0(stream, max_header_size=_HEADER_BYTES)
-    if dtype != np.dtype(kind) or min(shape, default=0) < 0:  # a negative size means "the rest" to reshape
-        raise _refusal(f"holds {name} as {dtype} {list(shape)}, expected {np.dtype(kind)}")
-    return np.frombuffer(content[stream.tell() :], kind).reshape(shape, order="F" if fortran_order else "C")
 
 
 def _refusal(problem: str) -> BundleError:

@@ -10,7 +10,6 @@ process reads every file once.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -18,14 +17,12 @@ import re
 import time
 from pathlib import Path
 
-from edge.runtime.atomic import write_atomically
-from edge.runtime.cache_folder import cache_folder
-from edge.runtime.errors import OutputError
-from edge.runtime.files import is_file, read_file, sha256_of
+from edge.runtime.cache_lines import CacheLines
+from edge.runtime.files import sha256_of
 
 MOST = 500  # files to remember; the oldest are forgotten
 FILE = "checked-files"
-_STAMP = re.compile("[0-9a-f]{64}")
+LIST = CacheLines(FILE, re.compile("[0-9a-f]{64}"), MOST, line_bytes=1000)
 # Two writes within one tick of a file's times look like one (up to 2 s on FAT), so only older files are remembered.
 SETTLED_NS = 3 * 10**9
 
@@ -43,14 +40,14 @@ class KnownFiles:
         """
         before = path.stat()
         stamp = _stamp(path, before, sha256)
-        if not anew and (stamp in self._right or _is_remembered(stamp)):
+        if not anew and (stamp in self._right or stamp in LIST.read()):
             return True
         settled = time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > SETTLED_NS
         if sha256_of(path) != sha256 or _stamp(path, path.stat(), sha256) != stamp:  # written to while it was read
             return False
         self._right.add(stamp)
         if settled:
-            _remember(stamp)
+            LIST.add(stamp, lambda other: other == stamp)
         return True
 
 
@@ -58,29 +55,3 @@ def _stamp(path: Path, status: os.stat_result, sha256: str) -> str:
     """Return what is remembered of a file in its present state."""
     parts = [os.path.realpath(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, sha256]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _is_remembered(stamp: str) -> bool:
-    with contextlib.suppress(OutputError):
-        return stamp in _remembered()
-    return False
-
-
-def _remembered() -> list[str]:
-    """Return the stamps, oldest first. Raises OutputError for a file that is not ours."""
-    path = cache_folder() / FILE
-    if not is_file(path):
-        return []
-    lines = read_file(path, OutputError, "remove it", max_bytes=1000 * MOST).decode("ascii", "replace").splitlines()
-    if not all(_STAMP.fullmatch(line) for line in lines):
-        raise OutputError(f"{path} exists and holds something else; remove it")
-    return lines
-
-
-def _remember(stamp: str) -> None:
-    """Append a stamp to the others; do nothing if the file cannot be written."""
-    with contextlib.suppress(OutputError, OSError):
-        folder = cache_folder()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lines = [line for line in _remembered() if line != stamp][1 - MOST :]
-        write_atomically(folder / FILE, ["".join(f"{line}\n" for line in (*lines, stamp)).encode()])

@@ -22,7 +22,6 @@ from edge.runtime.chat_stream import ChatStream
 from edge.runtime.chats import Chats
 from edge.runtime.chunk import Answer
 from edge.runtime.constraint_masks import Constraints
-from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import BundleError, ClosedError, EdgeError, PromptError, SettingsError, own_error, shown
 from edge.runtime.kv.prefix import PrefixStats
@@ -38,6 +37,7 @@ from edge.runtime.rules import Whole, check_value
 from edge.runtime.runner import Runner
 from edge.runtime.sampling_defaults import recommended_sampling
 from edge.runtime.scheduler import Scheduler, SchedulerStats
+from edge.runtime.self_test import SelfTest, open_tested
 from edge.runtime.settings import (
     EngineSettings,
     GenerationOptions,
@@ -89,10 +89,16 @@ class LLM(Rendering):
         if settings.reproducible is None:
             settings = replace(settings, reproducible=speculation is not None)
         self._bundle: Bundle | None = bundle
+        self.self_test: SelfTest | None = None  # what loading it found; None: not asked for
         self._identity = SnapshotIdentity(manifest.model_sha256, manifest.files[bundles.TOKENIZER].sha256, {})
         self.recommended_sampling = recommended_sampling(bundle.text(bundles.GENERATION_CONFIG))
+
+        def open_engine() -> Engine:
+            engine, self.self_test = open_tested(bundle, settings)
+            return engine
+
         self._set_up(
-            lambda: open_engine(bundle, settings),
+            open_engine,
             tokenizer,
             template,
             manifest.stop_token_ids,
@@ -114,7 +120,7 @@ class LLM(Rendering):
     ) -> Self:
         """Make a model without a bundle, from an engine of your own or `edge.ScriptedEngine`. Raises as `LLM` does."""
         self = cls.__new__(cls)
-        self._bundle = None
+        self._bundle, self.self_test = None, None
         self.recommended_sampling = recommended_sampling or Sampling()
         sha256 = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
         self._identity = SnapshotIdentity(f"engine {engine.info.name}", sha256, {})

@@ -11,35 +11,30 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from edge.runtime.control_groups import group_limits, number_in
+from edge.runtime.process_limits import job_limits, rlimits
 
 if TYPE_CHECKING:
     import psutil
 
 
 @dataclass(frozen=True, slots=True)
-class _GroupKind:
-    """One version of Linux's control groups: where it is mounted, and its files."""
+class MemoryLimit:
+    """A bound on the memory that this process may take, and what it leaves now."""
 
-    unified: bool  # version 2, whose line in /proc/self/cgroup names no controllers
-    mount: str
-    limits: tuple[str, ...]  # beyond memory.high, a group is slowed down to a crawl
-    used: str
-    cached: str  # the line of memory.stat
+    name: str  # who sets it: "this machine", "the container"
+    total_bytes: int
+    left_bytes: int  # without swapping, or being slowed down
+    most_bytes: int  # if the system drops and swaps whatever it can; beyond it, the process fails or is ended
+    addresses: bool = False  # addresses count, whether they are used or not
 
 
-_V2 = (("memory.max", "memory.high"), "memory.current", "inactive_file ")
-_GROUP_KINDS = (
-    _GroupKind(True, "sys/fs/cgroup", *_V2),
-    _GroupKind(True, "sys/fs/cgroup/unified", *_V2),  # beside version 1
-    _GroupKind(
-        False, "sys/fs/cgroup/memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file "
-    ),
-)
+NEVER = 1 << 62  # bytes that no process reaches
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
@@ -86,51 +81,53 @@ def total_bytes() -> int | None:
 def available_bytes(root: Path = Path("/")) -> int | None:
     """Return the bytes that can be used without swapping, or being killed for it; None if the system does not tell.
 
-    This is the machine's memory, or what the control groups of this process leave of it, as in a container or service.
-    root: the folder of /proc and /sys.
+    This is what the tightest of `memory_limits` leaves. root: the folder of /proc and /sys.
     """
-    kilobytes = _number(root / "proc/meminfo", "MemAvailable:")
-    free = None if kilobytes is None else kilobytes * 1024
-    if free is None and _process() is not None:
-        import psutil
-
-        free = psutil.virtual_memory().available
-    return min((room for room in (free, *_group_rooms(root)) if room is not None), default=None)
+    return min((limit.left_bytes for limit in memory_limits(root)), default=None)
 
 
-def _group_rooms(root: Path) -> Iterator[int]:
-    """Yield the bytes left of each memory limit of this process's control group and of its parents."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") > 1):
-        if controllers == "" or "memory" in controllers.split(","):
-            for kind in _GROUP_KINDS:
-                if kind.unified == (controllers == ""):
-                    yield from _rooms_along(root / kind.mount, path, kind)
+def memory_limits(root: Path = Path("/")) -> list[MemoryLimit]:
+    """Return every bound on this process's memory: the machine's own, and what is set for it or around it.
+
+    Whatever decides by memory asks here. root: the folder of /proc and /sys.
+    """
+    free, swap = _machine(root), number_in(root / "proc/meminfo", "SwapFree:")
+    swap_bytes = (swap or 0) * 1024
+    found = [] if free is None else [free]
+    for group in group_limits(root):
+        left = max(group.limit_bytes - group.used_bytes, 0)
+        swappable = swap_bytes if group.swap_bytes is None else min(swap_bytes, group.swap_bytes)
+        most = group.limit_bytes - max(group.used_bytes - group.file_bytes, 0) + swappable
+        most = max(most, left) if group.kills else max(most, left, NEVER)
+        found.append(MemoryLimit(group.name, group.limit_bytes, left, most))
+    for own in (*rlimits(root), *job_limits(_committed_bytes())):
+        left = max(own.limit_bytes - own.used_bytes, 0)
+        found.append(MemoryLimit(own.name, own.limit_bytes, left, left, addresses=True))
+    return found
 
 
-def _rooms_along(mount: Path, path: str, kind: _GroupKind) -> Iterator[int]:
-    """Go from the process's group up to the mounted one. A container sees only that one, and paths outside of it."""
-    names = [name for name in path.split("/") if name not in ("", "..")]
-    for depth in range(len(names), -1, -1):
-        folder = mount.joinpath(*names[:depth])
-        limits = [limit for name in kind.limits if (limit := _number(folder / name)) is not None]
-        used = _number(folder / kind.used)
-        if limits and used is not None:
-            cached = _number(folder / "memory.stat", kind.cached) or 0  # file pages, which the system drops first
-            yield max(min(limits) - max(used - cached, 0), 0)
-
-
-def _number(path: Path, field: str = "") -> int | None:
-    """Return the number after a field's name, or at the beginning of a file; None if there is none ("max")."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
+def _machine(root: Path) -> MemoryLimit | None:
+    """Return what the whole machine has; None if the system does not tell."""
+    meminfo = root / "proc/meminfo"
+    total, free, swap = (number_in(meminfo, field) for field in ("MemTotal:", "MemAvailable:", "SwapFree:"))
+    if free is not None:
+        dropped = (number_in(meminfo, field) or 0 for field in ("MemFree:", "Active(file):", "Inactive(file):"))
+        most = max(free, sum(dropped)) + (swap or 0)
+        return MemoryLimit("this machine", max(total or 0, free) * 1024, free * 1024, most * 1024)
+    if _process() is None:
         return None
-    words = next((line[len(field) :].split() for line in lines if line.startswith(field)), [])
-    return int(words[0]) if words and words[0].isdigit() else None
+    import psutil
+
+    memory, swap_bytes = psutil.virtual_memory(), 0
+    with suppress(psutil.Error, OSError, RuntimeError):  # some systems do not tell
+        swap_bytes = int(psutil.swap_memory().free)
+    return MemoryLimit("this machine", int(memory.total), int(memory.available), int(memory.available) + swap_bytes)
+
+
+def _committed_bytes() -> int:
+    """Return the memory that this process could write to, as Windows counts it; 0 elsewhere."""
+    process = _process() if sys.platform == "win32" else None
+    return 0 if process is None else int(getattr(process.memory_info(), "private", 0))
 
 
 def family_of(device: str) -> str:
@@ -157,6 +154,22 @@ def rss_bytes() -> int | None:
     except (OSError, IndexError, ValueError, AttributeError):
         process = _process()
         return None if process is None else process.memory_info().rss
+
+
+def anonymous_bytes() -> int | None:
+    """Return the resident memory of this process that the system cannot drop; None if the system does not tell.
+
+    Pages of mapped files do not count: they can be read again.
+    """
+    status = Path("/proc/self/status")
+    kilobytes = [number_in(status, field) for field in ("RssAnon:", "RssShmem:", "VmSwap:")]
+    if kilobytes[0] is not None:
+        return 1024 * sum(number or 0 for number in kilobytes)
+    process = _process()
+    if process is None:
+        return None
+    memory = process.memory_info()
+    return int(getattr(memory, "private", memory.rss))
 
 
 def _process() -> psutil.Process | None:

@@ -70,6 +70,17 @@ class Prefixes:
 
         return self._runner.between_steps(pin)
 
+    def warm(self, prefix: PrefixLike) -> None:
+        """Compute a prefix and keep it as long as the engine can: pinned, or else until another prompt is read.
+
+        Raises as `pin` does.
+        """
+        info = self._engine.info
+        if info.can_fork and info.can_trim:
+            self.pin(prefix)
+        else:
+            self._compute(prefix)
+
     def unpin_all(self) -> None:
         """Allow pinned prefixes to be evicted like others."""
         self._runner.between_steps(self._scheduler.prefixes.unpin_all)

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edge.runtime.admission import MAX_RUNNING, Admission
+from edge.runtime.admission import Admission
 from edge.runtime.arrays import Logits
 from edge.runtime.chunk import Chunk, FinishReason, Prefill
 from edge.runtime.engines.engine import Engine, Step, StepInterrupted
@@ -119,7 +119,7 @@ class Scheduler:
         """
         try:
             self.sweep()
-            most = 1 if self._careful else MAX_RUNNING
+            most = 1 if self._careful else self._engine.info.max_running
             self._prefilling.add(self._admission.admit(list(self._prefilling), self._decoding, most))
             self._decode()
             self._prefill()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
 from edge.runtime.constraint import Constraint
@@ -16,6 +17,7 @@ from edge.runtime.errors import SettingsError, shown
 from edge.runtime.machine import logical_processors
 from edge.runtime.rules import (
     Biases,
+    FilePath,
     Flag,
     Instance,
     Number,
@@ -30,14 +32,16 @@ from edge.runtime.rules import (
 )
 
 Precision = Literal["f32", "f16", "bf16"]
-CachePrecision = Literal["f32", "f16", "bf16", "u8", "u4"]
+CachePrecision = Literal["f32", "f16", "bf16", "u8", "i8", "u4"]
 ContextPolicy = Literal["error", "drop-oldest"]
 UsualSampling = Literal["greedy", "model"]
+WhenSelfTestFails = Literal["refuse", "fall-back", "off"]
 LogitBias = Mapping[int, float] | Sequence[tuple[int, float]]
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16", "bf16")
-KV_PRECISIONS: tuple[CachePrecision, ...] = ("f32", "f16", "bf16", "u8", "u4")
+KV_PRECISIONS: tuple[CachePrecision, ...] = ("f32", "f16", "bf16", "u8", "i8", "u4")
 CONTEXT_POLICIES: tuple[ContextPolicy, ...] = ("error", "drop-oldest")  # for conversations that fill the context
+SELF_TESTS: tuple[WhenSelfTestFails, ...] = ("refuse", "fall-back", "off")
 USUAL_SAMPLINGS: tuple[UsualSampling, ...] = ("greedy", "model")  # the most likely token, or what is recommended
 MAX_LOGPROBS = 20  # alternatives per token, as in OpenAI's protocol
 MAX_DRAFT = 32  # tokens
@@ -147,6 +151,9 @@ class EngineSettings(Settings):
     kv_cache_share: float | None = setting(
         None, SHARE, "that limit as a share of free memory, instead of kv_cache_bytes"
     )
+    max_memory_bytes: int | None = setting(
+        None, Whole(1), "limit of all memory that this process takes and the system cannot drop; none: what is free"
+    )
     inference_precision: Precision | None = setting(None, OneOf(PRECISIONS), "none: the device's own default")
     kv_precision: CachePrecision | None = setting(
         None, OneOf(KV_PRECISIONS), "precision of the KV cache; none: the engine's choice"
@@ -158,10 +165,18 @@ class EngineSettings(Settings):
         None, Flag(), "same bits whatever else is computed; none: only if drafts are verified"
     )
     threads: int | None = setting(None, Whole(1, MAX_THREADS), "none: the engine's choice")
+    self_test: WhenSelfTestFails = setting(
+        "refuse",
+        OneOf(SELF_TESTS),
+        "an engine that computes wrongly is refused, or another one falls back for it; off: no test",
+    )
     # Of engines that compile a model for one length (`EngineRecord.fixed_lengths`); others refuse them.
     max_prompt_tokens: int | None = setting(None, Whole(1, MAX_LENGTH), "longest prompt that is compiled for")
     max_response_tokens: int | None = setting(None, Whole(1, MAX_LENGTH), "tokens that are kept free for an answer")
     prefill_chunk_tokens: int | None = setting(None, Whole(1, MAX_LENGTH), "tokens of a prompt that are read at once")
+    compiled_folder: Path | None = setting(
+        None, FilePath(), "where models are that `edge compile` has made; none: in the user's cache folder"
+    )
 
     def check_together(self) -> None:
         processors = logical_processors()
@@ -227,20 +242,24 @@ class EngineOptions(TypedDict, total=False):
     max_context: int | None
     kv_cache_bytes: int | None
     kv_cache_share: float | None
+    max_memory_bytes: int | None
     inference_precision: Precision | None
     kv_precision: CachePrecision | None
     dynamic_quantization_group: int | None
     reproducible: bool | None
     threads: int | None
+    self_test: WhenSelfTestFails | None
     max_prompt_tokens: int | None
     max_response_tokens: int | None
     prefill_chunk_tokens: int | None
+    compiled_folder: str | Path | None
 
 
 SAMPLING_NAMES = frozenset(spec.name for spec in fields(Sampling))
 GENERATION_NAMES = frozenset(spec.name for spec in fields(GenerationSettings)) - {"sampling"}
 ENGINE_NAMES = frozenset(spec.name for spec in fields(EngineSettings))
 LENGTH_NAMES = ("max_prompt_tokens", "max_response_tokens", "prefill_chunk_tokens")
+COMPILING_NAMES = (*LENGTH_NAMES, "compiled_folder")  # of engines that compile for lengths
 
 
 def generation_settings(

@@ -17,9 +17,11 @@ from edge.runtime import bundle as bundles
 from edge.runtime.arrays import Logits
 from edge.runtime.differences import FLOAT32_BOUND, distance, kl_divergence
 from edge.runtime.engines.choice import engines_for, open_engine
+from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import BundleError, VerificationError
 from edge.runtime.golden import GoldenLogits, read_golden
 from edge.runtime.kv.pool import CacheSequence
+from edge.runtime.self_test import SelfTest, self_test
 from edge.runtime.settings import EngineSettings
 
 
@@ -32,6 +34,7 @@ class Report:
     exact_error: float  # largest logit difference over the logit scale, activations in float32
     kld_exact: float  # nats/token from the float model, activations in float32
     kld_device: float  # likewise, with the device's default settings, including its KV cache
+    self_test: SelfTest  # likewise, from the compressed model in float32, with all golden rows
 
 
 def verify(
@@ -58,22 +61,35 @@ def _verify_engine(bundle: bundles.Bundle, engine: str, device: str) -> Report:
             f"those recorded at export, expected {FLOAT32_BOUND:g} or less; update the device's driver or use another "
             "engine or device"
         )
-    as_it_runs = _last_rows(bundle, ids, len(stored), usual)
-    return Report(engine, device, error, kl_divergence(float_logits, ours), kl_divergence(float_logits, as_it_runs))
+    opened = open_engine(bundle, usual)
+    try:
+        tested = self_test(opened, bundle, usual, whole=True)
+        as_it_runs = _rows_of(opened, ids, len(stored))
+    finally:
+        opened.close()
+    return Report(
+        engine, device, error, kl_divergence(float_logits, ours), kl_divergence(float_logits, as_it_runs), tested
+    )
 
 
 def _last_rows(bundle: bundles.Bundle, ids: npt.NDArray[np.int64], count: int, settings: EngineSettings) -> Logits:
-    """Return logits of the last `count` tokens, decoded one by one so that the KV cache takes part."""
+    """Return logits of the last `count` tokens from an engine that is opened for this."""
     engine = open_engine(bundle, settings)
+    try:
+        return _rows_of(engine, ids, count)
+    finally:
+        engine.close()
+
+
+def _rows_of(engine: Engine, ids: npt.NDArray[np.int64], count: int) -> Logits:
+    """Return logits of the last `count` tokens, decoded one by one so that the KV cache takes part."""
     sequence = CacheSequence(engine.pool)
     prompt = ids.size - count
     if prompt:
-        engine.forward(ids[:prompt], sequence, np.array([0], np.int64))
-    rows = np.stack(
+        engine.forward(ids[:prompt], sequence, np.array([prompt - 1], np.int64))
+    return np.stack(
         [engine.forward(ids[i : i + 1], sequence, np.array([0], np.int64))[0].copy() for i in range(prompt, ids.size)]
     )
-    engine.close()
-    return rows
 
 
 def _golden(bundle: bundles.Bundle) -> GoldenLogits:

@@ -110,6 +110,7 @@ def _options(settings: EngineSettings, engine: str) -> Iterator[str]:
         "--device": settings.device,
         "--max-context": settings.max_context,
         "--kv-cache-share": settings.kv_cache_share,
+        "--max-memory": None if settings.max_memory_bytes is None else f"{settings.max_memory_bytes}B",
         "--kv-precision": settings.kv_precision,
         "--threads": settings.threads,
     }

@@ -149,7 +149,7 @@ def _talk(
     answering = Answering(session, of_each, unguarded, verbose=args.verbose)
     reader = open_reader(lambda: _history(args), lambda: answering.status, unguarded)
     if reader.is_terminal:
-        context = f"{llm.engine.info.max_context:,} tokens of context"
+        context = llm.engine.info.context_told
         print(f"{context}; sampling: {sampling_in_use(llm, settings)}; /help lists commands", file=sys.stderr)
 
     def read(path: str, taken: int) -> Sequence[Document]:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from edge.commands import tables
+from edge.runtime import sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from edge.export.stages import Progress
     from edge.runtime.chunk import Chunk
 
-print_table = tables.print_table
+print_table, human_bytes = tables.print_table, sizes.human_bytes
 
 
 def print_json(value: object) -> None:
@@ -35,15 +36,6 @@ def print_json(value: object) -> None:
     except UnicodeEncodeError:
         text = json.dumps(finite)
     print(text)
-
-
-def human_bytes(count: float) -> str:
-    """`85.8 MB`; decimal units, as disks are sold."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
 
 
 def show_answer(chunks: Iterable[Chunk], *, raw: bool = False) -> Chunk | None:

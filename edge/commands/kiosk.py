@@ -181,6 +181,7 @@ def _engine_options(args: argparse.Namespace, engine: str) -> tuple[str, ...]:
         "--max-context": args.max_context,
         "--kv-cache-gb": None if args.kv_cache_bytes is None else args.kv_cache_bytes / 1e9,
         "--kv-cache-share": args.kv_cache_share,
+        "--max-memory": None if args.max_memory_bytes is None else f"{args.max_memory_bytes}B",
         "--kv-precision": args.kv_precision,
         "--threads": args.threads,
         "--chat-template": None if args.chat_template is None else os.path.realpath(args.chat_template),

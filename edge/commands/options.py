@@ -11,7 +11,7 @@ from edge.commands.sampling import add_sampling, sampling_keywords
 from edge.runtime.engines.openvino_npu_lengths import CHUNK, MAX_PROMPT, MAX_RESPONSE
 from edge.runtime.engines.registry import ENGINES
 from edge.runtime.errors import PromptError, SettingsError
-from edge.runtime.settings import KV_PRECISIONS, LENGTH_NAMES, EngineSettings, UsualSampling
+from edge.runtime.settings import COMPILING_NAMES, KV_PRECISIONS, SELF_TESTS, EngineSettings, UsualSampling
 
 if TYPE_CHECKING:
     from edge.runtime.constraint import Constraint
@@ -73,6 +73,7 @@ def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
     budget.add_argument(
         "--kv-cache-share", type=float, metavar="SHARE", help="the same bound as a share of the free memory, like 0.5"
     )
+    add_memory(group)
     group.add_argument(
         "--kv-precision", choices=KV_PRECISIONS, help=told("how keys and values are stored", "the engine's choice")
     )
@@ -85,20 +86,43 @@ def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
     group.add_argument(
         "--threads", type=int, metavar="N", help=told("number of threads to compute with", "the engine's choice")
     )
+    group.add_argument(
+        "--self-test",
+        choices=SELF_TESTS,
+        help=told(
+            "what to do with an engine that computes something other than the export recorded: refuse it, fall back "
+            "to another engine or device, or do not ask",
+            usual(EngineSettings, "self_test"),
+        ),
+    )
     add_lengths(parser)
 
 
 def add_lengths(parser: argparse.ArgumentParser) -> None:
     """For what lengths a model is compiled, where an engine needs to know."""
-    group = parser.add_argument_group(
-        "lengths (NPU)", "A model is compiled for these, so they are fixed while it runs."
-    )
+    group = parser.add_argument_group("NPU", "A model is compiled for these lengths, so they are fixed while it runs.")
     for option, text in (
         ("--max-prompt-tokens", told("longest prompt, the conversation so far included", f"{MAX_PROMPT:,}")),
         ("--max-response-tokens", told("tokens that are kept free for the answer", f"{MAX_RESPONSE:,}")),
         ("--prefill-chunk-tokens", told("tokens of a prompt that are read at once, a power of 2", f"{CHUNK:,}")),
     ):
         group.add_argument(option, type=int, metavar="TOKENS", help=text)
+    group.add_argument(
+        "--compiled-folder",
+        metavar="DIR",
+        help=told("where models are that `edge compile` has made", "in your cache folder"),
+    )
+
+
+def add_memory(group: argparse._ActionsContainer) -> None:
+    """The limit of a whole process."""
+    group.add_argument(
+        "--max-memory",
+        type=kinds.gigabytes,
+        dest="max_memory_bytes",
+        metavar="SIZE",
+        help=told("most memory that the whole process may take, like 6GB", "what is free"),
+    )
 
 
 def add_template(group: argparse._ActionsContainer) -> None:
@@ -157,10 +181,12 @@ def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> Keyw
         "max_context": args.max_context,
         "kv_cache_bytes": args.kv_cache_bytes,
         "kv_cache_share": args.kv_cache_share,
+        "max_memory_bytes": args.max_memory_bytes,
         "kv_precision": args.kv_precision,
         "reproducible": args.reproducible,
         "threads": args.threads,
-        **{name: getattr(args, name) for name in LENGTH_NAMES},
+        "self_test": args.self_test,
+        **{name: getattr(args, name) for name in COMPILING_NAMES},
     }
     return {name: value for name, value in chosen.items() if value is not None}
 

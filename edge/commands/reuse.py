@@ -117,7 +117,7 @@ def prepare(llm: LLM, args: argparse.Namespace) -> None:
 def pin_system(llm: LLM, args: argparse.Namespace) -> None:
     """Compute a system message that was given without a file for it. Raises PromptError and ContextLengthError."""
     if not args.prefix and (system := given_system(args)) is not None:
-        llm.prefixes.pin(llm.system_prefix(system))
+        llm.prefixes.warm(llm.system_prefix(system))
 
 
 def tell_unused(stats: Stats | None) -> None:

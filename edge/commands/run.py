@@ -105,7 +105,9 @@ def _show(args: argparse.Namespace, llm: LLM, stream: Stream, settings: options.
     if why and sys.stderr.isatty():
         print(f"({why})", file=sys.stderr)
     if args.verbose:
-        print(f"({figures_of(last.stats)}; {llm.engine.info.name}, loaded in {load_s:.1f} s)", file=sys.stderr)
+        info = llm.engine.info
+        lengths = f"; {info.context_told}" if info.max_prompt is not None else ""
+        print(f"({figures_of(last.stats)}; {info.name}, loaded in {load_s:.1f} s{lengths})", file=sys.stderr)
 
 
 def _print_json(llm: LLM, stream: Stream, settings: options.Keywords, load_s: float) -> None:

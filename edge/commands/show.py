@@ -118,7 +118,9 @@ def _engines(bundle: Bundle) -> list[str]:
     from edge.runtime.engines.registry import ENGINES
 
     return [
-        record.name if record.installed else f"{record.name} (not installed: {record.advice})"
+        f"{record.name}{'' if record.runs_on('CPU') else ' (for ' + ' and '.join(record.families) + ')'}"
+        if record.installed
+        else f"{record.name} (not installed: {record.advice})"
         for record in ENGINES.values()
         if record.holds(bundle)
     ]

@@ -104,7 +104,7 @@ class Rounds:
     def _bounded(self, text: str) -> str:
         """Return a text, or its beginning and how much was cut."""
         llm = self._session.llm
-        kept, room = text[:MAX_RESULT], llm.engine.info.max_context // RESULT_SHARE
+        kept, room = text[:MAX_RESULT], (llm.engine.info.longest_prompt + 1) // RESULT_SHARE
         while (tokens := len(llm.tokenizer.encode(kept, parse_special=False))) > room:
             kept = kept[: len(kept) * room // tokens]
         return text if len(kept) == len(text) else f"{kept}\n[cut: {len(text) - len(kept)} more characters]"

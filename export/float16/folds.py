@@ -3,8 +3,8 @@
 In: a source of weights, and `Folds`. Out: weights by the same names, and the spec of the model that they make, which is
 the same function: in float32, logits are equal bit for bit. Knows nothing about how folds are chosen.
 
-    residual   what writes the residual stream (o and down, or the norms after them) times 2^-k, and the embedding's rows
-               after their lookup; norms that read the stream have 2^-2k of their eps, and give what they gave
+    residual   what writes the residual stream (o and down, or the norms after them) times 2^-k, and rows of the
+               embedding after their lookup; norms that read the stream have 2^-2k of their eps, and give what they gave
     output     o and down of models with norms after them times 2^-k, and 2^-2k of the eps of those norms
     up         the rows of up times 2^-k, down times 2^k: what is between the two is smaller
     values     the rows of v, with their bias, times 2^-k, o times 2^k
@@ -51,7 +51,8 @@ class Folds:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Folds:  # JSON, as to_json gives it
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        made: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**made)
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)

@@ -119,7 +119,7 @@ def export_with_optimum(
         _check_runtime(checkpoint, folder / bundle.MODEL_XML, spec, golden)
         layers = spec.num_layers
         progress(Progress("model", layers, layers, parameters, parameters, assignments.nbytes, 0, check))
-        golden.write(folder / bundle.GOLDEN)
+        golden.write(folder)
         if (problem := conversion.finish()) is not None:
             said = (*said, f"openvino_genai will find no tokenizer: {problem}")
         hashes = tensor_sha256(checkpoint, checkpoint.shapes)

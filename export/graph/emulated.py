@@ -64,7 +64,9 @@ class EmulatedBuilder(NumpyBuilder):
         self.not_finite: list[str] = []  # operations that gave infinity or NaN, in their order
 
     def embedding(self, ids: npt.NDArray[Any], name: str) -> Float32Array:  # ids: integers, as in NumpyBuilder
-        return self._keep(super().embedding(ids, name), name)
+        with np.errstate(over="ignore", invalid="ignore"):  # rows are kept before they are scaled
+            rows = self._round(super().embedding(ids, name) / self._residual_scale)
+            return self._keep(rows * self._residual_scale, name)
 
     def linear(self, x: Float32Array, name: str) -> Float32Array:
         matrix = self._weights[f"{self._tied.get(name, name)}.weight"]

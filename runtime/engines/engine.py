@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from edge.runtime.arrays import Hidden, Ids, Logits
+from edge.runtime.engines.limits import MAX_RUNNING
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.settings import CachePrecision
 
@@ -37,7 +38,18 @@ class EngineInfo:
     takes_positions: bool = False  # positions of tokens may differ from their indices in the sequence
     max_prompt: int | None = None  # tokens of the longest prompt, if it may not fill the context
     holds_last: bool = False  # what of the last sequence can be continued, only `ResumingEngine.resume` tells
+    max_running: int = MAX_RUNNING  # requests at once
     embedding_size: int | None = None  # width of embeddings that may replace ids; None: only ids are accepted
+
+    @property
+    def context_told(self) -> str:
+        """How long prompts and answers may be, in words."""
+        if self.max_prompt is None:
+            return f"{self.max_context:,} tokens of context"
+        return (
+            f"prompts of up to {self.max_prompt:,} tokens, read in pieces of {self.prefill_chunk:,}, and "
+            f"{self.max_context:,} with the answer"
+        )
 
     @property
     def longest_prompt(self) -> int:

@@ -21,7 +21,13 @@ from edge.runtime.arrays import Array, Ids, Logits
 from edge.runtime.bundle import Bundle, OnnxKernels
 from edge.runtime.engines.devices import device_here
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
-from edge.runtime.engines.limits import cache_budget, context_limit
+from edge.runtime.engines.limits import (
+    addresses_are_limited,
+    cache_budget,
+    context_limit,
+    max_running,
+    prefill_chunk,
+)
 from edge.runtime.engines.onnx_graph import check_parts
 from edge.runtime.engines.onnx_session import SessionPart
 from edge.runtime.errors import (
@@ -101,7 +107,8 @@ class OnnxRuntimeEngine:
             name="onnx",
             device="CPU",
             max_context=self._max_context,
-            prefill_chunk=PREFILL_CHUNK,
+            prefill_chunk=prefill_chunk(settings, spec, PREFILL_CHUNK),
+            max_running=max_running(settings, spec),
             kv_bytes_per_token=sum(view.nbytes for view in self._memory.views(0, 1)),
             kv_precision=kv_precision,
             reproducible=self._reproducible,
@@ -277,7 +284,7 @@ def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSett
             f"{budget:,} are allowed; lower max_context, raise kv_cache_bytes, or set kv_precision to f16"
         )
     # A slot takes memory as its tokens come, so there may be more slots than the budget would fill.
-    slots = MAX_SLOTS if TAKEN_LATE else min(allowed // min(limit, allowed), MAX_SLOTS)
+    slots = MAX_SLOTS if TAKEN_LATE and not addresses_are_limited() else min(allowed // min(limit, allowed), MAX_SLOTS)
     return min(limit, allowed), slots, allowed
 
 

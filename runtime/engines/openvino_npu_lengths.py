@@ -42,10 +42,7 @@ class Lengths:
         return self.prompt + self.response
 
     def __str__(self) -> str:
-        return (
-            f"prompts of up to {self.prompt:,} tokens, read {'whole' if self.whole else f'{self.chunk:,} at a time'}, "
-            f"and {self.response:,} more for the answer"
-        )
+        return f"prompts of {self.prompt:,} tokens and answers of {self.response:,}"
 
     @property
     def whole(self) -> bool:

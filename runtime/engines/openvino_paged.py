@@ -2,13 +2,13 @@
 
 In: an IR and settings. Out: an `Engine`. Knows nothing about tokenizers or sampling. The transformation is the one that
 openvino_genai uses (openvino src/core/src/pass/sdpa_to_paged_attention.cpp). Block layouts are read from the compiled
-model, never assumed.
+model, never assumed (`openvino_caches`); where blocks are depends on the device (`openvino_memory`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
@@ -21,24 +21,28 @@ import openvino as ov
 from openvino._offline_transformations import paged_attention_transformation
 
 from edge.runtime.arrays import Ids, Logits
+from edge.runtime.bundle import MODEL_XML, Bundle
 from edge.runtime.engines.devices import device_here
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
-from edge.runtime.engines.limits import cache_budget, context_limit
+from edge.runtime.engines.limits import cache_budget, context_limit, max_running, prefill_chunk
+from edge.runtime.engines.openvino_caches import caches_of, head_sizes, tokens_per_block
 from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.engines.openvino_graph import read_graph
+from edge.runtime.engines.openvino_memory import MemoryKind, make_memory, memory_kind
 from edge.runtime.engines.openvino_properties import properties
 from edge.runtime.engines.openvino_rows import keep_wanted_rows
 from edge.runtime.errors import DeviceError, EdgeError, SettingsError, shown, telling_line
 from edge.runtime.graph_names import WANTED_ROWS
-from edge.runtime.kv.memory import NoMemory, PagedMemory
+from edge.runtime.kv.memory import NoMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
+from edge.runtime.lint import check, refuse, target_here
 from edge.runtime.machine import family_of
-from edge.runtime.settings import KV_PRECISIONS, EngineSettings
+from edge.runtime.settings import KV_PRECISIONS, CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
 from edge.runtime.terminal_text import on_one_line
 
-# Tokens per block, fixed by each plugin's kernels (openvino.genai src/cpp/src/continuous_batching, cache manager).
-BLOCK_SIZES = {"CPU": 32, "GPU": 16}
+FAMILIES = ("CPU", "GPU")  # kinds of devices whose plugins have paged attention
+XATTENTION_BLOCK = 256  # tokens; such attention takes one sequence at a time (paged_attention_inst.cpp of intel_gpu)
 PREFILL_CHUNK = 512  # tokens; a prefill takes 2 % longer with 256, 5 % with 128
 MAX_SEQUENCES = 256  # in one step, since their logits are in memory at once
 
@@ -52,16 +56,12 @@ class _Run(NamedTuple):
     blocks: list[int]
 
 
-class _Cache(NamedTuple):
-    """An input of the compiled model that holds keys or values, as blocks."""
-
-    name: str
-    shape: list[int]  # of one block
-    kind: Any  # ov.Type, which has no types
-
-    @property
-    def block_bytes(self) -> int:
-        return int(self.kind.bitwidth * math.prod(self.shape) // 8)
+def open_paged(bundle: Bundle, settings: EngineSettings) -> OpenVINOPagedEngine:
+    """Open the engine. Raises LintError if it is for a GPU which this bundle is known to crash or to be wrong on."""
+    if family_of(settings.device) == "GPU":
+        refuse(check(bundle, target_here(settings.device, settings)))
+    manifest = bundle.manifest
+    return OpenVINOPagedEngine(bundle.path / MODEL_XML, manifest.spec, manifest.fewest_bits, settings)
 
 
 class OpenVINOPagedEngine:
@@ -74,17 +74,27 @@ class OpenVINOPagedEngine:
     block's scale depends on the tokens written into it.
     """
 
-    def __init__(self, model_xml: Path, spec: ModelSpec, weight_bits: int, settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        model_xml: Path,
+        spec: ModelSpec,
+        weight_bits: int,
+        settings: EngineSettings,
+        kind: MemoryKind | None = None,
+    ) -> None:
+        """kind: where blocks are; None: as suits the device."""
         limit, budget = context_limit(settings, spec), cache_budget(settings)
         core = make_core()
         settings = replace(settings, device=_checked_device(core, settings.device))
         family = family_of(settings.device)
+        heads: dict[str, int] = {}
 
         def compile_model() -> Any:
             with _told(f"{settings.device} cannot run {model_xml}"):
                 chosen = properties(core, settings, family, spec, weight_bits, budget, limit)
                 model = read_graph(core, model_xml, spec)
                 paged_attention_transformation(model)
+                heads.update(head_sizes(model))
                 keep_wanted_rows(model)
                 return core.compile_model(model, settings.device, chosen)
 
@@ -94,42 +104,38 @@ class OpenVINOPagedEngine:
         self._request: Any = None  # also after a failure
         self._inputs: dict[str, npt.NDArray[np.integer]] = {}  # the memory of the request's small inputs
         self._ending = False  # the latest run was told to end
-        self._block_size = BLOCK_SIZES[family]
         self._reproducible = bool(settings.reproducible)
 
-        caches = _caches_of(compiled)
-        if not caches:
+        self.caches = caches_of(compiled)
+        if not self.caches:
             raise DeviceError(f"{settings.device} finds no attention over a cache in {model_xml}; export it again")
-        self._independent_tokens = all(cache.kind.is_real() for cache in caches)
-        block_bytes, spare = sum(cache.block_bytes for cache in caches), int(self._reproducible)
+        self._block_size = tokens_per_block(self.caches, heads)
+        self._independent_tokens = all(cache.kind.is_real() for cache in self.caches)
+        block_bytes, spare = sum(cache.block_bytes for cache in self.caches), int(self._reproducible)
         wanted, allowed = math.ceil(limit / self._block_size), budget // block_bytes - spare
         if allowed < (1 if settings.max_context is None else wanted):
             raise SettingsError(
                 f"a context of {limit} tokens needs {(wanted + spare) * block_bytes:,} bytes of KV cache, "
                 f"{budget:,} are allowed; lower max_context, raise kv_cache_bytes, or set kv_precision to u8 or u4"
             )
-        memory = PagedMemory(allowed + spare, [cache.block_bytes for cache in caches])
+        self.memory_kind = kind or memory_kind(family, _is_integrated(core, settings.device), self.caches)
+        context = None if self.memory_kind == "arrays" else _context(core, settings.device)
+        memory, self._tensors = make_memory(self.memory_kind, self.caches, allowed + spare, context)
         self._spare = allowed  # the block that padding rows write to
-        if family != "CPU":
-            memory.take_all()
-        elif spare:
-            memory.blank(self._spare)
+        memory.blank([self._spare] * spare)
         self.pool = BlockPool(allowed, self._block_size, memory)
-        self._caches = {
-            cache.name: ov.Tensor(buffer, ov.Shape([len(buffer), *cache.shape]), cache.kind)
-            for cache, buffer in zip(caches, memory.buffers, strict=True)
-        }
         self._request = self._new_request()
-        types = dict.fromkeys(cache.kind.to_string() for cache in caches)
+        types = dict.fromkeys(cache.kind.to_string() for cache in self.caches)
         self.info = EngineInfo(
             name="openvino",
             device=settings.device,
             max_context=min(limit, allowed * self._block_size),
-            prefill_chunk=PREFILL_CHUNK,
+            prefill_chunk=prefill_chunk(settings, spec, PREFILL_CHUNK),
+            max_running=max_running(settings, spec),
             kv_bytes_per_token=block_bytes // self._block_size,
-            kv_precision=next(name for name in KV_PRECISIONS if name in types),
+            kv_precision=_precision(types),
             reproducible=self._reproducible,
-            max_sequences=MAX_SEQUENCES,
+            max_sequences=1 if family != "CPU" and self._block_size == XATTENTION_BLOCK else MAX_SEQUENCES,
             ragged=True,
             takes_positions=True,
         )
@@ -139,7 +145,7 @@ class OpenVINOPagedEngine:
             "device": family,
             "reproducible": str(self._reproducible),
             "kv precision": "/".join(types),
-            "cache": " ".join(dict.fromkeys(str(cache.shape) for cache in caches)),
+            "cache": " ".join(dict.fromkeys(str(cache.shape) for cache in self.caches)),
             "inference precision": compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
             "group of rounded activations": str(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")),
         }
@@ -186,7 +192,7 @@ class OpenVINOPagedEngine:
         """Release the compiled model and the pool's memory."""
         self._request = self._model = None
         self._inputs.clear()
-        self._caches.clear()
+        self._tensors = {}
         self.pool.memory = NoMemory()
 
     def _run_of(self, sequence: CacheSequence, ids: Ids, positions: Ids | None) -> _Run:
@@ -227,7 +233,7 @@ class OpenVINOPagedEngine:
         if self._model is None:
             self._model = self._compile()
         request = self._model.create_infer_request()
-        for name, tensor in self._caches.items():
+        for name, tensor in self._tensors.items():
             request.set_tensor(name, tensor)
         return request
 
@@ -260,8 +266,8 @@ class OpenVINOPagedEngine:
 def _checked_device(core: ov.Core, device: str) -> str:
     """Return a device's name as OpenVINO has it. Raises DeviceError unless this engine runs on it, and it is here."""
     devices = core.available_devices  # asking loads every plugin
-    if family_of(device) not in BLOCK_SIZES:
-        kinds, here = " and ".join(BLOCK_SIZES), ", ".join(devices)
+    if family_of(device) not in FAMILIES:
+        kinds, here = " and ".join(FAMILIES), ", ".join(devices)
         raise DeviceError(f"device {shown(device)}: the openvino engine runs on {kinds}; devices here: {here}")
     return device_here(device, devices)
 
@@ -277,10 +283,20 @@ def _told(failure: str) -> Iterator[None]:
         raise DeviceError(f"{failure}: {on_one_line(telling_line(error, last=True))}") from error
 
 
-def _caches_of(compiled: Any) -> list[_Cache]:
-    """Return the caches of a compiled model; their first dim is the block."""
-    ports = [port for port in compiled.inputs if port.any_name.startswith(("key_cache.", "value_cache."))]
-    return [
-        _Cache(port.any_name, [dim.get_length() for dim in list(port.partial_shape)[1:]], port.element_type)
-        for port in ports
-    ]
+def _precision(types: Collection[str]) -> CachePrecision:
+    """Return the name of what caches are stored in. Raises DeviceError for what has none."""
+    found = next((name for name in KV_PRECISIONS if name in types), None)
+    if found is None:
+        raise DeviceError(f"the device stores its KV cache in {', '.join(types)}; set kv_precision to f16")
+    return found
+
+
+def _is_integrated(core: ov.Core, device: str) -> bool:
+    """Whether a device has no memory of its own."""
+    return str(core.get_property(device, "DEVICE_TYPE")).upper().endswith("INTEGRATED")
+
+
+def _context(core: ov.Core, device: str) -> Any:
+    """Return the context in which a device allocates, as models compiled for it do. Raises DeviceError."""
+    with _told(f"{device} allocates no memory for a KV cache"):
+        return core.get_default_context(device)

@@ -22,7 +22,7 @@ import numpy as np
 
 from edge.runtime.arrays import Array, Ids, Logits
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step
-from edge.runtime.kv.memory import NoMemory, untouched
+from edge.runtime.kv.memory import NoMemory, ViewedMemory, untouched
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.tokenizer import byte_of_character
 
@@ -38,7 +38,7 @@ TEMPLATE = (
 CERTAIN = np.float32(30.0)  # logit of the scripted id; all others are 0
 
 
-class IdMemory:
+class IdMemory(ViewedMemory):
     """Blocks that hold one number in place of a token's keys and values, made from its id, position and embedding."""
 
     def __init__(self, num_blocks: int, block_size: int, *, opaque: bool) -> None:
@@ -50,8 +50,8 @@ class IdMemory:
         assert not self._opaque, "this engine's blocks can be neither copied nor saved"
         return [self.cells[block, :num_tokens]]
 
-    def blank(self, block: int) -> None:
-        self.cells[block] = -1
+    def blank(self, blocks: Sequence[int]) -> None:
+        self.cells[list(blocks)] = -1
 
     def give_back(self, block: int) -> None:
         self.cells[block] = -1

@@ -1,9 +1,10 @@
-"""The memory of a pool's blocks, and how a part of a block is read, copied and written.
+"""The memory of a pool's blocks, and how blocks are read, written, copied and erased.
 
-In: shapes. Out: buffers that an engine computes in, and views of single blocks in them. Knows nothing about who holds a
-block, or what its tokens are.
+In: shapes. Out: buffers that an engine computes in. Knows nothing about who holds a block, or what its tokens are.
 
-Memory is taken from the system only as tokens arrive (`pages.py`).
+`BlockMemory` is all that the pool and prefix files ask for, so that blocks may also be where numpy does not reach: a
+GPU's own memory is in `engines/openvino_memory.py`. What numpy does reach is `ViewedMemory`, whose blocks are views;
+its memory is taken from the system only as tokens arrive (`pages.py`).
 """
 
 from __future__ import annotations
@@ -19,65 +20,106 @@ from edge.runtime.errors import CacheError, CacheFullError, SettingsError
 from edge.runtime.kv.pages import CAN_ADVISE, RESERVES, MappedPages, Pages, open_pages
 
 TAKEN_LATE = CAN_ADVISE or RESERVES  # memory is, and can be given back
+Form = tuple[str, tuple[int, ...]]  # an array's type, as numpy writes it, and its shape
+
+_CLOSED = "this model has been closed; load it again"
 _STEP = 64  # tokens of a row that are taken at once: 5 MB with 9B shapes, in 160 calls
 
 
 class BlockMemory(Protocol):
-    """Where the keys and values of blocks are stored."""
+    """Where the keys and values of blocks are stored.
+
+    A block is read and written as a list of arrays, one per buffer, with the same shapes for every block. Where an
+    engine's layout cannot be cut, they are of the whole block, however few tokens are asked for.
+    """
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block, all layers."""
 
-    def views(self, block: int, num_tokens: int) -> list[Array]:
-        """Return writable views of a block's first tokens, one per buffer, with the same shapes for every block."""
+    def forms(self, num_tokens: int) -> list[Form]:
+        """Return types and shapes of the arrays that hold a block's first tokens."""
 
-    def blank(self, block: int) -> None:
-        """Erase what a block held, if `views` may show more than the requested tokens."""
+    def read(self, block: int, num_tokens: int) -> list[Array]:
+        """Return a block's first tokens, valid until the next call; they may be the memory itself, so write nothing."""
+
+    def write(self, block: int, num_tokens: int, arrays: Sequence[Array]) -> None:
+        """Replace a block's first tokens by arrays of these `forms`."""
+
+    def copy(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the first tokens of one block to another."""
+
+    def blank(self, blocks: Sequence[int]) -> None:
+        """Erase what blocks held, if `read` may show more than the requested tokens."""
 
     def give_back(self, block: int) -> None:
         """Return the memory of a freed block to the system, if memory is taken token by token."""
 
 
-def copy_block(memory: BlockMemory, source: int, target: int, num_tokens: int) -> None:
-    """Copy the first tokens of one block to another."""
-    for old, new in zip(memory.views(source, num_tokens), memory.views(target, num_tokens), strict=True):
-        new[...] = old
+class ViewedMemory:
+    """Blocks that numpy can see: `views` says where a block is, the rest follows from it."""
+
+    def views(self, block: int, num_tokens: int) -> list[Array]:
+        """Return writable views of a block's first tokens, one per buffer, with the same shapes for every block."""
+        raise NotImplementedError
+
+    def forms(self, num_tokens: int) -> list[Form]:
+        return [(view.dtype.str, view.shape) for view in self.views(0, num_tokens)]
+
+    def read(self, block: int, num_tokens: int) -> list[Array]:
+        return self.views(block, num_tokens)
+
+    def write(self, block: int, num_tokens: int, arrays: Sequence[Array]) -> None:
+        for view, array in zip(self.views(block, num_tokens), arrays, strict=True):
+            view[...] = array
+
+    def copy(self, source: int, target: int, num_tokens: int) -> None:
+        self.write(target, num_tokens, self.views(source, num_tokens))
 
 
-class PagedMemory:
-    """Blocks whose layout only the engine knows, so they are copied whole. Raises SettingsError.
+class WholeBlocks(ViewedMemory):
+    """Blocks whose layout only the engine knows, so they are copied whole, in buffers of bytes that exist already."""
+
+    def __init__(self, buffers: Sequence[Array]) -> None:
+        """buffers: of (num_blocks, bytes of one block)."""
+        self.buffers = list(buffers)
+        self.block_bytes = sum(buffer.shape[1] for buffer in self.buffers)
+
+    def views(self, block: int, num_tokens: int) -> list[Array]:  # noqa: ARG002  (a block cannot be cut)
+        return [buffer[block] for buffer in self.buffers]
+
+    def forms(self, num_tokens: int) -> list[Form]:  # noqa: ARG002
+        return [(buffer.dtype.str, buffer.shape[1:]) for buffer in self.buffers]
+
+    def blank(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            for buffer in self.buffers:
+                buffer[block] = 0
+
+    def give_back(self, block: int) -> None:
+        """Do nothing: blocks are small, and soon used again."""
+
+
+class PagedMemory(WholeBlocks):
+    """Such buffers in memory that is taken block by block. Raises SettingsError.
 
     A block may be used after `blank` or `views` has named it.
     """
 
     def __init__(self, num_blocks: int, buffer_bytes: Sequence[int]) -> None:
         """buffer_bytes: what one block takes in each buffer."""
-        self.block_bytes = sum(buffer_bytes)
         self._pages = _open_all([num_blocks * size for size in buffer_bytes])
-        self.buffers: list[Array] = [np.frombuffer(p.buffer, np.uint8).reshape(num_blocks, -1) for p in self._pages]
+        super().__init__([np.frombuffer(p.buffer, np.uint8).reshape(num_blocks, -1) for p in self._pages])
         self._taken = [False] * num_blocks
 
-    def take_all(self) -> None:
-        """Take all blocks at once, for a device that copies the whole buffer. Raises SettingsError."""
-        try:
-            for pages, buffer in zip(self._pages, self.buffers, strict=True):
-                pages.take(0, buffer.nbytes)
-        except OSError as error:
-            raise _refused(sum(buffer.nbytes for buffer in self.buffers), error) from error
-        self._taken = [True] * len(self._taken)
-
-    def views(self, block: int, num_tokens: int) -> list[Array]:  # noqa: ARG002  (a block cannot be cut)
+    def views(self, block: int, num_tokens: int) -> list[Array]:
         self._take(block)
-        return [buffer[block] for buffer in self.buffers]
+        return super().views(block, num_tokens)
 
-    def blank(self, block: int) -> None:
-        self._take(block)
-        for buffer in self.buffers:
-            buffer[block] = 0
-
-    def give_back(self, block: int) -> None:
-        """Do nothing: blocks are small, and soon used again."""
+    def blank(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            self._take(block)
+        super().blank(blocks)
 
     def _take(self, block: int) -> None:
         if not self._taken[block]:
@@ -92,17 +134,26 @@ class NoMemory:
 
     block_bytes = 0
 
-    def views(self, block: int, num_tokens: int) -> list[Array]:
-        raise CacheError(f"block {block} of {num_tokens} tokens: this model has been closed; load it again")
+    def forms(self, num_tokens: int) -> list[Form]:
+        raise CacheError(f"a block of {num_tokens} tokens: {_CLOSED}")
 
-    def blank(self, block: int) -> None:
-        raise CacheError(f"block {block}: this model has been closed; load it again")
+    def read(self, block: int, num_tokens: int) -> list[Array]:
+        raise CacheError(f"block {block} of {num_tokens} tokens: {_CLOSED}")
+
+    def write(self, block: int, num_tokens: int, arrays: Sequence[Array]) -> None:
+        raise CacheError(f"block {block} of {num_tokens} tokens in {len(arrays)} buffers: {_CLOSED}")
+
+    def copy(self, source: int, target: int, num_tokens: int) -> None:
+        raise CacheError(f"blocks {source} and {target} of {num_tokens} tokens: {_CLOSED}")
+
+    def blank(self, blocks: Sequence[int]) -> None:
+        raise CacheError(f"{len(blocks)} blocks: {_CLOSED}")
 
     def give_back(self, block: int) -> None:
         """Do nothing: there is no memory left."""
 
 
-class SlotMemory:
+class SlotMemory(ViewedMemory):
     """Blocks that hold a whole sequence each, as rows of buffers of (num_slots, n_kv, length, head_dim).
 
     A batch is computed in neighbouring rows, so blocks change rows when a batch needs it, and their written part is
@@ -129,9 +180,13 @@ class SlotMemory:
         self._take(self._row_of[block], num_tokens)
         return [buffer[self._row_of[block], :, :num_tokens] for buffer in self.buffers]
 
-    def blank(self, block: int) -> None:
+    def forms(self, num_tokens: int) -> list[Form]:
+        return [(buffer.dtype.str, (buffer.shape[1], num_tokens, buffer.shape[3])) for buffer in self.buffers]
+
+    def blank(self, blocks: Sequence[int]) -> None:
         """Count nothing as written. Views are cut, so they never show what an earlier sequence left."""
-        self._written[block] = 0
+        for block in blocks:
+            self._written[block] = 0
 
     def give_back(self, block: int) -> None:
         self._give_back(self._row_of[block], 0)

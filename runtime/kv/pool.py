@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from edge.runtime.errors import CacheError, CacheFullError
-from edge.runtime.kv.memory import BlockMemory, copy_block
+from edge.runtime.kv.memory import BlockMemory
 
 
 class BlockPool:
@@ -81,10 +81,10 @@ class BlockPool:
         """Take blocks, and memory for `tokens` tokens. Raises CacheFullError, taking nothing, if too few are free."""
         self.require(count, tokens)
         taken = self._free[len(self._free) - count :][::-1]
+        self.memory.blank(taken)  # or a file of a block could contain another user's conversation
         del self._free[len(self._free) - count :]
         for block in taken:
             self._holders[block] = 1
-            self.memory.blank(block)  # or a file of this block could contain another user's conversation
         return taken
 
     def require(self, count: int, tokens: int) -> None:
@@ -177,7 +177,7 @@ class CacheSequence:
         fresh = pool.allocate(missing + shared, total - kept)
         if shared:
             own = fresh.pop()
-            copy_block(pool.memory, self.block_table[last], own, inside)
+            pool.memory.copy(self.block_table[last], own, inside)
             pool.release([self.block_table[last]])
             self.block_table[last] = own
         self.block_table += fresh

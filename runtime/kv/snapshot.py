@@ -5,7 +5,7 @@ values depend on; later, the file and the identity it is needed for. Out: the fi
 about engines, models, how a header is written, or who keeps a prefix. A file that is damaged, or was made for something
 else, is refused with the reason.
 
-For each block of the sequence, the file has what `BlockMemory.views` shows of its tokens. If an engine's memory cannot
+For each block of the sequence, the file has what `BlockMemory.read` gives of its tokens. If an engine's memory cannot
 be cut, the last block is stored whole; the pool hands its unused part out blank.
 """
 
@@ -27,11 +27,10 @@ import numpy as np
 from edge.runtime.arrays import Array
 from edge.runtime.atomic import write_atomically
 from edge.runtime.errors import CacheError, SnapshotError
-from edge.runtime.kv.memory import BlockMemory
+from edge.runtime.kv.memory import Form
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.kv.snapshot_format import (
     REBUILD,
-    Form,
     Header,
     SnapshotIdentity,
     bytes_of,
@@ -103,7 +102,8 @@ class Snapshot:
                 found.reserve(missing)
                 for index in range(found.num_tokens // pool.block_size, pool.blocks_for(num_tokens) if missing else 0):
                     tokens = min(num_tokens - index * pool.block_size, pool.block_size)
-                    self._copy(file, index, pool.memory.views(found.block_table[index], tokens))
+                    arrays = self._arrays(file, index, pool.memory.forms(tokens))
+                    pool.memory.write(found.block_table[index], tokens, arrays)
             except BaseException:
                 found.trim(found.num_tokens)
                 raise
@@ -140,16 +140,17 @@ class Snapshot:
             if file is not self._file:
                 file.close()
 
-    def _copy(self, file: BinaryIO, index: int, views: list[Array]) -> None:
-        """Fill the arrays of a block from the file."""
+    def _arrays(self, file: BinaryIO, index: int, wanted: list[Form]) -> list[Array]:
+        """Return the arrays of a block from the file, cut to the wanted shapes."""
         forms, _ = self._header.block(index)
         raw = _read(self._path, file, self._begin + index * bytes_of(self._header.full), bytes_of(forms))
+        arrays: list[Array] = []
         at = 0
-        for view, (kind, shape) in zip(views, forms, strict=True):
-            count = math.prod(shape)
-            stored = np.frombuffer(raw, kind, count, at).reshape(shape)
-            view[...] = stored if shape == view.shape else stored[tuple(map(slice, view.shape))]
+        for (_, wanted_shape), (kind, shape) in zip(wanted, forms, strict=True):
+            stored = np.frombuffer(raw, kind, math.prod(shape), at).reshape(shape)
+            arrays.append(stored if shape == wanted_shape else stored[tuple(map(slice, wanted_shape))])
             at += stored.nbytes
+        return arrays
 
     def _check_fits(self, pool: BlockPool, num_tokens: int) -> None:
         """Raise SnapshotError if the blocks of this pool cannot take the first tokens."""
@@ -168,7 +169,7 @@ class Snapshot:
     def _check_forms(self, pool: BlockPool, index: int, num_tokens: int) -> None:
         """Raise SnapshotError unless a block's arrays have the form of the pool's, with as many tokens or more."""
         stored, stored_tokens = self._header.block(index)
-        wanted = _forms_of(pool.memory, 0, num_tokens)
+        wanted = pool.memory.forms(num_tokens)
         for (kind, shape), (wanted_kind, wanted_shape) in zip_longest(stored, wanted, fillvalue=_NO_FORM):
             cut = tuple(
                 num_tokens if size == stored_tokens and size > wanted_size else size
@@ -208,8 +209,8 @@ def save_snapshot(
         identity=identity,
         block_size=pool.block_size,
         keys=[int(key) for key in keys[: sequence.num_tokens]],
-        full=_forms_of(pool.memory, sequence.block_table[0], pool.block_size) if last else [],
-        last=_forms_of(pool.memory, sequence.block_table[last], sequence.num_tokens - last * pool.block_size),
+        full=pool.memory.forms(pool.block_size) if last else [],
+        last=pool.memory.forms(sequence.num_tokens - last * pool.block_size),
         payload_bytes=payload_bytes,
         payload_sha256=digest.hexdigest(),
         system=system,
@@ -242,14 +243,10 @@ def _payload(sequence: CacheSequence, pool: BlockPool) -> Iterator[memoryview]:
     """Yield the bytes of every array of every block."""
     for index in range(pool.blocks_for(sequence.num_tokens)):
         tokens = min(sequence.num_tokens - index * pool.block_size, pool.block_size)
-        for view in pool.memory.views(sequence.block_table[index], tokens):
-            yield np.ascontiguousarray(view).reshape(-1).view(np.uint8).data
+        for array in pool.memory.read(sequence.block_table[index], tokens):
+            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         if sequence.freed:  # the pool has started over, and its blocks may be in use elsewhere
             raise CacheError("the KV cache was emptied while a prefix of it was being saved; save it again")
-
-
-def _forms_of(memory: BlockMemory, block: int, num_tokens: int) -> list[Form]:
-    return [(view.dtype.str, view.shape) for view in memory.views(block, num_tokens)]
 
 
 def _read(path: Path, file: BinaryIO, begin: int, size: int) -> bytes:

@@ -1,7 +1,7 @@
 """The file of a computed prefix: its bytes, its header, and whether it is whole.
 
 In: a header; later, a path. Out: the bytes before the payload; later, the header, the open file and where its payload
-begins. Knows nothing about caches: here, an array is a type and a shape. A damaged or foreign file is refused with the
+begins. Knows nothing about caches: an array is a `Form`. A damaged or foreign file is refused with the
 reason.
 
 One file, little-endian, readable by everybody whom the umask of its writer lets read:
@@ -28,6 +28,7 @@ from typing import Any, BinaryIO
 from edge.runtime.errors import OutputError, SnapshotError, shown
 from edge.runtime.files import is_blank, shown_path
 from edge.runtime.json_reader import parse_json
+from edge.runtime.kv.memory import Form
 
 _MAGIC = b"EDGEKVPX"
 _VERSION = 1
@@ -38,8 +39,6 @@ _MAX_HEADER_BYTES = 1 << 28
 _MAX_DIMENSIONS, _MAX_ARRAYS = 8, 10_000  # of a block
 _MAX_NUMBER = 2**128  # the keys of pictures are hashes
 REBUILD = "build it again with `edge prefix build`"
-
-Form = tuple[str, tuple[int, ...]]  # an array's type, as numpy writes it, and its shape
 
 
 @dataclass(frozen=True, slots=True)

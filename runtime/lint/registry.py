@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edge.runtime.bundle import Bundle
+from edge.runtime.lint import gpu, npu_device, npu_weights
 from edge.runtime.lint.findings import SEVERITIES, Finding
 from edge.runtime.lint.rule import Rule
 from edge.runtime.lint.subject import Subject, planned_subject, subject_of
@@ -16,7 +17,7 @@ from edge.runtime.lint.target import Target
 from edge.runtime.manifest import TensorRecord
 from edge.runtime.spec import ModelSpec
 
-RULES: dict[str, Rule] = {}
+RULES: dict[str, Rule] = {rule.id: rule for rule in (*npu_weights.RULES, *npu_device.RULES, *gpu.RULES)}
 
 
 def check(bundle: Bundle, target: Target) -> tuple[Finding, ...]:
@@ -29,16 +30,16 @@ def suits(spec: ModelSpec, tensors: Mapping[str, TensorRecord], device: str, rec
 
     tensors: a manifest's, or the `record()` of every assignment of a planned export.
     """
-    found = _found(planned_subject(spec, tensors, recipe), Target(device.upper()), of_bundle=True)
+    found = _found(planned_subject(spec, tensors, recipe), Target(device.upper()), weights_alone=True)
     return tuple(finding for finding in found if finding.severity != "slow")
 
 
 def findings(subject: Subject, target: Target) -> tuple[Finding, ...]:
     """Return what the rules find, the worst first."""
-    return _found(subject, target, of_bundle=False)
+    return _found(subject, target, weights_alone=False)
 
 
-def _found(subject: Subject, target: Target, *, of_bundle: bool) -> tuple[Finding, ...]:
-    rules = [rule for rule in RULES.values() if rule.of_bundle or not of_bundle]
+def _found(subject: Subject, target: Target, *, weights_alone: bool) -> tuple[Finding, ...]:
+    rules = [rule for rule in RULES.values() if rule.of_weights or not weights_alone]
     found = [finding for rule in rules if (finding := rule.finding(subject, target)) is not None]
     return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))

@@ -25,7 +25,7 @@ class Source:
     """Where a rule is known from."""
 
     place: str  # a page, an issue, or a file at a commit
-    date: str  # of what it says there, YYYY-MM-DD
+    when: str  # its date, version or commit
     says: str  # in a few words
 
 
@@ -43,7 +43,7 @@ class Rule:
     evidence: Evidence
     seen: str  # what this project saw of it, or did not
     check: Check
-    of_bundle: bool = True  # whether it is about the weights alone, and so tells which recipes suit a device
+    of_weights: bool = False  # whether it is about the weights alone, and so tells which recipes suit a device
 
     def finding(self, subject: Subject, target: Target) -> Finding | None:
         """What it finds, if anything."""

@@ -1,4 +1,4 @@
-"""What rules look at: the numbers of a model, what each of its matrices is stored as, and what its graph says of itself.
+"""What rules look at: a model's numbers, what each matrix is stored as, and what the graph says of itself.
 
 In: a `Bundle`, or the plan of an export that has not been made. Out: a `Subject`. Reads the manifest and the end of the
 graph's XML, never weights. Knows no devices and no rules.
@@ -31,7 +31,7 @@ class Matrix:
     precision: str  # as the manifest has it
     bits: int
     symmetric: bool
-    group_size: int  # 0: a whole row, or floats
+    group_size: int  # 0: a whole row, also where one group fills it, or floats
     rank: int  # of the product of two narrow matrices that is added; 0: none is
     nbytes: int
 
@@ -102,6 +102,7 @@ def _matrix(name: str, record: TensorRecord) -> Matrix:
     match = _PRECISION.fullmatch(record.precision)
     rank = _RANK.search(record.note)
     rows, width = record.shape
+    group = int(match[3] or 0) if match else 0
     return Matrix(
         name=name,
         rows=rows,
@@ -109,7 +110,7 @@ def _matrix(name: str, record: TensorRecord) -> Matrix:
         precision=record.precision,
         bits=record.bits,
         symmetric=match is None or match[2] == "sym",
-        group_size=int(match[3] or 0) if match else 0,
+        group_size=0 if group == width else group,
         rank=int(rank[1]) if rank else 0,
         nbytes=record.nbytes,
     )

@@ -12,18 +12,17 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
+from edge.runtime.engines.openvino_npu_lengths import CHUNK, MAX_PROMPT, MAX_RESPONSE, Lengths, lengths
+from edge.runtime.engines.openvino_npu_properties import is_exact
 from edge.runtime.errors import DeviceError, in_words, telling_line
 from edge.runtime.machine import available_bytes, family_of
-from edge.runtime.settings import CachePrecision, EngineSettings
+from edge.runtime.settings import CachePrecision, EngineSettings, Precision
 
 if TYPE_CHECKING:
     import openvino as ov
 
-# What NPUW takes where nothing is said (openvino, npuw.hpp), which is what openvino_genai's users get.
-MAX_PROMPT = 1024  # tokens
-MAX_RESPONSE = 128
-CHUNK = 256
-FAMILIES = ("NPU", "GPU")  # that there are rules for
+LONGEST = 1 << 20  # tokens of a context, where nothing limits it
+_FOLDERS = re.compile(r'"[^"]*[/\\]([^"/\\]+)"')  # of a library that does not load
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +33,14 @@ class Target:
     platform: str | None = None  # "3720" (NPU), "v20.4.4" (GPU): OpenVINO's DEVICE_ARCHITECTURE
     driver: str | None = None  # its version
     openvino: str | None = None  # the version of the package; None: it is not installed
-    max_prompt: int = MAX_PROMPT  # tokens; NPU: shapes are static
-    max_response: int = MAX_RESPONSE
+    max_prompt: int = MAX_PROMPT  # tokens
+    max_response: int = MAX_RESPONSE  # tokens that are kept free for an answer
     chunk: int = CHUNK  # tokens of a prompt that are computed together
     memory_bytes: int | None = None  # that the model may take
     emulated: bool = False  # the NPU's pipeline on the CPU (NPUW_DEVICES=CPU): nothing is compiled for hardware
     name: str | None = None  # of the device: "Intel(R) Arc(TM) 140V GPU (16GB)"
     kv_precision: CachePrecision | None = None  # None: the engine's choice
+    inference_precision: Precision | None = None
     plugin_problem: str | None = None  # why OpenVINO's plugin cannot be used; None: it can, or nobody has looked
     found: bool = False  # whether the device is on this machine
 
@@ -50,7 +50,7 @@ class Target:
 
     @property
     def capacity(self) -> int:
-        """Tokens that an NPU's static cache holds."""
+        """Tokens whose keys and values have to fit; an NPU takes memory for all of them at once."""
         return self.max_prompt + self.max_response - 1
 
 
@@ -60,22 +60,25 @@ def target_here(
     """Return the target that a device of this machine is, with what OpenVINO says of it.
 
     A device that is not here has neither platform nor driver: rules that need them find nothing. emulated: NPUW on the
-    CPU. Raises nothing: what is wrong with OpenVINO or its plugin is in `plugin_problem`, for a rule to tell.
+    CPU. What is wrong with OpenVINO or its plugin is in `plugin_problem`, for a rule to tell. Raises SettingsError for
+    lengths that no NPU can be compiled for.
     """
     usual = EngineSettings() if settings is None else settings
+    sizes = _lengths(family_of(device), usual)
     about = _Properties() if emulated else _asked(device.upper(), core)
     return Target(
         device=device.upper(),
         platform=about.platform,
         driver=about.driver,
         openvino=openvino_version(),
-        max_prompt=getattr(usual, "max_prompt_tokens", None) or MAX_PROMPT,
-        max_response=getattr(usual, "max_response_tokens", None) or MAX_RESPONSE,
-        chunk=getattr(usual, "prefill_chunk_tokens", None) or CHUNK,
+        max_prompt=sizes.prompt,
+        max_response=sizes.response,
+        chunk=sizes.chunk,
         memory_bytes=about.memory_bytes if about.found else available_bytes() if emulated else None,
         emulated=emulated,
         name=about.name,
         kv_precision=usual.kv_precision,
+        inference_precision=usual.inference_precision,
         plugin_problem=about.problem,
         found=about.found,
     )
@@ -92,6 +95,13 @@ def openvino_version() -> str | None:
 def numbers_of(text: str) -> tuple[int, ...]:
     """Return the numbers of a version in order, for comparisons: "32.0.100.4512" -> (32, 0, 100, 4512)."""
     return tuple(int(part) for part in re.findall(r"\d+", text)[:4])
+
+
+def _lengths(family: str, settings: EngineSettings) -> Lengths:
+    if family == "NPU":
+        return lengths(settings, settings.max_context or LONGEST, whole=is_exact(settings))
+    context = settings.max_context or MAX_PROMPT + MAX_RESPONSE
+    return Lengths(max(context - MAX_RESPONSE, 1), min(MAX_RESPONSE, context), CHUNK)
 
 
 class _Properties(NamedTuple):
@@ -112,7 +122,7 @@ def _asked(device: str, core: ov.Core | None) -> _Properties:
         core = _core() if core is None else core
         core.get_versions(family_of(device))  # loads the plugin, with the libraries that it needs
     except (DeviceError, RuntimeError) as error:
-        return _Properties(problem=in_words(telling_line(error, last=True)))
+        return _Properties(problem=in_words(_FOLDERS.sub(r"\1", telling_line(error, last=True))))
     here = core.available_devices
     if device not in here and not any(family_of(name) == device for name in here):
         return _Properties(problem="its plugin loads and finds no such device")

@@ -103,13 +103,13 @@ def test_memory_comes_with_tokens_and_goes_with_them(kernel: Kernel32) -> None:
 def test_blocks_are_committed_when_they_are_handed_out(kernel: Kernel32) -> None:
     memory = PagedMemory(100, [8192, 4096])
     assert kernel.committed_bytes == 0
-    memory.blank(7)
+    memory.blank([7])
     memory.views(7, 1)[0][...] = 3
     assert kernel.committed_bytes <= 8192 + 4096 + 4 * 4096
     assert memory.views(7, 1)[0].sum() == 3 * 8192
-    memory.take_all()
+    memory.blank(range(100))
     assert kernel.committed_bytes == 100 * (8192 + 4096)
-    assert sum(int(buffer.sum()) for buffer in memory.buffers) == 3 * 8192
+    assert sum(int(buffer.sum()) for buffer in memory.buffers) == 0
 
 
 def test_a_system_without_memory_left_is_one_error(kernel: Kernel32) -> None:
@@ -118,8 +118,8 @@ def test_a_system_without_memory_left_is_one_error(kernel: Kernel32) -> None:
     slots.rows({0: 10})
     with pytest.raises(CacheFullError, match=r"no memory left for the KV cache .*; end other programs"):
         slots.rows({0: 90_000})
-    with pytest.raises(SettingsError, match="refuses the 409,600 bytes"):
-        PagedMemory(100, [4096]).take_all()
+    with pytest.raises(CacheFullError, match="no memory left for the KV cache"):
+        PagedMemory(100, [4096]).blank(range(100))
     for size in (1 << 62, 1 << 63, 1 << 70):
         with pytest.raises(SettingsError, match=r"refuses the [0-9,]{20,} bytes"):
             PagedMemory(1, [size])

@@ -131,10 +131,8 @@ class Computed:
         sequence.reserve(kept)
         for index, block in enumerate(held.sequence.block_table[: self.pool.blocks_for(kept)]):
             count = min(kept - index * self.pool.block_size, self.pool.block_size)
-            source = self.pool.memory.views(block, count)
-            target = self._twin.pool.memory.views(sequence.block_table[index], count)
-            for ours, theirs in zip(source, target, strict=True):
-                theirs[...] = ours
+            arrays = self.pool.memory.read(block, count)
+            self._twin.pool.memory.write(sequence.block_table[index], count, arrays)
         sequence.commit(kept)
         rows = self._twin.forward(np.array([7]), sequence, np.array([0])).copy()
         sequence.free()

@@ -50,7 +50,7 @@ def test_what_linux_does_not_tell_psutil_does(
 ) -> None:
     """And what nobody tells is not known, but for the limits of groups."""
     root = system(tmp_path, "0::/a\n", {f"{V2}/a/memory.current": 0}, meminfo)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=5 * GB))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=5 * GB, total=8 * GB))
     assert available_bytes(root) == available_bytes(tmp_path / "elsewhere") == 5 * GB
     (root / f"{V2}/a/memory.max").write_text(str(GB))
     assert available_bytes(root) == GB

@@ -30,6 +30,7 @@ from edge.runtime.llm import LLM
 from edge.runtime.settings import CachePrecision, EngineOptions, EngineSettings, engine_settings
 from edge.runtime.verify import verify
 from tests.forging import forge_file
+from tests.runtime.blocks import views
 
 IDS = np.random.default_rng(4).integers(0, 256, 50)
 # Anonymous memory of a process: its own and, which the buffers would be in if they were mapped otherwise, shared.
@@ -70,14 +71,14 @@ def test_keys_are_written_where_the_buffers_are(tiny_bundle: Path) -> None:
     sequence, row = CacheSequence(engine.pool), np.array([0])
     engine.forward(IDS[:20], sequence, row)
     slot, other = sequence.block_table[0], (sequence.block_table[0] + 1) % engine.pool.num_blocks
-    before = [view.copy() for view in engine.pool.memory.views(slot, 256)]
+    before = [view.copy() for view in views(engine.pool.memory, slot, 256)]
     assert all(np.abs(b[:, :20]).min(axis=-1).max() > 0 and not b[:, 20:].any() for b in before)
     engine.forward(IDS[20:21], sequence, row)
-    for old, new in zip(before, engine.pool.memory.views(slot, 256), strict=True):
+    for old, new in zip(before, views(engine.pool.memory, slot, 256), strict=True):
         np.testing.assert_array_equal(old[:, :20], new[:, :20])
         assert new[:, 20].any()
         assert not new[:, 21:].any()
-    assert not any(view.any() for view in engine.pool.memory.views(other, 256))
+    assert not any(view.any() for view in views(engine.pool.memory, other, 256))
 
 
 def test_buffers_take_memory_as_tokens_arrive(demo_bundle: Path) -> None:
@@ -139,7 +140,7 @@ def held_slots(engine: OnnxRuntimeEngine) -> list[CacheSequence]:
 
 
 def bytes_of(engine: OnnxRuntimeEngine, sequence: CacheSequence) -> list[bytes]:
-    return [view.tobytes() for view in engine.pool.memory.views(sequence.block_table[0], sequence.num_tokens)]
+    return [view.tobytes() for view in views(engine.pool.memory, sequence.block_table[0], sequence.num_tokens)]
 
 
 @pytest.mark.parametrize("places", PLACES, ids=str)
@@ -359,7 +360,7 @@ def test_nothing_is_queued_for_a_server(int4_bundle: Path, tmp_path: Path) -> No
     environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert found <= {"edgeglm/checked-files"}
+    assert found <= {"edgeglm/checked-files", "edgeglm/first-results"}
 
 
 def test_slots_are_as_many_as_the_system_promises(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +371,7 @@ def test_slots_are_as_many_as_the_system_promises(tiny_bundle: Path, monkeypatch
     mapped = pages.MappedPages
 
     def strict(size: int) -> pages.MappedPages:
-        if size > settings.kv_cache_bytes // len(roomy.pool.memory.views(0, 1)):
+        if size > settings.kv_cache_bytes // len(views(roomy.pool.memory, 0, 1)):
             raise OSError(12, "Cannot allocate memory")
         return mapped(size)
 
@@ -385,11 +386,11 @@ def test_memory_of_a_slot_is_given_back(tiny_bundle: Path) -> None:
     kept, gone = CacheSequence(engine.pool), CacheSequence(engine.pool)
     for sequence in (kept, gone):
         engine.forward(np.resize(IDS, 200), sequence, np.array([0]))
-    block, before = gone.block_table[0], [view.copy() for view in engine.pool.memory.views(kept.block_table[0], 200)]
+    block, before = gone.block_table[0], [view.copy() for view in views(engine.pool.memory, kept.block_table[0], 200)]
     assert engine.pool.num_free_tokens == engine.pool.max_tokens - 400
     gone.free()
     assert engine.pool.num_free_tokens == engine.pool.max_tokens - 200
-    whole_pages = 4096 // engine.pool.memory.views(block, 1)[0][0, 0].nbytes  # tokens of a head in one page
-    assert not any(view[:, whole_pages : 2 * whole_pages].any() for view in engine.pool.memory.views(block, 200))
-    after = engine.pool.memory.views(kept.block_table[0], 200)
+    whole_pages = 4096 // views(engine.pool.memory, block, 1)[0][0, 0].nbytes  # tokens of a head in one page
+    assert not any(view[:, whole_pages : 2 * whole_pages].any() for view in views(engine.pool.memory, block, 200))
+    after = views(engine.pool.memory, kept.block_table[0], 200)
     assert all(np.array_equal(old, new) for old, new in zip(before, after, strict=True))

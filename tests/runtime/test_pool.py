@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.runtime.errors import CacheError, CacheFullError
-from edge.runtime.kv.memory import BlockMemory, PagedMemory, SlotMemory, copy_block
+from edge.runtime.kv.memory import BlockMemory, PagedMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
+from tests.runtime.blocks import views
 
 SHAPE = (3, 32, 2)  # heads, tokens, values
 SIZES = (96, 160)  # bytes of a block in each of two buffers
@@ -30,13 +31,13 @@ def fill(memory: BlockMemory, num_blocks: int, num_tokens: int) -> None:
     """Give every byte of every block a value; no two neighbours and no two blocks have the same."""
     random = np.random.default_rng(3)
     for block in range(num_blocks):
-        for view in memory.views(block, num_tokens):
+        for view in views(memory, block, num_tokens):
             view[...] = random.integers(0, 256, view.shape)
 
 
 def contents(pool: BlockPool) -> list[list[np.ndarray]]:
     """All bytes of all blocks, copied."""
-    return [[view.copy() for view in pool.memory.views(i, pool.block_size)] for i in range(pool.num_blocks)]
+    return [[view.copy() for view in views(pool.memory, i, pool.block_size)] for i in range(pool.num_blocks)]
 
 
 def grow(sequence: CacheSequence, count: int) -> None:
@@ -104,7 +105,7 @@ def test_full_pool_says_what_is_missing() -> None:
     ("pool", "block_bytes"), [(paged_pool(3), sum(SIZES)), (slot_pool(3), 2 * 4 * 3 * 32 * 2)], ids=["paged", "slots"]
 )
 def test_bytes_are_those_of_the_memory(pool: BlockPool, block_bytes: int) -> None:
-    held = sum(view.nbytes for view in pool.memory.views(0, pool.block_size))
+    held = sum(view.nbytes for view in views(pool.memory, 0, pool.block_size))
     assert held == pool.memory.block_bytes == block_bytes
     assert (pool.bytes, pool.bytes_held) == (3 * block_bytes, 0)
     sequence = grown(pool, 33)
@@ -270,11 +271,11 @@ def check_copy_on_write(pool: BlockPool, num_tokens: int, count: int, copied: in
             target[...] = source
         else:
             target[:, :copied] = source[:, :copied]
-    for block, views in enumerate(contents(pool)):
-        assert all(np.array_equal(x, y) for x, y in zip(views, expected[block], strict=True)), block
-    for view in pool.memory.views(new, pool.block_size):
+    for block, found in enumerate(contents(pool)):
+        assert all(np.array_equal(x, y) for x, y in zip(found, expected[block], strict=True)), block
+    for view in views(pool.memory, new, pool.block_size):
         view[...] = 255 - view  # what the fork writes
-    for view, kept in zip(pool.memory.views(old, pool.block_size), expected[old], strict=True):
+    for view, kept in zip(views(pool.memory, old, pool.block_size), expected[old], strict=True):
         assert np.array_equal(view, kept)
 
 
@@ -283,9 +284,9 @@ def test_a_paged_block_is_handed_out_blank() -> None:
     pool = paged_pool(2)
     first = grown(pool, 3)
     fill(pool.memory, 2, 32)
-    assert all(view.any() for view in pool.memory.views(first.block_table[0], 32))
+    assert all(view.any() for view in views(pool.memory, first.block_table[0], 32))
     first.free()
-    assert not any(view.any() for view in pool.memory.views(grown(pool, 1).block_table[0], 32))
+    assert not any(view.any() for view in views(pool.memory, grown(pool, 1).block_table[0], 32))
 
 
 def test_views_are_the_memory_itself() -> None:
@@ -297,7 +298,7 @@ def test_views_are_the_memory_itself() -> None:
     for view in slots.views(2, 5):
         view[...] = 7
     assert [[float(row.sum()) for row in buffer] for buffer in slots.buffers] == [[0, 0, 7 * 3 * 5 * 2]] * 2
-    copy_block(slots, 2, 0, 4)
+    slots.copy(2, 0, 4)
     assert [float(buffer[0].sum()) for buffer in slots.buffers] == [7 * 3 * 4 * 2] * 2
 
 

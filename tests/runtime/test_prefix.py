@@ -15,6 +15,7 @@ from edge.runtime.errors import CacheFullError
 from edge.runtime.kv.memory import PagedMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.kv.prefix import PrefixCache, common_prefix
+from tests.runtime.blocks import views
 
 Ids = list[int]
 
@@ -32,7 +33,7 @@ def slot_pool(num_slots: int, max_context: int, max_tokens: int | None = None) -
 
 def cells(pool: BlockPool, block: int) -> list[np.ndarray]:
     """Ids and positions in a block, to be read and written."""
-    return [view.view(np.int64).reshape(-1) for view in pool.memory.views(block, pool.block_size)]
+    return [view.view(np.int64).reshape(-1) for view in views(pool.memory, block, pool.block_size)]
 
 
 def compute(pool: BlockPool, sequence: CacheSequence, ids: Ids) -> None:

@@ -33,7 +33,7 @@ def record(name: str, package: str = "numpy") -> EngineRecord:
         extra="npu",
         graph="scripted graph",
         bundle_format="openvino",
-        families=("NPU",),
+        families=("VPU",),
         kv_precisions=("f16",),
         reads_links=True,
         holds=lambda bundle: (bundle.path / "manifest.json").exists(),
@@ -50,14 +50,14 @@ def npu(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_record_is_all_that_an_engine_needs(npu: str, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with edge.load(tiny_bundle, engine=npu, device="NPU") as llm:
+    with edge.load(tiny_bundle, engine=npu, device="VPU") as llm:
         assert llm.engine.info.name == npu
         assert len(llm.generate([1, 2], max_new_tokens=3).answer().token_ids) == 3
-    assert engines_for(open_bundle(tiny_bundle), "NPU") == [npu]
-    assert edge.load(tiny_bundle, device="NPU").engine.info.name == npu  # the only one for that device
+    assert engines_for(open_bundle(tiny_bundle), "VPU") == [npu]
+    assert edge.load(tiny_bundle, device="VPU").engine.info.name == npu  # the only one for that device
     _check_names(SweepSettings(recipes=("int8-asym",), engines=(npu,)))
     assert len({_style(name) for name in (*ENGINES, "unheard of")}) == len(COLOURS)
-    assert "{auto,openvino,onnx,npu}" in re.sub(r"\s", "", _help("run"))
+    assert "{auto,openvino,onnx,openvino_npu,npu}" in re.sub(r"\s", "", _help("run"))
     assert main(["run", str(tiny_bundle), "Hello", "--raw", "--engine", npu, "--max-new-tokens", "2"]) == 0
     assert capsys.readouterr().err == ""
 
@@ -102,10 +102,10 @@ def test_extras_bring_the_packages_of_engines() -> None:
 def test_records_say_what_engines_take() -> None:
     """The command line and sweeps ask the record, before an engine's package is imported."""
     from edge.runtime.engines.onnxruntime import CACHE_TYPES
-    from edge.runtime.engines.openvino_paged import BLOCK_SIZES
+    from edge.runtime.engines.openvino_paged import FAMILIES
 
     assert ENGINES["onnx"].kv_precisions == tuple(CACHE_TYPES)
-    assert ENGINES["openvino"].families == tuple(BLOCK_SIZES)
+    assert ENGINES["openvino"].families == FAMILIES
 
 
 def test_logs_tell_what_happens_and_never_what_is_said(caplog: pytest.LogCaptureFixture, tiny_bundle: Path) -> None:

@@ -21,16 +21,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge.runtime.arrays import Array
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import CacheError, CacheFullError, OutputError, SnapshotError
 from edge.runtime.kv import snapshot as snapshot_module
-from edge.runtime.kv.memory import BlockMemory, PagedMemory, SlotMemory
+from edge.runtime.kv.memory import BlockMemory, Form, PagedMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.kv.snapshot import Snapshot, open_snapshot, save_snapshot
 from edge.runtime.kv.snapshot_format import SnapshotIdentity, read_header
 from edge.runtime.settings import EngineSettings
+from tests.runtime.blocks import views
 
 IDENTITY = SnapshotIdentity("a1" * 32, "b2" * 32, {"engine": "paged", "cache": "u8[2, 4, 6]"})
 BLOCK = 4  # tokens
@@ -67,12 +69,12 @@ kinds = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 def sequence_of(pool: BlockPool, num_tokens: int) -> CacheSequence:
     """Not the first blocks of the pool, and not in order; what was there before it, as if computed."""
     spare = pool.allocate(1)
-    before = [[view.copy() for view in pool.memory.views(b, pool.block_size)] for b in range(pool.num_blocks)]
+    before = [[view.copy() for view in views(pool.memory, b, pool.block_size)] for b in range(pool.num_blocks)]
     sequence = CacheSequence(pool)
     sequence.reserve(num_tokens)
     sequence.block_table.reverse()
     for block in sequence.block_table:
-        for view, old in zip(pool.memory.views(block, pool.block_size), before[block], strict=True):
+        for view, old in zip(views(pool.memory, block, pool.block_size), before[block], strict=True):
             view[...] = old
     sequence.commit(num_tokens)
     pool.release(spare)
@@ -84,8 +86,8 @@ def content(pool: BlockPool, sequence: CacheSequence, num_tokens: int) -> list[b
     return [
         view.tobytes()
         for index in range(pool.blocks_for(num_tokens))
-        for view in pool.memory.views(
-            sequence.block_table[index], min(num_tokens - index * pool.block_size, pool.block_size)
+        for view in views(
+            pool.memory, sequence.block_table[index], min(num_tokens - index * pool.block_size, pool.block_size)
         )
     ]
 
@@ -181,15 +183,15 @@ def test_a_full_pool_holds_nothing_of_it(make: Callable[..., BlockPool], tmp_pat
 def test_an_interrupted_restore_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "prefix")
     snapshot, pool = open_snapshot(tmp_path / "prefix", IDENTITY), paged()
-    copy, calls = snapshot_module.Snapshot._copy, []
+    arrays, calls = snapshot_module.Snapshot._arrays, []
 
-    def interrupted(self: snapshot_module.Snapshot, content: BinaryIO, index: int, views: list[np.ndarray]) -> None:
+    def interrupted(self: snapshot_module.Snapshot, content: BinaryIO, index: int, wanted: list[Form]) -> list[Array]:
         calls.append(index)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        copy(self, content, index, views)
+        return arrays(self, content, index, wanted)
 
-    monkeypatch.setattr(snapshot_module.Snapshot, "_copy", interrupted)
+    monkeypatch.setattr(snapshot_module.Snapshot, "_arrays", interrupted)
     with pytest.raises(KeyboardInterrupt):
         snapshot.restore(pool, 10)
     pool.check_integrity([])
@@ -660,6 +662,7 @@ from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.kv.snapshot import open_snapshot
 from tests.runtime.test_snapshot import SETTINGS, answer, identity_of
+from tests.runtime.blocks import views
 engine = open_engine(open_bundle(sys.argv[1]), SETTINGS[sys.argv[2]])
 for path, tokens in zip(sys.argv[3::2], sys.argv[4::2]):
     sequence = open_snapshot(Path(path), identity_of(engine)).restore(engine.pool, int(tokens))

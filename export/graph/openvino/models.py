@@ -20,6 +20,7 @@ import openvino.opset13 as op
 
 from edge.export.graph import decoder
 from edge.export.graph.openvino.builder import Cache, OpenVINOBuilder
+from edge.export.graph.openvino.compression import COMPRESSION, compression_of
 from edge.export.graph.openvino.ops import (
     i64,
     matrix,
@@ -47,6 +48,8 @@ def stateful_decoder(weights: Mapping[str, Weight], spec: ModelSpec) -> ov.Model
     _share_constants(model)
     _number_nodes(model)
     model.set_rt_info(spec.to_line(), list(SPEC))
+    for key, value in compression_of(weights).items():
+        model.set_rt_info(value, [*COMPRESSION, key])
     return model
 
 

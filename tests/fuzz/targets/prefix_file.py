@@ -17,6 +17,7 @@ from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.kv.snapshot import open_snapshot, save_snapshot
 from edge.runtime.kv.snapshot_format import SnapshotIdentity
 from tests.fuzz.target import Target
+from tests.runtime.blocks import views
 
 IDENTITY = SnapshotIdentity("a1" * 32, "b2" * 32, {"engine": "paged"})
 TOKENS = 10
@@ -33,7 +34,7 @@ def _seeds(folder: Path) -> list[bytes]:
     sequence = CacheSequence(pool)
     sequence.reserve(TOKENS)
     for number, block in enumerate(sequence.block_table):
-        for view in pool.memory.views(block, pool.block_size):
+        for view in views(pool.memory, block, pool.block_size):
             view[...] = number + 1
     sequence.commit(TOKENS)
     save_snapshot(folder / "seed", range(100, 100 + TOKENS), sequence, pool, IDENTITY, "You are kind.")
@@ -72,7 +73,7 @@ def _read(raw: bytes, folder: Path) -> object:
                     continue
                 sequence = snapshot.restore(pool, count)
                 assert sequence.num_tokens == count
-                held = [pool.memory.views(block, pool.block_size) for block in sequence.block_table]
+                held = [views(pool.memory, block, pool.block_size) for block in sequence.block_table]
                 if raw.endswith(_payload_of(raw)) and count > 4:
                     assert np.array_equal(
                         held[0][0].reshape(-1).view(np.uint8), np.frombuffer(_payload_of(raw)[:24], np.uint8)

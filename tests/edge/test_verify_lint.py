@@ -1,0 +1,125 @@
+"""`edge verify --device NPU` or `GPU`: what rules find, as text and JSON, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.cli import main
+from edge.runtime import lint
+from edge.runtime import verify as verification
+from edge.runtime.bundle import Bundle
+from edge.runtime.errors import VerificationError
+from edge.runtime.lint import RULES
+from tests.runtime.lint.bundles import NPU, tag
+
+VERIFY = verification.verify
+
+
+@pytest.fixture
+def bundle(npu_bundle: Path, tmp_path: Path) -> Path:
+    shutil.copytree(npu_bundle, tmp_path / "bundle")
+    tag(tmp_path / "bundle", -1)
+    return tmp_path / "bundle"
+
+
+def verify(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    code = main(["verify", *map(str, arguments)])
+    return code, capsys.readouterr().out
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any]]:
+    code, out = verify(capsys, *arguments, "--json")
+    told: dict[str, Any] = json.loads(out)
+    return code, told
+
+
+@pytest.fixture(autouse=True)
+def nothing_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no such device, so nothing may try to compute on it."""
+
+    def computed(*_: Any) -> None:
+        raise AssertionError("an engine was opened")
+
+    monkeypatch.setattr(verification, "verify", computed)
+
+
+@pytest.mark.parametrize("device", ["NPU", "gpu"])
+def test_a_bundle_that_suits_a_device_of_another_machine(
+    bundle: Path, device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = verify(capsys, bundle, "--device", device)
+    assert code == 0
+    assert "not on this machine" in text
+    assert text.splitlines()[-1] == f"{bundle}: checked by rules alone: nothing was compiled or computed"
+    code, told = as_json(capsys, bundle, "--device", device)
+    assert code == 0
+    assert told["engines"] == []
+    assert told["lint"]["target"]["device"] == device.upper()
+    assert told["lint"]["rules"] == [rule for rule in RULES if rule.startswith(device.lower())]
+    assert [finding["rule"] for finding in told["lint"]["findings"]] == [f"{device.lower()}-plugin"]
+
+
+def test_a_bundle_that_would_crash(int4_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = verify(capsys, int4_bundle, "--device", "NPU")
+    assert code == 1
+    assert "  crash: npu-symmetric: " in text
+    assert RULES["npu-symmetric"].sources[0].place in text
+    assert RULES["npu-symmetric"].advice in text
+    assert text.splitlines()[-1] == f"{int4_bundle}: not for this device"
+    code, told = as_json(capsys, int4_bundle, "--device", "NPU")
+    assert code == 1
+    worst = told["lint"]["findings"][0]
+    assert (worst["rule"], worst["severity"], worst["refused"]) == ("npu-symmetric", "crash", True)
+    assert verify(capsys, int4_bundle, "--device", "GPU")[0] == 0
+
+
+def test_a_platform_and_lengths_may_be_given(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (bundle, "--device", "NPU", "--max-prompt-tokens", 4000)
+    assert verify(capsys, *arguments)[0] == 0
+    assert verify(capsys, *arguments, "--platform", "4000")[0] == 0
+    code, told = as_json(capsys, *arguments, "--platform", "3720")
+    assert code == 1
+    assert told["lint"]["findings"][0]["rule"] == "npu-prompt-3720"
+    assert told["lint"]["target"]["max_prompt"] == 4096, "as the plugin rounds it"
+
+
+def test_a_device_that_is_here_computes_after_its_rules(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless one of them says that it would crash. The CPU stands in for it."""
+
+    def computes(bundle: Bundle, device: str, progress: Callable[[str, int], None]) -> object:
+        assert device == "NPU"
+        return VERIFY(bundle, "CPU", progress)
+
+    monkeypatch.setattr(lint, "target_here", lambda *_: NPU)
+    monkeypatch.setattr(verification, "verify", computes)
+    code, text = verify(capsys, bundle, "--device", "NPU")
+    assert code == 0
+    assert "NPU 4000" in text
+    assert "openvino on CPU: golden logits off by" in text
+    assert "  openvino_model.xml " in text, "files are compared"
+    assert text.splitlines()[-1] == f"{bundle}: verified"
+    tag(bundle, None)  # slow
+    assert verify(capsys, bundle, "--device", "NPU")[0] == 0
+
+    def wrong(*_: Any) -> None:
+        raise VerificationError("golden logits differ")
+
+    monkeypatch.setattr(verification, "verify", wrong)
+    assert main(["verify", str(bundle), "--device", "NPU"]) == 1
+
+
+def test_what_would_crash_is_not_tried(
+    int4_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lint, "target_here", lambda *_: NPU)
+    code, text = verify(capsys, int4_bundle, "--device", "NPU")
+    assert code == 1
+    assert "verified" not in text
