@@ -102,9 +102,9 @@ def footprint(
 ) -> Footprint:
     """What a model takes.
 
-    context_tokens: that one sequence will hold. kv_precision: as `kv_bytes` takes it. tensors: what every weight is, as in a manifest; without it, what a
-    recipe makes of that many bytes is guessed. max_context: for which engines make tables (default: the model's).
-    tokenizer_bytes: of tokenizer.json, if it is there.
+    context_tokens: that one sequence will hold. kv_precision: as `kv_bytes` takes it. tensors: what every weight is, as
+    in a manifest; without it, what a recipe makes of that many bytes is guessed. max_context: for which engines make
+    tables (default: the model's). tokenizer_bytes: of tokenizer.json, if it is there.
     """
     records = tensors or guessed_tensors(spec, weight_bytes)
     family = "NPU" if engine == "openvino_npu" else family_of(device)

@@ -60,15 +60,18 @@ def run(args: argparse.Namespace) -> int:
     from edge.commands.console import print_json
     from edge.commands.fit_told import print_report
     from edge.models.find import find_named
+    from edge.profiles.devices.table import find_profile
+    from edge.profiles.fit.places import HERE, place_of
     from edge.profiles.fit.report import report, to_json
     from edge.profiles.fit.subject import find_subject
 
+    elsewhere = args.device is not None and args.device.lower() != HERE
+    profile = find_profile(args.device) if elsewhere else None  # before a hub is asked
     path = Path(args.path)
-    named = None if os.path.lexists(path) else find_named(args.path)
-    places = _places(args.device, args.memory_bytes)  # what is wrong with these is told before a hub is asked
+    subject = find_subject(args.path, None if os.path.lexists(path) else find_named(args.path))
     found = report(
-        find_subject(args.path, named),
-        places,
+        subject,
+        _here(args.memory_bytes) if profile is None else [place_of(profile, args.memory_bytes)],
         recipe=args.recipe,
         context_tokens=args.context,
         every_device=args.device is None,
@@ -79,15 +82,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_report(found)
     return 0
-
-
-def _places(device: str | None, memory_bytes: int | None) -> list[Place]:
-    from edge.profiles.devices.table import find_profile
-    from edge.profiles.fit.places import HERE, place_of
-
-    if device is not None and device.lower() != HERE:
-        return [place_of(find_profile(device), memory_bytes)]
-    return _here(memory_bytes)
 
 
 def _here(memory_bytes: int | None) -> list[Place]:

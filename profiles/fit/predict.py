@@ -139,7 +139,7 @@ def together(tensors: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]:
 
 
 def operations(spec: ModelSpec, tokens: int) -> float:
-    """Multiplications and additions of a prompt: every weight of the blocks for each token, attention, one row of logits."""
+    """Multiplications and additions of a prompt: blocks for every token, attention, and one row of logits."""
     h, f = spec.hidden_size, spec.intermediate_size
     block = h * (spec.q_size + 2 * spec.kv_size) + spec.q_size * h + 3 * h * f
     attention = 4.0 * tokens * tokens / 2 * spec.q_size

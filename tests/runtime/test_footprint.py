@@ -144,7 +144,7 @@ def test_more_of_anything_never_takes_less(data: st.DataObject) -> None:
 
     def peak(context: int, sequences: int, chunk: int) -> int:
         return footprint(
-            GLM4_9B,
+            LAYERS_2,
             weight_bytes,
             engine=engine,
             context_tokens=context,
