@@ -54,6 +54,7 @@ class Plan:
     limits: Limits | None = None  # within which the recipe chooses
     options: Mapping[str, tuple[Rounding, ...]] = field(default_factory=dict)  # what each matrix is chosen from
     template_file: Path | None = None  # of the chat template, instead of the checkpoint's
+    weights_at_once: int | None = None  # that are rounded together, which changes memory alone; None: as is fastest
 
     @property
     def spec(self) -> ModelSpec:
