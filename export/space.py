@@ -18,7 +18,7 @@ from edge.runtime.sizes import human_bytes
 
 SIDECAR_BYTES = 64_000_000  # at most, of a bundle's files that are no weights; a tokenizer for 151,552 tokens has 35 MB
 # Of memory that the system cannot drop: what packages take, and what a weight takes that is worked on, by where it is.
-# Peaks of exports without text: 2.26 GB at GLM-4-9B's widths, 1.16 at half of them, 0.43 of the demo model; with 2^22
+# Peaks of exports without text: 2.33 GB at GLM-4-9B's widths, 1.16 at half of them, 0.43 of the demo model; with 2^22
 # weights at once 1.51, 0.68 GB; with text 5.5 and 0.74.
 PACKAGES, OF_BLOCK, OF_VOCABULARY = 430_000_000, 16, 3
 OF_PART, OF_PART_OF_BLOCK, OF_ROUNDED = 2, 12, 9  # of a matrix that is rounded in parts, and of a part
@@ -54,7 +54,11 @@ def memory_bytes(plan: Plan) -> int:
     block = max(matrix.parameters for matrix in matrices if matrix.in_block)
     vocabulary = max(matrix.parameters for matrix in matrices if not matrix.in_block)
     part, whole = plan.weights_at_once or CHUNK, plan.weights_at_once or WHOLE
-    of_vocabulary = OF_VOCABULARY * vocabulary if vocabulary <= whole else OF_PART * vocabulary + OF_ROUNDED * part
+    in_parts = OF_PART * vocabulary + OF_ROUNDED * part
+    if vocabulary <= WHOLE:
+        of_vocabulary = min(OF_VOCABULARY * vocabulary, in_parts)
+    else:
+        of_vocabulary = in_parts
     of_block = OF_BLOCK * block if block <= whole else OF_PART_OF_BLOCK * block + OF_ROUNDED * part
     size = max(of_block, of_vocabulary)
     if plan.calibration is not None:  # the text beside the widest matrices, and the moments of the widest inputs
@@ -83,8 +87,8 @@ def within_memory(plan: Plan, given: int | None) -> Plan:
     if given is not None:
         used = f", beside {human_bytes(taken)} that this process has taken" if taken else ""
         raise MemoryLimitError(
-            f"{needed}{used}, and max_memory_bytes is {human_bytes(given)}; raise it, or export on a machine with more; "
-            "nothing was written"
+            f"{needed}{used}, and max_memory_bytes is {human_bytes(given)}; raise it, or export on a "
+            "machine with more; nothing was written"
         )
     assert tightest is not None
     free = (
@@ -92,9 +96,9 @@ def within_memory(plan: Plan, given: int | None) -> Plan:
     )
     if any(memory_bytes(smallest) * CERTAIN > limit.most_bytes for limit in limits):
         raise MemoryLimitError(
-            f"{needed}, and {free}; end other programs, raise that limit, or export on another machine; to try it all "
-            f"the same, give max_memory_bytes, like {human_bytes(memory_bytes(smallest)).replace(' ', '')}; nothing was "
-            "written"
+            f"{needed}, and {free}; end other programs, raise that limit, or export on another machine; to try it "
+            f"all the same, give max_memory_bytes, like {human_bytes(memory_bytes(smallest)).replace(' ', '')}; "
+            "nothing was written"
         )
     notice(f"{needed}, and {free}; it may become very slow, or be ended by the system")
     return smallest
