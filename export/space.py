@@ -55,10 +55,7 @@ def memory_bytes(plan: Plan) -> int:
     vocabulary = max(matrix.parameters for matrix in matrices if not matrix.in_block)
     part, whole = plan.weights_at_once or CHUNK, plan.weights_at_once or WHOLE
     in_parts = OF_PART * vocabulary + OF_ROUNDED * part
-    if vocabulary <= WHOLE:
-        of_vocabulary = min(OF_VOCABULARY * vocabulary, in_parts)
-    else:
-        of_vocabulary = in_parts
+    of_vocabulary = min(OF_VOCABULARY * vocabulary, in_parts) if vocabulary <= WHOLE else in_parts
     of_block = OF_BLOCK * block if block <= whole else OF_PART_OF_BLOCK * block + OF_ROUNDED * part
     size = max(of_block, of_vocabulary)
     if plan.calibration is not None:  # the text beside the widest matrices, and the moments of the widest inputs

@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from edge.runtime.settings import EngineSettings
 from edge.runtime.spec import ModelSpec
 
 MB, GB = 10**6, 10**9
-NINE = {  # of GLM-4-9B
+NINE: dict[str, Any] = {  # of GLM-4-9B
     "num_layers": 40, "hidden_size": 4096, "intermediate_size": 13696, "num_heads": 32, "num_kv_heads": 2,
     "head_dim": 128, "vocab_size": 151_552, "max_position_embeddings": 131_072,
 }  # fmt: skip

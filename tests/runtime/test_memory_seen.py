@@ -56,9 +56,9 @@ except edge.EdgeError as error:
     said["opened"] = opened
 else:
     context = llm.engine.info.max_context
-    ids = llm.tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 400)[: min(context, 2000) - 16]
+    ids = llm.tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 200)[: min(context, 1000) - 16]
     long = llm.generate(ids, max_new_tokens=8, ignore_stop_ids=True).answer()
-    prompts = [ids[start : start + 16] for start in range(24)]
+    prompts = [ids[start : start + 16] for start in range(16)]
     several = llm.generate_batch(prompts, max_new_tokens=8, ignore_stop_ids=True)
     short = llm.generate("The capital of France is", max_new_tokens=8, ignore_stop_ids=True).answer()
     said |= {"context": context, "cache": llm.engine.pool.bytes, "short": short.token_ids}
@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_refused_before_weights_are_opened(demo_bundle: Pat
 
 
 def test_a_container_gives_a_shorter_context_instead_of_an_end(demo_bundle: Path, group: Path) -> None:
-    """Without any option: the cache would have been 2.1 GB of the machine's memory, and its user killed in the middle."""
+    """Without any option: the cache would have been 2.1 GB, and the process ended in the middle of an answer."""
     limit(group, 450 * MB)
     found = run(demo_bundle, group, engine="onnx")
     assert found["refused"] is None
