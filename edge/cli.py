@@ -43,6 +43,7 @@ VERBS = (
     "demo",
     "recipes",
     "export",
+    "compile",
     "run",
     "chat",
     "serve",

@@ -13,6 +13,7 @@ from edge.export.assignment import Assignments
 from edge.export.text.corpus import Corpus
 from edge.runtime import bundle
 from edge.runtime.files import real_path
+from edge.runtime.float16_record import Float16Record
 from edge.runtime.manifest import SCHEMA_VERSION, FileRecord, Manifest, StageCheck
 from edge.runtime.spec import ModelSpec
 
@@ -34,6 +35,7 @@ def make_manifest(
     adapter: Path | None = None,
     calibration: Corpus | None = None,
     hashed: Mapping[str, FileRecord] | None = None,
+    float16: Float16Record | None = None,
 ) -> Manifest:
     """Everything that `manifest.json` says. hashed: files of the folder whose digests are known already."""
     files = dict(hashed or {})
@@ -59,4 +61,5 @@ def make_manifest(
         tensors={name: assigned.record() for name, assigned in assignments.items()},
         files=dict(sorted(files.items())),
         versions=versions,
+        float16=float16,
     )

@@ -21,6 +21,7 @@ from edge.export.budget import sensitivity
 from edge.export.budget.choose import decide
 from edge.export.budget.sensitivity import Sensitivity
 from edge.export.compress.calibration import WINDOW, WINDOWS, Calibration
+from edge.export.float16 import safety
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
 from edge.export.interop import openvino_tokenizer
 from edge.export.interop.sidecars import write_genai_config, write_server_graph, write_sidecars
@@ -100,9 +101,11 @@ def export(
       max_bytes    the most accurate model with at most this many bytes of weights
       max_kld      the smallest model with at most this predicted KLD from the float one, nats/token; with both, that
                    model must also have at most max_bytes
-      device       "CPU", "GPU" or "NPU", which the choice has to suit; the default is "CPU"
 
-    max_memory_bytes  upper bound of the memory that this process may take, what is free by default; where it is
+      device       "CPU", "GPU" or "NPU", which the precisions have to suit; the default is "CPU". For the others, which
+                   compute in float16, values are measured on text and weights are folded (docs/float16.md)
+
+      max_memory_bytes  upper bound of the memory that this process may take, what is free by default; where it is
                    tight, fewer weights are worked on at once, which gives the same bytes
 
     progress       is called with a `Progress` after every stage
@@ -163,7 +166,11 @@ def export_with(
         if limits is not None:
             plan = _within(limits, plan, tokenizer, work.kept / SENSITIVITY, progress)
             check_space(folder, least_bytes(plan) - done_bytes(journal))
-        conversion = None
+        conversion = safe = None
+        if plan.range_text is not None:
+            ids = _windows(plan.range_text, plan, tokenizer, safety.WINDOW, safety.WINDOWS)
+            safe = safety.fold(plan, ids, work.kept, journal, progress)
+            plan = safe.plan
         if plan.onnx:
             write_genai_config(plan.checkpoint, plan.spec, stop_ids, folder)
         if plan.openvino:
@@ -177,6 +184,7 @@ def export_with(
             total, layers = plan.spec.num_parameters, plan.spec.num_layers
             progress(Progress("writing", layers, layers, total, total, store.end, 0, None))
             _write_graphs(plan, store, folder)
+            record, near = (None, ()) if safe is None else safe.judge(store, progress)
             weights = FileRecord(store.end, store.hash_written())
         done.golden.write(folder)
         if conversion is not None and (problem := conversion.finish()) is not None:
@@ -190,7 +198,7 @@ def export_with(
             assignments=plan.assignments,
             stop_ids=stop_ids,
             golden_kld=done.golden.kld,
-            warnings=plan.warnings,
+            warnings=(*plan.warnings, *near),
             decisions=plan.decisions,
             adapter=None if plan.adapter is None else plan.adapter.path,
             calibration=plan.calibration,
@@ -198,6 +206,7 @@ def export_with(
             folder=folder,
             hashed={plan.weight_file: weights},  # as it was written
             versions=versions(plan.format),
+            float16=record,
         )
         sources.check_unchanged(plan.checkpoint, hashes)
         (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

@@ -21,8 +21,10 @@ from edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edge.export.compress import recipes
 from edge.export.compress.precision import Rounding
 from edge.export.compress.recipes import Recipe
+from edge.export.float16.folds import FoldedWeights, Folds
+from edge.export.float16.targets import TARGETS
 from edge.export.graph.onnx.blocks import block_size
-from edge.export.settings import ExportSettings, Format, Limits
+from edge.export.settings import Device, ExportSettings, Format, Limits
 from edge.export.text.corpus import Corpus, calibration_corpus
 from edge.export.weights.adapter import Adapter
 from edge.export.weights.names import EMBEDDING, HEAD
@@ -31,6 +33,8 @@ from edge.export.weights.source import Weights, WeightSource
 from edge.runtime import bundle
 from edge.runtime.errors import SettingsError
 from edge.runtime.files import real_path, sha256_of
+from edge.runtime.lint import suits
+from edge.runtime.manifest import TensorRecord
 from edge.runtime.spec import ModelSpec
 from edge.runtime.template_file import read_chosen
 
@@ -55,6 +59,9 @@ class Plan:
     options: Mapping[str, tuple[Rounding, ...]] = field(default_factory=dict)  # what each matrix is chosen from
     template_file: Path | None = None  # of the chat template, instead of the checkpoint's
     weights_at_once: int | None = None  # that are rounded together, which changes memory alone; None: as is fastest
+    device: Device = "CPU"  # that the bundle is for
+    range_text: Corpus | None = None  # that values are measured on, for a device that computes in float16
+    folds: Folds | None = None  # of the weights, once they are chosen
 
     @property
     def spec(self) -> ModelSpec:
@@ -98,8 +105,14 @@ class Plan:
         if self.options:
             options = {name: [str(option) for option in found] for name, found in self.options.items()}
             choices += [None if self.limits is None else asdict(self.limits), options]
+        if self.range_text is not None:
+            choices += [self.device, self.range_text.sha256, None if self.folds is None else self.folds.to_json()]
         text = json.dumps([files, *choices])
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def folded(self, folds: Folds) -> Plan:
+        """The plan with these folds in its weights."""
+        return replace(self, weights=FoldedWeights(self.weights, folds), folds=folds)
 
     def choose(self, choices: Mapping[str, Rounding], decisions: tuple[str, ...]) -> Plan:
         """The plan with these choices, and the decisions that led to them."""
@@ -109,7 +122,11 @@ class Plan:
             self,
             recipe=recipe,
             assignments=assignments,
-            warnings=(*self.warnings, *_copied(assignments, self.format)),
+            warnings=(
+                *self.warnings,
+                *_copied(assignments, self.format),
+                *map(str, suits(self.spec, _records(assignments), self.device, recipe.name) if self.range_text else ()),
+            ),
             decisions=(*self.decisions, *decisions),
         )
 
@@ -124,7 +141,9 @@ def make_plan(source: str | Path, settings: ExportSettings, *, download: bool = 
     format, limits = settings.format, settings.limits
     checkpoint = open_checkpoint(source, download=download)
     own, adapter, decisions = _opened(checkpoint, settings)
-    named = recipes.find_recipe(settings.recipe or recipes.DEFAULT)
+    device = settings.device or "CPU"
+    target = TARGETS.get(device)
+    named = recipes.find_recipe(settings.recipe or (recipes.DEFAULT if target is None else target.default))
     recipe = named if limits is None else base_recipe(limits, own.spec)
     weights: WeightSource = RotatedWeights(own) if recipe.rotate else own
     spec = weights.spec
@@ -136,7 +155,8 @@ def make_plan(source: str | Path, settings: ExportSettings, *, download: bool = 
     options: dict[str, tuple[Rounding, ...]] = {}
     if limits is not None:
         fixed = {EMBEDDING: embedding, HEAD: head} if not spec.tied_embeddings else {EMBEDDING: embedding or head}
-        options = options_of(assignments, limits, fixed, onnx=format != "openvino", awq=not recipe.rotate)
+        options = options_of(assignments, limits, fixed, spec=spec, onnx=format != "openvino", awq=not recipe.rotate)
+    unsuited = () if target is None or options else suits(spec, _records(assignments), device, recipe.name)
     return Plan(
         source=source_name(source),
         checkpoint=checkpoint,
@@ -146,12 +166,22 @@ def make_plan(source: str | Path, settings: ExportSettings, *, download: bool = 
         format=format,
         adapter=adapter,
         calibration=calibration_corpus(settings.calibration) if recipe.calibrated else None,
-        warnings=(*doubts(checkpoint, spec), *(() if options else _copied(assignments, format))),
+        warnings=(
+            *doubts(checkpoint, spec),
+            *(() if options else _copied(assignments, format)),
+            *map(str, unsuited),
+        ),
         decisions=decisions,
         limits=limits,
         options=options,
         template_file=None if settings.chat_template is None else Path(settings.chat_template),
+        device=device,
+        range_text=None if target is None else calibration_corpus(settings.calibration),
     )
+
+
+def _records(assignments: Assignments) -> dict[str, TensorRecord]:
+    return {name: assigned.record() for name, assigned in assignments.items()}
 
 
 def _opened(checkpoint: Checkpoint, settings: ExportSettings) -> tuple[Weights, Adapter | None, tuple[str, ...]]:

@@ -64,7 +64,9 @@ class ExportSettings(Settings):
         Number(0, above=True, words="a number of nats/token above 0, like 0.05"),
         "a budget for the predicted distance from the float model",
     )
-    device: Device | None = setting(None, OneOf(DEVICES), "what a budget chooses precisions for; none: the CPU")
+    device: Device | None = setting(
+        None, OneOf(DEVICES), "what the bundle is for: precisions, and folds for float16; none: the CPU"
+    )
     max_memory_bytes: int | None = setting(
         None, Whole(1), "limit of all memory that this process takes and the system cannot drop; none: what is free"
     )
@@ -90,9 +92,8 @@ class ExportSettings(Settings):
                     f"recipe {self.recipe} and a budget are given; a budget chooses precisions itself, give one"
                 )
             return
-        if self.device is not None:
-            raise RecipeError(f"device {self.device} is given without a budget; give max_bytes or max_kld as well")
-        if self.calibration is not None and not chosen.calibrated:
+        measured = self.device in ("GPU", "NPU")  # whose values are measured on text, whatever the recipe
+        if self.calibration is not None and not chosen.calibrated and not measured:
             raise RecipeError(
                 f"recipe {chosen.name} takes no calibration text; leave it out, or use a recipe that is fitted to "
                 f"text, like {recipes.FITTED}"

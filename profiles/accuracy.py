@@ -132,8 +132,8 @@ def evaluate(
         chunk = EXACT_CACHE_CHUNK if engine.info.kv_precision == "f32" else CHUNK
     if engine.info.logits_rows == "last":
         raise SettingsError(
-            f"the {engine.info.name} engine gives the logits of a prompt's last token only, so it cannot be measured by "
-            "text; measure on another engine",
+            f"the {engine.info.name} engine gives the logits of a prompt's last token only, so that it cannot be "
+            "measured by text; measure on another engine",
             param="engine",
         )
     if chunk < 1:

@@ -131,7 +131,7 @@ def footprint(
         return Footprint(weights, kv, activations, loading, base, pages)
     size = 4 if bits > 4 else 2  # bytes of an activation: float32 beside 8 bits and more, else bfloat16 here
     activations = int(ACTIVATIONS_TIMES * values * chunk * size) + chunk * context * 4
-    pages = OPENVINO_PAGES + (0 if bits == 16 else sum(record.nbytes for record in _read(records).values()))
+    pages = OPENVINO_PAGES + (0 if bits == 16 else sum(record.nbytes for record in read_tensors(records).values()))
     # Weights are repacked one after the other at the first token, so that compiling has no peak of its own.
     return Footprint(_openvino_weights(records), kv, activations, 0, base, pages)
 
@@ -196,7 +196,7 @@ def _guessed(shape: tuple[int, int], precision: str) -> TensorRecord:
     return TensorRecord(shape, precision, count * bits // 8 + scales, "")
 
 
-def _read(records: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]:
+def read_tensors(records: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]:
     """Weights that are read whole for every token: all but an embedding of its own, of which rows are looked up."""
     return {name: record for name, record in records.items() if name != EMBEDDING or HEAD not in records}
 
@@ -204,7 +204,7 @@ def _read(records: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]:
 def _onnx_weights(records: Mapping[str, TensorRecord], fewest_bits: int) -> int:
     """MatMulNBits keeps packed integers and sums of blocks; float matrices are packed as float32."""
     total = 0.0
-    for name, record in _read(records).items():
+    for name, record in read_tensors(records).items():
         (bits, group), count = _kind(record), math.prod(record.shape)
         if bits >= 16:
             total += count * 4
@@ -221,7 +221,7 @@ def _openvino_weights(records: Mapping[str, TensorRecord]) -> int:
     model), one of 100 does not.
     """
     total = 0.0
-    for record in _read(records).values():
+    for record in read_tensors(records).values():
         (bits, group), count = _kind(record), math.prod(record.shape)
         scales = GROUP_BYTES["openvino"] * count / group if bits < 16 else 0
         total += count * (8 if bits == 16 else bits / 8) + scales

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edge.runtime.errors import COPY_AGAIN, EXPORT_AGAIN, BundleError, shown
+from edge.runtime.float16_record import Float16Record
 from edge.runtime.json_object import ObjectReader
 from edge.runtime.json_reader import parse_json
 from edge.runtime.spec import ModelSpec
@@ -83,6 +84,7 @@ class Manifest:
     tensors: Mapping[str, TensorRecord]
     files: Mapping[str, FileRecord]
     versions: Mapping[str, str]
+    float16: Float16Record | None = None  # of bundles for devices that compute in it
 
     def __post_init__(self) -> None:
         """Escape control characters: a file's name or a library's warning may hold some that a terminal obeys."""
@@ -114,6 +116,8 @@ class Manifest:
     def to_json(self) -> str:
         """Return stable text: same manifest, same bytes."""
         data = asdict(self) | {"spec": self.spec.to_json()}
+        if self.float16 is None:
+            del data["float16"]
         if self.has_digest:
             data[DIGEST] = digest_of(data)
         return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
@@ -154,6 +158,7 @@ class Manifest:
             tensors=read.named("tensors", _tensor_record),
             files=read.named("files", _file_record),
             versions=read.words("versions"),
+            float16=Float16Record.read(read.inside("float16"), spec) if "float16" in read else None,
         )
         if not any(len(tensor.shape) == 2 for tensor in manifest.tensors.values()):
             raise BundleError(f"{FILE}: tensors holds no matrix; {EXPORT_AGAIN}")

@@ -35,14 +35,14 @@ from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.machine import family_of, logical_processors, physical_cores, processor_name
 from edge.runtime.notices import notice
 from edge.runtime.self_test_bounds import bound_of, noises_of
-from edge.runtime.settings import EngineSettings
+from edge.runtime.settings import COMPILING_NAMES, EngineSettings
 
 FEW = 2  # tokens whose last row is compared bit by bit: with one alone, attention has nothing to choose from
 DECODED = 4  # of the golden tokens, so that decoding and the cache take part
 # Settings that change no logits, or only through what the engine then says about itself.
 NO_BEARING = (
     "self_test", "engine", "expected_prompt_tokens", "expected_clients", "max_context", "kv_cache_bytes",
-    "kv_cache_share", "max_memory_bytes",
+    "kv_cache_share", "max_memory_bytes", "reproducible",
 )  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -56,11 +56,27 @@ class SelfTest:
     device: str
     # Bits of the first rows against the first good load: "none" is kept yet, or its versions were others.
     bits: Literal["same", "other", "none"]
+    asked: bool = True  # whether the bundle has golden rows to compare with
     kld: float | None = (
         None  # nats/token from the golden rows; None: not computed, as bits are the same or none are there
     )
     bound: float | None = None  # for it; None: not computed, or the bundle has none for this engine's numerics
     instead_of: str = ""  # "openvino on GPU", which failed
+
+    @property
+    def in_words(self) -> str:
+        """Both figures, for people."""
+        if not self.asked:
+            return "the bundle has no golden rows, a new export has them"
+        bits = {
+            "same": "bits are those of the first good load on this machine",
+            "other": "bits are not those of the first good load on this machine",
+            "none": "bits are kept for later loads",
+        }
+        bound = "the bundle has no bound for these numerics" if self.bound is None else f"at most {self.bound:.2g}"
+        rows = "" if self.kld is None else f"{self.kld:.2g} nats/token from the golden rows, {bound}; "
+        instead = f"; used instead of {self.instead_of}" if self.instead_of else ""
+        return f"{rows}{bits[self.bits]}{instead}"
 
 
 def open_tested(bundle: Bundle, settings: EngineSettings) -> tuple[Engine, SelfTest | None]:
@@ -92,7 +108,7 @@ def _fall_back(bundle: Bundle, settings: EngineSettings, failed: str) -> tuple[E
         places += [(name, "CPU") for name in engines_for(bundle, "CPU")]
     for name, device in places:
         try:
-            other = replace(settings, engine=name, device=device)
+            other = replace(settings, engine=name, device=device, **dict.fromkeys(COMPILING_NAMES))
             engine = open_engine(bundle, other)
             return engine, _tested(engine, bundle, other)
         except EdgeError as error:  # it does not run here, not with these settings, or not correctly either
@@ -117,7 +133,7 @@ def self_test(engine: Engine, bundle: Bundle, settings: EngineSettings, *, whole
     golden = _golden(bundle)
     if golden is None:
         logger.info("%s has no golden rows, so %s is not tested; a new export has them", bundle.path, info.name)
-        return SelfTest(info.name, info.device, "none")
+        return SelfTest(info.name, info.device, "none", asked=False)
     row = _few(engine, _fitting(engine, golden)[:FEW])
     key, versions = _key(engine, bundle, settings), _versions(engine)
     first = first_results.find(key)
@@ -130,16 +146,11 @@ def self_test(engine: Engine, bundle: Bundle, settings: EngineSettings, *, whole
         was, now, which = _shown(first.versions), _shown(versions), "the same" if same else "other"
         logger.info("%s: %s gives %s bits since the update from %s to %s", bundle.path, info.name, which, was, now)
     elif first is not None and not same:
-        notice(
-            f"{info.name} on {info.device} gives other bits than at the first load on this machine, in the same "
-            f"version: row {_last_of_few(engine)} is {first.kl_divergence(row):.2g} nats from it; all golden rows together are "
-            f"within their bound ({kld:.2g} nats/token, at most {bound:.2g}); a driver, a library or the processor's "
-            "microcode may have changed, or a memory is failing; edge verify reads every file anew"
-        )
+        notice(_other_bits(engine, first.kl_divergence(row), kld, bound))
     if first is None or not same or renewed:
         first_results.keep(key, first_results.result_of(row, versions))
     bits: Literal["same", "other", "none"] = "none" if first is None or renewed else "same" if same else "other"
-    return SelfTest(info.name, info.device, bits, kld, bound)
+    return SelfTest(info.name, info.device, bits, kld=kld, bound=bound)
 
 
 def _judge(engine: Engine, bundle: Bundle, golden: GoldenRows, settings: EngineSettings) -> tuple[float, float | None]:
@@ -163,6 +174,17 @@ def _judge(engine: Engine, bundle: Bundle, golden: GoldenRows, settings: EngineS
         )
     logger.info("%s: %s is %.2g nats/token from the golden rows", bundle.path, engine.info.name, kld)
     return kld, bound
+
+
+def _other_bits(engine: Engine, moved: float, kld: float, bound: float | None) -> str:
+    where = f"{engine.info.name} on {engine.info.device}"
+    most = "" if bound is None else f", at most {bound:.2g}"
+    return (
+        f"{where} gives other bits than at the first load on this machine, in the same version: row "
+        f"{_last_of_few(engine)} is {moved:.2g} nats from what it was; all rows together are {kld:.2g} nats/token from "
+        f"those recorded at export{most}; a driver, a library or the processor's microcode may have changed, or a "
+        "memory is failing: edge verify reads every file anew"
+    )
 
 
 def _fitting(engine: Engine, golden: GoldenRows) -> Ids:
@@ -236,6 +258,7 @@ def _key(engine: Engine, bundle: Bundle, settings: EngineSettings) -> str:
             "row": _last_of_few(engine),
             "settings": chosen,
             "engine": {name: value for name, value in engine.identity.items() if not _is_version(name)},
+            "reproducible": engine.info.reproducible,
             "processor": processor_name(),
             "cores": [logical_processors(), physical_cores()],
         }

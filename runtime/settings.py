@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
 from edge.runtime.constraint import Constraint
@@ -16,6 +17,7 @@ from edge.runtime.errors import SettingsError, shown
 from edge.runtime.machine import logical_processors
 from edge.runtime.rules import (
     Biases,
+    FilePath,
     Flag,
     Instance,
     Number,
@@ -172,6 +174,9 @@ class EngineSettings(Settings):
     max_prompt_tokens: int | None = setting(None, Whole(1, MAX_LENGTH), "longest prompt that is compiled for")
     max_response_tokens: int | None = setting(None, Whole(1, MAX_LENGTH), "tokens that are kept free for an answer")
     prefill_chunk_tokens: int | None = setting(None, Whole(1, MAX_LENGTH), "tokens of a prompt that are read at once")
+    compiled_folder: Path | None = setting(
+        None, FilePath(), "where models are that `edge compile` has made; none: in the user's cache folder"
+    )
 
     def check_together(self) -> None:
         processors = logical_processors()
@@ -247,12 +252,14 @@ class EngineOptions(TypedDict, total=False):
     max_prompt_tokens: int | None
     max_response_tokens: int | None
     prefill_chunk_tokens: int | None
+    compiled_folder: str | Path | None
 
 
 SAMPLING_NAMES = frozenset(spec.name for spec in fields(Sampling))
 GENERATION_NAMES = frozenset(spec.name for spec in fields(GenerationSettings)) - {"sampling"}
 ENGINE_NAMES = frozenset(spec.name for spec in fields(EngineSettings))
 LENGTH_NAMES = ("max_prompt_tokens", "max_response_tokens", "prefill_chunk_tokens")
+COMPILING_NAMES = (*LENGTH_NAMES, "compiled_folder")  # of engines that compile for lengths
 
 
 def generation_settings(

@@ -86,7 +86,7 @@ def _rows_of(engine: Engine, ids: npt.NDArray[np.int64], count: int) -> Logits:
     sequence = CacheSequence(engine.pool)
     prompt = ids.size - count
     if prompt:
-        engine.forward(ids[:prompt], sequence, np.array([0], np.int64))
+        engine.forward(ids[:prompt], sequence, np.array([prompt - 1], np.int64))
     return np.stack(
         [engine.forward(ids[i : i + 1], sequence, np.array([0], np.int64))[0].copy() for i in range(prompt, ids.size)]
     )

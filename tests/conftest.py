@@ -126,6 +126,12 @@ def int4_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def npu_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a recipe for NPUs."""
+    return made_once(tmp_path_factory, "npu", lambda out: export(tiny_checkpoint, out, "int4-sym-channel"))
+
+
+@pytest.fixture(scope="session")
 def tiny_llm(tiny_bundle: Path, engine: str) -> LLM:
     return LLM(tiny_bundle, EXACT[engine])
 

@@ -56,7 +56,13 @@ SOCKET_AFTER = "edge/server/test_serve_command.py::test_what_takes_the_place_of_
 UPLOADED = "edge/server/test_answering.py::test_a_document_is_read_as_on_the_command_line"  # in a folder of its own
 RECENT = "edge/models/test_recent.py::test_a_file_of_others_stays"
 REMOVED = "edge/models/test_removal.py::test_files_of_others_stay"
+COMPILED = "runtime/test_compiled.py::test_files_of_others_stay"
+COMPILED_REMOVED = "runtime/test_compiled.py::test_those_of_a_bundle_are_removed_with_it"
+DEVICE_REPORT = "runtime/test_device_report.py::test_a_file_of_others_stays"
 PLACES = {
+    "runtime/compiled.py:keep:write_atomically": COMPILED,
+    "runtime/compiled.py:remove_of:unlink": COMPILED_REMOVED,
+    "runtime/device_report.py:write_report.write:write_atomically": DEVICE_REPORT,
     "models/recent.py:remember:write_atomically": RECENT,
     "models/removal.py:remove:remove_bundle": REMOVED,
     "models/removal.py:remove:rmdir": REMOVED,

@@ -58,6 +58,7 @@ class Tiny:
     architecture: str = "glm"
     rope_theta: float = 10000.0
     num_layers: int = 3
+    spread: float = 0.15  # standard deviation of weights
 
 
 TINIES = (
@@ -107,7 +108,7 @@ def make(tiny: Tiny, folder: Path, **more: object) -> PreTrainedModel:
     model = model_class(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.15)
+            parameter.normal_(1.0 if name.endswith("norm.weight") else 0.0, tiny.spread)
     model.to(getattr(torch, tiny.dtype)).save_pretrained(folder)
     written = json.loads((folder / "config.json").read_text())["model_type"]
     assert written == tiny.architecture, f"{tiny.architecture} is tested by a checkpoint that calls itself {written}"

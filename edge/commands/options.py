@@ -11,7 +11,7 @@ from edge.commands.sampling import add_sampling, sampling_keywords
 from edge.runtime.engines.openvino_npu_lengths import CHUNK, MAX_PROMPT, MAX_RESPONSE
 from edge.runtime.engines.registry import ENGINES
 from edge.runtime.errors import PromptError, SettingsError
-from edge.runtime.settings import KV_PRECISIONS, LENGTH_NAMES, SELF_TESTS, EngineSettings, UsualSampling
+from edge.runtime.settings import COMPILING_NAMES, KV_PRECISIONS, SELF_TESTS, EngineSettings, UsualSampling
 
 if TYPE_CHECKING:
     from edge.runtime.constraint import Constraint
@@ -100,15 +100,18 @@ def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
 
 def add_lengths(parser: argparse.ArgumentParser) -> None:
     """For what lengths a model is compiled, where an engine needs to know."""
-    group = parser.add_argument_group(
-        "lengths (NPU)", "A model is compiled for these, so they are fixed while it runs."
-    )
+    group = parser.add_argument_group("NPU", "A model is compiled for these lengths, so they are fixed while it runs.")
     for option, text in (
         ("--max-prompt-tokens", told("longest prompt, the conversation so far included", f"{MAX_PROMPT:,}")),
         ("--max-response-tokens", told("tokens that are kept free for the answer", f"{MAX_RESPONSE:,}")),
         ("--prefill-chunk-tokens", told("tokens of a prompt that are read at once, a power of 2", f"{CHUNK:,}")),
     ):
         group.add_argument(option, type=int, metavar="TOKENS", help=text)
+    group.add_argument(
+        "--compiled-folder",
+        metavar="DIR",
+        help=told("where models are that `edge compile` has made", "in your cache folder"),
+    )
 
 
 def add_memory(group: argparse._ActionsContainer) -> None:
@@ -183,7 +186,7 @@ def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> Keyw
         "reproducible": args.reproducible,
         "threads": args.threads,
         "self_test": args.self_test,
-        **{name: getattr(args, name) for name in LENGTH_NAMES},
+        **{name: getattr(args, name) for name in COMPILING_NAMES},
     }
     return {name: value for name, value in chosen.items() if value is not None}
 

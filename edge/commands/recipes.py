@@ -47,6 +47,7 @@ GLM4_9B = ModelSpec(
 MODEL = "GLM-4-9B"
 MEASURED = ("results", "profile.json")  # in edge.profiles: the default profile of the demo checkpoint
 ALSO_MEASURED = ("results", "recipes.json")  # by the same text: the accuracy of more recipes
+DEVICES = ("CPU", "GPU", "NPU")
 UNIT = "int4-asym-g128"  # whose time is 1: the default does the same work, and scales channels in passing
 
 
@@ -121,6 +122,16 @@ def _assigned(recipe: Recipe, spec: ModelSpec) -> Assignments | None:
     return assign(recipe, rotated_spec(spec)) if is_rotatable(spec) else None
 
 
+def _suited(assignments: Assignments | None, spec: ModelSpec) -> list[str]:
+    """The kinds of device that a model in this form suits, by the rules of `edge verify --device`."""
+    from edge.runtime.lint import suits
+
+    if assignments is None:
+        return []
+    tensors = {name: assigned.record() for name, assigned in assignments.items()}
+    return [device for device in DEVICES if not suits(spec, tensors, device)]
+
+
 def measured() -> Profile:
     """What `benchmarks/results.py` measured with the demo checkpoint, and the accuracy of more recipes, as shipped."""
     from importlib.resources import files
@@ -152,6 +163,7 @@ def _facts(recipe: Recipe, spec: ModelSpec, profile: Profile) -> dict[str, Any]:
         "weight_bytes": None if assignments is None else assignments.nbytes,
         "bits_per_weight": None if assignments is None else assignments.bits_per_weight,
         "needs_calibration_text": recipe.calibrated,
+        "suits": _suited(assignments, spec),
         "relative_loss": None if loss is None else round(loss, 3),
         "relative_loss_of": loss_of,  # another recipe where this one was not measured
         "relative_time": _relative_time(recipe, profile),
@@ -238,7 +250,9 @@ def _print_tiers(found: dict[str, dict[str, Any]], chosen: dict[str, str]) -> No
         for tier, name in chosen.items()
     ]
     print_table(["", "recipe", "size", "loss", "time", "needs text"], rows)
-    print(f"\n`edge recipes --all` lists all {len(found)}; `edge export SOURCE NAME --recipe RECIPE` takes one")
+    npu = [name for name, facts in found.items() if "NPU" in facts["suits"]]
+    print(f"\nfor an NPU: {', '.join(npu) or 'none'}")
+    print(f"`edge recipes --all` lists all {len(found)}; `edge export SOURCE NAME --recipe RECIPE` takes one")
 
 
 def _print_all(found: dict[str, dict[str, Any]], chosen: dict[str, str], profile: Profile) -> None:
@@ -258,12 +272,14 @@ def _print_all(found: dict[str, dict[str, Any]], chosen: dict[str, str], profile
             _size(facts),
             _time(facts),
             "yes" if facts["needs_calibration_text"] else "no",
+            "yes" if "NPU" in facts["suits"] else "no",
             *(kld(facts, engine) for engine in engines),
         ]
         for facts in sorted(found.values(), key=lambda facts: facts["name"] not in of_tier)
     ]
-    print_table(["recipe", "bits", "size", "time", "text", *(f"KLD, {engine}" for engine in engines)], rows)
+    print_table(["recipe", "bits", "size", "time", "text", "NPU", *(f"KLD, {engine}" for engine in engines)], rows)
     print("\n" + "\n".join(f"{tier}: {name}" for tier, name in chosen.items()))
+    print("NPU: by the rules of `edge verify --device NPU` (docs/lint.md)")
     print("what each does: docs/recipes.md, and `edge recipes --json`")
 
 

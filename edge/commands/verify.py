@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
             f"  {report.engine} on {report.device}: golden logits off by {report.exact_error:.1e} of their scale in "
             f"float32; KLD from the float model {report.kld_exact:.4f}, as it will run {report.kld_device:.4f}"
         )
+        print(f"    self-test: {report.self_test.in_words}")
     print(f"{args.bundle}: {'not for this device' if failed else 'verified' if here else RULES_ALONE}")
     return int(failed)
 

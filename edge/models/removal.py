@@ -16,6 +16,7 @@ from pathlib import Path
 from edge.export.destination import find_destination, manifest_of, remove_bundle
 from edge.models.in_use import users_of
 from edge.runtime.bundle import MANIFEST, is_bundle
+from edge.runtime.compiled import remove_of
 from edge.runtime.errors import BundleError, OutputError
 from edge.runtime.files import shown_path
 from edge.runtime.locks import hold_now
@@ -60,7 +61,8 @@ def remove(path: Path) -> Removed:
             f"{shown_path(path)} cannot be removed ({error.strerror or error}); once that is mended, the same command "
             "removes what is left"
         ) from error
-    return Removed(sum(size for name, size in before.items() if name not in kept), kept)
+    freed = remove_of(path)  # of no use without the weights
+    return Removed(sum(size for name, size in before.items() if name not in kept) + freed, kept)
 
 
 @contextmanager

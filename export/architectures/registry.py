@@ -55,6 +55,11 @@ def _check(spec: ModelSpec, checkpoint: Checkpoint) -> None:
             f"{origin}: {spec.num_layers} layers, and the checkpoint has {len(checkpoint.shapes)} tensors; it is "
             "incomplete, or its config is another model's; download it again"
         )
+    check_spec(spec, origin)
+
+
+def check_spec(spec: ModelSpec, origin: str) -> None:
+    """Raises ConfigError for numbers that no decoder of ours can have. origin: the name of the config."""
     if spec.num_heads % spec.num_kv_heads:
         raise ConfigError(f"{origin}: {spec.num_heads} heads cannot share {spec.num_kv_heads} KV heads evenly")
     if not can_rotate(spec.rotary_dim, spec.head_dim):

@@ -8,7 +8,8 @@ Knows nothing about files, or about how costs were measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from edge.export.assignment import Assignment, Assignments
 from edge.export.budget.knapsack import Choice, Option, choose
@@ -19,6 +20,7 @@ from edge.export.graph.onnx.blocks import block_size
 from edge.export.settings import Limits
 from edge.export.weights.rotation import is_rotatable
 from edge.runtime.errors import RecipeError
+from edge.runtime.lint import Finding, suits
 from edge.runtime.spec import ModelSpec
 
 # Symmetric ones beside these make models no better (docs/findings.md), and bundles of two formats hold them twice.
@@ -26,7 +28,7 @@ USUAL = tuple(
     Precision.parse(text)
     for text in ("int4-asym-channel", "int4-asym-g128", "int4-asym-g64", "int4-asym-g32", "int8-asym")
 )
-# NPUs multiply symmetric integers only, with one scale a row or for 128 weights (OpenVINO GenAI on NPU, documentation).
+# Of these, the rules of `edge verify --device NPU` say which suit a matrix: 4 bits alone in blocks, for example.
 NPU = tuple(Precision.parse(text) for text in ("int4-sym-channel", "int4-sym-g128", "int8-sym"))
 
 
@@ -43,15 +45,27 @@ def base_recipe(limits: Limits, spec: ModelSpec) -> Recipe:
 
 
 def options_of(
-    assignments: Assignments, limits: Limits, fixed: Mapping[str, str | None], *, onnx: bool, awq: bool
+    assignments: Assignments,
+    limits: Limits,
+    fixed: Mapping[str, str | None],
+    *,
+    spec: ModelSpec,
+    onnx: bool,
+    awq: bool,
 ) -> dict[str, tuple[Rounding, ...]]:
-    """What each matrix may be, smallest first. Raises RecipeError when not even the smallest model fits.
+    """What each matrix may be, smallest first.
+
+    Raises RecipeError when not even the smallest model fits, and when a matrix has no form that suits the device.
 
     assignments: by the base recipe. fixed: the one precision that a matrix gets, if the user wants it. awq: whether
     channels may be scaled; after a rotation that gains nothing (docs/findings.md), and measuring it takes as long
     as everything else.
     """
-    found = {name: _options(a, limits, fixed.get(name), onnx, awq) for name, a in assignments.items() if a.is_matrix}
+    found = {
+        name: _options(a, limits, fixed.get(name), spec, onnx=onnx, awq=awq)
+        for name, a in assignments.items()
+        if a.is_matrix
+    }
     least, _ = bounds(assignments, found)
     if limits.max_bytes is not None and least > limits.max_bytes:
         raise RecipeError(
@@ -70,17 +84,31 @@ def bounds(assignments: Assignments, options: Candidates) -> tuple[int, int]:
     return least, most
 
 
-def _options(matrix: Assignment, limits: Limits, fixed: str | None, onnx: bool, awq: bool) -> tuple[Rounding, ...]:
+def _options(
+    matrix: Assignment, limits: Limits, fixed: str | None, spec: ModelSpec, *, onnx: bool, awq: bool
+) -> tuple[Rounding, ...]:
     wanted = (Precision.parse(fixed),) if fixed else NPU if limits.device == "NPU" else USUAL
     fitting = dict.fromkeys(fit(precision, matrix.shape)[0] for precision in wanted)
-    if limits.device == "NPU" and not fixed:  # it has no smaller groups
-        fitting = dict.fromkeys(precision for precision in fitting if precision in NPU)
+    if limits.device != "CPU" and not fixed:
+        fitting = _suited(matrix, fitting, limits.device, spec)
     if onnx:
         fitting = dict.fromkeys(precision for precision in fitting if _onnx_holds(precision, matrix.shape))
     choices = [Rounding(precision) for precision in fitting]
     if awq and matrix.in_block:
         choices += [Rounding(precision, awq=True) for precision in fitting if precision.bits == 4]
     return tuple(sorted(choices, key=lambda choice: _bytes(choice, matrix)))
+
+
+def _suited(matrix: Assignment, fitting: Iterable[Precision], device: str, spec: ModelSpec) -> dict[Precision, None]:
+    """Those that a device takes for this matrix. Raises RecipeError if there is none."""
+    wrong: dict[Precision, tuple[Finding, ...]] = {}
+    for precision in fitting:
+        record = replace(matrix, precision=precision).record()
+        wrong[precision] = suits(spec, {matrix.name: record}, device)
+    if all(wrong.values()):
+        reasons = "; ".join(f"as {precision}, {found[0].message}" for precision, found in wrong.items())
+        raise RecipeError(f"{matrix.name} has no form for an {device}: {reasons}; leave out --device")
+    return dict.fromkeys(precision for precision, found in wrong.items() if not found)
 
 
 def _bytes(choice: Rounding, matrix: Assignment) -> int:
@@ -117,8 +145,9 @@ def decide(
         least = choose(by_kld, limits.max_kld)
         if least is None:
             lowest = sum(min(option.weight for option in of_item) for of_item in by_kld)
+            bits = "4 bits, which an NPU needs," if limits.device == "NPU" else "8 bits"
             raise RecipeError(
-                f"a KLD of {limits.max_kld:g} is asked for, the lowest that 8 bits give this model is about "
+                f"a KLD of {limits.max_kld:g} is asked for, the lowest that {bits} give this model is about "
                 f"{lowest:.2g}; allow that much, or use --recipe fp16"
             )
         if best is not None and least.value + others > (limits.max_bytes or 0):

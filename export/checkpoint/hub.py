@@ -16,8 +16,9 @@ from edge.export.checkpoint.sources import HUB_ID
 from edge.runtime.errors import CheckpointError
 from edge.runtime.files import real_path
 
+CONFIG = "config.json"
 _BESIDE_WEIGHTS = (
-    "config.json",
+    CONFIG,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -45,7 +46,23 @@ def find_downloaded(source: str, *, cache: Path | None = None) -> Path:
     return _find(source, None, cache, ask=False)
 
 
+def config_of(source: str, *, endpoint: str | None = None, cache: Path | None = None) -> Path:
+    """The config.json of a repository, which alone is fetched. Raises CheckpointError."""
+    repository, file = _repository(source, endpoint, cache, ask=True)
+    if file:
+        raise repository.error("a GGUF file cannot be looked at before it is downloaded; give org/name for the model's")
+    if CONFIG not in repository.files:
+        raise repository.error(f"the repository has no {CONFIG}; expected a model that transformers loads")
+    return repository.fetch([CONFIG]) / CONFIG
+
+
 def _find(source: str, endpoint: str | None, cache: Path | None, *, ask: bool) -> Path:
+    repository, file = _repository(source, endpoint, cache, ask=ask)
+    return _gguf_file(repository, file) if file else _folder(repository)
+
+
+def _repository(source: str, endpoint: str | None, cache: Path | None, *, ask: bool) -> tuple[Repository, str | None]:
+    """A repository, and the GGUF file in it that is meant."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined,unused-ignore]  # not in its __all__
@@ -64,10 +81,10 @@ def _find(source: str, endpoint: str | None, cache: Path | None, *, ask: bool) -
         match["revision"] or constants.DEFAULT_REVISION,
         endpoint or constants.ENDPOINT,
         cache or Path(constants.HF_HUB_CACHE),
-        anchor=match["file"] or "config.json",
+        anchor=match["file"] or CONFIG,
         ask=ask,
     )
-    return _gguf_file(repository, match["file"]) if match["file"] else _folder(repository)
+    return repository, match["file"]
 
 
 def _gguf_file(repository: Repository, file: str) -> Path:
@@ -86,7 +103,7 @@ def _folder(repository: Repository) -> Path:
     weights = [name for name in files if re.fullmatch(r"(?!adapter_)[^/]+\.safetensors", name)]
     if not weights:
         raise repository.error(_without_weights(repository))
-    if "config.json" not in files:
+    if CONFIG not in files:
         raise repository.error("the repository has *.safetensors but no config.json; give one that transformers loads")
     # Fetched before the weights: the index says which ones, and a cache that has the weights then has all the rest.
     templates = [name for name in files if re.fullmatch(r"additional_chat_templates/[^/]+\.jinja", name)]

@@ -1,9 +1,9 @@
 """Which folds a model needs to stay within float16, and what no fold can help.
 
-In: `Ranges` of a model and its spec. Out: `Folds`, the ranges after them, and sentences about what is still large. A fold brings the largest value to
-1/16 of float16's largest number or below, is never more than 2^12, beyond which float16's small end costs accuracy, and
-goes only as far as every scale that it makes smaller keeps all its bits. Nothing is folded where nothing is large:
-then weights stay as they are. Knows nothing about text or files.
+In: `Ranges` of a model and its spec. Out: `Folds`, the ranges after them, and sentences about what is still large. A
+fold brings the largest value to 1/16 of float16's largest number or below, is never more than 2^12, beyond which
+float16's small end costs accuracy, and goes only as far as every scale that it makes smaller keeps all its bits. Where
+nothing is large nothing is folded. Knows nothing about text or files.
 """
 
 from __future__ import annotations
@@ -112,14 +112,14 @@ def _divided(values: Mapping[str, float], powers: Mapping[str, int], folds: Fold
     return {kind: value * 2.0 ** -powers.get(kind, 0) for kind, value in values.items()}
 
 
-def left(ranges: Ranges) -> tuple[str, ...]:
-    """A sentence for each kind of value that comes nearer to float16's largest number than it should.
+def left(largest: Mapping[str, float]) -> dict[str, str]:
+    """A sentence for each kind of value that comes nearer to float16's largest number than it should, by kind.
 
-    Not for squares in norms: those are computed in float32, or by the safe form.
+    largest: of every kind, after folds. Squares in norms have none: they are computed in float32, or by the safe form.
     """
-    return tuple(
-        f"{kind}: {largest:.3g} after folds, {headroom(largest):.1f} bits below float16's largest number instead of "
-        f"{HEADROOM}"
-        for kind, largest in ranges.kinds.items()
-        if kind not in (SQUARES, OUTPUT_SQUARES, HEAD_SQUARES) and headroom(largest) < HEADROOM
-    )
+    return {
+        kind: f"{kind}: {value:.3g} after folds, {headroom(value):.1f} bits below float16's largest number, where "
+        f"{HEADROOM} are wanted"
+        for kind, value in largest.items()
+        if kind not in (SQUARES, OUTPUT_SQUARES, HEAD_SQUARES) and headroom(value) < HEADROOM
+    }

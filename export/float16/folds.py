@@ -51,7 +51,8 @@ class Folds:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Folds:  # JSON, as to_json gives it
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        made: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**made)
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)

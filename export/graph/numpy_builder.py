@@ -47,13 +47,13 @@ class NumpyBuilder:
         return out + self._vector(f"{name}.bias") if f"{name}.bias" in self._weights else out
 
     def rms_norm(self, x: Float32Array, name: str, eps: float) -> Float32Array:
-        step, more = self._step, np.float32(eps)
+        step, more = self._step, np.asarray(eps, np.float32)
         if self._safe_norms:
-            least = step(np.sqrt(more))
+            least = step(np.asarray(np.sqrt(more), np.float32))
             largest = np.maximum(np.abs(x).max(axis=-1, keepdims=True), least)
             x, more = step(x / largest), step(np.square(step(least / largest)))
-        mean = step(np.mean(step(np.square(x)), axis=-1, keepdims=True))
-        scale = step(1 / step(np.sqrt(step(mean + more))))
+        mean: Float32Array = np.mean(step(np.square(x)), axis=-1, keepdims=True)
+        scale = step(1 / step(np.sqrt(step(step(mean) + more))))
         normed: Float32Array = step(x * scale) * self._vector(f"{name}.weight")
         return normed
 

@@ -6,6 +6,7 @@ In: a bundle, settings and the registry. Out: an open `Engine`.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from edge.runtime.bundle import Bundle
 from edge.runtime.engines.engine import Engine
@@ -14,7 +15,7 @@ from edge.runtime.engines.memory_plan import fits as fits_memory
 from edge.runtime.engines.memory_plan import within_memory
 from edge.runtime.engines.registry import ENGINES, Device, EngineRecord, find
 from edge.runtime.errors import BundleError, DeviceError, MissingPackageError, SettingsError, plain, shown
-from edge.runtime.settings import LENGTH_NAMES, EngineSettings
+from edge.runtime.settings import COMPILING_NAMES, EngineSettings
 
 LONG_PROMPT = 1500  # tokens from which OpenVINO's faster prefill makes up for its longer start
 SEVERAL = 2  # answers at once from which OpenVINO's passes over all of them are faster, and its start matters less
@@ -24,6 +25,31 @@ logger = logging.getLogger(__name__)
 
 def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
     """Open the engine for a bundle. Raises BundleError, DeviceError and SettingsError."""
+    record = _ready(bundle, settings)
+    engine = record.open(bundle, settings)
+    info = engine.info
+    logger.info("%s: engine %s on %s, %s", bundle.path, info.name, info.device, info.context_told)
+    return engine
+
+
+def compile_ahead(bundle: Bundle, settings: EngineSettings) -> tuple[Path, int, str]:
+    """Compile a bundle and keep the result for later loads; return its path, its bytes, and for what lengths it is.
+
+    Raises as `open_engine`, OutputError, and SettingsError for an engine that is not compiled ahead.
+    """
+    record = _ready(bundle, settings)
+    if record.compile_ahead is None:
+        others = " or ".join(other.name for other in ENGINES.values() if other.compile_ahead is not None)
+        raise SettingsError(
+            f"the {record.name} engine is not compiled ahead: it starts in seconds; for an NPU, use --device NPU, or "
+            f"--engine {others}",
+            param="engine",
+        )
+    return record.compile_ahead(bundle, settings)
+
+
+def _ready(bundle: Bundle, settings: EngineSettings) -> EngineRecord:
+    """Return the engine to open, once all is checked that can be before weights are used."""
     record = find(choose(bundle, settings))
     if not record.holds(bundle):
         others = [other.name for other in ENGINES.values() if other.runs_on(settings.device) and other.holds(bundle)]
@@ -38,19 +64,18 @@ def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
     if not record.fixed_lengths:
         settings = within_memory(bundle, record.name, weight_bytes(bundle, record), settings)
     bundle.check_weights(record.weights(bundle))  # before a library reads them, which may crash on wrong ones
-    engine = record.open(bundle, settings)
-    info = engine.info
-    logger.info("%s: engine %s on %s, %s", bundle.path, info.name, info.device, info.context_told)
-    return engine
+    return record
 
 
 def _check_lengths(record: EngineRecord, settings: EngineSettings) -> None:
-    """Raise SettingsError for lengths that an engine does not compile for."""
-    given = next((name for name in LENGTH_NAMES if getattr(settings, name) is not None), None)
+    """Raise SettingsError for settings of compiling, if an engine compiles for no lengths."""
+    given = next((name for name in COMPILING_NAMES if getattr(settings, name) is not None), None)
     if given is not None and not record.fixed_lengths:
         others = " or ".join(other.name for other in ENGINES.values() if other.fixed_lengths)
         raise SettingsError(
-            f"{given} is for engine {others}; the {record.name} engine takes any length up to max_context", param=given
+            f"{given} is for engine {others}; the {record.name} engine takes any length up to max_context, so leave it "
+            "out",
+            param=given,
         )
 
 

@@ -38,7 +38,7 @@ class CacheInput(NamedTuple):
         return int(self.kind.bitwidth * math.prod(self.shape) // 8)
 
 
-def head_sizes(model: Any) -> dict[str, int]:
+def head_sizes(model: Any) -> dict[str, int]:  # ov.Model, which has no types
     """Return for each cache of a graph with paged attention, by name, how many values a token has in one head."""
     found: dict[str, int] = {}
     for node in model.get_ordered_ops():
@@ -50,7 +50,7 @@ def head_sizes(model: Any) -> dict[str, int]:
     return found
 
 
-def caches_of(compiled: Any) -> list[CacheInput]:
+def caches_of(compiled: Any) -> list[CacheInput]:  # ov.CompiledModel
     """Return the caches of a compiled model; their first dim, which counts blocks, is dropped. Raises DeviceError."""
     found = []
     for port in compiled.inputs:

@@ -50,11 +50,14 @@ def memory_kind(family: str, integrated: bool, caches: Sequence[CacheInput]) -> 
 
 
 def make_memory(
-    kind: MemoryKind, caches: Sequence[CacheInput], num_blocks: int, context: Any = None
+    kind: MemoryKind,
+    caches: Sequence[CacheInput],
+    num_blocks: int,
+    context: Any = None,  # ov.RemoteContext, which has no types
 ) -> tuple[BlockMemory, Tensors]:
     """Return the memory of blocks and the tensors over it. Raises SettingsError if there is not so much of it.
 
-    context: of the device (ov.RemoteContext), for kinds other than "arrays".
+    context: of the device, for kinds other than "arrays".
     """
     if kind == "device":
         memory = DeviceMemory(context, caches, num_blocks)
@@ -74,7 +77,7 @@ def make_memory(
 class HostMemory(WholeBlocks):
     """Blocks in tensors of the host that a device reaches. Raises SettingsError."""
 
-    def __init__(self, context: Any, caches: Sequence[CacheInput], num_blocks: int) -> None:
+    def __init__(self, context: Any, caches: Sequence[CacheInput], num_blocks: int) -> None:  # ov.RemoteContext
         with _allocating(caches, num_blocks):
             self.tensors = [
                 context.create_host_tensor(cache.kind, ov.Shape([num_blocks, *cache.shape])) for cache in caches
@@ -88,7 +91,7 @@ class DeviceMemory:
     What a copy was refused for is a DeviceError.
     """
 
-    def __init__(self, context: Any, caches: Sequence[CacheInput], num_blocks: int) -> None:
+    def __init__(self, context: Any, caches: Sequence[CacheInput], num_blocks: int) -> None:  # ov.RemoteContext
         self.block_bytes = sum(cache.block_bytes for cache in caches)
         self._caches = caches
         with _allocating(caches, num_blocks):

@@ -7,6 +7,7 @@ sampling. With device CPU, the same pipeline computes on the CPU; what was measu
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,18 +16,21 @@ import openvino as ov
 
 from edge.runtime.arrays import Ids, Logits
 from edge.runtime.bundle import Bundle
+from edge.runtime.engines import openvino_npu_compile
 from edge.runtime.engines.devices import device_here
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
 from edge.runtime.engines.limits import cache_budget, context_limit
 from edge.runtime.engines.openvino_core import make_core
-from edge.runtime.engines.openvino_graph import read_graph
+from edge.runtime.engines.openvino_npu_compile import PLUGIN, compiled_model
 from edge.runtime.engines.openvino_npu_context import Context
-from edge.runtime.engines.openvino_npu_lengths import lengths
-from edge.runtime.engines.openvino_npu_properties import check_precisions, is_exact, properties
-from edge.runtime.errors import ContextLengthError, DeviceError, EdgeError, SettingsError, shown, telling_line
+from edge.runtime.engines.openvino_npu_lengths import Lengths, lengths
+from edge.runtime.engines.openvino_npu_properties import check_precisions, is_exact
+from edge.runtime.errors import ContextLengthError, DeviceError, SettingsError, shown, telling_line
 from edge.runtime.kv.memory import NoMemory
 from edge.runtime.kv.opaque import OpaqueMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
+from edge.runtime.lint import check as lint
+from edge.runtime.lint import refuse, target_here
 from edge.runtime.machine import family_of
 from edge.runtime.settings import EngineSettings
 from edge.runtime.spec import ModelSpec
@@ -34,31 +38,21 @@ from edge.runtime.terminal_text import on_one_line
 
 T = TypeVar("T")
 NAME = "openvino_npu"
-PLUGIN = "NPU"  # also where it computes on the CPU
 VALUE_BYTES = {"f16": 2, "f32": 4}
 
 
 class OpenVINONpuEngine:
     """One compiled model with one context. Raises BundleError, DeviceError and SettingsError."""
 
-    def __init__(self, model_xml: Path, spec: ModelSpec, settings: EngineSettings) -> None:
+    def __init__(self, bundle: Bundle, settings: EngineSettings) -> None:
+        spec = bundle.manifest.spec
         limit = context_limit(settings, spec)
         check_precisions(settings)
-        self.lengths = lengths(settings, limit, whole=is_exact(settings))
+        self.lengths = _lengths(settings, spec)
         kv_precision = settings.kv_precision or "f16"
         token_bytes = spec.kv_values_per_token * VALUE_BYTES[kv_precision]
         _check_room(token_bytes * self.lengths.capacity, cache_budget(settings), str(self.lengths))
-        core = make_core()
-        try:
-            model = read_graph(core, model_xml, spec)
-            self._model: Any = core.compile_model(model, PLUGIN, properties(settings, self.lengths))
-        except EdgeError:
-            raise
-        except Exception as error:  # RuntimeError, and what bindings raise for bytes that are not text
-            raise DeviceError(
-                f"{settings.device} cannot run {model_xml} through the NPU plugin: "
-                f"{on_one_line(telling_line(error, last=True))}; `edge verify --device NPU` says what it needs"
-            ) from error
+        self._model: Any = compiled_model(bundle, settings, self.lengths)
         self._context: Context | None = None  # also after a failure
         self._ending = False
         self._reuses = not settings.reproducible  # then nothing of an earlier sequence takes part
@@ -163,19 +157,42 @@ class OpenVINONpuEngine:
         return found
 
 
-def check(bundle: Bundle, settings: EngineSettings) -> None:  # noqa: ARG001  (the lint reads it)
-    """Raise DeviceError unless there is an NPU, or its pipeline is to run on the CPU."""
+def check(bundle: Bundle, settings: EngineSettings) -> None:
+    """Raise DeviceError unless there is an NPU, or its pipeline is to run on the CPU; LintError for what crashes there.
+
+    Reads no weights. Raises SettingsError for settings that no NPU can have.
+    """
     family = family_of(settings.device)
-    if family == "CPU":
-        return
-    try:
-        if family != PLUGIN:
-            raise DeviceError(f"device {shown(settings.device)}: the {NAME} engine runs on NPUs")
-        device_here(settings.device, make_core().available_devices)
-    except DeviceError as error:
-        raise DeviceError(
-            f"{error}; to try the NPU's pipeline without one, use --engine {NAME} --device CPU"
-        ) from error
+    emulated = family == "CPU"
+    if not emulated:
+        try:
+            if family != PLUGIN:
+                raise DeviceError(f"device {shown(settings.device)}: the {NAME} engine runs on NPUs")
+            device_here(settings.device, make_core().available_devices)
+        except DeviceError as error:
+            raise DeviceError(
+                f"{error}; to try the NPU's pipeline without one, use --engine {NAME} --device CPU"
+            ) from error
+    check_precisions(settings)
+    found = _lengths(settings, bundle.manifest.spec)
+    target = replace(
+        target_here(PLUGIN, settings, emulated=emulated),
+        max_prompt=found.prompt,
+        max_response=found.response,
+        chunk=found.chunk,
+    )
+    refuse(lint(bundle, target))
+
+
+def compile_ahead(bundle: Bundle, settings: EngineSettings) -> tuple[Path, int, str]:
+    """Compile and keep the result; return its path, its bytes, and for what lengths it is. Raises OutputError."""
+    found = _lengths(settings, bundle.manifest.spec)
+    path, size = openvino_npu_compile.compile_ahead(bundle, settings, found)
+    return path, size, str(found)
+
+
+def _lengths(settings: EngineSettings, spec: ModelSpec) -> Lengths:
+    return lengths(settings, context_limit(settings, spec), whole=is_exact(settings))
 
 
 def _decode(context: Context, token_id: int, past: int) -> Logits:

@@ -45,22 +45,28 @@ def check_precisions(settings: EngineSettings) -> None:
             "or use device CPU, which runs the NPU's pipeline in other precisions",
             param="inference_precision",
         )
-    if settings.dynamic_quantization_group is not None and not (is_exact(settings) or family == "CPU"):
-        raise SettingsError(
-            "dynamic_quantization_group is for CPUs and GPUs; leave it out", param="dynamic_quantization_group"
-        )
+    for name in ("dynamic_quantization_group", "threads"):
+        if family == "NPU" and getattr(settings, name) is not None:
+            raise SettingsError(f"{name} is {getattr(settings, name)}, and an NPU has no such setting", param=name)
+
+
+def computing(settings: EngineSettings) -> dict[str, Any]:  # values as `compile_model` takes them
+    """Return what the device that computes is to do, whatever the pipeline around it is."""
+    on_cpu, precision = family_of(settings.device) == "CPU", settings.inference_precision
+    if on_cpu and precision is None:
+        # An NPU has float16. CPUs have bfloat16, which lacks three of its bits; float32 is nearer, and between the
+        # pipeline's parts values are float16 all the same.
+        precision = "f32"
+    found = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": settings.dynamic_quantization_group,
+        "INFERENCE_NUM_THREADS": settings.threads if on_cpu else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def properties(settings: EngineSettings, lengths: Lengths) -> dict[str, Any]:  # values as `compile_model` takes them
     """Return what the settings and lengths ask for. Without NPU, the same pipeline computes on the CPU."""
-    family, exact = family_of(settings.device), is_exact(settings)
-    computing: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": settings.inference_precision,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": settings.dynamic_quantization_group,
-    }
-    if family == "CPU":
-        computing["INFERENCE_NUM_THREADS"] = settings.threads
-    computing = {name: value for name, value in computing.items() if value is not None}
     found: dict[str, Any] = {
         "NPU_USE_NPUW": "YES",
         "NPUW_LLM": "YES",
@@ -70,10 +76,10 @@ def properties(settings: EngineSettings, lengths: Lengths) -> dict[str, Any]:  #
         "NPUW_LLM_MAX_PROMPT_LEN": lengths.prompt,
         "NPUW_LLM_MIN_RESPONSE_LEN": lengths.response,
     }
-    if not exact:
+    if not is_exact(settings):
         return {
             **found,
-            **computing,
+            **computing(settings),
             "NPUW_LLM_PREFILL_HINT": "DYNAMIC",
             "NPUW_LLM_PREFILL_CHUNK_SIZE": lengths.chunk,
             "NPUW_LLM_ENABLE_CONTINUOUS_PREFILL": "YES",
@@ -83,7 +89,7 @@ def properties(settings: EngineSettings, lengths: Lengths) -> dict[str, Any]:  #
         "NPUW_DEVICES": settings.device,
         "NPUW_ONLINE_PIPELINE": "NONE",  # the whole graph at once: nothing is rounded between its parts
         "NPUW_FOLD": "NO",
-        **computing,
+        **computing(settings),
     }
     return {
         **found,

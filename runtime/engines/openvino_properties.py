@@ -67,7 +67,7 @@ def properties(
     )
 
 
-def gpu_properties(settings: EngineSettings, supported: Collection[str]) -> dict[str, Any]:
+def gpu_properties(settings: EngineSettings, supported: Collection[str]) -> dict[str, Any]:  # likewise
     """Return what the settings say for a GPU. Raises SettingsError for what its plugin does not compute.
 
     supported: names of the device's properties.

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edge.runtime.errors import SettingsError, shown
@@ -47,7 +48,9 @@ class EngineRecord:
     open: Callable[[Bundle, EngineSettings], Engine]  # raises BundleError, DeviceError and SettingsError
     devices: Callable[[], list[Device]]  # all that its package finds on this machine, usable or not
     emulated_on: tuple[str, ...] = ()  # kinds of device that it runs on as well, but only when it is named
-    fixed_lengths: bool = False  # whether it compiles for the lengths in `settings.LENGTH_NAMES`
+    fixed_lengths: bool = False  # whether it compiles for the lengths in `settings.COMPILING_NAMES`
+    # Compiles and keeps the result, whose path, bytes and lengths it returns; raises as `open`, and OutputError.
+    compile_ahead: Callable[[Bundle, EngineSettings], tuple[Path, int, str]] | None = None
     # Raises DeviceError and SettingsError for what cannot run, before weights are read.
     check: Callable[[Bundle, EngineSettings], None] = lambda _bundle, _settings: None
 
@@ -104,10 +107,15 @@ def _openvino_devices() -> list[Device]:
 
 
 def _open_openvino_npu(bundle: Bundle, settings: EngineSettings) -> Engine:
-    from edge.runtime.bundle import MODEL_XML
     from edge.runtime.engines.openvino_npu import OpenVINONpuEngine
 
-    return OpenVINONpuEngine(bundle.path / MODEL_XML, bundle.manifest.spec, settings)
+    return OpenVINONpuEngine(bundle, settings)
+
+
+def _compile_openvino_npu(bundle: Bundle, settings: EngineSettings) -> tuple[Path, int, str]:
+    from edge.runtime.engines.openvino_npu import compile_ahead
+
+    return compile_ahead(bundle, settings)
 
 
 def _check_openvino_npu(bundle: Bundle, settings: EngineSettings) -> None:
@@ -178,6 +186,7 @@ _RECORDS = (
         devices=_openvino_devices,
         emulated_on=("CPU",),
         fixed_lengths=True,
+        compile_ahead=_compile_openvino_npu,
         check=_check_openvino_npu,
     ),
 )

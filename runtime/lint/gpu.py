@@ -13,14 +13,14 @@ from edge.runtime.lint.words import gigabytes, some
 
 OPENVINO = (2026, 4)
 LARGEST_ALLOCATION = 4_294_959_104  # bytes, as drivers of Arc and UHD GPUs report it
-CACHE_PRECISIONS = ("f32", "f16", "u8", "u4")
+CACHES = ("f16", "u8", "i8")
 PRECISIONS = ("f32", "f16")
 
 
 def _cache_precision(_subject: Subject, target: Target) -> str | None:
-    if target.kv_precision is None or target.kv_precision in CACHE_PRECISIONS:
+    if target.kv_precision is None or target.kv_precision in CACHES:
         return None
-    return f"keys and values are to be {target.kv_precision}, a GPU takes {', '.join(CACHE_PRECISIONS)}"
+    return f"keys and values are to be {target.kv_precision}, a GPU takes {', '.join(CACHES)}"
 
 
 def _precision(_subject: Subject, target: Target) -> str | None:
@@ -64,16 +64,16 @@ RULES = (
         id="gpu-cache-precision",
         family="GPU",
         severity="crash",
-        title="Keys and values are f32, f16, u8 or u4",
+        title="Keys and values are f16, u8 or i8",
         why="The kernels of paged attention have no others, so that nothing implements the operation.",
         advice="leave out --kv-precision, or choose f16 or u8",
         sources=(
             Source(
-                "github.com/openvinotoolkit/openvino: "
-                "src/plugins/intel_gpu/src/graph/impls/ocl_v2/sdpa/paged_attention_opt.hpp",
-                "commit 05c23174",
-                "validate_impl takes f32, f16 and i8",
+                "github.com/openvinotoolkit/openvino: src/plugins/intel_gpu/src/runtime/execution_config.cpp",
+                "OpenVINO 2026.4",
+                "a cache of paged attention is i8 unless another precision is asked for",
             ),
+            Source("github.com/openvinotoolkit/openvino/pull/27821", "2024-11-29", "u8 is taken for i8, as on CPUs"),
         ),
         evidence="read",
         seen="",

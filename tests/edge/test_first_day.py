@@ -120,7 +120,7 @@ print([one for one in seen if one[1] != os.devnull])
 
 
 def test_answering_writes_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
-    """But for a list in the cache folder, which may be lost: which files were found to be what the manifest says."""
+    """But for two lists in the cache folder, which may be lost: files that were found right, and first results."""
     cache = tmp_path / "cache"
     env = {**os.environ, "HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1", "XDG_CACHE_HOME": str(cache)}
     command = [sys.executable, "-c", WATCHED, str(tiny_bundle)]
@@ -128,14 +128,14 @@ def test_answering_writes_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
     assert done.stderr == ""
     written: list[tuple[str, str]] = ast.literal_eval(done.stdout)
     assert [(event, what) for event, what in written if str(cache) not in what] == []
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {"checked-files"}
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {"checked-files", "first-results"}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(STRACE is None, reason="strace is not here")
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_the_system_sees_no_write_and_no_socket(name: str, tiny_bundle: Path, tmp_path: Path) -> None:
-    """A whole command with its libraries, besides that list."""
+    """A whole command with its libraries, besides those lists."""
     assert STRACE is not None
     seen, own = tmp_path / "seen", {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     changing = "openat,open,creat,mkdir,mkdirat,unlink,unlinkat,rename,renameat,renameat2,socket,connect,truncate"

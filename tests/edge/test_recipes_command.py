@@ -183,6 +183,30 @@ def test_three_to_choose_from(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f["relative_loss_of"] != "int4-asym-g64-rot-gptq" for f in alike), "symmetric and not"
 
 
+def test_recipes_for_npus_are_those_that_the_rules_allow(
+    tiny_checkpoint: Path, tiny_bundle: Path, int4_bundle: Path, npu_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For the shapes that are asked for, and as `edge verify` judges a bundle of them."""
+    told = {facts["name"]: facts["suits"] for facts in listing(capsys)["recipes"]}
+    suited = [name for name, devices in told.items() if "NPU" in devices]
+    assert suited == ["int4-sym-g128", "int4-sym-channel", "int4-sym-g128-rot-gptq", "int4-sym-channel-rot-gptq"]
+    assert all({"CPU", "GPU"} <= set(devices) for devices in told.values())
+    assert main(["recipes"]) == 0
+    assert f"\nfor an NPU: {', '.join(suited)}\n" in capsys.readouterr().out
+    assert main(["recipes", "--all"]) == 0
+    head, *rows = (line.split() for line in capsys.readouterr().out.splitlines()[: len(told) + 1])
+    assert head[5] == "NPU"
+    assert {row[0] for row in rows if row[6] == "yes"} == set(suited), "size is two words"
+    told = {facts["name"]: facts["suits"] for facts in listing(capsys, "--shapes", str(tiny_checkpoint))["recipes"]}
+    for recipe, bundle in (
+        ("int8-asym", tiny_bundle),
+        ("int4-asym-g64", int4_bundle),
+        ("int4-sym-channel", npu_bundle),
+    ):
+        code = main(["verify", str(bundle), "--device", "NPU"])
+        assert (code == 0) == ("NPU" in told[recipe]), capsys.readouterr().out
+
+
 @pytest.mark.parametrize("options", [[], ["--all"]])
 def test_a_terminal_of_a_hundred_columns_is_wide_enough(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", *options]) == 0

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge.cli import main
-from edge.export.pipeline import export
 from edge.runtime import lint
 from edge.runtime import verify as verification
+from edge.runtime.bundle import Bundle
 from edge.runtime.errors import VerificationError
 from edge.runtime.lint import RULES
-from tests.conftest import made_once
 from tests.runtime.lint.bundles import NPU, tag
+
+VERIFY = verification.verify
 
 
 @pytest.fixture
-def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
-    made = made_once(tmp_path_factory, "npu", lambda out: export(tiny_checkpoint, out, "int4-sym-channel"))
-    shutil.copytree(made, tmp_path / "bundle")
+def bundle(npu_bundle: Path, tmp_path: Path) -> Path:
+    shutil.copytree(npu_bundle, tmp_path / "bundle")
     tag(tmp_path / "bundle", -1)
     return tmp_path / "bundle"
 
@@ -91,17 +92,19 @@ def test_a_platform_and_lengths_may_be_given(bundle: Path, capsys: pytest.Captur
 def test_a_device_that_is_here_computes_after_its_rules(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Unless one of them says that it would crash."""
+    """Unless one of them says that it would crash. The CPU stands in for it."""
 
-    def computes(*_: Any) -> tuple[verification.Report, ...]:
-        return (verification.Report("openvino_npu", "NPU", 1e-6, 0.1, 0.2),)
+    def computes(bundle: Bundle, device: str, progress: Callable[[str, int], None]) -> object:
+        assert device == "NPU"
+        return VERIFY(bundle, "CPU", progress)
 
     monkeypatch.setattr(lint, "target_here", lambda *_: NPU)
     monkeypatch.setattr(verification, "verify", computes)
     code, text = verify(capsys, bundle, "--device", "NPU")
     assert code == 0
     assert "NPU 4000" in text
-    assert "openvino_npu on NPU" in text
+    assert "openvino on CPU: golden logits off by" in text
+    assert "  openvino_model.xml " in text, "files are compared"
     assert text.splitlines()[-1] == f"{bundle}: verified"
     tag(bundle, None)  # slow
     assert verify(capsys, bundle, "--device", "NPU")[0] == 0

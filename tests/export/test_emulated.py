@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +33,7 @@ from edge.runtime.differences import kl_divergence
 from edge.runtime.spec import ModelSpec
 from tests import tiny
 
-IDS = np.arange(2, 26).reshape(1, 24)
+IDS: npt.NDArray[Any] = np.arange(2, 26).reshape(1, 24)
 NOTHING = Numerics("float32")
 FLOATS = arrays.arrays(np.float32, st.integers(1, 40), elements=st.floats(width=32))
 
@@ -58,7 +61,7 @@ def logits(model: tuple[dict[str, Weight], ModelSpec], numerics: Numerics) -> Fl
 
 
 def test_where_nothing_is_rounded_it_is_plain_arithmetic(model: tuple[dict[str, Weight], ModelSpec]) -> None:
-    expected = decoder.decoder(NumpyBuilder(*model), IDS, model[1])
+    expected: Float32Array = decoder.decoder(NumpyBuilder(*model), IDS, model[1])
     np.testing.assert_array_equal(logits(model, NOTHING), expected)
 
 

@@ -22,6 +22,7 @@ from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
 from edge.export.weights.names import canonical_shapes
 from edge.runtime.errors import RecipeError
+from edge.runtime.lint import suits
 from edge.runtime.manifest import Manifest
 from edge.runtime.verify import verify
 from tests import tiny
@@ -112,8 +113,24 @@ def test_a_kld_is_kept_and_symmetric_for_an_npu(name: str, text: Path, tmp_path:
     assert manifest.recipe == "mixed-gptq"
     assert manifest.spec.tied_embeddings == (name == "full-tied")
     assert float(manifest.decisions[1].split("predicted KLD ")[1].split()[0]) <= 0.05
-    kinds = {tensor.precision for tensor in manifest.tensors.values() if len(tensor.shape) == 2}
-    assert kinds <= {"int4-sym-channel", "int4-sym-g128", "int8-sym"}
+    kinds = {tensor.precision for name, tensor in manifest.tensors.items() if name.startswith("layers.")}
+    assert kinds <= {"int4-sym-channel", "int4-sym-g128", "int4-sym-g64", "fp32"}
+    assert suits(manifest.spec, manifest.tensors, "NPU") == ()
+
+
+def test_a_kld_that_an_npu_cannot_keep(tiny_checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    """With 8 bits it could."""
+    limits = {"max_kld": 1e-3, "format": "openvino", "calibration": text}
+    with pytest.raises(RecipeError, match="the lowest that 4 bits, which an NPU needs, give this model is about"):
+        export(tiny_checkpoint, tmp_path / "out", device="NPU", **limits)  # type: ignore[arg-type]
+    manifest = export(tiny_checkpoint, tmp_path / "out", **limits)  # type: ignore[arg-type]
+    assert suits(manifest.spec, manifest.tensors, "NPU")
+
+
+def test_a_matrix_without_a_form_for_an_npu(text: Path, tmp_path: Path) -> None:
+    tiny.make(next(t for t in tiny.TINIES if t.name == "odd-groups"), tmp_path)  # 96 and 160 wide
+    with pytest.raises(RecipeError, match=r"has no form for an NPU: as int4-sym-channel, .* multiples of 64"):
+        make_plan(tmp_path, ExportSettings(max_bytes=1e9, device="NPU", format="openvino", calibration=text))
 
 
 def test_what_cannot_be_is_refused(tiny_checkpoint: Path, text: Path, tmp_path: Path) -> None:
@@ -140,11 +157,9 @@ def test_what_a_matrix_may_be(name: str, text: Path, tmp_path: Path) -> None:
     scaled = [f"{option}-awq" for option in four] if name == "full-tied" else []
     assert {str(option) for option in plan.options[matrix]} == {*four, *scaled, "int8-asym"}
     npu = make_plan(tmp_path, ExportSettings(max_bytes=BUDGET, device="NPU", calibration=text))
-    assert {str(option.precision) for option in npu.options[matrix]} == {
-        "int4-sym-channel",
-        "int4-sym-g128",
-        "int8-sym",
-    }
+    suited = {"int4-sym-channel", "int4-sym-g128"}
+    assert {str(option.precision) for option in npu.options[matrix]} == suited
+    assert {str(option.precision) for option in npu.options["embed.weight"]} > {"int4-sym-channel", "int8-sym"}
 
 
 def test_vocabulary_as_the_user_wants_it(tiny_checkpoint: Path, text: Path) -> None:

@@ -72,6 +72,11 @@ def _large(bundle: Path) -> Target:
     return replace(NPU, memory_bytes=16 << 30, max_prompt=2048)
 
 
+def _allocation(bundle: Path) -> Target:
+    tensor(bundle, "lm_head.weight", nbytes=5 << 30)
+    return GPU
+
+
 def _only(target: Target, **changes: Any) -> Breaker:
     return lambda _: replace(target, **changes)
 
@@ -98,6 +103,6 @@ BREAKERS: dict[str, Breaker] = {
     "gpu-precision": _only(GPU, inference_precision="bf16"),
     "gpu-openvino": _only(GPU, openvino="2026.3.0"),
     "gpu-memory": _only(GPU, memory_bytes=1000),
-    "gpu-allocation": lambda bundle: (tensor(bundle, "lm_head.weight", nbytes=5 << 30), GPU)[1],
+    "gpu-allocation": _allocation,
     "gpu-plugin": _only(GPU, plugin_problem="libOpenCL.so.1: cannot open shared object file"),
 }

@@ -6,31 +6,28 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge.commands.recipes import GLM4_9B
 from edge.export.assignment import assign
 from edge.export.compress.recipes import recipes
-from edge.export.pipeline import export
 from edge.runtime.bundle import open_bundle
+from edge.runtime.engines.openvino_properties import GPU_CACHES, GPU_PRECISIONS
 from edge.runtime.errors import DeviceError, LintError
 from edge.runtime.lint import RULES, SEVERITIES, Finding, Target, check, refuse, suits
+from edge.runtime.lint.memory import memory_needed
 from edge.runtime.lint.rule import EVIDENCE
-from tests.conftest import made_once
+from edge.runtime.lint.subject import subject_of
+from edge.runtime.settings import KV_PRECISIONS, PRECISIONS
 from tests.runtime.lint.bundles import BREAKERS, GPU, NPU, WIDE, spec, tag, tensor
 
 
-@pytest.fixture(scope="module")
-def honest(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Exported with a recipe for NPUs."""
-    return made_once(tmp_path_factory, "npu", lambda out: export(tiny_checkpoint, out, "int4-sym-channel"))
-
-
 @pytest.fixture
-def bundle(honest: Path, tmp_path: Path) -> Path:
+def bundle(npu_bundle: Path, tmp_path: Path) -> Path:
     """A copy that a test may change; its graph says how its weights were rounded."""
-    shutil.copytree(honest, tmp_path / "bundle")
+    shutil.copytree(npu_bundle, tmp_path / "bundle")
     tag(tmp_path / "bundle", -1)
     return tmp_path / "bundle"
 
@@ -93,7 +90,7 @@ def test_the_worst_comes_first(bundle: Path) -> None:
 
 def test_a_rule_holds_up_to_its_limit(bundle: Path) -> None:
     """And is broken by the next value."""
-    pairs = [
+    pairs: list[tuple[str, Target, dict[str, Any]]] = [
         ("npu-prompt-3720", replace(NPU, platform="3720", max_prompt=2000), {"max_prompt": 2001}),
         ("npu-openvino", replace(NPU, openvino="2026.4.0.dev20260814"), {"openvino": "2025.12.9"}),
         ("npu-driver", replace(NPU, driver="1003104"), {"driver": "1003103"}),
@@ -110,14 +107,27 @@ def test_a_rule_holds_up_to_its_limit(bundle: Path) -> None:
         assert found(bundle, replace(holds, **change)) == [rule]
 
 
-def test_memory_counts_weights_and_the_whole_cache(bundle: Path) -> None:
+@pytest.mark.parametrize(("target", "rule"), [(NPU, "npu-memory"), (GPU, "gpu-memory")])
+def test_memory_counts_weights_and_the_whole_cache(target: Target, rule: str, bundle: Path) -> None:
     manifest = open_bundle(bundle).manifest
     matrices = sum(record.nbytes for record in manifest.tensors.values() if len(record.shape) == 2)
-    cache = manifest.spec.kv_values_per_token * 2 * (NPU.max_prompt + NPU.max_response - 1)
-    for target, rule in ((NPU, "npu-memory"), (GPU, "gpu-memory")):
-        assert found(bundle, replace(target, memory_bytes=matrices + cache)) == []
-        assert found(bundle, replace(target, memory_bytes=matrices + cache - 1)) == [rule]
-        assert found(bundle, replace(target, memory_bytes=None)) == []
+    cached = replace(target, kv_precision="f16")
+    certain = matrices + manifest.spec.kv_values_per_token * 2 * (target.max_prompt + target.max_response - 1)
+    needed = memory_needed(subject_of(open_bundle(bundle)), cached)
+    assert certain < needed < 2 * certain
+    assert found(bundle, replace(cached, memory_bytes=needed)) == []
+    assert found(bundle, replace(cached, memory_bytes=needed - 1)) == [rule]
+    assert found(bundle, replace(cached, memory_bytes=None)) == []
+    longer = replace(cached, memory_bytes=needed, max_prompt=target.max_prompt + 64)
+    assert found(bundle, longer) == [rule]
+
+
+def test_settings_that_the_engines_refuse_break_a_rule(bundle: Path) -> None:
+    """The rules and the engine of GPUs know the same precisions."""
+    for cache in KV_PRECISIONS:
+        assert (found(bundle, replace(GPU, kv_precision=cache)) == []) == (cache in GPU_CACHES)
+    for precision in PRECISIONS:
+        assert (found(bundle, replace(GPU, inference_precision=precision)) == []) == (precision in GPU_PRECISIONS)
 
 
 @pytest.mark.parametrize(

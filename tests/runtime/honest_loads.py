@@ -1,0 +1,87 @@
+"""Loads of bundles that nothing is wrong with, none of which may fail its self-test.
+
+    python -m tests.runtime.honest_loads [LOADS] [CHECKPOINT]
+
+exports a small GLM with every recipe, or CHECKPOINT with those of them that need no text, loads each bundle so many
+times (default: 20) with every engine and in several settings, and prints how far each is from its bound.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edge.export.compress.recipes import recipes
+from edge.export.pipeline import export
+from edge.runtime import bundle as bundles
+from edge.runtime.engines.engine import Engine
+from edge.runtime.errors import EdgeError
+from edge.runtime.self_test import SelfTest, open_tested
+from edge.runtime.settings import EngineSettings
+from tests.tiny import Tiny, make
+
+# What an engine may be set to here; each has another bound.
+SETTINGS: Mapping[str, tuple[dict[str, Any], ...]] = {
+    "openvino": (
+        {},
+        {"inference_precision": "f32", "kv_precision": "f32", "dynamic_quantization_group": 0},
+        {"inference_precision": "f32"},
+        {"inference_precision": "bf16", "dynamic_quantization_group": 0},
+        {"inference_precision": "f32", "dynamic_quantization_group": 32},
+        {"kv_precision": "u8"},
+        {"kv_precision": "u4"},
+        {"reproducible": True},
+    ),
+    "onnx": ({}, {"dynamic_quantization_group": 0}, {"kv_precision": "f16"}, {"reproducible": True}),
+}
+SMALL = Tiny("self-test", hidden_size=256, intermediate_size=512, num_heads=8, head_dim=32)
+
+
+def loads(bundle: Path, engine: str, count: int, chosen: Mapping[str, Any]) -> Iterator[SelfTest]:
+    """Self-tests of so many loads, with all golden rows at the first."""
+    opened = bundles.open_bundle(bundle)
+    for _ in range(count):
+        found: tuple[Engine, SelfTest | None] = open_tested(opened, EngineSettings(engine, **chosen))
+        found[0].close()
+        assert found[1] is not None
+        yield found[1]
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    total = failures = others = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "checkpoint"
+        if len(sys.argv) > 2:
+            source = Path(sys.argv[2])
+        else:
+            make(SMALL, source)
+        for name, recipe in recipes().items():
+            if len(sys.argv) > 2 and recipe.calibrated:
+                continue
+            out = Path(scratch) / name
+            export(source, out, name)
+            for engine, choices in SETTINGS.items():
+                for chosen in choices:
+                    told = " ".join(f"{key}={value}" for key, value in chosen.items()) or "default"
+                    try:
+                        found = list(loads(out, engine, count, chosen))
+                    except EdgeError as error:
+                        failures += 1
+                        print(f"FAILED {name} {engine} {told}: {error}", flush=True)
+                        continue
+                    total += count
+                    others += sum(one.bits == "other" for one in found)
+                    first = found[0]
+                    assert first.kld is not None
+                    share = "-" if first.bound is None else f"{first.kld / first.bound:.2f}"
+                    bound = "-" if first.bound is None else f"{first.bound:.2g}"
+                    print(f"{name:32s} {engine:9s} {told:60s} {first.kld:.2g} of {bound}: {share}", flush=True)
+    print(f"{total} loads, {failures} settings failed, {others} loads gave other bits than the first")
+
+
+if __name__ == "__main__":
+    main()
