@@ -40,8 +40,15 @@ def tensor(bundle: Path, name: str = WIDE, **changes: Any) -> None:
 
 
 def spec(bundle: Path, **changes: Any) -> None:
-    """Record something else of the model."""
-    forge_manifest(bundle, lambda data: data["spec"].update(changes))
+    """Record something else of the model, and as many folds as it has blocks."""
+
+    def change(data: dict[str, Any]) -> None:
+        data["spec"].update(changes)
+        for name, value in data["float16"].items():
+            if isinstance(value, list) and name != "left":
+                data["float16"][name] = [0] * data["spec"]["num_layers"]
+
+    forge_manifest(bundle, change)
 
 
 def _weights(bundle: Path, **changes: Any) -> Target:
@@ -86,6 +93,15 @@ def _allocation(bundle: Path) -> Target:
     return GPU
 
 
+def _float16(target: Target, bundle: Path, **changes: Any) -> Target:
+    """Record something else of what was measured; nothing: no measurement at all."""
+    if changes:
+        forge_manifest(bundle, lambda data: data["float16"].update(changes))
+    else:
+        forge_manifest(bundle, lambda data: data.pop("float16"))
+    return target
+
+
 def _only(target: Target, **changes: Any) -> Breaker:
     return lambda _: replace(target, **changes)
 
@@ -114,4 +130,11 @@ BREAKERS: dict[str, Breaker] = {
     "gpu-memory": _only(GPU, memory_bytes=1000),
     "gpu-allocation": _allocation,
     "gpu-plugin": _only(GPU, plugin_problem="libOpenCL.so.1: cannot open shared object file"),
+    "npu-float16-made": partial(_float16, NPU, device="GPU"),
+    "npu-float16-range": partial(_float16, NPU, headroom={"residual": -0.5, "squares of the residual": -9.0}),
+    "npu-float16-run": partial(_float16, NPU, kld=None),
+    "gpu-float16-made": partial(_float16, GPU),
+    "gpu-float16-range": partial(_float16, GPU, headroom={"input of down": -0.01}),
+    "gpu-float16-run": partial(_float16, GPU, kld=0.02),
+    "gpu-group-sums": partial(_float16, GPU, headroom={"sums of gate_up": -1.5}),
 }
