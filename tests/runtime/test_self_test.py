@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from edge.runtime.golden_rows import GoldenRows, read_golden_rows, top_logits
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.notices import LOGGER
 from edge.runtime.self_test import open_tested, self_test
-from edge.runtime.self_test_bounds import EXACT
+from edge.runtime.self_test_bounds import EXACT, noises_of
 from edge.runtime.settings import EngineSettings
 from tests.conftest import ENGINES
 from tests.forging import forge_file, forge_manifest
@@ -371,14 +372,19 @@ def test_every_noise_is_needed(
     bundle = bundles.open_bundle(int4_bundle)
     engine = open_engine(bundle, settings := EngineSettings(name, **chosen))
     assert self_test(engine, bundle, settings, whole=True).kld is not None
-    right = testing.noises_of
+    right = noises_of
     if noise not in right(engine.info, engine.identity, settings):
         engine.close()
         pytest.skip("this processor computes in float32")
-    monkeypatch.setattr(testing, "noises_of", lambda *of: tuple(one for one in right(*of) if one != noise))
+    less = tuple(one for one in right(engine.info, engine.identity, settings) if one != noise)
+    monkeypatch.setattr(testing, "noises_of", lambda *_of: less)
     with pytest.raises(SelfTestError, match=r"nats/token from those recorded at export, expected"):
         self_test(engine, bundle, settings, whole=True)
     engine.close()
+
+
+def _set_sha256(data: dict[str, Any], sha256: str) -> None:
+    data["files"][bundles.MODEL_BIN].update(sha256=sha256)
 
 
 @pytest.mark.slow
@@ -393,7 +399,7 @@ def test_64_kib_of_damage_in_a_real_model(demo_bundle: Path, tmp_path: Path, cac
         for damage in (rng.bytes(1 << 16), bytes(1 << 16)):
             (folder / bundles.MODEL_BIN).write_bytes(content[:start] + damage + content[start + len(damage) :])
             record = bundles.record_of(folder / bundles.MODEL_BIN)
-            forge_manifest(folder, lambda data, sha=record.sha256: data["files"][bundles.MODEL_BIN].update(sha256=sha))
+            forge_manifest(folder, partial(_set_sha256, sha256=record.sha256))
             with pytest.raises(SelfTestError, match=rf"engine {name} on CPU fails its self-test"):
                 edge.load(folder, engine=name)
 
