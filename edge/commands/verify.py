@@ -33,6 +33,7 @@ RULES_ALONE = "checked by rules alone: nothing was compiled or computed"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_bundle(parser)
     options.add_device(parser)
+    options.add_memory(parser)
     parser.add_argument(
         "--platform",
         type=kinds.device_name,
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             _print_lint(target, findings)
     reports: Sequence[Report] = ()
     if here and not failed:  # what would crash is not tried
-        reports = verify(bundle, args.device, checked)
+        reports = verify(bundle, args.device, checked, args.max_memory_bytes)
         told["engines"] = [dataclasses.asdict(report) for report in reports]
     if args.json:
         print_json(told)
