@@ -12,7 +12,7 @@ import edge
 from edge.runtime import lint
 from edge.runtime.bundle import MODEL_BIN, Bundle, open_bundle
 from edge.runtime.engines import openvino_npu
-from edge.runtime.engines.choice import open_engine
+from edge.runtime.engines.choice import compile_ahead, open_engine
 from edge.runtime.errors import DeviceError, LintError
 from edge.runtime.lint import RULES, Target
 from edge.runtime.settings import EngineSettings
@@ -60,6 +60,12 @@ def test_what_suits_the_device_goes_on_to_its_weights(bundle: Path, monkeypatch:
         there(monkeypatch, target)
         with pytest.raises(AssertionError, match="weights were read"):
             open_engine(open_bundle(bundle), EngineSettings(ENGINES[target.device], target.device))
+
+
+def test_nothing_is_compiled_ahead(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there(monkeypatch, BREAKERS["npu-symmetric"](bundle))
+    with pytest.raises(LintError, match="npu-symmetric"):
+        compile_ahead(open_bundle(bundle), EngineSettings("openvino_npu", "NPU"))
 
 
 def test_the_pipeline_on_a_cpu_is_refused_what_was_seen_to_fail(bundle: Path) -> None:
