@@ -16,7 +16,9 @@ from edge.profiles.fit.places import Place
 from edge.profiles.fit.published import GPU_KV, NPU_KV, efficiency
 from edge.profiles.fit.subject import Planned
 from edge.runtime.footprint import EMBEDDING, HEAD, Footprint, footprint, kv_bytes, read_tensors
-from edge.runtime.lint import Finding, suits
+from edge.runtime.lint import Finding, Target
+from edge.runtime.lint.registry import findings as lint_findings
+from edge.runtime.lint.subject import planned_subject
 from edge.runtime.manifest import TensorRecord
 from edge.runtime.spec import ModelSpec
 
@@ -48,11 +50,11 @@ class Prediction:
     load: Figure | None  # seconds until a model is ready, its first repacking included, files in memory
     longest_context: int  # that there is room for; 0: not even one token
     fits: bool | None  # whether the wanted context does; None: how much memory there is is not known
-    findings: tuple[Finding, ...]  # rules of the device that these weights break
+    findings: tuple[Finding, ...]  # rules of the device that these weights break, or prompts as long as the context
 
     @property
     def refused(self) -> bool:
-        return any(finding.refused for finding in self.findings)
+        return refused(self.findings)
 
     @property
     def runs(self) -> bool:
@@ -90,8 +92,7 @@ def predict(
     room, most = place.room_bytes, spec.max_position_embeddings
     prompt = min(PROMPT, max(context_tokens - 1, 1))
     needed = at(context_tokens)
-    kind = place.kind.upper()
-    findings = suits(spec, planned.tensors, kind, planned.recipe) if place.kind != "cpu" else ()
+    rules = _rules(planned, place)
     return Prediction(
         place=place,
         recipe=planned.recipe,
@@ -103,10 +104,29 @@ def predict(
         decode=_decode(spec, tensors, place, engine, precision, prompt),
         ttft=_ttft(spec, place, engine, bits, prompt),
         load=_load(place, engine, needed),
-        longest_context=most if room is None else _longest(most, lambda tokens: at(tokens).peak <= room),
+        longest_context=_longest(
+            most, lambda tokens: not refused(rules(tokens)) and (room is None or at(tokens).peak <= room)
+        ),
         fits=None if room is None else needed.peak <= room,
-        findings=findings,
+        findings=rules(context_tokens),
     )
+
+
+def refused(findings: Iterable[Finding]) -> bool:
+    return any(finding.refused for finding in findings)
+
+
+def _rules(planned: Planned, place: Place) -> Callable[[int], tuple[Finding, ...]]:
+    """What the rules of a device say of these weights, were prompts to have so many tokens."""
+    if place.kind == "cpu":
+        return lambda _: ()
+    subject = planned_subject(planned.spec, planned.tensors, planned.recipe)
+
+    def found(tokens: int) -> tuple[Finding, ...]:
+        target = Target(place.kind.upper(), platform=place.platform or None, max_prompt=tokens)
+        return tuple(finding for finding in lint_findings(subject, target) if finding.severity != "slow")
+
+    return found
 
 
 def engine_for(place: Place, bits: int, engines: tuple[str, ...]) -> str:
