@@ -19,7 +19,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -103,13 +103,13 @@ def open_tested(bundle: Bundle, settings: EngineSettings) -> tuple[Engine, SelfT
 
 def _fall_back(bundle: Bundle, settings: EngineSettings, failed: str) -> tuple[Engine, SelfTest] | None:
     """Open another engine that passes: another one on the same device, or else one on the CPU."""
-    without: dict[str, Any] = dict.fromkeys(COMPILING_NAMES)  # Any: each has a type of its own
     places = [(name, settings.device) for name in engines_for(bundle, settings.device) if name != failed]
     if family_of(settings.device) != "CPU":
         places += [(name, "CPU") for name in engines_for(bundle, "CPU")]
     for name, device in places:
         try:
-            other = replace(settings, engine=name, device=device, **without)
+            others = {**asdict(settings), **dict.fromkeys(COMPILING_NAMES), "engine": name, "device": device}
+            other = EngineSettings(**others)
             engine = open_engine(bundle, other)
             return engine, _tested(engine, bundle, other)
         except EdgeError as error:  # it does not run here, not with these settings, or not correctly either
