@@ -108,7 +108,8 @@ def _fall_back(bundle: Bundle, settings: EngineSettings, failed: str) -> tuple[E
         places += [(name, "CPU") for name in engines_for(bundle, "CPU")]
     for name, device in places:
         try:
-            other = replace(settings, engine=name, device=device, **dict.fromkeys(COMPILING_NAMES))
+            others = {**asdict(settings), **dict.fromkeys(COMPILING_NAMES), "engine": name, "device": device}
+            other = EngineSettings(**others)
             engine = open_engine(bundle, other)
             return engine, _tested(engine, bundle, other)
         except EdgeError as error:  # it does not run here, not with these settings, or not correctly either

@@ -50,6 +50,11 @@ def loads(bundle: Path, engine: str, count: int, chosen: Mapping[str, Any]) -> I
         yield found[1]
 
 
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     total = failures = others = 0
@@ -71,7 +76,7 @@ def main() -> None:
                         found = list(loads(out, engine, count, chosen))
                     except EdgeError as error:
                         failures += 1
-                        print(f"FAILED {name} {engine} {told}: {error}", flush=True)
+                        say(f"FAILED {name} {engine} {told}: {error}")
                         continue
                     total += count
                     others += sum(one.bits == "other" for one in found)
@@ -79,8 +84,8 @@ def main() -> None:
                     assert first.kld is not None
                     share = "-" if first.bound is None else f"{first.kld / first.bound:.2f}"
                     bound = "-" if first.bound is None else f"{first.bound:.2g}"
-                    print(f"{name:32s} {engine:9s} {told:60s} {first.kld:.2g} of {bound}: {share}", flush=True)
-    print(f"{total} loads, {failures} settings failed, {others} loads gave other bits than the first")
+                    say(f"{name:32s} {engine:9s} {told:60s} {first.kld:.2g} of {bound}: {share}")
+    say(f"{total} loads, {failures} settings failed, {others} loads gave other bits than the first")
 
 
 if __name__ == "__main__":
