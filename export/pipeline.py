@@ -32,7 +32,7 @@ from edge.export.plan import Plan, make_plan, source_sha256, tensor_sha256, vers
 from edge.export.proof import GOLDEN_TEXT, Verifier
 from edge.export.settings import DEFAULT_FORMAT, Device, ExportSettings, Format, Limits
 from edge.export.source_files import SourceFiles
-from edge.export.space import least_bytes
+from edge.export.space import least_bytes, within_memory
 from edge.export.stages import MEASURED, Progress, compress, done_bytes, open_store
 from edge.export.text.corpus import Corpus
 from edge.export.text.windows import token_windows
@@ -68,6 +68,7 @@ def export(
     max_bytes: float | None = None,
     max_kld: float | None = None,
     device: Device | None = None,
+    max_memory_bytes: int | None = None,
     force: bool = False,
     fresh: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -103,13 +104,17 @@ def export(
 
       device       "CPU", "GPU" or "NPU", which the precisions have to suit; the default is "CPU". For the others, which
                    compute in float16, values are measured on text and weights are folded (docs/float16.md)
-      progress       is called with a `Progress` after every stage
+
+      max_memory_bytes  upper bound of the memory that this process may take, what is free by default; where it is
+                   tight, fewer weights are worked on at once, which gives the same bytes
+
+    progress       is called with a `Progress` after every stage
 
     Returns the manifest of the bundle. None for a setting means its default. When it fails, `out` is as it was before.
     An export that was killed, interrupted or stopped by a full disk resumes when it is started again with the same
     arguments; a note of the error (PEP 678) says where its work is kept. Raises CheckpointError, also for a
-    checkpoint that changes meanwhile, SettingsError, RecipeError, CalibrationError, OutputError, TokenizerError and
-    VerificationError, and MissingPackageError where the packages that an export needs are not installed.
+    checkpoint that changes meanwhile, SettingsError, RecipeError, CalibrationError, MemoryLimitError, OutputError,
+    TokenizerError and VerificationError, and MissingPackageError where the packages that an export needs are not installed.
     """
     settings = ExportSettings(
         recipe,
@@ -124,6 +129,7 @@ def export(
         max_bytes=max_bytes,
         max_kld=max_kld,
         device=device,
+        max_memory_bytes=max_memory_bytes,
         force=force,
         fresh=fresh,
     )
@@ -141,7 +147,7 @@ def export_with(
     check_arguments(source, out, progress)
     check_installed("nncf", needed="export")  # which is wanted after minutes of other work
     progress = progress or (lambda _progress: None)
-    plan = make_plan(source, settings)
+    plan = within_memory(make_plan(source, settings), settings.max_memory_bytes)
     limits = settings.limits
     sources = SourceFiles(plan.source_files)
     with work_folder(Path(out), settings.force, _key(plan), fresh=settings.fresh) as work, ExitStack() as stack:

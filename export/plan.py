@@ -58,6 +58,7 @@ class Plan:
     limits: Limits | None = None  # within which the recipe chooses
     options: Mapping[str, tuple[Rounding, ...]] = field(default_factory=dict)  # what each matrix is chosen from
     template_file: Path | None = None  # of the chat template, instead of the checkpoint's
+    weights_at_once: int | None = None  # that are rounded together, which changes memory alone; None: as is fastest
     device: Device = "CPU"  # that the bundle is for
     range_text: Corpus | None = None  # that values are measured on, for a device that computes in float16
     folds: Folds | None = None  # of the weights, once they are chosen
@@ -142,7 +143,7 @@ def make_plan(source: str | Path, settings: ExportSettings, *, download: bool = 
     own, adapter, decisions = _opened(checkpoint, settings)
     device = settings.device or "CPU"
     target = TARGETS.get(device)
-    named = recipes.find_recipe(settings.recipe or (recipes.DEFAULT if target is None else target.default))
+    named = recipes.find_recipe(settings.recipe or recipes.default_for(device))
     recipe = named if limits is None else base_recipe(limits, own.spec)
     weights: WeightSource = RotatedWeights(own) if recipe.rotate else own
     spec = weights.spec

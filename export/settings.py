@@ -67,6 +67,9 @@ class ExportSettings(Settings):
     device: Device | None = setting(
         None, OneOf(DEVICES), "what the bundle is for: precisions, and folds for float16; none: the CPU"
     )
+    max_memory_bytes: int | None = setting(
+        None, Whole(1), "limit of all memory that this process takes and the system cannot drop; none: what is free"
+    )
     force: bool = setting(False, Flag(), "replace a bundle that exists")
     fresh: bool = setting(False, Flag(), "keep nothing of an export that was stopped")
 
@@ -79,7 +82,7 @@ class ExportSettings(Settings):
 
     def check_together(self) -> None:
         """Raises RecipeError for unknown names, and for settings that exclude each other."""
-        chosen = recipes.find_recipe(recipes.DEFAULT if self.recipe is None else self.recipe)
+        chosen = recipes.find_recipe(recipes.default_for(self.device or "CPU") if self.recipe is None else self.recipe)
         for precision in (self.embedding, self.head):
             if precision is not None:
                 Precision.parse(precision)

@@ -127,8 +127,10 @@ def int4_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def npu_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a recipe for NPUs."""
-    return made_once(tmp_path_factory, "npu", lambda out: export(tiny_checkpoint, out, "int4-sym-channel"))
+    """Made for NPUs."""
+    return made_once(
+        tmp_path_factory, "npu", lambda out: export(tiny_checkpoint, out, "int4-sym-channel", device="NPU")
+    )
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ class DeviceProfile:
 
     @property
     def full_name(self) -> str:
-        """ "Core Ultra 7 258V: Arc 140V, 8 Xe cores (Xe2)"."""
+        """With its processor: Core Ultra 7 258V: Arc 140V, 8 Xe cores (Xe2)."""
         return self.name if self.name == self.chip else f"{self.chip}: {self.name}"
 
     @property

@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+WIDE = 1.5  # beyond this factor, a share reads as more exact than it is
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -29,11 +31,9 @@ class Figure:
 
     @property
     def error(self) -> str:
-        """ "±10 %", beyond a half "a factor of 2.4"."""
-        if self.factor <= 1.5:
-            words = f"±{100 * (self.factor - 1):.0f} %"
-        else:
-            words = f"a factor of {self.factor:.1f}"
+        """In words: a share up to a half, beyond that a factor."""
+        share, factor = f"±{100 * (self.factor - 1):.0f} %", f"a factor of {self.factor:.1f}"
+        words = share if self.factor <= WIDE else factor
         return f"about; {words}" if self.about else words
 
     def to_json(self) -> dict[str, object]:

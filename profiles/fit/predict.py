@@ -18,7 +18,6 @@ from edge.profiles.fit.subject import Planned
 from edge.runtime.footprint import EMBEDDING, HEAD, Footprint, footprint, kv_bytes, read_tensors
 from edge.runtime.lint import Finding, suits
 from edge.runtime.manifest import TensorRecord
-from edge.runtime.settings import CachePrecision
 from edge.runtime.spec import ModelSpec
 
 PROMPT = 1024  # tokens of the prompt that speeds are told for
@@ -119,7 +118,7 @@ def engine_for(place: Place, bits: int, engines: tuple[str, ...]) -> str:
     return "onnx" if bits == 4 or "openvino" not in engines else "openvino"
 
 
-def _kv_precision(place: Place, engine: str, bits: int) -> CachePrecision:
+def _kv_precision(place: Place, engine: str, bits: int) -> str:
     if place.kind == "cpu":
         return "f32" if engine == "onnx" else "bf16" if bits == 4 else "f16"
     return GPU_KV if place.kind == "gpu" else NPU_KV
@@ -140,7 +139,7 @@ def together(tensors: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]:
 
 
 def operations(spec: ModelSpec, tokens: int) -> float:
-    """Multiplications and additions of a prompt: every weight of the blocks for each token, attention, one row of logits."""
+    """Multiplications and additions of a prompt: blocks for every token, attention, and one row of logits."""
     h, f = spec.hidden_size, spec.intermediate_size
     block = h * (spec.q_size + 2 * spec.kv_size) + spec.q_size * h + 3 * h * f
     attention = 4.0 * tokens * tokens / 2 * spec.q_size

@@ -18,6 +18,7 @@ SAID = {
     "no engine runs on it": ("run", "BUNDLE", "hi", "--device", "NPU"),
     "THUDM is here, so no hub was asked": ("inspect", "THUDM/glm-4-9b-chat"),
     "exists already; choose another folder, or give --force": ("export", "CHECKPOINT", "BUNDLE"),
+    "of memory": ("run", "BUNDLE", "hi", "--max-memory", "10MB"),
     "was made for something else": ("run", "BUNDLE", "hi", "--engine", "openvino", "--prefix", "onnx.prefix"),
 }
 
