@@ -82,7 +82,7 @@ class ExportSettings(Settings):
 
     def check_together(self) -> None:
         """Raises RecipeError for unknown names, and for settings that exclude each other."""
-        chosen = recipes.find_recipe(recipes.DEFAULT if self.recipe is None else self.recipe)
+        chosen = recipes.find_recipe(recipes.default_for(self.device or "CPU") if self.recipe is None else self.recipe)
         for precision in (self.embedding, self.head):
             if precision is not None:
                 Precision.parse(precision)

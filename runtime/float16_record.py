@@ -47,17 +47,18 @@ class Float16Record:
 
     @classmethod
     def read(cls, read: ObjectReader, spec: ModelSpec) -> Float16Record:
-        """Raises BundleError where a field is not of its type, or not of this model."""
+        """Raises BundleError where a field is not of its type, or not what the spec of the model says."""
         blocks = {name: read.wholes(name, 0, MAX_EXPONENT) for name in ("up", "values", "qkv", "gate_up")}
         if wrong := [name for name, found in blocks.items() if len(found) != spec.num_layers]:
             given = f"float16.{wrong[0]} has {len(blocks[wrong[0]])} exponents, expected one for each of"
             raise BundleError(f"manifest.json: {given} {spec.num_layers} blocks; {EXPORT_AGAIN}")
         headroom = read.inside("headroom")
+        read.word("norms", "safe" if spec.safe_norms else "plain", "what the spec says")
         return cls(
             device=read.word("device", "GPU|NPU", "GPU or NPU"),
-            norms="safe" if read.word("norms", "plain|safe", "plain or safe") == "safe" else "plain",
-            residual=read.whole("residual", 0, MAX_EXPONENT),
-            output=read.whole("output", 0, MAX_EXPONENT),
+            norms="safe" if spec.safe_norms else "plain",
+            residual=read.whole("residual", spec.residual_exponent, spec.residual_exponent),
+            output=read.whole("output", spec.output_exponent, spec.output_exponent),
             head=read.whole("head", 0, MAX_EXPONENT),
             **blocks,
             headroom={name: headroom.number(name, -MOST_BITS, MOST_BITS) for name in headroom.names()},

@@ -9,6 +9,7 @@ it. The same command resumes from there, with --fresh it starts anew, and so doe
 examples:
   edge export THUDM/glm-4-9b-chat-hf glm4-int4
   edge export model.gguf out --recipe int4-asym-g64 --force
+  edge export glm-4-9b-chat-hf glm4-gpu --device GPU
   edge export glm-4-9b-chat-hf glm4-5gb --max-bytes 5.2GB
   edge export glm-4-9b-chat-hf glm4-5gb --recipe int4-asym-g128-rot-gptq --dry-run
   edge export google/gemma-2-2b-it gemma --frontend optimum
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 from edge.commands import kinds, options
 from edge.commands.export_place import OUT_HELP, settle, tell_what_is_cached
 from edge.commands.help import told, usual
-from edge.export.compress.recipes import DEFAULT
+from edge.export.compress.recipes import DEFAULT, FOR_NPU
 from edge.export.settings import DEVICES, FORMATS, ExportSettings, Limits
 
 if TYPE_CHECKING:
@@ -83,7 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chat-template", metavar="FILE", help="use this Jinja template of messages, instead of the checkpoint's"
     )
     precision = parser.add_argument_group("precision")
-    precision.add_argument("--recipe", metavar="NAME", help=told("a recipe listed by `edge recipes`", DEFAULT))
+    precision.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help=told("a recipe listed by `edge recipes`", f"{DEFAULT}; for an NPU {FOR_NPU}"),
+    )
     precision.add_argument(
         "--embedding",
         metavar="PRECISION",
@@ -97,6 +102,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=told("text or .jsonl for recipes that need calibration text", "docstrings of Python's standard library"),
     )
+    precision.add_argument(
+        "--device",
+        choices=DEVICES,
+        help=told(
+            "what the bundle is for: NPUs want symmetric integers, NPUs and GPUs weights that float16 can compute with",
+            usual(Limits, "device"),
+        ),
+    )
     budget = parser.add_argument_group("precision within a budget, instead of a recipe")
     budget.add_argument(
         "--max-bytes",
@@ -109,11 +122,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="X",
         help="the smallest model with at most this predicted KLD from the float model, like 0.05",
-    )
-    budget.add_argument(
-        "--device",
-        choices=DEVICES,
-        help=told("target device when a budget picks precisions; NPUs want symmetric ones", usual(Limits, "device")),
     )
 
 

@@ -14,9 +14,12 @@ import argparse
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge.commands import options
+
+if TYPE_CHECKING:
+    from edge.runtime.float16_record import Float16Record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +69,8 @@ def _bundle(path: Path, as_json: bool) -> int:
     if manifest.checks:
         worst = max(manifest.checks, key=lambda check: check.error)
         print(f"stages checked at export: {len(manifest.checks)}, the worst {worst.stage}, off by {worst.error:.2g}")
+    if manifest.float16 is not None:
+        _print_float16(manifest.float16)
     rows = []
     said = {name: (t.shape, t.precision, t.note) for name, t in manifest.tensors.items()}
     for name, names, (shape, precision, note) in alike(said):
@@ -116,6 +121,26 @@ def _checkpoint(source: str, as_json: bool) -> int:
         ([name, human_bytes(size), recipes()[name].description] for name, size in sizes.items()),
     )
     return 0
+
+
+def _print_float16(record: Float16Record) -> None:
+    """What was done for a device that computes in float16, and how much of its range is left."""
+    from edge.commands.console import print_table
+
+    single = {"residual": record.residual, "output": record.output, "head": record.head}
+    blocks = {"up": record.up, "values": record.values, "qkv": record.qkv, "gate_up": record.gate_up}
+    folds = [f"{name} / {2**exponent}" for name, exponent in single.items() if exponent]
+    folds += [
+        f"{name} / {2 ** max(exponents)} at most, in {len([e for e in exponents if e])} blocks"
+        for name, exponents in blocks.items()
+        if any(exponents)
+    ]
+    judged = "not finite" if record.kld is None else f"KLD {record.kld:.2g} nats/token from float32"
+    print(f"for {record.device}s, which compute in float16: norms {record.norms}, folds: {', '.join(folds) or 'none'}")
+    print(f"emulated ({record.numerics}): {judged}, {record.bound:g} at most expected")
+    print()
+    rows = ([kind, f"{bits:.1f}"] for kind, bits in sorted(record.headroom.items(), key=lambda item: item[1]))
+    print_table(["value", "bits of headroom"], rows)
 
 
 def _print_spec(spec: dict[str, Any]) -> None:

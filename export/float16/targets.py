@@ -22,7 +22,6 @@ class Target:
 
     safe_norms: bool  # its norms are not known to compute in float32
     numerics: Numerics
-    default: str  # the recipe, where none is named
 
 
 # GPU: the kernel of a fused RMS norm accumulates in float32 whatever its inputs are (openvino
@@ -36,13 +35,11 @@ TARGETS: Mapping[str, Target] = {
     "GPU": Target(
         safe_norms=False,
         numerics=Numerics("float16, sums of groups as well", "float16", group_sums=True),
-        default="int4-asym-g128-awq-data-free",
     ),
     "NPU": Target(
         safe_norms=True,
         numerics=Numerics(
             "float16, sums of groups and steps of norms as well", "float16", stepwise_norms=True, group_sums=True
         ),
-        default="int4-sym-g128",
     ),
 }

@@ -53,7 +53,7 @@ class NumpyBuilder:
             largest = np.maximum(np.abs(x).max(axis=-1, keepdims=True), least)
             x, more = step(x / largest), step(np.square(step(least / largest)))
         mean: Float32Array = np.mean(step(np.square(x)), axis=-1, keepdims=True)
-        scale = step(1 / step(np.sqrt(step(step(mean) + more))))
+        scale = step(np.float32(1) / step(np.sqrt(step(step(mean) + more))))
         normed: Float32Array = step(x * scale) * self._vector(f"{name}.weight")
         return normed
 

@@ -49,7 +49,7 @@ def compile_ahead(bundle: Bundle, settings: EngineSettings) -> tuple[Path, int, 
 
 
 def _ready(bundle: Bundle, settings: EngineSettings) -> tuple[EngineRecord, EngineSettings]:
-    """Return the engine to open and what it may take, once all is checked that can be before weights are used."""
+    """Return the engine to open, and settings that fit the memory: all is checked that can be before it is opened."""
     record = find(choose(bundle, settings))
     if not record.holds(bundle):
         others = [other.name for other in ENGINES.values() if other.runs_on(settings.device) and other.holds(bundle)]

@@ -70,7 +70,7 @@ def test_a_long_value_is_cut() -> None:
         ({"head": "int3-asym-g64"}, "precision 'int3-asym-g64' is unknown"),
         ({"embedding": "int4-asym-g" + "9" * 5000}, "is unknown"),
         ({"recipe": "int8-asym", "max_bytes": 1e9}, "recipe int8-asym and a budget are given"),
-        ({"device": "CPU"}, "device CPU is given without a budget; give max_bytes or max_kld"),
+        ({"device": "CPU", "calibration": "text.txt"}, f"recipe {DEFAULT} takes no calibration text"),
         ({"calibration": "text.txt"}, f"recipe {DEFAULT} takes no calibration text"),
         ({"recipe": "int8-asym", "calibration": "text.txt"}, "recipe int8-asym takes no calibration text"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,7 +129,8 @@ def test_ranges_after_folds_are_known_without_measuring(name: str, recipe: str, 
         if field.name == "safe_norms" or (field.name == "output" and not plan.spec.output_norms):
             continue
         single = isinstance(getattr(none, field.name), int)
-        folds = replace(none, **{field.name: 2 if single else (0, 2, 1)})
+        changed: dict[str, Any] = {field.name: 2 if single else (0, 2, 1)}
+        folds = replace(none, **changed)
         after = measured(FoldedWeights(plan.weights, folds))
         assert (after.blocks, after.outside) == (folded(before, folds).blocks, folded(before, folds).outside)
         assert (after.blocks, after.outside) != (before.blocks, before.outside)

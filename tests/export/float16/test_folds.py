@@ -85,7 +85,8 @@ def test_every_fold_changes_what_it_says_and_nothing_else(field: str, source_of:
     kind = next(t for t in tiny.TINIES if t.name == ("0414" if field == "output" else "partial-bias-untied"))
     source = source_of(kind)
     none = Folds.none(source.spec)
-    folds = replace(none, **{field: 3 if isinstance(getattr(none, field), int) else (0, 3, 0)})
+    changed: dict[str, Any] = {field: 3 if isinstance(getattr(none, field), int) else (0, 3, 0)}
+    folds = replace(none, **changed)
     folded, ratios = FoldedWeights(source, folds), set[float]()
     for name in canonical_shapes(source.spec):
         before, after = to_float32(source.read(name)), to_float32(folded.read(name))
