@@ -104,10 +104,7 @@ def export(
 
       device       "CPU", "GPU" or "NPU", which the precisions have to suit; the default is "CPU". For the others, which
                    compute in float16, values are measured on text and weights are folded (docs/float16.md)
-
-      max_memory_bytes  upper bound of the memory that this process may take, what is free by default; where it is
-                   tight, fewer weights are worked on at once, which gives the same bytes
-
+      max_memory_bytes  upper bound of the memory of this process; the default is what is free
     progress       is called with a `Progress` after every stage
 
     Returns the manifest of the bundle. None for a setting means its default. When it fails, `out` is as it was before.
