@@ -41,7 +41,7 @@ def test_a_refused_map_is_one_error(demo_bundle: Path, engine: str) -> None:
         return
     assert done.stdout.startswith("SettingsError a context of 8192 tokens needs ")
     needed, allowed = (int(word.replace(",", "")) for word in re.findall(r"(\d[\d,]{6,}) ", done.stdout))
-    assert needed > 100_000_000 > allowed
+    assert needed > allowed
 
 
 @pytest.mark.parametrize("size", [1 << 62, 1 << 63, 1 << 70])
