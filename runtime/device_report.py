@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge.runtime.atomic import write_atomically
-from edge.runtime.bundle import MODEL_XML, Bundle
+from edge.runtime.bundle import Bundle
 from edge.runtime.device_facts import device_facts, machine_facts, said
 from edge.runtime.device_runs import measure
 from edge.runtime.engines.choice import engines_for, open_engine
@@ -32,6 +32,9 @@ from edge.runtime.lint import Finding, check, target_here
 from edge.runtime.machine import family_of
 from edge.runtime.private_words import Scrubber
 from edge.runtime.settings import EngineSettings
+
+if TYPE_CHECKING:  # openvino may be missing
+    from edge.runtime.engines.openvino_memory import MemoryKind
 
 FORMAT = "edgeglm device report"
 VERSION = 1
@@ -120,12 +123,11 @@ def _planned(bundle: Bundle, device: str, runs: list[dict[str, Any]]) -> Iterato
                 yield _Run(engine, setting, settings, partial(open_engine, bundle, settings))
 
 
-def _paged(bundle: Bundle, settings: EngineSettings, kind: Any) -> Callable[[], Engine]:
+def _paged(bundle: Bundle, settings: EngineSettings, kind: MemoryKind) -> Callable[[], Engine]:
     def opened() -> Engine:
-        from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
+        from edge.runtime.engines.openvino_paged import open_paged
 
-        manifest = bundle.manifest
-        return OpenVINOPagedEngine(bundle.path / MODEL_XML, manifest.spec, manifest.fewest_bits, settings, kind)
+        return open_paged(bundle, settings, kind)
 
     return opened
 
