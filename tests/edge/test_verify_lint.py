@@ -88,6 +88,14 @@ def test_a_platform_and_lengths_may_be_given(bundle: Path, capsys: pytest.Captur
     assert told["lint"]["target"]["max_prompt"] == 4096, "as the plugin rounds it"
 
 
+def test_memory_of_another_machine(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for device in ("NPU", "GPU"):
+        assert verify(capsys, bundle, "--device", device, "--max-memory", "16GB")[0] == 0
+        code, told = as_json(capsys, bundle, "--device", device, "--max-memory", "100kB")
+        assert code == 1
+        assert told["lint"]["findings"][0]["rule"] == f"{device.lower()}-memory"
+
+
 def test_a_device_that_is_here_computes_after_its_rules(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
