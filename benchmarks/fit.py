@@ -20,12 +20,13 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from edge.export.checkpoint.default import find_checkpoint
 from edge.export.pipeline import export
 from edge.profiles.devices.bandwidth import measured_bandwidth
 from edge.profiles.fit.measured import FILE, LeftOut, Measured, MeasuredPair, left_out_of
-from edge.profiles.fit.predict import engine_bytes, operations, read_kv, together
+from edge.profiles.fit.predict import engine_bytes, operations, read_kv, small_operators, together
 from edge.runtime.atomic import write_atomically
 from edge.runtime.bundle import TOKENIZER, is_bundle, open_bundle
 from edge.runtime.footprint import footprint
@@ -83,6 +84,8 @@ PAIRS = (
     Wanted("9b-4", "int4-asym-g128", "openvino", 2048),
     Wanted("9b-4", "int4-sym-channel", "onnx", 1024),
     Wanted("9b-4", "int4-sym-channel", "openvino", 512),
+    Wanted("9b-4", "int8-asym", "onnx", 256),
+    Wanted("9b-4", "int8-asym", "openvino", 1024),
 )
 
 
@@ -141,26 +144,25 @@ def checkpoint_of(model: str, work: Path) -> Path:
 def run(wanted: list[Wanted], work: Path, new_tokens: int) -> Measured:
     """Measure what is not in the folder yet."""
     load = os.getloadavg()[0]
-    bandwidths = [measured_bandwidth().all_cores_gbs]
+    before = measured_bandwidth().all_cores_gbs
     pairs = []
     for pair in wanted:
         file = work / "pairs" / f"{pair.name}.json"
         if file.exists():
             print(f"{pair.name}: measured before, in {file}", file=sys.stderr)
-            kept = json.loads(file.read_text(encoding="utf-8"))
-            bandwidths.append(kept.pop("bandwidth_gbs"))
-            pairs.append(MeasuredPair(**kept))
+            pairs.append(MeasuredPair(**json.loads(file.read_text(encoding="utf-8"))))
             continue
-        pairs.append(measured_pair(pair, work / "bundles" / pair.bundle, new_tokens))
-        bandwidths.append(measured_bandwidth().all_cores_gbs)
+        found = measured_pair(pair, work / "bundles" / pair.bundle, new_tokens)
+        after = measured_bandwidth().all_cores_gbs
+        pairs.append(replace(found, bandwidth_gbs=round((before + after) / 2, 1)))
+        before = after
         file.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**asdict(pairs[-1]), "bandwidth_gbs": bandwidths[-1]})
-        write_atomically(file, [text.encode()], private=False)
+        write_atomically(file, [json.dumps(asdict(pairs[-1])).encode()], private=False)
     about = about_machine(("edgeglm", "openvino", "onnxruntime"))
     return Measured(
         machine=about["machine"],
         cores=physical_cores() or logical_processors(),
-        bandwidth_gbs=max(bandwidths),  # each is the best of its rounds, and so is their best
+        bandwidth_gbs=statistics.median(pair.bandwidth_gbs for pair in pairs),
         load_before=round(load, 2),
         date=time.strftime("%Y-%m-%d"),
         versions=about["versions"],
@@ -219,6 +221,8 @@ def measured_pair(pair: Wanted, folder: Path, new_tokens: int) -> MeasuredPair:
         bits=manifest.fewest_bits,
         weight_bytes=engine_bytes(spec, tensors, pair.engine),
         kv_read_bytes=read_kv(spec, pair.engine, pair.prompt_tokens + new_tokens // 2, figures["kv_precision"]),
+        operators=small_operators(spec, pair.engine, manifest.fewest_bits),
+        bandwidth_gbs=1.0,  # which is known afterwards
         operations=prompt,
         load_s=figures["load_s"],
         first_token_s=max(figures["first_token_s"] - first, 1e-6),

@@ -39,7 +39,7 @@ def load(
 
     Further keywords, each None for its default (`edge.EngineSettings` says more):
 
-        engine                      "auto", "onnx" or "openvino"
+        engine                      "auto", "onnx", "openvino" or "openvino_npu"
         max_context                 tokens of prompt and answer; default: the model's limit
         kv_cache_bytes              upper bound of the KV cache; default: 2 GiB
         kv_cache_share              the same bound as a share of the free memory
@@ -50,6 +50,10 @@ def load(
         reproducible                the same bits whatever else is or was computed; default: where drafts are verified
         threads                     default: the engine's choice
         self_test                   "refuse" (the default) an engine that computes wrongly here, "fall-back" or "off"
+        max_prompt_tokens           NPU: longest prompt; default: 1024
+        max_response_tokens         NPU: tokens that are kept free for an answer; default: 512
+        prefill_chunk_tokens        NPU: tokens of a prompt that are read at once; default: 256
+        compiled_folder             NPU: where `edge compile` has put models; default: in the user's cache folder
         expected_prompt_tokens      helps "auto"
         expected_clients            helps "auto"
 

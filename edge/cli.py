@@ -59,6 +59,7 @@ VERBS = (
     "config",
     "inspect",
     "verify",
+    "fit",
     "devices",
     "completion",
 )

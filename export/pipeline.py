@@ -19,31 +19,28 @@ import numpy.typing as npt
 
 from edge.export.budget import sensitivity
 from edge.export.budget.choose import decide
-from edge.export.budget.sensitivity import Sensitivity
 from edge.export.compress.calibration import WINDOW, WINDOWS, Calibration
 from edge.export.float16 import safety
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
 from edge.export.interop import openvino_tokenizer
 from edge.export.interop.sidecars import write_genai_config, write_server_graph, write_sidecars
-from edge.export.journal import Journal
+from edge.export.journal import Journal, keep, read_kept
 from edge.export.manifest_of import make_manifest
 from edge.export.output import BLOCKS, Work, check_space, work_folder
 from edge.export.plan import Plan, make_plan, source_sha256, tensor_sha256, versions
 from edge.export.proof import GOLDEN_TEXT, Verifier
 from edge.export.settings import DEFAULT_FORMAT, Device, ExportSettings, Format, Limits
 from edge.export.source_files import SourceFiles
-from edge.export.space import least_bytes
+from edge.export.space import least_bytes, within_memory
 from edge.export.stages import MEASURED, Progress, compress, done_bytes, open_store
 from edge.export.text.corpus import Corpus
 from edge.export.text.windows import token_windows
 from edge.export.weights.store import WeightStore
 from edge.runtime import bundle
-from edge.runtime.atomic import write_durably
 from edge.runtime.chat import ChatTemplate
-from edge.runtime.errors import BundleError, OutputError, RecipeError, SettingsError, shown
+from edge.runtime.errors import BundleError, OutputError, SettingsError, shown
 from edge.runtime.extras import check_installed, missing_packages_named
 from edge.runtime.files import sha256_of
-from edge.runtime.json_reader import read_json_object
 from edge.runtime.manifest import SCHEMA_VERSION, FileRecord, Manifest
 from edge.runtime.rules import FilePath, check_value
 from edge.runtime.tokenizer import Tokenizer
@@ -68,6 +65,7 @@ def export(
     max_bytes: float | None = None,
     max_kld: float | None = None,
     device: Device | None = None,
+    max_memory_bytes: int | None = None,
     force: bool = False,
     fresh: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -103,13 +101,18 @@ def export(
 
       device       "CPU", "GPU" or "NPU", which the precisions have to suit; the default is "CPU". For the others, which
                    compute in float16, values are measured on text and weights are folded (docs/float16.md)
-      progress       is called with a `Progress` after every stage
+
+      max_memory_bytes  upper bound of the memory that this process may take, what is free by default; where it is
+                   tight, fewer weights are worked on at once, which gives the same bytes
+
+    progress       is called with a `Progress` after every stage
 
     Returns the manifest of the bundle. None for a setting means its default. When it fails, `out` is as it was before.
     An export that was killed, interrupted or stopped by a full disk resumes when it is started again with the same
     arguments; a note of the error (PEP 678) says where its work is kept. Raises CheckpointError, also for a
-    checkpoint that changes meanwhile, SettingsError, RecipeError, CalibrationError, OutputError, TokenizerError and
-    VerificationError, and MissingPackageError where the packages that an export needs are not installed.
+    checkpoint that changes meanwhile, SettingsError, RecipeError, CalibrationError, MemoryLimitError, OutputError,
+    TokenizerError and VerificationError, and MissingPackageError where the packages that an export needs are not
+    installed.
     """
     settings = ExportSettings(
         recipe,
@@ -124,6 +127,7 @@ def export(
         max_bytes=max_bytes,
         max_kld=max_kld,
         device=device,
+        max_memory_bytes=max_memory_bytes,
         force=force,
         fresh=fresh,
     )
@@ -141,7 +145,7 @@ def export_with(
     check_arguments(source, out, progress)
     check_installed("nncf", needed="export")  # which is wanted after minutes of other work
     progress = progress or (lambda _progress: None)
-    plan = make_plan(source, settings)
+    plan = within_memory(make_plan(source, settings), settings.max_memory_bytes)
     limits = settings.limits
     sources = SourceFiles(plan.source_files)
     with work_folder(Path(out), settings.force, _key(plan), fresh=settings.fresh) as work, ExitStack() as stack:
@@ -298,7 +302,7 @@ def _within(limits: Limits, plan: Plan, tokenizer: Tokenizer, kept: Path, progre
     assert plan.calibration is not None, "recipes with choices are calibrated"
     ids = _windows(plan.calibration, plan, tokenizer, sensitivity.WINDOW, sensitivity.WINDOWS)
     key = replace(plan, limits=None).key
-    measured = _read_sensitivity(kept, key)
+    measured = read_kept(kept, key, sensitivity.Sensitivity.from_json)
     total, layers = plan.spec.num_parameters, plan.spec.num_layers
     if measured is not None:
         progress(Progress(MEASURED, layers, layers, total, total, 0, total, None))
@@ -309,18 +313,9 @@ def _within(limits: Limits, plan: Plan, tokenizer: Tokenizer, kept: Path, progre
 
         journal = Journal(kept.with_suffix(""), key)
         measured = sensitivity.measure(plan.checkpoint, plan.weights, plan.options, ids, show, journal)
-        write_durably(kept, json.dumps({"key": key, **measured.to_json()}).encode())
+        keep(kept, key, measured.to_json())
         journal.clear()  # states of many models, which nobody needs any more
     return plan.choose(*decide(plan.assignments, plan.options, measured, limits))
-
-
-def _read_sensitivity(path: Path, key: str) -> Sensitivity | None:
-    """What an earlier export had measured."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecipeError):
-        found = read_json_object(path, RecipeError, "it is measured anew")
-        if found["key"] == key:
-            return Sensitivity.from_json(found)
-    return None
 
 
 def _runners(plan: Plan) -> list[Runner]:

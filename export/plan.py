@@ -58,6 +58,7 @@ class Plan:
     limits: Limits | None = None  # within which the recipe chooses
     options: Mapping[str, tuple[Rounding, ...]] = field(default_factory=dict)  # what each matrix is chosen from
     template_file: Path | None = None  # of the chat template, instead of the checkpoint's
+    weights_at_once: int | None = None  # that are rounded together, which changes memory alone; None: as is fastest
     device: Device = "CPU"  # that the bundle is for
     range_text: Corpus | None = None  # that values are measured on, for a device that computes in float16
     folds: Folds | None = None  # of the weights, once they are chosen

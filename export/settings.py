@@ -67,6 +67,9 @@ class ExportSettings(Settings):
     device: Device | None = setting(
         None, OneOf(DEVICES), "what the bundle is for: precisions, and folds for float16; none: the CPU"
     )
+    max_memory_bytes: int | None = setting(
+        None, Whole(1), "limit of all memory that this process takes and the system cannot drop; none: what is free"
+    )
     force: bool = setting(False, Flag(), "replace a bundle that exists")
     fresh: bool = setting(False, Flag(), "keep nothing of an export that was stopped")
 

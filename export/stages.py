@@ -110,7 +110,7 @@ def compress(
         blocks = min(len(stages) - 1, spec.num_layers)
         progress(Progress(RESUMED, blocks, spec.num_layers, resumed, done[-1], stages[-1].end, resumed, None))
     golden: Golden | None = None
-    compressor = Compressor()
+    compressor = Compressor(plan.weights_at_once)
 
     def keep_and_check(stage: Stage, packed: Mapping[str, Weight], calibrated: Float32Array | None) -> DoneStage:
         """Store one stage, check what was stored, and record it. Runs in the second thread."""

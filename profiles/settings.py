@@ -44,5 +44,6 @@ class SweepSettings:
     chunk_tokens: int | None = None  # that go through an engine at once; None: CHUNK, or EXACT_CACHE_CHUNK
     greedy_tokens: int = 64  # written after each prompt, to see where they leave the float model's; 0: none
     device: str = "CPU"
+    max_memory_bytes: int | None = None  # of each export and each measurement; None: what is free
     speed: bool = True  # False: neither loading nor memory nor speed is measured
     keep_bundles: bool = False

@@ -117,6 +117,7 @@ class _Sweep:
                 "chunk": settings.chunk_tokens,
                 "speed": settings.speed,
                 "greedy_tokens": settings.greedy_tokens,
+                "max_memory_bytes": settings.max_memory_bytes,
             }
             try:
                 outcome = self._step(cell.name, task)
@@ -149,7 +150,9 @@ class _Sweep:
         given = plan.settings.calibration if plan.plans[recipe].calibration is not None else None
         calibration = None if given is None else str(given)
         task = {"task": "export", "source": plan.source, "out": str(bundle), "recipe": recipe, "format": plan.format}
-        outcome = self._step(f"export {recipe}", {**task, "calibration": calibration})
+        outcome = self._step(
+            f"export {recipe}", {**task, "calibration": calibration, "max_memory_bytes": plan.settings.max_memory_bytes}
+        )
         whole, peak = not outcome.result.pop("resumed"), outcome.peak_up_to("export")
         cost = {
             **outcome.result,

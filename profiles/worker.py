@@ -75,7 +75,13 @@ def _end_with(pipe: int) -> None:
 
 
 def export_bundle(
-    tell: Tell, source: str, out: str, recipe: str, format: Format, calibration: str | None
+    tell: Tell,
+    source: str,
+    out: str,
+    recipe: str,
+    format: Format,
+    calibration: str | None,
+    max_memory_bytes: int | None = None,
 ) -> dict[str, object]:
     """Export one recipe. `resumed` in the result: whether an earlier process had done a part."""
     from edge.export.pipeline import export
@@ -88,7 +94,16 @@ def export_bundle(
         resumed = resumed or state.resumed > 0
         tell("export", state.done, state.total)
 
-    manifest = export(source, out, recipe, format=format, calibration=calibration, force=True, progress=progress)
+    manifest = export(
+        source,
+        out,
+        recipe,
+        format=format,
+        calibration=calibration,
+        max_memory_bytes=max_memory_bytes,
+        force=True,
+        progress=progress,
+    )
     return {
         "resumed": resumed,
         "weight_bytes": manifest.weight_bytes,
@@ -122,6 +137,7 @@ def measure_cell(
     chunk: int | None,
     speed: bool,
     greedy_tokens: int,
+    max_memory_bytes: int | None = None,
 ) -> dict[str, object]:
     """Load, time and measure one bundle on one engine."""
     import time
@@ -135,7 +151,7 @@ def measure_cell(
 
     tell("load", 0, 1)
     started = time.perf_counter()
-    llm = LLM(bundle, EngineSettings(engine, device, kv_precision=kv_precision))
+    llm = LLM(bundle, EngineSettings(engine, device, kv_precision=kv_precision, max_memory_bytes=max_memory_bytes))
     found: dict[str, object] = {"load_s": time.perf_counter() - started}
     if speed:
         tell("speed", 0, 1)

@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 from edge.runtime.machine import family_of
 from edge.runtime.manifest import TensorRecord
-from edge.runtime.settings import CachePrecision
 from edge.runtime.spec import ModelSpec
 
 EMBEDDING, HEAD = "embed.weight", "lm_head.weight"  # canonical names, as in a manifest
@@ -93,7 +92,7 @@ def footprint(
     *,
     engine: str,
     context_tokens: int,
-    kv_precision: CachePrecision,
+    kv_precision: str,
     prefill_chunk: int,
     sequences: int = 1,
     device: str = "CPU",
@@ -103,9 +102,9 @@ def footprint(
 ) -> Footprint:
     """What a model takes.
 
-    context_tokens: that one sequence will hold. tensors: what every weight is, as in a manifest; without it, what a
-    recipe makes of that many bytes is guessed. max_context: for which engines make tables (default: the model's).
-    tokenizer_bytes: of tokenizer.json, if it is there.
+    context_tokens: that one sequence will hold. kv_precision: as `kv_bytes` takes it. tensors: what every weight is, as
+    in a manifest; without it, what a recipe makes of that many bytes is guessed. max_context: for which engines make
+    tables (default: the model's). tokenizer_bytes: of tokenizer.json, if it is there.
     """
     records = tensors or guessed_tensors(spec, weight_bytes)
     family = "NPU" if engine == "openvino_npu" else family_of(device)

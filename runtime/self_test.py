@@ -42,7 +42,7 @@ DECODED = 4  # of the golden tokens, so that decoding and the cache take part
 # Settings that change no logits, or only through what the engine then says about itself.
 NO_BEARING = (
     "self_test", "engine", "expected_prompt_tokens", "expected_clients", "max_context", "kv_cache_bytes",
-    "kv_cache_share", "max_memory_bytes", "reproducible",
+    "kv_cache_share", "max_memory_bytes", "compiled_folder", "reproducible",
 )  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,8 @@ def _fall_back(bundle: Bundle, settings: EngineSettings, failed: str) -> tuple[E
         places += [(name, "CPU") for name in engines_for(bundle, "CPU")]
     for name, device in places:
         try:
-            other = replace(settings, engine=name, device=device, **dict.fromkeys(COMPILING_NAMES))
+            others = {**asdict(settings), **dict.fromkeys(COMPILING_NAMES), "engine": name, "device": device}
+            other = EngineSettings(**others)
             engine = open_engine(bundle, other)
             return engine, _tested(engine, bundle, other)
         except EdgeError as error:  # it does not run here, not with these settings, or not correctly either

@@ -7,7 +7,7 @@ token ids, with the logits that the float model and the compressed weights gave 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from edge.runtime import bundle as bundles
 from edge.runtime.arrays import Logits
-from edge.runtime.differences import FLOAT32_BOUND, distance, kl_divergence
+from edge.runtime.differences import distance, kl_divergence
 from edge.runtime.engines.choice import engines_for, open_engine
 from edge.runtime.engines.engine import Engine
 from edge.runtime.errors import BundleError, VerificationError
+from edge.runtime.exact import exact_settings
 from edge.runtime.golden import GoldenLogits, read_golden
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.self_test import SelfTest, self_test
@@ -31,9 +32,9 @@ class Report:
 
     engine: str
     device: str
-    exact_error: float  # largest logit difference over the logit scale, activations in float32
-    kld_exact: float  # nats/token from the float model, activations in float32
-    kld_device: float  # likewise, with the device's default settings, including its KV cache
+    exact_error: float  # largest logit difference over the logit scale, as exactly as the device computes (`exact`)
+    kld_exact: float  # nats/token from the float model, likewise
+    kld_device: float  # from the float model, with the device's default settings, including its KV cache
     self_test: SelfTest  # likewise, from the compressed model in float32, with all golden rows
 
 
@@ -41,24 +42,28 @@ def verify(
     bundle: bundles.Bundle | str | Path,
     device: str = "CPU",
     progress: Callable[[str, int], None] = lambda _name, _size: None,
+    max_memory_bytes: int | None = None,
 ) -> tuple[Report, ...]:
-    """Check hashes, then golden logits on every engine that can run here. Raises BundleError and VerificationError."""
+    """Check hashes, then golden logits on every engine that can run here.
+
+    Raises BundleError, MemoryLimitError and VerificationError.
+    """
     bundle = bundle if isinstance(bundle, bundles.Bundle) else bundles.open_bundle(bundle)
     bundle.check_hashes(progress)
-    return tuple(_verify_engine(bundle, engine, device) for engine in engines_for(bundle, device))
+    return tuple(_verify_engine(bundle, engine, device, max_memory_bytes) for engine in engines_for(bundle, device))
 
 
-def _verify_engine(bundle: bundles.Bundle, engine: str, device: str) -> Report:
+def _verify_engine(bundle: bundles.Bundle, engine: str, device: str, max_memory_bytes: int | None) -> Report:
     golden = _golden(bundle)
     ids, float_logits, stored = golden.ids, golden.float_logits, golden.logits
-    usual = EngineSettings(engine, device)
-    exact = replace(usual, inference_precision="f32", kv_precision="f32", dynamic_quantization_group=0)
+    usual = EngineSettings(engine, device, max_memory_bytes=max_memory_bytes)
+    exact, bound = exact_settings(usual)
     ours = _last_rows(bundle, ids, len(stored), exact)
     error = distance(ours, stored)
-    if not error <= FLOAT32_BOUND:  # also true for NaN
+    if not error <= bound:  # also true for NaN
         raise VerificationError(
             f"{bundle.path}: engine {engine} on {device} gives logits that differ by {error:.2g} of their scale from "
-            f"those recorded at export, expected {FLOAT32_BOUND:g} or less; update the device's driver or use another "
+            f"those recorded at export, expected {bound:g} or less; update the device's driver or use another "
             "engine or device"
         )
     opened = open_engine(bundle, usual)

@@ -127,8 +127,14 @@ def int4_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def npu_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a recipe for NPUs."""
-    return made_once(tmp_path_factory, "npu", lambda out: export(tiny_checkpoint, out, "int4-sym-channel"))
+    """Made for NPUs, by a short text."""
+    text = tmp_path_factory.mktemp("npu") / "words.txt"
+    text.write_text(" ".join(f"word{i % 97} and {i}" for i in range(3000)))
+    return made_once(
+        tmp_path_factory,
+        "npu",
+        lambda out: export(tiny_checkpoint, out, "int4-sym-channel", device="NPU", calibration=text),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="keep it in this folder, which --compiled-folder names later [default: in your cache folder]",
+        help=options.told("keep it in this folder, which --compiled-folder names later", "in your cache folder"),
     )
     options.add_json(parser)
     options.add_engine(parser)

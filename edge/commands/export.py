@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     said.add_argument("--verbose", action="store_true", help="print every check, and why weights are special")
     options.add_json(said)
+    options.add_memory(parser.add_argument_group("memory"))
     graphs = parser.add_argument_group("graphs")
     graphs.add_argument(
         "--format",

@@ -35,7 +35,8 @@ def show_dry_run(run: DryRun, out: str) -> None:
         print(
             f"{run.recipe}: {run.least_bytes:,} bytes of weights, {run.assignments.bits_per_weight:.2f} bits per weight"
         )
-    print(f"memory: about {human_bytes(run.memory_bytes)} that the system cannot drop, at the peak")
+    fewer = "" if run.weights_at_once is None else ", with fewer weights at once than usual"
+    print(f"memory: about {human_bytes(run.memory_bytes)} that the system cannot drop, at the peak{fewer}")
     print(
         f"disk: at most {human_bytes(run.bundle_bytes)} for the bundle, {human_bytes(run.peak_bytes)} while it is "
         f"made; {human_bytes(run.free_bytes)} free"
@@ -59,6 +60,7 @@ def print_dry_run(run: DryRun, out: str) -> None:
             "peak_bytes": run.peak_bytes,
             "free_bytes": run.free_bytes,
             "memory_bytes": run.memory_bytes,
+            "weights_at_once": run.weights_at_once,
             "seconds": round(run.seconds, 1),
             "measuring_seconds": round(run.measuring_s, 1),
             "warnings": list(run.warnings),

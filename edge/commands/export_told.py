@@ -68,11 +68,12 @@ def _start(run: DryRun) -> str:
 
     parameters, free = run.assignments.parameters, available_bytes()
     counted = f"{parameters / 1e9:.1f} billion" if parameters >= 1e9 else f"{parameters / 1e6:.3g} million"
+    fewer = "" if run.weights_at_once is None else ", with fewer weights at once than usual"
     memory = f"{human_bytes(run.memory_bytes)} of memory{'' if free is None else f' ({human_bytes(free)} free)'}"
     return (
         f"{counted} parameters to {'at most ' if run.options else ''}{human_bytes(run.most_bytes)} of weights; takes "
         f"about {duration(run.seconds + run.measuring_s)}, {memory} and {human_bytes(run.peak_bytes)} of disk "
-        f"({human_bytes(run.free_bytes)} free)"
+        f"({human_bytes(run.free_bytes)} free){fewer}"
     )
 
 

@@ -100,7 +100,9 @@ def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
 
 def add_lengths(parser: argparse.ArgumentParser) -> None:
     """For what lengths a model is compiled, where an engine needs to know."""
-    group = parser.add_argument_group("NPU", "A model is compiled for these lengths, so they are fixed while it runs.")
+    group = parser.add_argument_group(
+        "fixed lengths", "An NPU runs what was compiled for these lengths; other devices take any."
+    )
     for option, text in (
         ("--max-prompt-tokens", told("longest prompt, the conversation so far included", f"{MAX_PROMPT:,}")),
         ("--max-response-tokens", told("tokens that are kept free for the answer", f"{MAX_RESPONSE:,}")),

@@ -80,6 +80,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     device = usual(SweepSettings, "device")
     cells.add_argument("--device", metavar=options.DEVICES, help=told("device to measure on", device))
+    options.add_memory(cells)
     cells.add_argument("--no-speed", action="store_true", help="do not measure loading, memory or speed")
     text = parser.add_argument_group("text to measure by")
     text.add_argument(
@@ -181,6 +182,7 @@ def _settings(args: argparse.Namespace) -> SweepSettings:
         "chunk_tokens": args.chunk,
         "greedy_tokens": args.greedy,
         "device": args.device,
+        "max_memory_bytes": args.max_memory_bytes,
         "speed": not args.no_speed,
         "keep_bundles": args.keep_bundles,
     }

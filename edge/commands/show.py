@@ -17,6 +17,7 @@ from edge.commands import options
 
 if TYPE_CHECKING:
     from edge.runtime.bundle import Bundle
+    from edge.runtime.engines.registry import EngineRecord
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,9 +119,15 @@ def _engines(bundle: Bundle) -> list[str]:
     from edge.runtime.engines.registry import ENGINES
 
     return [
-        f"{record.name}{'' if record.runs_on('CPU') else ' (for ' + ' and '.join(record.families) + ')'}"
-        if record.installed
-        else f"{record.name} (not installed: {record.advice})"
+        f"{record.name} (not installed: {record.advice})" if not record.installed else _where(record)
         for record in ENGINES.values()
         if record.holds(bundle)
     ]
+
+
+def _where(record: EngineRecord) -> str:
+    """An engine's name, and what it is for if that is not the CPU."""
+    if record.runs_on("CPU"):
+        return record.name
+    emulated = f"; on {' and '.join(record.emulated_on)} by name" if record.emulated_on else ""
+    return f"{record.name} (for {' and '.join(record.families)}{emulated})"

@@ -7,6 +7,7 @@ this machine has none, the rules are all that is checked, and the command fails 
 examples:
   edge verify glm4-int4
   edge verify glm4-int4 --device GPU
+  edge verify glm4-int4 --device GPU --report report.json    # to attach to an issue
   edge verify glm4-int4 --device NPU --platform 3720 --max-prompt-tokens 4096
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.commands import kinds, options
@@ -33,11 +35,18 @@ RULES_ALONE = "checked by rules alone: nothing was compiled or computed"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_bundle(parser)
     options.add_device(parser)
+    options.add_memory(parser)
     parser.add_argument(
         "--platform",
         type=kinds.device_name,
         metavar="NAME",
         help="check for this kind of NPU (3720, 4000, 5010, 5020) where the device itself does not tell",
+    )
+    parser.add_argument(
+        "--report",
+        type=kinds.path,
+        metavar="FILE",
+        help="run what tells most about the device instead, and write versions, rules, figures and failures to FILE",
     )
     options.add_json(parser)
     options.add_lengths(parser)
@@ -61,9 +70,13 @@ def run(args: argparse.Namespace) -> int:
         told["lint"] = _as_json(target, findings)
         if not args.json:
             _print_lint(target, findings)
+    else:
+        findings = ()
+    if args.report is not None:
+        return _reported(bundle, args, findings, told)
     reports: Sequence[Report] = ()
     if here and not failed:  # what would crash is not tried
-        reports = verify(bundle, args.device, checked)
+        reports = verify(bundle, args.device, checked, args.max_memory_bytes)
         told["engines"] = [dataclasses.asdict(report) for report in reports]
     if args.json:
         print_json(told)
@@ -78,6 +91,22 @@ def run(args: argparse.Namespace) -> int:
         print(f"    self-test: {report.self_test.in_words}")
     print(f"{args.bundle}: {'not for this device' if failed else 'verified' if here else RULES_ALONE}")
     return int(failed)
+
+
+def _reported(bundle: Bundle, args: argparse.Namespace, findings: Sequence[Finding], told: dict[str, Any]) -> int:
+    """Write the report; fail where rules refuse the device or anything in it failed."""
+    from edge.commands.console import print_json
+    from edge.runtime.device_report import write_report
+
+    report = write_report(bundle, args.device, Path(args.report), findings)
+    refused = any(finding.refused for finding in findings)
+    if args.json:
+        print_json({**told, "report": str(report.path), "failures": list(report.failures)})
+    else:
+        for failure in report.failures:
+            print(f"  failed: {failure}")
+        print(f"{report.path}: written; attach it to an issue, it names no person, path or model")
+    return int(refused or bool(report.failures))
 
 
 def _linted(bundle: Bundle, args: argparse.Namespace) -> tuple[Target, tuple[Finding, ...]]:

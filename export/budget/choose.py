@@ -107,7 +107,9 @@ def _suited(matrix: Assignment, fitting: Iterable[Precision], device: str, spec:
         wrong[precision] = suits(spec, {matrix.name: record}, device)
     if all(wrong.values()):
         reasons = "; ".join(f"as {precision}, {found[0].message}" for precision, found in wrong.items())
-        raise RecipeError(f"{matrix.name} has no form for an {device}: {reasons}; leave out --device")
+        raise RecipeError(
+            f"{matrix.name} has no form for {'a' if device == 'GPU' else 'an'} {device}: {reasons}; leave out --device"
+        )
     return dict.fromkeys(precision for precision, found in wrong.items() if not found)
 
 

@@ -21,16 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from edge.export.compress.precision import Precision
+from edge.export.compress.precision import CHUNK, WHOLE, Precision
 from edge.export.graph.openvino.models import linear_model
 from edge.export.tensors import Bytes, Float32Array, FloatArray, PackedTensor, write_float32
 from edge.runtime.engines.openvino_core import in_own_thread
 from edge.runtime.errors import RecipeError
 
-# Rows are independent, so a large matrix can be compressed some rows at a time, which bounds memory.
-CHUNK = 1 << 26  # weights at a time, of a matrix with more than WHOLE
 SAMPLE = 512  # inputs that nncf looks at together
-WHOLE = 7 << 24  # weights: GLM-4-9B's gate_up has 112 million and is not worth two calls
 # What nncf does with inputs: fit scales, or make up for what rounding lost. The names are those of its options.
 Fitting = Literal["scale_estimation", "gptq"]
 
@@ -40,18 +37,21 @@ class Compressor:
 
     nncf gets float32 from one buffer that is kept: it allocates a third less for that than for the 16 bits of the
     checkpoint, and fresh memory takes it as long as its arithmetic (docs/findings.md).
+
+    at_once: weights that are rounded together, where memory is scarce. Rows are independent, so the bytes are the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: int | None = None) -> None:
+        self._whole, self._chunk = (WHOLE, CHUNK) if at_once is None else (at_once, at_once)
         self._buffer = np.empty(0, np.float32)
 
     def compress(self, name: str, weight: FloatArray, precision: Precision) -> PackedTensor:
         """Compress the (N, K) matrix of this canonical name. Raises RecipeError where nncf does something else."""
         n, k = weight.shape
-        if weight.size <= WHOLE:
+        if weight.size <= self._whole:
             return _compress(name, self._float32(weight), precision)
         data: Bytes = np.empty(-(-n * k * precision.bits // 8), np.uint8)  # filled in place: it can be half a gigabyte
-        step, chunks = CHUNK // k, []
+        step, chunks = max(self._chunk // k, 1), []
         for start in range(0, n, step):
             chunk = _compress(name, self._float32(weight[start : start + step]), precision)
             begin = start * k * precision.bits // 8

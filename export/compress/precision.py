@@ -13,6 +13,9 @@ from edge.runtime.errors import RecipeError, shown
 
 MIN_GROUP_SIZE = 32  # smaller groups fall off the fast kernels (as nncf's AdvancedCompressionParameters)
 AWQ = "-awq"  # after a precision
+# Rows are independent, so a large matrix can be compressed some rows at a time, which bounds memory.
+CHUNK = 1 << 26  # weights at a time, of a matrix with more than WHOLE
+WHOLE = 7 << 24  # weights: GLM-4-9B's gate_up has 112 million and is not worth two calls
 
 
 @dataclass(frozen=True, slots=True)

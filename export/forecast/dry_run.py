@@ -20,7 +20,7 @@ from edge.export.forecast.rehearsal import expected_seconds
 from edge.export.pipeline import check_arguments
 from edge.export.plan import Plan, make_plan
 from edge.export.settings import ExportSettings, Limits
-from edge.export.space import bundle_bytes, memory_bytes, work_bytes
+from edge.export.space import bundle_bytes, memory_bytes, within_memory, work_bytes
 from edge.runtime.extras import missing_packages_named
 
 
@@ -38,6 +38,7 @@ class DryRun:
     peak_bytes: int  # at most, while it is made
     free_bytes: int  # on the disk of the bundle
     memory_bytes: int  # about, at its peak, that the system cannot drop
+    weights_at_once: int | None  # fewer than usual where memory is scarce; None: as many as is fastest
     seconds: float  # about, without those of measuring
     measuring_s: float  # about; 0 but for a budget
     warnings: tuple[str, ...]
@@ -57,7 +58,8 @@ def dry_run(settings: ExportSettings, source: str | Path, out: str | Path) -> Dr
     """
     check_arguments(source, out, None)
     find_destination(Path(out)).check(settings.force)
-    return forecast(make_plan(source, settings, download=False), Path(out))
+    plan = within_memory(make_plan(source, settings, download=False), settings.max_memory_bytes)
+    return forecast(plan, Path(out))
 
 
 def forecast(plan: Plan, out: Path) -> DryRun:
@@ -80,6 +82,7 @@ def forecast(plan: Plan, out: Path) -> DryRun:
         peak_bytes=whole + work_bytes(plan),
         free_bytes=shutil.disk_usage(_there(out)).free,
         memory_bytes=memory_bytes(plan),
+        weights_at_once=plan.weights_at_once,
         seconds=seconds,
         measuring_s=measuring_s,
         warnings=plan.warnings,

@@ -55,7 +55,7 @@ class DeviceProfile:
 
     @property
     def full_name(self) -> str:
-        """ "Core Ultra 7 258V: Arc 140V, 8 Xe cores (Xe2)"."""
+        """With its processor: Core Ultra 7 258V: Arc 140V, 8 Xe cores (Xe2)."""
         return self.name if self.name == self.chip else f"{self.chip}: {self.name}"
 
     @property
@@ -86,7 +86,8 @@ def find_profile(name: str) -> DeviceProfile:
     if alike:
         hint = f"which of {', '.join(one.key for one in alike[: 2 * NEAR])} is meant?"
     else:
-        close = get_close_matches(wanted, dict.fromkeys([*known, *(key.partition(".")[0] for key in known)]), NEAR, 0.5)
+        names = {word: key for key, one in known.items() for word in (key, key.partition(".")[0], *_words(one))}
+        close = dict.fromkeys(names[name] for name in get_close_matches(wanted, names, NEAR, 0.6))
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         hint += "`edge fit` without --device lists all"
     raise DeviceError(f"device {shown(name)} is not in the table; {hint}")

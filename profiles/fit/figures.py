@@ -5,9 +5,15 @@ In: numbers. Out: a `Figure`, and its words. Knows nothing about models or devic
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+
+WIDE = 1.5  # beyond this factor, a share reads as more exact than it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +35,9 @@ class Figure:
 
     @property
     def error(self) -> str:
-        """ "±10 %", beyond a half "a factor of 2.4"."""
-        if self.factor <= 1.5:
-            words = f"±{100 * (self.factor - 1):.0f} %"
-        else:
-            words = f"a factor of {self.factor:.1f}"
+        """In words: a share up to a half, beyond that a factor."""
+        share, factor = f"±{100 * (self.factor - 1):.0f} %", f"a factor of {self.factor:.1f}"
+        words = share if self.factor <= WIDE else factor
         return f"about; {words}" if self.about else words
 
     def to_json(self) -> dict[str, object]:
@@ -53,26 +57,23 @@ def left_out(values: Sequence[float]) -> float:
     return max(factor_between(value, statistics.median(rest)) for value, rest in zip(values, others, strict=True))
 
 
-def two_terms(rows: Iterable[tuple[float, float, float]]) -> tuple[float, float]:
-    """The a, b >= 0 for which a * x + b * y is nearest to t, relative to t, in the least-squares sense.
+def fitted_terms(rows: Sequence[Sequence[float]], wanted: Sequence[float]) -> tuple[float, ...]:
+    """The factors, none below 0, with which the terms of each row sum to what is wanted of it, as nearly as can be.
 
-    rows: x, y, t above 0.
+    Nearness is relative and in the least-squares sense. wanted: above 0. There are few terms, so that every choice of
+    those that are not 0 is tried.
     """
-    scaled = [(x / t, y / t) for x, y, t in rows]
-    xx, xy, yy = (sum(p * q for p, q in pairs) for pairs in _products(scaled))
-    sx, sy = sum(x for x, _ in scaled), sum(y for _, y in scaled)
-    determinant = xx * yy - xy * xy
-    a, b = 0.0, 0.0
-    if determinant > 1e-12 * xx * yy:
-        a, b = (sx * yy - sy * xy) / determinant, (sy * xx - sx * xy) / determinant
-    if a <= 0 and b <= 0:
-        a, b = (sx / xx if xx else 0.0), 0.0
-    elif b < 0:
-        a, b = sx / xx, 0.0
-    elif a < 0:
-        a, b = 0.0, sy / yy
-    return a, b
-
-
-def _products(scaled: list[tuple[float, float]]) -> tuple[list[tuple[float, float]], ...]:
-    return [(x, x) for x, _ in scaled], scaled, [(y, y) for _, y in scaled]
+    terms = np.asarray(rows, np.float64) / np.asarray(wanted, np.float64)[:, None]
+    scale = np.maximum(np.abs(terms).max(axis=0), 1e-300)  # bytes and blocks differ by nine orders of magnitude
+    count = terms.shape[1]
+    best, least = (0.0,) * count, math.inf
+    for size in range(1, count + 1):
+        for chosen in itertools.combinations(range(count), size):
+            part = (terms / scale)[:, chosen]
+            factors = np.linalg.lstsq(part, np.ones(len(part)), rcond=None)[0]
+            error = float(np.square(part @ factors - 1).sum())
+            if (factors >= 0).all() and error < least * (1 - 1e-9):
+                least = error
+                found = dict(zip(chosen, (factors / scale[list(chosen)]).tolist(), strict=True))
+                best = tuple(found.get(term, 0.0) for term in range(count))
+    return best

@@ -4,7 +4,7 @@ In: `measured.json`, which `benchmarks/fit.py --store` writes. Out: `MeasuredPai
 fit them. A pair is one bundle on one engine at one length of context. Every error is that of pairs which the rates were
 not fitted to. Knows nothing about devices.
 
-    decode   = bytes read / (efficiency x measured bandwidth) + blocks x a constant
+    decode   = bytes read / (efficiency x measured bandwidth) + blocks x a constant + small operators x another
     prefill  = operations / rate, by bits of the weights
     load     = bytes / rate + a constant, first prompt included: OpenVINO repacks its weights in that
 """
@@ -18,14 +18,14 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.resources import files
 
-from edge.profiles.fit.figures import factor_between, two_terms
+from edge.profiles.fit.figures import factor_between, fitted_terms
 from edge.runtime.errors import ProfileError
 from edge.runtime.json_object import ObjectReader
 from edge.runtime.json_reader import parse_json
 
 FILE = "measured.json"
 ADVICE = "run benchmarks/fit.py --store again"
-LEAST = 3  # pairs of an engine that two constants can be fitted to
+LEAST = 3  # pairs of an engine that its constants can be fitted to
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ class MeasuredPair:
     bits: int  # of the blocks' weights
     weight_bytes: int  # that are read for a token, as the engine keeps them
     kv_read_bytes: int  # for a token, at half of what was written after the prompt
+    operators: int  # small ones of a token, beside those that every block has
+    bandwidth_gbs: float  # of all cores, before and after it
     operations: float  # of the prompt
     load_s: float
     first_token_s: float  # what the first prompt took longer than later ones of its length
@@ -67,7 +69,7 @@ class Measured:
 
     machine: str
     cores: int
-    bandwidth_gbs: float  # of all cores, in the same run
+    bandwidth_gbs: float  # of all cores, the median over the run
     load_before: float  # of the machine: processes that ran
     date: str
     versions: dict[str, str]
@@ -109,13 +111,15 @@ class EngineRates:
 
     engine: str
     efficiency: float  # share of the measured bandwidth
-    layer_s: float  # of a token, whatever its width
+    layer_s: float  # of a token and block, whatever its width
+    operator_s: float
     prefill_flops: dict[int, float]  # by bits
     load_bytes_s: float
     load_s: float
 
-    def decode_s(self, read_bytes: float, layers: int, bandwidth_gbs: float) -> float:
-        return read_bytes / (self.efficiency * bandwidth_gbs * 1e9) + layers * self.layer_s
+    def decode_s(self, read_bytes: float, layers: int, operators: int, bandwidth_gbs: float) -> float:
+        reading = read_bytes / (self.efficiency * bandwidth_gbs * 1e9)
+        return reading + layers * self.layer_s + operators * self.operator_s
 
     def ttft_s(self, operations: float, bits: int) -> float:
         known = self.prefill_flops
@@ -125,20 +129,24 @@ class EngineRates:
         return weight_bytes / self.load_bytes_s + self.load_s
 
 
-def fitted(engine: str, pairs: Sequence[MeasuredPair], bandwidth_gbs: float) -> EngineRates:
+def fitted(engine: str, pairs: Sequence[MeasuredPair]) -> EngineRates:
     """The rates nearest to what was measured. Raises ProfileError with too few pairs."""
     own = [pair for pair in pairs if pair.engine == engine]
     if len(own) < LEAST:
         raise ProfileError(f"{len(own)} measured pairs of {engine}, expected {LEAST} or more; {ADVICE}")
-    of_byte, of_layer = two_terms((pair.read_bytes, pair.layers, 1 / pair.decode_tok_s) for pair in own)
-    of_loaded, constant = two_terms((pair.weight_bytes, 1, pair.ready_s) for pair in own)
+    reading, of_layer, of_operator = fitted_terms(
+        [(pair.read_bytes / (pair.bandwidth_gbs * 1e9), pair.layers, pair.operators) for pair in own],
+        [1 / pair.decode_tok_s for pair in own],
+    )
+    of_loaded, constant = fitted_terms([(pair.weight_bytes, 1) for pair in own], [pair.ready_s for pair in own])
     flops: dict[int, list[float]] = {}
     for pair in own:
         flops.setdefault(pair.bits, []).append(pair.operations / pair.ttft_s)
     return EngineRates(
         engine=engine,
-        efficiency=1 / max(of_byte * bandwidth_gbs * 1e9, 1e-9),
+        efficiency=1 / max(reading, 1e-3),
         layer_s=of_layer,
+        operator_s=of_operator,
         prefill_flops={bits: statistics.median(values) for bits, values in flops.items()},
         load_bytes_s=1 / max(of_loaded, 1e-15),
         load_s=constant,
@@ -177,8 +185,8 @@ def left_out_of(measured: Measured) -> list[LeftOut]:
     found = []
     for pair in measured.pairs:
         others = [other for other in measured.pairs if other is not pair]
-        rates = fitted(pair.engine, others, measured.bandwidth_gbs)
-        decode = rates.decode_s(pair.read_bytes, pair.layers, measured.bandwidth_gbs)
+        rates = fitted(pair.engine, others)
+        decode = rates.decode_s(pair.read_bytes, pair.layers, pair.operators, pair.bandwidth_gbs)
         ttft, ready = rates.ttft_s(pair.operations, pair.bits), rates.ready_s(pair.weight_bytes)
         found.append(LeftOut(pair, 1 / decode, ttft, ready))
     return found
@@ -192,7 +200,7 @@ def stored() -> Measured:
 
 @cache
 def stored_rates(engine: str) -> EngineRates:
-    return fitted(engine, stored().pairs, stored().bandwidth_gbs)
+    return fitted(engine, stored().pairs)
 
 
 @cache

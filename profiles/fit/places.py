@@ -30,6 +30,7 @@ class Place:
     room_bytes: int | None = None  # for the model; None: not known
     memory_bytes: int | None = None  # that it has, or at most can have
     own_memory: bool = False  # a card's
+    platform: str = ""  # of an NPU, as OpenVINO calls it
 
 
 def place_of(profile: DeviceProfile, memory_bytes: int | None = None) -> Place:
@@ -48,6 +49,7 @@ def place_of(profile: DeviceProfile, memory_bytes: int | None = None) -> Place:
         room_bytes=None if has is None else max(has - (DRIVER_BYTES if own else SYSTEM_BYTES), 0),
         memory_bytes=has,
         own_memory=own,
+        platform=profile.npu,
     )
 
 

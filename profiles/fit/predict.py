@@ -16,9 +16,10 @@ from edge.profiles.fit.places import Place
 from edge.profiles.fit.published import GPU_KV, NPU_KV, efficiency
 from edge.profiles.fit.subject import Planned
 from edge.runtime.footprint import EMBEDDING, HEAD, Footprint, footprint, kv_bytes, read_tensors
-from edge.runtime.lint import Finding, suits
+from edge.runtime.lint import Finding, Target
+from edge.runtime.lint.registry import findings as lint_findings
+from edge.runtime.lint.subject import planned_subject
 from edge.runtime.manifest import TensorRecord
-from edge.runtime.settings import CachePrecision
 from edge.runtime.spec import ModelSpec
 
 PROMPT = 1024  # tokens of the prompt that speeds are told for
@@ -30,6 +31,7 @@ NPU_FACTOR = 3.0  # of a prompt on an NPU: next to nothing is published
 # Memory. Of a GPU: what one published figure of another model has beside its weights; GLM-4-9B's five are within it.
 GPU_MEMORY_FACTOR, NPU_MEMORY_FACTOR = 1.2, 2.0
 OTHER_CPU_FACTOR = 3.0  # of a prompt on a CPU that was never measured, from ours by its cores
+TERMS_OPERATORS = 92  # of a block; counted in onnx's graphs, 107 with 8 bits and 15 with 4
 EFFICIENT_CORE = 0.5  # of a performance core, in the same guess
 
 
@@ -49,11 +51,11 @@ class Prediction:
     load: Figure | None  # seconds until a model is ready, its first repacking included, files in memory
     longest_context: int  # that there is room for; 0: not even one token
     fits: bool | None  # whether the wanted context does; None: how much memory there is is not known
-    findings: tuple[Finding, ...]  # rules of the device that these weights break
+    findings: tuple[Finding, ...]  # rules of the device that these weights break, or prompts as long as the context
 
     @property
     def refused(self) -> bool:
-        return any(finding.refused for finding in self.findings)
+        return refused(self.findings)
 
     @property
     def runs(self) -> bool:
@@ -91,8 +93,7 @@ def predict(
     room, most = place.room_bytes, spec.max_position_embeddings
     prompt = min(PROMPT, max(context_tokens - 1, 1))
     needed = at(context_tokens)
-    kind = place.kind.upper()
-    findings = suits(spec, planned.tensors, kind, planned.recipe) if place.kind != "cpu" else ()
+    rules = _rules(planned, place)
     return Prediction(
         place=place,
         recipe=planned.recipe,
@@ -104,10 +105,29 @@ def predict(
         decode=_decode(spec, tensors, place, engine, precision, prompt),
         ttft=_ttft(spec, place, engine, bits, prompt),
         load=_load(place, engine, needed),
-        longest_context=most if room is None else _longest(most, lambda tokens: at(tokens).peak <= room),
+        longest_context=_longest(
+            most, lambda tokens: not refused(rules(tokens)) and (room is None or at(tokens).peak <= room)
+        ),
         fits=None if room is None else needed.peak <= room,
-        findings=findings,
+        findings=rules(context_tokens),
     )
+
+
+def refused(findings: Iterable[Finding]) -> bool:
+    return any(finding.refused for finding in findings)
+
+
+def _rules(planned: Planned, place: Place) -> Callable[[int], tuple[Finding, ...]]:
+    """What the rules of a device say of these weights, were prompts to have so many tokens."""
+    if place.kind == "cpu":
+        return lambda _: ()
+    subject = planned_subject(planned.spec, planned.tensors, planned.recipe)
+
+    def found(tokens: int) -> tuple[Finding, ...]:
+        target = Target(place.kind.upper(), platform=place.platform or None, max_prompt=tokens)
+        return tuple(finding for finding in lint_findings(subject, target) if finding.severity != "slow")
+
+    return found
 
 
 def engine_for(place: Place, bits: int, engines: tuple[str, ...]) -> str:
@@ -119,7 +139,7 @@ def engine_for(place: Place, bits: int, engines: tuple[str, ...]) -> str:
     return "onnx" if bits == 4 or "openvino" not in engines else "openvino"
 
 
-def _kv_precision(place: Place, engine: str, bits: int) -> CachePrecision:
+def _kv_precision(place: Place, engine: str, bits: int) -> str:
     if place.kind == "cpu":
         return "f32" if engine == "onnx" else "bf16" if bits == 4 else "f16"
     return GPU_KV if place.kind == "gpu" else NPU_KV
@@ -140,7 +160,7 @@ def together(tensors: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]:
 
 
 def operations(spec: ModelSpec, tokens: int) -> float:
-    """Multiplications and additions of a prompt: every weight of the blocks for each token, attention, one row of logits."""
+    """Multiplications and additions of a prompt: blocks for every token, attention, and one row of logits."""
     h, f = spec.hidden_size, spec.intermediate_size
     block = h * (spec.q_size + 2 * spec.kv_size) + spec.q_size * h + 3 * h * f
     attention = 4.0 * tokens * tokens / 2 * spec.q_size
@@ -170,7 +190,8 @@ def _decode(
         rates = measured.stored_rates(engine)
         kept = engine_bytes(spec, tensors, engine) + read_kv(spec, engine, prompt, precision)
         factor = measured.worst(engine, measured.decode_factor)
-        seconds = rates.decode_s(kept, spec.num_layers, place.bandwidth_gbs)
+        small = small_operators(spec, engine, min(one.bits for one in tensors.values() if len(one.shape) > 1))
+        seconds = rates.decode_s(kept, spec.num_layers, small, place.bandwidth_gbs)
         origin = f"leave-one-out over the pairs measured on {measured.stored().machine}"
         return Figure(1 / seconds, factor, origin)
     share = efficiency(place.kind)
@@ -185,6 +206,11 @@ def engine_bytes(spec: ModelSpec, tensors: Mapping[str, TensorRecord], engine: s
     size = sum(one.nbytes for one in tensors.values())
     found = footprint(spec, size, engine=engine, context_tokens=1, kv_precision="f32", prefill_chunk=1, tensors=tensors)
     return found.weights
+
+
+def small_operators(spec: ModelSpec, engine: str, bits: int) -> int:
+    """What a token takes of these, where onnx splits the inputs of 8-bit weights into terms."""
+    return TERMS_OPERATORS * (spec.num_layers + 1) if engine == "onnx" and bits == 8 else 0
 
 
 def read_kv(spec: ModelSpec, engine: str, tokens: int, precision: str, kind: str = "cpu") -> int:

@@ -1,7 +1,7 @@
 """Speeds and memory that others published for Intel's devices, and what share of the peak bandwidth they come to.
 
-In: nothing. Out: `Published` records with their sources, and efficiencies computed from them. No figure of a GLM-4 model
-on a GPU is used for a prediction: predictions are held against those (`GLM4`, tests/profiles/test_fit_published.py).
+In: nothing. Out: `Published` records with their sources, and efficiencies computed from them. No figure of a GLM-4 on a
+GPU is used for a prediction: predictions are held against those (`GLM4`, tests/profiles/test_fit_published.py).
 
 A token is written at the speed at which its weights and its cache are read, so that a published speed, times the bytes
 of that model, over the peak bandwidth of that device, is an efficiency; other models on such devices have about it too.
@@ -115,7 +115,7 @@ GLM4 = (
 
 
 def bytes_read(spec: ModelSpec, weight_bytes: int, context: int, precision: str, kind: Kind) -> int:
-    """What one token reads on a GPU or an NPU, or of a file on a CPU: weights but an embedding of its own, and the cache."""
+    """What one token reads: weights as they are stored, without an embedding of its own, and the cache."""
     tensors = guessed_tensors(spec, weight_bytes)
     unread = sum(record.nbytes for record in tensors.values()) - sum(
         record.nbytes for record in read_tensors(tensors).values()

@@ -50,7 +50,9 @@ class Subject:
             if not is_rotatable(spec):
                 return None
             spec = rotated_spec(spec)
-        found = {}  # one block is as good as all: a recipe asks a weight's name and shape, and not its block
+        found: dict[
+            str, TensorRecord
+        ] = {}  # one block is as good as all: a recipe asks a weight's name and shape, and not its block
         for name, one in assign(recipe, replace(spec, num_layers=1)).items():
             first, _, part = name.partition("layers.0.")
             names = [f"layers.{layer}.{part}" for layer in range(spec.num_layers)] if part and not first else [name]

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
     """Open the engine for a bundle. Raises BundleError, DeviceError and SettingsError."""
-    record = _ready(bundle, settings)
+    record, settings = _ready(bundle, settings)
     engine = record.open(bundle, settings)
     info = engine.info
     logger.info("%s: engine %s on %s, %s", bundle.path, info.name, info.device, info.context_told)
@@ -37,7 +37,7 @@ def compile_ahead(bundle: Bundle, settings: EngineSettings) -> tuple[Path, int, 
 
     Raises as `open_engine`, OutputError, and SettingsError for an engine that is not compiled ahead.
     """
-    record = _ready(bundle, settings)
+    record, settings = _ready(bundle, settings)
     if record.compile_ahead is None:
         others = " or ".join(other.name for other in ENGINES.values() if other.compile_ahead is not None)
         raise SettingsError(
@@ -48,8 +48,8 @@ def compile_ahead(bundle: Bundle, settings: EngineSettings) -> tuple[Path, int, 
     return record.compile_ahead(bundle, settings)
 
 
-def _ready(bundle: Bundle, settings: EngineSettings) -> EngineRecord:
-    """Return the engine to open, once all is checked that can be before weights are used."""
+def _ready(bundle: Bundle, settings: EngineSettings) -> tuple[EngineRecord, EngineSettings]:
+    """Return the engine to open, and settings that fit the memory: all is checked that can be before it is opened."""
     record = find(choose(bundle, settings))
     if not record.holds(bundle):
         others = [other.name for other in ENGINES.values() if other.runs_on(settings.device) and other.holds(bundle)]
@@ -64,7 +64,7 @@ def _ready(bundle: Bundle, settings: EngineSettings) -> EngineRecord:
     if not record.fixed_lengths:
         settings = within_memory(bundle, record.name, weight_bytes(bundle, record), settings)
     bundle.check_weights(record.weights(bundle))  # before a library reads them, which may crash on wrong ones
-    return record
+    return record, settings
 
 
 def _check_lengths(record: EngineRecord, settings: EngineSettings) -> None:

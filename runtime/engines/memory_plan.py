@@ -11,7 +11,7 @@ likely to be too large, a line says so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from edge.runtime.bundle import Bundle
 from edge.runtime.engines.limits import context_limit, prefill_chunk, rows_bytes
@@ -23,11 +23,12 @@ from edge.runtime.settings import EngineSettings
 from edge.runtime.sizes import human_bytes
 
 LEAST_CONTEXT = 512  # tokens; a model that cannot hold these is of no use, unless max_context asks for fewer
+STEPS = 256  # in which lengths of context are tried
 USUAL_CHUNK = {"onnx": 128, "openvino": 512}  # PREFILL_CHUNK of each engine, which cannot be imported here
 _ADDRESSES = 600_000_000  # that a process takes and never fills: stacks and arenas of threads, buffers of compilers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Load:
     """A model that is about to be loaded."""
 
@@ -35,9 +36,15 @@ class _Load:
     engine: str
     weight_bytes: int
     settings: EngineSettings
+    _known: dict[int, Footprint] = field(default_factory=dict)
 
     def needs(self, tokens: int) -> Footprint:
         """What it takes besides what this process has already, with this many tokens of cache."""
+        if tokens not in self._known:
+            self._known[tokens] = self._footprint(tokens)
+        return self._known[tokens]
+
+    def _footprint(self, tokens: int) -> Footprint:
         manifest, settings = self.bundle.manifest, self.settings
         usual = USUAL_CHUNK.get(self.engine, settings.prefill_chunk_tokens or max(USUAL_CHUNK.values()))
         return footprint(
@@ -72,12 +79,13 @@ class _Load:
         return min(self.limit, LEAST_CONTEXT) if self.settings.max_context is None else self.limit
 
     def longest(self, room: int) -> int:
-        """Tokens of the longest context that fits into so much memory; 0 if none does."""
-        low, high = 0, self.limit
+        """About how many tokens of context fit into so much memory, 0 if none do; never more than fit."""
+        step = max(self.limit // STEPS, 1)
+        low, high = 0, -(-self.limit // step)
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.peak(middle) <= room else (low, middle - 1)
-        return low
+            low, high = (middle, high) if self.peak(min(middle * step, self.limit)) <= room else (low, middle - 1)
+        return min(low * step, self.limit)
 
     @property
     def certain(self) -> int:
@@ -99,7 +107,8 @@ class _Load:
 def within_memory(bundle: Bundle, engine: str, weight_bytes: int, settings: EngineSettings) -> EngineSettings:
     """Return the settings with a KV cache that fits beside everything else. Reads nothing of the bundle.
 
-    Raises MemoryLimitError for a model that does not fit, and SettingsError for a cache that was asked for and does not.
+    Raises MemoryLimitError for a model that does not fit, and SettingsError for a cache that was asked for and does
+    not.
     """
     load, taken = _Load(bundle, engine, weight_bytes, settings), anonymous_bytes() or 0
     limits, given = _limits(settings), settings.max_memory_bytes

@@ -94,6 +94,17 @@ def _openvino_weights(bundle: Bundle) -> list[str]:
     return bundle.recorded(MODEL_BIN)
 
 
+def _check_openvino(bundle: Bundle, settings: EngineSettings) -> None:
+    """Refuse what a GPU would crash on or compute wrongly; that there is none is told when it is opened."""
+    if family_of(settings.device) != "GPU":
+        return
+    from edge.runtime.lint import check, refuse, target_here
+
+    target = target_here(settings.device, settings)
+    if target.found:
+        refuse(check(bundle, target))
+
+
 def _open_openvino(bundle: Bundle, settings: EngineSettings) -> Engine:
     from edge.runtime.engines.openvino_paged import open_paged
 
@@ -156,6 +167,7 @@ _RECORDS = (
         weights=_openvino_weights,
         open=_open_openvino,
         devices=_openvino_devices,
+        check=_check_openvino,
     ),
     EngineRecord(
         name="onnx",

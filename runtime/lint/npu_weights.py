@@ -44,7 +44,8 @@ def _groups(subject: Subject, _target: Target) -> str | None:
 
 
 def _widths(subject: Subject, _target: Target) -> str | None:
-    wrong = [m for m in subject.matrices if m.bits == 4 and (m.group_size or m.width) % WIDTH]
+    unpacked = [m for m in subject.matrices if m.bits == 4 and (m.group_size or not subject.says_rows)]
+    wrong = [m for m in unpacked if (m.group_size or m.width) % WIDTH]
     if not wrong:
         return None
     sizes = ", ".join(map(str, sorted({m.group_size or m.width for m in wrong})[:4]))
@@ -168,9 +169,12 @@ RULES = (
         id="npu-width-64",
         family="NPU",
         severity="crash",
-        title="Groups or rows of 4-bit weights are multiples of 64 wide",
-        why='NPUW ends with "Assertion from_shape.back() % 64 == 0 failed" while it unpacks the weights.',
-        advice="choose a recipe that gives these matrices 8 bits or groups of 64 or 128, or another model",
+        title="Groups of 4-bit weights are multiples of 64 wide, and rows in graphs that do not say so",
+        why=(
+            'NPUW ends with "Assertion from_shape.back() % 64 == 0 failed" while it unpacks the weights. Where the '
+            "graph says that whole rows share a scale (rt_info, group_size -1), it does not unpack them."
+        ),
+        advice="export it again with int4-sym-channel, which takes rows of any width",
         sources=(
             Source(
                 "github.com/openvinotoolkit/openvino: src/plugins/intel_npu/src/plugin/npuw/util_xarch.cpp",
@@ -179,7 +183,7 @@ RULES = (
             ),
         ),
         evidence="NPUW on the CPU",
-        seen="groups of 32, with and without zero points, and rows of 480 end so; 8 bits of 480 do not",
+        seen="groups of 32 end so, and rows of 480 without rt_info; with it they do not, nor do 8 bits",
         check=_widths,
         of_weights=True,
     ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edge.runtime.bundle import Bundle
-from edge.runtime.lint import gpu, npu_device, npu_weights
+from edge.runtime.lint import float16, gpu, npu_device, npu_weights
 from edge.runtime.lint.findings import SEVERITIES, Finding
 from edge.runtime.lint.rule import Rule
 from edge.runtime.lint.subject import Subject, planned_subject, subject_of
@@ -17,7 +17,7 @@ from edge.runtime.lint.target import Target
 from edge.runtime.manifest import TensorRecord
 from edge.runtime.spec import ModelSpec
 
-RULES: dict[str, Rule] = {rule.id: rule for rule in (*npu_weights.RULES, *npu_device.RULES, *gpu.RULES)}
+RULES: dict[str, Rule] = {rule.id: rule for rule in (*npu_weights.RULES, *npu_device.RULES, *gpu.RULES, *float16.RULES)}
 
 
 def check(bundle: Bundle, target: Target) -> tuple[Finding, ...]:

@@ -13,9 +13,9 @@ from edge.runtime.lint.findings import Finding, Severity
 from edge.runtime.lint.subject import Subject
 from edge.runtime.lint.target import Target
 
-# How a rule's claim was checked by this project: by NPUW, the NPU plugin's pipeline, on a CPU; by arithmetic on numbers
-# that are known; or only read in the source that is named.
-Evidence = Literal["NPUW on the CPU", "arithmetic", "read"]
+# How a rule's claim was checked by this project: by NPUW, the NPU plugin's pipeline, on a CPU; by numpy that rounds as
+# a device does; by arithmetic on numbers that are known; or only read in the source that is named.
+Evidence = Literal["NPUW on the CPU", "emulated", "arithmetic", "read"]
 EVIDENCE: tuple[Evidence, ...] = get_args(Evidence)
 Check = Callable[[Subject, Target], str | None]  # what was found and what was expected; None: the rule holds
 

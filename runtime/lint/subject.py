@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from edge.runtime import bundle as bundles
+from edge.runtime.float16_record import Float16Record
 from edge.runtime.manifest import TensorRecord
 from edge.runtime.spec import ModelSpec
 
@@ -53,11 +54,19 @@ class Subject:
     matrices: tuple[Matrix, ...]
     recipe: str
     rt_info: Mapping[str, str] | None = None  # of COMPRESSION in the graph; None: there is no graph yet
-    has_graph: bool = True  # for OpenVINO
+    float16: Float16Record | None = None  # what an export for a device that computes in it measured
+    planned: bool = False  # whether there is no bundle yet
 
     @property
     def weight_bytes(self) -> int:
         return sum(matrix.nbytes for matrix in self.matrices)
+
+    @property
+    def says_rows(self) -> bool:
+        """Whether the graph says that whole rows share a scale; an export will say so where that is so."""
+        if self.rt_info is None:
+            return all(not matrix.group_size for matrix in self.block_matrices if matrix.bits == 4)
+        return self.rt_info.get("group_size") == "-1"
 
     @property
     def block_matrices(self) -> tuple[Matrix, ...]:
@@ -73,13 +82,13 @@ def subject_of(bundle: bundles.Bundle) -> Subject:
         matrices_of(manifest.tensors),
         manifest.recipe,
         None if graph is None else compression_info(graph),
-        graph is not None,
+        manifest.float16,
     )
 
 
 def planned_subject(spec: ModelSpec, tensors: Mapping[str, TensorRecord], recipe: str) -> Subject:
     """What an export with these weights would make."""
-    return Subject(spec, matrices_of(tensors), recipe)
+    return Subject(spec, matrices_of(tensors), recipe, planned=True)
 
 
 def matrices_of(tensors: Mapping[str, TensorRecord]) -> tuple[Matrix, ...]:

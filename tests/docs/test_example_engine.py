@@ -41,7 +41,7 @@ def alone(tiny_bundle: Path) -> Ids:
     """Each prompt in a model of its own, so that nothing is shared."""
     found: Ids = []
     for prompt in PROMPTS:
-        with edge.load(tiny_bundle, engine="mean") as llm:
+        with edge.load(tiny_bundle, engine="mean", self_test="off") as llm:
             found += answers(llm, [prompt])
     return found
 
@@ -60,7 +60,7 @@ def test_it_is_an_engine(tiny_bundle: Path) -> None:
 def test_answers_are_the_same_alone_together_and_after_each_other(tiny_bundle: Path, alone: Ids) -> None:
     assert len({token_id for ids in alone for token_id in ids}) > 50, "answers of a few tokens would prove nothing"
     assert len(set(alone)) == len(PROMPTS)
-    with edge.load(tiny_bundle, engine="mean") as llm:
+    with edge.load(tiny_bundle, engine="mean", self_test="off") as llm:
         assert answers(llm, PROMPTS) == alone
         assert answers(llm, PROMPTS) == alone
         assert llm.cache_stats.hit_tokens > 0, "the second time starts from what is cached"
@@ -68,21 +68,21 @@ def test_answers_are_the_same_alone_together_and_after_each_other(tiny_bundle: P
 
 def test_answers_are_the_same_when_the_cache_is_full(tiny_bundle: Path, alone: Ids) -> None:
     room = 20 * BLOCK * WIDTH * 4
-    with edge.load(tiny_bundle, engine="mean", kv_cache_bytes=room) as llm:
+    with edge.load(tiny_bundle, engine="mean", self_test="off", kv_cache_bytes=room) as llm:
         assert answers(llm, PROMPTS) == alone
         assert llm.stats.preemptions > 0
 
 
 def test_drafts_change_no_answer(tiny_bundle: Path, alone: Ids) -> None:
-    with edge.load(tiny_bundle, engine="mean", speculation=True) as llm:
+    with edge.load(tiny_bundle, engine="mean", self_test="off", speculation=True) as llm:
         assert answers(llm, PROMPTS) == alone
 
 
 def test_a_saved_prefix_changes_no_answer(tiny_bundle: Path, alone: Ids, tmp_path: Path) -> None:
     beginning = PROMPTS[5][:60]
-    with edge.load(tiny_bundle, engine="mean") as llm:
+    with edge.load(tiny_bundle, engine="mean", self_test="off") as llm:
         count = llm.prefixes.save(beginning, tmp_path / "p").num_tokens
-    with edge.load(tiny_bundle, engine="mean") as llm:
+    with edge.load(tiny_bundle, engine="mean", self_test="off") as llm:
         llm.prefixes.load(tmp_path / "p")
         answer = llm.generate(PROMPTS[5], **OPTIONS).answer()
         assert answer.token_ids == alone[5]

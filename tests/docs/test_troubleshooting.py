@@ -15,9 +15,10 @@ from tests.docs.shown import ROOT
 PAGE = read(ROOT / "docs" / "troubleshooting.md")
 SAID = {
     "device 'GPU' does not exist on this machine": ("run", "BUNDLE", "hi", "--device", "GPU", "--engine", "openvino"),
-    "no engine runs on it": ("run", "BUNDLE", "hi", "--device", "NPU"),
+    "no engine runs on it": ("run", "BUNDLE", "hi", "--device", "TPU"),
     "THUDM is here, so no hub was asked": ("inspect", "THUDM/glm-4-9b-chat"),
     "exists already; choose another folder, or give --force": ("export", "CHECKPOINT", "BUNDLE"),
+    "of memory": ("run", "BUNDLE", "hi", "--max-memory", "10MB"),
     "was made for something else": ("run", "BUNDLE", "hi", "--engine", "openvino", "--prefix", "onnx.prefix"),
 }
 

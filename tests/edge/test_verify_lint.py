@@ -116,6 +116,37 @@ def test_a_device_that_is_here_computes_after_its_rules(
     assert main(["verify", str(bundle), "--device", "NPU"]) == 1
 
 
+def test_a_report_holds_what_the_rules_find(
+    bundle: Path, int4_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the device is missing, or would be refused."""
+    file = tmp_path / "report.json"
+    code, told = as_json(capsys, int4_bundle, "--device", "NPU", "--report", file)
+    assert code == 1
+    assert told["report"] == str(file)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert content["rules"]["findings"] == told["lint"]["findings"]
+    assert content["rules"]["findings"][0]["rule"] == "npu-symmetric"
+    assert content["runs"] == [], "nothing was compiled"
+    code, text = verify(capsys, bundle, "--device", "GPU", "--report", file)
+    assert code == 1, "there is none"
+    assert f"{file}: written; attach it to an issue" in text
+    assert "  failed: " in text
+    file.write_text("of somebody else")
+    assert main(["verify", str(bundle), "--device", "GPU", "--report", str(file)]) == 1
+    assert "is not a device report" in capsys.readouterr().err
+    assert file.read_text() == "of somebody else"
+
+
+def test_a_report_of_what_runs(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = verify(capsys, bundle, "--report", tmp_path / "report.json")
+    assert code == 0, text
+    content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert {run["run"] for run in content["runs"]} == {
+        f"{engine}, {setting}" for engine in ("openvino", "onnx") for setting in ("exact", "usual")
+    }
+
+
 def test_what_would_crash_is_not_tried(
     int4_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

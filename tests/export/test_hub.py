@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import constants, utils
 
-from edge.export.checkpoint.hub import download, find_downloaded
+from edge.export.checkpoint.hub import config_of, download, find_downloaded
 from edge.export.checkpoint.sources import is_hub_id
 from edge.runtime.errors import CheckpointError
 
@@ -582,3 +582,25 @@ def test_index_that_is_none(hub: Hub, cache: Path, index: bytes) -> None:
     with pytest.raises(CheckpointError, match=r"index\.json.*; delete .* and retry"):
         download("org/name", endpoint=hub.url, cache=cache)
     assert not [name for name in hub.files_asked() if name.endswith(".safetensors")]
+
+
+def test_a_config_is_fetched_without_the_weights(hub: Hub, cache: Path) -> None:
+    files = {"config.json": b"{}", "model.safetensors": b"x" * 1000, "tokenizer.json": b"{}"}
+    hub.repositories["org/name"] = Repository(files)
+    path = config_of("org/name", endpoint=hub.url, cache=cache)
+    assert path.read_bytes() == b"{}"
+    assert hub.files_asked() == ["config.json"]
+
+
+def test_a_config_that_is_not_there_is_told(hub: Hub, cache: Path) -> None:
+    hub.repositories["org/name"] = Repository({"model.gguf": b"x"})
+    for source, said in (("org/name", "no config.json"), ("org/name/model.gguf", "cannot be looked at before")):
+        with pytest.raises(CheckpointError, match=said):
+            config_of(source, endpoint=hub.url, cache=cache)
+    assert hub.files_asked() == []
+
+
+def test_a_config_without_a_hub_is_an_error_of_one_line(cache: Path, client: None) -> None:
+    with pytest.raises(CheckpointError, match="cannot be reached") as raised:
+        config_of("org/name", endpoint="http://127.0.0.1:9", cache=cache)
+    assert "\n" not in str(raised.value)

@@ -22,7 +22,7 @@ from edge.export.plan import make_plan
 from edge.export.settings import ExportSettings
 from edge.export.weights.names import canonical_shapes
 from edge.runtime.errors import RecipeError
-from edge.runtime.lint import suits
+from edge.runtime.lint import gpu, suits
 from edge.runtime.manifest import Manifest
 from edge.runtime.verify import verify
 from tests import tiny
@@ -127,10 +127,13 @@ def test_a_kld_that_an_npu_cannot_keep(tiny_checkpoint: Path, text: Path, tmp_pa
     assert suits(manifest.spec, manifest.tensors, "NPU")
 
 
-def test_a_matrix_without_a_form_for_an_npu(text: Path, tmp_path: Path) -> None:
-    tiny.make(next(t for t in tiny.TINIES if t.name == "odd-groups"), tmp_path)  # 96 and 160 wide
-    with pytest.raises(RecipeError, match=r"has no form for an NPU: as int4-sym-channel, .* multiples of 64"):
-        make_plan(tmp_path, ExportSettings(max_bytes=1e9, device="NPU", format="openvino", calibration=text))
+def test_a_matrix_without_a_form_for_a_device(
+    tiny_checkpoint: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that no GPU would give memory for."""
+    monkeypatch.setattr(gpu, "LARGEST_ALLOCATION", 1000)
+    with pytest.raises(RecipeError, match=r"embed.weight has no form for a GPU: as int4-asym-channel, .* in one piece"):
+        make_plan(tiny_checkpoint, ExportSettings(max_bytes=1e9, device="GPU", format="openvino", calibration=text))
 
 
 def test_what_cannot_be_is_refused(tiny_checkpoint: Path, text: Path, tmp_path: Path) -> None:

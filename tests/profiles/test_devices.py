@@ -55,9 +55,9 @@ def root_of(
         folder.mkdir(parents=True)
         for name, value in (("vendor", vendor), ("device", device), ("class", kind)):
             (folder / name).write_text(f"0x{value:x}\n")
-    for kind, listed in (cores or {}).items():
-        (tmp_path / "sys/devices" / kind).mkdir(parents=True)
-        (tmp_path / "sys/devices" / kind / "cpus").write_text(f"{listed}\n")
+    for which, listed in (cores or {}).items():
+        (tmp_path / "sys/devices" / which).mkdir(parents=True)
+        (tmp_path / "sys/devices" / which / "cpus").write_text(f"{listed}\n")
     return tmp_path
 
 

@@ -1,13 +1,14 @@
 """Loads of bundles that nothing is wrong with, none of which may fail its self-test.
 
-    python -m tests.runtime.honest_loads [LOADS] [CHECKPOINT]
+    python -m tests.runtime.honest_loads [--loads 20] [--usual] [--checkpoint PATH]
 
-exports a small GLM with every recipe, or CHECKPOINT with those of them that need no text, loads each bundle so many
-times (default: 20) with every engine and in several settings, and prints how far each is from its bound.
+exports a small GLM with every recipe, or a checkpoint with those of them that need no text, loads each bundle so many
+times with every engine and in several settings, or in the usual ones alone, and prints how far each is from its bound.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -50,28 +51,36 @@ def loads(bundle: Path, engine: str, count: int, chosen: Mapping[str, Any]) -> I
         yield found[1]
 
 
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--loads", type=int, default=20)
+    parser.add_argument("--usual", action="store_true")
+    parser.add_argument("--checkpoint", type=Path)
+    args = parser.parse_args()
+    count = args.loads
     total = failures = others = 0
     with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / "checkpoint"
-        if len(sys.argv) > 2:
-            source = Path(sys.argv[2])
-        else:
+        source = args.checkpoint or Path(scratch) / "checkpoint"
+        if args.checkpoint is None:
             make(SMALL, source)
         for name, recipe in recipes().items():
-            if len(sys.argv) > 2 and recipe.calibrated:
+            if args.checkpoint is not None and recipe.calibrated:
                 continue
             out = Path(scratch) / name
             export(source, out, name)
             for engine, choices in SETTINGS.items():
-                for chosen in choices:
+                for chosen in choices[:1] if args.usual else choices:
                     told = " ".join(f"{key}={value}" for key, value in chosen.items()) or "default"
                     try:
                         found = list(loads(out, engine, count, chosen))
                     except EdgeError as error:
                         failures += 1
-                        print(f"FAILED {name} {engine} {told}: {error}", flush=True)
+                        say(f"FAILED {name} {engine} {told}: {error}")
                         continue
                     total += count
                     others += sum(one.bits == "other" for one in found)
@@ -79,8 +88,8 @@ def main() -> None:
                     assert first.kld is not None
                     share = "-" if first.bound is None else f"{first.kld / first.bound:.2f}"
                     bound = "-" if first.bound is None else f"{first.bound:.2g}"
-                    print(f"{name:32s} {engine:9s} {told:60s} {first.kld:.2g} of {bound}: {share}", flush=True)
-    print(f"{total} loads, {failures} settings failed, {others} loads gave other bits than the first")
+                    say(f"{name:32s} {engine:9s} {told:60s} {first.kld:.2g} of {bound}: {share}")
+    say(f"{total} loads, {failures} settings failed, {others} loads gave other bits than the first")
 
 
 if __name__ == "__main__":

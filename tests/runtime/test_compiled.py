@@ -13,6 +13,10 @@ from edge.runtime.errors import OutputError
 from edge.runtime.notices import LOGGER
 
 KEY = {"model": "m", "versions of OpenVINO": "1", "settings": "{}"}
+FIELDS = {"edgeglm": "a compiled model", "key": KEY, "sha256": "0", "size": 1, "bundle": "b"}
+WRONG: list[tuple[str, object]] = [
+    ("key", 1), ("key", []), ("key", {"a": 1}), ("sha256", 5), ("size", True), ("bundle", None)
+]  # fmt: skip
 CONTENT = bytes(range(256)) * 64
 
 
@@ -55,8 +59,7 @@ def test_a_damaged_one_is_not_used(damage: str, tmp_path: Path, said: pytest.Log
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "null", "[" * 100_000, '{"edgeglm": "a compiled model"}', '{"edgeglm": 1}', "\x00", "{}" * 3]
-    + [json.dumps({"edgeglm": "a compiled model", "key": key, "sha256": "0", "size": 1, "bundle": "b"}) for key in (1, [], {"a": 1})]
-    + [json.dumps({"edgeglm": "a compiled model", "key": KEY, "sha256": 5, "size": True, "bundle": "b"})],
+    + [json.dumps({**FIELDS, name: value}) for name, value in WRONG],
 )  # fmt: skip
 def test_a_record_that_is_not_ours_is_nothing(text: str, tmp_path: Path) -> None:
     path = keep(tmp_path, KEY, CONTENT, tmp_path)

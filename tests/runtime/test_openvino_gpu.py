@@ -111,6 +111,24 @@ def test_a_discrete_gpu_takes_no_cache_that_it_cannot_copy(tiny_bundle: Path, mo
     assert (engine.memory_kind, engine.info.kv_precision) == ("host", "u4")
 
 
+@pytest.mark.usefixtures("no_findings")
+def test_xattention_takes_one_sequence_at_a_time(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, StandIn())
+    bundle = open_bundle(tiny_bundle)
+    assert open_paged(bundle, GPU).info.max_sequences > 1
+    monkeypatch.setattr(openvino_paged, "tokens_per_block", lambda *_args: 256)
+    assert open_paged(bundle, GPU).info.max_sequences == 1
+
+
+@pytest.mark.usefixtures("no_findings")
+def test_a_cache_without_a_name_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a future plugin may choose."""
+    stand_in(monkeypatch, StandIn())
+    monkeypatch.setattr(openvino_paged, "KV_PRECISIONS", ("f16", "i8"))
+    with pytest.raises(DeviceError, match="stores its KV cache in u8; set kv_precision to f16"):
+        open_paged(open_bundle(tiny_bundle), GPU)
+
+
 def test_rules_are_asked_before_anything_is_compiled(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also before it is looked for whether there is a GPU at all."""
     found = Finding("gpu-test", "crash", "it crashes", "choose another", "a page", refused=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 import edge
 from edge.export.emulation import write_golden_rows
+from edge.export.pipeline import export
 from edge.runtime import bundle as bundles
 from edge.runtime import self_test as testing
 from edge.runtime.arrays import Ids, Logits
@@ -26,10 +28,12 @@ from edge.runtime.golden_rows import GoldenRows, read_golden_rows, top_logits
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.notices import LOGGER
 from edge.runtime.self_test import open_tested, self_test
-from edge.runtime.self_test_bounds import EXACT
+from edge.runtime.self_test_bounds import EXACT, noises_of
 from edge.runtime.settings import EngineSettings
 from tests.conftest import ENGINES
 from tests.forging import forge_file, forge_manifest
+from tests.runtime.honest_loads import SETTINGS, SMALL, loads
+from tests.tiny import make
 
 
 @pytest.fixture
@@ -348,3 +352,68 @@ def test_a_flipped_bit_in_any_file_is_found(int4_bundle: Path, tmp_path: Path, n
         (bundle / file).write_bytes(content)
     with edge.load(bundle, engine=name):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "noise"),
+    [
+        ("onnx", {}, "int8"),
+        ("openvino", {"inference_precision": "f32", "dynamic_quantization_group": 32}, "int8"),
+        ("openvino", {"inference_precision": "bf16", "dynamic_quantization_group": 0}, "bf16"),
+        ("openvino", {"inference_precision": "f32", "kv_precision": "u8", "dynamic_quantization_group": 0}, "kv8"),
+        ("openvino", {"inference_precision": "f32", "kv_precision": "u4", "dynamic_quantization_group": 0}, "kv4"),
+        ("onnx", {"kv_precision": "f16", "dynamic_quantization_group": 0}, "f16"),
+    ],
+)
+def test_every_noise_is_needed(
+    int4_bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, name: str, chosen: dict[str, Any], noise: str
+) -> None:
+    """An honest engine passes, and is refused where one thing that it rounds is not allowed for."""
+    bundle = bundles.open_bundle(int4_bundle)
+    engine = open_engine(bundle, settings := EngineSettings(name, **chosen))
+    assert self_test(engine, bundle, settings, whole=True).kld is not None
+    right = noises_of
+    if noise not in right(engine.info, engine.identity, settings):
+        engine.close()
+        pytest.skip("this processor computes in float32")
+    less = tuple(one for one in right(engine.info, engine.identity, settings) if one != noise)
+    monkeypatch.setattr(testing, "noises_of", lambda *_of: less)
+    with pytest.raises(SelfTestError, match=r"nats/token from those recorded at export, expected"):
+        self_test(engine, bundle, settings, whole=True)
+    engine.close()
+
+
+def _set_sha256(data: dict[str, Any], sha256: str) -> None:
+    data["files"][bundles.MODEL_BIN].update(sha256=sha256)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_64_kib_of_damage_in_a_real_model(demo_bundle: Path, tmp_path: Path, cache: Path, name: str) -> None:
+    """Random bytes or zeros anywhere among the weights of the blocks, at the first load and with the usual settings."""
+    folder = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    content = (folder / bundles.MODEL_BIN).read_bytes()
+    rng = np.random.default_rng(0)
+    for place in (0.4, 0.6, 0.8, 0.94):
+        start = int(len(content) * place) // 64 * 64
+        for damage in (rng.bytes(1 << 16), bytes(1 << 16)):
+            (folder / bundles.MODEL_BIN).write_bytes(content[:start] + damage + content[start + len(damage) :])
+            record = bundles.record_of(folder / bundles.MODEL_BIN)
+            forge_manifest(folder, partial(_set_sha256, sha256=record.sha256))
+            with pytest.raises(SelfTestError, match=rf"engine {name} on CPU fails its self-test"):
+                edge.load(folder, engine=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["int8-asym", "int4-sym-channel", "int4-asym-g128-rot-gptq-lora"])
+def test_honest_bundles_pass(tmp_path: Path, cache: Path, recipe: str) -> None:
+    """`python -m tests.runtime.honest_loads` does it with all recipes and 20 loads of each."""
+    make(SMALL, tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", tmp_path / "bundle", recipe)
+    for name, choices in SETTINGS.items():
+        for chosen in choices:
+            found = list(loads(tmp_path / "bundle", name, 3, chosen))
+            assert [one.bits for one in found] == ["none", "same", "same"], chosen
+            assert found[0].kld is not None
+            assert found[0].bound is not None
+            assert found[0].kld <= 0.8 * found[0].bound, "with room"

@@ -40,8 +40,15 @@ def tensor(bundle: Path, name: str = WIDE, **changes: Any) -> None:
 
 
 def spec(bundle: Path, **changes: Any) -> None:
-    """Record something else of the model."""
-    forge_manifest(bundle, lambda data: data["spec"].update(changes))
+    """Record something else of the model, and as many folds as it has blocks."""
+
+    def change(data: dict[str, Any]) -> None:
+        data["spec"].update(changes)
+        for name, value in data["float16"].items():
+            if isinstance(value, list) and name != "left":
+                data["float16"][name] = [0] * data["spec"]["num_layers"]
+
+    forge_manifest(bundle, change)
 
 
 def _weights(bundle: Path, **changes: Any) -> Target:
@@ -67,6 +74,15 @@ def _tagged(bundle: Path, group: int | None) -> Target:
     return NPU
 
 
+def _widths(bundle: Path) -> Target:
+    """Rows and groups, so that the graph cannot say that all are rows."""
+    tensor(bundle, shape=[64, 96])
+    tensor(bundle, "layers.0.mlp.down.weight", precision="int4-sym-g128", shape=[64, 256])
+    tag(bundle, None)
+    spec(bundle, num_layers=6)
+    return NPU
+
+
 def _large(bundle: Path) -> Target:
     spec(bundle, **asdict(GLM4_9B))
     return replace(NPU, memory_bytes=16 << 30, max_prompt=2048)
@@ -77,6 +93,15 @@ def _allocation(bundle: Path) -> Target:
     return GPU
 
 
+def _float16(target: Target, bundle: Path, **changes: Any) -> Target:
+    """Record something else of what was measured; nothing: no measurement at all."""
+    if changes:
+        forge_manifest(bundle, lambda data: data["float16"].update(changes))
+    else:
+        forge_manifest(bundle, lambda data: data.pop("float16"))
+    return target
+
+
 def _only(target: Target, **changes: Any) -> Breaker:
     return lambda _: replace(target, **changes)
 
@@ -85,7 +110,7 @@ BREAKERS: dict[str, Breaker] = {
     "npu-four-bits": partial(_weights, precision="int8-sym"),
     "npu-symmetric": partial(_weights, precision="int4-asym-channel"),
     "npu-groups": _groups,
-    "npu-width-64": partial(_weights, shape=[64, 96]),
+    "npu-width-64": _widths,
     "npu-blocks": _blocks,
     "npu-low-rank": partial(_weights, note="with a product of rank 16 added"),
     "npu-vocabulary": partial(_weights, name="lm_head.weight", precision="fp16"),
@@ -105,4 +130,11 @@ BREAKERS: dict[str, Breaker] = {
     "gpu-memory": _only(GPU, memory_bytes=1000),
     "gpu-allocation": _allocation,
     "gpu-plugin": _only(GPU, plugin_problem="libOpenCL.so.1: cannot open shared object file"),
+    "npu-float16-made": partial(_float16, NPU, device="GPU"),
+    "npu-float16-range": partial(_float16, NPU, headroom={"residual": -0.5, "squares of the residual": -9.0}),
+    "npu-float16-run": partial(_float16, NPU, kld=None),
+    "gpu-float16-made": partial(_float16, GPU),
+    "gpu-float16-range": partial(_float16, GPU, headroom={"input of down": -0.01}),
+    "gpu-float16-run": partial(_float16, GPU, kld=0.02),
+    "gpu-group-sums": partial(_float16, GPU, headroom={"sums of gate_up": -1.5}),
 }

@@ -134,7 +134,7 @@ def test_settings_that_the_engines_refuse_break_a_rule(bundle: Path) -> None:
     ("precision", "shape", "rules"),
     [
         ("int4-sym-channel", [64, 128], []),
-        ("int4-sym-channel", [64, 3424], ["npu-width-64"]),
+        ("int4-sym-channel", [64, 3424], []),
         ("int8-sym", [64, 3424], ["npu-four-bits"]),
         ("int4-asym-g32", [64, 128], ["npu-symmetric", "npu-width-64", "npu-rt-info-true", "npu-groups"]),
         ("int4-sym-g128", [64, 128], []),  # one group is a row
@@ -158,6 +158,14 @@ def test_widths_and_precisions(bundle: Path, precision: str, shape: list[int], r
 def test_what_a_graph_says_of_its_weights(bundle: Path, group: int | None, mode: str, rules: list[str]) -> None:
     tag(bundle, group, mode)
     assert found(bundle, NPU) == rules
+
+
+def test_rows_of_any_width_where_the_graph_says_that_they_are_rows(bundle: Path) -> None:
+    tensor(bundle, shape=[64, 3424])
+    assert found(bundle, NPU) == []
+    tag(bundle, None)
+    assert found(bundle, NPU) == ["npu-width-64", "npu-rt-info"]
+    assert suits(open_bundle(bundle).manifest.spec, open_bundle(bundle).manifest.tensors, "NPU") == ()
 
 
 def test_groups_without_a_tag_are_taken_for_what_they_are(bundle: Path) -> None:

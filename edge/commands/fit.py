@@ -1,0 +1,103 @@
+"""Tell whether a model runs on a device, with what memory and how fast, before anything is downloaded.
+
+From a config.json alone, a GGUF's header or a bundle: memory by its parts, time until the first token, tokens a second,
+the longest context that there is room for; and which devices of a table run the model with which recipe. Of a hub id,
+config.json is fetched and nothing else. Every figure has its error. Nothing here has run on an Intel GPU or NPU.
+
+examples:
+  edge fit THUDM/glm-4-9b-chat-hf
+  edge fit glm-4-9b-chat-hf/config.json --device "Core Ultra 7 258V" --context 32768
+  edge fit glm4-int4 --device here
+  edge fit model.gguf --recipe int8-asym --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge.commands import kinds, options
+from edge.commands.help import told
+
+if TYPE_CHECKING:
+    from edge.profiles.fit.places import Place
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        help="a bundle or its name, a checkpoint folder or its config.json alone, a .gguf file, or a hub id",
+    )
+    parser.add_argument(
+        "--device",
+        type=kinds.device_name,
+        metavar="DEVICE",
+        help=told("here, or a device of the table, like 258V or arc-b580", "here, and a table of all"),
+    )
+    parser.add_argument(
+        "--context",
+        type=kinds.whole_number,
+        metavar="TOKENS",
+        help=told("tokens of prompt and answer together that memory is told for", "8192, or the model's limit"),
+    )
+    parser.add_argument(
+        "--recipe", metavar="NAME", help=told("a recipe listed by `edge recipes`", "one of each kind of weights")
+    )
+    parser.add_argument(
+        "--memory",
+        type=kinds.gigabytes,
+        dest="memory_bytes",
+        metavar="GB",
+        help=told("memory of the machine, like 16 or 16GiB", "the most that a device can have"),
+    )
+    options.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from edge.commands.console import print_json
+    from edge.commands.fit_told import print_report
+    from edge.models.find import find_named
+    from edge.profiles.devices.table import find_profile
+    from edge.profiles.fit.places import HERE, place_of
+    from edge.profiles.fit.report import report, to_json
+    from edge.profiles.fit.subject import find_subject
+
+    elsewhere = args.device is not None and args.device.lower() != HERE
+    profile = find_profile(args.device) if elsewhere else None  # before a hub is asked
+    path = Path(args.path)
+    subject = find_subject(args.path, None if os.path.lexists(path) else find_named(args.path))
+    found = report(
+        subject,
+        _here(args.memory_bytes) if profile is None else [place_of(profile, args.memory_bytes)],
+        recipe=args.recipe,
+        context_tokens=args.context,
+        every_device=args.device is None,
+        memory_bytes=args.memory_bytes,
+    )
+    if args.json:
+        print_json(to_json(found))
+    else:
+        print_report(found)
+    return 0
+
+
+def _here(memory_bytes: int | None) -> list[Place]:
+    """This machine's processor, measured, and what the table knows of its other devices."""
+    from edge.profiles.devices.bandwidth import measured_bandwidth
+    from edge.profiles.devices.here import this_machine
+    from edge.profiles.fit.places import place_here, place_of
+    from edge.runtime.machine import available_bytes, processor_name, total_bytes
+
+    machine, total = this_machine(), total_bytes()
+    place = place_here(
+        processor_name(),
+        measured_bandwidth(),
+        machine.cores,
+        memory_bytes or total,
+        memory_bytes or available_bytes(),
+    )
+    others = [profile for kind in ("gpu", "npu") if (profile := machine.profile(kind)) is not None]
+    return [place, *(place_of(profile, memory_bytes or total) for profile in others)]
