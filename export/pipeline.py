@@ -98,12 +98,9 @@ def export(
       max_bytes    the most accurate model with at most this many bytes of weights
       max_kld      the smallest model with at most this predicted KLD from the float one, nats/token; with both, that
                    model must also have at most max_bytes
-
       device       "CPU", "GPU" or "NPU", which the precisions have to suit; the default is "CPU". For the others, which
                    compute in float16, values are measured on text and weights are folded (docs/float16.md)
-
-      max_memory_bytes  upper bound of the memory that this process may take, what is free by default; where it is
-                   tight, fewer weights are worked on at once, which gives the same bytes
+      max_memory_bytes  upper bound of the memory of this process; the default is what is free
 
     progress       is called with a `Progress` after every stage
 

@@ -17,20 +17,24 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge.runtime.atomic import write_atomically
-from edge.runtime.bundle import MODEL_XML, Bundle
+from edge.runtime.bundle import Bundle
 from edge.runtime.device_facts import device_facts, machine_facts, said
 from edge.runtime.device_runs import measure
 from edge.runtime.engines.choice import engines_for, open_engine
 from edge.runtime.engines.engine import Engine
-from edge.runtime.errors import OutputError
+from edge.runtime.errors import OutputError, in_words
 from edge.runtime.exact import exact_settings
+from edge.runtime.files import shown_path
 from edge.runtime.lint import Finding, check, target_here
 from edge.runtime.machine import family_of
 from edge.runtime.private_words import Scrubber
 from edge.runtime.settings import EngineSettings
+
+if TYPE_CHECKING:  # openvino may be missing
+    from edge.runtime.engines.openvino_memory import MemoryKind
 
 FORMAT = "edgeglm device report"
 VERSION = 1
@@ -119,12 +123,11 @@ def _planned(bundle: Bundle, device: str, runs: list[dict[str, Any]]) -> Iterato
                 yield _Run(engine, setting, settings, partial(open_engine, bundle, settings))
 
 
-def _paged(bundle: Bundle, settings: EngineSettings, kind: Any) -> Callable[[], Engine]:
+def _paged(bundle: Bundle, settings: EngineSettings, kind: MemoryKind) -> Callable[[], Engine]:
     def opened() -> Engine:
-        from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
+        from edge.runtime.engines.openvino_paged import open_paged
 
-        manifest = bundle.manifest
-        return OpenVINOPagedEngine(bundle.path / MODEL_XML, manifest.spec, manifest.fewest_bits, settings, kind)
+        return open_paged(bundle, settings, kind)
 
     return opened
 
@@ -163,10 +166,15 @@ def _settings(settings: EngineSettings) -> dict[str, Any]:
 def _check_replaceable(path: Path) -> None:
     """Raises OutputError for a file that is not such a report."""
     try:
-        found = path.read_bytes()[: 2 * len(_MAGIC)] if path.exists() else b""
-    except OSError as error:
-        raise OutputError(f"{path} cannot be read ({error.strerror}); name another file") from error
-    if found and FORMAT.encode() not in found:
+        there = path.is_symlink() or path.exists()
+        other = there and not path.is_file()  # what is no file may have no end
+        found = b""
+        if there and not other:
+            with path.open("rb") as file:
+                found = file.read(2 * len(_MAGIC))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{shown_path(path)} cannot be read ({in_words(error)}); name another file") from error
+    if other or (found and FORMAT.encode() not in found):
         raise OutputError(f"{path} exists and is not a device report; move it away, or name another file")
 
 

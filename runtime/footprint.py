@@ -33,6 +33,7 @@ BASE = {
     "openvino_npu": 60_000_000,  # not measured on an NPU
 }
 GPU_BASE = 1_030_000_000  # published for Llama-3-8B int4 on a 155H, 5,569 MB resident, less its weights and cache
+UNKNOWN = "openvino"  # whose figures stand for an engine of one's own
 OF_LAYER = {"onnx": 400_000, "openvino": 1_400_000, "openvino_npu": 1_400_000}  # of the graph, from 2 and 8 blocks
 # tokenizer.json of GLM-4, 20.0 MB: 190 MB in two engines; of the demo model, 3.5 MB: nothing that loading the weights
 # does not use again.
@@ -68,7 +69,7 @@ class Footprint:
     compile_peak: int  # above what stays, while the model is loaded or compiled
     base: int  # libraries, graph, tokenizer, tables of positions
     droppable: int  # pages of mapped files, which the system takes back when it needs them
-    about: bool = False  # whether it is a guess for a device that was never measured
+    about: bool = False  # whether it is a guess for a device or an engine that was never measured
 
     @property
     def loaded(self) -> int:
@@ -108,6 +109,7 @@ def footprint(
     """
     records = tensors or guessed_tensors(spec, weight_bytes)
     family = "NPU" if engine == "openvino_npu" else family_of(device)
+    measured, engine = engine in BASE, engine if engine in BASE else UNKNOWN
     context = max(context_tokens, 1)
     chunk, values = min(prefill_chunk, context), _values(spec)
     kv = sequences * kv_bytes(spec, context, kv_precision, None if engine == "onnx" else family)
@@ -132,7 +134,7 @@ def footprint(
     activations = int(ACTIVATIONS_TIMES * values * chunk * size) + chunk * context * 4
     pages = OPENVINO_PAGES + (0 if bits == 16 else sum(record.nbytes for record in read_tensors(records).values()))
     # Weights are repacked one after the other at the first token, so that compiling has no peak of its own.
-    return Footprint(_openvino_weights(records), kv, activations, 0, base, pages)
+    return Footprint(_openvino_weights(records), kv, activations, 0, base, pages, about=not measured)
 
 
 def kv_bytes(spec: ModelSpec, tokens: int, precision: str, family: str | None = "CPU") -> int:

@@ -114,8 +114,8 @@ def _linted(bundle: Bundle, args: argparse.Namespace) -> tuple[Target, tuple[Fin
     from edge.runtime.lint import check, target_here
     from edge.runtime.settings import engine_settings
 
-    lengths = {name: getattr(args, name) for name in LENGTH_NAMES}
-    target = target_here(args.device, engine_settings(args.device, **lengths))
+    given = {name: getattr(args, name) for name in (*LENGTH_NAMES, "max_memory_bytes")}
+    target = target_here(args.device, engine_settings(args.device, **given))
     target = dataclasses.replace(target, platform=target.platform or args.platform)
     return target, check(bundle, target)
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
-    """Open the engine for a bundle. Raises BundleError, DeviceError and SettingsError."""
+    """Open the engine for a bundle. Raises BundleError, DeviceError, MemoryLimitError and SettingsError."""
     record, settings = _ready(bundle, settings)
     engine = record.open(bundle, settings)
     info = engine.info

@@ -35,7 +35,6 @@ from edge.runtime.errors import DeviceError, EdgeError, SettingsError, shown, te
 from edge.runtime.graph_names import WANTED_ROWS
 from edge.runtime.kv.memory import NoMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
-from edge.runtime.lint import check, refuse, target_here
 from edge.runtime.machine import family_of
 from edge.runtime.settings import KV_PRECISIONS, CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
@@ -56,12 +55,10 @@ class _Run(NamedTuple):
     blocks: list[int]
 
 
-def open_paged(bundle: Bundle, settings: EngineSettings) -> OpenVINOPagedEngine:
-    """Open the engine. Raises LintError if it is for a GPU which this bundle is known to crash or to be wrong on."""
-    if family_of(settings.device) == "GPU":
-        refuse(check(bundle, target_here(settings.device, settings)))
+def open_paged(bundle: Bundle, settings: EngineSettings, kind: MemoryKind | None = None) -> OpenVINOPagedEngine:
+    """Open the engine of a bundle. What rules refuse for a device was refused before (`EngineRecord.check`)."""
     manifest = bundle.manifest
-    return OpenVINOPagedEngine(bundle.path / MODEL_XML, manifest.spec, manifest.fewest_bits, settings)
+    return OpenVINOPagedEngine(bundle.path / MODEL_XML, manifest.spec, manifest.fewest_bits, settings, kind)
 
 
 class OpenVINOPagedEngine:

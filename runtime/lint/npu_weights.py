@@ -119,7 +119,8 @@ RULES = (
         title="Every matrix of the blocks has 4 bits",
         why=(
             "With 8-bit weights, the driver ends the process at the first token (0xC0000005, which nothing can catch) "
-            "or the compiler fails; with one of the two it may also run at 1.6 tokens/s."
+            "or the compiler fails. Other models with 8 bits have run in reports, slowly, or on one NPU and not "
+            "another (openvino#38100); documented are 4 bits alone."
         ),
         advice=EXPORT_FOR_NPU,
         sources=(

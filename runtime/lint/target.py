@@ -59,13 +59,15 @@ def target_here(
 ) -> Target:
     """Return the target that a device of this machine is, with what OpenVINO says of it.
 
-    A device that is not here has neither platform nor driver: rules that need them find nothing. emulated: NPUW on the
+    A device that is not here has neither platform nor driver: rules that need them find nothing. Its memory is what
+    the settings allow (max_memory_bytes), if they say so. emulated: NPUW on the
     CPU. What is wrong with OpenVINO or its plugin is in `plugin_problem`, for a rule to tell. Raises SettingsError for
     lengths that no NPU can be compiled for.
     """
     usual = EngineSettings() if settings is None else settings
     sizes = _lengths(family_of(device), usual)
     about = _Properties() if emulated else _asked(device.upper(), core)
+    room = about.memory_bytes if about.found else available_bytes() if emulated else None
     return Target(
         device=device.upper(),
         platform=about.platform,
@@ -74,7 +76,7 @@ def target_here(
         max_prompt=sizes.prompt,
         max_response=sizes.response,
         chunk=sizes.chunk,
-        memory_bytes=about.memory_bytes if about.found else available_bytes() if emulated else None,
+        memory_bytes=min((size for size in (room, usual.max_memory_bytes) if size), default=None),
         emulated=emulated,
         name=about.name,
         kv_precision=usual.kv_precision,

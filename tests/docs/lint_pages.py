@@ -31,12 +31,13 @@ RULES_HEAD = """\
 
 `edge verify BUNDLE --device NPU` (or `GPU`) compares a bundle with what such a device is known to crash on, to compute
 wrongly or to do slowly. No device is needed for that, and no weights are read: check before you copy a bundle to the
-machine that has one. What compiles for such a device asks the same rules first.
+machine that has one (`--platform` and `--max-memory` say what it is). What compiles for such a device asks the same
+rules first.
 
 ```sh
 edge verify glm4-int4 --device NPU
 edge verify glm4-int4 --device NPU --platform 3720 --max-prompt-tokens 1024
-edge verify glm4-int4 --device GPU --json
+edge verify glm4-int4 --device GPU --max-memory 16GB --json
 ```
 
 | severity | what happens where a rule does not hold | |

@@ -45,7 +45,7 @@ def test_export_is_callable_whatever_was_imported_first(first: str) -> None:
 
 def test_unknown_engine_setting() -> None:
     """Said before anything is opened."""
-    message = r"unknown setting 'n_threads', did you mean 'threads'\? Known are device, "
+    message = r"unknown setting 'n_threads', did you mean 'threads'\? Known are compiled_folder, device, "
     with pytest.raises(SettingsError, match=message):
         edge.load("no bundle", n_threads=2)  # type: ignore[call-arg]  # what it refuses
 

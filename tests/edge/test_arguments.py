@@ -84,6 +84,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
     monkeypatch.setattr(llms.LLM, "__init__", start)
     monkeypatch.setattr(verification, "verify", start)
+    monkeypatch.setattr("edge.runtime.device_report.write_atomically", start)
     monkeypatch.setattr("edge.export.checkpoint.default.find_checkpoint", start)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + (8 << 30), hard))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +88,22 @@ def test_a_platform_and_lengths_may_be_given(bundle: Path, capsys: pytest.Captur
     assert told["lint"]["target"]["max_prompt"] == 4096, "as the plugin rounds it"
 
 
+def test_memory_of_another_machine(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for device in ("NPU", "GPU"):
+        assert verify(capsys, bundle, "--device", device, "--max-memory", "16GB")[0] == 0
+        code, told = as_json(capsys, bundle, "--device", device, "--max-memory", "100kB")
+        assert code == 1
+        assert told["lint"]["findings"][0]["rule"] == f"{device.lower()}-memory"
+
+
 def test_a_device_that_is_here_computes_after_its_rules(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Unless one of them says that it would crash. The CPU stands in for it."""
 
-    def computes(bundle: Bundle, device: str, progress: Callable[[str, int], None]) -> object:
+    def computes(bundle: Bundle, device: str, *more: Any) -> object:
         assert device == "NPU"
-        return VERIFY(bundle, "CPU", progress)
+        return VERIFY(bundle, "CPU", *more)
 
     monkeypatch.setattr(lint, "target_here", lambda *_: NPU)
     monkeypatch.setattr(verification, "verify", computes)

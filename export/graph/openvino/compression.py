@@ -28,8 +28,9 @@ def compression_of(weights: Mapping[str, Weight]) -> dict[str, str]:
     symmetric = {tensor.zero_point is None for tensor in main}
     if len(symmetric) == 1:
         found["mode"] = f"int{bits}_{'sym' if symmetric.pop() else 'asym'}"
-    sizes = {PER_ROW if tensor.groups == 1 else tensor.group_size for tensor in main}
-    rows_alone = all(tensor.groups == 1 for tensor in packed)
-    if len(sizes) == 1 and (rows_alone or PER_ROW not in sizes):
+    sizes = {tensor.group_size for tensor in main}
+    if all(tensor.groups == 1 for tensor in packed):
+        found["group_size"] = str(PER_ROW)
+    elif len(sizes) == 1 and any(tensor.groups > 1 for tensor in main):
         found["group_size"] = str(sizes.pop())
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def _widths(bundle: Path) -> Target:
 
 
 def _large(bundle: Path) -> Target:
-    spec(bundle, **asdict(GLM4_9B))
+    spec(bundle, **GLM4_9B.to_json())
     return replace(NPU, memory_bytes=16 << 30, max_prompt=2048)
 
 

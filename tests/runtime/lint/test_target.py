@@ -72,6 +72,17 @@ def test_a_device_that_is_not_here_is_not_asked() -> None:
     assert (first.platform, first.name) == (None, None), "what a plugin does not tell is not known"
 
 
+def test_memory_that_is_allowed_is_memory_that_there_is() -> None:
+    """Of this machine's device and of another's."""
+    settings = EngineSettings(device="NPU", max_memory_bytes=500)
+    for core in (LUNAR_LAKE, Core()):
+        assert target_here("NPU", settings, core=core).memory_bytes == 500
+    assert target_here("NPU", settings, emulated=True).memory_bytes == 500
+    assert (
+        target_here("GPU", EngineSettings(device="GPU", max_memory_bytes=1 << 50), core=LUNAR_LAKE).memory_bytes == 1000
+    )
+
+
 def test_a_plugin_that_does_not_load_says_why() -> None:
     class Broken(Core):
         def get_versions(self, name: str) -> dict[str, str]:
