@@ -149,7 +149,7 @@ POSITIVE = st.floats(1e-6, 1e9)
 
 @given(st.lists(POSITIVE, min_size=2, max_size=3), st.data())
 def test_terms_are_found_again_and_never_negative(factors: list[float], data: st.DataObject) -> None:
-    """What is found explains rows that are sums of their terms, even where few rows do not tell which terms those are."""
+    """What is found explains rows that are sums of terms, even where they are too few to tell which terms those are."""
     count = len(factors)
     rows = data.draw(st.lists(st.lists(POSITIVE, min_size=count, max_size=count), min_size=count, max_size=6))
     wanted = [sum(factor * term for factor, term in zip(factors, row, strict=True)) for row in rows]
