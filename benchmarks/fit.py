@@ -42,11 +42,11 @@ from edge.export.checkpoint.default import find_checkpoint
 from edge.export.pipeline import export
 from edge.profiles.devices.bandwidth import measured_bandwidth
 from edge.profiles.fit.measured import FILE, LeftOut, Measured, MeasuredPair, left_out_of
-from edge.profiles.fit.predict import engine_bytes, operations, read_kv, small_operators, together
+from edge.profiles.fit.predict import operations, read_kv, small_operators, together
 from edge.runtime.atomic import write_atomically
 from edge.runtime.bundle import TOKENIZER, is_bundle, open_bundle
 from edge.runtime.errors import ProfileError
-from edge.runtime.footprint import footprint
+from edge.runtime.footprint import footprint, kept_bytes
 from edge.runtime.machine import logical_processors, physical_cores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -228,7 +228,8 @@ def measured_pair(pair: Wanted, folder: Path, new_tokens: int) -> MeasuredPair:
         context_tokens=tokens,
         layers=spec.num_layers,
         bits=manifest.fewest_bits,
-        weight_bytes=engine_bytes(spec, tensors, pair.engine),
+        weight_bytes=kept_bytes(tensors, pair.engine),
+        packed_bytes=kept_bytes(tensors, pair.engine, 4),
         kv_read_bytes=read_kv(spec, pair.engine, pair.prompt_tokens + new_tokens // 2, figures["kv_precision"]),
         operators=small_operators(spec, pair.engine, manifest.fewest_bits),
         bandwidth_gbs=1.0,  # which is known afterwards
