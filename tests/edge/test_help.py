@@ -14,7 +14,7 @@ import pytest
 
 from edge import cli
 from edge.commands.help import listed, sections, told, usual
-from edge.export.compress.recipes import DEFAULT
+from edge.export.compress.recipes import DEFAULT, FOR_NPU
 from edge.export.settings import ExportSettings, Limits
 from edge.profiles import limits, settings
 from edge.runtime.settings import EngineSettings, Sampling
@@ -103,7 +103,7 @@ def test_defaults_are_those_of_the_classes() -> None:
         assert PARSERS[verb].get_default("sampling") == usual_sampling
         assert re.search(rf"--sampling .*?\(default: {usual_sampling}\)", help_of(verb))
     assert ExportSettings().recipe is None
-    for name in (DEFAULT, ExportSettings().format, Limits().device):
+    for name in (f"{DEFAULT}; for an NPU {FOR_NPU}", ExportSettings().format, Limits().device):
         assert f"(default: {name})" in help_of("export")
     sweep = settings.SweepSettings()
     for value in (
