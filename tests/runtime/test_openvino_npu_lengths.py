@@ -18,7 +18,7 @@ from edge.runtime.engines.openvino_npu_lengths import CHUNK, LEAST_CHUNK, MAX_PR
 from edge.runtime.engines.openvino_npu_properties import check_precisions, computing, properties
 from edge.runtime.errors import DeviceError, LintError, SettingsError
 from edge.runtime.settings import EngineSettings
-from tests.tiny import TINIES, make
+from tests.tiny import Tiny, make
 
 NAME = "openvino_npu"
 EXACT: dict[str, Any] = {"inference_precision": "f32", "kv_precision": "f32", "dynamic_quantization_group": 0}
@@ -136,10 +136,10 @@ def test_a_machine_without_an_npu_says_how_to_try_it(engine: str, int4_bundle: P
 
 
 def test_nothing_that_a_rule_calls_a_crash_is_compiled(tmp_path: Path) -> None:
-    """Rows of 96 columns: an assertion of NPUW would fail, here as on an NPU."""
-    make(next(tiny for tiny in TINIES if tiny.name == "odd-groups"), tmp_path / "checkpoint")
-    export(tmp_path / "checkpoint", tmp_path / "bundle", "int4-sym-channel", format="openvino")
-    with pytest.raises(LintError, match=r"npu-.*\[crash\]"):
+    """Three blocks in groups of 128: NPUW makes graphs that do not compile, here as on an NPU."""
+    make(Tiny("three", hidden_size=128, intermediate_size=256), tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", tmp_path / "bundle", "int4-sym-g128", format="openvino")
+    with pytest.raises(LintError, match=r"npu-blocks.*\[crash\]"):
         open_engine(open_bundle(tmp_path / "bundle"), EngineSettings(NAME))
 
 
