@@ -107,8 +107,8 @@ def logits(builder: NumpyBuilder, tokens: npt.NDArray[np.int64], spec: ModelSpec
     hidden = builder.embedding(tokens, "embed")
     for layer in range(spec.num_layers):
         hidden = decoder.block(builder, hidden, layer, spec)
-    found: Float32Array = decoder.head(builder, hidden, spec)
-    return found[0]
+    rows: Float32Array = decoder.head(builder, hidden, spec)[0]
+    return rows
 
 
 if __name__ == "__main__":

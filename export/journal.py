@@ -1,21 +1,25 @@
 """What is done of a long piece of work, on the disk, so that the next process continues where this one was ended.
 
 In: a folder, and a key that says what is being made. Out: the steps that were recorded under the same key, none where
-the record is not there, cut off or altered. Knows nothing about what a step is.
+the record is not there, cut off or altered; and single results of long measurements, in files of their own that outlast
+a change of what is made of them. Knows nothing about what a step is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edge.runtime.atomic import write_durably
 from edge.runtime.errors import OutputError
 from edge.runtime.json_reader import read_json_object
+
+T = TypeVar("T")
 
 NAME = "journal.json"
 FORMAT = 2  # of what its makers record
@@ -84,3 +88,17 @@ class Journal:
 
 def _digest(record: object) -> str:
     return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+
+
+def keep(path: Path, key: str, result: Mapping[str, object]) -> None:
+    """Write a result. Raises OSError."""
+    write_durably(path, json.dumps({"key": key, **result}).encode())
+
+
+def read_kept(path: Path, key: str, made: Callable[[Mapping[str, Any]], T]) -> T | None:  # Any: JSON
+    """What an earlier export had measured, as `made` makes it of JSON; None where that cannot be used."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, OutputError):
+        found = read_json_object(path, OutputError, "it is measured anew")
+        if found["key"] == key:
+            return made(found)
+    return None

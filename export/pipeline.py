@@ -19,13 +19,12 @@ import numpy.typing as npt
 
 from edge.export.budget import sensitivity
 from edge.export.budget.choose import decide
-from edge.export.budget.sensitivity import Sensitivity
 from edge.export.compress.calibration import WINDOW, WINDOWS, Calibration
 from edge.export.float16 import safety
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
 from edge.export.interop import openvino_tokenizer
 from edge.export.interop.sidecars import write_genai_config, write_server_graph, write_sidecars
-from edge.export.journal import Journal
+from edge.export.journal import Journal, keep, read_kept
 from edge.export.manifest_of import make_manifest
 from edge.export.output import BLOCKS, Work, check_space, work_folder
 from edge.export.plan import Plan, make_plan, source_sha256, tensor_sha256, versions
@@ -38,12 +37,10 @@ from edge.export.text.corpus import Corpus
 from edge.export.text.windows import token_windows
 from edge.export.weights.store import WeightStore
 from edge.runtime import bundle
-from edge.runtime.atomic import write_durably
 from edge.runtime.chat import ChatTemplate
-from edge.runtime.errors import BundleError, OutputError, RecipeError, SettingsError, shown
+from edge.runtime.errors import BundleError, OutputError, SettingsError, shown
 from edge.runtime.extras import check_installed, missing_packages_named
 from edge.runtime.files import sha256_of
-from edge.runtime.json_reader import read_json_object
 from edge.runtime.manifest import SCHEMA_VERSION, FileRecord, Manifest
 from edge.runtime.rules import FilePath, check_value
 from edge.runtime.tokenizer import Tokenizer
@@ -302,7 +299,7 @@ def _within(limits: Limits, plan: Plan, tokenizer: Tokenizer, kept: Path, progre
     assert plan.calibration is not None, "recipes with choices are calibrated"
     ids = _windows(plan.calibration, plan, tokenizer, sensitivity.WINDOW, sensitivity.WINDOWS)
     key = replace(plan, limits=None).key
-    measured = _read_sensitivity(kept, key)
+    measured = read_kept(kept, key, sensitivity.Sensitivity.from_json)
     total, layers = plan.spec.num_parameters, plan.spec.num_layers
     if measured is not None:
         progress(Progress(MEASURED, layers, layers, total, total, 0, total, None))
@@ -313,18 +310,9 @@ def _within(limits: Limits, plan: Plan, tokenizer: Tokenizer, kept: Path, progre
 
         journal = Journal(kept.with_suffix(""), key)
         measured = sensitivity.measure(plan.checkpoint, plan.weights, plan.options, ids, show, journal)
-        write_durably(kept, json.dumps({"key": key, **measured.to_json()}).encode())
+        keep(kept, key, measured.to_json())
         journal.clear()  # states of many models, which nobody needs any more
     return plan.choose(*decide(plan.assignments, plan.options, measured, limits))
-
-
-def _read_sensitivity(path: Path, key: str) -> Sensitivity | None:
-    """What an earlier export had measured."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecipeError):
-        found = read_json_object(path, RecipeError, "it is measured anew")
-        if found["key"] == key:
-            return Sensitivity.from_json(found)
-    return None
 
 
 def _runners(plan: Plan) -> list[Runner]:

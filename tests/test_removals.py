@@ -122,7 +122,7 @@ PLACES = {
     "export/output.py:_open_work:rename": WORK,
     "export/output.py:_open_work:rmtree": WORK,
     "export/output.py:_sync:open": WORK,  # and nothing is written
-    "export/pipeline.py:_within:write_durably": WORK,
+    "export/journal.py:keep:write_durably": WORK,
     "export/pipeline.py:export_with:write_text": WORK,
     "export/interop/sidecars.py:_write_json:write_text": WORK,
     "export/interop/sidecars.py:write_server_graph:write_text": WORK,

@@ -8,7 +8,6 @@ Knows nothing about how a matrix is compressed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -25,16 +24,14 @@ from edge.export.float16.ranges import SMALLEST, RangeBuilder, Ranges, measure
 from edge.export.float16.targets import KLD_BOUND, TARGETS
 from edge.export.graph import decoder
 from edge.export.graph.emulated import EmulatedBuilder
-from edge.export.journal import Journal
+from edge.export.journal import Journal, keep, read_kept
 from edge.export.plan import Plan
 from edge.export.stages import Progress
 from edge.export.tensors import PackedTensor, Weight
 from edge.export.weights.source import ReadWhenNeeded
-from edge.runtime.atomic import write_durably
 from edge.runtime.differences import kl_divergence
 from edge.runtime.errors import RecipeError
 from edge.runtime.float16_record import MOST_BITS, Float16Record
-from edge.runtime.json_reader import read_json_object
 from edge.runtime.spec import ModelSpec
 
 WINDOW, WINDOWS = 128, 2  # tokens that ranges are measured on
@@ -53,7 +50,7 @@ def fold(plan: Plan, ids: Ids, kept: Path, journal: Journal, progress: Callable[
     kept: the folder of files that outlast an interrupted export. Raises RecipeError.
     """
     path, key = kept / KEPT, plan.key
-    ranges = _read(path, key)
+    ranges = read_kept(path, key, Ranges.from_json)
     if ranges is None:
         total, layers = plan.spec.num_parameters, plan.spec.num_layers
 
@@ -65,7 +62,7 @@ def fold(plan: Plan, ids: Ids, kept: Path, journal: Journal, progress: Callable[
         ranges = measure(ReadWhenNeeded(plan.weights.read, plan.assignments), ids, plan.spec, precisions, show)
         if not all(map(math.isfinite, ranges.kinds.values())):
             raise RecipeError("text gives activations that are NaN or infinite in float32; is the checkpoint damaged?")
-        write_durably(path, json.dumps({"key": key, **ranges.to_json()}).encode())
+        keep(path, key, ranges.to_json())
     recipe = plan.recipe
     moved = recipe.awq != "off" or recipe.calibrated or bool(recipe.choices)
     folds = choose(ranges, plan.spec, safe_norms=TARGETS[plan.device].safe_norms, moved=moved)
@@ -154,12 +151,3 @@ def _lost(folds: Folds, store: Mapping[str, Weight], spec: ModelSpec) -> tuple[s
                 before = scales * np.float32(2.0**-exponent)
                 lost += int(((scales < SMALLEST) & (before >= SMALLEST)).sum())
     return (f"{lost:,} scales of groups are so small after folds that float16 rounds them",) if lost else ()
-
-
-def _read(path: Path, key: str) -> Ranges | None:
-    """What an earlier export had measured."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecipeError):
-        found = read_json_object(path, RecipeError, "it is measured anew")
-        if found["key"] == key:
-            return Ranges.from_json(found)
-    return None
