@@ -17,6 +17,7 @@ from edge.runtime.engines.choice import choose, engines_for, find_devices, open_
 from edge.runtime.engines.openvino_npu_lengths import CHUNK, LEAST_CHUNK, MAX_PROMPT, MAX_RESPONSE, lengths
 from edge.runtime.engines.openvino_npu_properties import check_precisions, computing, properties
 from edge.runtime.errors import DeviceError, LintError, SettingsError
+from edge.runtime.exact import exact_settings
 from edge.runtime.settings import EngineSettings
 from tests.tiny import Tiny, make
 
@@ -101,6 +102,11 @@ def test_precisions_that_no_npu_has_are_refused(options: dict[str, Any], param: 
     with pytest.raises(SettingsError) as refused:
         check_precisions(EngineSettings(NAME, **options))
     assert refused.value.param == param
+
+
+def test_what_verify_asks_for_is_what_a_device_has() -> None:
+    for device in ("NPU", "CPU"):
+        check_precisions(exact_settings(EngineSettings(NAME, device)).settings)
 
 
 def test_a_prompt_is_read_in_pieces_that_the_plugin_keeps_or_whole() -> None:
