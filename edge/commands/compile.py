@@ -16,6 +16,7 @@ import argparse
 import time
 
 from edge.commands import options
+from edge.commands.help import told
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help=options.told("keep it in this folder, which --compiled-folder names later", "in your cache folder"),
+        help=told("keep it in this folder, which --compiled-folder names later", "in your cache folder"),
     )
     options.add_json(parser)
     options.add_engine(parser)

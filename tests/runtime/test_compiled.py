@@ -69,6 +69,13 @@ def test_a_record_that_is_not_ours_is_nothing(text: str, tmp_path: Path) -> None
     assert Compiled.from_json(text.encode()) is None
 
 
+def test_a_record_under_the_name_of_another_key_is_not_used(tmp_path: Path) -> None:
+    path = keep(tmp_path, KEY, CONTENT, tmp_path)
+    other = keep(tmp_path / "other", {**KEY, "model": "another"}, CONTENT, tmp_path)
+    path.with_suffix(RECORD).write_bytes(other.with_suffix(RECORD).read_bytes())
+    assert find(tmp_path, KEY) is None
+
+
 @pytest.mark.parametrize("suffix", [BLOB, RECORD])
 def test_files_of_others_stay(suffix: str, tmp_path: Path) -> None:
     """What is in the place of a file of ours, and what lies beside it when a bundle's are removed."""

@@ -17,8 +17,9 @@ from edge.runtime.engines.choice import choose, engines_for, find_devices, open_
 from edge.runtime.engines.openvino_npu_lengths import CHUNK, LEAST_CHUNK, MAX_PROMPT, MAX_RESPONSE, lengths
 from edge.runtime.engines.openvino_npu_properties import check_precisions, computing, properties
 from edge.runtime.errors import DeviceError, LintError, SettingsError
+from edge.runtime.exact import exact_settings
 from edge.runtime.settings import EngineSettings
-from tests.tiny import TINIES, make
+from tests.tiny import Tiny, make
 
 NAME = "openvino_npu"
 EXACT: dict[str, Any] = {"inference_precision": "f32", "kv_precision": "f32", "dynamic_quantization_group": 0}
@@ -103,6 +104,11 @@ def test_precisions_that_no_npu_has_are_refused(options: dict[str, Any], param: 
     assert refused.value.param == param
 
 
+def test_what_verify_asks_for_is_what_a_device_has() -> None:
+    for device in ("NPU", "CPU"):
+        check_precisions(exact_settings(EngineSettings(NAME, device)).settings)
+
+
 def test_a_prompt_is_read_in_pieces_that_the_plugin_keeps_or_whole() -> None:
     settings = EngineSettings(NAME)
     found = properties(settings, lengths(settings, 8192, whole=False))
@@ -136,10 +142,10 @@ def test_a_machine_without_an_npu_says_how_to_try_it(engine: str, int4_bundle: P
 
 
 def test_nothing_that_a_rule_calls_a_crash_is_compiled(tmp_path: Path) -> None:
-    """Rows of 96 columns: an assertion of NPUW would fail, here as on an NPU."""
-    make(next(tiny for tiny in TINIES if tiny.name == "odd-groups"), tmp_path / "checkpoint")
-    export(tmp_path / "checkpoint", tmp_path / "bundle", "int4-sym-channel", format="openvino")
-    with pytest.raises(LintError, match=r"npu-.*\[crash\]"):
+    """Three blocks in groups of 128: NPUW makes graphs that do not compile, here as on an NPU."""
+    make(Tiny("three", hidden_size=128, intermediate_size=256), tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", tmp_path / "bundle", "int4-sym-g128", format="openvino")
+    with pytest.raises(LintError, match=r"npu-blocks.*\[crash\]"):
         open_engine(open_bundle(tmp_path / "bundle"), EngineSettings(NAME))
 
 
