@@ -9,8 +9,9 @@ prompt, and an answer. The bandwidth of memory is measured before and after. The
 from the bandwidth and the other pairs of its engine, and its memory from the manifest alone.
 
 Asked for are 10 % of memory and 25 % of decode speed; the exit code is 1 beyond that. The machine has to be idle, or
-the speeds mean nothing; memory can be measured at any time. It takes ten minutes with exports and 9 GB of disk in
-FOLDER (default: build/fit), and resumes where it was ended: bundles and pairs that are in FOLDER are not made again.
+the speeds mean nothing; memory can be measured at any time. It takes ten minutes with exports, and 16 GB of disk in
+FOLDER (default: build/fit), of which 8 stay. It resumes where it was ended: bundles and pairs that are in FOLDER are
+not made again; remove FOLDER/pairs to measure all of them anew.
 --store writes profiles/fit/measured.json, from which `edge fit` takes its constants and its errors.
 """
 
@@ -41,10 +42,11 @@ from edge.export.checkpoint.default import find_checkpoint
 from edge.export.pipeline import export
 from edge.profiles.devices.bandwidth import measured_bandwidth
 from edge.profiles.fit.measured import FILE, LeftOut, Measured, MeasuredPair, left_out_of
-from edge.profiles.fit.predict import engine_bytes, operations, read_kv, small_operators, together
+from edge.profiles.fit.predict import operations, read_kv, small_operators, together
 from edge.runtime.atomic import write_atomically
 from edge.runtime.bundle import TOKENIZER, is_bundle, open_bundle
-from edge.runtime.footprint import footprint
+from edge.runtime.errors import ProfileError
+from edge.runtime.footprint import footprint, kept_bytes
 from edge.runtime.machine import logical_processors, physical_cores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,11 +103,17 @@ def main() -> int:
     if not wanted:
         print(f"no pair has {args.only!r} in its name; there are {', '.join(p.name for p in PAIRS)}", file=sys.stderr)
         return 1
+    made: list[Path] = []
     for name in dict.fromkeys(pair.bundle for pair in wanted):
-        make(name, args.work)
-    shutil.rmtree(args.work / "checkpoints", ignore_errors=True)  # ours: made of random numbers by `make`
+        make(name, args.work, made)
+    for checkpoint in made:
+        shutil.rmtree(checkpoint)
     measured = run(wanted, args.work, args.new_tokens)
-    found = left_out_of(measured)
+    try:
+        found = left_out_of(measured)
+    except ProfileError as error:  # --only left too few
+        print(error, file=sys.stderr)
+        return 1
     put_out(report_of(measured, found), show, as_json=args.json)
     if args.store:
         write_atomically(ROOT / "profiles" / "fit" / FILE, [measured.to_json().encode()], private=False)
@@ -115,26 +123,27 @@ def main() -> int:
 # --- Bundles ----------------------------------------------------------------------------------------------------------
 
 
-def make(name: str, work: Path) -> None:
-    """Export a bundle, unless it is there."""
+def make(name: str, work: Path, made: list[Path]) -> None:
+    """Export a bundle, unless it is there. made: gets the checkpoint, if there was none."""
     folder = work / "bundles" / name
     if is_bundle(folder):
         return
     model, recipe = next((pair.model, pair.recipe) for pair in PAIRS if pair.bundle == name)
-    source = find_checkpoint() if model == DEMO else checkpoint_of(model, work)
+    source = find_checkpoint() if model == DEMO else checkpoint_of(model, work, made)
     folder.parent.mkdir(parents=True, exist_ok=True)
     print(f"exporting {name}", file=sys.stderr)
     export(source, folder, recipe, format="both")
 
 
-def checkpoint_of(model: str, work: Path) -> Path:
-    """A checkpoint of random weights, which is removed when all bundles are made."""
+def checkpoint_of(model: str, work: Path, made: list[Path]) -> Path:
+    """A checkpoint of random weights. One that is there already is taken, and stays."""
     folder = work / "checkpoints" / model
     if not folder.exists():
         member, layers = MODELS[model]
         folder.parent.mkdir(parents=True, exist_ok=True)
         print(f"making {model}", file=sys.stderr)
         write_checkpoint(folder, with_layers(MEMBERS[member], layers))
+        made.append(folder)
     return folder
 
 
@@ -219,7 +228,8 @@ def measured_pair(pair: Wanted, folder: Path, new_tokens: int) -> MeasuredPair:
         context_tokens=tokens,
         layers=spec.num_layers,
         bits=manifest.fewest_bits,
-        weight_bytes=engine_bytes(spec, tensors, pair.engine),
+        weight_bytes=kept_bytes(tensors, pair.engine),
+        packed_bytes=kept_bytes(tensors, pair.engine, 4),
         kv_read_bytes=read_kv(spec, pair.engine, pair.prompt_tokens + new_tokens // 2, figures["kv_precision"]),
         operators=small_operators(spec, pair.engine, manifest.fewest_bits),
         bandwidth_gbs=1.0,  # which is known afterwards

@@ -118,12 +118,12 @@ def footprint(
         compiling = int(NPU_COMPILING * weight_bytes) if family == "NPU" else 0
         return Footprint(weight_bytes, kv, int(ACTIVATIONS_TIMES * values * chunk * 2), compiling, base, 0, about=True)
     base += OF_LAYER[engine] * spec.num_layers
-    bits = min((record.bits for record in records.values() if len(record.shape) == 2), default=32)
+    bits = _fewest_bits(records)
     if engine == "onnx":
         length = max_context or spec.max_position_embeddings
         base += (spec.rotary_dim * (4 if kv_precision == "f32" else 2) + 2 * 8) * length  # cos, sin, positions, ones
         terms = TERMS * 2 * spec.intermediate_size if bits == 8 else 0
-        weights, activations = _onnx_weights(records, bits), int((ACTIVATIONS_TIMES * values + terms) * chunk * 4)
+        weights, activations = kept_bytes(records, engine), int((ACTIVATIONS_TIMES * values + terms) * chunk * 4)
         head = records.get(HEAD) or records.get(EMBEDDING) or max(records.values(), key=lambda record: record.nbytes)
         loading = int(ONNX_LOADING * head.nbytes) if bits < 16 else 4 * math.prod(head.shape) * (bits == 16)
         # Files are mapped while they are read, the head's at the peak of that; later, next to none of them is.
@@ -134,7 +134,7 @@ def footprint(
     activations = int(ACTIVATIONS_TIMES * values * chunk * size) + chunk * context * 4
     pages = OPENVINO_PAGES + (0 if bits == 16 else sum(record.nbytes for record in read_tensors(records).values()))
     # Weights are repacked one after the other at the first token, so that compiling has no peak of its own.
-    return Footprint(_openvino_weights(records), kv, activations, 0, base, pages, about=not measured)
+    return Footprint(kept_bytes(records, engine), kv, activations, 0, base, pages, about=not measured)
 
 
 def kv_bytes(spec: ModelSpec, tokens: int, precision: str, family: str | None = "CPU") -> int:
@@ -202,31 +202,34 @@ def read_tensors(records: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]
     return {name: record for name, record in records.items() if name != EMBEDDING or HEAD not in records}
 
 
-def _onnx_weights(records: Mapping[str, TensorRecord], fewest_bits: int) -> int:
-    """MatMulNBits keeps packed integers and sums of blocks; float matrices are packed as float32."""
-    total = 0.0
-    for name, record in read_tensors(records).items():
-        (bits, group), count = _kind(record), math.prod(record.shape)
-        if bits >= 16:
-            total += count * 4
-            continue
-        limit = ONNX_HEAD_BLOCK if fewest_bits == 4 and name in (HEAD, EMBEDDING) else ONNX_LARGEST_BLOCK
-        total += count * bits / 8 + GROUP_BYTES["onnx"] * count / min(group & -group, limit)
-    return int(total)
+def kept_bytes(records: Mapping[str, TensorRecord], engine: str, bits: int | None = None) -> int:
+    """Weights that are read whole for a token, as an engine on a CPU keeps them. bits: only those with so many.
 
-
-def _openvino_weights(records: Mapping[str, TensorRecord]) -> int:
-    """Integers are repacked beside the mapped file; 16 bits become float32 twice, as a constant and packed.
-
-    Not counted: a first prompt of 32 tokens on an 8-bit model with tied embeddings unpacks the head (113 MB of the demo
-    model), one of 100 does not.
+    MatMulNBits of onnx keeps packed integers and sums of blocks, and float32 of all else. openvino repacks integers
+    beside the mapped file; 16 bits become float32 twice there, as a constant and packed. Not counted: a first prompt of
+    32 tokens on an 8-bit model with tied embeddings unpacks the head (113 MB of the demo model), one of 100 does not.
     """
-    total = 0.0
-    for record in read_tensors(records).values():
-        (bits, group), count = _kind(record), math.prod(record.shape)
-        scales = GROUP_BYTES["openvino"] * count / group if bits < 16 else 0
-        total += count * (8 if bits == 16 else bits / 8) + scales
-    return int(total)
+    fewest = _fewest_bits(records)
+    found = (
+        _kept(name, record, engine, fewest)
+        for name, record in read_tensors(records).items()
+        if bits is None or record.bits == bits
+    )
+    return int(sum(found))
+
+
+def _fewest_bits(records: Mapping[str, TensorRecord]) -> int:
+    return min((record.bits for record in records.values() if len(record.shape) == 2), default=32)
+
+
+def _kept(name: str, record: TensorRecord, engine: str, fewest_bits: int) -> float:
+    (bits, group), count = _kind(record), math.prod(record.shape)
+    if bits >= 16:
+        return count * (8.0 if bits == 16 and engine == "openvino" else 4.0)
+    if engine == "onnx":
+        limit = ONNX_HEAD_BLOCK if fewest_bits == 4 and name in (HEAD, EMBEDDING) else ONNX_LARGEST_BLOCK
+        group = min(group & -group, limit)
+    return count * bits / 8 + GROUP_BYTES[engine] * count / group
 
 
 def _values(spec: ModelSpec) -> int:

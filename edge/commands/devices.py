@@ -32,11 +32,12 @@ def run(args: argparse.Namespace) -> int:
     from edge.profiles.devices.bandwidth import measured_bandwidth
     from edge.profiles.devices.here import this_machine
     from edge.runtime.engines.choice import find_devices
-    from edge.runtime.machine import available_bytes, family_of, processor_name, total_bytes
+    from edge.runtime.machine import available_bytes, family_of, memory_limits, processor_name, total_bytes
 
     devices, machine = find_devices(), this_machine()
     bandwidth = measured_bandwidth() if args.measure else None
     total, available = total_bytes(), available_bytes()
+    limits = [limit for limit in memory_limits() if not limit.addresses and limit.total_bytes < (total or 0)]
     rows = []
     for device, engines in devices.items():
         match = next((match for kind, match in machine.matches.items() if kind == family_of(device.name).lower()), None)
@@ -50,7 +51,11 @@ def run(args: argparse.Namespace) -> int:
                 ],
                 "processor": {"name": processor_name(), "cores": machine.cores, "cpuid": _cpuid(machine)},
                 "pci": [f"8086:{number:04x}" for number in machine.pci],
-                "memory": {"total_bytes": total, "available_bytes": available},
+                "memory": {
+                    "total_bytes": total,
+                    "available_bytes": available,
+                    "limits": [{"name": limit.name, "limit_bytes": limit.total_bytes} for limit in limits],
+                },
                 "bandwidth": None if bandwidth is None else _bandwidth_json(bandwidth),
             }
         )
@@ -67,7 +72,13 @@ def run(args: argparse.Namespace) -> int:
     print()
     for name, text in {
         "processor": f"{processor_name()}, {_cpuid(machine) or 'no CPUID'}, {machine.cores or 'unknown'} cores",
-        "memory": f"{_bytes(total)}, {_bytes(available)} available",
+        "memory": ", ".join(
+            [
+                _bytes(total),
+                *(f"{_bytes(limit.total_bytes)} allowed by {limit.name}" for limit in limits),
+                f"{_bytes(available)} available",
+            ]
+        ),
         "bandwidth": _bandwidth(bandwidth, machine),
     }.items():
         print_text(f"{name + ':':<11}{text}")

@@ -89,9 +89,10 @@ def _here(memory_bytes: int | None) -> list[Place]:
     from edge.profiles.devices.bandwidth import measured_bandwidth
     from edge.profiles.devices.here import this_machine
     from edge.profiles.fit.places import place_here, place_of
-    from edge.runtime.machine import available_bytes, processor_name, total_bytes
+    from edge.runtime.machine import available_bytes, memory_limits, processor_name
 
-    machine, total = this_machine(), total_bytes()
+    machine = this_machine()
+    total = min((limit.total_bytes for limit in memory_limits() if not limit.addresses), default=None)
     place = place_here(
         processor_name(),
         measured_bandwidth(),

@@ -55,7 +55,7 @@ def _print_place(place: Place, predictions: Sequence[Prediction], context: int) 
             _seconds(one.load),
             _seconds(one.ttft),
             _rate(one.decode),
-            f"{one.longest_context:,}",
+            _tokens(one),
             verdict(one),
         ]
         for one in predictions
@@ -93,10 +93,10 @@ def _print_devices(found: Report) -> None:
     recipes = [planned.recipe for planned in found.planned]
     rows = []
     for place, predictions in found.devices:
-        longest = max((one.longest_context for one in predictions), default=0)
+        longest = max(predictions, key=lambda one: one.longest_context)
         has = "?" if place.memory_bytes is None else f"{place.memory_bytes / 2**30:.0f}"
         cells = [_rate(one.decode) if one.runs else REFUSED if one.refused else ROOM for one in predictions]
-        rows.append([place.key, f"{place.bandwidth_gbs:g}", has, *cells, f"{longest:,}"])
+        rows.append([place.key, f"{place.bandwidth_gbs:g}", has, *cells, _tokens(longest)])
     print_text(
         f"tokens a second of devices, with {found.context_tokens:,} tokens of context and the most memory they have"
     )
@@ -121,6 +121,10 @@ def verdict(one: Prediction) -> str:
         return "no: too little memory"
     low = one.place.room_bytes is not None and one.memory.high > one.place.room_bytes
     return "barely" if low else "yes"
+
+
+def _tokens(one: Prediction) -> str:
+    return f"{'~' if one.memory.about and one.longest_context else ''}{one.longest_context:,}"
 
 
 def _rate(figure: Figure) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import textwrap
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,7 @@ MODEL = "GLM-4-9B"
 MEASURED = ("results", "profile.json")  # in edge.profiles: the default profile of the demo checkpoint
 ALSO_MEASURED = ("results", "recipes.json")  # by the same text: the accuracy of more recipes
 DEVICES = ("CPU", "GPU", "NPU")
+WIDTH = 100  # of a terminal
 UNIT = "int4-asym-g128"  # whose time is 1: the default does the same work, and scales channels in passing
 
 
@@ -251,7 +253,8 @@ def _print_tiers(found: dict[str, dict[str, Any]], chosen: dict[str, str]) -> No
     ]
     print_table(["", "recipe", "size", "loss", "time", "needs text"], rows)
     npu = [name for name, facts in found.items() if "NPU" in facts["suits"]]
-    print(f"\nfor an NPU: {', '.join(npu) or 'none'}")
+    told = f"for an NPU: {', '.join(npu) or 'none'}"
+    print("\n" + textwrap.fill(told, WIDTH, subsequent_indent="  ", break_on_hyphens=False))
     print(f"`edge recipes --all` lists all {len(found)}; `edge export SOURCE NAME --recipe RECIPE` takes one")
 
 

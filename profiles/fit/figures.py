@@ -66,7 +66,8 @@ def fitted_terms(rows: Sequence[Sequence[float]], wanted: Sequence[float]) -> tu
     terms = np.asarray(rows, np.float64) / np.asarray(wanted, np.float64)[:, None]
     scale = np.maximum(np.abs(terms).max(axis=0), 1e-300)  # bytes and blocks differ by nine orders of magnitude
     count = terms.shape[1]
-    best, least = (0.0,) * count, math.inf
+    best: tuple[float, ...] = (0.0,) * count
+    least = math.inf
     for size in range(1, count + 1):
         for chosen in itertools.combinations(range(count), size):
             part = (terms / scale)[:, chosen]

@@ -4,7 +4,8 @@ In: `measured.json`, which `benchmarks/fit.py --store` writes. Out: `MeasuredPai
 fit them. A pair is one bundle on one engine at one length of context. Every error is that of pairs which the rates were
 not fitted to. Knows nothing about devices.
 
-    decode   = bytes read / (efficiency x measured bandwidth) + blocks x a constant + small operators x another
+    decode   = bytes read / (efficiency x measured bandwidth) + blocks x a constant + small operators x another,
+               where weights of 4 bits have an efficiency of their own
     prefill  = operations / rate, by bits of the weights
     load     = bytes / rate + a constant, first prompt included: OpenVINO repacks its weights in that
 """
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.resources import files
+from typing import NamedTuple
 
 from edge.profiles.fit.figures import factor_between, fitted_terms
 from edge.runtime.errors import ProfileError
@@ -26,6 +28,13 @@ from edge.runtime.json_reader import parse_json
 FILE = "measured.json"
 ADVICE = "run benchmarks/fit.py --store again"
 LEAST = 3  # pairs of an engine that its constants can be fitted to
+
+
+class Reading(NamedTuple):
+    """Bytes that a token reads."""
+
+    packed: float  # weights of 4 bits
+    other: float  # wider weights, and the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,7 @@ class MeasuredPair:
     layers: int
     bits: int  # of the blocks' weights
     weight_bytes: int  # that are read for a token, as the engine keeps them
+    packed_bytes: int  # of these, weights of 4 bits
     kv_read_bytes: int  # for a token, at half of what was written after the prompt
     operators: int  # small ones of a token, beside those that every block has
     bandwidth_gbs: float  # of all cores, before and after it
@@ -54,8 +64,8 @@ class MeasuredPair:
     predicted_resident_bytes: int
 
     @property
-    def read_bytes(self) -> int:
-        return self.weight_bytes + self.kv_read_bytes
+    def reading(self) -> Reading:
+        return Reading(self.packed_bytes, self.weight_bytes - self.packed_bytes + self.kv_read_bytes)
 
     @property
     def ready_s(self) -> float:
@@ -110,16 +120,17 @@ class EngineRates:
     """What an engine reaches on a CPU."""
 
     engine: str
-    efficiency: float  # share of the measured bandwidth
+    packed_efficiency: float  # share of the measured bandwidth at which weights of 4 bits are read
+    efficiency: float  # and everything else
     layer_s: float  # of a token and block, whatever its width
     operator_s: float
     prefill_flops: dict[int, float]  # by bits
     load_bytes_s: float
     load_s: float
 
-    def decode_s(self, read_bytes: float, layers: int, operators: int, bandwidth_gbs: float) -> float:
-        reading = read_bytes / (self.efficiency * bandwidth_gbs * 1e9)
-        return reading + layers * self.layer_s + operators * self.operator_s
+    def decode_s(self, reading: Reading, layers: int, operators: int, bandwidth_gbs: float) -> float:
+        seconds = (reading.packed / self.packed_efficiency + reading.other / self.efficiency) / (bandwidth_gbs * 1e9)
+        return seconds + layers * self.layer_s + operators * self.operator_s
 
     def ttft_s(self, operations: float, bits: int) -> float:
         known = self.prefill_flops
@@ -134,8 +145,8 @@ def fitted(engine: str, pairs: Sequence[MeasuredPair]) -> EngineRates:
     own = [pair for pair in pairs if pair.engine == engine]
     if len(own) < LEAST:
         raise ProfileError(f"{len(own)} measured pairs of {engine}, expected {LEAST} or more; {ADVICE}")
-    reading, of_layer, of_operator = fitted_terms(
-        [(pair.read_bytes / (pair.bandwidth_gbs * 1e9), pair.layers, pair.operators) for pair in own],
+    packed, other, of_layer, of_operator = fitted_terms(
+        [(*(size / (pair.bandwidth_gbs * 1e9) for size in pair.reading), pair.layers, pair.operators) for pair in own],
         [1 / pair.decode_tok_s for pair in own],
     )
     of_loaded, constant = fitted_terms([(pair.weight_bytes, 1) for pair in own], [pair.ready_s for pair in own])
@@ -144,7 +155,8 @@ def fitted(engine: str, pairs: Sequence[MeasuredPair]) -> EngineRates:
         flops.setdefault(pair.bits, []).append(pair.operations / pair.ttft_s)
     return EngineRates(
         engine=engine,
-        efficiency=1 / max(reading, 1e-3),
+        packed_efficiency=1 / max(packed, 1e-3),
+        efficiency=1 / max(other, 1e-3),
         layer_s=of_layer,
         operator_s=of_operator,
         prefill_flops={bits: statistics.median(values) for bits, values in flops.items()},
@@ -186,7 +198,7 @@ def left_out_of(measured: Measured) -> list[LeftOut]:
     for pair in measured.pairs:
         others = [other for other in measured.pairs if other is not pair]
         rates = fitted(pair.engine, others)
-        decode = rates.decode_s(pair.read_bytes, pair.layers, pair.operators, pair.bandwidth_gbs)
+        decode = rates.decode_s(pair.reading, pair.layers, pair.operators, pair.bandwidth_gbs)
         ttft, ready = rates.ttft_s(pair.operations, pair.bits), rates.ready_s(pair.weight_bytes)
         found.append(LeftOut(pair, 1 / decode, ttft, ready))
     return found

@@ -15,7 +15,7 @@ from edge.profiles.fit.figures import Figure
 from edge.profiles.fit.places import Place
 from edge.profiles.fit.published import GPU_KV, NPU_KV, efficiency
 from edge.profiles.fit.subject import Planned
-from edge.runtime.footprint import EMBEDDING, HEAD, Footprint, footprint, kv_bytes, read_tensors
+from edge.runtime.footprint import EMBEDDING, HEAD, Footprint, footprint, kept_bytes, kv_bytes, read_tensors
 from edge.runtime.lint import Finding, Target
 from edge.runtime.lint.registry import findings as lint_findings
 from edge.runtime.lint.subject import planned_subject
@@ -188,10 +188,11 @@ def _decode(
 ) -> Figure:
     if place.measured:
         rates = measured.stored_rates(engine)
-        kept = engine_bytes(spec, tensors, engine) + read_kv(spec, engine, prompt, precision)
+        kept, packed = kept_bytes(tensors, engine), kept_bytes(tensors, engine, 4)
+        reading = measured.Reading(packed, kept - packed + read_kv(spec, engine, prompt, precision))
         factor = measured.worst(engine, measured.decode_factor)
         small = small_operators(spec, engine, min(one.bits for one in tensors.values() if len(one.shape) > 1))
-        seconds = rates.decode_s(kept, spec.num_layers, small, place.bandwidth_gbs)
+        seconds = rates.decode_s(reading, spec.num_layers, small, place.bandwidth_gbs)
         origin = f"leave-one-out over the pairs measured on {measured.stored().machine}"
         return Figure(1 / seconds, factor, origin)
     share = efficiency(place.kind)
@@ -199,13 +200,6 @@ def _decode(
         spec, engine, prompt, precision, place.kind
     )
     return replace(share, value=share.value * place.bandwidth_gbs * 1e9 / read)
-
-
-def engine_bytes(spec: ModelSpec, tensors: Mapping[str, TensorRecord], engine: str) -> int:
-    """Bytes of weights that an engine on the CPU reads for a token, as it keeps them."""
-    size = sum(one.nbytes for one in tensors.values())
-    found = footprint(spec, size, engine=engine, context_tokens=1, kv_precision="f32", prefill_chunk=1, tensors=tensors)
-    return found.weights
 
 
 def small_operators(spec: ModelSpec, engine: str, bits: int) -> int:

@@ -16,6 +16,7 @@ from edge.commands.tables import cell_width
 from edge.profiles.devices.bandwidth import Bandwidth
 from edge.profiles.devices.table import device_profiles
 from edge.profiles.fit.report import USEFUL
+from edge.runtime.machine import MemoryLimit
 
 
 class Terminal(io.StringIO):
@@ -145,6 +146,20 @@ def test_devices_tells_what_is_known(capsys: pytest.CaptureFixture[str]) -> None
     assert found["memory"]["total_bytes"] >= found["memory"]["available_bytes"] > 0
     assert found["processor"]["cores"]
     assert as_json(capsys, "devices", "--measure")["bandwidth"]["all_cores_gbs"] == 40
+
+
+def test_a_containers_limit_is_told_and_kept_to(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = [MemoryLimit("this machine", 1 << 40, 1 << 39, 1 << 39), MemoryLimit("the container", 1 << 30, 1, 1)]
+    for name, value in (("memory_limits", limits), ("total_bytes", 1 << 40), ("available_bytes", 1)):
+        monkeypatch.setattr(f"edge.runtime.machine.{name}", lambda value=value: value)
+    assert "1.07 GB allowed by the container" in said(capsys, "devices")
+    memory = as_json(capsys, "devices")["memory"]
+    assert memory["limits"] == [{"name": "the container", "limit_bytes": 1 << 30}]
+    place = as_json(capsys, "fit", config)["places"][0]
+    assert (place["memory_bytes"], place["room_bytes"]) == (1 << 30, 1)
+    assert not any(one["runs"] for one in place["recipes"])
 
 
 def test_a_matched_device_is_told_with_its_source(

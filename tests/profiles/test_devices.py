@@ -16,6 +16,7 @@ from edge.runtime.errors import DeviceError, ProfileError
 
 TEXT = files("edge.profiles.devices").joinpath("devices.toml").read_text(encoding="utf-8")
 RAW = tomllib.loads(TEXT)
+A380 = TEXT[TEXT.index("[arc-a380.gpu]") : TEXT.index("[arc-a770.gpu]")]
 INTEL = """processor\t: 0
 vendor_id\t: GenuineIntel
 cpu family\t: 6
@@ -103,7 +104,12 @@ def test_a_line_taken_out_of_a_source_is_missed(key: str) -> None:
         ("[n100.gpu]", "[n100.tpu]", "not a cpu, gpu, npu"),
         ("\n[pages]", "\n[pages]\nunused = 'a page'", "nothing has the source unused"),
         ("\n[pages]", "\n[pages", "devices.toml"),
-        ("bandwidth_gbs = 186\n", "", "bandwidth_gbs"),
+        ("bandwidth_gbs = 186\n", "", "bandwidth_gbs has a source and no value"),
+        (
+            A380,
+            A380.replace("bandwidth_gbs = 186\n", "").replace('bandwidth_gbs = "svethardware"\n', ""),
+            "has neither",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said(before: str, after: str, said: str) -> None:

@@ -29,7 +29,7 @@ from edge.runtime.arrays import Ids, Logits
 from edge.runtime.bundle import MODEL_BIN, MODEL_XML
 from edge.runtime.engines.engine import StepInterrupted
 from edge.runtime.engines.scripted import noise
-from edge.runtime.errors import DeviceError, GenerationError
+from edge.runtime.errors import DeviceError, GenerationError, SelfTestError
 from edge.runtime.llm import LLM
 from edge.runtime.settings import EngineSettings
 from tests import chaos
@@ -501,7 +501,9 @@ def test_weights_that_overflow_are_an_error_on_either_engine(
             if width:
                 tensor.raw_data = np.full(len(tensor.raw_data) // width, wrong, f"<f{width}").tobytes()
         forge_file(bundle, path.name, graph.SerializeToString())
-    llm = LLM(bundle, EngineSettings(engine, max_context=128))
+    with pytest.raises(SelfTestError, match="NaN or infinity"):
+        LLM(bundle, EngineSettings(engine, max_context=128))
+    llm = LLM(bundle, EngineSettings(engine, max_context=128, self_test="off"))
     for options in ({}, {"temperature": 1.0, "seed": 1, "top_p": 0.9}, {"logprobs": 3}):
         with pytest.raises(DeviceError, match="logits of"):
             llm.generate("hello", max_new_tokens=4, **options).answer()

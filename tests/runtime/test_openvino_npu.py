@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from edge.runtime.arrays import Ids, Logits
+from edge.runtime.chunk import Prefill
 from edge.runtime.differences import distance
 from edge.runtime.engines.engine import Engine, ResumingEngine, Step
 from edge.runtime.engines.openvino_npu import OpenVINONpuEngine
@@ -231,3 +232,23 @@ def test_the_engine_recovers_from_a_failure(usual: LLM, monkeypatch: pytest.Monk
     assert answer.stats is not None
     assert answer.stats.cached_tokens == 0
     assert engine.pool.num_free == 1
+
+
+def test_a_cancel_takes_effect_within_one_piece_and_the_next_answer_is_right(usual: LLM) -> None:
+    """A prompt is read in pieces; what was read of a cancelled one is kept, and continued."""
+    prompt = RNG.integers(0, 256, 250).tolist()
+    expected = usual.generate(prompt, max_new_tokens=4, **GREEDY).answer().token_ids
+    usual.clear_cache()
+    stream = usual.generate(prompt, max_new_tokens=4, **GREEDY)
+    first = next(iter(stream))
+    assert first.prefill == Prefill(CHUNK, len(prompt))
+    stream.close()
+    assert usual.stats.running == 0
+    assert usual.num_cached_tokens < len(prompt) - CHUNK
+    answer = usual.generate(prompt, max_new_tokens=4, **GREEDY).answer()
+    assert answer.token_ids == expected
+    assert answer.stats is not None
+    assert answer.stats.cached_tokens >= CHUNK
+    late = usual.generate(RNG.integers(0, 256, 250).tolist(), deadline_s=1e-6, **GREEDY).answer()
+    assert (late.finish_reason, late.token_ids) == ("deadline", ())
+    assert usual.generate(prompt, max_new_tokens=4, **GREEDY).answer().token_ids == expected

@@ -119,7 +119,7 @@ def test_what_is_refused(given: dict[str, Any], message: str) -> None:
         ({"device": 5}, "device is 5, expected"),
         ({"dynamic_quantization_group": -4}, "dynamic_quantization_group is -4, expected"),
         ({"kv_cache_share": 0}, "kv_cache_share is 0, expected a number above 0 and at most 1"),
-        ({"kv_precision": "f8"}, "kv_precision is 'f8', expected f32, f16, bf16, u8 or u4"),
+        ({"kv_precision": "f8"}, "kv_precision is 'f8', expected f32, f16, bf16, u8, i8 or u4"),
         ({"reproducible": 1}, "reproducible is 1, expected true or false"),
     ],
 )
