@@ -140,3 +140,22 @@ def test_no_bit_changes_in_the_graphs_of_engines(kind: Tiny, runner: type[Runner
         unfolded = run(runner(), FoldedWeights(source, Folds.none(spec, safe_norms=safe_norms)))
         np.testing.assert_array_equal(found, unfolded)
         assert distance(found, expected) < FLOAT32_BOUND / 100
+
+
+def test_safe_norms_square_magnitudes_of_one_at_most(source_of: Source) -> None:
+    """In the graph: what is squared is a quotient, and the divisor comes from magnitudes."""
+    from edge.export.graph.openvino.models import head_model
+
+    source = source_of(tiny.TINIES[0])
+    folded = FoldedWeights(source, Folds.none(source.spec, safe_norms=True))
+    nodes = head_model(all_weights(folded), folded.spec).get_ordered_ops()
+    squared = [node for node in nodes if node.get_type_name() == "Power"]
+    assert len(squared) == 2
+    for node in squared:
+        quotient = node.input_value(0).get_node()
+        assert quotient.get_type_name() == "Divide"
+        largest = quotient.input_value(1).get_node()
+        assert largest.get_type_name() == "Maximum"
+        reduced = largest.input_value(0).get_node()
+        assert reduced.get_type_name() == "ReduceMax"
+        assert reduced.input_value(0).get_node().get_type_name() == "Abs"
