@@ -16,8 +16,8 @@ from edge.runtime.settings import EngineSettings
 
 ROUNDED_TO = 64  # tokens; by the plugin, for both lengths
 MAX_PROMPT = 1024  # the plugin's own default
-# An answer of 512 tokens is one of 350 words. The plugin's own default, 128, ends every third answer of a chat model in
-# the middle; the 384 places more take 15 MB with 9B shapes, and 1,024 + 512 places of attention are 3 % of its weights.
+# Chosen, not measured: the plugin's own default, 128, is less than a paragraph or two of an answer, and the 384 places
+# more take 15 MB with 9B shapes.
 MAX_RESPONSE = 512
 CHUNK = 256  # as the plugin has it; a cancel waits for one chunk, and a conversation is reused in whole ones
 LEAST_CHUNK = 8  # with fewer, the plugin finds no attention in the graph
