@@ -213,7 +213,8 @@ for words in {[[*name.split(), "--help"] for name in PARSERS]!r}:
         main(words)
     except SystemExit as stopped:
         assert not stopped.code, words
-for words in (["inspect", {str(tiny_bundle)!r}], ["recipes"], ["recipes", "--json"], ["devices"], ["fit", {str(tiny_bundle)!r}]):
+bundle = {str(tiny_bundle)!r}
+for words in (["inspect", bundle], ["recipes"], ["recipes", "--json"], ["devices"], ["fit", bundle]):
     assert main(words) == 0, words
 """
     done = subprocess.run([sys.executable, "-c", every], cwd=ROOT, capture_output=True, text=True, check=False)
