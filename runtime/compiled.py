@@ -73,8 +73,8 @@ def find(folder: Path, key: Key) -> bytes | None:
         if other := next((o for _, o in records(folder) if o.key.get("model") == key.get("model")), None):
             differ = [name for name in sorted({*key, *other.key}) if key.get(name) != other.key.get(name)]
             notice(
-                f"{shown_path(folder)} has this model compiled for other {' and '.join(differ)}; it is compiled now, and "
-                "`edge compile` makes a new one"
+                f"{shown_path(folder)} has this model compiled for other {' and '.join(differ)}; it is compiled now, "
+                "and `edge compile` makes a new one"
             )
         return None
     why = "is altered (its sha256 differs)"
@@ -88,7 +88,7 @@ def find(folder: Path, key: Key) -> bytes | None:
 
 
 def keep(folder: Path, key: Key, blob: bytes, bundle: Path) -> Path:
-    """Write a compiled model; return its path. Raises OutputError, also where a file of somebody else is in its place."""
+    """Write a compiled model; return its path. Raises OutputError, also where somebody else's file has its name."""
     path, record = _paths(folder, key)
     for one in (path, record):
         if one.exists() and _read(record) is None:

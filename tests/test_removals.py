@@ -129,6 +129,7 @@ PLACES = {
     "export/walk.py:Walk.finish:unlink": WORK,
     "export/walk.py:_write:open": WORK,
     "export/weights/store.py:WeightStore.__init__:open": WORK,
+    "export/emulation.py:write_golden_rows:ZipFile": WORK,
     "export/proof.py:Golden.write:ZipFile": WORK,
     "profiles/reference.py:_Runner.run_head:ZipFile": REFERENCE_WORK,  # in memory
     "profiles/reference.py:_Runner.run_head:write_durably": REFERENCE_WORK,

@@ -54,7 +54,7 @@ by the same rules. What of all this was never run on a device is in [not verifie
 NOT_VERIFIED_HEAD = """\
 # Not verified on hardware
 
-edgeglm was developed on machines without an Intel GPU or NPU. This page says what stands in for one, so that nobody
+Nothing of edgeglm has been run on an Intel GPU or NPU yet. This page says what stands in for one, so that nobody
 takes a check for a run. If you have such a device, `edge verify BUNDLE --device GPU` (or `NPU`) is the first thing to
 run, and its output is worth an issue, whatever it says.
 
