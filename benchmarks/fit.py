@@ -42,7 +42,7 @@ from edge.export.checkpoint.default import find_checkpoint
 from edge.export.pipeline import export
 from edge.profiles.devices.bandwidth import measured_bandwidth
 from edge.profiles.fit.measured import FILE, LeftOut, Measured, MeasuredPair, left_out_of
-from edge.profiles.fit.predict import operations, read_kv, small_operators, together
+from edge.profiles.fit.predict import operations, read_kv, together
 from edge.runtime.atomic import write_atomically
 from edge.runtime.bundle import TOKENIZER, is_bundle, open_bundle
 from edge.runtime.errors import ProfileError
@@ -226,12 +226,10 @@ def measured_pair(pair: Wanted, folder: Path, new_tokens: int) -> MeasuredPair:
         recipe=pair.recipe,
         kv_precision=figures["kv_precision"],
         context_tokens=tokens,
-        layers=spec.num_layers,
         bits=manifest.fewest_bits,
         weight_bytes=kept_bytes(tensors, pair.engine),
         packed_bytes=kept_bytes(tensors, pair.engine, 4),
         kv_read_bytes=read_kv(spec, pair.engine, pair.prompt_tokens + new_tokens // 2, figures["kv_precision"]),
-        operators=small_operators(spec, pair.engine, manifest.fewest_bits),
         bandwidth_gbs=1.0,  # which is known afterwards
         operations=prompt,
         load_s=figures["load_s"],

@@ -4,8 +4,8 @@ In: `measured.json`, which `benchmarks/fit.py --store` writes. Out: `MeasuredPai
 fit them. A pair is one bundle on one engine at one length of context. Every error is that of pairs which the rates were
 not fitted to. Knows nothing about devices.
 
-    decode   = bytes read / (efficiency x measured bandwidth) + blocks x a constant + small operators x another,
-               where weights of 4 bits have an efficiency of their own
+    decode   = bytes read / (efficiency x measured bandwidth), where weights of 4 bits, other weights and the cache have
+               an efficiency each. A constant for each block cannot be told from the cache's with these pairs
     prefill  = operations / rate, by bits of the weights
     load     = bytes / rate + a constant, first prompt included: OpenVINO repacks its weights in that
 """
@@ -34,7 +34,8 @@ class Reading(NamedTuple):
     """Bytes that a token reads."""
 
     packed: float  # weights of 4 bits
-    other: float  # wider weights, and the cache
+    other: float  # wider weights
+    cache: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,10 @@ class MeasuredPair:
     recipe: str
     kv_precision: str
     context_tokens: int
-    layers: int
     bits: int  # of the blocks' weights
     weight_bytes: int  # that are read for a token, as the engine keeps them
     packed_bytes: int  # of these, weights of 4 bits
     kv_read_bytes: int  # for a token, at half of what was written after the prompt
-    operators: int  # small ones of a token, beside those that every block has
     bandwidth_gbs: float  # of all cores, before and after it
     operations: float  # of the prompt
     load_s: float
@@ -65,7 +64,7 @@ class MeasuredPair:
 
     @property
     def reading(self) -> Reading:
-        return Reading(self.packed_bytes, self.weight_bytes - self.packed_bytes + self.kv_read_bytes)
+        return Reading(self.packed_bytes, self.weight_bytes - self.packed_bytes, self.kv_read_bytes)
 
     @property
     def ready_s(self) -> float:
@@ -121,16 +120,15 @@ class EngineRates:
 
     engine: str
     packed_efficiency: float  # share of the measured bandwidth at which weights of 4 bits are read
-    efficiency: float  # and everything else
-    layer_s: float  # of a token and block, whatever its width
-    operator_s: float
+    efficiency: float  # and other weights
+    cache_efficiency: float  # and keys and values
     prefill_flops: dict[int, float]  # by bits
     load_bytes_s: float
     load_s: float
 
-    def decode_s(self, reading: Reading, layers: int, operators: int, bandwidth_gbs: float) -> float:
-        seconds = (reading.packed / self.packed_efficiency + reading.other / self.efficiency) / (bandwidth_gbs * 1e9)
-        return seconds + layers * self.layer_s + operators * self.operator_s
+    def decode_s(self, reading: Reading, bandwidth_gbs: float) -> float:
+        efficiencies = (self.packed_efficiency, self.efficiency, self.cache_efficiency)
+        return sum(size / share for size, share in zip(reading, efficiencies, strict=True)) / (bandwidth_gbs * 1e9)
 
     def ttft_s(self, operations: float, bits: int) -> float:
         known = self.prefill_flops
@@ -145,8 +143,8 @@ def fitted(engine: str, pairs: Sequence[MeasuredPair]) -> EngineRates:
     own = [pair for pair in pairs if pair.engine == engine]
     if len(own) < LEAST:
         raise ProfileError(f"{len(own)} measured pairs of {engine}, expected {LEAST} or more; {ADVICE}")
-    packed, other, of_layer, of_operator = fitted_terms(
-        [(*(size / (pair.bandwidth_gbs * 1e9) for size in pair.reading), pair.layers, pair.operators) for pair in own],
+    packed, other, of_cache = fitted_terms(
+        [[size / (pair.bandwidth_gbs * 1e9) for size in pair.reading] for pair in own],
         [1 / pair.decode_tok_s for pair in own],
     )
     of_loaded, constant = fitted_terms([(pair.weight_bytes, 1) for pair in own], [pair.ready_s for pair in own])
@@ -157,8 +155,7 @@ def fitted(engine: str, pairs: Sequence[MeasuredPair]) -> EngineRates:
         engine=engine,
         packed_efficiency=1 / max(packed, 1e-3),
         efficiency=1 / max(other, 1e-3),
-        layer_s=of_layer,
-        operator_s=of_operator,
+        cache_efficiency=1 / max(of_cache, 1e-3),
         prefill_flops={bits: statistics.median(values) for bits, values in flops.items()},
         load_bytes_s=1 / max(of_loaded, 1e-15),
         load_s=constant,
@@ -198,7 +195,7 @@ def left_out_of(measured: Measured) -> list[LeftOut]:
     for pair in measured.pairs:
         others = [other for other in measured.pairs if other is not pair]
         rates = fitted(pair.engine, others)
-        decode = rates.decode_s(pair.reading, pair.layers, pair.operators, pair.bandwidth_gbs)
+        decode = rates.decode_s(pair.reading, pair.bandwidth_gbs)
         ttft, ready = rates.ttft_s(pair.operations, pair.bits), rates.ready_s(pair.weight_bytes)
         found.append(LeftOut(pair, 1 / decode, ttft, ready))
     return found

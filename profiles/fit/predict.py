@@ -31,7 +31,6 @@ NPU_FACTOR = 3.0  # of a prompt on an NPU: next to nothing is published
 # Memory. Of a GPU: what one published figure of another model has beside its weights; GLM-4-9B's five are within it.
 GPU_MEMORY_FACTOR, NPU_MEMORY_FACTOR = 1.2, 2.0
 OTHER_CPU_FACTOR = 3.0  # of a prompt on a CPU that was never measured, from ours by its cores
-TERMS_OPERATORS = 92  # of a block; counted in onnx's graphs, 107 with 8 bits and 15 with 4
 EFFICIENT_CORE = 0.5  # of a performance core, in the same guess
 
 
@@ -189,10 +188,9 @@ def _decode(
     if place.measured:
         rates = measured.stored_rates(engine)
         kept, packed = kept_bytes(tensors, engine), kept_bytes(tensors, engine, 4)
-        reading = measured.Reading(packed, kept - packed + read_kv(spec, engine, prompt, precision))
+        reading = measured.Reading(packed, kept - packed, read_kv(spec, engine, prompt, precision))
         factor = measured.worst(engine, measured.decode_factor)
-        small = small_operators(spec, engine, min(one.bits for one in tensors.values() if len(one.shape) > 1))
-        seconds = rates.decode_s(reading, spec.num_layers, small, place.bandwidth_gbs)
+        seconds = rates.decode_s(reading, place.bandwidth_gbs)
         origin = f"leave-one-out over the pairs measured on {measured.stored().machine}"
         return Figure(1 / seconds, factor, origin)
     share = efficiency(place.kind)
@@ -200,11 +198,6 @@ def _decode(
         spec, engine, prompt, precision, place.kind
     )
     return replace(share, value=share.value * place.bandwidth_gbs * 1e9 / read)
-
-
-def small_operators(spec: ModelSpec, engine: str, bits: int) -> int:
-    """What a token takes of these, where onnx splits the inputs of 8-bit weights into terms."""
-    return TERMS_OPERATORS * (spec.num_layers + 1) if engine == "onnx" and bits == 8 else 0
 
 
 def read_kv(spec: ModelSpec, engine: str, tokens: int, precision: str, kind: str = "cpu") -> int:

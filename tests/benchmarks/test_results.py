@@ -11,7 +11,8 @@ from edge.runtime.engines.registry import ENGINES
 
 def test_the_table_is_that_of_the_results() -> None:
     profile = read_profile(RESULTS)
-    assert [(row.recipe, row.engine) for row in profile.rows] == [(r, e) for r in DEFAULT_RECIPES for e in ENGINES]
+    engines = [name for name, record in ENGINES.items() if record.runs_on("CPU")]
+    assert [(row.recipe, row.engine) for row in profile.rows] == [(r, e) for r in DEFAULT_RECIPES for e in engines]
     assert not profile.failures
     assert profile.num_windows * profile.window_tokens >= 20_000
     text = PAGE.read_text(encoding="utf-8")

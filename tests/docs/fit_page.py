@@ -15,6 +15,7 @@ from pathlib import Path
 from edge.commands.fit_told import print_report
 from edge.commands.recipes import GLM4_9B
 from edge.profiles.devices.table import find_profile
+from edge.profiles.fit.measured import left_out_of, stored
 from edge.profiles.fit.places import place_of
 from edge.profiles.fit.predict import predict
 from edge.profiles.fit.published import GLM4, MODELS
@@ -33,6 +34,7 @@ def blocks() -> dict[str, str]:
         "258V": f"```\n$ edge fit config.json --device 258V\n{shown(one)}```\n",
         "table": f"```\n{shown(report(SUBJECT, [])).partition(chr(10) * 2)[2]}```\n",
         "published": published(),
+        "measured": measured(),
     }
 
 
@@ -58,6 +60,25 @@ def published() -> str:
             f"{known.ttft_s} | {found.memory.value / 2**20:,.0f} | {known.memory_mib:,} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def measured() -> str:
+    """The pairs that were measured, each beside what the others of its engine say of it."""
+    lines = [
+        "| model | weights | engine | context | memory, MB | predicted | tok/s | predicted | ttft, s | predicted |"
+    ]
+    lines.append("|---|---|---|--:|--:|--:|--:|--:|--:|--:|")
+    for one in left_out_of(stored()):
+        pair = one.pair
+        lines.append(
+            f"| {pair.model} | {pair.recipe} | {pair.engine} | {pair.context_tokens:,} | {pair.peak_bytes / 1e6:,.0f} | "
+            f"{one.memory_error:+.1%} | {pair.decode_tok_s:.1f} | {one.decode_error:+.0%} | {pair.ttft_s:.2f} | "
+            f"{one.ttft_s / pair.ttft_s - 1:+.0%} |"
+        )
+    run = stored()
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    told = f"{run.machine}, {run.bandwidth_gbs:.1f} GB/s read by all cores in the same run; {versions}."
+    return "\n".join([*lines, "", f"`python benchmarks/fit.py --store`; {told}"]) + "\n"
 
 
 def made(text: str) -> str:

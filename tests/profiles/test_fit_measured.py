@@ -25,15 +25,13 @@ from edge.profiles.fit.measured import (
 )
 from edge.runtime.errors import ProfileError
 
-PACKED, EFFICIENCY, LAYER_S, OPERATOR_S, FLOPS, LOAD_RATE, LOAD_S = 0.4, 0.6, 2e-4, 3e-6, 3e11, 5e8, 0.7
+PACKED, EFFICIENCY, CACHE, FLOPS, LOAD_RATE, LOAD_S = 0.4, 0.6, 0.1, 3e11, 5e8, 0.7
 
 
-def pair(weight_bytes: int, layers: int, bits: int = 4, bandwidth: float = 40.0) -> MeasuredPair:
+def pair(weight_bytes: int, cache: int, bits: int = 4, bandwidth: float = 40.0) -> MeasuredPair:
     """A pair of an engine that is exactly as the formulas have it."""
-    operators = 92 * layers if bits == 8 else 0
     packed = 0 if bits == 8 else weight_bytes * 3 // 4
-    seconds = (packed / PACKED + (weight_bytes - packed) / EFFICIENCY) / (bandwidth * 1e9)
-    seconds += layers * LAYER_S + operators * OPERATOR_S
+    seconds = (packed / PACKED + (weight_bytes - packed) / EFFICIENCY + cache / CACHE) / (bandwidth * 1e9)
     work = 2e3 * weight_bytes
     return MeasuredPair(
         model=f"{weight_bytes}",
@@ -41,15 +39,13 @@ def pair(weight_bytes: int, layers: int, bits: int = 4, bandwidth: float = 40.0)
         recipe="int4-asym-g128",
         kv_precision="f32",
         context_tokens=1000,
-        layers=layers,
         bits=bits,
-        weight_bytes=weight_bytes - 10,
+        weight_bytes=weight_bytes,
         packed_bytes=packed,
-        kv_read_bytes=10,
-        operators=operators,
+        kv_read_bytes=cache,
         bandwidth_gbs=bandwidth,
         operations=work,
-        load_s=(weight_bytes - 10) / LOAD_RATE,
+        load_s=weight_bytes / LOAD_RATE,
         first_token_s=LOAD_S,
         ttft_s=work / FLOPS,
         decode_tok_s=1 / seconds,
@@ -61,13 +57,13 @@ def pair(weight_bytes: int, layers: int, bits: int = 4, bandwidth: float = 40.0)
 
 
 PAIRS = (
-    pair(10**8, 30),
-    pair(10**9, 28, bandwidth=30.0),
-    pair(5 * 10**8, 4, 8),
-    pair(3 * 10**9, 8, bandwidth=50.0),
-    pair(2 * 10**9, 40, 8),
-    pair(7 * 10**8, 12, bandwidth=20.0),
-    pair(10**9, 60, 8, bandwidth=30.0),
+    pair(10**8, 3 * 10**7),
+    pair(10**9, 10**8, bandwidth=30.0),
+    pair(5 * 10**8, 10**6, 8),
+    pair(3 * 10**9, 2 * 10**8, bandwidth=50.0),
+    pair(2 * 10**9, 4 * 10**7, 8),
+    pair(7 * 10**8, 2 * 10**6, bandwidth=20.0),
+    pair(10**9, 3 * 10**8, 8, bandwidth=30.0),
 )
 MEASURED = Measured("a machine", 2, 40.0, 0.1, "2026-11-29", {"edgeglm": "1"}, PAIRS)
 
@@ -76,8 +72,7 @@ def test_constants_that_made_the_pairs_are_found_again() -> None:
     rates = fitted("onnx", PAIRS)
     assert rates.packed_efficiency == pytest.approx(PACKED)
     assert rates.efficiency == pytest.approx(EFFICIENCY)
-    assert rates.layer_s == pytest.approx(LAYER_S)
-    assert rates.operator_s == pytest.approx(OPERATOR_S)
+    assert rates.cache_efficiency == pytest.approx(CACHE)
     assert rates.load_bytes_s == pytest.approx(LOAD_RATE)
     assert rates.load_s == pytest.approx(LOAD_S)
     assert rates.prefill_flops == {4: pytest.approx(FLOPS), 8: pytest.approx(FLOPS)}
@@ -116,8 +111,8 @@ def test_the_record_comes_back_from_its_text() -> None:
         ("decode_tok_s", 0),
         ("decode_tok_s", -1.0),
         ("decode_tok_s", "fast"),
-        ("layers", 1.5),
-        ("layers", None),
+        ("bits", 1.5),
+        ("bits", None),
         ("peak_bytes", True),
         ("model", "a\nb"),
         ("engine", 7),
