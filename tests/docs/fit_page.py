@@ -71,8 +71,8 @@ def measured() -> str:
     for one in left_out_of(stored()):
         pair = one.pair
         lines.append(
-            f"| {pair.model} | {pair.recipe} | {pair.engine} | {pair.context_tokens:,} | {pair.peak_bytes / 1e6:,.0f} | "
-            f"{one.memory_error:+.1%} | {pair.decode_tok_s:.1f} | {one.decode_error:+.0%} | {pair.ttft_s:.2f} | "
+            f"| {pair.model} | {pair.recipe} | {pair.engine} | {pair.context_tokens:,} | "
+            f"{pair.peak_bytes / 1e6:,.0f} | {one.memory_error:+.1%} | {pair.decode_tok_s:.1f} | {one.decode_error:+.0%} | {pair.ttft_s:.2f} | "
             f"{one.ttft_s / pair.ttft_s - 1:+.0%} |"
         )
     run = stored()
