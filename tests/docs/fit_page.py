@@ -72,8 +72,8 @@ def measured() -> str:
         pair = one.pair
         lines.append(
             f"| {pair.model} | {pair.recipe} | {pair.engine} | {pair.context_tokens:,} | "
-            f"{pair.peak_bytes / 1e6:,.0f} | {one.memory_error:+.1%} | {pair.decode_tok_s:.1f} | {one.decode_error:+.0%} | {pair.ttft_s:.2f} | "
-            f"{one.ttft_s / pair.ttft_s - 1:+.0%} |"
+            f"{pair.peak_bytes / 1e6:,.0f} | {one.memory_error:+.1%} | {pair.decode_tok_s:.1f} | "
+            f"{one.decode_error:+.0%} | {pair.ttft_s:.2f} | {one.ttft_s / pair.ttft_s - 1:+.0%} |"
         )
     run = stored()
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
