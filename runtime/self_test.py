@@ -236,7 +236,7 @@ def _failure(engine: Engine, bundle: Bundle, what: str) -> SelfTestError:
     info = engine.info
     return SelfTestError(
         f"{bundle.path}: engine {info.name} on {info.device} fails its self-test: {what}; run edge verify, update "
-        "the device's driver or the engine's package, or use another engine or device (self_test fall-back does)"
+        "the device's driver or the engine's package, or use another engine or device, as self_test fall-back does"
     )
 
 
