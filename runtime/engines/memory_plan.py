@@ -164,7 +164,7 @@ def _with_cache(load: _Load, room: int, limits: list[MemoryLimit]) -> EngineSett
         )
     if given is not None and room < min(wanted, load.needs(load.limit).kv):
         notice(
-            f"max_memory_bytes of {human_bytes(given)} leaves {human_bytes(room)} for the KV cache, and a shorter "
+            f"the limit of {human_bytes(given)} leaves {human_bytes(room)} of memory for the KV cache, and a shorter "
             f"context than {load.limit:,} tokens",
             usual=True,
         )
