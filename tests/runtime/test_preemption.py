@@ -12,7 +12,6 @@ import pytest
 from edge.api import scripted_llm
 from edge.runtime.admission import MAX_OVERTAKEN
 from edge.runtime.chunk import Answer
-from edge.runtime.engines.registry import ENGINES
 from edge.runtime.engines.scripted import Script, noise
 from edge.runtime.errors import ContextLengthError
 from edge.runtime.llm import LLM
@@ -69,7 +68,6 @@ def test_32_requests_in_a_pool_of_two_contexts(pool: str, options: dict[str, Any
         assert max(answer.stats.preemptions for answer in answers if answer.stats is not None) > 0
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_real_engines_answer_as_alone(tiny_bundle: Path, engine: str) -> None:
     """What was computed of a preempted answer is computed again as it was written, so that bits are the same."""
     settings = EngineSettings(engine, reproducible=True, max_context=CONTEXT)
