@@ -190,6 +190,7 @@ class OpenVINOPagedEngine:
         self._request = self._model = None
         self._inputs.clear()
         self._tensors = {}
+        self.caches = []  # their types are the model's, and keep it in memory
         self.pool.memory = NoMemory()
 
     def _run_of(self, sequence: CacheSequence, ids: Ids, positions: Ids | None) -> _Run:
