@@ -7,7 +7,6 @@ addresses that can be written to, whether they are used or not; a job counts wha
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +78,9 @@ def job_limits(used_bytes: int, library: Any = None) -> Iterator[ProcessLimit]: 
     used_bytes: what this process could write to now; other processes of the job are not seen. library: kernel32.
     """
     if library is None:
-        if sys.platform != "win32":
+        if (load := getattr(ctypes, "WinDLL", None)) is None:  # not Windows
             return
-        library = ctypes.WinDLL("kernel32")
+        library = load("kernel32")
     found = JobLimits()
     size = ctypes.sizeof(found)
     if not library.QueryInformationJobObject(None, _JOB_EXTENDED_LIMITS, ctypes.byref(found), size, None):

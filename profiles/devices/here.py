@@ -186,19 +186,21 @@ def _windows_pci() -> Iterator[int]:
 
 def _registry_value(key: str, name: str) -> str:
     if sys.platform == "win32":
-        import winreg
+        with suppress(OSError, ImportError):
+            import winreg
 
-        with suppress(OSError), winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, key) as opened:
-            return str(winreg.QueryValueEx(opened, name)[0])
+            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, key) as opened:
+                return str(winreg.QueryValueEx(opened, name)[0])
     return ""
 
 
 def _registry_keys(key: str) -> list[str]:
     names: list[str] = []
     if sys.platform == "win32":
-        import winreg
+        with suppress(OSError, ImportError):
+            import winreg
 
-        with suppress(OSError), winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, key) as opened:
-            while True:
-                names.append(winreg.EnumKey(opened, len(names)))
+            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, key) as opened:
+                while True:
+                    names.append(winreg.EnumKey(opened, len(names)))
     return names

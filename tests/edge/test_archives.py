@@ -93,6 +93,8 @@ SHARED = {
 DATA = {
     "edge/py.typed",
     "edge/export/compress/recipes.toml",
+    "edge/profiles/devices/devices.toml",
+    "edge/profiles/fit/measured.json",
     "edge/profiles/page.html.j2",
     "edge/profiles/results/profile.json",
     "edge/profiles/results/recipes.json",

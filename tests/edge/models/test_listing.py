@@ -80,7 +80,7 @@ def test_a_card(put: Put, capsys: pytest.CaptureFixture[str]) -> None:
     assert card["name"] == "glm4"
     assert card["path"] == str(folder)
     assert card["recipe"] == manifest["recipe"] == "int8-asym"
-    assert card["engines"] == ["openvino", "onnx"]
+    assert card["engines"] == ["openvino", "onnx", "openvino_npu (for NPU; on CPU by name)"]
     assert card["defaults"] == {"max-context": 64, "[chat] temperature": 0.5}
     assert card["context"] == manifest["spec"]["max_position_embeddings"]
     assert cli.main(["show", "glm4"]) == 0
