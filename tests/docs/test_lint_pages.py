@@ -13,7 +13,6 @@ from edge.runtime.lint import RULES
 from tests.docs import lint_pages
 from tests.docs.markdown import read
 
-
 T = TypeVar("T")
 
 
