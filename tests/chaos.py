@@ -296,7 +296,7 @@ def closes(model: Model, count: int, seed: int = 0) -> Found:
         threads = [threading.Thread(target=reading), threading.Thread(target=other.answer)]
         for thread in threads:
             thread.start()
-        time.sleep(random.random() * 0.02)
+        time.sleep(random.random() ** 3 * 0.02)  # mostly before the end of an answer
         stream.close()
         for thread in threads:
             thread.join(HANG_S)
