@@ -165,6 +165,7 @@ def test_other_ways_of_rounding(
     assert bool(manifest.calibration) == wanted.calibrated
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """With a correction, so that there is all that a weight can have."""
     export(tiny_checkpoint, tmp_path / "whole", CORRECTED)

@@ -367,6 +367,7 @@ def test_a_finished_bundle_that_was_altered_is_made_anew(tiny_checkpoint: Path, 
     open_bundle(out).check_hashes()
 
 
+@pytest.mark.slow
 def test_other_settings_begin_anew_with_what_was_measured(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
