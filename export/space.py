@@ -21,6 +21,7 @@ SIDECAR_BYTES = 64_000_000  # at most, of a bundle's files that are no weights; 
 # Peaks of exports without text: 2.33 GB at GLM-4-9B's widths, 1.16 at half of them, 0.43 of the demo model; with 2^22
 # weights at once 1.51, 0.68 GB; with text 5.5 and 0.74.
 PACKAGES, OF_BLOCK, OF_VOCABULARY = 430_000_000, 16, 3
+CONVERTER = 95_000_000  # of the process beside this one that converts the tokenizer; 90 MB for the demo model's
 OF_PART, OF_PART_OF_BLOCK, OF_ROUNDED = 2, 12, 9  # of a matrix that is rounded in parts, and of a part
 AT_ONCE = (None, 1 << 24, 1 << 22)  # weights that are rounded together; None: as many as is fastest
 CERTAIN = 0.6  # share of a forecast that an export takes for sure
@@ -49,7 +50,7 @@ def work_bytes(plan: Plan) -> int:
 
 
 def memory_bytes(plan: Plan) -> int:
-    """About the peak of anonymous memory."""
+    """About the peak of anonymous memory, of all processes of an export."""
     matrices = [assigned for assigned in plan.assignments.values() if assigned.is_matrix]
     block = max(matrix.parameters for matrix in matrices if matrix.in_block)
     vocabulary = max(matrix.parameters for matrix in matrices if not matrix.in_block)
@@ -61,7 +62,7 @@ def memory_bytes(plan: Plan) -> int:
     if plan.calibration is not None:  # the text beside the widest matrices, and the moments of the widest inputs
         spec = plan.spec
         size += 4 * WINDOWS * WINDOW * 2 * (spec.intermediate_size + spec.hidden_size) + 4 * spec.intermediate_size**2
-    return PACKAGES + size
+    return PACKAGES + CONVERTER * plan.openvino + size
 
 
 def within_memory(plan: Plan, given: int | None) -> Plan:
