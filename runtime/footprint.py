@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from edge.runtime.machine import family_of
@@ -165,8 +166,13 @@ class _Kind(NamedTuple):
 
 
 def _kind(record: TensorRecord) -> _Kind:
-    group = re.search(r"-g(\d+)", record.precision)
-    return _Kind(record.bits, int(group[1]) if group else max(record.shape[-1:], default=1))
+    return _Kind(record.bits, _group_of(record.precision) or max(record.shape[-1:], default=1))
+
+
+@lru_cache(256)
+def _group_of(precision: str) -> int | None:
+    found = re.search(r"-g(\d+)", precision)
+    return None if found is None else int(found[1])
 
 
 def guessed_tensors(spec: ModelSpec, weight_bytes: int) -> dict[str, TensorRecord]:

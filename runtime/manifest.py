@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from edge.runtime.errors import COPY_AGAIN, EXPORT_AGAIN, BundleError, shown
@@ -38,6 +39,11 @@ class FileRecord:
     sha256: str
 
 
+@lru_cache(256)  # hundreds of matrices share a few precisions
+def _bits_of(precision: str) -> int:
+    return int(re.sub(r"\D*(\d+).*", r"\1", precision))
+
+
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
     """What one weight matrix became."""
@@ -50,7 +56,7 @@ class TensorRecord:
     @property
     def bits(self) -> int:
         """Bits of each number, without scales and zero points."""
-        return int(re.sub(r"\D*(\d+).*", r"\1", self.precision))
+        return _bits_of(self.precision)
 
 
 @dataclass(frozen=True, slots=True)
