@@ -163,12 +163,13 @@ def check(bundle: Bundle, settings: EngineSettings) -> None:
     Reads no weights. Raises SettingsError for settings that no NPU can have.
     """
     family = family_of(settings.device)
-    emulated = family == "CPU"
+    emulated, core = family == "CPU", None
     if not emulated:
         try:
             if family != PLUGIN:
                 raise DeviceError(f"device {shown(settings.device)}: the {NAME} engine runs on NPUs")
-            device_here(settings.device, make_core().available_devices)
+            core = make_core()
+            device_here(settings.device, core.available_devices)
         except DeviceError as error:
             raise DeviceError(
                 f"{error}; to try the NPU's pipeline without one, use --engine {NAME} --device CPU"
@@ -176,7 +177,7 @@ def check(bundle: Bundle, settings: EngineSettings) -> None:
     check_precisions(settings)
     found = _lengths(settings, bundle.manifest.spec)
     target = replace(
-        target_here(PLUGIN, settings, emulated=emulated),
+        target_here(PLUGIN, settings, emulated=emulated, core=core),
         max_prompt=found.prompt,
         max_response=found.response,
         chunk=found.chunk,
