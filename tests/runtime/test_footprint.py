@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge.commands.recipes import GLM4_9B
 from edge.export.assignment import assign
 from edge.export.compress.recipes import recipes
 from edge.runtime.footprint import Footprint, footprint, guessed_tensors, kv_bytes
@@ -28,23 +29,6 @@ SMOL = ModelSpec(
     max_position_embeddings=8192,
     qkv_bias=False,
     tied_embeddings=True,
-    output_norms=False,
-)
-GLM4_9B = ModelSpec(
-    architecture="glm",
-    num_layers=40,
-    hidden_size=4096,
-    intermediate_size=13696,
-    num_heads=32,
-    num_kv_heads=2,
-    head_dim=128,
-    rotary_dim=64,
-    rope_theta=10000.0,
-    rms_norm_eps=1.5625e-07,
-    vocab_size=151552,
-    max_position_embeddings=131072,
-    qkv_bias=True,
-    tied_embeddings=False,
     output_norms=False,
 )
 LAYERS_2, LAYERS_8 = (replace(GLM4_9B, num_layers=count) for count in (2, 8))
