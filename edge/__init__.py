@@ -52,6 +52,7 @@ if _typing.TYPE_CHECKING:
         MemoryLimitError,
         MissingPackageError,
         OutputError,
+        PictureError,
         ProfileError,
         PromptError,
         RecipeError,
@@ -66,7 +67,7 @@ if _typing.TYPE_CHECKING:
     from edge.runtime.kv.loaded import PrefixMatch
     from edge.runtime.llm import LLM
     from edge.runtime.logprobs import TokenLogprob
-    from edge.runtime.messages import Message, ToolCall
+    from edge.runtime.messages import ImagePart, Message, TextPart, ToolCall
     from edge.runtime.prompt import Prompt
     from edge.runtime.saved_prefix import SavedPrefix, read_prefix
     from edge.runtime.scheduler import SchedulerStats
@@ -102,11 +103,13 @@ __all__ = [
     "EngineSettings",
     "GenerationError",
     "GenerationSettings",
+    "ImagePart",
     "LintError",
     "MemoryLimitError",
     "Message",
     "MissingPackageError",
     "OutputError",
+    "PictureError",
     "PrefixMatch",
     "ProfileError",
     "Prompt",
@@ -124,6 +127,7 @@ __all__ = [
     "StoppedBy",
     "Stream",
     "TensorError",
+    "TextPart",
     "TokenLogprob",
     "TokenizerError",
     "ToolCall",
@@ -162,7 +166,9 @@ _HOMES = {
     "LLM": "edge.runtime.llm",
     "Answer": "edge.runtime.chunk",
     "Constraint": "edge.runtime.constraint",
+    "ImagePart": "edge.runtime.messages",
     "Message": "edge.runtime.messages",
+    "TextPart": "edge.runtime.messages",
     "ToolCall": "edge.runtime.messages",
     "SpeculationSettings": "edge.runtime.settings",
     "ChatSession": "edge.runtime.session",

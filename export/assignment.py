@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from edge.export.compress.precision import Precision
 from edge.export.compress.recipes import Recipe, Scaling
 from edge.export.weights.names import EMBEDDING, HEAD, Stage, canonical_shapes, stages_of
-from edge.runtime.manifest import TensorRecord
 from edge.runtime.spec import ModelSpec
+from edge.runtime.tensor_records import TensorRecord
 
 VOCABULARY = ("embedding", "head")  # stages that are not decoder blocks
 

@@ -14,8 +14,9 @@ from edge.export.text.corpus import Corpus
 from edge.runtime import bundle
 from edge.runtime.files import real_path
 from edge.runtime.float16_record import Float16Record
-from edge.runtime.manifest import SCHEMA_VERSION, FileRecord, Manifest, StageCheck
+from edge.runtime.manifest import SCHEMA_VERSION, FileRecord, Manifest
 from edge.runtime.spec import ModelSpec
+from edge.runtime.tensor_records import StageCheck
 
 
 def make_manifest(

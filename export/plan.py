@@ -34,9 +34,9 @@ from edge.runtime import bundle
 from edge.runtime.errors import SettingsError
 from edge.runtime.files import real_path, sha256_of
 from edge.runtime.lint import suits
-from edge.runtime.manifest import TensorRecord
 from edge.runtime.spec import ModelSpec
 from edge.runtime.template_file import read_chosen
+from edge.runtime.tensor_records import TensorRecord
 
 VERSIONED = ("edgeglm", "openvino", "nncf", "numpy")
 

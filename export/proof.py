@@ -30,8 +30,8 @@ from edge.runtime.differences import FLOAT32_BOUND, distance, kl_divergence
 from edge.runtime.errors import VerificationError
 from edge.runtime.golden import GoldenLogits
 from edge.runtime.golden_rows import GoldenRows
-from edge.runtime.manifest import StageCheck
 from edge.runtime.spec import ModelSpec
+from edge.runtime.tensor_records import StageCheck
 
 GOLDEN_TEXT = (
     "The capital of France is Paris. 法国的首都是巴黎。 def f(x): return x + 1\n\n"

@@ -33,7 +33,7 @@ from edge.export.weights.names import EMBEDDING, HEAD, Stage
 from edge.export.weights.source import ReadWhenNeeded, WeightSource
 from edge.export.weights.store import StoredWeight, WeightStore
 from edge.runtime.errors import TensorError, VerificationError
-from edge.runtime.manifest import StageCheck
+from edge.runtime.tensor_records import StageCheck
 
 if TYPE_CHECKING:
     from edge.export.compress.nncf import Compressor, Fitting

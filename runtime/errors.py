@@ -24,7 +24,8 @@
     └── GenerationError          a request that cannot be run
         ├── SettingsError        a setting of the wrong type or outside its range
         ├── PromptError          an empty prompt, or messages that the template refuses
-        │   └── DocumentError    a file that is not a document, or one without text
+        │   ├── DocumentError    a file that is not a document, or one without text
+        │   └── PictureError     a picture that cannot be read, or a model that cannot see it
         ├── ContextLengthError   prompt and answer can never fit into the context
         └── CacheFullError       the KV cache has no room now; other requests hold it
 
@@ -151,6 +152,10 @@ class PromptError(GenerationError):
 
 class DocumentError(PromptError):
     """A document is unreadable, damaged, encrypted, without text, or of an unknown format."""
+
+
+class PictureError(PromptError):
+    """A picture cannot be read, or the model cannot see it."""
 
 
 class ContextLengthError(GenerationError):

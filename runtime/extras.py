@@ -22,6 +22,7 @@ BROUGHT = {
     "documents": ("bs4", "docx", "pypdf"),
     "tools": ("bm25s", "msgspec"),
     "mcp": ("mcp", "pydantic"),
+    "vision": ("PIL",),
     "server": ("h11", "prometheus_client", "starlette", "uvicorn"),
     "plots": ("matplotlib", "scipy"),
     "export": (

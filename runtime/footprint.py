@@ -22,8 +22,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from edge.runtime.machine import family_of
-from edge.runtime.manifest import TensorRecord
 from edge.runtime.spec import ModelSpec
+from edge.runtime.tensor_records import TensorRecord
 
 EMBEDDING, HEAD = "embed.weight", "lm_head.weight"  # canonical names, as in a manifest
 

@@ -87,6 +87,14 @@ class ObjectReader:
         except Refusal:
             self._refuse(f"{name} is {shown(self._values[name])}, expected a list, each {rule.expected}", ".")
 
+    def numbers(self, name: str, low: float, high: float) -> tuple[float, ...]:
+        """Return a list of finite numbers within bounds."""
+        rule = Number(low, high, words=f"a number from {low:g} to {high:g}")
+        try:
+            return tuple(rule.take(value) for value in self._list(name))
+        except Refusal:
+            self._refuse(f"{name} is {shown(self._values[name])}, expected a list, each {rule.expected}", ".")
+
     def inside(self, name: str) -> ObjectReader:
         """Return a reader for the object in a field."""
         return ObjectReader(self.value(name), f"{self._path}.{name}", self._error, self._advice)

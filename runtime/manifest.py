@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from edge.runtime.errors import COPY_AGAIN, EXPORT_AGAIN, BundleError, shown
@@ -22,7 +20,9 @@ from edge.runtime.float16_record import Float16Record
 from edge.runtime.json_object import ObjectReader
 from edge.runtime.json_reader import parse_json
 from edge.runtime.spec import ModelSpec
+from edge.runtime.tensor_records import StageCheck, TensorRecord, read_stage_check, read_tensor
 from edge.runtime.terminal_text import on_one_line
+from edge.runtime.vision.record import VisionRecord
 
 SCHEMA_VERSION = 3
 OLDEST_SCHEMA = 2  # without a digest
@@ -37,35 +37,6 @@ class FileRecord:
 
     size: int  # bytes
     sha256: str
-
-
-@lru_cache(256)  # hundreds of matrices share a few precisions
-def _bits_of(precision: str) -> int:
-    return int(re.sub(r"\D*(\d+).*", r"\1", precision))
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRecord:
-    """What one weight matrix became."""
-
-    shape: tuple[int, ...]
-    precision: str  # "int4-asym-g64", "int8-asym", "fp16" ...
-    nbytes: int  # integers, scales and zero points
-    note: str  # why it is not what the recipe asks for; empty if it is
-
-    @property
-    def bits(self) -> int:
-        """Bits of each number, without scales and zero points."""
-        return _bits_of(self.precision)
-
-
-@dataclass(frozen=True, slots=True)
-class StageCheck:
-    """How exactly one stage of the compressed model computes, measured at export on the float model's own input."""
-
-    stage: str  # "embedding", "block 3", "head"
-    error: float  # of its output, relative to the float model's
-    expected: float  # about the error that rounding the weights by the recipe explains
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -91,6 +62,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     versions: Mapping[str, str]
     float16: Float16Record | None = None  # of bundles for devices that compute in it
+    vision: VisionRecord | None = None  # of models that see pictures
 
     def __post_init__(self) -> None:
         """Escape control characters: a file's name or a library's warning may hold some that a terminal obeys."""
@@ -122,8 +94,9 @@ class Manifest:
     def to_json(self) -> str:
         """Return stable text: same manifest, same bytes."""
         data = asdict(self) | {"spec": self.spec.to_json()}
-        if self.float16 is None:
-            del data["float16"]
+        for name in ("float16", "vision"):
+            if data[name] is None:
+                del data[name]
         if self.has_digest:
             data[DIGEST] = digest_of(data)
         return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
@@ -158,28 +131,18 @@ class Manifest:
             decisions=read.texts("decisions"),
             adapter=read.text("adapter"),
             calibration=read.text("calibration") if "calibration" in read else "",  # earlier versions have none
-            checks=read.listed(
-                "checks", lambda one: StageCheck(one.word("stage"), one.number("error"), one.number("expected"))
-            ),
-            tensors=read.named("tensors", _tensor_record),
+            checks=read.listed("checks", read_stage_check),
+            tensors=read.named("tensors", read_tensor),
             files=read.named("files", _file_record),
             versions=read.words("versions"),
             float16=Float16Record.read(read.inside("float16"), spec) if "float16" in read else None,
+            vision=VisionRecord.read(read.inside("vision")) if "vision" in read else None,
         )
         if not any(len(tensor.shape) == 2 for tensor in manifest.tensors.values()):
             raise BundleError(f"{FILE}: tensors holds no matrix; {EXPORT_AGAIN}")
         for name in manifest.files:
             _check_name(name)
         return manifest
-
-
-def _tensor_record(read: ObjectReader) -> TensorRecord:
-    return TensorRecord(
-        shape=read.wholes("shape", 1, 1 << 40),
-        precision=read.word("precision", r"[a-z]+[1-9]\d?(-.*)?", 'a word with its bits, like "int4-asym-g64"'),
-        nbytes=read.whole("nbytes"),
-        note=read.word("note"),
-    )
 
 
 def _file_record(read: ObjectReader) -> FileRecord:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edge.runtime.errors import PromptError, in_words, not_expected, shown
@@ -41,7 +42,19 @@ class TextPart:
         return {"type": "text", "text": self.text}
 
 
-Part = TextPart  # of a message's content; pictures will be another kind
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """A picture in a message: a file, by its path or its content. Exactly one of the two is given."""
+
+    path: Path | None = None
+    data: bytes | None = None  # of a file, as it would be on a disk
+
+    def to_dict(self) -> JsonObject:
+        """Return it as `messages_from` takes it; only a path survives JSON."""
+        return {"type": "image", **({"data": self.data} if self.path is None else {"path": str(self.path)})}
+
+
+Part = TextPart  # of a message's content
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,8 @@ class ModelSpec:
     residual_exponent: int = 0  # the residual stream is that of the checkpoint times 2 to minus this power
     output_exponent: int = 0  # and so are outputs of attention and MLP before norms of their own
     safe_norms: bool = False  # norms divide a row by its largest magnitude before they square it
+    # How many rotary frequencies turn by each of a token's positions (time, row, column); none: all by its only one.
+    rope_sections: tuple[int, ...] = ()
 
     @property
     def q_size(self) -> int:
@@ -131,4 +133,5 @@ class ModelSpec:
             residual_exponent=read.whole("residual_exponent", 0, MAX_EXPONENT) if "residual_exponent" in read else 0,
             output_exponent=read.whole("output_exponent", 0, MAX_EXPONENT) if "output_exponent" in read else 0,
             safe_norms=read.flag("safe_norms") if "safe_norms" in read else False,
+            rope_sections=read.wholes("rope_sections", 0, head_dim) if "rope_sections" in read else (),
         )

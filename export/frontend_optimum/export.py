@@ -54,9 +54,10 @@ from edge.runtime.errors import (
 )
 from edge.runtime.extras import missing_packages_named
 from edge.runtime.kv.pool import CacheSequence
-from edge.runtime.manifest import Manifest, StageCheck
+from edge.runtime.manifest import Manifest
 from edge.runtime.settings import EngineSettings
 from edge.runtime.spec import ModelSpec
+from edge.runtime.tensor_records import StageCheck
 
 VERSIONED = ("optimum-intel", "optimum", "transformers", "torch")
 # Where rows of a bias say that q, k and v have one, in a config that does not.

@@ -19,8 +19,8 @@ from edge.runtime.footprint import EMBEDDING, HEAD, Footprint, footprint, kept_b
 from edge.runtime.lint import Finding, Target
 from edge.runtime.lint.registry import findings as lint_findings
 from edge.runtime.lint.subject import planned_subject
-from edge.runtime.manifest import TensorRecord
 from edge.runtime.spec import ModelSpec
+from edge.runtime.tensor_records import TensorRecord
 
 PROMPT = 1024  # tokens of the prompt that speeds are told for
 CHUNKS = {"openvino": 512, "onnx": 128, "openvino_npu": 256}  # tokens that are read at once

@@ -24,8 +24,8 @@ from edge.runtime.bundle import MODEL_XML, TOKENIZER, OnnxKernels, is_bundle, op
 from edge.runtime.errors import CheckpointError, ConfigError
 from edge.runtime.files import shown_path
 from edge.runtime.json_reader import read_json_object
-from edge.runtime.manifest import TensorRecord
 from edge.runtime.spec import ModelSpec
+from edge.runtime.tensor_records import TensorRecord
 
 CONFIG = "config.json"
 CONFIG_BYTES = 1 << 22

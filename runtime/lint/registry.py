@@ -14,8 +14,8 @@ from edge.runtime.lint.findings import SEVERITIES, Finding
 from edge.runtime.lint.rule import Rule
 from edge.runtime.lint.subject import Subject, planned_subject, subject_of
 from edge.runtime.lint.target import Target
-from edge.runtime.manifest import TensorRecord
 from edge.runtime.spec import ModelSpec
+from edge.runtime.tensor_records import TensorRecord
 
 RULES: dict[str, Rule] = {rule.id: rule for rule in (*npu_weights.RULES, *npu_device.RULES, *gpu.RULES, *float16.RULES)}
 

@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 
 from edge.runtime import bundle as bundles
 from edge.runtime.float16_record import Float16Record
-from edge.runtime.manifest import TensorRecord
 from edge.runtime.spec import ModelSpec
+from edge.runtime.tensor_records import TensorRecord
 
 COMPRESSION = ("nncf", "weight_compression")  # where a graph's metadata says how its weights were rounded
 VOCABULARY = {"embed.weight": "embedding", "lm_head.weight": "head"}

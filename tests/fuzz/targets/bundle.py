@@ -19,11 +19,10 @@ from edge.runtime.manifest import (
     SCHEMA_VERSION,
     FileRecord,
     Manifest,
-    StageCheck,
-    TensorRecord,
     digest_of,
 )
 from edge.runtime.spec import ModelSpec
+from edge.runtime.tensor_records import StageCheck, TensorRecord
 from tests.fuzz.target import Target
 
 VOCAB = 64
