@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import openvino as ov
 import openvino.opset13 as op
 
@@ -67,7 +66,3 @@ def _parameter(name: str, shape: list[int], kind: ov.Type) -> Any:
     parameter.output(0).set_names({name})
     return parameter
 
-
-def replacing(count: int, spec: ModelSpec) -> tuple[Any, Any]:
-    """Return the inputs of a step with `count` tokens, for embeddings to be written into."""
-    return np.zeros((count, 1, 1), np.bool_), np.empty((count, 1, spec.hidden_size), np.float32)
