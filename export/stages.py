@@ -29,7 +29,7 @@ from edge.export.plan import Plan, tensor_sha256
 from edge.export.proof import Golden, Verifier
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, as_unsigned, to_float32
 from edge.export.walk import Walk
-from edge.export.weights.names import EMBEDDING, HEAD, Stage
+from edge.export.weights.names import EMBEDDING, HEAD, Stage, stages_of
 from edge.export.weights.source import ReadWhenNeeded, WeightSource
 from edge.export.weights.store import StoredWeight, WeightStore
 from edge.runtime.errors import TensorError, VerificationError
@@ -87,7 +87,7 @@ class Compressed:
 def compress(
     plan: Plan,
     store: WeightStore,
-    walk: Walk,
+    walk: Walk[Stage],
     verifier: Verifier,
     calibration: Calibration | None,
     progress: Callable[[Progress], None],
@@ -247,13 +247,13 @@ def _to_float(weight: FloatArray, assigned: Assignment) -> Weight:
 
 
 @contextmanager
-def open_store(path: Path, journal: Journal, plan: Plan) -> Iterator[tuple[WeightStore, Walk]]:
+def open_store(path: Path, journal: Journal, plan: Plan) -> Iterator[tuple[WeightStore, Walk[Stage]]]:
     """The weight file and how far it is filled; it begins anew where anything is not as the journal says.
 
     All tensors of the stages that are done are read again, which takes a part of the time that compressing them took:
     nothing else tells a checkpoint that was replaced by one of the same size and date.
     """
-    walk = Walk(plan.spec, journal)
+    walk = Walk(stages_of(plan.spec), journal)
     store: WeightStore | None = None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         stages = [DoneStage.from_json(record) for record in walk.records]
