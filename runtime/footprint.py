@@ -24,6 +24,8 @@ from typing import NamedTuple
 from edge.runtime.machine import family_of
 from edge.runtime.spec import ModelSpec
 from edge.runtime.tensor_records import TensorRecord
+from edge.runtime.vision.record import VisionRecord
+from edge.runtime.vision.spec import VisionSpec
 
 EMBEDDING, HEAD = "embed.weight", "lm_head.weight"  # canonical names, as in a manifest
 
@@ -55,6 +57,10 @@ TERMS = 3  # of inputs, where 8-bit weights meet float ones on onnx (export/grap
 BLOCK_TOKENS = {"CPU": 32, "GPU": 16}  # of openvino's caches
 ONNX_LOADING = 0.04  # of the head, at the peak of a load above what stays: 25 MB with GLM-4's, 4 with the demo model's
 ONNX_PAGES, OPENVINO_PAGES = 50_000_000, 75_000_000  # of libraries and graphs, mapped: 49 to 54 and 70 to 80 MB
+
+# --- The tower of pictures ---------------------------------------------------------------------------------------------
+TOWER_LAYERS = "vision.layers."  # begins the names of its layers' weights
+TOWER_PART = 5_000_000  # of a graph, without its weights
 
 # --- Devices that are not here ----------------------------------------------------------------------------------------
 NPU_COMPILING = 2.0  # times the weights; read: documents ask for more than 16 GB for 7B models (genai, NPU guide)

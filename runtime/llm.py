@@ -11,6 +11,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
@@ -53,6 +54,7 @@ from edge.runtime.template_file import open_chosen
 from edge.runtime.tokenizer import Tokenizer
 from edge.runtime.tools.choice import ToolChoiceLike
 from edge.runtime.tools.declared import JsonObject
+from edge.runtime.vision.pictures import open_pictures
 from edge.runtime.vision.progress import OnPicture
 from edge.runtime.vision.prompts import PicturePrompts
 from edge.runtime.vision.source import PictureSource
@@ -100,15 +102,8 @@ class LLM(Rendering):
             engine, self.self_test = open_tested(bundle, settings)
             return engine
 
-        self._set_up(
-            open_engine,
-            tokenizer,
-            template,
-            manifest.stop_token_ids,
-            speculation,
-            draft_store,
-            lambda _info: None,
-        )
+        stop_ids, pictures = manifest.stop_token_ids, partial(open_pictures, bundle, settings=settings)
+        self._set_up(open_engine, tokenizer, template, stop_ids, speculation, draft_store, pictures)
 
     @classmethod
     def from_engine(

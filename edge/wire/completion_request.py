@@ -24,6 +24,8 @@ from edge.wire.errors import RequestError
 from edge.wire.events import AnswerEvents
 from edge.wire.fields import COMPLETION, check_type, is_of, read_fields
 from edge.wire.old_logprobs import Echo, echo_of
+from edge.wire.pictures import WirePicture
+from edge.wire.request import OnPicture
 from edge.wire.settings import RequestSettings, read_settings
 
 MAX_PROMPTS = 128
@@ -54,11 +56,25 @@ class CompletionRequest:
         settings = read_settings(body, fields, COMPLETION, more)
         return cls(body, settings, prompts, is_list, echo)
 
+    @property
+    def pictures(self) -> tuple[WirePicture, ...]:
+        """None: a prompt is text or ids."""
+        return ()
+
+    def opened(self, llm: LLM) -> Self:  # noqa: ARG002  # as others need it
+        """Return the request as it is."""
+        return self
+
     def fitted(self, llm: LLM) -> Self:  # noqa: ARG002  # text has no turns to drop
         """Return the request as it is."""
         return self
 
-    def start(self, llm: LLM, sampling: UsualSampling = "greedy") -> list[Stream]:
+    def start(
+        self,
+        llm: LLM,
+        sampling: UsualSampling = "greedy",
+        on_picture: OnPicture | None = None,  # noqa: ARG002  # there are none
+    ) -> list[Stream]:
         """Return a stream for each choice, all submitted: those of the first prompt first. Raises as a ChatRequest."""
         found: list[Stream] = []
         try:
