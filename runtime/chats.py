@@ -27,6 +27,7 @@ from edge.runtime.tools.choice import ToolChoiceLike, tool_choice_of
 from edge.runtime.tools.grammar import ToolGrammars
 from edge.runtime.tools.reader import AnswerReader
 from edge.runtime.tools.turn import answer_form
+from edge.runtime.vision.source import PictureSource
 
 _TAIL = 64  # characters
 ID_DIGITS = 24  # of a call's id, as OpenAI's have
@@ -44,8 +45,9 @@ class Chats:
         stop_ids: Collection[int],
         constraints: Constraints,
         memory: ProducedIds,
+        pictures: PictureSource | None = None,
     ) -> None:
-        self.prompts = ChatPrompts(template, tokenizer, stop_ids, memory)
+        self.prompts = ChatPrompts(template, tokenizer, stop_ids, memory, pictures)
         self._grammars = ToolGrammars(constraints)
         self._thinking = ThinkingForm.of(tokenizer.token_id)
 
@@ -65,7 +67,7 @@ class Chats:
             thinks=self._thinking.looks or _ends_thinking(prompt.text),
         )
         # The same conversation gives the same id, and a longer one another.
-        digest = hashlib.sha256(repr(prompt.ids).encode()).hexdigest()[:ID_DIGITS] if form.tools else ""
+        digest = hashlib.sha256(repr(prompt.spliced.keys).encode()).hexdigest()[:ID_DIGITS] if form.tools else ""
         remember = partial(self.prompts.remember, prompt)
         forced = settings.constraint is not None or tool_choice_of(tool_choice, prompt.declared).is_forced
         thinking = self._thinking_of(prompt, forced=forced)
