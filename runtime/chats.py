@@ -25,6 +25,7 @@ from edge.runtime.tools.choice import ToolChoiceLike, tool_choice_of
 from edge.runtime.tools.grammar import ToolGrammars
 from edge.runtime.tools.reader import AnswerReader
 from edge.runtime.tools.turn import answer_form
+from edge.runtime.vision.source import PictureSource
 
 ID_DIGITS = 24  # of a call's id, as OpenAI's have
 
@@ -41,8 +42,9 @@ class Chats:
         stop_ids: Collection[int],
         constraints: Constraints,
         memory: ProducedIds,
+        pictures: PictureSource | None = None,
     ) -> None:
-        self.prompts = ChatPrompts(template, tokenizer, stop_ids, memory)
+        self.prompts = ChatPrompts(template, tokenizer, stop_ids, memory, pictures)
         self._grammars = ToolGrammars(constraints)
 
     def answering(
@@ -60,7 +62,7 @@ class Chats:
             lead="" if prompt.continues else self.prompts.lead,
         )
         # The same conversation gives the same id, and a longer one another.
-        digest = hashlib.sha256(repr(prompt.ids).encode()).hexdigest()[:ID_DIGITS] if form.tools else ""
+        digest = hashlib.sha256(repr(prompt.spliced.keys).encode()).hexdigest()[:ID_DIGITS] if form.tools else ""
         remember = partial(self.prompts.remember, prompt)
 
         def read(request: Request, runner: Runner) -> ChatStream:

@@ -9,9 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 WANTED_ROWS = "wanted_rows"  # input: (R,) int64, the new tokens that get logits
-HIDDEN = "hidden"  # input of a part or stage: (B, T, hidden_size) float32
+HIDDEN = "hidden"  # input of a part or stage: (B, T, hidden_size) float32; of a tower's (n, hidden_size)
 NEXT_HIDDEN = "next_hidden"  # output of a part, and HIDDEN of the next one
-ROTARY_TABLES = ("cos", "sin")  # inputs: (positions, rotary_dim / 2)
+ROTARY_TABLES = ("cos", "sin")  # inputs: (positions, rotary_dim / 2); of a tower (patches, head_dim / 2)
+
+PATCHES = "patches"  # input of a tower: (n, patch_values) float32
+PLACES = "places"  # input of a tower: (n,) int64, rows of its table of places, or (n, rows) float32, shares of them
+ROWS = "rows"  # output of a tower: (m, out_size) float32
+
+# Inputs of a decoder that is shown pictures:
+ROTARY_ROWS = "rotary_rows"  # (B, T) int64, the row of these tables that each new token turns by
+REPLACED = "replaced"  # (B, T, 1) bool, whether a token's embedding is replaced; T may be 1, for all
+REPLACEMENTS = "replacements"  # (B, T, hidden_size) float32, by what; T may be 1
 
 SPEC = ("edgeglm", "spec")  # where a graph's metadata has the ModelSpec that it was made for
 

@@ -118,7 +118,7 @@ class Tower:
             if missing := sorted(segment.inputs - arrays.keys()):
                 raise BundleError(f"{path} takes {', '.join(missing)}, which no picture has; {EXPORT_AGAIN}")
             found = segment.run({name: arrays[name] for name in segment.inputs})
-            if stays:
+            if stays and not ended and not self._closed:
                 self._open[index] = segment
             return found
 

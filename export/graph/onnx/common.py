@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from onnx import TensorProto
 
-from edge.export.graph.onnx.writer import Array, GraphWriter
+from edge.export.graph.onnx.packed import widened
+from edge.export.graph.onnx.writer import GraphWriter
 from edge.export.tensors import PackedTensor, Weight
 from edge.runtime.spec import ModelSpec
 
@@ -35,14 +36,7 @@ class OnnxParts:
         """A float weight in float32."""
         weight = self._weights[name]
         assert not isinstance(weight, PackedTensor), f"{name} is packed"
-        return self._widened(name, weight)
-
-    def _widened(self, name: str, values: Array) -> str:
-        """A constant in float32; 16 bits stay 16 in the file and are widened when a session is made."""
-        constant, wide = self._w.constant(name, values), f"{name}/f32"
-        if values.dtype == np.float32:
-            return constant
-        return wide if self._w.has(wide) else self._w.op("Cast", constant, name=wide, to=TensorProto.FLOAT)
+        return widened(self._w, name, weight)
 
     def _float_rows(self, ids: str, name: str) -> str:
         """(B, T) ids -> (B, T, H), rows of a float matrix."""

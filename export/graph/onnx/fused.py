@@ -3,8 +3,7 @@
 In: weights by canonical name, and a graph writer. Out: a builder for `decoder.py`, whose values are names in that
 graph. Knows nothing about whole models, files, recipes or how weights were compressed.
 
-Integers are used from where OpenVINO has them: its u4 and u8 groups have the byte layout of MatMulNBits. Scales stay
-float16 in the file and are widened, and repeated where a group is larger than a kernel's, when a session is made.
+Integers are used from where OpenVINO has them: its u4 and u8 groups have the byte layout of MatMulNBits.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import numpy as np
 from onnx import TensorProto
 
 from edge.export.graph.onnx.blocks import ONNX_BLOCKS, block_size
 from edge.export.graph.onnx.common import OnnxParts
+from edge.export.graph.onnx.packed import scale_of, zero_point_of
 from edge.export.graph.onnx.writer import CONTRIB, GraphWriter
-from edge.export.tensors import PackedTensor, Weight, pack, unpack
+from edge.export.tensors import PackedTensor, Weight
 from edge.runtime.bundle import OnnxKernels
 from edge.runtime.graph_names import (
     ATTENTION_RESIDUAL,
@@ -92,8 +91,8 @@ class OnnxBuilder(OnnxParts):
             "GatherBlockQuantized",
             self._w.constant(name, weight.data.reshape(weight.shape[0], -1)),
             self.written(ids),
-            self._scale(name, weight, block),
-            self._zero_point(name, weight, block),
+            scale_of(self._w, name, weight, block),
+            zero_point_of(self._w, name, weight, block),
             name=f"{name}/rows",
             domain=CONTRIB,
             bits=weight.bits,
@@ -126,8 +125,8 @@ class OnnxBuilder(OnnxParts):
             "MatMulNBits",
             self._terms(x, k, block) if in_terms else x,
             self._w.constant(f"{matrix}/blocks", weight.data.reshape(n, k // block, -1), matrix),
-            self._scale(matrix, weight, block),
-            self._zero_point(matrix, weight, block),
+            scale_of(self._w, matrix, weight, block),
+            zero_point_of(self._w, matrix, weight, block),
             "",
             "" if in_terms else bias,
             name=f"{name}/terms" if in_terms else name,
@@ -222,36 +221,6 @@ class OnnxBuilder(OnnxParts):
     def write(self, value: Value) -> str:
         """The name of a value that no norm follows."""
         return self._w.op("Add", value.a, value.b, name=value.name) if isinstance(value, Sum) else value
-
-    def _scale(self, name: str, weight: PackedTensor, block: int) -> str:
-        """(N, K / block) float32."""
-        return self._per_block(self._widened(f"{name}/scale", weight.scale), f"{name}/scale/{block}", weight, block)
-
-    def _zero_point(self, name: str, weight: PackedTensor, block: int) -> str:
-        """(N, K / block) zero points, rows in whole bytes; "" where the middle of the range is meant."""
-        if weight.zero_point is None:
-            return ""
-        n, constant, blocks = weight.shape[0], f"{name}/zero_point", f"{name}/zero_point/{block}"
-        if weight.bits == 8:
-            zeros = self._w.constant(constant, weight.zero_point.reshape(n, -1))
-            return self._per_block(zeros, blocks, weight, block)
-        if block == weight.group_size and weight.groups % 2 == 0:  # rows end where bytes do, so it is as stored
-            return self._w.constant(constant, weight.zero_point.reshape(n, -1))
-        values = unpack(weight.zero_point, n * weight.groups, 4, signed=False).reshape(n, -1)
-        return self._w.constant(blocks, pack(np.repeat(values, weight.group_size // block, axis=1), 4))
-
-    def _per_block(self, values: str, name: str, weight: PackedTensor, block: int) -> str:
-        """(N, groups) -> (N, K / block), each value for all blocks of its group."""
-        n, repeats = weight.shape[0], weight.group_size // block
-        if repeats == 1:
-            return values
-        if self._w.has(name):  # of a matrix that is embedding and head
-            return name
-        if weight.groups == 1:
-            return self._w.op("Expand", values, self._w.ints(n, repeats), name=name)
-        wide = self._w.op("Unsqueeze", values, self._w.ints(2))
-        wide = self._w.op("Expand", wide, self._w.ints(n, weight.groups, repeats))
-        return self._w.op("Reshape", wide, self._w.ints(n, -1), name=name)
 
     def _rotary_tables(self) -> tuple[str, str]:
         """cos and sin of every position, (S, rotary_dim / 2)."""
