@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +32,6 @@ _KINDS = ("image_url", "input_image")
 _WITHOUT_EFFECT = ("type", "cache_control", "detail", "id", "uuid")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _DATA = re.compile(r"data:[^,]{0,200}?;base64,", re.IGNORECASE)
-_DECODING = threading.Lock()  # one after the other: pixels can be a hundred times the bytes they come from
 _ADVICE = "send the picture itself, as a URL like data:image/png;base64,..."
 
 
@@ -55,8 +53,7 @@ class WirePicture:
         """Decode it, for later use. Raises RequestError for what is not a picture that the model can see."""
         assert llm.pictures is not None, "no picture is found for a model that sees none"
         try:
-            with _DECODING:
-                llm.pictures.open(self.part)
+            llm.pictures.open(self.part)
         except PictureError as error:
             raise RequestError(f"{self.path}: {error}", code="invalid_value", param=self.path) from error
         except MissingPackageError as error:

@@ -94,7 +94,9 @@ def _described(messages: Sequence[Any]) -> list[Any]:
         if not isinstance(message, dict) or not isinstance(message.get("content"), list):
             return message
         content = [
-            {"type": "text", "text": f"[{part.data[len(PNG) :].decode()}]"} if isinstance(part, ImagePart) else part
+            {"type": "text", "text": f"[{(part.data or b'')[len(PNG) :].decode()}]"}
+            if isinstance(part, ImagePart)
+            else part
             for part in message["content"]
         ]
         return {**message, "content": content}

@@ -126,7 +126,11 @@ class _Appended:
         self._path = folder / VISION_BIN
 
     def keep(self, name: str, values: Array, source: str) -> dict[str, str]:  # noqa: ARG002
-        return {"location": VISION_BIN, "offset": str(_append(self._path, values.tobytes())), "length": str(values.nbytes)}
+        return {
+            "location": VISION_BIN,
+            "offset": str(_append(self._path, values.tobytes())),
+            "length": str(values.nbytes),
+        }
 
 
 def _append(path: Path, content: bytes) -> int:
