@@ -5,6 +5,7 @@ The rows are drawn at random: what an engine does with them does not depend on w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from tests.conftest import made_once
 from tests.tiny_pictures import BEGIN_ID, END_ID, PLACEHOLDER_ID, make_4v, make_glm4v
 
 KINDS = ("4v", "glm4v")  # heads that onnxruntime's attention cannot turn, one position; heads that it can, three
-MAKE = {"4v": make_4v, "glm4v": make_glm4v}
+MAKE: dict[str, Callable[[Path], Any]] = {"4v": make_4v, "glm4v": make_glm4v}
 # Our float32 logits may be this many times as far from float64 as transformers' own: as in tests/export/test_reference.
 TIMES_FLOAT32 = 8
 SIDE = 4  # rows of a picture, down and across
@@ -37,9 +38,8 @@ class Oracle:
     """A checkpoint's text model in transformers, in float64 and float32."""
 
     def __init__(self, kind: str, folder: Path) -> None:
-        model: Any = MAKE[kind](folder)
-        self._model, self._sections = model, kind == "glm4v"
-        self.width = int(model.get_input_embeddings().weight.shape[1])
+        self._model, self._sections = MAKE[kind](folder), kind == "glm4v"
+        self.width = int(self._model.get_input_embeddings().weight.shape[1])
 
     @torch.no_grad()
     def logits(self, prompt: edge.Prompt, answer: tuple[int, ...] = ()) -> tuple[np.ndarray[Any, Any], float]:

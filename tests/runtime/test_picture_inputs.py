@@ -101,7 +101,8 @@ def test_pictures_share_what_has_equal_keys_and_nothing_else(llm: LLM, model: Se
     """Also in a file: keys of pictures are beyond 32 bits."""
     first, second = model.prompt(seed=5), model.prompt(seed=6)
     assert first.ids == second.ids
-    expected = [model.oracle.logits(prompt)[0][-1, : llm.tokenizer.num_tokens].argmax() for prompt in (first, second)]
+    rows = [model.oracle.logits(prompt)[0][-1, : llm.tokenizer.num_tokens] for prompt in (first, second)]
+    expected = [int(row.argmax()) for row in rows]
     assert llm.prefixes.save(first, tmp_path / "one.prefix").num_tokens == len(first.ids)
     other = LLM(model.bundle, EXACT[llm.engine.info.name])
     other.prefixes.load(tmp_path / "one.prefix")
@@ -138,7 +139,7 @@ def test_preempted_pictures_go_on_as_if_they_had_not_been(reproducible: LLM, mod
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_text_is_read_as_by_a_bundle_without_pictures(engine: str, model: Seen, tmp_path: Path) -> None:
-    """To the bit; but where onnxruntime's attention cannot turn heads, cos and sin are numpy's, which round otherwise."""
+    """To the bit; but where onnxruntime's attention cannot turn heads, cos and sin are numpy's, rounded otherwise."""
     bundle = open_bundle(model.bundle)
     if engine == "openvino":  # whose graph is the same; what the manifest says decides
         plain = replace(bundle, manifest=replace(bundle.manifest, vision=None))
