@@ -54,6 +54,8 @@ def load(
         max_response_tokens         NPU: tokens that are kept free for an answer; default: 512
         prefill_chunk_tokens        NPU: tokens of a prompt that are read at once; default: 256
         compiled_folder             NPU: where `edge compile` has put models; default: in the user's cache folder
+        kept_pictures_folder        where what pictures became is kept; default: in the user's cache folder
+        kept_pictures_bytes         upper bound of these files; 0: none; default: 1 GiB
         expected_prompt_tokens      helps "auto"
         expected_clients            helps "auto"
 

@@ -14,6 +14,9 @@ tokenizers.
     graph.pbtxt · genai_config.json
                              for openvino_genai, optimum-intel, OpenVINO Model Server and onnxruntime-genai; our
                              runtime reads two of them: special tokens by name, and the recommended sampling
+    vision.bin               weights of the picture tower, of models that see pictures
+    vision.N.{xml,onnx}      the tower in parts that follow each other, for each engine, over the same vision.bin
+    vision_golden.npz        a small picture as the tower takes it, with its rows of float and compressed weights
     golden.npz               prompt ids with float and compressed logits of their last rows
     self_test.npz            prompt ids with the largest logits of all their rows, which every load compares with
 """
@@ -27,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
+from typing import Literal
 
 from edge.runtime import manifest
 from edge.runtime.errors import COPY_AGAIN, EXPORT_AGAIN, BundleError
@@ -39,6 +43,8 @@ MODEL_XML = "openvino_model.xml"
 MODEL_BIN = "openvino_model.bin"
 ONNX_DATA = "model.onnx.data"
 MODEL_ONNX = "model.onnx"
+VISION_BIN = "vision.bin"
+VISION_GOLDEN = "vision_golden.npz"
 ONNX_PLAIN = "model_plain.onnx"
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -51,7 +57,12 @@ GOLDEN = "golden.npz"
 SELF_TEST = "self_test.npz"
 TEXTS = (TOKENIZER, CHAT_TEMPLATE, TOKENIZER_CONFIG, GENERATION_CONFIG)  # files that loading a model always reads
 HASHING_THREADS = 4
-WEIGHTS = (MODEL_BIN, ONNX_DATA)  # too large to read each time a bundle is opened
+WEIGHTS = (MODEL_BIN, ONNX_DATA, VISION_BIN)  # too large to read each time a bundle is opened
+
+
+def vision_part(index: int, bundle_format: Literal["openvino", "onnx"]) -> str:
+    """Return the file name of one graph of the picture tower."""
+    return f"vision.{index}.{'xml' if bundle_format == 'openvino' else 'onnx'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +95,11 @@ class Bundle:
         files = self.manifest.files
         names = takewhile(lambda name: name in files, (kernels.part(index) for index in count()))
         return [self.path / name for name in names]
+
+    def vision_parts(self, bundle_format: Literal["openvino", "onnx"]) -> list[Path]:
+        """Return the graphs of the picture tower, in running order; an empty list if there is none."""
+        names = (vision_part(index, bundle_format) for index in count())
+        return [self.path / name for name in takewhile(lambda name: name in self.manifest.files, names)]
 
     def file(self, name: str) -> Path | None:
         """Return the path of a recorded file, or None if this bundle has no such file."""

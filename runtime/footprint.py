@@ -24,6 +24,8 @@ from typing import NamedTuple
 from edge.runtime.machine import family_of
 from edge.runtime.spec import ModelSpec
 from edge.runtime.tensor_records import TensorRecord
+from edge.runtime.vision.record import VisionRecord
+from edge.runtime.vision.spec import VisionSpec
 
 EMBEDDING, HEAD = "embed.weight", "lm_head.weight"  # canonical names, as in a manifest
 
@@ -55,6 +57,10 @@ TERMS = 3  # of inputs, where 8-bit weights meet float ones on onnx (export/grap
 BLOCK_TOKENS = {"CPU": 32, "GPU": 16}  # of openvino's caches
 ONNX_LOADING = 0.04  # of the head, at the peak of a load above what stays: 25 MB with GLM-4's, 4 with the demo model's
 ONNX_PAGES, OPENVINO_PAGES = 50_000_000, 75_000_000  # of libraries and graphs, mapped: 49 to 54 and 70 to 80 MB
+
+# --- The tower of pictures ---------------------------------------------------------------------------------------------
+TOWER_LAYERS = "vision.layers."  # begins the names of its layers' weights
+TOWER_PART = 5_000_000  # of a graph, without its weights
 
 # --- Devices that are not here ----------------------------------------------------------------------------------------
 NPU_COMPILING = 2.0  # times the weights; read: documents ask for more than 16 GB for 7B models (genai, NPU guide)
@@ -136,6 +142,46 @@ def footprint(
     pages = OPENVINO_PAGES + (0 if bits == 16 else sum(record.nbytes for record in read_tensors(records).values()))
     # Weights are repacked one after the other at the first token, so that compiling has no peak of its own.
     return Footprint(kept_bytes(records, engine), kv, activations, 0, base, pages, about=not measured)
+
+
+@dataclass(frozen=True, slots=True)
+class TowerFootprint:
+    """Bytes that a picture takes while it becomes rows."""
+
+    part: int  # weights of the largest of its graphs, as the engine keeps them
+    parts: int  # of all of them
+    activations: int
+    rows: int  # of the picture
+
+    @property
+    def least(self) -> int:
+        """With one graph at a time."""
+        return self.part + self.activations + self.rows
+
+    @property
+    def whole(self) -> int:
+        """With all graphs loaded."""
+        return self.parts + self.activations + self.rows
+
+
+def tower_footprint(vision: VisionRecord, patches: int, *, engine: str, value_bytes: int = 4) -> TowerFootprint:
+    """What a picture of so many patches takes. value_bytes: of an activation, as the engine computes."""
+    spec, engine = vision.spec, engine if engine in GROUP_BYTES else UNKNOWN
+    sizes = {name: _kept(name, record, engine, record.bits) for name, record in vision.tensors.items()}
+    layers = sum(size for name, size in sizes.items() if name.startswith(TOWER_LAYERS))
+    largest = max((math.prod(record.shape) for record in vision.tensors.values()), default=0)
+    once = TOWER_PART + (4 * largest if engine == "onnx" else 0)  # onnx unpacks one matrix at a time
+    rest = sum(sizes.values()) - layers  # patches, merge and adapter, which two of the graphs have
+    part = int(layers / spec.num_layers * math.ceil(spec.num_layers / vision.segments) + rest) + once
+    width = (2 if spec.kind == "eva" else 3) * spec.intermediate_size + 4 * spec.hidden_size
+    rows = 4 * spec.out_size * math.ceil(patches / spec.merge_size**2)
+    parts = int(layers + rest) + once + vision.segments * TOWER_PART
+    return TowerFootprint(part, parts, patches * width * value_bytes, rows)
+
+
+def most_patches(spec: VisionSpec) -> int:
+    """Return the patches of the largest picture that a tower takes."""
+    return spec.side**2 if spec.is_fixed else spec.max_pixels // (spec.frames * spec.patch_size**2)
 
 
 def kv_bytes(spec: ModelSpec, tokens: int, precision: str, family: str | None = "CPU") -> int:

@@ -17,6 +17,11 @@ PATCHES = "patches"  # input of a tower: (n, patch_values) float32
 PLACES = "places"  # input of a tower: (n,) int64, rows of its table of places, or (n, rows) float32, shares of them
 ROWS = "rows"  # output of a tower: (m, out_size) float32
 
+# Inputs of a decoder that is shown pictures:
+ROTARY_ROWS = "rotary_rows"  # (B, T) int64, the row of these tables that each new token turns by
+REPLACED = "replaced"  # (B, T, 1) bool, whether a token's embedding is replaced; T may be 1, for all
+REPLACEMENTS = "replacements"  # (B, T, hidden_size) float32, by what; T may be 1
+
 SPEC = ("edgeglm", "spec")  # where a graph's metadata has the ModelSpec that it was made for
 
 ATTENTION_OUT = ".attn.o"  # ends the name of a layer's output projection

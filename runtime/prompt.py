@@ -20,6 +20,9 @@ from edge.runtime.engines.engine import TEXT, Embedding, EngineInfo, Inputs
 from edge.runtime.errors import ContextLengthError, PromptError, SettingsError, not_expected, shown
 from edge.runtime.settings import GenerationSettings
 
+FIRST_KEY = 2**32  # of a picture's rows; smaller keys are ids
+POSITION_ROWS = 3  # time, row and column, of models whose tokens have several positions
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
@@ -30,7 +33,7 @@ class Prompt:
 
     ids: Sequence[int]  # (T,) what sampler and drafts see; kept as a list
     keys: Sequence[int] | None = None  # (T,) what cache and snapshots compare; None: the ids
-    positions: Ids | None = None  # (T,) int64, 0 or more; None: 0 to T - 1
+    positions: Ids | None = None  # (T,) or (3, T) int64, 0 or more; None: 0 to T - 1
     embeddings: tuple[Embedding, ...] = ()  # rows that replace those of some ids; in order, not overlapping
 
     def __post_init__(self) -> None:
@@ -63,8 +66,14 @@ class Prompt:
         return self.positions is None and not self.embeddings
 
     @property
+    def length_told(self) -> str:
+        """How many tokens it has, in words."""
+        rows = sum(key >= FIRST_KEY for key in self.cache_keys)
+        return f"{len(self.ids):,} tokens, {rows:,} of them of pictures" if rows else f"{len(self.ids)} tokens"
+
+    @property
     def next_position(self) -> int:
-        """Position of the first token of the answer."""
+        """Position of the first token of the answer, in each row: the one after the largest of any token."""
         return len(self.ids) if self.positions is None else int(self.positions.max(initial=-1)) + 1
 
     def inputs(self, begin: int, end: int) -> Inputs:
@@ -76,7 +85,7 @@ class Prompt:
             first, last = max(start, begin), min(start + len(rows), end)
             if first < last:
                 found.append(Embedding(first - begin, rows[first - start : last - start]))
-        return Inputs(None if self.positions is None else self.positions[begin:end], tuple(found))
+        return Inputs(None if self.positions is None else self.positions[..., begin:end], tuple(found))
 
     def check_fits(self, info: EngineInfo, settings: GenerationSettings) -> None:
         """Raise PromptError if an engine cannot take this prompt's positions or embeddings.
@@ -86,7 +95,7 @@ class Prompt:
         """
         if info.max_prompt is not None and len(self.ids) > info.max_prompt:
             raise ContextLengthError(
-                f"the prompt has {len(self.ids)} tokens, and the model was compiled for prompts of up to "
+                f"the prompt has {self.length_told}, and the model was compiled for prompts of up to "
                 f"{info.max_prompt}; use a shorter prompt, or load with a larger max_prompt_tokens",
                 param="prompt",
             )
@@ -96,16 +105,12 @@ class Prompt:
                 "use another engine",
                 param="prompt_logprobs",
             )
-        if self.positions is not None and not info.takes_positions:
-            raise PromptError(
-                f"the prompt has positions, and the {info.name} engine counts tokens itself; use another engine",
-                param="positions",
-            )
+        # Embeddings first: a picture has both, and is what the user knows of.
         for _, rows in self.embeddings:
             if info.embedding_size is None:
                 raise PromptError(
-                    f"the prompt has embeddings, and this model on the {info.name} engine takes only token ids; "
-                    "use a model for pictures",
+                    f"the prompt has embeddings, as pictures do, and this model on the {info.name} engine takes only "
+                    "token ids; use a model for pictures, on the CPU with the openvino or onnx engine",
                     param="embeddings",
                 )
             if rows.shape[1] != info.embedding_size:
@@ -113,6 +118,20 @@ class Prompt:
                     f"embeddings are {rows.shape[1]} wide, expected {info.embedding_size}, the model's hidden size",
                     param="embeddings",
                 )
+        if self.positions is None:
+            return
+        if not info.takes_positions:
+            raise PromptError(
+                f"the prompt has positions, and this model on the {info.name} engine counts tokens itself; leave "
+                "positions out, or use another engine",
+                param="positions",
+            )
+        if self.positions.ndim == 2 and len(self.positions) != info.position_rows:
+            raise PromptError(
+                f"positions have {len(self.positions)} rows, and this model turns all of a token by one position; "
+                f"expected whole numbers of shape ({len(self.ids)},)",
+                param="positions",
+            )
 
 
 def _whole_numbers(values: Iterable[object], name: str) -> list[int]:
@@ -129,10 +148,12 @@ def _whole_numbers(values: Iterable[object], name: str) -> list[int]:
 
 
 def _checked_positions(positions: object, count: int) -> Ids:
-    """Return positions as (T,) int64. Raises PromptError."""
-    if not isinstance(positions, np.ndarray) or positions.dtype.kind not in "iu" or positions.shape != (count,):
+    """Return positions as (T,) or (3, T) int64. Raises PromptError."""
+    shapes = ((count,), (POSITION_ROWS, count))
+    if not isinstance(positions, np.ndarray) or positions.dtype.kind not in "iu" or positions.shape not in shapes:
         raise PromptError(
-            f"positions are {_described(positions)}, expected whole numbers of shape ({count},), one per token",
+            f"positions are {_described(positions)}, expected whole numbers of shape ({count},), one per token, or "
+            f"({POSITION_ROWS}, {count}) for a model that has so many per token",
             param="positions",
         )
     if (positions < 0).any():

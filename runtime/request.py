@@ -131,13 +131,13 @@ class Request:
         inside = self.prompt.inputs(begin, min(end, self.num_prompt_tokens))
         if self.prompt.positions is None or end <= self.num_prompt_tokens:
             return inside
-        later = (
-            self.prompt.next_position
-            - self.num_prompt_tokens
-            + np.arange(max(begin, self.num_prompt_tokens), end, dtype=np.int64)
-        )
-        prompt_part = np.zeros(0, np.int64) if inside.positions is None else inside.positions
-        return Inputs(np.concatenate([prompt_part, later]), inside.embeddings)
+        begin = max(begin, self.num_prompt_tokens)
+        first = self.prompt.next_position - self.num_prompt_tokens
+        later = np.arange(first + begin, first + end, dtype=np.int64)  # the same in each row
+        before = inside.positions
+        assert before is not None
+        later = np.broadcast_to(later, (*before.shape[:-1], later.size))
+        return Inputs(np.concatenate([before, later], axis=-1), inside.embeddings)
 
     def positions(self, begin: int, count: int) -> Ids | None:
         """Return the positions of `count` tokens of the answer from `begin` on; None if they are their indices."""
@@ -291,7 +291,7 @@ def check_prompt(prompt: Prompt, tokenizer: Tokenizer, max_context: int, *, leas
         )
     if count + least_new_tokens > max_context:
         raise ContextLengthError(
-            f"the prompt has {count} tokens and the context holds {max_context}, the answer included; "
+            f"the prompt has {prompt.length_told} and the context holds {max_context}, the answer included; "
             "use a shorter prompt, or load with a larger max_context or KV cache",
             param="prompt",
         )

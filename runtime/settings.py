@@ -177,6 +177,13 @@ class EngineSettings(Settings):
     compiled_folder: Path | None = setting(
         None, FilePath(), "where models are that `edge compile` has made; none: in the user's cache folder"
     )
+    # Of models that see pictures.
+    kept_pictures_folder: Path | None = setting(
+        None, FilePath(), "where files are with what pictures became; none: in the user's cache folder"
+    )
+    kept_pictures_bytes: int = setting(
+        1 << 30, Whole(0), "limit of all these files; the oldest are removed; 0: nothing of a picture is written"
+    )
 
     def check_together(self) -> None:
         processors = logical_processors()
@@ -253,6 +260,8 @@ class EngineOptions(TypedDict, total=False):
     max_response_tokens: int | None
     prefill_chunk_tokens: int | None
     compiled_folder: str | Path | None
+    kept_pictures_folder: str | Path | None
+    kept_pictures_bytes: int | None
 
 
 SAMPLING_NAMES = frozenset(spec.name for spec in fields(Sampling))

@@ -16,14 +16,20 @@ from edge.runtime.errors import in_words, shown
 from edge.wire.answers import JsonBody
 from edge.wire.errors import RequestError
 from edge.wire.fields import check_type
+from edge.wire.pictures import AnthropicPicture
 from edge.wire.places import Places
 
 _ROLES = ("user", "assistant", "system")
 _WITHOUT_EFFECT = ("type", "cache_control", "citations", "caller", "toolset_name", "is_error", "edge")
-_KEYS = {"text": ("text",), "tool_use": ("id", "name", "input"), "tool_result": ("tool_use_id", "content")}
+_KEYS = {
+    "text": ("text",),
+    "image": ("source",),
+    "tool_use": ("id", "name", "input"),
+    "tool_result": ("tool_use_id", "content"),
+}
 _ROLE_OF = {"tool_use": "assistant", "tool_result": "user"}
 _SKIPPED = ("thinking", "redacted_thinking")
-_OTHER_MEDIA = ("image", "document", "search_result", "container_upload")
+_OTHER_MEDIA = ("document", "search_result", "container_upload")
 
 
 def messages_of(given: Sequence[Any], system: Any, places: Places) -> list[JsonBody]:  # Any: JSON, not yet checked
@@ -32,7 +38,7 @@ def messages_of(given: Sequence[Any], system: Any, places: Places) -> list[JsonB
     if system is not None:
         places.add("messages[0].content", "system")
         places.add("messages[0]", "system")
-        messages.append({"role": "system", "content": _texts(system, "system")})
+        messages.append({"role": "system", "content": _contents(system, "system", ("text",))})
     if not given:
         raise RequestError("messages is empty, expected at least one", code="invalid_value", param="messages")
     for i, message in enumerate(given):
@@ -96,7 +102,7 @@ def _take_block(
             messages.append({"role": role, "content": []})
         content = messages[-1]["content"]
         places.add(f"messages[{len(messages) - 1}].content[{len(content)}]", path)
-        content.append({"type": "text", "text": block.get("text")})
+        content.append(_part(block))
 
 
 def _take_call(block: JsonBody, path: str, messages: list[JsonBody], places: Places) -> None:
@@ -118,17 +124,25 @@ def _take_result(block: JsonBody, path: str, messages: list[JsonBody], places: P
     places.add(made, path)
     places.add(f"{made}.tool_call_id", f"{path}.tool_use_id")
     content = block.get("content")
-    content = "" if content is None else _texts(content, f"{path}.content")
+    content = "" if content is None else _contents(content, f"{path}.content", ("text", "image"))
     messages.append({"role": "tool", "tool_call_id": block["tool_use_id"], "content": content})
 
 
-def _texts(content: object, path: str) -> object:
-    """Return a content that may only be text as a chat has it."""
+def _contents(content: object, path: str, known: Sequence[str]) -> object:
+    """Return a content that may only have some kinds of blocks as a chat has it."""
     if not isinstance(content, list):
         return content
     for j, block in enumerate(content):
-        _kind(block, f"{path}[{j}]", ("text",))
-    return [{"type": "text", "text": block.get("text")} for block in content]
+        _kind(block, f"{path}[{j}]", known)
+    return [_part(block) for block in content]
+
+
+def _part(block: JsonBody) -> object:
+    return (
+        AnthropicPicture(block.get("source"))
+        if block["type"] == "image"
+        else {"type": "text", "text": block.get("text")}
+    )
 
 
 def _kind(block: object, path: str, known: Sequence[str] | dict[str, tuple[str, ...]]) -> str:
@@ -139,9 +153,10 @@ def _kind(block: object, path: str, known: Sequence[str] | dict[str, tuple[str, 
     kind = str(block["type"])
     if kind in _SKIPPED and known is _KEYS:
         return kind
-    if kind in _OTHER_MEDIA:
+    if kind in _OTHER_MEDIA or (kind == "image" and kind not in known):
+        told = "text and pictures" if kind not in _KEYS else "text alone here"
         raise RequestError(
-            f"{path} is of type {kind!r}; this model reads text and nothing else",
+            f"{path} is of type {kind!r}, which is not supported; expected {told}",
             code="unsupported_content",
             param=path,
         )

@@ -68,7 +68,7 @@ class AnthropicRequest(ConvertedRequest):
 
     def count(self, llm: LLM) -> int:
         """Return how many tokens the prompt has. Raises RequestError."""
-        chat = self.chat
+        chat = self.opened(llm).chat
         with self.places.translating(), in_terms_of(chat.body, chat.settings.names):
             ids = llm.encode_chat(chat.messages, tools=chat.tools, template_variables=chat.template_variables)
         return len(ids)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 from edge.runtime.chunk import Answer
 from edge.runtime.errors import ContextLengthError, EdgeError
@@ -19,6 +19,7 @@ from edge.runtime.produced_ids import ProducedIds
 from edge.runtime.settings import GenerationOptions, UsualSampling
 from edge.runtime.stream import Stream
 from edge.runtime.tools.declared import JsonObject
+from edge.runtime.vision.progress import OnPicture
 from edge.wire.answers import Head, JsonBody, chat_completion
 from edge.wire.body import in_terms_of, refusal_of
 from edge.wire.chat_events import ChatEvents
@@ -26,9 +27,8 @@ from edge.wire.context import too_long
 from edge.wire.errors import RequestError
 from edge.wire.events import AnswerEvents
 from edge.wire.fields import CHAT, read_fields
+from edge.wire.pictures import WirePicture, with_pictures
 from edge.wire.settings import RequestSettings, read_settings
-
-_OTHER_PARTS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "file", "input_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class ChatRequest:
     continue_final_message: bool = False
     memory: ProducedIds | None = None  # as in `LLM.chat_samples`
     dropped_messages: int = 0  # for which the context had no room
+    pictures: tuple[WirePicture, ...] | None = None  # in the messages, once those are opened
 
     @classmethod
     def from_body(cls, body: JsonObject) -> Self:
@@ -51,7 +52,6 @@ class ChatRequest:
         fields = read_fields(body, CHAT)
         if "messages" not in fields:
             raise RequestError("messages is missing", code="missing_required_parameter", param="messages")
-        check_parts(fields["messages"])
         settings = read_settings(body, fields, CHAT, _logprobs(fields))
         tools = fields.get("tools")
         choice = fields.get("tool_choice", "auto")
@@ -61,8 +61,20 @@ class ChatRequest:
             body, settings, fields["messages"], tools, choice, fields.get("chat_template_kwargs"), continues(fields)
         )
 
+    def opened(self, llm: LLM) -> Self:
+        """Return the request with its pictures as the model takes them, decoded. Raises RequestError."""
+        if self.pictures is not None:
+            return self
+        messages, pictures = with_pictures(self.messages, sees=llm.pictures is not None)
+        for picture in pictures:
+            picture.open(llm)
+        body = {**self.body, "messages": messages}  # so that the text of a picture is let go of
+        return replace(self, body=body, messages=messages, pictures=pictures)
+
     def fitted(self, llm: LLM) -> Self:
         """Return the request without the oldest turns that do not fit the model's context. Raises as `start`."""
+        if self.pictures is None:
+            return self.opened(llm).fitted(llm)
         with in_terms_of(self.body, self.settings.names):
             kept, dropped = fitting(
                 llm,
@@ -73,8 +85,10 @@ class ChatRequest:
             )
         return replace(self, messages=kept, dropped_messages=len(dropped)) if dropped else self
 
-    def start(self, llm: LLM, sampling: UsualSampling = "greedy") -> list[Stream]:
+    def start(self, llm: LLM, sampling: UsualSampling = "greedy", on_picture: OnPicture | None = None) -> list[Stream]:
         """Return a stream for each choice, all submitted. Raises RequestError, or an EdgeError that is not about it."""
+        if self.pictures is None:
+            return self.opened(llm).start(llm, sampling, on_picture)
         settings = self.settings
         options: GenerationOptions = {"sampling": sampling, **settings.options}
         with in_terms_of(self.body, settings.names):
@@ -88,6 +102,7 @@ class ChatRequest:
                         template_variables=self.template_variables,
                         continue_final_message=self.continue_final_message,
                         memory=self.memory,
+                        on_picture=on_picture,
                         **options,
                     )
                 )
@@ -140,18 +155,3 @@ def _logprobs(fields: JsonObject) -> dict[str, object]:
             f"top_logprobs is {top}, expected logprobs: true beside it", code="invalid_value", param="top_logprobs"
         )
     return {}
-
-
-def check_parts(messages: Sequence[Any]) -> None:  # Any: JSON
-    """Raise RequestError for the parts of messages that other models can read."""
-    for i, message in enumerate(messages):
-        content = message.get("content") if isinstance(message, dict) else None
-        for j, part in enumerate(content if isinstance(content, list) else ()):
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind in _OTHER_PARTS:
-                path = f"messages[{i}].content[{j}]"
-                raise RequestError(
-                    f"{path} is of type {kind!r}; this model reads text and nothing else",
-                    code="unsupported_content",
-                    param=path,
-                )

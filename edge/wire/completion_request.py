@@ -16,6 +16,7 @@ from edge.runtime.llm import LLM
 from edge.runtime.settings import GenerationOptions, UsualSampling
 from edge.runtime.stream import Stream
 from edge.runtime.tools.declared import JsonObject
+from edge.runtime.vision.progress import OnPicture
 from edge.wire.answers import Head, JsonBody, text_completion
 from edge.wire.body import in_terms_of, refusal_of
 from edge.wire.completion_events import CompletionEvents
@@ -24,6 +25,7 @@ from edge.wire.errors import RequestError
 from edge.wire.events import AnswerEvents
 from edge.wire.fields import COMPLETION, check_type, is_of, read_fields
 from edge.wire.old_logprobs import Echo, echo_of
+from edge.wire.pictures import WirePicture
 from edge.wire.settings import RequestSettings, read_settings
 
 MAX_PROMPTS = 128
@@ -54,11 +56,25 @@ class CompletionRequest:
         settings = read_settings(body, fields, COMPLETION, more)
         return cls(body, settings, prompts, is_list, echo)
 
+    @property
+    def pictures(self) -> tuple[WirePicture, ...]:
+        """None: a prompt is text or ids."""
+        return ()
+
+    def opened(self, llm: LLM) -> Self:  # noqa: ARG002  # as others need it
+        """Return the request as it is."""
+        return self
+
     def fitted(self, llm: LLM) -> Self:  # noqa: ARG002  # text has no turns to drop
         """Return the request as it is."""
         return self
 
-    def start(self, llm: LLM, sampling: UsualSampling = "greedy") -> list[Stream]:
+    def start(
+        self,
+        llm: LLM,
+        sampling: UsualSampling = "greedy",
+        on_picture: OnPicture | None = None,  # noqa: ARG002  # there are none
+    ) -> list[Stream]:
         """Return a stream for each choice, all submitted: those of the first prompt first. Raises as a ChatRequest."""
         found: list[Stream] = []
         try:

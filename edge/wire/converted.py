@@ -13,8 +13,10 @@ from edge.runtime.errors import EdgeError
 from edge.runtime.llm import LLM
 from edge.runtime.settings import UsualSampling
 from edge.runtime.stream import Stream
+from edge.runtime.vision.progress import OnPicture
 from edge.wire.answers import Head
 from edge.wire.chat_request import ChatRequest
+from edge.wire.pictures import WirePicture
 from edge.wire.places import Places
 from edge.wire.settings import RequestSettings
 
@@ -31,15 +33,25 @@ class ConvertedRequest:
         """What it says about its answer."""
         return self.chat.settings
 
+    @property
+    def pictures(self) -> tuple[WirePicture, ...] | None:
+        """What is to be looked at; None before `opened`."""
+        return self.chat.pictures
+
+    def opened(self, llm: LLM) -> Self:
+        """Return the request with its pictures decoded, for the errors that this finds. Raises RequestError."""
+        with self.places.translating():
+            return replace(self, chat=self.chat.opened(llm))
+
     def fitted(self, llm: LLM) -> Self:
         """Return the request without the oldest turns that do not fit the model's context. Raises as `start`."""
         with self.places.translating():
             return replace(self, chat=self.chat.fitted(llm))
 
-    def start(self, llm: LLM, sampling: UsualSampling = "greedy") -> list[Stream]:
+    def start(self, llm: LLM, sampling: UsualSampling = "greedy", on_picture: OnPicture | None = None) -> list[Stream]:
         """Return the stream of the answer. Raises RequestError, or an EdgeError that is not about it."""
         with self.places.translating():
-            return self.chat.start(llm, sampling)
+            return self.chat.start(llm, sampling, on_picture)
 
     def refusal(self, error: EdgeError) -> EdgeError:
         """Return an error that ended an answer in terms of the body, or as it is if the body is not to blame."""

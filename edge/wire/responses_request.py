@@ -59,7 +59,8 @@ class ResponsesRequest(ConvertedRequest):
         chat["tools"] = [_chat_tool(tool) for tool in tools]
         chat["response_format"] = _response_format(fields.get("text", {}), places)
         with places.translating():
-            return cls(ChatRequest.from_body(chat), places, body, tools)
+            kept = {name: value for name, value in body.items() if name != "input"}  # it may hold pictures
+            return cls(ChatRequest.from_body(chat), places, kept, tools)
 
     def answer(self, head: Head, answers: Sequence[Answer], llm: LLM) -> JsonBody:  # noqa: ARG002
         """Return the body that answers this. Raises RequestError if a deadline left nothing to send."""

@@ -18,10 +18,10 @@ from edge.runtime.llm import LLM
 from edge.runtime.tools.declared import JsonObject
 from edge.wire.answers import JsonBody
 from edge.wire.body import in_terms_of
-from edge.wire.chat_request import check_parts
 from edge.wire.errors import RequestError
 from edge.wire.fields import Field, is_of, read_fields
 from edge.wire.old_logprobs import text_of
+from edge.wire.pictures import with_pictures
 
 _FLAG = Field("used", ("boolean",))
 _MODEL = Field("accepted")  # any name: there is one model
@@ -115,10 +115,13 @@ def _ids_of_messages(body: JsonObject, fields: JsonObject, llm: LLM) -> list[int
             code="invalid_value",
             param="add_generation_prompt",
         )
-    check_parts(fields["messages"])
+    messages, pictures = with_pictures(fields["messages"], sees=llm.pictures is not None)
+    for picture in pictures:
+        picture.open(llm)
+    body = {**body, "messages": messages}
     with in_terms_of(body, {"template_variables": "chat_template_kwargs"}):
         return llm.encode_chat(
-            fields["messages"],
+            messages,
             tools=fields.get("tools"),
             template_variables=fields.get("chat_template_kwargs"),
             add_generation_prompt=fields.get("add_generation_prompt", True),

@@ -9,8 +9,19 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from edge.export.checkpoint.checkpoint import Checkpoint
+from edge.export.vision.source import Parts
 from edge.export.weights.names import Layout, Sources
 from edge.runtime.spec import ModelSpec
+from edge.runtime.vision.spec import VisionSpec
+
+
+@dataclass(frozen=True)
+class Tower:
+    """How the picture tower of one kind of checkpoint is read."""
+
+    prefix: str  # of the names of all its tensors
+    read_spec: Callable[[Checkpoint, ModelSpec], VisionSpec]  # given the text model
+    parts: Callable[[VisionSpec], Parts]
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,7 @@ class Architecture:
     model_type: str  # what a bundle's config.json calls the model, for tools that know transformers' names
     model_class: str  # of transformers, which computes what our graph does
     ignored: tuple[str, ...] = ()  # parts of the names of tensors that carry nothing, or nothing for a text model
+    tower: Tower | None = None  # of those that see pictures, where config.json has a vision_config
 
 
 GLM_LAYOUT = Layout(stored="pairs", trained="pairs", remote_code=True)  # of every GLM-4, in any file

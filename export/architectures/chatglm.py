@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from edge.export.architectures.architecture import GLM_LAYOUT, Architecture, weight_sources
+from edge.export.architectures.eva import EVA
 from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.weights.names import Sources
 from edge.runtime.errors import ConfigError
 from edge.runtime.spec import ModelSpec
-
-VISION = "transformer.vision."  # GLM-4V's image tower, which a text bundle leaves out
 
 
 def _chatglm_spec(checkpoint: Checkpoint) -> ModelSpec:
@@ -72,5 +71,6 @@ CHATGLM = Architecture(
     GLM_LAYOUT,
     "glm",
     "GlmForCausalLM",
-    ignored=(VISION, "transformer.rotary_pos_emb.inv_freq"),
+    ignored=(EVA.prefix, "transformer.rotary_pos_emb.inv_freq"),
+    tower=EVA,
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from edge.export.architectures.chatglm import VISION
+from edge.export.architectures.eva import PREFIX
+from edge.export.architectures.registry import has_tower
 from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.runtime.spec import ModelSpec
 
@@ -12,8 +13,12 @@ GLM4_VOCABULARY = 151_552  # rows of GLM-4's embedding; GLM-Edge has another voc
 def doubts(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
     """What a checkpoint leaves out, or says that is known to be wrong in others; export warns and continues."""
     found = []
-    if tower := sum(name.startswith(VISION) for name in checkpoint.shapes):
-        found.append(f"the image tower ({tower} tensors) is left out; the bundle answers to text alone")
+    tower = sum(name.startswith(PREFIX) for name in checkpoint.shapes)
+    if tower and not has_tower(checkpoint):
+        found.append(
+            f"the picture tower ({tower} tensors) is left out, because config.json has no vision_config; the bundle "
+            "answers to text alone"
+        )
     found += _lost_rope_base(checkpoint, spec)
     found += _strange_rotary_dim(spec)
     return tuple(found)
@@ -48,7 +53,7 @@ def _strange_rotary_dim(spec: ModelSpec) -> list[str]:
     """
     half, whole = spec.head_dim // 2, spec.head_dim
     known: tuple[int, ...]
-    if spec.architecture == "glm4":
+    if spec.architecture in ("glm4", "glm4v"):
         known, models = (half,), "GLM-4-0414"
     elif spec.architecture not in ("glm", "chatglm"):
         known, models = (whole,), spec.architecture

@@ -9,18 +9,22 @@ remote-code layout to it (models/glm/convert_glm_weights_to_hf.py at eaed17f); o
 
 from __future__ import annotations
 
+import json
 import math
 
 from edge.export.architectures.architecture import Architecture
 from edge.export.architectures.chatglm import CHATGLM
 from edge.export.architectures.gguf import GGUF_CHATGLM, GGUF_GLM4, GGUF_LLAMA, GGUF_QWEN2, GGUF_QWEN3
 from edge.export.architectures.glm import GLM, GLM4
+from edge.export.architectures.glm4v import GLM4V
 from edge.export.architectures.llama import LLAMA, MISTRAL
 from edge.export.architectures.qwen import QWEN2, QWEN3
 from edge.export.checkpoint.checkpoint import Checkpoint, FileFormat
+from edge.export.vision.source import LEAVE_OUT, TowerWeights, map_tower
 from edge.export.weights.source import Weights, map_names
-from edge.runtime.errors import CheckpointError, ConfigError, shown
+from edge.runtime.errors import EXPORT_AGAIN, BundleError, CheckpointError, ConfigError, shown
 from edge.runtime.spec import ModelSpec
+from edge.runtime.vision.spec import VisionSpec
 
 
 def describe(checkpoint: Checkpoint) -> tuple[ModelSpec, Weights]:
@@ -30,6 +34,44 @@ def describe(checkpoint: Checkpoint) -> tuple[ModelSpec, Weights]:
     _check(spec, checkpoint)
     sources = record.sources(spec, checkpoint.shapes)
     return spec, map_names(checkpoint, spec, sources, record.layout, record.ignored)
+
+
+def has_tower(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint says that it sees pictures, in a way that we know."""
+    return architecture_of(checkpoint).tower is not None and checkpoint.config.find("vision_config") is not None
+
+
+def describe_tower(checkpoint: Checkpoint, text: ModelSpec) -> TowerWeights | None:
+    """The weights of a checkpoint's picture tower, None if it has none; `text` is its text model.
+
+    Raises ConfigError and TensorError.
+    """
+    tower = architecture_of(checkpoint).tower
+    if tower is None or not has_tower(checkpoint):
+        return None
+    spec = tower.read_spec(checkpoint, text)
+    _check_tower(spec, text, checkpoint)
+    return map_tower(checkpoint, spec, tower.parts(spec), tower.prefix)
+
+
+def _check_tower(spec: VisionSpec, text: ModelSpec, checkpoint: Checkpoint) -> None:
+    """Raises ConfigError for numbers that no tower of ours can have."""
+    origin = checkpoint.config.origin
+    if spec.num_layers > len(checkpoint.shapes):
+        raise ConfigError(
+            f"{origin}: a picture tower of {spec.num_layers} layers, and the checkpoint has {len(checkpoint.shapes)} "
+            f"tensors; download it again, {LEAVE_OUT}"
+        )
+    try:
+        VisionSpec.from_json(json.loads(json.dumps(spec.to_json())), f"{origin}, the picture tower")
+    except BundleError as error:
+        raise ConfigError(str(error).replace(f"; {EXPORT_AGAIN}", f"; download it again, {LEAVE_OUT}")) from None
+    ids = {"begin of image": spec.begin_id, "placeholder": spec.placeholder_id, "end of image": spec.end_id}
+    if beyond := [f"{name} {i}" for name, i in ids.items() if i >= text.vocab_size]:
+        raise ConfigError(
+            f"{origin}: ids of tokens around pictures ({', '.join(beyond)}) are beyond the {text.vocab_size} rows of "
+            f"the embedding; download it again, {LEAVE_OUT}"
+        )
 
 
 def architecture_of(checkpoint: Checkpoint) -> Architecture:
@@ -82,6 +124,7 @@ ARCHITECTURES: dict[tuple[FileFormat, str], Architecture] = {
     ("safetensors", "chatglm"): CHATGLM,
     ("safetensors", "glm"): GLM,
     ("safetensors", "glm4"): GLM4,
+    ("safetensors", "glm4v"): GLM4V,
     ("safetensors", "llama"): LLAMA,
     ("safetensors", "mistral"): MISTRAL,
     ("safetensors", "qwen2"): QWEN2,

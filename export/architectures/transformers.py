@@ -26,13 +26,16 @@ def read_spec(
     rope_theta: float | None = None,
     output_norms: bool = False,
     qk_norms: bool = False,
+    config: Fields | None = None,
+    rope_sections: tuple[int, ...] = (),
 ) -> ModelSpec:
     """A decoder with silu and without other biases than those of q, k and v. Raises ConfigError.
 
     rotary_part: how much of each head rotates where config.json does not say; None: all of it, whatever it says.
     rope_theta: the base where config.json does not say; None: it has to.
+    config: the part of config.json that is about the decoder; None: all of it.
     """
-    config = checkpoint.config
+    config = config or checkpoint.config
     config.require("hidden_act", "silu")
     refuse_scaled_rope(config)
     num_heads = config.positive("num_attention_heads")
@@ -60,6 +63,7 @@ def read_spec(
         tied_embeddings=config.read(bool, "tie_word_embeddings", default=False),
         output_norms=output_norms,
         qk_norms=qk_norms,
+        rope_sections=rope_sections,
     )
 
 

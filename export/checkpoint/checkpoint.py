@@ -73,6 +73,9 @@ class Checkpoint(Protocol):
     def generation_config(self) -> Fields:
         """Generation defaults; empty if it has none."""
 
+    def picture_config(self) -> Fields:
+        """How pictures become values, as their processor has it. Raises ConfigError where nothing says it."""
+
 
 def open_checkpoint(source: str | Path, *, download: bool = True) -> Checkpoint:
     """Open a folder with config.json and *.safetensors, a .gguf file, or a hub id. Raises CheckpointError.

@@ -73,6 +73,13 @@ class Fields:
             raise ConfigError(f"{self.origin}: {key} is {shown(value)}, expected token ids, or -1 for none")
         return ids
 
+    def within(self, key: str) -> Fields:
+        """What an object in it says. Raises ConfigError where there is none."""
+        value = self.find(key)
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{self.origin}: {key} is {shown(value)}, expected an object")
+        return Fields(value, f"{self.origin}, {key}")
+
     def find(self, key: str) -> object:
         """The raw value of a key, or None."""
         if key in self.values:  # GGUF keys contain dots

@@ -141,6 +141,9 @@ class GGUFCheckpoint:
     def generation_config(self) -> Fields:
         return Fields({"eos_token_id": list(self._stop_ids)}, self.path.name)
 
+    def picture_config(self) -> Fields:
+        return Fields({}, self.path.name)  # towers are in files of their own, which are not read
+
     @cached_property
     def _stop_ids(self) -> tuple[int, ...]:
         found = [self.config.find(f"tokenizer.ggml.{key}") for key in _STOP_KEYS]

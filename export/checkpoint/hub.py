@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from edge.export.checkpoint.hub_repository import Repository, reason
-from edge.export.checkpoint.safetensors import INDEX, read_index
+from edge.export.checkpoint.safetensors import INDEX, PICTURES, read_index
 from edge.export.checkpoint.sources import HUB_ID
 from edge.runtime.errors import CheckpointError
 from edge.runtime.files import real_path
@@ -27,6 +27,7 @@ _BESIDE_WEIGHTS = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    *PICTURES,
     INDEX,
 )
 _SINGLE = "model.safetensors"

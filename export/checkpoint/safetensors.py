@@ -29,6 +29,7 @@ from edge.runtime.errors import CheckpointError, ConfigError, TensorError, Token
 from edge.runtime.json_reader import read_json_object
 
 INDEX = "model.safetensors.index.json"
+PICTURES = ("preprocessor_config.json", "processor_config.json")  # transformers 5 may write the second alone
 _DTYPES = ("F32", "F16", "BF16")
 _CONFIG_BYTES = 1 << 22  # a thousand times what such files have
 _LISTING_BYTES = 1 << 24  # of files that list tensors or tokens: the index of a model of 163 shards has 9 MB
@@ -147,6 +148,7 @@ class SafetensorsCheckpoint:
             tokenizer_files.CONFIG,
             tokenizer_files.SPECIAL_TOKENS_MAP,
             tokenizer_files.ADDED_TOKENS,
+            *PICTURES,
         )
         files = [file for name in names if (file := self.path / name).is_file()]
         return files + chat_templates.template_files(self.path)
@@ -179,6 +181,17 @@ class SafetensorsCheckpoint:
         # All of them go into a bundle, and not every JSON reader accepts the NaN and Infinity that Python writes.
         finite = {key: value for key, value in found.items() if not isinstance(value, float) or math.isfinite(value)}
         return Fields(finite, f"{self.path.name}/generation_config.json")
+
+    def picture_config(self) -> Fields:
+        own, whole = (self.path / name for name in PICTURES)
+        if own.is_file():
+            return Fields(_read_json(own), f"{self.path.name}/{own.name}")
+        if whole.is_file():
+            return Fields(_read_json(whole), f"{self.path.name}/{whole.name}").within("image_processor")
+        raise ConfigError(
+            f"{self.path}: {own.name} is missing, which says how pictures are given to the model; copy it there from "
+            "the model's repository, or export the text alone, with --pictures none"
+        )
 
 
 def _weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:

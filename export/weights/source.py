@@ -126,12 +126,12 @@ def map_names(
     wanted = {part for parts in sources.values() for part in parts}
     if missing := sorted(wanted - checkpoint.shapes.keys()):
         raise TensorError(
-            f"{checkpoint.path}: {_some(missing)} missing; the checkpoint is incomplete, download it again"
+            f"{checkpoint.path}: {some_tensors(missing)} missing; the checkpoint is incomplete, download it again"
         )
     others = checkpoint.shapes.keys() - wanted
     if unexpected := sorted(name for name in others if not any(part in name for part in ignored)):
         raise TensorError(
-            f"{checkpoint.path}: {_some(unexpected)} unexpected; this is not the architecture its config names, or it "
+            f"{checkpoint.path}: {some_tensors(unexpected)} unexpected; this is not the architecture its config names, or it "
             "has parts that edgeglm would drop"
         )
     for name, shape in canonical_shapes(spec).items():
@@ -154,6 +154,7 @@ def rotary_halves(spec: ModelSpec) -> npt.NDArray[np.int64]:
     return order
 
 
-def _some(names: list[str]) -> str:
+def some_tensors(names: list[str]) -> str:
+    """The first few of these names, with their number and a verb."""
     shown = ", ".join(map(plain, names[:3])) + (", ..." if len(names) > 3 else "")
     return f"tensor {shown} is" if len(names) == 1 else f"{len(names)} tensors ({shown}) are"

@@ -36,6 +36,7 @@ class EngineInfo:
     can_snapshot: bool = True  # the content of blocks can be written to a file and read back
     decodes_as_it_reads: bool = False  # decoding a token leaves the same bits in the cache as reading it in a prompt
     takes_positions: bool = False  # positions of tokens may differ from their indices in the sequence
+    position_rows: int = 1  # that each token may have: one, or as many as its rotary frequencies are divided among
     max_prompt: int | None = None  # tokens of the longest prompt, if it may not fill the context
     holds_last: bool = False  # what of the last sequence can be continued, only `ResumingEngine.resume` tells
     max_running: int = MAX_RUNNING  # requests at once
@@ -58,7 +59,10 @@ class EngineInfo:
 
 
 class Embedding(NamedTuple):
-    """Rows that replace the embeddings of consecutive tokens, such as a picture's patches."""
+    """Rows that replace the embeddings of consecutive tokens, such as a picture's patches.
+
+    In the checkpoint's own scale: an engine whose residual stream has another multiplies them.
+    """
 
     start: int  # index of the first of them
     rows: Hidden  # (n, hidden_size)
@@ -67,8 +71,8 @@ class Embedding(NamedTuple):
 class Inputs(NamedTuple):
     """What describes new tokens besides their ids, if they are more than text."""
 
-    positions: Ids | None = None  # (n,); None: their indices in the sequence
-    embeddings: tuple[Embedding, ...] = ()  # `start` is counted from the first new token
+    positions: Ids | None = None  # (n,) or (position_rows, n); None: their indices in the sequence
+    embeddings: tuple[Embedding, ...] = ()  # in order; `start` is counted from the first new token
 
     @property
     def are_text(self) -> bool:
@@ -84,7 +88,7 @@ class Step(NamedTuple):
 
     sequence: CacheSequence
     ids: Ids  # (n,), n >= 1
-    positions: Ids | None = None  # (n,); None: their indices in the sequence
+    positions: Ids | None = None  # (n,) or (position_rows, n); None: their indices in the sequence
 
 
 class StepInterrupted(Exception):

@@ -8,7 +8,7 @@ model, never assumed (`openvino_caches`); where blocks are depends on the device
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
@@ -20,22 +20,25 @@ import numpy.typing as npt
 import openvino as ov
 from openvino._offline_transformations import paged_attention_transformation
 
-from edge.runtime.arrays import Ids, Logits
+from edge.runtime.arrays import Array, Ids, Logits
 from edge.runtime.bundle import MODEL_XML, Bundle
 from edge.runtime.engines.devices import device_here
-from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
+from edge.runtime.engines.engine import TEXT, Embedding, EngineInfo, Inputs, Step, StepInterrupted
 from edge.runtime.engines.limits import cache_budget, context_limit, max_running, prefill_chunk
 from edge.runtime.engines.openvino_caches import caches_of, head_sizes, tokens_per_block
 from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.engines.openvino_graph import read_graph
+from edge.runtime.engines.openvino_inputs import TURNS, take_replacements, take_turns
 from edge.runtime.engines.openvino_memory import MemoryKind, make_memory, memory_kind
 from edge.runtime.engines.openvino_properties import properties
 from edge.runtime.engines.openvino_rows import keep_wanted_rows
+from edge.runtime.engines.replacements import replacements
 from edge.runtime.errors import DeviceError, EdgeError, SettingsError, shown, telling_line
-from edge.runtime.graph_names import WANTED_ROWS
+from edge.runtime.graph_names import REPLACED, REPLACEMENTS, WANTED_ROWS
 from edge.runtime.kv.memory import NoMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of
+from edge.runtime.rotary import per_frequency, position_rows
 from edge.runtime.settings import KV_PRECISIONS, CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
 from edge.runtime.terminal_text import on_one_line
@@ -51,14 +54,17 @@ class _Run(NamedTuple):
 
     past: int  # tokens in the cache
     ids: Ids  # (n,) new tokens
-    positions: Ids  # (n,)
+    positions: Array  # (n,), or (n, rotary_dim / 2) where each frequency has its own
     blocks: list[int]
 
 
 def open_paged(bundle: Bundle, settings: EngineSettings, kind: MemoryKind | None = None) -> OpenVINOPagedEngine:
     """Open the engine of a bundle. What rules refuse for a device was refused before (`EngineRecord.check`)."""
     manifest = bundle.manifest
-    return OpenVINOPagedEngine(bundle.path / MODEL_XML, manifest.spec, manifest.fewest_bits, settings, kind)
+    pictures = manifest.vision is not None
+    return OpenVINOPagedEngine(
+        bundle.path / MODEL_XML, manifest.spec, manifest.fewest_bits, settings, kind, pictures=pictures
+    )
 
 
 class OpenVINOPagedEngine:
@@ -78,8 +84,10 @@ class OpenVINOPagedEngine:
         weight_bits: int,
         settings: EngineSettings,
         kind: MemoryKind | None = None,
+        *,
+        pictures: bool = False,
     ) -> None:
-        """kind: where blocks are; None: as suits the device."""
+        """kind: where blocks are; None: as suits the device. pictures: whether rows may replace embeddings."""
         limit, budget = context_limit(settings, spec), cache_budget(settings)
         core = make_core()
         settings = replace(settings, device=_checked_device(core, settings.device))
@@ -92,6 +100,10 @@ class OpenVINOPagedEngine:
                 model = read_graph(core, model_xml, spec)
                 paged_attention_transformation(model)
                 heads.update(head_sizes(model))
+                if pictures:
+                    take_replacements(model, spec)
+                    if spec.rope_sections:
+                        take_turns(model, spec)
                 keep_wanted_rows(model)
                 return core.compile_model(model, settings.device, chosen)
 
@@ -99,7 +111,8 @@ class OpenVINOPagedEngine:
         self._model: Any = compile_model()
         compiled = self._model
         self._request: Any = None  # also after a failure
-        self._inputs: dict[str, npt.NDArray[np.integer]] = {}  # the memory of the request's small inputs
+        self._inputs: dict[str, npt.NDArray[Any]] = {}  # the memory of the request's small inputs
+        self._spec, self._pictures = spec, pictures
         self._ending = False  # the latest run was told to end
         self._reproducible = bool(settings.reproducible)
 
@@ -135,6 +148,8 @@ class OpenVINOPagedEngine:
             max_sequences=1 if family != "CPU" and self._block_size == XATTENTION_BLOCK else MAX_SEQUENCES,
             ragged=True,
             takes_positions=True,
+            position_rows=position_rows(spec) if pictures else 1,
+            embedding_size=spec.hidden_size if pictures else None,
         )
         self.identity = {
             "engine": self.info.name,
@@ -148,15 +163,15 @@ class OpenVINOPagedEngine:
         }
 
     def forward(self, ids: Ids, sequence: CacheSequence, rows: Ids, inputs: Inputs = TEXT) -> Logits:
-        assert not inputs.embeddings, "the graph takes ids"
+        assert self._pictures or not inputs.embeddings, "the graph takes ids"
         sequence.reserve(ids.size)
         run = self._run_of(sequence, ids, inputs.positions)
         if self._reproducible and self._independent_tokens and ids.size == 1:
             # A single token would use the single-row kernels, so it runs twice; the copy's keys overwrite nothing.
             more = [self._spare] if self.pool.blocks_for(run.past + 2) > len(run.blocks) else []
-            run = _Run(run.past, np.repeat(ids, 2), run.positions[0] + np.arange(2), run.blocks + more)
+            run = _Run(run.past, np.repeat(ids, 2), np.repeat(run.positions, 2, axis=0), run.blocks + more)
         wanted = np.repeat(rows, 2) if self._reproducible and rows.size == 1 else rows
-        logits = self._infer([run], wanted)
+        logits = self._infer([run], wanted, inputs.embeddings)
         sequence.commit(ids.size)
         return logits[: rows.size]
 
@@ -171,7 +186,7 @@ class OpenVINOPagedEngine:
             else:
                 runs.append(run)
         if self._reproducible and len(runs) == len(steps) == steps[0].ids.size == 1:
-            runs.append(_Run(0, steps[0].ids, np.zeros(1, np.int64), [self._spare]))
+            runs.append(_Run(0, steps[0].ids, np.zeros_like(runs[0].positions), [self._spare]))
         logits = self._infer(runs, np.arange(sum(run.ids.size for run in runs), dtype=np.int64))
         ends = list(accumulate(step.ids.size for step in steps))
         for step in steps:
@@ -198,21 +213,35 @@ class OpenVINOPagedEngine:
         past = sequence.num_tokens
         if positions is None:
             positions = np.arange(past, past + ids.size)
+        places = per_frequency(positions, self._spec) if self._has_turns else positions
         # Exactly the blocks that hold past and new tokens; an interrupted step may have reserved more.
-        return _Run(past, ids, positions, sequence.block_table[: self.pool.blocks_for(past + ids.size)])
+        return _Run(past, ids, places, sequence.block_table[: self.pool.blocks_for(past + ids.size)])
 
     def _single(self, run: _Run, i: int) -> _Run:
         """Return one token of a run as a run of its own; the same inference computes those before it."""
         past = run.past + i
         return _Run(past, run.ids[i : i + 1], run.positions[i : i + 1], run.blocks[: self.pool.blocks_for(past + 1)])
 
-    def _infer(self, runs: list[_Run], rows: Ids) -> Logits:
-        """Return logits (R, vocab) of the wanted rows, counted over the tokens of all runs."""
+    @property
+    def _has_turns(self) -> bool:
+        """Whether each rotary frequency turns by a position of its own."""
+        return self._pictures and bool(self._spec.rope_sections)
+
+    def _infer(self, runs: list[_Run], rows: Ids, embeddings: Sequence[Embedding] = ()) -> Logits:
+        """Return logits (R, vocab) of the wanted rows, counted over the tokens of all runs, as `embeddings` are."""
         if self._request is None:
             self._request = self._new_request()
         try:
             self._set("input_ids", np.concatenate([run.ids for run in runs]))
-            self._set("position_ids", np.concatenate([run.positions for run in runs]))
+            positions = np.concatenate([run.positions for run in runs])
+            if self._has_turns:
+                self._set(TURNS, positions[:, None])
+            else:
+                self._set("position_ids", positions)
+            if self._pictures:
+                mask, replaced = replacements(embeddings, len(positions), self._spec.hidden_size)
+                self._set(REPLACED, mask[:, None])
+                self._set(REPLACEMENTS, replaced[:, None])
             self._set("past_lens", np.array([run.past for run in runs], np.int32))
             self._set("subsequence_begins", np.array([0, *accumulate(run.ids.size for run in runs)], np.int32))
             self._set("block_indices", np.array([block for run in runs for block in run.blocks], np.int32))
@@ -250,7 +279,7 @@ class OpenVINOPagedEngine:
                 raise StepInterrupted from error
             raise DeviceError(f"the engine failed: {telling_line(error, last=True)}; try a shorter context") from error
 
-    def _set(self, name: str, value: npt.NDArray[np.integer]) -> None:
+    def _set(self, name: str, value: npt.NDArray[Any]) -> None:
         """Give an input its value, in place if its shape is that of the last call, which saves a `set_tensor`."""
         current = self._inputs.get(name)
         if current is not None and current.shape == value.shape:

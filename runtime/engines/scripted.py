@@ -24,6 +24,7 @@ from edge.runtime.arrays import Array, Ids, Logits
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step
 from edge.runtime.kv.memory import NoMemory, ViewedMemory, untouched
 from edge.runtime.kv.pool import BlockPool, CacheSequence
+from edge.runtime.rotary import one_row
 from edge.runtime.tokenizer import byte_of_character
 
 Script = Callable[[Sequence[int]], "int | Logits"]  # keys of all tokens so far -> the next id, or a row of logits
@@ -211,10 +212,12 @@ def _cells(ids: Ids, begin: int, inputs: Inputs) -> list[int]:
     if inputs.are_text:
         return keys
     if inputs.positions is not None:
+        row = one_row(inputs.positions)
+        told = inputs.positions.T.tolist() if row is None else row.tolist()
         places = begin + np.arange(ids.size)
         keys = [
             key if position == place else -2 - zlib.crc32(f"{key} {position}".encode())
-            for key, position, place in zip(keys, inputs.positions.tolist(), places.tolist(), strict=True)
+            for key, position, place in zip(keys, told, places.tolist(), strict=True)
         ]
     for start, rows in inputs.embeddings:
         for i, row in enumerate(rows):

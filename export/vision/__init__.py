@@ -1,0 +1,1 @@
+"""The picture tower of an export: its names, weights, stages, proof and graphs."""
