@@ -341,4 +341,4 @@ def _write_graphs(plan: Plan, store: WeightStore, folder: Path) -> None:
     if plan.onnx:
         from edge.export.graph.onnx.files import write_onnx
 
-        write_onnx(store, plan.spec, folder)
+        write_onnx(store, plan.spec, folder, pictures=plan.tower is not None)
