@@ -25,7 +25,7 @@ from edge.runtime.arrays import Logits
 from edge.runtime.chunk import Chunk, FinishReason, Prefill
 from edge.runtime.engines.engine import Engine, Step, StepInterrupted
 from edge.runtime.errors import CacheFullError, EdgeError, own_error
-from edge.runtime.kv.held import HeldSequences
+from edge.runtime.kv.held import Held, HeldSequences
 from edge.runtime.kv.loaded import LoadedPrefixes
 from edge.runtime.kv.prefix import PrefixCache, PrefixStats
 from edge.runtime.prefill import PromptTurns, as_array, compute, num_missing
@@ -161,6 +161,20 @@ class Scheduler:
                 self._finish(request, "cancelled" if request.unwanted else "deadline")
             if request.finished:
                 self._drop(request)
+
+    def covering(self, keys: list[int], count: int) -> tuple[bool, Held | None]:
+        """Return whether the first `count` keys need not be computed, and what keeps them from being evicted."""
+        info = self._engine.info
+        if self.loaded.longest_file(keys, count)[0] == count:
+            return True, None
+        if not (info.can_fork and info.can_trim) or self.prefixes.count_match(keys[:count]) < count:
+            return False, None
+        sequence = self.prefixes.match(keys, count)
+        self.prefixes.insert(keys, sequence, whole=True)  # match may have taken its last block
+        if sequence.num_tokens == count:
+            return True, self.held.hold(sequence)
+        sequence.free()
+        return False, None
 
     def clear_cache(self) -> None:
         """Drop everything that is kept of finished requests and not pinned."""

@@ -13,11 +13,11 @@ from edge.runtime.errors import EdgeError
 from edge.runtime.llm import LLM
 from edge.runtime.settings import UsualSampling
 from edge.runtime.stream import Stream
+from edge.runtime.vision.progress import OnPicture
 from edge.wire.answers import Head
 from edge.wire.chat_request import ChatRequest
 from edge.wire.pictures import WirePicture
 from edge.wire.places import Places
-from edge.wire.request import OnPicture
 from edge.wire.settings import RequestSettings
 
 
