@@ -85,7 +85,9 @@ class Pictures:
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<Pictures {self._bundle.path.name}: {self.spec.kind}, {self._record.recipe}{' (closed)' * self._closed}>"
+        return (
+            f"<Pictures {self._bundle.path.name}: {self.spec.kind}, {self._record.recipe}{' (closed)' * self._closed}>"
+        )
 
     @property
     def spec(self) -> VisionSpec:
@@ -113,7 +115,9 @@ class Pictures:
         with self._short:
             if picture.sha256 not in self._keys:
                 graphs, parts = self._chosen()
-                files = {name: self._bundle.manifest.files[name].sha256 for name in [VISION_BIN, *(p.name for p in parts)]}
+                files = {
+                    name: self._bundle.manifest.files[name].sha256 for name in [VISION_BIN, *(p.name for p in parts)]
+                }
                 covered = {
                     "version": _VERSION,
                     "picture": picture.sha256,
