@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from edge.runtime.chunk import Answer, Chunk, Stats
 from edge.runtime.stream import answer_of
+from edge.runtime.vision.progress import PictureProgress
 from edge.wire.answers import Head, JsonBody, nothing_in_time
 from edge.wire.blocks import Block, BlockReader, BlockStep, blocks_of, ended_by_itself
 from edge.wire.errors import (
@@ -75,6 +76,10 @@ class AnthropicEvents:
         """Yield the message before it has begun; how long the prompt is comes with the end."""
         yield _event("message_start", message=_message(self._head, [], _usage(None, self._head)))
         yield _event("ping")
+
+    def looking(self, progress: PictureProgress) -> Iterator[Event]:  # noqa: ARG002  # this protocol has no word for it
+        """Pings say that the model is at work."""
+        return iter(())
 
     def push(self, index: int, chunk: Chunk) -> Iterator[Event]:  # noqa: ARG002  # there is one choice
         """Yield what a chunk becomes."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from edge.runtime.chunk import CallPiece, Chunk, Prefill, Stats
 from edge.runtime.tokenizer import Tokenizer
+from edge.runtime.vision.progress import PictureProgress
 from edge.wire.answers import Head, JsonBody, LiveTimes, beginning, ending, nothing_in_time, timings, usage
 from edge.wire.errors import ErrorAnswer
 from edge.wire.events import Event
@@ -38,6 +39,11 @@ class ChatEvents:
     def begin(self) -> Iterator[Event]:
         """Nothing is known before the first token."""
         return iter(())
+
+    def looking(self, progress: PictureProgress) -> Iterator[Event]:
+        """Yield how far a picture is looked at, if that was asked for."""
+        if self._settings.progress:
+            yield self._event([], picture_progress=_picture_progress(progress))
 
     def push(self, index: int, chunk: Chunk) -> Iterator[Event]:
         """Yield what a chunk becomes."""
@@ -114,6 +120,12 @@ class ChatEvents:
         """Return how far the prompt is read, under llama.cpp's names."""
         ms = round((time.perf_counter() - self._started) * 1000)
         return {"total": prefill.total, "processed": prefill.done, "time_ms": ms}
+
+
+def _picture_progress(progress: PictureProgress) -> JsonBody:
+    left = progress.seconds_left
+    told = None if left is None else round(left, 1)
+    return {"processed": progress.done, "total": progress.total, "seconds_left": told}
 
 
 def _call_delta(piece: CallPiece) -> JsonBody:

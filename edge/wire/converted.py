@@ -13,11 +13,11 @@ from edge.runtime.errors import EdgeError
 from edge.runtime.llm import LLM
 from edge.runtime.settings import UsualSampling
 from edge.runtime.stream import Stream
+from edge.runtime.vision.progress import OnPicture
 from edge.wire.answers import Head
 from edge.wire.chat_request import ChatRequest
 from edge.wire.pictures import WirePicture
 from edge.wire.places import Places
-from edge.wire.request import OnPicture
 from edge.wire.settings import RequestSettings
 
 
@@ -48,9 +48,7 @@ class ConvertedRequest:
         with self.places.translating():
             return replace(self, chat=self.chat.fitted(llm))
 
-    def start(
-        self, llm: LLM, sampling: UsualSampling = "greedy", on_picture: OnPicture | None = None
-    ) -> list[Stream]:
+    def start(self, llm: LLM, sampling: UsualSampling = "greedy", on_picture: OnPicture | None = None) -> list[Stream]:
         """Return the stream of the answer. Raises RequestError, or an EdgeError that is not about it."""
         with self.places.translating():
             return self.chat.start(llm, sampling, on_picture)

@@ -51,13 +51,17 @@ class WirePicture:
 
     def open(self, llm: LLM) -> None:
         """Decode it, for later use. Raises RequestError for what is not a picture that the model can see."""
-        assert llm.pictures is not None
+        assert llm.pictures is not None, "no picture is found for a model that sees none"
         try:
             llm.pictures.open(self.part)
         except PictureError as error:
             raise RequestError(f"{self.path}: {error}", code="invalid_value", param=self.path) from error
         except MissingPackageError as error:
             raise RequestError(str(error), code="unsupported_content", param=self.path) from error
+
+    def is_kept(self, llm: LLM) -> bool:
+        """Whether the model has looked at it already."""
+        return llm.pictures is not None and llm.pictures.kept(llm.pictures.open(self.part)) is not None
 
 
 def with_pictures(messages: Sequence[Any], *, sees: bool) -> tuple[list[Any], tuple[WirePicture, ...]]:  # Any: JSON
@@ -114,7 +118,9 @@ def _part(part: Any, path: str, found: list[WirePicture], *, sees: bool) -> Any:
 def _unseen(kind: str, path: str, *, sees: bool) -> RequestError:
     told = "this model reads text and nothing else"
     if sees:
-        told = f"for a picture, use image_url, and {_ADVICE}" if kind == "image" else "this model reads text and pictures"
+        told = (
+            f"for a picture, use image_url, and {_ADVICE}" if kind == "image" else "this model reads text and pictures"
+        )
     return RequestError(f"{path} is of type {kind!r}; {told}", code="unsupported_content", param=path)
 
 
@@ -159,7 +165,9 @@ def _base64_of(url: str, path: str) -> str:
     if name in ("http", "https"):
         why = "is a link, and this server fetches nothing from other hosts"
     elif name == "data":
-        raise RequestError(f"{path} is {shown(url)}, a data URL without base64; {_ADVICE}", code="invalid_value", param=path)
+        raise RequestError(
+            f"{path} is {shown(url)}, a data URL without base64; {_ADVICE}", code="invalid_value", param=path
+        )
     elif url:
         why = f"is {shown(url)}, and no file of the server can be sent"
     else:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from edge.runtime.chunk import Chunk
 from edge.runtime.stream import answer_of
 from edge.runtime.tools.declared import JsonObject
+from edge.runtime.vision.progress import PictureProgress
 from edge.wire.answers import Head, JsonBody
 from edge.wire.blocks import Block, BlockReader, BlockStep, ended_by_itself
 from edge.wire.errors import INTERNAL, ErrorAnswer
@@ -38,6 +39,10 @@ class ResponsesEvents:
         """Yield the response before it has begun."""
         for name in ("created", "in_progress"):
             yield self._event(f"response.{name}", response=self._response())
+
+    def looking(self, progress: PictureProgress) -> Iterator[Event]:  # noqa: ARG002  # this protocol has no word for it
+        """Pings say that the model is at work."""
+        return iter(())
 
     def push(self, index: int, chunk: Chunk) -> Iterator[Event]:  # noqa: ARG002  # there is one choice
         """Yield what a chunk becomes."""
