@@ -184,21 +184,40 @@ def test_a_saved_picture_is_used_by_a_later_process(pictures: FakePictures, tmp_
         assert "holds something else; built anew" in other.note
 
 
-def test_what_a_prompt_without_rows_starts_from_stays_until_it_ends(pictures: FakePictures) -> None:
-    """Others fill the cache meanwhile: with 12 blocks of 8 tokens, the picture's would be evicted first."""
+def check(llm: LLM) -> None:
+    llm.generate([5, 5], max_new_tokens=1).answer()
+    llm._scheduler.prefixes.check_integrity()
+    llm.engine.pool.check_integrity(llm._scheduler.held_blocks())
+
+
+def test_what_a_prompt_without_rows_starts_from_outlives_what_is_only_kept(pictures: FakePictures) -> None:
+    """Of what three answers before it leave in 12 blocks of 8 tokens, the picture's blocks are the oldest."""
     kind = pictures.spec.kind
-    with seeing_llm(pictures, block_size=8, num_blocks=12, prefill_chunk=8) as llm:
+    with seeing_llm(pictures, block_size=8, num_blocks=12, max_running=1) as llm:
         answered(llm, [question(CAT)])
         pictures.keeps, pictures.memory = False, {}
+        others = [llm.generate([number] * 30, max_new_tokens=2) for number in range(3)]
         stream = llm.chat([question(CAT, "And now?")], **OPTIONS)
-        for number in range(4):
-            llm.generate([number] * 30, max_new_tokens=1).answer()
+        for other in others:
+            other.answer()
         assert stream.answer().token_ids == fresh(kind, [question(CAT, "And now?")])[0]
         assert len(pictures.runs) == 1
         del stream
-        llm.generate([5, 5], max_new_tokens=1).answer()
-        llm._scheduler.prefixes.check_integrity()
-        llm.engine.pool.check_integrity(llm._scheduler.held_blocks())
+        check(llm)
+
+
+def test_what_a_prompt_without_rows_starts_from_gives_way_to_an_answer(pictures: FakePictures) -> None:
+    """An answer that would end early for it gets the room, and the prompt fails in words; asked again, it has rows."""
+    with seeing_llm(pictures, block_size=8, num_blocks=12, max_running=1) as llm:
+        answered(llm, [question(CAT)])
+        pictures.keeps, pictures.memory = False, {}
+        long = llm.generate([7] * 30, max_new_tokens=60, ignore_stop_ids=True)
+        stream = llm.chat([question(CAT, "And now?")], **OPTIONS)
+        assert len(long.answer().token_ids) == 60
+        with pytest.raises(CacheFullError, match="let go of the picture"):
+            stream.answer()
+        assert answered(llm, [question(CAT)])[0] == fresh(pictures.spec.kind, [question(CAT)])
+        check(llm)
 
 
 def test_rows_that_are_lost_with_the_whole_cache_are_an_error_in_words(llm: LLM, pictures: FakePictures) -> None:
@@ -206,7 +225,7 @@ def test_rows_that_are_lost_with_the_whole_cache_are_an_error_in_words(llm: LLM,
     pictures.keeps, pictures.memory = False, {}
     stream = llm.chat([question(CAT, "And now?")], **OPTIONS)
     llm._runner.between_steps(lambda: llm._scheduler._start_over(list(llm._scheduler._live.values())))
-    with pytest.raises(CacheFullError, match="lost with the KV cache, and its rows are not kept; ask again"):
+    with pytest.raises(CacheFullError, match="had to let go of the picture.*; ask again"):
         stream.answer()
     assert answered(llm, [question(CAT, "And now?")])[0] == fresh(pictures.spec.kind, [question(CAT, "And now?")])
 
