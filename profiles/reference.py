@@ -122,7 +122,7 @@ class _Runner:
         self._core = make_core()
         self._weights, self._windows, self._journal = weights, windows, journal
         self._spec = weights.spec
-        self._walk = Walk(self._spec, journal)
+        self._walk = Walk(stages_of(self._spec), journal)
         self._progress = progress
         self._total = 1 + self._spec.num_layers + windows.count
 

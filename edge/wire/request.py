@@ -21,6 +21,7 @@ from edge.wire.pictures import WirePicture
 from edge.wire.settings import RequestSettings
 
 
+
 class WireRequest(Protocol):
     """A checked body."""
 

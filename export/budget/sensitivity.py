@@ -101,7 +101,7 @@ def measure(
     assert len(ids) > CARRIED, "windows are needed to fit to as well"
     spec = weights.spec
     measured = _measured(spec.num_layers, depths)
-    walk = Walk(spec, journal)
+    walk = Walk(stages_of(spec), journal)
     run = _Measurement(checkpoint, weights, candidates, ids)
     run.resume(walk)
     with one_blas_thread():

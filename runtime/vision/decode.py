@@ -10,9 +10,11 @@ of all but the darkest.
 
 from __future__ import annotations
 
+import importlib
 import io
 import threading
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,15 +23,26 @@ import numpy as np
 from edge.runtime.errors import PictureError, in_words, telling_line
 from edge.runtime.extras import missing_packages_named
 from edge.runtime.files import read_file, shown_path
+from edge.runtime.vision.bare import COPY, Bare, bare
+from edge.runtime.vision.formats import ADVICE, SAVE_AS, Format, Refusal, format_of
 from edge.runtime.vision.picture import MAX_SIDE, Picture, PictureSettings, Pixels
 
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-ADVICE = "give a PNG, JPEG, WebP, GIF, BMP or TIFF file"
-_BAND = 1 << 22  # pixels that are converted at a time
-_ORIENTATION = 0x0112
+_PLUGINS: Mapping[Format, str] = {
+    "PNG": "PngImagePlugin",
+    "JPEG": "JpegImagePlugin",
+    "WebP": "WebPImagePlugin",
+    "GIF": "GifImagePlugin",
+    "BMP": "BmpImagePlugin",
+    "TIFF": "TiffImagePlugin",
+}
+_CONVERTED = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB")
+_GREY_16 = ("I;16", "I;16L", "I;16B")
+_ON_THEIR_SIDE = (5, 6, 7, 8)  # orientations whose rows are columns
+_BAND = 1 << 20  # pixels that are converted at a time
+_WEBP_SHARE = 3  # its decoder takes as many times the memory of others
 _lock = threading.Lock()  # one picture at a time is decoded: it bounds memory, and guards the filter of warnings
 
 
@@ -37,48 +50,83 @@ def open_picture(source: Path | bytes, settings: PictureSettings | None = None) 
     """Decode a file of a picture: its first frame, if it has several. Raises PictureError, MissingPackageError."""
     settings = PictureSettings() if settings is None else settings
     with missing_packages_named("vision"):
-        from PIL import Image
+        import PIL  # noqa: F401  # before the file is read
     name, data = _content(source, settings)
     try:
-        with _lock, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_size(name, image.width, image.height, settings)
-                told = f"{image.width:,} x {image.height:,} {image.format}"
-                pixels = _pixels(image, settings)
-    except PictureError:
-        raise
-    except Exception as error:
-        raise PictureError(f"{name} cannot be read ({in_words(telling_line(error))}); {ADVICE}") from error
-    return Picture.of(pixels, told)
+        kind = format_of(data)
+        file = bare(data, kind)
+        _check_size(file, kind, settings)
+        turn = file.turn if settings.orientation or kind == "TIFF" else 1  # Pillow turns TIFF by itself
+        with _lock:
+            pixels = _pixels(file, kind, turn)
+    except Refusal as refusal:
+        raise PictureError(f"{name} {refusal}") from None
+    height, width, _ = pixels.shape
+    told = f"{width:,} x {height:,} {kind}"
+    return Picture.of(pixels, f"{told}, the first of several {file.more}" if file.more else told)
 
 
 def _content(source: Path | bytes, settings: PictureSettings) -> tuple[str, bytes]:
-    """Return how messages name a source, and its bytes."""
+    """Return how messages name a source, and its bytes. Raises PictureError."""
     if isinstance(source, Path):
         return shown_path(source), read_file(source, PictureError, ADVICE, max_bytes=settings.max_bytes)
+    if len(source) > settings.max_bytes:
+        raise PictureError(
+            f"the picture has {len(source):,} bytes, expected at most {settings.max_bytes:,}; make it smaller"
+        )
     return "the picture", source
 
 
-def _check_size(name: str, width: int, height: int, settings: PictureSettings) -> None:
-    if width * height > settings.max_pixels:
-        raise PictureError(
-            f"{name} has {width:,} x {height:,} pixels, expected at most {settings.max_pixels:,}; make it smaller"
-        )
-    if max(width, height) > MAX_SIDE:
-        raise PictureError(f"{name} has {width:,} x {height:,} pixels, expected at most {MAX_SIDE:,} on a side")
+def _check_size(file: Bare, kind: Format, settings: PictureSettings) -> None:
+    """Raises Refusal for a picture without pixels, or with more than may be decoded."""
+    most = settings.max_pixels // _WEBP_SHARE if kind == "WebP" else settings.max_pixels
+    given = f"has {file.width:,} x {file.height:,} pixels"
+    if file.width < 1 or file.height < 1:
+        raise Refusal(f"{given}: it is damaged; {COPY}")
+    if file.width * file.height > most:
+        raise Refusal(f"{given}, expected at most {most:,} in all; make it smaller")
+    if max(file.width, file.height) > MAX_SIDE:
+        raise Refusal(f"{given}, expected at most {MAX_SIDE:,} on a side; make it smaller")
 
 
-def _pixels(image: Image.Image, settings: PictureSettings) -> Pixels:
-    """Decode, convert and turn: one copy besides Pillow's own."""
-    turn = image.getexif().get(_ORIENTATION, 1) if settings.orientation else 1
-    image.load()
+def _pixels(file: Bare, kind: Format, turn: int) -> Pixels:
+    """Decode, convert and turn: one copy besides Pillow's own. Raises Refusal."""
+    from PIL import Image
+
+    importlib.import_module(f"PIL.{_PLUGINS[kind]}")  # Pillow imports all of its own if it misses one
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            with Image.open(io.BytesIO(file.data), formats=(kind.upper(),)) as image:
+                if image.size != (file.width, file.height):
+                    raise Refusal(f"is damaged: it has two sizes; {COPY}")
+                image.load()
+                return _turned(image, turn)
+    except (Refusal, MemoryError):
+        raise
+    except Exception as error:  # decoders raise what they like
+        said = in_words(telling_line(error))
+        reason = "" if "cannot identify" in said else f" ({said})"
+        raise Refusal(f"is damaged, or an uncommon {kind}{reason}; {COPY}, or {SAVE_AS}") from error
+
+
+def _turned(image: Image.Image, turn: int) -> Pixels:
+    """Return the pixels in RGB, turned, converted in bands so that no third copy is made."""
     width, height = image.size
-    pixels = np.empty((width, height, 3) if turn in (5, 6, 7, 8) else (height, width, 3), np.uint8)
-    view = pixels.transpose(1, 0, 2) if turn in (5, 6, 7, 8) else pixels  # with the rows of the file
+    pixels = np.empty((width, height, 3) if turn in _ON_THEIR_SIDE else (height, width, 3), np.uint8)
+    view = pixels.transpose(1, 0, 2) if turn in _ON_THEIR_SIDE else pixels  # with the rows of the file
     view = view[:: -1 if turn in (3, 4, 6, 7) else 1, :: -1 if turn in (2, 3, 7, 8) else 1]
     step = max(1, _BAND // width)
     for top in range(0, height, step):
-        band = image.crop((0, top, width, min(top + step, height)))
-        view[top : top + step] = np.asarray(band.convert("RGB"))
+        view[top : top + step] = _rgb(image.crop((0, top, width, min(top + step, height))))
     return pixels
+
+
+def _rgb(band: Image.Image) -> Pixels:
+    """Return some rows in RGB: (rows, width, 3), or (rows, width, 1) of grey. Raises Refusal."""
+    if band.mode in _GREY_16:
+        upper: Pixels = (np.asarray(band) >> 8).astype(np.uint8)[:, :, None]
+        return upper
+    if band.mode not in _CONVERTED:
+        raise Refusal(f"has values of an uncommon kind ({band.mode}), in which white is not known; {SAVE_AS}")
+    return np.asarray(band.convert("RGB"))

@@ -17,7 +17,7 @@ from edge.runtime.rules import Flag, Settings, Whole, setting
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
 
-MAX_PIXELS = 80_000_000
+MAX_PIXELS = 80_000_000  # Pillow refuses more than 178,956,970 itself
 MAX_BYTES = 100_000_000
 MAX_SIDE = 65_500  # pixels; no JPEG has more
 _VERSION = b"edgeglm picture 1\0"  # of what `sha256` is over
@@ -28,7 +28,7 @@ class PictureSettings(Settings):
     """How files of pictures are read, and how large they may be."""
 
     orientation: bool = setting(True, Flag(), "turn a picture as its EXIF says; the original models do not")
-    max_pixels: int = setting(MAX_PIXELS, Whole(1, 1 << 30), "pixels of a picture; decoding takes 7 bytes for each")
+    max_pixels: int = setting(MAX_PIXELS, Whole(1, 170_000_000), "pixels of a picture; decoding takes 7 bytes for each")
     max_bytes: int = setting(MAX_BYTES, Whole(1, 1 << 32), "bytes of a picture's file")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
+import numpy as np
 import openvino as ov
 import openvino.opset13 as op
 
@@ -81,7 +82,7 @@ class OpenVINOTowerBuilder:
         return op.concat(list(parts), 0)
 
     def without_first(self, x: ov.Node) -> ov.Node:
-        return _rows(x, i64([1]), op.shape_of(x))
+        return _rows(x, i64([1]), i64([np.iinfo(np.int64).max]))
 
     def merge(self, x: ov.Node, number: int, width: int) -> ov.Node:
         blocks = op.transpose(op.reshape(x, i64([-1, number, width]), False), i64([0, 2, 1]))

@@ -18,10 +18,19 @@ from edge.runtime.bundle import VISION_BIN, Bundle
 from edge.runtime.errors import BundleError, ClosedError, DeviceError
 from edge.runtime.settings import EngineSettings
 from edge.runtime.vision.pictures import BundleFormat, choose_graphs
+from edge.runtime.vision.preprocess import tower_inputs
 from edge.runtime.vision.progress import PictureProgress
 from edge.runtime.vision.tower import Tower
 from edge.runtime.vision.tower_onnx import OnnxGraphs
-from tests.runtime.vision.towers import Weights, expected_rows, inputs_of, make_tower, spec_of, weights_of
+from tests.runtime.vision.towers import (
+    Weights,
+    expected_rows,
+    inputs_of,
+    make_tower,
+    picture_of,
+    spec_of,
+    weights_of,
+)
 
 FORMATS: tuple[BundleFormat, ...] = ("openvino", "onnx")
 EXACT = EngineSettings(inference_precision="f32")
@@ -68,9 +77,6 @@ def test_pictures_of_any_size_take_turns(kind: BundleFormat, tiny_bundle: Path, 
     spec = spec_of("glm4v")
     weights = weights_of(spec)
     tower = tower_of(make_tower(tmp_path / "b", tiny_bundle, spec, weights, (kind,), segments=2), kind)
-    from edge.runtime.vision.preprocess import tower_inputs
-    from tests.runtime.vision.towers import picture_of
-
     for width, height in ((40, 28), (64, 16), (40, 28), (30, 60)):
         arrays = tower_inputs(picture_of(0, width, height), spec)
         assert off(tower.run(arrays), expected_rows(spec, weights, arrays)) < CLOSE

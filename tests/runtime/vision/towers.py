@@ -125,7 +125,7 @@ class _Appended:
     def __init__(self, folder: Path) -> None:
         self._path = folder / VISION_BIN
 
-    def keep(self, name: str, values: Array, source: str) -> dict[str, str]:  # noqa: ARG002
+    def keep(self, name: str, values: Array, source: str) -> dict[str, str]:
         return {
             "location": VISION_BIN,
             "offset": str(_append(self._path, values.tobytes())),
