@@ -212,7 +212,7 @@ def _cells(ids: Ids, begin: int, inputs: Inputs) -> list[int]:
         return keys
     if inputs.positions is not None:
         rows = np.atleast_2d(inputs.positions).T.tolist()
-        told = [own[0] if own == own[:1] * len(own) else own for own in rows]  # whatever else is in this step
+        told = [row[0] if len(set(row)) == 1 else row for row in rows]  # of each token, whatever it is computed with
         places = begin + np.arange(ids.size)
         keys = [
             key if position == place else -2 - zlib.crc32(f"{key} {position}".encode())

@@ -6,8 +6,6 @@ The rows are drawn at random: what an engine does with them does not depend on w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +14,9 @@ import pytest
 import torch
 
 import edge
-from edge.export.graph.onnx import files
 from edge.export.pipeline import export
 from edge.runtime.arrays import Hidden, Ids
-from edge.runtime.bundle import MANIFEST
 from edge.runtime.engines.engine import Embedding
-from edge.runtime.manifest import Manifest
-from edge.runtime.vision.record import VisionRecord
-from edge.runtime.vision.spec import VisionSpec
 from tests.conftest import made_once
 from tests.tiny_pictures import BEGIN_ID, END_ID, PLACEHOLDER_ID, make_4v, make_glm4v
 
@@ -104,44 +97,8 @@ def seen(kind: str, factory: pytest.TempPathFactory, recipe: str = "fp32") -> Se
     """One of KINDS, its bundle made once a run."""
     checkpoint = factory.mktemp("seen") / kind
     oracle = Oracle(kind, checkpoint)
-    bundle = made_once(factory, f"seen-{kind}-{recipe}", partial(make_bundle, checkpoint, recipe))
+    bundle = made_once(factory, f"seen-{kind}-{recipe}", lambda out: export(checkpoint, out, recipe))
     return Seen(checkpoint, bundle, oracle, kind)
-
-
-def make_bundle(checkpoint: Path, recipe: str, out: Path) -> None:
-    """Export the text model the way that models with a tower are."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "write_onnx", partial(files.write_onnx, pictures=True))
-        manifest = export(checkpoint, out, recipe)
-    (out / MANIFEST).write_text(with_tower(manifest).to_json())
-
-
-def with_tower(manifest: Manifest) -> Manifest:
-    spec = VisionSpec(
-        kind="glm4v" if manifest.spec.rope_sections else "eva",
-        num_layers=3,
-        hidden_size=64,
-        intermediate_size=128,
-        num_heads=4,
-        norm_eps=1e-6,
-        patch_size=14,
-        frames=1,
-        image_size=56,
-        merge_size=2,
-        out_size=manifest.spec.hidden_size,
-        merger_size=96,
-        merger_eps=1e-5,
-        scale=1.0,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        min_pixels=0,
-        max_pixels=0,
-        begin_id=BEGIN_ID,
-        placeholder_id=PLACEHOLDER_ID,
-        end_id=END_ID,
-        max_pictures=1,
-    )
-    return replace(manifest, vision=VisionRecord(spec, "fp32", 32.0, 0, 1, (), {}, {}))
 
 
 def rows_of(prompt: edge.Prompt) -> Hidden:
