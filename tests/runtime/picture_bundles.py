@@ -5,6 +5,7 @@ The rows are drawn at random: what an engine does with them does not depend on w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,23 +32,21 @@ class Oracle:
     """A checkpoint's text model in transformers, in float64 and float32."""
 
     def __init__(self, kind: str, folder: Path) -> None:
-        self._model, self._sections = MAKE[kind](folder), kind == "glm4v"
-        self.width = int(self._model.get_input_embeddings().weight.shape[1])
+        in_float32 = MAKE[kind](folder)
+        self._models, self._sections = (in_float32, copy.deepcopy(in_float32).double()), kind == "glm4v"
+        self.width = int(in_float32.get_input_embeddings().weight.shape[1])
 
     @torch.no_grad()
     def logits(self, prompt: edge.Prompt, answer: tuple[int, ...] = ()) -> tuple[np.ndarray[Any, Any], float]:
         """Float64 logits (T, vocab) of a prompt and the start of its answer, and the largest error of float32."""
-        in_float32 = self._logits(prompt, answer, torch.float32)
-        in_float64 = self._logits(prompt, answer, torch.float64)
-        self._model.float()
+        in_float32, in_float64 = (self._logits(model, prompt, answer) for model in self._models)
         return in_float64, float(np.abs(in_float32 - in_float64).max())
 
-    def _logits(self, prompt: edge.Prompt, answer: tuple[int, ...], kind: torch.dtype) -> np.ndarray[Any, Any]:
-        model = self._model.to(kind)
+    def _logits(self, model: Any, prompt: edge.Prompt, answer: tuple[int, ...]) -> np.ndarray[Any, Any]:
         ids = torch.tensor([*prompt.ids, *answer])
         embeddings = model.get_input_embeddings()(ids)
         for start, rows in prompt.embeddings:
-            embeddings[start : start + len(rows)] = torch.from_numpy(rows)
+            embeddings[start : start + len(rows)] = torch.from_numpy(rows).to(embeddings.dtype)
         positions = np.arange(len(prompt.ids)) if prompt.positions is None else prompt.positions
         later = positions.max() + 1 + np.arange(len(answer))
         later = np.broadcast_to(later, (*positions.shape[:-1], later.size))

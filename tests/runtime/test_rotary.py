@@ -28,7 +28,8 @@ def test_cos_and_sin_are_those_of_float32_angles() -> None:
     """Bit by bit those of a graph that multiplies a float32 position by a float32 frequency."""
     angles = np.float32(1000) * ONE.inverse_frequencies()
     for table, expected in zip(cos_and_sin(np.array([1000]), ONE), (np.cos(angles), np.sin(angles)), strict=True):
-        assert (table.dtype, table[0].tolist()) == (np.float32, expected.tolist())
+        assert table.dtype == np.float32
+        assert table[0].tolist() == expected.tolist()
 
 
 def test_positions_of_text_are_one_row() -> None:
