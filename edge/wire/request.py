@@ -21,7 +21,6 @@ from edge.wire.pictures import WirePicture
 from edge.wire.settings import RequestSettings
 
 
-
 class WireRequest(Protocol):
     """A checked body."""
 
