@@ -85,7 +85,7 @@ def _check_size(file: Bare, kind: Format, settings: PictureSettings) -> None:
     most = settings.max_pixels // _WEBP_SHARE if kind == "WebP" else settings.max_pixels
     given = f"has {file.width:,} x {file.height:,} pixels"
     if file.width < 1 or file.height < 1:
-        raise Refusal(f"{given}: it is damaged; {COPY}")
+        raise Refusal(f"is damaged: it {given}; {COPY}")
     if file.width * file.height > most:
         raise Refusal(f"{given}, expected at most {most:,} in all; make it smaller")
     if max(file.width, file.height) > MAX_SIDE:

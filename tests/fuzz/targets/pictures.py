@@ -5,8 +5,7 @@ Without the last, a PNG's checksum would catch nearly every change before a deco
 
 from __future__ import annotations
 
-import io
-import zlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from edge.runtime.vision.decode import open_picture
 from edge.runtime.vision.geometry import grid_of
 from edge.runtime.vision.picture import Picture, PictureSettings
 from tests.fuzz.target import Target
-from tests.runtime.vision.files import encoded, gif, pixels, png, tiff, tiff_lines
+from tests.runtime.vision.files import chunk, encoded, gif, pixels, png, tiff, tiff_lines
 from tests.runtime.vision.specs import EVA, GLM4V
 
 _SETTINGS = PictureSettings(max_pixels=4_000_000, max_bytes=4_000_000)
 _PNG = b"\x89PNG\r\n\x1a\n"
+_CHUNK = re.compile(rb"IHDR|PLTE|tRNS|eXIf|acTL|IDAT|IEND")
 
 
 def _seeds(_folder: Path) -> list[bytes]:
@@ -71,15 +71,13 @@ def _read_checked(raw: bytes, folder: Path) -> object:
 
 
 def _with_checksums(raw: bytes) -> bytes:
-    """A PNG whose chunks have the checksums of what is in them now."""
+    """A PNG whose chunks have the lengths and checksums of what is in them now."""
     if not raw.startswith(_PNG):
         raise PictureError("not the beginning of a PNG")
-    file, out = io.BytesIO(raw[len(_PNG) :]), [_PNG]
-    while len(head := file.read(8)) == 8:
-        content = file.read(min(int.from_bytes(head[:4]), len(raw)))
-        checksum = zlib.crc32(head[4:] + content).to_bytes(4)
-        out += [head, content, checksum[: len(file.read(4))]]
-    return b"".join([*out, head])
+    names = [*_CHUNK.finditer(raw)]
+    ends = [name.start() - 8 for name in names[1:]] + [len(raw)]
+    parts = [chunk(name[0], raw[name.end() : end]) for name, end in zip(names, ends, strict=False)]
+    return _PNG + b"".join(parts)
 
 
 def _png_seeds(folder: Path) -> list[bytes]:

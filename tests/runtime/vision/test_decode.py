@@ -167,7 +167,7 @@ REFUSED = [
     (plain("WEBP")[:300], "is damaged, or an uncommon WebP"),
     (plain("BMP")[:3000], "is damaged, or an uncommon BMP (image file is truncated"),
     (plain("TIFF")[:300], "is damaged, or an uncommon TIFF"),
-    (b"BM", "has 0 x 0 pixels: it is damaged"),
+    (b"BM", "is damaged: it has 0 x 0 pixels; copy it again"),
     (png(50_000, 50_000, b""), "has 50,000 x 50,000 pixels, expected at most 80,000,000 in all; make it smaller"),
     (gif(65_535, 65_535), "has 65,535 x 65,535 pixels, expected at most 80,000,000"),
     (gif(10, 10, frame=(60_000, 60_000)), "has 60,000 x 60,000 pixels, expected at most 80,000,000"),
@@ -177,7 +177,7 @@ REFUSED = [
         "has 16,383 x 16,383 pixels, expected at most 26,666,666",
     ),
     (png(100_000, 2, b""), "has 100,000 x 2 pixels, expected at most 65,500 on a side"),
-    (png(0, 7, b""), "has 0 x 7 pixels: it is damaged; copy it again"),
+    (png(0, 7, b""), "is damaged: it has 0 x 7 pixels; copy it again"),
 ]
 
 
