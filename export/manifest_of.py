@@ -17,6 +17,7 @@ from edge.runtime.float16_record import Float16Record
 from edge.runtime.manifest import SCHEMA_VERSION, FileRecord, Manifest
 from edge.runtime.spec import ModelSpec
 from edge.runtime.tensor_records import StageCheck
+from edge.runtime.vision.record import VisionRecord
 
 
 def make_manifest(
@@ -37,6 +38,7 @@ def make_manifest(
     calibration: Corpus | None = None,
     hashed: Mapping[str, FileRecord] | None = None,
     float16: Float16Record | None = None,
+    vision: VisionRecord | None = None,
 ) -> Manifest:
     """Everything that `manifest.json` says. hashed: files of the folder whose digests are known already."""
     files = dict(hashed or {})
@@ -63,4 +65,5 @@ def make_manifest(
         files=dict(sorted(files.items())),
         versions=versions,
         float16=float16,
+        vision=vision,
     )

@@ -47,12 +47,17 @@ class Work:
         """The folder of files that outlast a change of the key; each says itself what it is valid for."""
         return self.root / "kept"
 
-    def clear(self, keep: str) -> None:
-        """Remove everything but one file that an interrupted export left in the bundle's folder."""
+    @property
+    def pictures(self) -> Path:
+        """The folder of the picture tower's own journal."""
+        return self.kept / "pictures"
+
+    def clear(self, *keep: str) -> None:
+        """Remove everything but these files that an interrupted export left in the bundle's folder."""
         for path in self.folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.name != keep:
+            elif path.name not in keep:
                 path.unlink()
 
 
@@ -96,15 +101,37 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
+@contextmanager
+def graphs_written(folder: Path) -> Iterator[None]:
+    """What OpenVINO raises where it cannot write a graph into a work folder's bundle, as an OutputError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OutputError(
+            f"{folder.parents[1]}: the model could not be written ({error}); the disk is full or refuses, free some "
+            "space"
+        ) from error
+
+
 def told_kept(work: Path) -> str:
     """What is in a work folder, in words: how far it came, and how to resume. Its journal may be damaged."""
     how = f"what is done is kept in {work}: the same command resumes there, --fresh starts anew"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         journal = json.loads((work / "journal" / journal_file).read_bytes())
         blocks, done = int(journal["facts"][BLOCKS]), len(journal["steps"]) - 1
+        if done >= blocks and (last := _last_of_tower(work)) is not None:
+            return f"stopped after {last}; {how}"
         if done >= 0:
             return f"stopped after {f'block {done} of {blocks}' if done else 'the embedding'}; {how}"
     return how
+
+
+def _last_of_tower(work: Path) -> str | None:
+    """The stage of the picture tower that was done last; None where none was. Its journal may be damaged."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
+        journal = json.loads((work / "kept" / "pictures" / journal_file).read_bytes())
+        return str(journal["steps"][-1]["stage"])
+    return None
 
 
 def _open_work(place: Destination, key: str, fresh: bool) -> Work:
@@ -195,7 +222,7 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _has_files(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
+    return folder.is_dir() and any(path.is_file() for path in folder.rglob("*"))
 
 
 def _sync(path: Path) -> None:

@@ -26,7 +26,7 @@ from edge.export.interop import openvino_tokenizer
 from edge.export.interop.sidecars import write_genai_config, write_server_graph, write_sidecars
 from edge.export.journal import Journal, keep, read_kept
 from edge.export.manifest_of import make_manifest
-from edge.export.output import BLOCKS, Work, check_space, work_folder
+from edge.export.output import BLOCKS, Work, check_space, graphs_written, work_folder
 from edge.export.plan import Plan, make_plan, source_sha256, tensor_sha256, versions
 from edge.export.proof import GOLDEN_TEXT, Verifier
 from edge.export.settings import DEFAULT_FORMAT, Device, ExportSettings, Format, Limits
@@ -35,10 +35,12 @@ from edge.export.space import least_bytes, within_memory
 from edge.export.stages import MEASURED, Progress, compress, done_bytes, open_store
 from edge.export.text.corpus import Corpus
 from edge.export.text.windows import token_windows
+from edge.export.vision.export import export_tower, tower_done_bytes
+from edge.export.weights.names import stages_of
 from edge.export.weights.store import WeightStore
 from edge.runtime import bundle
 from edge.runtime.chat import ChatTemplate
-from edge.runtime.errors import BundleError, OutputError, SettingsError, shown
+from edge.runtime.errors import BundleError, SettingsError, shown
 from edge.runtime.extras import check_installed, missing_packages_named
 from edge.runtime.files import sha256_of
 from edge.runtime.manifest import SCHEMA_VERSION, FileRecord, Manifest
@@ -57,6 +59,7 @@ def export(
     format: Format = DEFAULT_FORMAT,
     embedding: str | None = None,
     head: str | None = None,
+    pictures: str | None = None,
     adapter: str | Path | None = None,
     rope_theta: float | None = None,
     rotary_dim: int | None = None,
@@ -92,6 +95,8 @@ def export(
                    "int4-asym-g128-awq-data-free"
       embedding    the precision of the embedding instead of the recipe's, such as "int4-asym-g128"
       head         the precision of the vocabulary projection, likewise
+      pictures     the recipe of the picture tower, of models that see, or "none" to leave it out; the default is
+                   "int8-asym", and the floats of the recipes fp16 and fp32
       calibration  a text or .jsonl file for recipes that are fitted to text; the default is text that comes with Python
 
     or within a budget, which gives every matrix a precision by what each was measured to cost:
@@ -116,6 +121,7 @@ def export(
         format=format,
         embedding=embedding,
         head=head,
+        pictures=pictures,
         adapter=adapter,
         rope_theta=rope_theta,
         rotary_dim=rotary_dim,
@@ -152,15 +158,14 @@ def export_with(
         if begin is not None:
             begin(plan)
         if not plan.options:
-            check_space(folder, least_bytes(plan) - done_bytes(journal))
-        work.clear(keep=plan.weight_file)
+            _check_space(plan, work)
+        work.clear(plan.weight_file, bundle.VISION_BIN)
         sidecars = write_sidecars(plan.checkpoint, plan.spec, folder, plan.chat_template())
-        tokenizer, stop_ids = sidecars.tokenizer, sidecars.stop_ids
-        plan = replace(plan, warnings=(*plan.warnings, *sidecars.warnings))
+        tokenizer, stop_ids, plan = sidecars.tokenizer, sidecars.stop_ids, plan.warned(*sidecars.warnings)
         _check_inputs(journal, folder, plan)
         if limits is not None:
             plan = _within(limits, plan, tokenizer, work.kept / SENSITIVITY, progress)
-            check_space(folder, least_bytes(plan) - done_bytes(journal))
+            _check_space(plan, work)
         conversion = safe = None
         if plan.range_text is not None:
             ids = _windows(plan.range_text, plan, tokenizer, safety.WINDOW, safety.WINDOWS)
@@ -172,19 +177,20 @@ def export_with(
             write_server_graph(folder)
             eos = stop_ids[0] if stop_ids else None
             conversion = stack.enter_context(openvino_tokenizer.start(folder, eos))
-        with open_store(folder / plan.weight_file, journal, plan) as (store, walk):
+        with open_store(folder / plan.weight_file, journal, stages_of(plan.spec), plan.checkpoint) as (store, walk):
             verifier = Verifier(tokenizer.encode(GOLDEN_TEXT), plan.spec, _runners(plan))
             calibrating = None if plan.calibration is None else _calibration(plan.calibration, plan, tokenizer)
             done = compress(plan, store, walk, verifier, calibrating, progress)
-            total, layers = plan.spec.num_parameters, plan.spec.num_layers
-            progress(Progress("writing", layers, layers, total, total, store.end, 0, None))
-            _write_graphs(plan, store, folder)
+            progress(Progress.writing(plan, store.end))
+            with graphs_written(folder):
+                _write_graphs(plan, store, folder)
             record, near = (None, ()) if safe is None else safe.judge(store, progress)
             weights = FileRecord(store.end, store.hash_written())
         done.golden.write(folder)
+        tower = export_tower(plan, work, weights.size, progress)
         if conversion is not None and (problem := conversion.finish()) is not None:
-            plan = replace(plan, warnings=(*plan.warnings, f"openvino_genai will find no tokenizer: {problem}"))
-        hashes = {name: sha256 for stage in done.stages for name, sha256 in stage.sha256.items()}
+            plan = plan.warned(f"openvino_genai will find no tokenizer: {problem}")
+        hashes = {**done.sha256, **tower.sha256}
         manifest = make_manifest(
             source=plan.source,
             source_sha256=source_sha256(plan.checkpoint, hashes, plan.small_files),
@@ -199,9 +205,10 @@ def export_with(
             calibration=plan.calibration,
             checks=tuple(stage.check for stage in done.stages),
             folder=folder,
-            hashed={plan.weight_file: weights},  # as it was written
+            hashed={plan.weight_file: weights, **tower.files},  # as they were written
             versions=versions(plan.format),
             float16=record,
+            vision=tower.record,
         )
         sources.check_unchanged(plan.checkpoint, hashes)
         (folder / bundle.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -234,10 +241,16 @@ def _made_before(work: Work, plan: Plan) -> Manifest | None:
     return None
 
 
+def _check_space(plan: Plan, work: Work) -> None:
+    """Raises OutputError where what is left to write does not fit on the disk."""
+    check_space(work.folder, least_bytes(plan) - done_bytes(work.journal) - tower_done_bytes(plan, work))
+
+
 def _check_inputs(journal: Journal, folder: Path, plan: Plan) -> None:
     """Start again if the small files differ, whatever their dates say: what was calibrated depends on them."""
     digest = hashlib.sha256()
-    for path in [*sorted(path for path in folder.iterdir() if path.name != plan.weight_file), *plan.small_files]:
+    made = sorted(path for path in folder.iterdir() if path.name not in (plan.weight_file, bundle.VISION_BIN))
+    for path in [*made, *plan.small_files]:
         digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     if journal.facts.get("inputs") != digest.hexdigest():
         journal.clear()
@@ -268,8 +281,7 @@ def is_export_of(out: Path, source: Path, recipe: str) -> bool:
 
 def _source_sha256(plan: Plan) -> str:
     """The hash of a plan's source, all of which is read."""
-    parts = {part for parts in plan.weights.sources.values() for part in parts}
-    return source_sha256(plan.checkpoint, tensor_sha256(plan.checkpoint, parts), plan.small_files)
+    return source_sha256(plan.checkpoint, tensor_sha256(plan.checkpoint, plan.sources), plan.small_files)
 
 
 def _calibration(corpus: Corpus, plan: Plan, tokenizer: Tokenizer) -> Calibration:
@@ -321,18 +333,12 @@ def _runners(plan: Plan) -> list[Runner]:
 
 def _write_graphs(plan: Plan, store: WeightStore, folder: Path) -> None:
     """The graphs of the bundle, which point into the store; packages are imported for the format that needs them."""
-    try:
-        if plan.openvino:
-            from edge.export.graph.openvino.files import write_ir
-            from edge.export.graph.openvino.models import stateful_decoder
+    if plan.openvino:
+        from edge.export.graph.openvino.files import write_ir
+        from edge.export.graph.openvino.models import stateful_decoder
 
-            write_ir(stateful_decoder(store, plan.spec), store, folder / bundle.MODEL_XML)
-        if plan.onnx:
-            from edge.export.graph.onnx.files import write_onnx
+        write_ir(stateful_decoder(store, plan.spec), store, folder / bundle.MODEL_XML)
+    if plan.onnx:
+        from edge.export.graph.onnx.files import write_onnx
 
-            write_onnx(store, plan.spec, folder)
-    except RuntimeError as error:
-        raise OutputError(
-            f"{folder.parents[1]}: the model could not be written ({error}); the disk is full or refuses, free some "
-            "space"
-        ) from error
+        write_onnx(store, plan.spec, folder, pictures=plan.tower is not None)

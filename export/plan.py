@@ -26,6 +26,7 @@ from edge.export.float16.targets import TARGETS
 from edge.export.graph.onnx.blocks import block_size
 from edge.export.settings import Device, ExportSettings, Format, Limits
 from edge.export.text.corpus import Corpus, calibration_corpus
+from edge.export.vision.plan import TowerPlan, plan_tower, without_pictures
 from edge.export.weights.adapter import Adapter
 from edge.export.weights.names import EMBEDDING, HEAD
 from edge.export.weights.rotation import RotatedWeights
@@ -62,6 +63,7 @@ class Plan:
     device: Device = "CPU"  # that the bundle is for
     range_text: Corpus | None = None  # that values are measured on, for a device that computes in float16
     folds: Folds | None = None  # of the weights, once they are chosen
+    tower: TowerPlan | None = None  # of models that see pictures
 
     @property
     def spec(self) -> ModelSpec:
@@ -81,6 +83,17 @@ class Plan:
     def weight_file(self) -> str:
         """The file of the weights: OpenVINO's, which both formats read, unless the bundle is for ONNX alone."""
         return bundle.MODEL_BIN if self.openvino else bundle.ONNX_DATA
+
+    @property
+    def parameters(self) -> int:
+        """Of the text model and the picture tower."""
+        return self.assignments.parameters + (0 if self.tower is None else self.tower.assignments.parameters)
+
+    @property
+    def sources(self) -> set[str]:
+        """All tensors of the checkpoint that are read."""
+        tables = [self.weights.sources, *([] if self.tower is None else [self.tower.weights.sources])]
+        return {part for table in tables for parts in table.values() for part in parts}
 
     @property
     def source_files(self) -> list[Path]:
@@ -107,8 +120,15 @@ class Plan:
             choices += [None if self.limits is None else asdict(self.limits), options]
         if self.range_text is not None:
             choices += [self.device, self.range_text.sha256, None if self.folds is None else self.folds.to_json()]
-        text = json.dumps([files, *choices])
+        if self.tower is not None:
+            text = json.dumps([files, *choices, *self.tower.choices()])
+        else:
+            text = json.dumps([files, *choices])
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def warned(self, *warnings: str) -> Plan:
+        """The plan with more warnings."""
+        return replace(self, warnings=(*self.warnings, *warnings))
 
     def folded(self, folds: Folds) -> Plan:
         """The plan with these folds in its weights."""
@@ -141,6 +161,7 @@ def make_plan(source: str | Path, settings: ExportSettings, *, download: bool = 
     format, limits = settings.format, settings.limits
     checkpoint = open_checkpoint(source, download=download)
     own, adapter, decisions = _opened(checkpoint, settings)
+    own, left_out = without_pictures(checkpoint, settings, own)
     device = settings.device or "CPU"
     target = TARGETS.get(device)
     named = recipes.find_recipe(settings.recipe or recipes.default_for(device))
@@ -156,6 +177,7 @@ def make_plan(source: str | Path, settings: ExportSettings, *, download: bool = 
     if limits is not None:
         fixed = {EMBEDDING: embedding, HEAD: head} if not spec.tied_embeddings else {EMBEDDING: embedding or head}
         options = options_of(assignments, limits, fixed, spec=spec, onnx=format != "openvino", awq=not recipe.rotate)
+    tower = plan_tower(checkpoint, settings, weights, recipe)
     unsuited = () if target is None or options else suits(spec, _records(assignments), device, recipe.name)
     return Plan(
         source=source_name(source),
@@ -169,14 +191,16 @@ def make_plan(source: str | Path, settings: ExportSettings, *, download: bool = 
         warnings=(
             *doubts(checkpoint, spec),
             *(() if options else _copied(assignments, format)),
+            *(() if tower is None else _copied(tower.assignments, format, bundle.VISION_BIN)),
             *map(str, unsuited),
         ),
-        decisions=decisions,
+        decisions=(*decisions, *left_out),
         limits=limits,
         options=options,
         template_file=None if settings.chat_template is None else Path(settings.chat_template),
         device=device,
         range_text=None if target is None else calibration_corpus(settings.calibration),
+        tower=tower,
     )
 
 
@@ -217,13 +241,13 @@ def versions(format: Format) -> dict[str, str]:
     return {name: version(name) for name in (*VERSIONED, *(() if format == "openvino" else ("onnx",)))}
 
 
-def _copied(assignments: Assignments, format: Format) -> tuple[str, ...]:
-    """A warning where a bundle for both formats holds bytes twice."""
+def _copied(assignments: Assignments, format: Format, file: str = bundle.ONNX_DATA) -> tuple[str, ...]:
+    """A warning where a bundle for both formats holds bytes twice, in this file the second time."""
     size = assignments.signed_bytes
     if format != "both" or not size:
         return ()
     return (
-        f"ONNX's operators know no signed integers: {size:,} bytes of weights are in {bundle.ONNX_DATA} again as "
+        f"ONNX's operators know no signed integers: {size:,} bytes of weights are in {file} again as "
         "unsigned ones; an -asym recipe, or one format alone, needs no second copy",
     )
 

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,15 @@ class Golden(GoldenLogits):
         return kl_divergence(self.float_logits, self.logits)
 
 
+class Engine(Protocol):
+    """What runs a stage's graph."""
+
+    name: str
+
+
+R = TypeVar("R", bound=Engine)
+
+
 class Verifier:
     """Carries hidden states of the golden tokens through both models, stage by stage.
 
@@ -85,8 +94,7 @@ class Verifier:
     def __init__(self, ids: list[int], spec: ModelSpec, runners: Sequence[Runner]) -> None:
         self.ids = np.array(ids[:GOLDEN_TOKENS], np.int64)
         self._spec = spec
-        self._runners = runners  # of the graphs that the bundle will hold
-        self._proven: set[tuple[str, ...]] = set()  # graphs that were seen to compute what numpy does
+        self._graphs = GraphProof(runners)
         # Hidden states of the float model, of the compressed one, and of the latter in emulated numerics:
         # (STREAMS, T, H). Set it to resume.
         self.hidden: Float32Array = np.zeros((STREAMS, self.ids.size, spec.hidden_size), np.float32)
@@ -99,18 +107,18 @@ class Verifier:
         found, places = np.unique(ids, return_inverse=True)  # the graph is the same with these rows alone
         few = {EMBEDDING: take_rows(packed[EMBEDDING], found)}
         places = places.reshape(ids.shape)
-        self._prove("embedding", lambda runner: runner.embedding(few, places, self._spec), exact[1])
-        return self._check("embedding", self.hidden[1], self.hidden[0], 0, weights, packed)
+        self._graphs.prove("embedding", lambda runner: runner.embedding(few, places, self._spec), exact[1])
+        return check_stage("embedding", self.hidden[1], self.hidden[0], 0, weights, packed)
 
     def block(self, layer: int, weights: Mapping[str, FloatArray], packed: Mapping[str, Weight]) -> StageCheck:
         """Run one decoder block."""
         start, others = self.hidden[:2], self.hidden[2:]
         expected = numpy_builder.block(weights, start[:1], layer, self._spec)[0]
         found = numpy_builder.block(packed, start, layer, self._spec)
-        stage, layout = f"block {layer}", [_kind(weight) for weight in packed.values()]
-        self._prove(stage, lambda runner: runner.block(packed, start, layer, self._spec), found, layout)
+        stage, layout = f"block {layer}", [kind_of(weight) for weight in packed.values()]
+        self._graphs.prove(stage, lambda runner: runner.block(packed, start, layer, self._spec), found, layout)
         self.hidden = np.concatenate([expected[None], found[1:], emulation.block(packed, others, layer, self._spec)])
-        return self._check(stage, found[0], expected, start[0], weights, packed)
+        return check_stage(stage, found[0], expected, start[0], weights, packed)
 
     def head(self, weights: Mapping[str, FloatArray], packed: Mapping[str, Weight]) -> tuple[StageCheck, Golden]:
         """Finish: hidden states to logits of the last rows."""
@@ -119,43 +127,54 @@ class Verifier:
         found = numpy_builder.head(packed, last, self._spec)
         name = EMBEDDING if self._spec.tied_embeddings else HEAD
         few = {**packed, name: take_rows(packed[name], np.arange(min(PROVEN_ROWS, found.shape[-1])))}
-        self._prove("head", lambda runner: runner.head(few, last, self._spec), found[..., :PROVEN_ROWS])
-        check = self._check("head", found[0], expected, 0, weights, packed)
+        self._graphs.prove("head", lambda runner: runner.head(few, last, self._spec), found[..., :PROVEN_ROWS])
+        check = check_stage("head", found[0], expected, 0, weights, packed)
         logits = numpy_builder.head(packed, self.hidden[1:2], self._spec)[0]
         rows = emulation.golden_rows(packed, self.ids, logits, others, self._spec)
         return check, Golden(self.ids, expected, found[1], rows)
 
-    def _check(
-        self,
-        stage: str,
-        found: Float32Array,
-        expected: Float32Array,
-        start: Float32Array | int,
-        weights: Mapping[str, FloatArray],
-        packed: Mapping[str, Weight],
-    ) -> StageCheck:
-        """Compare what a stage adds to `start` in the two models."""
-        if not np.isfinite(found).all():
-            raise VerificationError(f"{stage} of the compressed model gives NaN or infinity; try another recipe")
-        error = float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected - start)), 1e-30))
-        rounding = float(np.sqrt(sum(rounding_error(weights[name], packed[name]) ** 2 for name in packed)))
-        if not error <= min(FLOAT32_BOUND + TOLERATED * rounding, WRONG):
-            raise VerificationError(
-                f"{stage} is off by {error:.2g} of its output, and rounding its weights explains about {rounding:.2g}; "
-                "the compressed weights are wrong, please report this with the checkpoint's name and the recipe"
-            )
-        return StageCheck(stage, error, rounding)
 
-    def _prove(
+def check_stage(
+    stage: str,
+    found: Float32Array,
+    expected: Float32Array,
+    start: Float32Array | int,
+    weights: Mapping[str, FloatArray],
+    packed: Mapping[str, Weight],
+) -> StageCheck:
+    """Compare what a stage adds to `start` in the two models. Raises VerificationError."""
+    if not np.isfinite(found).all():
+        raise VerificationError(f"{stage} of the compressed model gives NaN or infinity; try another recipe")
+    error = float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected - start)), 1e-30))
+    rounding = float(np.sqrt(sum(rounding_error(weights[name], packed[name]) ** 2 for name in packed)))
+    if not error <= min(FLOAT32_BOUND + TOLERATED * rounding, WRONG):
+        raise VerificationError(
+            f"{stage} is off by {error:.2g} of its output, and rounding its weights explains about {rounding:.2g}; "
+            "the compressed weights are wrong, please report this with the checkpoint's name and the recipe"
+        )
+    return StageCheck(stage, error, rounding)
+
+
+class GraphProof(Generic[R]):
+    """Compares stages' graphs with what numpy computes from the same bytes, those alone that were not proven before.
+
+    They run in float32 with float activations, so that only the order of sums differs.
+    """
+
+    def __init__(self, runners: Sequence[R]) -> None:
+        self._runners = runners  # of the graphs that the bundle will hold
+        self._proven: set[tuple[str, ...]] = set()  # graphs that were seen to compute what numpy does
+
+    def prove(
         self,
         stage: str,
-        run: Callable[[Runner], Float32Array],
+        run: Callable[[R], Float32Array],
         expected: Float32Array,
         layout: list[str] | None = None,
     ) -> None:
-        """Compare a stage's graphs with what numpy computes from the same bytes, unless equal graphs were proven.
+        """Run a stage on every engine. layout: what tells its graph from those of other stages; None: its name.
 
-        They run in float32 with float activations, so that only the order of sums differs.
+        Raises VerificationError.
         """
         graph = tuple([stage] if layout is None else layout)
         if graph in self._proven:
@@ -171,7 +190,7 @@ class Verifier:
         self._proven.add(graph)
 
 
-def _kind(weight: Weight) -> str:
+def kind_of(weight: Weight) -> str:
     """Everything about a weight that decides the form of its graph."""
     if isinstance(weight, PackedTensor):
         rank = 0 if weight.low_rank is None else weight.low_rank.a.shape[0]

@@ -43,6 +43,9 @@ class ExportSettings(Settings):
     format: Format = setting(DEFAULT_FORMAT, OneOf(FORMATS), "the graphs in the bundle")
     embedding: str | None = setting(None, PRECISION, "precision of the embedding, instead of the recipe's")
     head: str | None = setting(None, PRECISION, "precision of the vocabulary projection, instead of the recipe's")
+    pictures: str | None = setting(
+        None, Text("a recipe like int8-asym, or none"), "recipe of the picture tower, or none to leave it out"
+    )
     adapter: str | Path | None = setting(None, FilePath(), "the folder of a PEFT LoRA to merge into the weights")
     rope_theta: float | None = setting(
         None, Number(0, above=True, words="a number above 0, like 10000"), "rotary base, instead of the checkpoint's"
@@ -86,6 +89,8 @@ class ExportSettings(Settings):
         for precision in (self.embedding, self.head):
             if precision is not None:
                 Precision.parse(precision)
+        if self.pictures not in (None, recipes.NO_TOWER):
+            recipes.tower_recipe(self.pictures)
         if self.limits is not None:
             if self.recipe is not None:
                 raise RecipeError(

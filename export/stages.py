@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge.export.assignment import Assignment
+from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.compress import awq, gptq, low_rank
 from edge.export.compress.calibration import Calibration
 from edge.export.compress.precision import Precision
@@ -28,7 +29,7 @@ from edge.export.parallel import one_blas_thread
 from edge.export.plan import Plan, tensor_sha256
 from edge.export.proof import Golden, Verifier
 from edge.export.tensors import Float32Array, FloatArray, PackedTensor, Weight, as_unsigned, to_float32
-from edge.export.walk import Walk
+from edge.export.walk import S, Walk
 from edge.export.weights.names import EMBEDDING, HEAD, Stage
 from edge.export.weights.source import ReadWhenNeeded, WeightSource
 from edge.export.weights.store import StoredWeight, WeightStore
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
     from edge.export.compress.nncf import Compressor, Fitting
 
 
-RESUMED, MEASURED = "resumed", "measured earlier"  # in the place of a stage's name
+# In the place of a stage's name:
+RESUMED, RESUMED_PICTURES, MEASURED = "resumed", "resumed pictures", "measured earlier"
 HIDDEN, CALIBRATION = "hidden", "calibration"  # states: of the golden tokens in both models, of the text
 
 
@@ -47,14 +49,21 @@ HIDDEN, CALIBRATION = "hidden", "calibration"  # states: of the golden tokens in
 class Progress:
     """How far an export is."""
 
-    stage: str  # "embedding", "block 3", "head", "writing"; RESUMED and MEASURED for what an earlier export had done
-    blocks: int  # decoder blocks done
+    # "embedding", "block 3", "head", "writing", "picture layer 3"; or what was done before: RESUMED ...
+    stage: str
+    blocks: int  # decoder blocks done, or layers of the picture tower
     num_blocks: int
     done: int  # parameters done, which is what time goes by
     total: int
     written: int  # bytes of weights on the disk
     resumed: int  # parameters that an earlier export had done
     check: StageCheck | None  # of the stage; None for "writing" and where it was done earlier
+
+    @classmethod
+    def writing(cls, plan: Plan, written: int) -> Progress:
+        """All weights of the text model are compressed, and its graphs come next."""
+        layers = plan.spec.num_layers
+        return cls("writing", layers, layers, plan.assignments.parameters, plan.parameters, written, 0, None)
 
 
 @dataclass(frozen=True)
@@ -83,11 +92,16 @@ class Compressed:
     stages: tuple[DoneStage, ...]
     golden: Golden
 
+    @property
+    def sha256(self) -> dict[str, str]:
+        """Of all tensors of the checkpoint that went in."""
+        return {name: sha256 for stage in self.stages for name, sha256 in stage.sha256.items()}
+
 
 def compress(
     plan: Plan,
     store: WeightStore,
-    walk: Walk,
+    walk: Walk[Stage],
     verifier: Verifier,
     calibration: Calibration | None,
     progress: Callable[[Progress], None],
@@ -102,13 +116,14 @@ def compress(
     spec = plan.spec
     stages = [DoneStage.from_json(record) for record in walk.records]
     done = np.cumsum([plan.assignments.of_stage(stage).parameters for stage in walk.stages]).tolist()
+    total = plan.parameters
     resumed = done[len(stages) - 1] if stages else 0
     if stages:
         verifier.hidden = np.array(walk.states(HIDDEN))
         if calibration is not None:
             calibration.hidden = np.array(walk.states(CALIBRATION))
         blocks = min(len(stages) - 1, spec.num_layers)
-        progress(Progress(RESUMED, blocks, spec.num_layers, resumed, done[-1], stages[-1].end, resumed, None))
+        progress(Progress(RESUMED, blocks, spec.num_layers, resumed, total, stages[-1].end, resumed, None))
     golden: Golden | None = None
     compressor = Compressor(plan.weights_at_once)
 
@@ -132,7 +147,7 @@ def compress(
         stages.append(pending.result())
         stage, last = walk.stages[len(stages) - 1], stages[-1]
         blocks, layers = min(stage.index, spec.num_layers), spec.num_layers
-        progress(Progress(stage.name, blocks, layers, done[stage.index], done[-1], last.end, resumed, last.check))
+        progress(Progress(stage.name, blocks, layers, done[stage.index], total, last.end, resumed, last.check))
 
     # One BLAS thread: more of them would spin against nncf's, and the results would depend on how many there are.
     with one_blas_thread(), ThreadPoolExecutor(1) as second:
@@ -161,7 +176,7 @@ def pack_stage(stage: Stage, plan: Plan, compressor: Compressor, calibration: Ca
     ) -> Weight:
         assigned = own[name]
         if assigned.precision.is_float:
-            return _to_float(weight, assigned)
+            return to_float(weight, assigned)
         if inputs is None or assigned.precision.bits > 4:
             packed = compressor.compress(name, weight, assigned.precision)
         else:
@@ -235,7 +250,8 @@ def _check(
         raise
 
 
-def _to_float(weight: FloatArray, assigned: Assignment) -> Weight:
+def to_float(weight: FloatArray, assigned: Assignment) -> Weight:
+    """A weight that is not packed, as it is stored. Raises TensorError where float16 cannot hold it."""
     values = to_float32(weight)
     if assigned.precision.bits == 32:
         return values
@@ -247,17 +263,19 @@ def _to_float(weight: FloatArray, assigned: Assignment) -> Weight:
 
 
 @contextmanager
-def open_store(path: Path, journal: Journal, plan: Plan) -> Iterator[tuple[WeightStore, Walk]]:
-    """The weight file and how far it is filled; it begins anew where anything is not as the journal says.
+def open_store(
+    path: Path, journal: Journal, all_stages: tuple[S, ...], checkpoint: Checkpoint
+) -> Iterator[tuple[WeightStore, Walk[S]]]:
+    """A weight file and how far it is filled; it begins anew where anything is not as the journal says.
 
     All tensors of the stages that are done are read again, which takes a part of the time that compressing them took:
     nothing else tells a checkpoint that was replaced by one of the same size and date.
     """
-    walk = Walk(plan.spec, journal)
+    walk = Walk(all_stages, journal)
     store: WeightStore | None = None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         stages = [DoneStage.from_json(record) for record in walk.records]
-        if stages and _same_tensors(stages, plan):
+        if stages and _same_tensors(stages, checkpoint):
             store = WeightStore(
                 path, {n: weight for stage in stages for n, weight in stage.weights.items()}, stages[-1].end
             )
@@ -274,12 +292,12 @@ def open_store(path: Path, journal: Journal, plan: Plan) -> Iterator[tuple[Weigh
         store.close()
 
 
-def _same_tensors(stages: Iterable[DoneStage], plan: Plan) -> bool:
+def _same_tensors(stages: Iterable[DoneStage], checkpoint: Checkpoint) -> bool:
     """Whether the checkpoint's tensors are still those that these stages were made of."""
     for stage in stages:
-        if tensor_sha256(plan.checkpoint, stage.sha256) != stage.sha256:
+        if tensor_sha256(checkpoint, stage.sha256) != stage.sha256:
             return False
-        plan.checkpoint.release()
+        checkpoint.release()
     return True
 
 

@@ -1,6 +1,6 @@
-"""One walk over a model, a stage at a time: the embedding, every decoder block, the head.
+"""One walk over a model, a stage at a time: the embedding, every decoder block, the head; or over a picture tower.
 
-In: how many blocks a model has, and a journal. Out: the stages that are left, in their order, and what each of them
+In: the stages in their order, and a journal. Out: the stages that are left, in their order, and what each of them
 needs of the one before it. When a stage is finished, its record is in the journal, and the states that the next one
 continues from (hidden states, mostly) are in files beside it, known by their digests: a walk that was ended continues
 where it was, and one whose files were altered begins anew. Knows nothing about what is done at a stage.
@@ -15,15 +15,28 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from edge.export.journal import Journal
 from edge.export.tensors import Float32Array
-from edge.export.weights.names import Stage, stages_of
 from edge.runtime.files import sha256_of
-from edge.runtime.spec import ModelSpec
+
+
+class Named(Protocol):
+    """A part of a model that is computed as a whole."""
+
+    @property
+    def index(self) -> int:
+        """Its place in the walk."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in the journal, and to users."""
+
+
+S = TypeVar("S", bound=Named)
 
 
 @dataclass(frozen=True)
@@ -34,11 +47,11 @@ class Batches:
     parts: Iterable[Float32Array]  # one after the other along the first axis
 
 
-class Walk:
+class Walk(Generic[S]):
     """The stages of a model and how far they are done. Without a journal nothing is kept on the disk."""
 
-    def __init__(self, spec: ModelSpec, journal: Journal | None) -> None:
-        self.stages = stages_of(spec)
+    def __init__(self, stages: tuple[S, ...], journal: Journal | None) -> None:
+        self.stages = stages
         self._journal = journal
         if journal is not None and not self._holds():
             journal.forget_steps()
@@ -49,7 +62,7 @@ class Walk:
         return [step["record"] for step in self._steps]
 
     @property
-    def remaining(self) -> tuple[Stage, ...]:
+    def remaining(self) -> tuple[S, ...]:
         """The stages that are left to do."""
         return self.stages[len(self._steps) :]
 
@@ -63,7 +76,7 @@ class Walk:
         mapped: Float32Array = np.load(self._path(name, len(self._steps)), mmap_mode="r", allow_pickle=False)
         return mapped
 
-    def finish(self, stage: Stage, record: Mapping[str, object], **states: Float32Array | Batches) -> None:
+    def finish(self, stage: S, record: Mapping[str, object], **states: Float32Array | Batches) -> None:
         """A stage is done: write what the next one continues from, then record it. Raises OSError.
 
         Parts of a `Batches` are made meanwhile, and may be made of the states of the stage before.

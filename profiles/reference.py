@@ -27,6 +27,7 @@ from edge.export.output import FULL
 from edge.export.tensors import FloatArray
 from edge.export.text.windows import Windows
 from edge.export.walk import Batches, Walk
+from edge.export.weights.names import stages_of
 from edge.profiles.kept_rows import ReferenceSettings, Rows, keep
 from edge.profiles.reference_file import Reference, assemble, is_reference, open_reference, reference_key, window_file
 from edge.runtime.atomic import name_beside, write_durably
@@ -122,7 +123,7 @@ class _Runner:
         self._core = make_core()
         self._weights, self._windows, self._journal = weights, windows, journal
         self._spec = weights.spec
-        self._walk = Walk(self._spec, journal)
+        self._walk = Walk(stages_of(self._spec), journal)
         self._progress = progress
         self._total = 1 + self._spec.num_layers + windows.count
 

@@ -19,7 +19,7 @@ import jinja2
 
 from edge.runtime.continuing import END_OF_TEXT, check_continues, up_to_the_end
 from edge.runtime.conventions import Convention
-from edge.runtime.errors import EXPORT_AGAIN, PromptError, TokenizerError, in_words, shown
+from edge.runtime.errors import EXPORT_AGAIN, PictureError, PromptError, TokenizerError, in_words, shown
 from edge.runtime.json_reader import parse_json
 from edge.runtime.markup import GUARD, MarkedText, Markup, plain_text
 from edge.runtime.messages import MessageLike, messages_from
@@ -96,17 +96,19 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         variables: JsonObject | None = None,
+        picture: str | None = None,
     ) -> MarkedText:
         """Return the prompt for `Tokenizer.encode_marked`. variables: further values of JSON for the template.
 
         continue_final_message: end it after the text of the last message, which is the assistant's, in place of what
-        begins a new one.
+        begins a new one. picture: the special tokens that stand for one. A template that takes content in parts writes
+        them itself; others find them before the text of the message, as GLM-4V's own code puts them.
 
         Raises PromptError for messages and tools that are invalid, or that the template does not support or refuses.
         """
         checked = messages_from(messages)
         adapted, given = self.convention.adapt(checked, checked_tools(() if tools is None else tools))
-        guarded = [self._guarded(message) for message in adapted]
+        guarded = [self._guarded(message, picture) for message in adapted]
         if continue_final_message:
             check_continues(checked)
             guarded[-1]["content"] += END_OF_TEXT
@@ -146,11 +148,16 @@ class ChatTemplate:
         before, _, after = whole[len(prompt) :].partition(_PROBE)
         return MarkedText(before), MarkedText(after)
 
-    def _guarded(self, message: JsonObject) -> dict[str, Any]:
+    def _guarded(self, message: JsonObject, picture: str | None) -> dict[str, Any]:
         """Return a message whose text stays text. Its role is not guarded: it is one of ours, and becomes a tag."""
         guarded = {key: item if key == "role" else self._markup.guard_value(item) for key, item in message.items()}
         if message["role"] == "observation" and not message["content"]:
             guarded["content"] = GUARD  # GLM-4's template omits empty ones; a call needs its result
+        if isinstance(parts := message["content"], list) and not self.convention.reads_pictures:
+            if picture is None:
+                raise PictureError("this model's chat template reads text and nothing else; leave the picture out")
+            text = "".join(part.get("text", "") for part in parts)
+            guarded["content"] = picture * sum("text" not in part for part in parts) + self._markup.guard(text)
         return guarded
 
     def _tojson(

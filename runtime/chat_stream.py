@@ -1,4 +1,4 @@
-"""One answer in a conversation, read piece by piece: text and calls of tools apart.
+"""One answer in a conversation, read piece by piece: reasoning, text and calls of tools apart.
 
 In: a request for a conversation, and what to look for in its answer. Out: chunks whose text is meant for people and
 whose calls are meant for programs. Knows nothing about templates.
@@ -16,7 +16,7 @@ from edge.runtime.messages import Message
 from edge.runtime.request import Request
 from edge.runtime.runner import Runner
 from edge.runtime.stream import Stream, answer_of
-from edge.runtime.tools.reader import AnswerReader
+from edge.runtime.thinking import ThinkingReader
 
 Remember = Callable[[str, list[int], Message], None]  # the text as written, its ids, and the message it became
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 class ChatStream(Stream):
     """A `Stream` of an answer to messages. What was read of it is remembered for the conversation's next turn."""
 
-    def __init__(self, request: Request, runner: Runner, reader: AnswerReader, remember: Remember) -> None:
+    def __init__(self, request: Request, runner: Runner, reader: ThinkingReader, remember: Remember) -> None:
         super().__init__(request, runner)
         self._reader, self._remember = reader, remember
         self._written = ""
@@ -72,23 +72,26 @@ class ChatStream(Stream):
 
     def _reading(self, chunk: Chunk) -> Chunk:
         read = self._reader.push(chunk.text)
-        text, calls, reason = read.text, read.calls, chunk.finish_reason
+        text, calls, reasoning, reason = read.text, read.calls, read.reasoning, chunk.finish_reason
         if reason is not None:
             was_cut = reason != "stop" or (chunk.stopped_by is not None and chunk.stopped_by.text is not None)
             last = self._reader.finish(was_cut=was_cut)
-            text, calls = text + last.text, calls + last.calls
+            text, calls, reasoning = text + last.text, calls + last.calls, reasoning + last.reasoning
             reason = _finish_reason(reason, is_call=last.is_call)
-        if (text, calls, reason) == (chunk.text, chunk.calls, chunk.finish_reason):
+        if (text, calls, reason) == (chunk.text, chunk.calls, chunk.finish_reason) and not reasoning:
             return chunk
-        return replace(chunk, text=text, calls=calls, finish_reason=reason)
+        return replace(chunk, text=text, calls=calls, reasoning=reasoning, finish_reason=reason)
 
     def _end(self) -> None:
-        """Remember the answer, once. That takes as long as rendering the conversation does."""
+        """Remember the answer, once. That takes as long as rendering the conversation does.
+
+        One that was thought over is not remembered: the next prompt has what followed the thinking, at another place.
+        """
         if self._ended:
             return
         self._ended = True
         ids = [token_id for chunk in self._read for token_id in chunk.token_ids]
-        if not ids:
+        if not ids or self._reader.has_thought:
             return
         try:
             self._remember(self._written, ids, self.message)

@@ -16,16 +16,20 @@ from edge.runtime.chat_prompts import ChatPrompt, ChatPrompts
 from edge.runtime.chat_stream import ChatStream
 from edge.runtime.constraint_masks import Constraints
 from edge.runtime.errors import SettingsError
+from edge.runtime.markup import MARK
 from edge.runtime.produced_ids import ProducedIds
 from edge.runtime.request import Request
 from edge.runtime.runner import Runner
 from edge.runtime.settings import GenerationSettings
+from edge.runtime.thinking import OPENING, ThinkingForm, ThinkingReader
 from edge.runtime.tokenizer import Tokenizer
 from edge.runtime.tools.choice import ToolChoiceLike, tool_choice_of
 from edge.runtime.tools.grammar import ToolGrammars
 from edge.runtime.tools.reader import AnswerReader
 from edge.runtime.tools.turn import answer_form
+from edge.runtime.vision.source import PictureSource
 
+_TAIL = 64  # characters
 ID_DIGITS = 24  # of a call's id, as OpenAI's have
 
 Reading = Callable[[Request, Runner], ChatStream]
@@ -41,9 +45,11 @@ class Chats:
         stop_ids: Collection[int],
         constraints: Constraints,
         memory: ProducedIds,
+        pictures: PictureSource | None = None,
     ) -> None:
-        self.prompts = ChatPrompts(template, tokenizer, stop_ids, memory)
+        self.prompts = ChatPrompts(template, tokenizer, stop_ids, memory, pictures)
         self._grammars = ToolGrammars(constraints)
+        self._thinking = ThinkingForm.of(tokenizer.token_id)
 
     def answering(
         self, prompt: ChatPrompt, tool_choice: ToolChoiceLike | None, settings: GenerationSettings
@@ -58,15 +64,31 @@ class Chats:
             self._grammars,
             otherwise=settings.constraint,
             lead="" if prompt.continues else self.prompts.lead,
+            thinks=self._thinking.looks or _ends_thinking(prompt.text),
         )
         # The same conversation gives the same id, and a longer one another.
-        digest = hashlib.sha256(repr(prompt.ids).encode()).hexdigest()[:ID_DIGITS] if form.tools else ""
+        digest = hashlib.sha256(repr(prompt.spliced.keys).encode()).hexdigest()[:ID_DIGITS] if form.tools else ""
         remember = partial(self.prompts.remember, prompt)
+        forced = settings.constraint is not None or tool_choice_of(tool_choice, prompt.declared).is_forced
+        thinking = self._thinking_of(prompt, forced=forced)
 
         def read(request: Request, runner: Runner) -> ChatStream:
-            return ChatStream(request, runner, AnswerReader(form, f"call_{digest}"), remember)
+            reader = ThinkingReader(thinking, AnswerReader(form, f"call_{digest}"))
+            return ChatStream(request, runner, reader, remember)
 
         return replace(settings, constraint=constraint), read
+
+    def _thinking_of(self, prompt: ChatPrompt, *, forced: bool) -> ThinkingForm:
+        """Return what to look for. forced: what the answer has to be begins with its first token."""
+        if prompt.continues:
+            return ThinkingForm()
+        begun = not forced and _ends_thinking(prompt.text) and not _ends_thinking(prompt.messages[-1].text)
+        return replace(self._thinking, begun=begun)
+
+
+def _ends_thinking(text: str) -> bool:
+    """Whether a text, marked or not, ends with the tag that begins thinking."""
+    return text[-_TAIL:].rstrip(f" \n{MARK}").endswith(OPENING)
 
 
 def _choice_of_text(prompt: ChatPrompt, tool_choice: ToolChoiceLike | None) -> ToolChoiceLike | None:

@@ -89,6 +89,7 @@ class Chunk:
     stats: Stats | None = None  # set on the last chunk only
     calls: tuple[CallPiece, ...] = ()  # of tools; made by `LLM.chat`
     prompt_logprobs: PromptLogprobs = ()  # in one chunk, the first after the prompt was read, if they were requested
+    reasoning: str = ""  # what a model thinks before its text; made by `LLM.chat`
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,7 @@ class Answer:
     error: EdgeError | None = None  # if finish_reason is "error"
     tool_calls: tuple[ToolCall, ...] = ()  # the last may be cut if finish_reason is not "tool_calls"
     prompt_logprobs: PromptLogprobs = ()  # empty if it ended before the prompt was read
+    reasoning: str = ""  # what the model thought before its text; no part of `message`
 
     @property
     def message(self) -> Message:
@@ -127,4 +129,5 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
         stats=last.stats,
         calls=tuple(piece for chunk in chunks for piece in chunk.calls),
         prompt_logprobs=tuple(entry for chunk in chunks for entry in chunk.prompt_logprobs),
+        reasoning="".join(chunk.reasoning for chunk in chunks),
     )

@@ -20,6 +20,7 @@ from jinja2 import meta, nodes
 
 from edge.runtime.errors import PromptError
 from edge.runtime.messages import Message, ToolCall
+from edge.runtime.parts import IMAGE, Part, TextPart
 from edge.runtime.tools.declared import GLM_TOOLS, JsonObject
 from edge.runtime.tools.format import ToolFormat
 from edge.runtime.tools.generic import call_text, result_text, system_text
@@ -52,6 +53,11 @@ class Convention:
         if calls == "metadata" and "tools" in words:
             return cls(calls, "message", words)
         return cls(calls, "variable" if "tools" in meta.find_undeclared_variables(template) else "none", words)
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether the template takes content in parts, and itself writes the tokens of a picture where it stands."""
+        return {"image", "type"} <= self.words
 
     @property
     def tool_format(self) -> ToolFormat:
@@ -122,6 +128,8 @@ class _Adapting:
         if self._calls == "none" and (message.tool_calls or message.role in _RESULTS):
             return self._as_text(message, before)
         fields: dict[str, Any] = {"role": self._role(message), "content": message.text}
+        if message.pictures:
+            fields["content"] = [_template_part(part) for part in message.content]
         if message.metadata:
             if self._calls != "metadata":
                 raise PromptError(
@@ -175,6 +183,11 @@ def _with_tools_as_text(messages: Sequence[Message], tools: Sequence[JsonObject]
     own = first if first.role in ("system", "developer") else Message("system")
     rest = messages[1:] if own is first else messages
     return [replace(own, content=system_text(tools, own.text), tools=()), *rest]
+
+
+def _template_part(part: Part | str) -> JsonObject:
+    """Return a part as transformers gives it to templates; a picture is a place without its pixels."""
+    return part.to_dict() if isinstance(part, TextPart) else {"type": IMAGE}
 
 
 def _openai_call(call: ToolCall) -> JsonObject:

@@ -144,6 +144,46 @@ def footprint(
     return Footprint(kept_bytes(records, engine), kv, activations, 0, base, pages, about=not measured)
 
 
+@dataclass(frozen=True, slots=True)
+class TowerFootprint:
+    """Bytes that a picture takes while it becomes rows."""
+
+    part: int  # weights of the largest of its graphs, as the engine keeps them
+    parts: int  # of all of them
+    activations: int
+    rows: int  # of the picture
+
+    @property
+    def least(self) -> int:
+        """With one graph at a time."""
+        return self.part + self.activations + self.rows
+
+    @property
+    def whole(self) -> int:
+        """With all graphs loaded."""
+        return self.parts + self.activations + self.rows
+
+
+def tower_footprint(vision: VisionRecord, patches: int, *, engine: str, value_bytes: int = 4) -> TowerFootprint:
+    """What a picture of so many patches takes. value_bytes: of an activation, as the engine computes."""
+    spec, engine = vision.spec, engine if engine in GROUP_BYTES else UNKNOWN
+    sizes = {name: _kept(name, record, engine, record.bits) for name, record in vision.tensors.items()}
+    layers = sum(size for name, size in sizes.items() if name.startswith(TOWER_LAYERS))
+    largest = max((math.prod(record.shape) for record in vision.tensors.values()), default=0)
+    once = TOWER_PART + (4 * largest if engine == "onnx" else 0)  # onnx unpacks one matrix at a time
+    rest = sum(sizes.values()) - layers  # patches, merge and adapter, which two of the graphs have
+    part = int(layers / spec.num_layers * math.ceil(spec.num_layers / vision.segments) + rest) + once
+    width = (2 if spec.kind == "eva" else 3) * spec.intermediate_size + 4 * spec.hidden_size
+    rows = 4 * spec.out_size * math.ceil(patches / spec.merge_size**2)
+    parts = int(layers + rest) + once + vision.segments * TOWER_PART
+    return TowerFootprint(part, parts, patches * width * value_bytes, rows)
+
+
+def most_patches(spec: VisionSpec) -> int:
+    """Return the patches of the largest picture that a tower takes."""
+    return spec.side**2 if spec.is_fixed else spec.max_pixels // (spec.frames * spec.patch_size**2)
+
+
 def kv_bytes(spec: ModelSpec, tokens: int, precision: str, family: str | None = "CPU") -> int:
     """Bytes of keys and values of one sequence.
 

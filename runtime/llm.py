@@ -11,6 +11,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
@@ -22,7 +23,7 @@ from edge.runtime.chat_stream import ChatStream
 from edge.runtime.chats import Chats
 from edge.runtime.chunk import Answer
 from edge.runtime.constraint_masks import Constraints
-from edge.runtime.engines.engine import Engine
+from edge.runtime.engines.engine import Engine, EngineInfo
 from edge.runtime.errors import BundleError, ClosedError, EdgeError, PromptError, SettingsError, own_error, shown
 from edge.runtime.kv.prefix import PrefixStats
 from edge.runtime.kv.snapshot_format import SnapshotIdentity
@@ -30,7 +31,7 @@ from edge.runtime.messages import MessageLike
 from edge.runtime.prefixes import Prefixes
 from edge.runtime.produced_ids import ProducedIds
 from edge.runtime.prompt import Prompt
-from edge.runtime.prompt_like import PromptLike, prompt_of
+from edge.runtime.prompt_like import PromptLike, Prompts
 from edge.runtime.rendering import Rendering
 from edge.runtime.request import Request
 from edge.runtime.rules import Whole, check_value
@@ -53,6 +54,10 @@ from edge.runtime.template_file import open_chosen
 from edge.runtime.tokenizer import Tokenizer
 from edge.runtime.tools.choice import ToolChoiceLike
 from edge.runtime.tools.declared import JsonObject
+from edge.runtime.vision.pictures import open_pictures
+from edge.runtime.vision.progress import OnPicture
+from edge.runtime.vision.prompts import PicturePrompts
+from edge.runtime.vision.source import PictureSource
 
 AnyStream = TypeVar("AnyStream", bound=Stream)
 MAX_SAMPLES = 1024  # answers to one prompt at once
@@ -97,14 +102,8 @@ class LLM(Rendering):
             engine, self.self_test = open_tested(bundle, settings)
             return engine
 
-        self._set_up(
-            open_engine,
-            tokenizer,
-            template,
-            manifest.stop_token_ids,
-            speculation,
-            draft_store,
-        )
+        stop_ids, pictures = manifest.stop_token_ids, partial(open_pictures, bundle, settings=settings)
+        self._set_up(open_engine, tokenizer, template, stop_ids, speculation, draft_store, pictures)
 
     @classmethod
     def from_engine(
@@ -117,6 +116,7 @@ class LLM(Rendering):
         speculation: SpeculationSettings | None = None,
         draft_store: str | Path | None = None,
         recommended_sampling: Sampling | None = None,
+        pictures: PictureSource | None = None,
     ) -> Self:
         """Make a model without a bundle, from an engine of your own or `edge.ScriptedEngine`. Raises as `LLM` does."""
         self = cls.__new__(cls)
@@ -124,7 +124,7 @@ class LLM(Rendering):
         self.recommended_sampling = recommended_sampling or Sampling()
         sha256 = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
         self._identity = SnapshotIdentity(f"engine {engine.info.name}", sha256, {})
-        self._set_up(lambda: engine, tokenizer, template, stop_ids, speculation, draft_store)
+        self._set_up(lambda: engine, tokenizer, template, stop_ids, speculation, draft_store, lambda _info: pictures)
         return self
 
     def _set_up(
@@ -135,6 +135,7 @@ class LLM(Rendering):
         stop_ids: Collection[int],
         speculation: SpeculationSettings | None,
         draft_store: str | Path | None,
+        open_pictures: Callable[[EngineInfo], PictureSource | None],
     ) -> None:
         """Open the engine last, so that everything else that can be wrong is found before a model is loaded."""
         self.tokenizer, self.template, self.stop_ids = tokenizer, template, frozenset(stop_ids)
@@ -147,7 +148,8 @@ class LLM(Rendering):
         info = self.engine.info
         # Where bits count, nothing that others were answered decides ids.
         self._memory = ProducedIds(0) if info.reproducible else ProducedIds()
-        self._chats = Chats(template, tokenizer, self.stop_ids, self._constraints, self._memory)
+        self.pictures = open_pictures(info)
+        self._chats = Chats(template, tokenizer, self.stop_ids, self._constraints, self._memory, self.pictures)
         if speculation is not None and (info.max_step_rows == 1 or not info.can_trim):
             self.engine.close()
             raise SettingsError(f"the {info.name} engine cannot verify drafts; load without speculation")
@@ -156,8 +158,10 @@ class LLM(Rendering):
             self.engine, drafts.cost, lambda request: drafts.remember(request.ids, request.num_prompt_tokens)
         )
         self._runner = Runner(self._scheduler)
+        pictures = PicturePrompts(self.pictures, info, tokenizer, self._runner, self._scheduler.covering)
+        self._prompts = Prompts(self._chats.prompts, tokenizer, self._constraints, pictures)
         self.prefixes = Prefixes(
-            self.engine, self._scheduler, self._runner, self._identity, self._computed, self.system_prefix
+            self.engine, self._scheduler, self._runner, self._identity, self._computed, self._prompts.beginning
         )
 
     def __repr__(self) -> str:
@@ -171,13 +175,17 @@ class LLM(Rendering):
             raise BundleError("this model was made from an engine and has no bundle; load one with edge.load")
         return self._bundle
 
-    def generate(self, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Stream:
+    def generate(
+        self, prompt: PromptLike, *, on_picture: OnPicture | None = None, **options: Unpack[GenerationOptions]
+    ) -> Stream:
         """Continue a prompt: text (special tokens in it are recognised), token ids, a `Prompt`, or messages.
 
         Keywords are the fields of `GenerationSettings` and `Sampling`. Raises SettingsError, PromptError and
-        ContextLengthError. A beginning that the prompt shares with earlier ones is not computed again.
+        ContextLengthError. A beginning that the prompt shares with earlier ones is not computed again. on_picture: told
+        how far the pictures of messages are; they are computed before this returns.
         """
-        return self._submit(self._prompt_of(prompt), self._settings(options), Stream)
+        settings = self._settings(options)
+        return self._submit(self._prompts.of(prompt, settings, on_picture), settings, Stream)
 
     def chat(
         self,
@@ -187,6 +195,7 @@ class LLM(Rendering):
         tool_choice: ToolChoiceLike | None = None,
         template_variables: JsonObject | None = None,
         continue_final_message: bool = False,
+        on_picture: OnPicture | None = None,
         **options: Unpack[GenerationOptions],
     ) -> ChatStream:
         """Answer messages like `[{"role": "user", "content": "Hello"}]`; keywords and errors as in `generate`.
@@ -204,6 +213,7 @@ class LLM(Rendering):
             tool_choice=tool_choice,
             template_variables=template_variables,
             continue_final_message=continue_final_message,
+            on_picture=on_picture,
             **options,
         )
         return stream
@@ -218,6 +228,7 @@ class LLM(Rendering):
         template_variables: JsonObject | None = None,
         continue_final_message: bool = False,
         memory: ProducedIds | None = None,  # of what answers were made of; none: the model's, for all conversations
+        on_picture: OnPicture | None = None,
         **options: Unpack[GenerationOptions],
     ) -> list[ChatStream]:
         """Return `n` answers as `chat` does; the prompt is computed once. With a seed, answer i is that of seed + i."""
@@ -226,7 +237,8 @@ class LLM(Rendering):
             messages, tools, template_variables, memory, continue_final_message=continue_final_message
         )
         settings, read = self._chats.answering(found, tool_choice, self._settings(options))
-        return [self._submit(Prompt(found.ids), one, read) for one in seeded(settings, number)]
+        prompt = self._prompts.of_chat(found, settings, on_picture)
+        return [self._submit(prompt, one, read) for one in seeded(settings, number)]
 
     def generate_batch(self, prompts: Iterable[PromptLike], **options: Unpack[GenerationOptions]) -> list[Answer]:
         """Answer several prompts at once, as many per step as the KV cache holds; return the answers in order.
@@ -246,7 +258,7 @@ class LLM(Rendering):
     def sample_streams(self, prompt: PromptLike, n: int, **options: Unpack[GenerationOptions]) -> list[Stream]:
         """Return what `sample` does as streams."""
         number = check_value("n", Whole(1, MAX_SAMPLES), n)
-        settings, found = self._settings(options), self._prompt_of(prompt)
+        found = self._prompts.of(prompt, settings := self._settings(options))
         return [self._submit(found, one, Stream) for one in seeded(settings, number)]
 
     def add_document(self, text: str) -> bool:
@@ -285,7 +297,7 @@ class LLM(Rendering):
         nothing. Using the model afterwards raises ClosedError.
         """
         try:
-            closing = self._runner.close(self.engine.close)
+            closing = self._runner.close(self._release)
         finally:
             self._drafts.save()
         if closing:
@@ -299,8 +311,9 @@ class LLM(Rendering):
     ) -> None:
         self.close()
 
-    def _prompt_of(self, prompt: object) -> Prompt:
-        return prompt_of(prompt, self.tokenizer, self.encode_chat)
+    def _release(self) -> None:
+        self._prompts.close()
+        self.engine.close()
 
     def _settings(self, options: GenerationOptions) -> GenerationSettings:
         return generation_settings(self.recommended_sampling, **options)
@@ -321,14 +334,15 @@ class LLM(Rendering):
 
     def _try_submit(self, prompt: object, settings: GenerationSettings) -> Stream | EdgeError:
         try:
-            return self._submit(self._prompt_of(prompt), settings, Stream)
+            return self._submit(self._prompts.of(prompt, settings), settings, Stream)
         except (SettingsError, ClosedError):
             raise
         except Exception as error:  # from a tokenizer or a constraint; other prompts are not affected
             return own_error(error)
 
-    def _computed(self, prefix: object) -> Prompt:
+    def _computed(self, prefix: object, on_picture: OnPicture | None) -> Prompt:
         """Compute a prefix, so that its keys and values are in the cache."""
-        prompt = self._prompt_of(prefix)
-        self._submit(prompt, GenerationSettings(max_new_tokens=1, ignore_stop_ids=True), Stream).answer()
+        settings = GenerationSettings(max_new_tokens=1, ignore_stop_ids=True)
+        prompt = self._prompts.of_prefix(prefix, settings, on_picture)
+        self._submit(prompt, settings, Stream).answer()
         return prompt

@@ -13,48 +13,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edge.runtime.errors import PromptError, in_words, not_expected, shown
+from edge.runtime.parts import ImagePart, Part, TextPart, part_from
 from edge.runtime.tools.declared import JsonObject, checked_tools
 from edge.runtime.unicode import check_text
+
+__all__ = ["ImagePart", "Message", "MessageLike", "Part", "Role", "TextPart", "ToolCall", "messages_from", "result_of"]
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function", "observation"]
 
 _ROLES: tuple[Role, ...] = get_args(Role)
 _RESULTS = ("tool", "function")  # roles that answer a call
-_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # type -> its key
 _WITHOUT_EFFECT = ("annotations", "reasoning_content", "reasoning", "parsed", "id")
 _KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "metadata", "tools", "function_call", "refusal")
 _LISTED = 5  # known values that an error lists
 _EXAMPLE = "{'role': 'user', 'content': 'Hello'}"
-
-
-@dataclass(frozen=True, slots=True)
-class TextPart:
-    """A piece of a message's text."""
-
-    text: str
-
-    def to_dict(self) -> JsonObject:
-        """Return it in OpenAI's form."""
-        return {"type": "text", "text": self.text}
-
-
-@dataclass(frozen=True, slots=True)
-class ImagePart:
-    """A picture in a message: a file, by its path or its content. Exactly one of the two is given."""
-
-    path: Path | None = None
-    data: bytes | None = None  # of a file, as it would be on a disk
-
-    def to_dict(self) -> JsonObject:
-        """Return it as `messages_from` takes it; only a path survives JSON."""
-        return {"type": "image", **({"data": self.data} if self.path is None else {"path": str(self.path)})}
-
-
-Part = TextPart  # of a message's content
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +74,15 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The whole content as one text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        """The whole content as one text, without pictures."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
+    def pictures(self) -> tuple[ImagePart, ...]:
+        """The pictures in the content."""
+        return () if isinstance(self.content, str) else tuple(p for p in self.content if isinstance(p, ImagePart))
 
     def to_dict(self) -> JsonObject:
         """Return it in OpenAI's form, without empty fields; GLM-4's own fields keep their names."""
@@ -157,7 +139,7 @@ def _message(value: object, path: str) -> Message:
         )
     return Message(
         role=role,
-        content=_content(given, path, optional=bool(calls or tools)),
+        content=_content(given, role, path, optional=bool(calls or tools)),
         tool_calls=calls,
         tool_call_id=tool_call_id,
         name=_text(given, "name", path),
@@ -176,32 +158,20 @@ def _role(given: JsonObject, path: str) -> Role:
     raise not_expected(f"{path}.role", role, f"one of {', '.join(_ROLES)}")
 
 
-def _content(given: JsonObject, path: str, *, optional: bool) -> str | tuple[Part, ...]:
+def _content(given: JsonObject, role: Role, path: str, *, optional: bool) -> str | tuple[Part, ...]:
     """Return the content; null is an empty text."""
     content = given.get("content")
     refusal = _text(given, "refusal", path)
     path = f"{path}.content"
     if content is None:
         if "content" not in given and refusal is None and not optional:
-            raise PromptError(f"{path} is missing; expected text, a list of text parts, or null", param=path)
+            raise PromptError(f"{path} is missing; expected text, a list of parts, or null", param=path)
         return refusal or ""
     if isinstance(content, str):
         return check_text(content, path, param=path)
     if isinstance(content, bytes | Mapping) or not isinstance(content, Sequence):
-        raise not_expected(path, content, "text, a list of text parts, or null")
-    return tuple(_part(part, f"{path}[{i}]") for i, part in enumerate(content))
-
-
-def _part(given: object, path: str) -> Part:
-    if isinstance(given, TextPart):
-        given = given.to_dict()
-    if not isinstance(given, Mapping):
-        raise not_expected(path, given, "a part like {'type': 'text', 'text': 'Hello'}")
-    kind = given.get("type")
-    if not isinstance(kind, str) or kind not in _TEXT_PARTS:
-        raise not_expected(f"{path}.type", kind, "'text'; this model reads text and nothing else")
-    key = _TEXT_PARTS[kind]
-    return TextPart(check_text(given.get(key), f"{path}.{key}", param=f"{path}.{key}"))
+        raise not_expected(path, content, "text, a list of parts, or null")
+    return tuple(part_from(part, f"{path}[{i}]", role) for i, part in enumerate(content))
 
 
 def _tool_calls(given: JsonObject, role: Role, path: str) -> tuple[ToolCall, ...]:
@@ -290,7 +260,7 @@ def _refuse(constant: str) -> Any:
 
 
 def _dict_of(value: object) -> object:
-    return value.to_dict() if isinstance(value, TextPart | ToolCall) else value
+    return value.to_dict() if isinstance(value, TextPart | ImagePart | ToolCall) else value
 
 
 def _listed(known: Sequence[str]) -> str:

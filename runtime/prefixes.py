@@ -1,7 +1,7 @@
 """Prefixes that many prompts share: computed once, then pinned in memory, or saved to files for later sessions.
 
-In: text, token ids or a `Prompt`; files. Out: keys and values in the prefix cache that later prompts start from. Knows
-nothing about how they are computed, or how answers are made.
+In: text, token ids, a `Prompt`, or messages; files. Out: keys and values in the prefix cache that later prompts start
+from. Knows nothing about how they are computed, or how answers are made.
 
 A program that has to start whatever happened to its file calls `use`, which builds the file where it does not fit.
 """
@@ -20,17 +20,18 @@ from edge.runtime.files import shown_path
 from edge.runtime.kv.held import Held
 from edge.runtime.kv.snapshot import Snapshot, open_snapshot, save_snapshot
 from edge.runtime.kv.snapshot_format import SnapshotIdentity, read_header
+from edge.runtime.messages import MessageLike
 from edge.runtime.notices import notice
 from edge.runtime.prompt import Prompt
+from edge.runtime.prompt_like import PromptLike
 from edge.runtime.rules import FilePath, check_value
 from edge.runtime.runner import Runner
 from edge.runtime.saved_prefix import MISSING, SavedPrefix, made_for, reason_of
 from edge.runtime.scheduler import Scheduler
 from edge.runtime.unicode import check_text
+from edge.runtime.vision.progress import OnPicture
 
 ATTEMPTS = 3  # to compute a prefix, as other answers may evict it before it is held
-
-PrefixLike = str | Sequence[int] | Prompt
 
 
 class Prefixes:
@@ -45,23 +46,24 @@ class Prefixes:
         scheduler: Scheduler,
         runner: Runner,
         identity: SnapshotIdentity,
-        compute: Callable[[object], Prompt],
-        system_prefix: Callable[[str], list[int]],
+        compute: Callable[[object, OnPicture | None], Prompt],
+        beginning: Callable[[Sequence[MessageLike]], Prompt],
     ) -> None:
-        """compute: turns its argument into a prompt, and computes its keys and values into the cache. system_prefix:
-        gives the ids that conversations with a system message begin with."""
+        """compute: turns its argument into a prompt, and computes its keys and values into the cache. beginning: gives
+        what conversations begin with that begin with some messages, without the rows of pictures."""
         self._engine, self._scheduler, self._runner = engine, scheduler, runner
         self._identity = identity
-        self._compute, self._system_prefix = compute, system_prefix
+        self._compute, self._beginning = compute, beginning
 
-    def pin(self, prefix: PrefixLike) -> int:
+    def pin(self, prefix: PromptLike, *, on_picture: OnPicture | None = None) -> int:
         """Compute a prefix and keep it in memory, never evicting it; return its number of tokens.
 
-        Raises PromptError and ContextLengthError for a prefix that cannot be computed, CacheFullError when other
-        answers leave it no room.
+        Messages stand for what every conversation begins with that begins with them; the last one may go on, if it is a
+        question. on_picture: told how far their pictures are. Raises PromptError and ContextLengthError for a prefix
+        that cannot be computed, CacheFullError when other answers leave it no room.
         """
         self._check_can_share()
-        prompt, held = self._held(prefix)
+        prompt, held = self._held(prefix, on_picture)
 
         def pin() -> int:
             count = self._scheduler.prefixes.pin(prompt.cache_keys)
@@ -70,30 +72,38 @@ class Prefixes:
 
         return self._runner.between_steps(pin)
 
-    def warm(self, prefix: PrefixLike) -> None:
+    def warm(self, prefix: PromptLike, *, on_picture: OnPicture | None = None) -> None:
         """Compute a prefix and keep it as long as the engine can: pinned, or else until another prompt is read.
 
         Raises as `pin` does.
         """
         info = self._engine.info
         if info.can_fork and info.can_trim:
-            self.pin(prefix)
+            self.pin(prefix, on_picture=on_picture)
         else:
-            self._compute(prefix)
+            self._compute(prefix, on_picture)
 
     def unpin_all(self) -> None:
         """Allow pinned prefixes to be evicted like others."""
         self._runner.between_steps(self._scheduler.prefixes.unpin_all)
 
-    def save(self, prefix: PrefixLike, path: str | Path, *, system: str | None = None) -> SavedPrefix:
+    def save(
+        self,
+        prefix: PromptLike,
+        path: str | Path,
+        *,
+        system: str | None = None,
+        on_picture: OnPicture | None = None,
+    ) -> SavedPrefix:
         """Write the keys and values of a prefix to a file for `load`.
 
-        For a system message: `save(llm.system_prefix(text), path, system=text)`, which also stores the text. Raises as
-        `pin` does, and OutputError if the file cannot be written; an existing file stays until the new one is complete.
+        For a system message: `save(llm.system_prefix(text), path, system=text)`, which also stores the text. Messages
+        as in `pin`. Raises as `pin` does, and OutputError if the file cannot be written; an existing file stays until
+        the new one is complete.
         """
         self._check_can_snapshot()
         target: Path = check_value("path", FilePath(), path)
-        prompt, held = self._held(prefix)
+        prompt, held = self._held(prefix, on_picture)
         self._write(target, prompt, held, system)
         return SavedPrefix(target, len(prompt.ids), system)
 
@@ -108,29 +118,48 @@ class Prefixes:
         self._add(target, snapshot.keys, snapshot)
         return SavedPrefix(target, snapshot.num_tokens, snapshot.system)
 
-    def use(self, path: str | Path, *, system: str) -> SavedPrefix:
+    def use(
+        self,
+        path: str | Path,
+        *,
+        system: str | None = None,
+        messages: Sequence[MessageLike] | None = None,
+        on_picture: OnPicture | None = None,
+    ) -> SavedPrefix:
         """Start conversations with this system message from a file, which is built if it is missing or does not fit.
 
-        A file that is damaged, holds another message, or belongs to another model, engine, version or setting is
-        replaced at once by a whole new one. Where it cannot be written, the prefix is computed and kept in the memory
-        of this process. The result's `note` says which of these happened, as does the logger "edge.notices". Raises
-        as `pin` does.
+        messages: what the conversations begin with instead, such as a picture, as in `pin`. A file that is damaged,
+        holds something else, or belongs to another model, engine, version or setting is replaced at once by a whole new
+        one. Where it cannot be written, the prefix is computed and kept in the memory of this process. The result's
+        `note` says which of these happened, as does the logger "edge.notices". Raises as `pin` does.
         """
         self._check_can_snapshot()
         target: Path = check_value("path", FilePath(), path)
-        if not check_text(system, "system").strip():
-            raise PromptError("the system message is empty; give some text", param="system")
-        ids = self._system_prefix(system)
-        found = self._fitting(target, Prompt(ids), system)
+        if (system is None) == (messages is None):
+            raise PromptError("a prefix to use is either a system message or messages; give one of the two")
+        if system is not None:
+            if not check_text(system, "system").strip():
+                raise PromptError("the system message is empty; give some text", param="system")
+            messages = [{"role": "system", "content": system}]
+        assert messages is not None
+        prefix = self._beginning(messages)
+        found = self._fitting(target, prefix, system)
         if isinstance(found, Snapshot):
             self._add(target, found.keys, found)
-            return SavedPrefix(target, len(ids), system)
-        return self._build(target, Prompt(ids), system, found)
+            return SavedPrefix(target, len(prefix.ids), system)
+        return self._build(target, messages, system, found, on_picture)
 
-    def _build(self, target: Path, prefix: Prompt, system: str, reason: str) -> SavedPrefix:
+    def _build(
+        self,
+        target: Path,
+        messages: Sequence[MessageLike],
+        system: str | None,
+        reason: str,
+        on_picture: OnPicture | None,
+    ) -> SavedPrefix:
         """Compute a prefix and write its file, or else pin it. reason: what was wrong with the file that was there."""
         started = time.perf_counter()
-        _, held = self._held(prefix)
+        prefix, held = self._held(messages, on_picture)
         failed, snapshot = "", None
         try:
             self._write(target, prefix, held, system)
@@ -138,7 +167,7 @@ class Prefixes:
         except (OutputError, SnapshotError) as error:  # SnapshotError: it has been replaced since
             failed = reason_of(error, target)
         if snapshot is None:
-            self.pin(prefix)
+            self.pin(messages, on_picture=on_picture)
         self._add(target, prefix.cache_keys, snapshot)
         seconds = f"{time.perf_counter() - started:.1f} s"
         verb = "built" if reason == MISSING else "built anew"
@@ -148,7 +177,7 @@ class Prefixes:
         notice(note, usual=snapshot is not None)
         return SavedPrefix(target, len(prefix.ids), system, note, snapshot is not None)
 
-    def _fitting(self, path: Path, prefix: Prompt, system: str) -> Snapshot | str:
+    def _fitting(self, path: Path, prefix: Prompt, system: str | None) -> Snapshot | str:
         """Return the file if it holds this prefix for this model, else what is wrong with it."""
         if not os.path.lexists(path):
             return MISSING
@@ -162,6 +191,8 @@ class Prefixes:
             return snapshot
         same = snapshot.system == system
         snapshot.close()
+        if system is None:
+            return "holds something else"
         return "has its system message in other tokens" if same else "holds another system message"
 
     def _write(self, target: Path, prompt: Prompt, held: Held, system: str | None) -> None:
@@ -182,10 +213,10 @@ class Prefixes:
     def _add(self, path: Path, keys: list[int], snapshot: Snapshot | None) -> None:
         self._runner.between_steps(lambda: self._scheduler.loaded.add(path, keys, snapshot))
 
-    def _held(self, prefix: object) -> tuple[Prompt, Held]:
+    def _held(self, prefix: object, on_picture: OnPicture | None) -> tuple[Prompt, Held]:
         """Return a prefix as a prompt, and a sequence that holds all of it, which the prefix cache keeps, too."""
         for _ in range(ATTEMPTS):
-            prompt = self._compute(prefix)
+            prompt = self._compute(prefix, on_picture)
             if (held := self._runner.between_steps(partial(self._hold, prompt))) is not None:
                 return prompt, held
         raise CacheFullError(

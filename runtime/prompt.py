@@ -20,6 +20,7 @@ from edge.runtime.engines.engine import TEXT, Embedding, EngineInfo, Inputs
 from edge.runtime.errors import ContextLengthError, PromptError, SettingsError, not_expected, shown
 from edge.runtime.settings import GenerationSettings
 
+FIRST_KEY = 2**32  # of a picture's rows; smaller keys are ids
 POSITION_ROWS = 3  # time, row and column, of models whose tokens have several positions
 
 
@@ -65,6 +66,12 @@ class Prompt:
         return self.positions is None and not self.embeddings
 
     @property
+    def length_told(self) -> str:
+        """How many tokens it has, in words."""
+        rows = sum(key >= FIRST_KEY for key in self.cache_keys)
+        return f"{len(self.ids):,} tokens, {rows:,} of them of pictures" if rows else f"{len(self.ids)} tokens"
+
+    @property
     def next_position(self) -> int:
         """Position of the first token of the answer, in each row: the one after the largest of any token."""
         return len(self.ids) if self.positions is None else int(self.positions.max(initial=-1)) + 1
@@ -88,7 +95,7 @@ class Prompt:
         """
         if info.max_prompt is not None and len(self.ids) > info.max_prompt:
             raise ContextLengthError(
-                f"the prompt has {len(self.ids)} tokens, and the model was compiled for prompts of up to "
+                f"the prompt has {self.length_told}, and the model was compiled for prompts of up to "
                 f"{info.max_prompt}; use a shorter prompt, or load with a larger max_prompt_tokens",
                 param="prompt",
             )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from edge.runtime.chat import ChatTemplate
 from edge.runtime.chats import Chats
+from edge.runtime.markup import plain_text
 from edge.runtime.messages import MessageLike
 from edge.runtime.tools.declared import JsonObject
 from edge.runtime.tools.format import ToolFormat
@@ -33,13 +34,14 @@ class Rendering:
         continue_final_message: as in `chat`. Raises PromptError for an invalid message, and when the template refuses
         them.
         """
-        return self.chat_template.render(
+        marked = self._chats.prompts.render(
             messages,
             tools=tools,
             variables=template_variables,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
+        return plain_text(marked)
 
     def encode_chat(
         self,
@@ -50,7 +52,10 @@ class Rendering:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
     ) -> list[int]:
-        """Return messages as token ids, as `chat` sends them; errors as in `render`."""
+        """Return messages as token ids, as `chat` sends them; errors as in `render`.
+
+        A picture is as many ids as it has rows, all alike: `generate` takes the messages instead, which have it.
+        """
         prompt = self._chats.prompts.prompt(
             messages,
             tools,
@@ -58,7 +63,7 @@ class Rendering:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
-        return prompt.ids
+        return prompt.spliced.ids
 
     @property
     def chat_template(self) -> ChatTemplate:

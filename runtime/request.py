@@ -291,7 +291,7 @@ def check_prompt(prompt: Prompt, tokenizer: Tokenizer, max_context: int, *, leas
         )
     if count + least_new_tokens > max_context:
         raise ContextLengthError(
-            f"the prompt has {count} tokens and the context holds {max_context}, the answer included; "
+            f"the prompt has {prompt.length_told} and the context holds {max_context}, the answer included; "
             "use a shorter prompt, or load with a larger max_context or KV cache",
             param="prompt",
         )

@@ -25,7 +25,7 @@ from edge.runtime.arrays import Logits
 from edge.runtime.chunk import Chunk, FinishReason, Prefill
 from edge.runtime.engines.engine import Engine, Step, StepInterrupted
 from edge.runtime.errors import CacheFullError, EdgeError, own_error
-from edge.runtime.kv.held import HeldSequences
+from edge.runtime.kv.held import Held, HeldSequences
 from edge.runtime.kv.loaded import LoadedPrefixes
 from edge.runtime.kv.prefix import PrefixCache, PrefixStats
 from edge.runtime.prefill import PromptTurns, as_array, compute, num_missing
@@ -64,11 +64,11 @@ class Scheduler:
         self._engine = engine
         self._cost = cost
         self._on_finish = on_finish
-        self._admission = Admission(engine)
+        self.held = HeldSequences()  # sequences that belong to no request
+        self._admission = Admission(engine, self.held)
         self._prefilling = PromptTurns()
         self._decoding: list[Request] = []
         self._live: dict[int, Request] = {}  # by identity: all unfinished ones, wherever they are in a step
-        self.held = HeldSequences()  # sequences that belong to no request
         self._careful = 0  # steps left in which requests run one at a time
 
     @property
@@ -162,6 +162,20 @@ class Scheduler:
             if request.finished:
                 self._drop(request)
 
+    def covering(self, keys: list[int], count: int) -> tuple[bool, Held | None]:
+        """Return whether the first `count` keys need not be computed, and what keeps them from being evicted."""
+        info = self._engine.info
+        if self.loaded.longest_file(keys, count)[0] == count:
+            return True, None
+        if not (info.can_fork and info.can_trim) or self.prefixes.count_match(keys[:count]) < count:
+            return False, None
+        sequence = self.prefixes.match(keys, count)
+        self.prefixes.insert(keys, sequence, whole=True)  # match may have taken its last block
+        if sequence.num_tokens == count:
+            return True, self.held.hold(sequence, yielding=True)
+        sequence.free()
+        return False, None
+
     def clear_cache(self) -> None:
         """Drop everything that is kept of finished requests and not pinned."""
         self.sweep()
@@ -206,6 +220,8 @@ class Scheduler:
     def _has_room(self, request: Request, num_tokens: int) -> bool:
         """Make room for a running request's next tokens, at the cost of younger ones; False if it must leave itself."""
         while not self._reserves(request, num_tokens):
+            if self.held.give_way():
+                continue
             leaving = self._admission.who_leaves(request, [*self._prefilling, *self._decoding])
             self._stop(leaving)
             if leaving.finished:

@@ -25,6 +25,7 @@ from edge.runtime.settings import CONTEXT_POLICIES, ContextPolicy, GenerationOpt
 from edge.runtime.tools.choice import ToolChoiceLike
 from edge.runtime.tools.declared import JsonObject, checked_tools
 from edge.runtime.turns import SYSTEM, turns_of
+from edge.runtime.vision.progress import OnPicture
 
 OWN_ENTRIES = 256  # answers of one conversation that are remembered if the model does not remember any
 
@@ -106,19 +107,21 @@ class ChatSession:
         content: str | Sequence[Part],
         *,
         tool_choice: ToolChoiceLike | None = None,
+        on_picture: OnPicture | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Generator[Chunk, None, None]:
-        """Answer one more user message; keywords and errors as in `LLM.chat`.
+        """Answer one more user message: text, or parts with pictures; keywords and errors as in `LLM.chat`.
 
         Closing the iterator early keeps the answer so far. A refused message leaves no trace.
         """
-        return self._ask([*self.messages, _question(content)], tool_choice, options)
+        return self._ask([*self.messages, _question(content)], tool_choice, on_picture, options)
 
     def send_results(
         self,
         results: Sequence[tuple[ToolCall, str]],
         *,
         tool_choice: ToolChoiceLike | None = None,
+        on_picture: OnPicture | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Generator[Chunk, None, None]:
         """Answer the results of the `pending` calls. Raises as `send`, and PromptError if one is missing."""
@@ -128,25 +131,37 @@ class ChatSession:
                 f"{shown([call.name for call in self.pending])}, in this order"
             )
         told = [result_of(call, text) for call, text in results]
-        return self._ask([*self.messages, *told], tool_choice, options)
+        return self._ask([*self.messages, *told], tool_choice, on_picture, options)
 
     def answer(
-        self, *, tool_choice: ToolChoiceLike | None = None, **options: Unpack[GenerationOptions]
+        self,
+        *,
+        tool_choice: ToolChoiceLike | None = None,
+        on_picture: OnPicture | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Generator[Chunk, None, None]:
         """Answer the conversation as it is, after `load`. Raises as `send`."""
-        return self._ask(self.messages, tool_choice, options)
+        return self._ask(self.messages, tool_choice, on_picture, options)
 
-    def retry(self, **options: Unpack[GenerationOptions]) -> Generator[Chunk, None, None]:
+    def retry(
+        self, *, on_picture: OnPicture | None = None, **options: Unpack[GenerationOptions]
+    ) -> Generator[Chunk, None, None]:
         """Answer the last question again; the earlier answer is forgotten once the new one begins.
 
         Raises as `send`, and PromptError if there is no question.
         """
         end = self._last_question() + 1
-        return self._ask(self.messages[:end], None, options)
+        return self._ask(self.messages[:end], None, on_picture, options)
 
-    def edit(self, content: str | Sequence[Part], **options: Unpack[GenerationOptions]) -> Generator[Chunk, None, None]:
+    def edit(
+        self,
+        content: str | Sequence[Part],
+        *,
+        on_picture: OnPicture | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Generator[Chunk, None, None]:
         """Ask something else in place of the last question. Raises as `retry`."""
-        return self._ask([*self.messages[: self._last_question()], _question(content)], None, options)
+        return self._ask([*self.messages[: self._last_question()], _question(content)], None, on_picture, options)
 
     def undo(self) -> bool:
         """Forget the last question with all that followed it; False if there is none."""
@@ -163,8 +178,13 @@ class ChatSession:
         raise PromptError("the conversation has no question yet; send one first")
 
     def _ask(
-        self, messages: list[Message], tool_choice: ToolChoiceLike | None, options: GenerationOptions
+        self,
+        messages: list[Message],
+        tool_choice: ToolChoiceLike | None,
+        on_picture: OnPicture | None,
+        options: GenerationOptions,
     ) -> Generator[Chunk, None, None]:
+        messages = list(messages_from(messages))  # with parts, whatever they were given as
         limit = generation_settings(**options).max_new_tokens
         kept, dropped = self._fitting(messages, limit)
         (stream,) = self.llm.chat_samples(
@@ -174,6 +194,7 @@ class ChatSession:
             tool_choice=self.tool_choice if tool_choice is None else tool_choice,
             template_variables=self.template_variables,
             memory=self._memory,
+            on_picture=on_picture,
             **options,
         )
         return self._answer(stream, kept, dropped)

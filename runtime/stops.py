@@ -34,7 +34,7 @@ class StopStrings:
             index, self.found = min(found)
             shown, self._held = self._held[:index], ""
             return shown
-        keep = max(_open_prefix(self._held, stop) for stop in self._stops)
+        keep = max(open_prefix(self._held, stop) for stop in self._stops)
         shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return shown
 
@@ -44,7 +44,7 @@ class StopStrings:
         return shown
 
 
-def _open_prefix(text: str, stop: str) -> int:
+def open_prefix(text: str, stop: str) -> int:
     """Return the length of the longest end of `text` with which `stop` begins."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -135,6 +135,7 @@ def answer_of(chunks: Sequence[Chunk]) -> Answer:
         last.stopped_by,
         tool_calls=calls_of(chunks),
         prompt_logprobs=tuple(entry for chunk in chunks for entry in chunk.prompt_logprobs),
+        reasoning="".join(chunk.reasoning for chunk in chunks),
     )
 
 

@@ -30,6 +30,8 @@ MAX_TEXT = 50_000_000  # characters of a text; a context of a million tokens has
 
 # What Rust's \s matches: the white space that a token with lstrip or rstrip takes. str.strip() would take more.
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+# Some tokenizers have these as special tokens, others as words; they are part of the text in both.
+_SHOWN = frozenset(["<think>", "</think>", "<answer>", "</answer>"])
 _MOST_PADDING = 10_000  # rows of an embedding without a token; it is usually padded to a multiple of some number
 MOST_IDS = 10_000_000  # of tokens
 _LONG_TEXT = 10_000  # characters
@@ -68,6 +70,7 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         self._special: frozenset[int] = frozenset(i for i, token in added.items() if token.special)
         self._special_ids: dict[str, int] = {added[i].content: i for i in self._special}
+        self._shown = {i for i in self._special if added[i].content in _SHOWN}
         self._takes_left = {token.content for token in added.values() if token.special and token.lstrip}
         self._takes_right = {token.content for token in added.values() if token.special and token.rstrip}
         first = [token for token in added.values() if not token.normalized]  # found before normalization
@@ -165,18 +168,29 @@ class Tokenizer:
         return list(encoded.ids[:added])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, without special tokens; bytes that are not UTF-8 become U+FFFD."""
+        """Return the text of ids, without special tokens but those around reasoning.
+
+        Bytes that are not UTF-8 become U+FFFD.
+        """
+        parts: list[str] = []
+        begin = 0
+        for end in [i for i, token_id in enumerate(ids) if token_id in self._shown] if self._shown else ():
+            parts += [self._decode(ids[begin:end]), self.token_text(ids[end])]
+            begin = end + 1
+        return "".join([*parts, self._decode(ids[begin:])])
+
+    def _decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes of a token; empty for special tokens, and for ids without a token."""
+        """Return the bytes of a token; empty for special tokens that `decode` leaves out, and for ids without one."""
         if token_id not in self._bytes_of:
             self._bytes_of[token_id] = self._find_bytes(token_id)
         return self._bytes_of[token_id]
 
     def _find_bytes(self, token_id: int) -> bytes:
-        if token_id in self._special:
+        if token_id in self._special and token_id not in self._shown:
             return b""
         token: str | None = self._tokenizer.id_to_token(token_id)
         if token is None:

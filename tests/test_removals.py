@@ -59,6 +59,7 @@ REMOVED = "edge/models/test_removal.py::test_files_of_others_stay"
 COMPILED = "runtime/test_compiled.py::test_files_of_others_stay"
 COMPILED_REMOVED = "runtime/test_compiled.py::test_those_of_a_bundle_are_removed_with_it"
 DEVICE_REPORT = "runtime/test_device_report.py::test_a_file_of_others_stays"
+KEPT_ROWS = "runtime/vision/test_kept_rows.py::test_files_of_others_stay"
 PLACES = {
     "runtime/compiled.py:keep:write_atomically": COMPILED,
     "runtime/compiled.py:remove_of:unlink": COMPILED_REMOVED,
@@ -154,6 +155,8 @@ PLACES = {
     "runtime/atomic.py:write_atomically:unlink": BESIDE,
     "runtime/atomic.py:write_durably:open": WORK,
     "runtime/atomic.py:write_durably:replace": WORK,
+    "runtime/vision/kept_rows.py:KeptRows._remove_oldest:unlink": KEPT_ROWS,
+    "runtime/vision/kept_rows.py:KeptRows._write:write_atomically": KEPT_ROWS,
     "runtime/kv/snapshot.py:save_snapshot:write_atomically": PREFIX,
     "runtime/locks.py:_hold_named:open": LOCK,
     "runtime/locks.py:_let_go:unlink": LOCK,

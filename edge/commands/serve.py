@@ -78,7 +78,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits = parser.add_argument_group("limits")
     _add(limits, "--max-waiting", "max_waiting", type=int, metavar="N")
     _add(limits, "--max-connections", "max_connections", type=int, metavar="N")
-    _add(limits, "--max-body-bytes", "max_body_bytes", type=kinds.size, metavar="SIZE")
+    _add(
+        limits,
+        "--max-body-bytes",
+        "max_body_bytes",
+        type=kinds.size,
+        metavar="SIZE",
+        usual_is="8 MiB, or 32 MiB for a model that sees pictures",
+    )
     _add(limits, "--header-timeout", "header_timeout_s", type=float, metavar="SECONDS")
     _add(limits, "--body-timeout", "body_timeout_s", type=float, metavar="SECONDS")
     _add(limits, "--send-timeout", "send_timeout_s", type=float, metavar="SECONDS")

@@ -6,7 +6,7 @@ In: an ASGI scope and its `receive`. Out: bytes. Knows nothing about what is in 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.datastructures import Headers
 from starlette.types import Receive
@@ -19,9 +19,18 @@ JSON, BYTES = "application/json", "application/octet-stream"
 
 
 async def read_body(
-    headers: Headers, receive: Receive, *, max_bytes: int, timeout_s: float, content_type: str = JSON
+    headers: Headers,
+    receive: Receive,
+    *,
+    max_bytes: int,
+    timeout_s: float,
+    content_type: str = JSON,
+    grown: Callable[[int], None] | None = None,
 ) -> bytes:
-    """Return the body. Raises RequestError, as far as possible before anything is read, and ClientLeft."""
+    """Return the body. Raises RequestError, as far as possible before anything is read, and ClientLeft.
+
+    grown: is told the size of each part; what it raises ends the reading.
+    """
     _check_type(headers, content_type)
     _check_length(headers, max_bytes)
     found, size = [], 0
@@ -35,6 +44,8 @@ async def read_body(
                 size += len(part)
                 if size > max_bytes:
                     raise _too_large(max_bytes)
+                if grown is not None:
+                    grown(len(part))
                 found.append(part)
                 if not message.get("more_body", False):
                     return b"".join(found)

@@ -29,6 +29,7 @@ from edge.wire.body import read_body as read_json
 from edge.wire.errors import UNAVAILABLE, RequestError
 from edge.wire.tokenizing import tokenizer_info
 
+ROOM_FOR_TEXT = 256 << 10  # of a body with a picture, whose bytes are four thirds as many in base64
 _MAX_NAME = 255
 
 
@@ -101,6 +102,7 @@ class Gets:
                 "device": llm.engine.info.device,
                 "sampling": asdict(service.sampling),
                 "tools": llm.template is not None,
+                "pictures": self._pictures(llm),
             }
         return JSONResponse(told, headers={"cache-control": "no-store"})
 
@@ -121,14 +123,24 @@ class Gets:
         else:
             n_params = sum(math.prod(tensor.shape) for tensor in manifest.tensors.values())
             meta |= {"n_params": n_params, "recipe": manifest.recipe, "weight_bytes": manifest.weight_bytes}
+        sees = llm.pictures is not None
         return {
             "id": name,
             "object": "model",
             "created": self._service.created,
             "owned_by": "edgeglm",
             "max_model_len": info.max_context,
+            "capabilities": ["completion", *["vision"] * sees],
+            "architecture": {"input_modalities": ["text", *["image"] * sees], "output_modalities": ["text"]},
             "meta": meta,
         }
+
+    def _pictures(self, llm: LLM) -> JsonBody | None:
+        """What the page has to know of pictures: how many a conversation may have (0: any number), and how large."""
+        if llm.pictures is None:
+            return None
+        most = (self._service.max_body_bytes - ROOM_FOR_TEXT) // 4 * 3
+        return {"most": llm.pictures.spec.max_pictures, "max_bytes": max(most, 0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +160,16 @@ class Calling:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         settings = self._service.settings
-        raw = await read_body(
-            Headers(scope=scope), receive, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
-        )
-        llm = self._service.llm
-        body = await self._service.in_thread(lambda: self._call.function(read_json(raw), llm))
+        with self._service.bodies.taking() as taken:
+            raw = await read_body(
+                Headers(scope=scope),
+                receive,
+                max_bytes=self._service.max_body_bytes,
+                timeout_s=settings.body_timeout_s,
+                grown=taken.grown,
+            )
+            llm = self._service.llm
+            body = await self._service.in_thread(lambda: self._call.function(read_json(raw), llm))
         await JSONResponse(body)(scope, receive, send)
 
 

@@ -45,6 +45,9 @@ class Metrics:
         self._ended: Counter[tuple[str, Outcome]] = Counter()
         self._first, self._gaps = _Histogram(_FIRST), _Histogram(_GAPS)
         self._disconnects = 0
+        self._looking = 0
+        self._pictures: Counter[bool] = Counter()  # by whether they were kept
+        self._picture_s = 0.0
         self._prompt = self._cached = self._generated = self._drafted = self._accepted = 0  # tokens
         self._prefixes: Counter[bool] = Counter()  # answers by whether they began with all of a loaded prefix
         self._known: set[Path] = set()  # prefixes that a request was most like
@@ -81,6 +84,19 @@ class Metrics:
                 if not match.whole:
                     logger.info("%s", match.told)
 
+    def looking(self, change: int) -> None:
+        """Count pictures that the model looks at right now."""
+        self._looking += change
+
+    def picture_seen(self, seconds: float) -> None:
+        """Count a picture that the model has looked at."""
+        self._pictures[False] += 1
+        self._picture_s += seconds
+
+    def picture_kept(self) -> None:
+        """Count a picture that the model did not have to look at again."""
+        self._pictures[True] += 1
+
     def disconnected(self) -> None:
         """Count a client that left."""
         self._disconnects += 1
@@ -111,6 +127,14 @@ class Metrics:
         yield CounterMetricFamily("edge_spec_decode_num_draft_tokens", "Tokens drafted by speculation.", self._drafted)
         yield CounterMetricFamily("edge_spec_decode_num_accepted_tokens", "Right ones of them.", self._accepted)
         yield self._saved_prefixes()
+        pictures = CounterMetricFamily(
+            "edge_pictures", "Pictures of requests, by whether they were looked at before.", labels=["kept"]
+        )
+        for kept in (True, False):
+            pictures.add_metric(["yes" if kept else "no"], self._pictures[kept])
+        yield pictures
+        yield CounterMetricFamily("edge_picture_seconds", "Time in which pictures were looked at.", self._picture_s)
+        yield GaugeMetricFamily("edge_pictures_running", "Pictures that are being looked at.", self._looking)
         yield self._first.family("edge_time_to_first_token_seconds", "From a request to its first token.")
         yield self._gaps.family("edge_inter_token_latency_seconds", "Between two tokens of an answer.")
         yield GaugeMetricFamily("edge_resident_memory_bytes", "Memory of the process.", rss_bytes())

@@ -20,8 +20,11 @@ import edge
 from edge.runtime.llm import LLM
 from edge.runtime.settings import Sampling, generation_settings
 from edge.runtime.stream import Stream
+from edge.server.bodies import Bodies
 from edge.server.errors import RETRY_S
-from edge.server.settings import ServerSettings
+from edge.server.looking import Looking, Start
+from edge.server.metrics import Metrics
+from edge.server.settings import MAX_PICTURE_BYTES, MAX_TEXT_BYTES, ServerSettings
 from edge.wire.errors import NOT_FOUND, TOO_MANY, UNAVAILABLE, RequestError
 
 T = TypeVar("T")
@@ -41,6 +44,7 @@ class Service:
         self.created = int(time.time())
         self.stage, self.progress = "starting", 0.0
         self.threads = ThreadPoolExecutor(THREADS, "edge-requests")
+        self.bodies = Bodies(max(settings.max_held_bytes, settings.max_body_bytes or 0))
         self.num_active = 0  # requests that were let in
         self.fingerprint = ""
         self._open_model = open_model
@@ -49,6 +53,8 @@ class Service:
         self._lock = threading.Lock()
         self._starting = 0  # requests that were let in and are not in the model's queue yet
         self._streams: set[Stream] = set()
+        self._eyes = ThreadPoolExecutor(1, "edge-pictures")
+        self._looking: set[Looking] = set()
         self._ends: deque[float] = deque(maxlen=_REMEMBERED)
 
     @property
@@ -60,9 +66,7 @@ class Service:
     def llm(self) -> LLM:
         """The model. Raises RequestError while it is loading, and when the server ends."""
         if self._stopping:
-            raise RequestError(
-                "this server is shutting down", code="shutting_down", status=UNAVAILABLE, retry_after_s=RETRY_S
-            )
+            raise _shutting_down()
         if self._llm is None:
             raise RequestError(
                 f"the model is loading ({self.stage}, {self.progress:.0%}); try again soon",
@@ -76,6 +80,14 @@ class Service:
     def sampling(self) -> Sampling:
         """Of an answer whose request does not say. Raises RequestError as `llm` does."""
         return generation_settings(self.llm.recommended_sampling, sampling=self.settings.sampling).sampling
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The longest body that is read: also while it is not known what the model takes."""
+        given = self.settings.max_body_bytes
+        if given is not None:
+            return given
+        return MAX_TEXT_BYTES if self._llm is not None and self._llm.pictures is None else MAX_PICTURE_BYTES
 
     @property
     def stalled_s(self) -> float:
@@ -99,7 +111,8 @@ class Service:
     def close(self) -> None:
         """Free the model. Raises OutputError if its draft store cannot be written."""
         self._stopping = True
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self.threads, self._eyes):
+            threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             if self._llm is not None:
                 self._llm.close()
@@ -131,6 +144,8 @@ class Service:
         """End all answers, wherever they are."""
         for stream in list(self._streams):
             stream.close()
+        for looking in list(self._looking):
+            looking.end(_shutting_down())
 
     @contextmanager
     def starting(self) -> Generator[None]:
@@ -140,6 +155,17 @@ class Service:
             yield
         finally:
             self._starting -= 1
+
+    @contextmanager
+    def looking(self, start: Start, metrics: Metrics) -> Generator[Looking]:
+        """Start a request in the thread that looks at pictures; it counts as one that waits until it has streams."""
+        looking = Looking(start, self._eyes.submit, metrics)
+        self._looking.add(looking)
+        try:
+            yield looking
+        finally:
+            self._looking.discard(looking)
+            looking.end()
 
     def check_model(self, name: str | None) -> None:
         """Raise RequestError for a model that this server does not have."""
@@ -161,7 +187,7 @@ class Service:
         return asyncio.get_running_loop().run_in_executor(self.threads, function)
 
     def _check_room(self, llm: LLM) -> None:
-        waiting = llm.stats.waiting + self._starting
+        waiting = llm.stats.waiting + self._starting + sum(looking.is_waiting for looking in self._looking)
         if waiting >= self.settings.max_waiting:
             raise RequestError(
                 f"{waiting} requests are waiting already; try again later",
@@ -179,6 +205,10 @@ class Service:
 
     def _at(self, stage: str, progress: float) -> None:
         self.stage, self.progress = stage, progress
+
+
+def _shutting_down() -> RequestError:
+    return RequestError("this server is shutting down", code="shutting_down", status=UNAVAILABLE, retry_after_s=RETRY_S)
 
 
 def fingerprint_of(llm: LLM) -> str:

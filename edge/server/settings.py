@@ -14,6 +14,7 @@ from edge.runtime.settings import CONTEXT_POLICIES, USUAL_SAMPLINGS, ContextPoli
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SECONDS = Number(0, 86_400, above=True)
 _MIB = 1 << 20
+MAX_TEXT_BYTES, MAX_PICTURE_BYTES = 8 * _MIB, 32 * _MIB  # longest bodies; a phone's picture is up to 20 MB of base64
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,10 @@ class ServerSettings(Settings):
     )
     max_waiting: int = setting(64, Whole(1, 4096), "requests that may wait for room; one more is refused")
     max_connections: int = setting(256, Whole(1, 65_535), "connections at once")
-    max_body_bytes: int = setting(8 * _MIB, Whole(1024, 1 << 30), "longest body of a request")
+    max_body_bytes: int | None = setting(None, Whole(1024, 1 << 30), "longest body of a request")
+    max_held_bytes: int = setting(
+        256 * _MIB, Whole(1024, 1 << 40), "bytes of bodies that are read or answered, all together"
+    )
     max_document_bytes: int = setting(64 * _MIB, Whole(1024, 1 << 32), "largest file that the page may send to be read")
     header_timeout_s: float = setting(10.0, _SECONDS, "time for the headers of a request")
     body_timeout_s: float = setting(30.0, _SECONDS, "time for the body of a request")

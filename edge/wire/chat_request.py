@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 from edge.runtime.chunk import Answer
 from edge.runtime.errors import ContextLengthError, EdgeError
@@ -19,6 +19,7 @@ from edge.runtime.produced_ids import ProducedIds
 from edge.runtime.settings import GenerationOptions, UsualSampling
 from edge.runtime.stream import Stream
 from edge.runtime.tools.declared import JsonObject
+from edge.runtime.vision.progress import OnPicture
 from edge.wire.answers import Head, JsonBody, chat_completion
 from edge.wire.body import in_terms_of, refusal_of
 from edge.wire.chat_events import ChatEvents
@@ -27,7 +28,6 @@ from edge.wire.errors import RequestError
 from edge.wire.events import AnswerEvents
 from edge.wire.fields import CHAT, read_fields
 from edge.wire.pictures import WirePicture, with_pictures
-from edge.wire.request import OnPicture
 from edge.wire.settings import RequestSettings, read_settings
 
 

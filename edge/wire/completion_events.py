@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from edge.runtime.chunk import Chunk, Stats
 from edge.runtime.tokenizer import Tokenizer
+from edge.runtime.vision.progress import PictureProgress
 from edge.wire.answers import Head, JsonBody, LiveTimes, beginning, ending, nothing_in_time, timings, usage
 from edge.wire.chat_events import DONE
 from edge.wire.errors import ErrorAnswer
@@ -43,6 +44,10 @@ class CompletionEvents:
         for index, echo in enumerate(self._echoed):
             if index not in self._to_echo:
                 yield self._event(index, echo.text, {})
+
+    def looking(self, progress: PictureProgress) -> Iterator[Event]:  # noqa: ARG002  # this protocol has no word for it
+        """Pings say that the model is at work."""
+        return iter(())
 
     def push(self, index: int, chunk: Chunk) -> Iterator[Event]:
         """Yield what a chunk becomes."""

@@ -16,6 +16,7 @@ from edge.runtime.llm import LLM
 from edge.runtime.settings import GenerationOptions, UsualSampling
 from edge.runtime.stream import Stream
 from edge.runtime.tools.declared import JsonObject
+from edge.runtime.vision.progress import OnPicture
 from edge.wire.answers import Head, JsonBody, text_completion
 from edge.wire.body import in_terms_of, refusal_of
 from edge.wire.completion_events import CompletionEvents
@@ -25,7 +26,6 @@ from edge.wire.events import AnswerEvents
 from edge.wire.fields import COMPLETION, check_type, is_of, read_fields
 from edge.wire.old_logprobs import Echo, echo_of
 from edge.wire.pictures import WirePicture
-from edge.wire.request import OnPicture
 from edge.wire.settings import RequestSettings, read_settings
 
 MAX_PROMPTS = 128

@@ -13,11 +13,11 @@ from edge.runtime.errors import EdgeError
 from edge.runtime.llm import LLM
 from edge.runtime.settings import UsualSampling
 from edge.runtime.stream import Stream
+from edge.runtime.vision.progress import OnPicture
 from edge.wire.answers import Head
 from edge.wire.chat_request import ChatRequest
 from edge.wire.pictures import WirePicture
 from edge.wire.places import Places
-from edge.wire.request import OnPicture
 from edge.wire.settings import RequestSettings
 
 
@@ -52,6 +52,8 @@ class ConvertedRequest:
         self, llm: LLM, sampling: UsualSampling = "greedy", on_picture: OnPicture | None = None
     ) -> list[Stream]:
         """Return the stream of the answer. Raises RequestError, or an EdgeError that is not about it."""
+        if self.pictures is None:
+            return self.opened(llm).start(llm, sampling, on_picture)
         with self.places.translating():
             return self.chat.start(llm, sampling, on_picture)
 

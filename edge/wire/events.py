@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from edge.runtime.chunk import Chunk
+from edge.runtime.vision.progress import PictureProgress
 from edge.wire.answers import JsonBody
 from edge.wire.errors import ErrorAnswer
 
@@ -26,6 +27,9 @@ class AnswerEvents(Protocol):
 
     def begin(self) -> Iterable[Event]:
         """Return what comes before any token is computed."""
+
+    def looking(self, progress: PictureProgress) -> Iterable[Event]:
+        """Return what news of a picture become, before the first chunk."""
 
     def push(self, index: int, chunk: Chunk) -> Iterable[Event]:
         """Return what a chunk of one choice becomes. The last chunk of a choice has a finish reason."""

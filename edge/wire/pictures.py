@@ -51,13 +51,17 @@ class WirePicture:
 
     def open(self, llm: LLM) -> None:
         """Decode it, for later use. Raises RequestError for what is not a picture that the model can see."""
-        assert llm.pictures is not None
+        assert llm.pictures is not None, "no picture is found for a model that sees none"
         try:
             llm.pictures.open(self.part)
         except PictureError as error:
             raise RequestError(f"{self.path}: {error}", code="invalid_value", param=self.path) from error
         except MissingPackageError as error:
             raise RequestError(str(error), code="unsupported_content", param=self.path) from error
+
+    def is_kept(self, llm: LLM) -> bool:
+        """Whether the model has looked at it already."""
+        return llm.pictures is not None and llm.pictures.kept(llm.pictures.open(self.part)) is not None
 
 
 def with_pictures(messages: Sequence[Any], *, sees: bool) -> tuple[list[Any], tuple[WirePicture, ...]]:  # Any: JSON

@@ -5,7 +5,7 @@ In: nothing. Out: the `WireRequest` protocol. Knows nothing about single protoco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, Self
 
 from edge.runtime.chunk import Answer
@@ -14,13 +14,12 @@ from edge.runtime.llm import LLM
 from edge.runtime.settings import UsualSampling
 from edge.runtime.stream import Stream
 from edge.runtime.tools.declared import JsonObject
-from edge.runtime.vision.progress import PictureProgress
+from edge.runtime.vision.progress import OnPicture
 from edge.wire.answers import Head, JsonBody
 from edge.wire.events import AnswerEvents
 from edge.wire.pictures import WirePicture
 from edge.wire.settings import RequestSettings
 
-OnPicture = Callable[[PictureProgress], None]  # called while a picture is looked at; what it raises ends that
 
 class WireRequest(Protocol):
     """A checked body."""
@@ -48,7 +47,8 @@ class WireRequest(Protocol):
     ) -> list[Stream]:
         """Return a stream for each choice, all submitted. Raises RequestError, or an EdgeError that is not about it.
 
-        sampling: where that comes from which the body does not set. on_picture: see `OnPicture`.
+        sampling: where that comes from which the body does not set. on_picture: is told while a picture is
+        looked at.
         """
 
     def answer(self, head: Head, answers: Sequence[Answer], llm: LLM) -> JsonBody:

@@ -31,6 +31,8 @@ DEFAULT = "int4-asym-g128-awq-data-free"
 FOR_NPU = "int4-sym-g128-awq-data-free"
 FITTED = "int4-asym-g128-awq-gptq"  # for examples; of those with text, the one that every model can have
 PLAIN = "int4-asym-g128"  # rounding to nearest, as other tools do it; all that a traced graph can get of it
+FOR_TOWERS = "int8-asym"  # of pictures
+NO_TOWER = "none"  # in the place of a tower's recipe: the bundle gets no tower
 CHOSEN = "chosen by its measured error"
 # How 4-bit integers are chosen: from the weights alone, or from what calibration text gives them as input, by nncf's
 # scale estimation or GPTQ, or by ours (`gptq.py`).
@@ -174,3 +176,19 @@ def find_recipe(name: str) -> Recipe:
         )
         raise RecipeError(f"recipe {shown(name)} is unknown{meant} `edge recipes --all` lists all {len(recipes())}")
     return recipes()[name]
+
+
+def tower_recipe(name: str | None, text: Recipe | None = None) -> Recipe:
+    """The recipe of a picture tower; by default 8 bits, or floats where those of the text are.
+
+    Raises RecipeError for recipes that do more than round: text says nothing of how pictures pass.
+    """
+    if name is None:
+        return find_recipe(text.name if text is not None and text.linear.is_float else FOR_TOWERS)
+    found = find_recipe(name)
+    if found.calibrated or found.rotate or found.awq != "off":
+        raise RecipeError(
+            f"pictures {name}: a picture tower is rounded to nearest, without text, rotation or scaled channels; "
+            f"expected a recipe like {FOR_TOWERS} or {PLAIN}, or {NO_TOWER} to leave the tower out"
+        )
+    return found

@@ -12,7 +12,17 @@ from typing import Any
 
 from edge.runtime.errors import EXPORT_AGAIN, BundleError
 from edge.runtime.graph_check import Cached, check_cached, check_last, check_spec
-from edge.runtime.graph_names import HIDDEN, NEXT_HIDDEN, ROTARY_TABLES, SPEC, WANTED_ROWS, past_name
+from edge.runtime.graph_names import (
+    HIDDEN,
+    NEXT_HIDDEN,
+    REPLACED,
+    REPLACEMENTS,
+    ROTARY_ROWS,
+    ROTARY_TABLES,
+    SPEC,
+    WANTED_ROWS,
+    past_name,
+)
 from edge.runtime.spec import ModelSpec
 
 
@@ -22,10 +32,11 @@ def check_parts(
     spec: ModelSpec,
     *,
     float16_cache: bool,
+    pictures: bool = False,
 ) -> None:
     """Compare inputs and outputs of the parts with the spec, and with each other. Raises BundleError.
 
-    sessions: one for each path.
+    sessions: one for each path. pictures: whether the manifest has a tower.
     """
     cached: list[Cached] = []
     for index, (session, path) in enumerate(zip(sessions, paths, strict=True)):
@@ -34,12 +45,18 @@ def check_parts(
         outputs = {value.name: value for value in session.get_outputs()}
         first, last = index == 0, index == len(paths) - 1
         wanted = {"input_ids" if first else HIDDEN, *([WANTED_ROWS] if last else [])}
+        if pictures:
+            wanted |= {ROTARY_ROWS, *ROTARY_TABLES, *((REPLACED, REPLACEMENTS) if first else ())}
         given = "logits" if last else NEXT_HIDDEN
         if missing := sorted((wanted - set(inputs)) | ({given} - set(outputs))):
             raise BundleError(f"{path} has no {missing[0]}, so a part of this graph is missing; {EXPORT_AGAIN}")
+        if not pictures and ROTARY_ROWS in inputs:
+            raise BundleError(f"{path} takes pictures, and the manifest describes no tower for them; {EXPORT_AGAIN}")
         check_last(outputs[given].shape[-1], spec.vocab_size if last else spec.hidden_size, given, path)
         if not first:
             check_last(inputs[HIDDEN].shape[-1], spec.hidden_size, HIDDEN, path)
+        if REPLACEMENTS in inputs:
+            check_last(inputs[REPLACEMENTS].shape[-1], spec.hidden_size, REPLACEMENTS, path)
         for table in ROTARY_TABLES:
             if table in inputs:
                 check_last(inputs[table].shape[-1], spec.rotary_dim // 2, table, path)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
 from edge.runtime.arrays import Array
@@ -24,11 +23,15 @@ class SessionPart:
 
     def __init__(self, path: Path, threads: int) -> None:
         self.session = _open(path, threads)
-        self._inputs = {value.name for value in self.session.get_inputs()}
+        self._inputs: dict[str, str] = {value.name: value.type for value in self.session.get_inputs()}
         self._outputs = {value.name for value in self.session.get_outputs()}
         self._binding = self.session.io_binding()
         self._flat: dict[str, Array] = {}  # memory for small inputs and for outputs
         self._own: dict[str, Array] = {}  # the part of it that is bound
+
+    def reads(self, name: str) -> str:
+        """The type of an input, such as "tensor(float)"; "" where this part has none of that name."""
+        return self._inputs.get(name, "")
 
     def bind(self, arrays: dict[str, Array]) -> None:
         """Bind inputs and outputs to memory that the caller keeps alive."""
@@ -39,9 +42,9 @@ class SessionPart:
             elif name in self._outputs:
                 self._binding.bind_output(name, *place)
 
-    def give(self, name: str, values: npt.NDArray[np.int64]) -> None:
-        """Set a small input, in place if its shape is that of the last call."""
-        self._keep(name, values.shape, np.int64)[...] = values
+    def give(self, name: str, values: Array) -> None:
+        """Set an input, in place if its shape is that of the last call. values: of the same type in each call."""
+        self._keep(name, values.shape, values.dtype.type)[...] = values
 
     def take(self, name: str, shape: tuple[int, ...]) -> Array:
         """Return the array that a float32 output will be written to; the same memory as long as its shape stays."""

@@ -11,6 +11,7 @@ buffers, and holds a whole sequence. A batch is computed in neighbouring rows, w
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,7 +21,7 @@ import onnxruntime as ort
 from edge.runtime.arrays import Array, Ids, Logits
 from edge.runtime.bundle import Bundle, OnnxKernels
 from edge.runtime.engines.devices import device_here
-from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step, StepInterrupted
+from edge.runtime.engines.engine import TEXT, Embedding, EngineInfo, Inputs, Step, StepInterrupted
 from edge.runtime.engines.limits import (
     addresses_are_limited,
     cache_budget,
@@ -30,6 +31,8 @@ from edge.runtime.engines.limits import (
 )
 from edge.runtime.engines.onnx_graph import check_parts
 from edge.runtime.engines.onnx_session import SessionPart
+from edge.runtime.engines.onnx_turns import Turns
+from edge.runtime.engines.replacements import replacements
 from edge.runtime.errors import (
     COPY_AGAIN,
     BundleError,
@@ -42,6 +45,9 @@ from edge.runtime.errors import (
 from edge.runtime.graph_names import (
     HIDDEN,
     NEXT_HIDDEN,
+    REPLACED,
+    REPLACEMENTS,
+    ROTARY_ROWS,
     ROTARY_TABLES,
     WANTED_ROWS,
     cached_names,
@@ -51,6 +57,7 @@ from edge.runtime.graph_names import (
 from edge.runtime.kv.memory import TAKEN_LATE, NoMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of, logical_processors, physical_cores
+from edge.runtime.rotary import position_rows
 from edge.runtime.settings import CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
 
@@ -88,9 +95,12 @@ class OnnxRuntimeEngine:
             raise BundleError(f"{bundle.path}: {kernels.part(0)} is missing; {COPY_AGAIN}")
         with ThreadPoolExecutor(threads or logical_processors(), "load") as loaders:
             self._parts = list(loaders.map(lambda path: SessionPart(path, threads or CHOSEN_BY_ORT), paths))
-        check_parts([part.session for part in self._parts], paths, spec, float16_cache=kernels.float16_cache)
+        pictures = self._pictures = bundle.manifest.vision is not None
+        sessions = [part.session for part in self._parts]
+        check_parts(sessions, paths, spec, float16_cache=kernels.float16_cache, pictures=pictures)
         self._positions, self._ones = np.arange(length), np.ones((1, length), np.int64)
-        self._tables: tuple[Array, ...] = _rotary_tables(spec, length, kind)
+        wide = pictures and self._parts[0].reads(ROTARY_TABLES[0]) == "tensor(float)"  # beside any cache
+        self._turns = Turns(spec, length, np.float32 if wide else kind)
         self._cached = cached_names(range(spec.num_layers))
         shape = (spec.num_kv_heads, length, spec.head_dim)
         try:
@@ -99,8 +109,8 @@ class OnnxRuntimeEngine:
             slots = min(max(max_tokens // self._max_context, 1), MAX_SLOTS)
             self._memory = SlotMemory(slots, len(self._cached), shape, kind)
         self.pool = BlockPool(slots, self._max_context, self._memory, max_tokens)
-        for part in self._parts:
-            part.bind(dict(zip(ROTARY_TABLES, self._tables, strict=True)))
+        self._bound_tables: tuple[Array, ...] = ()
+        self._bind_tables()
         self._bound_rows: tuple[int, int] | None = None  # rows of the KV buffers: the first, and how many
         self._options = ort.RunOptions()  # of the latest run
         self.info = EngineInfo(
@@ -114,6 +124,9 @@ class OnnxRuntimeEngine:
             reproducible=self._reproducible,
             max_sequences=1 if self._reproducible else slots,
             decodes_as_it_reads=self._reproducible,
+            takes_positions=pictures,
+            position_rows=position_rows(spec) if pictures else 1,
+            embedding_size=spec.hidden_size if pictures else None,
         )
         self.identity = {
             "engine": self.info.name,
@@ -126,9 +139,9 @@ class OnnxRuntimeEngine:
         }
 
     def forward(self, ids: Ids, sequence: CacheSequence, rows: Ids, inputs: Inputs = TEXT) -> Logits:
-        assert inputs.are_text, "attention counts positions itself, and the graph takes ids"
+        assert self._pictures or inputs.are_text, "attention counts positions itself, and the graph takes ids"
         self._reserve(sequence, ids.size)
-        (logits,) = self._infer(ids[None], [sequence], rows)
+        (logits,) = self._infer(ids[None], [sequence], rows, [inputs.positions], inputs.embeddings)
         sequence.commit(ids.size)
         return logits
 
@@ -139,10 +152,7 @@ class OnnxRuntimeEngine:
         """
         for sequence, ids, _ in steps:
             self._reserve(sequence, ids.size)
-        if len(steps) == 1:
-            found = self._infer(steps[0].ids[None], [steps[0].sequence], self._positions[: steps[0].ids.size])
-        else:
-            found = self._infer_several(steps)
+        found = self._infer_steps(steps) if len(steps) == 1 else self._infer_several(steps)
         for sequence, ids, _ in steps:
             sequence.commit(ids.size)
         return found
@@ -153,17 +163,23 @@ class OnnxRuntimeEngine:
         runs = ([shared] if shared else []) + [[index] for index in range(len(steps)) if index not in shared]
         found: dict[int, Logits] = {}
         for run in runs:
-            ids = np.stack([steps[index].ids for index in run])
-            logits = self._infer(ids, [steps[index].sequence for index in run], self._positions[: ids.shape[1]])
+            logits = self._infer_steps([steps[index] for index in run])
             found.update(zip(run, logits if len(runs) == 1 else [rows.copy() for rows in logits], strict=True))
         return [found[index] for index in range(len(steps))]
+
+    def _infer_steps(self, steps: list[Step]) -> list[Logits]:
+        """Return logits (n, vocab) of steps that one run can compute."""
+        ids = np.stack([step.ids for step in steps])
+        sequences, positions = [step.sequence for step in steps], [step.positions for step in steps]
+        assert self._pictures or positions == [None] * len(steps), "attention counts positions itself"
+        return self._infer(ids, sequences, self._positions[: ids.shape[1]], positions)
 
     def interrupt(self, *, final: bool) -> None:  # noqa: ARG002  # an interrupted run leaves no trace
         self._options.terminate = True
 
     def close(self) -> None:
         """Release the sessions and the pool's memory."""
-        self._parts, self._tables = [], ()
+        self._parts, self._bound_tables, self._turns.tables = [], (), ()
         self._memory.close()
         self.pool.memory = NoMemory()
 
@@ -173,29 +189,45 @@ class OnnxRuntimeEngine:
             raise ContextLengthError(f"{past} tokens and {count} more exceed the context of {self._max_context}")
         sequence.reserve(count)
 
-    def _infer(self, ids: Ids, sequences: list[CacheSequence], rows: Ids) -> list[Logits]:
+    def _infer(
+        self,
+        ids: Ids,
+        sequences: list[CacheSequence],
+        rows: Ids,
+        positions: list[Ids | None],
+        embeddings: Sequence[Embedding] = (),
+    ) -> list[Logits]:
         """Return logits (R, vocab) of each sequence, for the wanted rows R among its new, reserved tokens (B, T).
 
-        B or T is 1: attention accepts nothing else.
+        B or T is 1: attention accepts nothing else. Only a single sequence may have embeddings.
         """
         try:
-            return self._bind_and_run(ids, sequences, rows)
+            return self._bind_and_run(ids, sequences, rows, positions, embeddings)
         except BaseException:
             self._forget_bindings()
             raise
 
-    def _bind_and_run(self, ids: Ids, sequences: list[CacheSequence], rows: Ids) -> list[Logits]:
+    def _bind_and_run(
+        self,
+        ids: Ids,
+        sequences: list[CacheSequence],
+        rows: Ids,
+        positions: list[Ids | None],
+        embeddings: Sequence[Embedding],
+    ) -> list[Logits]:
         count = rows.size
         if self._reproducible:  # pairs of rows have their own kernel; a token after the others changes none of them
             ids, rows = np.pad(ids, ((0, 0), (0, ids.size % 2))), np.pad(rows, (0, count % 2), mode="edge")
         size, new = ids.shape
         totals = [sequence.num_tokens + new for sequence in sequences]
         places = self._bind_rows({s.block_table[0]: total for s, total in zip(sequences, totals, strict=True)})
+        turns = self._turns.rows([total - new for total in totals], new, positions) if self._pictures else None
         if size == 1:
             mask = self._ones[:, : totals[0]]
         else:
             order = np.argsort(places)
             ids = ids[order]
+            turns = None if turns is None else turns[order]
             mask = (self._positions[: max(totals)] < np.array(totals)[order, None]).astype(np.int64)
         first, last = self._parts[0], self._parts[-1]
         first.give("input_ids", ids)
@@ -206,8 +238,25 @@ class OnnxRuntimeEngine:
             following.bind({HIDDEN: hidden})
         for part in self._parts:
             part.bind({"attention_mask": mask})
+        if turns is not None:
+            self._give_shown(turns, embeddings)
         self._run()
         return [logits[place, :count] for place in places]
+
+    def _give_shown(self, turns: Ids, embeddings: Sequence[Embedding]) -> None:
+        """Give what tells of pictures; text costs as good as nothing."""
+        self._bind_tables()
+        replaced, rows = replacements(embeddings, turns.shape[1], self._spec.hidden_size)
+        self._parts[0].give(REPLACED, replaced[None])
+        self._parts[0].give(REPLACEMENTS, rows[None])
+        for part in self._parts:
+            part.give(ROTARY_ROWS, turns)
+
+    def _bind_tables(self) -> None:
+        if self._bound_tables is not self._turns.tables:
+            for part in self._parts:
+                part.bind(dict(zip(ROTARY_TABLES, self._turns.tables, strict=True)))
+            self._bound_tables = self._turns.tables
 
     def _bind_rows(self, totals: dict[int, int]) -> list[int]:
         """Bind keys and values of some blocks; return the place of each block among the bound rows.
@@ -241,7 +290,7 @@ class OnnxRuntimeEngine:
 
     def _forget_bindings(self) -> None:
         """Bind everything anew in the next step: after a failure, it is unknown what is bound."""
-        self._bound_rows = None
+        self._bound_rows, self._bound_tables = None, ()
         for part in self._parts:
             part.forget()
 
@@ -286,9 +335,3 @@ def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSett
     # A slot takes memory as its tokens come, so there may be more slots than the budget would fill.
     slots = MAX_SLOTS if TAKEN_LATE and not addresses_are_limited() else min(allowed // min(limit, allowed), MAX_SLOTS)
     return min(limit, allowed), slots, allowed
-
-
-def _rotary_tables(spec: ModelSpec, positions: int, kind: type[np.floating[Any]]) -> tuple[Array, Array]:
-    """Return cos and sin of position * theta^(-2i / rotary_dim), (positions, rotary_dim / 2); angles in float32."""
-    angles = np.arange(positions, dtype=np.float32)[:, None] * spec.inverse_frequencies()
-    return np.cos(angles).astype(kind), np.sin(angles).astype(kind)

@@ -26,6 +26,7 @@ class Read(NamedTuple):
     text: str = ""
     calls: tuple[CallPiece, ...] = ()
     is_call: bool = False  # at the end: whether the answer is a complete call
+    reasoning: str = ""  # made by `ThinkingReader`
 
 
 @dataclass(frozen=True, slots=True)

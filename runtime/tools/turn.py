@@ -29,11 +29,13 @@ def answer_form(
     *,
     otherwise: Constraint | None,
     lead: str,
+    thinks: bool = False,
 ) -> tuple[CallForm, Constraint | None]:
     """Return the two. Raises SettingsError for a choice that cannot be held, PromptError for a strict schema.
 
     otherwise: what the answer must match if it is not a call. lead: see `CallForm`. Where answers cannot be held to a
-    grammar, a free choice is left to the model, and calls are found by reading.
+    grammar, a free choice is left to the model, and calls are found by reading. thinks: so it is for a model that
+    thinks first, since a grammar begins with the first token.
     """
     choice = tool_choice_of(tool_choice, tools)
     if choice.is_forced and not form.calls:
@@ -51,7 +53,8 @@ def answer_form(
             param="tool_choice",
         )
     constraint, held = otherwise, False
-    if grammars.available:
+    thinks_first = thinks and not choice.is_forced and otherwise is None
+    if grammars.available and not thinks_first:
         try:
             constraint, held = grammars.constraint(tools, form, choice, otherwise), True
         except SettingsError as error:

@@ -139,7 +139,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _encoded(key: bytes, rows: Hidden) -> list[bytes | memoryview]:
-    content = memoryview(np.ascontiguousarray(rows, "<f4")).cast("B")
+    content = np.ascontiguousarray(rows, "<f4").data.cast("B")
     head = _HEADER.pack(_MAGIC, _VERSION, rows.shape[1], rows.shape[0], hashlib.sha256(key).digest())
     digest = hashlib.sha256(head)
     digest.update(content)
@@ -155,8 +155,8 @@ def _read(path: Path, key: bytes, shape: tuple[int, int]) -> Hidden | None:
         if os.fstat(file.fileno()).st_size != _BEGIN + size:
             return None
         head, digest = file.read(_HEADER.size), file.read(_DIGEST)
-        content = bytearray(size)
-        if file.readinto(content) != size:
+        content = file.read(size)
+        if len(content) != size:
             return None
     if head != _HEADER.pack(_MAGIC, _VERSION, shape[1], shape[0], hashlib.sha256(key).digest()):
         return None

@@ -22,8 +22,8 @@ from edge.export.weights.names import canonical_shapes
 from edge.export.weights.source import Weights
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import OnnxKernels, open_bundle
-from edge.runtime.engines.onnxruntime import _rotary_tables
 from edge.runtime.errors import RecipeError, VerificationError
+from edge.runtime.rotary import cos_and_sin
 from edge.runtime.spec import ModelSpec
 from tests.oracle import dequantize
 from tests.tiny import TINIES, Tiny, make, reference_logits
@@ -144,7 +144,7 @@ def test_a_batch_equals_its_sequences(tiny: Tiny, name: str, tmp_path: Path) -> 
         else:
             feeds["wanted_rows"] = np.arange(new)
         if "cos" in {value.name for value in session.get_inputs()}:
-            feeds |= dict(zip(("cos", "sin"), _rotary_tables(spec, room, np.float32), strict=True))
+            feeds |= dict(zip(("cos", "sin"), cos_and_sin(np.arange(room), spec), strict=True))
         logits, *present = session.run(None, feeds)
         return logits, dict(zip(past_names(spec), present, strict=True))
 

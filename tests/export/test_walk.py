@@ -23,11 +23,11 @@ def states(index: int) -> Float32Array:
     return np.full((2, 3), index, np.float32)
 
 
-def opened(folder: Path) -> Walk:
-    return Walk(SPEC, Journal(folder / "journal", "key"))
+def opened(folder: Path) -> Walk[Stage]:
+    return Walk(stages_of(SPEC), Journal(folder / "journal", "key"))
 
 
-def walked(folder: Path, stages: int) -> Walk:
+def walked(folder: Path, stages: int) -> Walk[Stage]:
     walk = opened(folder)
     for stage in walk.remaining[:stages]:
         walk.finish(stage, {"index": stage.index}, hidden=states(stage.index))
@@ -102,7 +102,7 @@ def test_stages_are_done_in_their_order(tmp_path: Path) -> None:
 
 
 def test_without_a_journal_nothing_is_kept() -> None:
-    walk = Walk(SPEC, None)
+    walk = Walk(stages_of(SPEC), None)
     for stage in walk.remaining:
         walk.finish(stage, {}, hidden=states(stage.index))
     assert (walk.remaining, walk.records) == (stages_of(SPEC), [])

@@ -12,6 +12,7 @@ from edge.runtime.errors import CacheFullError
 from edge.runtime.llm import LLM
 from edge.runtime.prefixes import ATTEMPTS
 from edge.runtime.prompt import Prompt
+from edge.runtime.vision.progress import OnPicture
 
 PREFIX = list(range(1, 30))
 
@@ -25,8 +26,8 @@ def drive_out(llm: LLM, times: int, monkeypatch: pytest.MonkeyPatch) -> list[int
     """Let others need the room of a prefix, just after it was computed, a few times."""
     compute, calls = llm.prefixes._compute, list[int]()
 
-    def computed(prefix: object) -> Prompt:
-        prompt = compute(prefix)
+    def computed(prefix: object, on_picture: OnPicture | None) -> Prompt:
+        prompt = compute(prefix, on_picture)
         calls.append(len(prompt.ids))
         if len(calls) <= times:
             llm.clear_cache()

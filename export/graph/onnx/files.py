@@ -27,31 +27,32 @@ from edge.runtime.graph_names import SPEC
 from edge.runtime.spec import ModelSpec
 
 
-def write_onnx(store: WeightStore, spec: ModelSpec, folder: Path) -> None:
-    """Write every graph. Raises OSError."""
+def write_onnx(store: WeightStore, spec: ModelSpec, folder: Path, *, pictures: bool = False) -> None:
+    """Write every graph. pictures: whether our engine's graphs take more than ids. Raises OSError."""
     if store.path.name == bundle.ONNX_DATA:
-        _write_graphs(store, store, spec, folder)
+        _write_graphs(store, store, spec, folder, pictures=pictures)
         return
     more = WeightStore(folder / bundle.ONNX_DATA, {}, 0)
     try:
         for name, weight in store.items():
             if isinstance(weight, PackedTensor) and weight.signed:
                 more.put(name, as_unsigned(weight))
-        _write_graphs(store, more, spec, folder)
+        _write_graphs(store, more, spec, folder, pictures=pictures)
     finally:
         more.close()
     if not more.end:
         more.path.unlink()
 
 
-def _write_graphs(store: WeightStore, more: WeightStore, spec: ModelSpec, folder: Path) -> None:
+def _write_graphs(store: WeightStore, more: WeightStore, spec: ModelSpec, folder: Path, *, pictures: bool) -> None:
     weights: Mapping[str, Weight] = {**store, **more}
     constants = _InFiles(store, more)
     bits = {weight.bits for weight in weights.values() if isinstance(weight, PackedTensor)}
     for int8_activations, float16_cache in product((False, True) if bits else (False,), (False, True)):
         kernels = OnnxKernels(int8_activations, float16_cache)
         for index, layers in enumerate(decoder_parts(weights, spec)):
-            _write(decoder_part(weights, spec, layers, kernels, constants), spec, folder / kernels.part(index))
+            part = decoder_part(weights, spec, layers, kernels, constants, pictures=pictures)
+            _write(part, spec, folder / kernels.part(index))
     whole = genai_decoder(weights, spec, OnnxKernels(int8_activations=4 in bits), constants)
     _write(whole, spec, folder / bundle.MODEL_ONNX)
     if not bits:

@@ -43,6 +43,14 @@ class Lengths(NamedTuple):
     longest: str  # (1,) int32: tokens of the longest sequence
 
 
+class Shown(NamedTuple):
+    """Values that describe new tokens besides their ids, in graphs of models that see pictures."""
+
+    mask: str  # (B, T, 1) bool: whose embedding is replaced
+    rows: str  # (B, T, H) by what
+    turns: str  # (B, T) int64: the row of the rotary tables that a token turns by
+
+
 class Sum(NamedTuple):
     """A sum that the norm after it writes: one operator does both."""
 
@@ -70,22 +78,24 @@ class OnnxBuilder(OnnxParts):
         lengths: Lengths | None = None,
         tables: tuple[str, str] | None = None,
         pick_rows: Callable[[str], str] = all_rows,
+        shown: Shown | None = None,
     ) -> None:
         """tables: cos and sin of every position, (S, rotary_dim / 2); computed when a session is made where not given.
 
-        pick_rows: writes what takes those tokens of (B, T, H) whose logits are wanted.
+        pick_rows: writes what takes those tokens of (B, T, H) whose logits are wanted. shown: with tables only.
         """
         super().__init__(writer, weights, spec)
         self._kernels = kernels
         self._lengths = lengths
         self._pick_rows = pick_rows
         self._tables = tables
+        self._shown = shown
         self._turns: tuple[str, str] | None = None  # cos and sin of the new tokens
 
     def embedding(self, ids: Value, name: str) -> Value:
         name, weight = f"{name}.weight", self._weights[f"{name}.weight"]
         if not isinstance(weight, PackedTensor):
-            return self._scaled_rows(self._float_rows(self.written(ids), name))
+            return self._scaled_rows(self._replaced(self._float_rows(self.written(ids), name)))
         block = block_size(name, weight.group_size, limit=weight.shape[1])
         rows = self._w.op(
             "GatherBlockQuantized",
@@ -100,7 +110,11 @@ class OnnxBuilder(OnnxParts):
             gather_axis=0,
             quantize_axis=1,
         )
-        return self._scaled_rows(rows)
+        return self._scaled_rows(self._replaced(rows))
+
+    def _replaced(self, rows: str) -> str:
+        """Rows of the embedding, or what stands in their place: in the checkpoint's own scale, as they are."""
+        return rows if self._shown is None else self._w.op("Where", self._shown.mask, self._shown.rows, rows)
 
     def linear(self, x: Value, name: str) -> Value:
         matrix, bias = self._matrix_name(name), self._bias(name)
@@ -195,6 +209,7 @@ class OnnxBuilder(OnnxParts):
             self._lengths.last,
             self._lengths.longest,
             *tables,
+            *((self._shown.turns,) if turns and self._shown else ()),
             outputs=(f"layers.{layer}.attn", *map(present_name, names)),
             domain=CONTRIB,
             num_heads=spec.num_heads,
@@ -236,7 +251,10 @@ class OnnxBuilder(OnnxParts):
     def _turned(self, qkv: str, lengths: Lengths) -> str:
         """q and k of (B, T, q_size + 2 kv_size) rotated, for heads that GroupQueryAttention cannot rotate."""
         w, qk_size = self._w, self._spec.q_size + self._spec.kv_size
-        if self._turns is None:
+        if self._turns is None and self._shown and self._tables:
+            cos, sin = (w.op("Gather", table, self._shown.turns, axis=0) for table in self._tables)
+            self._turns = w.op("Unsqueeze", cos, w.ints(1)), w.op("Unsqueeze", sin, w.ints(1))  # (B, 1, T, half)
+        elif self._turns is None:
             new = w.op("Squeeze", w.op("Shape", qkv, start=1, end=2))
             end = w.op("Add", w.op("Cast", lengths.last, to=TensorProto.INT64), w.scalar(1))
             past = w.op("Max", w.op("Sub", end, new), w.scalar(0))  # a first prompt may be shorter than the batch

@@ -8,7 +8,9 @@ Inputs are those of onnxruntime-genai's graphs: input_ids (B, T), attention_mask
 past_key_values.N.{key,value} (B, n_kv, S, head_dim), which may be the buffers of present.N.{key,value} where S is large
 enough. Our engine's graphs come in parts, since a session prepares its weights on one core and takes seconds for it;
 hidden (B, T, H) goes from part to part. They are also given cos and sin, (S, rotary_dim / 2), of the positions to come,
-and wanted_rows (R,), the tokens to return logits (B, R, vocab_size) for.
+and wanted_rows (R,), the tokens to return logits (B, R, vocab_size) for. Parts of a model that sees pictures take what
+replaces embeddings as well, and for each new token the row of cos and sin that it turns by: its position need not be
+its place in the cache.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import onnx
 from onnx import TensorProto
 
 from edge.export.graph import decoder
-from edge.export.graph.onnx.fused import Lengths, OnnxBuilder, Value, all_rows, turned_by_attention
+from edge.export.graph.onnx.fused import Lengths, OnnxBuilder, Shown, Value, all_rows, turned_by_attention
 from edge.export.graph.onnx.writer import Constants, GraphWriter
 from edge.export.tensors import Weight
 from edge.export.weights.names import EMBEDDING, HEAD
@@ -28,6 +30,9 @@ from edge.runtime.bundle import OnnxKernels
 from edge.runtime.graph_names import (
     HIDDEN,
     NEXT_HIDDEN,
+    REPLACED,
+    REPLACEMENTS,
+    ROTARY_ROWS,
     ROTARY_TABLES,
     WANTED_ROWS,
     cached_names,
@@ -54,9 +59,18 @@ def decoder_parts(weights: Mapping[str, Weight], spec: ModelSpec) -> list[range]
 
 
 def decoder_part(
-    weights: Mapping[str, Weight], spec: ModelSpec, layers: range, kernels: OnnxKernels, constants: Constants
+    weights: Mapping[str, Weight],
+    spec: ModelSpec,
+    layers: range,
+    kernels: OnnxKernels,
+    constants: Constants,
+    *,
+    pictures: bool = False,
 ) -> onnx.ModelProto:
-    """One part of the decoder over KV buffers, with logits of the tokens that `wanted_rows` names."""
+    """One part of the decoder over KV buffers, with logits of the tokens that `wanted_rows` names.
+
+    pictures: whether rows may replace embeddings, and tokens have any positions.
+    """
     w, last = GraphWriter(constants), layers.stop == spec.num_layers
     if layers.start == 0:
         start = w.input("input_ids", TensorProto.INT64, ["batch", "tokens"])
@@ -64,14 +78,15 @@ def decoder_part(
         start = w.input(HIDDEN, TensorProto.FLOAT, ["batch", "tokens", spec.hidden_size])
     lengths = _lengths(w, w.input("attention_mask", TensorProto.INT64, ["batch", "total"]))
     tables = None
-    if turned_by_attention(spec):
-        kind, half = _cache_kind(kernels), spec.rotary_dim // 2
+    if pictures or turned_by_attention(spec):
+        kind, half = _cache_kind(kernels) if turned_by_attention(spec) else TensorProto.FLOAT, spec.rotary_dim // 2
         cos, sin = (w.input(name, kind, ["positions", half]) for name in ROTARY_TABLES)
         tables = cos, sin
     cache = _cache_inputs(w, layers, spec, kernels)
     rows = w.input(WANTED_ROWS, TensorProto.INT64, ["rows"]) if last else ""
     pick_rows = (lambda hidden: w.op("Gather", hidden, rows, axis=1)) if last else all_rows
-    builder = OnnxBuilder(w, weights, spec, kernels, lengths, tables, pick_rows)
+    shown = _shown(w, spec, first=layers.start == 0) if pictures else None
+    builder = OnnxBuilder(w, weights, spec, kernels, lengths, tables, pick_rows, shown)
     x: Value = builder.embedding(start, "embed") if layers.start == 0 else start
     for layer in layers:
         x = decoder.block(builder, x, layer, spec)
@@ -147,6 +162,13 @@ def _lengths(w: GraphWriter, attention_mask: str) -> Lengths:
     last = w.op("Cast", w.op("Sub", counts, w.scalar(1)), name="last", to=TensorProto.INT32)
     longest = w.op("Cast", w.op("Shape", attention_mask, start=1), name="longest", to=TensorProto.INT32)
     return Lengths(last, longest)
+
+
+def _shown(w: GraphWriter, spec: ModelSpec, *, first: bool) -> Shown:
+    """Declare what tells of pictures. Where nothing is replaced, a single row stands for all: its dims are its own."""
+    mask = w.input(REPLACED, TensorProto.BOOL, ["shown", "replaced", 1]) if first else ""
+    rows = w.input(REPLACEMENTS, TensorProto.FLOAT, ["shown", "replaced", spec.hidden_size]) if first else ""
+    return Shown(mask, rows, w.input(ROTARY_ROWS, TensorProto.INT64, ["batch", "tokens"]))
 
 
 def _cache_inputs(w: GraphWriter, layers: Iterable[int], spec: ModelSpec, kernels: OnnxKernels) -> list[str]:

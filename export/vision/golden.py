@@ -1,0 +1,57 @@
+"""The golden picture: a small one that every export of a tower is checked with, and every engine can be.
+
+In: a VisionSpec; later, rows of the float and of the compressed tower. Out: a tower's inputs; the file of a bundle that
+has both. Knows nothing about weights.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edge.export.npz import put_array
+from edge.export.tensors import Float32Array
+from edge.runtime.arrays import Array
+from edge.runtime.bundle import VISION_GOLDEN
+from edge.runtime.graph_names import PATCHES, PLACES, ROTARY_TABLES
+from edge.runtime.vision.geometry import Grid
+from edge.runtime.vision.preprocess import interpolated_places, numbered_places, patches_of, rotation
+from edge.runtime.vision.spec import VisionSpec
+
+SIDE = 8  # patches, at most: enough to tell places apart, and few enough to take next to no time
+SEED = 20_251_129
+
+
+def golden_inputs(spec: VisionSpec) -> dict[str, Array]:
+    """A picture of gentle colours with noise on them, as a tower takes it: the same every time."""
+    side = min(SIDE, spec.side) // spec.merge_size * spec.merge_size
+    size, rng = side * spec.patch_size, np.random.default_rng(SEED)
+    slope = np.linspace(0, 255, size)
+    colours = np.stack([np.broadcast_to(slope[:, None], (size, size)), np.broadcast_to(slope, (size, size))], -1)
+    colours = np.concatenate([colours, 255 - colours[..., :1]], -1)
+    pixels = np.clip(colours + rng.integers(-48, 49, colours.shape), 0, 255).astype(np.uint8)
+    grid = Grid(side, side)
+    patches = patches_of(pixels, spec)
+    if spec.is_fixed:
+        return {PATCHES: patches, PLACES: numbered_places(grid, spec)}
+    turned = dict(zip(ROTARY_TABLES, rotation(grid, spec), strict=True))
+    return {PATCHES: patches, PLACES: interpolated_places(grid, spec), **turned}
+
+
+@dataclass(frozen=True)
+class GoldenPicture:
+    """What a bundle holds of it."""
+
+    inputs: Mapping[str, Array]
+    float_rows: Float32Array  # (m, out_size), of the checkpoint's weights
+    rows: Float32Array  # of the compressed ones, in float32
+
+    def write(self, folder: Path) -> None:
+        """Write an .npz: same arrays, same bytes."""
+        with zipfile.ZipFile(folder / VISION_GOLDEN, "w") as archive:
+            for name, array in {**self.inputs, "float_rows": self.float_rows, "rows": self.rows}.items():
+                put_array(archive, name, array)
