@@ -47,13 +47,17 @@ def show_answer(chunks: Iterable[Chunk], *, raw: bool = False, shows_thinking: b
     from edge.terminal.status_line import StatusLine
     from edge.terminal.thinking import ThinkingView
 
-    thinking = ThinkingView(StatusLine(unguarded), shows=shows_thinking)
+    line = StatusLine(unguarded)
+    thinking = ThinkingView(line, shows=shows_thinking)
     started, last = raw, None
-    for last in _with_progress(chunks):
-        thinking.take(last)
-        text = last.text if started else last.text.lstrip()
-        started = started or bool(text)
-        print(text, end="", flush=True)
+    try:
+        for last in _with_progress(chunks):
+            thinking.take(last)
+            text = last.text if started else last.text.lstrip()
+            started = started or bool(text)
+            print(text, end="", flush=True)
+    finally:
+        line.hide()
     print(flush=True)
     return last
 

@@ -24,7 +24,8 @@ class ThinkingView:
             self.is_open = True
         if not self.is_open:
             return
-        self._tokens += len(chunk.token_ids)
+        if not chunk.text:
+            self._tokens += len(chunk.token_ids)
         if self._shows:
             self._line.aside(chunk.reasoning)
         else:
