@@ -12,9 +12,9 @@ That is an exact normal distribution in 65,536 steps, up to 4.3 deviations, at a
 generator, so that the disk is the limit. Weights are written as they are made, so memory stays below 100 MB.
 
 config.json has the keys and values of the published one, with two differences: it has no auto_map (as it comes without
-remote code), and eos and pad are ids of the byte-level tokenizer written next to it. The image ids of glm-4v-9b stay as
-published. With --names every id beyond the bytes has a name, <300> for instance, so that whatever noise chooses is a
-text: a server sends no empty ones.
+remote code), and eos and pad are ids of the byte-level tokenizer written next to it. Ids around pictures stay as
+published, and the tokenizer and a short chat template of models that see have their tokens. With --names every id
+beyond the bytes has a name, <300> for instance, so that whatever noise chooses is a text: a server sends no empty ones.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from statistics import NormalDist
@@ -32,7 +33,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-from members import LAYOUTS, MEMBERS, Config
+from members import LAYOUTS, MEMBERS, PIXELS_41V, Config
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {  # config name -> safetensors name, stored type
@@ -43,6 +44,17 @@ DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {  # config name -> safetensors n
 DEVIATION = 0.02
 CHUNK = 1 << 20  # weights made at once
 INDEX = "model.safetensors.index.json"
+PICTURES = {  # keys of a config.json, and the tokens that they number
+    "boi_token_id": "<|begin_of_image|>",
+    "eoi_token_id": "<|end_of_image|>",
+    "image_start_token_id": "<|begin_of_image|>",
+    "image_token_id": "<|image|>",
+    "image_end_token_id": "<|end_of_image|>",
+}
+TEMPLATE = """{% for m in messages %}<|user|>
+{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] %}
+{%- if part['type'] == 'image' %}<|begin_of_image|><|image|><|end_of_image|>{% else %}{{ part['text'] }}{% endif %}
+{%- endfor %}{% endif %}{% endfor %}"""  # roles beyond this have no tokens here
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|observation|>")  # ids 256 to 258, after the bytes; each ends an answer
 
 
@@ -67,9 +79,9 @@ def main() -> int:
 
 def with_layers(config: Config, layers: int) -> Config:
     """The config with at most this many layers, under each key that counts them."""
-    counts = {key: min(layers, config[key]) for key in ("num_layers", "num_hidden_layers") if key in config}
-    vision = {"vision_config": with_layers(config["vision_config"], layers)} if "vision_config" in config else {}
-    return {**config, **counts, **vision}
+    counts = {key: min(layers, config[key]) for key in ("num_layers", "num_hidden_layers", "depth") if key in config}
+    inner = {key: with_layers(config[key], layers) for key in ("text_config", "vision_config") if key in config}
+    return {**config, **counts, **inner}
 
 
 def write_checkpoint(
@@ -85,8 +97,16 @@ def write_checkpoint(
         if (free := shutil.disk_usage(folder).free) < size:
             raise OSError(f"{size:,} bytes needed, {free:,} are free")
         ids = {"eos_token_id": [256 + i for i in range(len(SPECIAL))], "pad_token_id": 256}
-        write_json(folder / "config.json", {**config, **ids})
-        write_tokenizer(folder, config.get("vocab_size", config.get("padded_vocab_size", 0)) if names else 0)
+        inner = {"text_config": config["text_config"] | ids} if "text_config" in config else {}
+        write_json(folder / "config.json", {**config, **ids, **inner})
+        pictures = {config[key]: token for key, token in PICTURES.items() if key in config}
+        rows = config.get("text_config", config)
+        named = rows.get("vocab_size", rows.get("padded_vocab_size", 0)) if names or pictures else 0
+        write_tokenizer(folder, named, pictures)
+        if pictures:
+            (folder / "chat_template.jinja").write_text(TEMPLATE)
+        if config["model_type"] == "glm4v":
+            write_json(folder / "preprocessor_config.json", PIXELS_41V)
         for name, shapes in files.items():
             write_shard(folder / name, shapes, config["torch_dtype"], seed)
         if len(files) > 1:
@@ -155,14 +175,19 @@ def normal_table(mean: float, dtype: str) -> npt.NDArray[Any]:
     return stored.view(f"<u{stored.itemsize}")
 
 
-def write_tokenizer(folder: Path, named: int = 0) -> None:
-    """A byte-level tokenizer, so that a bundle made from this can be run. named: ids below this have a text."""
-    known = (*sorted(pre_tokenizers.ByteLevel.alphabet()), *SPECIAL)
-    names = (*known, *(f"<{i}>" for i in range(len(known), named))) if named else known[: -len(SPECIAL)]
+def write_tokenizer(folder: Path, named: int = 0, more: Mapping[int, str] | None = None) -> None:
+    """A byte-level tokenizer, so that a bundle made from this can be run.
+
+    named: ids below this have a text. more: special tokens of these ids, which are below that.
+    """
+    known, more = (*sorted(pre_tokenizers.ByteLevel.alphabet()), *SPECIAL), more or {}
+    others = (more.get(i, f"<{i}>") for i in range(len(known), named))
+    names = (*known, *others) if named else known[: -len(SPECIAL)]
     tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
+    special = (*SPECIAL, *(more[i] for i in sorted(more) if i < named))
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -107,6 +107,57 @@ VISION_4V = {
     "image_size": 1120,
     "scaling_factor": 8,
 }
+VISION_41V = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "depth": 24,
+    "hidden_act": "silu",
+    "hidden_size": 1536,
+    "image_size": 336,
+    "in_channels": 3,
+    "initializer_range": 0.02,
+    "intermediate_size": 13696,
+    "model_type": "glm4v",
+    "num_heads": 12,
+    "out_hidden_size": 4096,
+    "patch_size": 14,
+    "rms_norm_eps": 1e-05,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+# As transformers 4.57 writes it, which has the published shapes as its defaults.
+GLM_41V = {
+    "architectures": ["Glm4vForConditionalGeneration"],
+    "model_type": "glm4v",
+    "image_end_token_id": 151340,
+    "image_start_token_id": 151339,
+    "image_token_id": 151343,
+    "text_config": GLM4_9B
+    | {
+        "architectures": None,
+        "max_position_embeddings": 65536,
+        "model_type": "glm4v_text",
+        "rope_scaling": {"mrope_section": [8, 12, 12], "rope_type": "default"},
+    },
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.57.6",
+    "video_end_token_id": 151342,
+    "video_start_token_id": 151341,
+    "video_token_id": 151344,
+    "vision_config": VISION_41V,
+}
+PIXELS_41V = {  # its preprocessor_config.json
+    "do_rescale": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_processor_type": "Glm4vImageProcessor",
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "merge_size": 2,
+    "patch_size": 14,
+    "processor_class": "Glm4vProcessor",
+    "size": {"shortest_edge": 12544, "longest_edge": 9633792},
+    "temporal_patch_size": 2,
+}
 MEMBERS: dict[str, Config] = {
     "glm-4-9b": CHATGLM_9B | {"_name_or_path": "THUDM/glm-4-9b"},
     "glm-4-9b-chat": CHATGLM_9B
@@ -145,6 +196,7 @@ MEMBERS: dict[str, Config] = {
         "tie_word_embeddings": False,
     },
     "GLM-4-9B-0414": GLM4_9B,
+    "GLM-4.1V-9B-Thinking": GLM_41V,
     "GLM-4-32B-0414": GLM4_9B
     | {
         "attention_bias": False,
@@ -242,6 +294,43 @@ def decoder_tensors(config: Config, norms: tuple[str, ...]) -> Tensors:
         yield "lm_head.weight", (vocab, hidden)
 
 
+def glm4v_tensors(config: Config) -> Tensors:
+    """transformers' Glm4vForConditionalGeneration: the tower, then a glm4 under another prefix."""
+    yield from glm4v_tower_tensors(config["vision_config"])
+    for name, shape in glm4_tensors(config["text_config"]):
+        yield name.replace("model.", "model.language_model."), shape
+
+
+def glm4v_tower_tensors(vision: Config) -> Tensors:
+    """What transformers calls intermediate_size is the width of the merger, and out_hidden_size that of every MLP."""
+    hidden, out, merger, patch = (vision[f"{key}_size"] for key in ("hidden", "out_hidden", "intermediate", "patch"))
+    places = (vision["image_size"] // patch) ** 2
+    kernel = (hidden, vision["in_channels"], vision["temporal_patch_size"], patch, patch)
+    prefix = "model.visual"
+    yield f"{prefix}.embeddings.position_embedding.weight", (places, hidden)
+    yield f"{prefix}.patch_embed.proj.weight", kernel
+    yield f"{prefix}.patch_embed.proj.bias", (hidden,)
+    for layer in range(vision["depth"]):
+        block = f"{prefix}.blocks.{layer}"
+        yield f"{block}.norm1.weight", (hidden,)
+        yield f"{block}.norm2.weight", (hidden,)
+        yield f"{block}.attn.qkv.weight", (3 * hidden, hidden)
+        yield f"{block}.attn.proj.weight", (hidden, hidden)
+        yield f"{block}.mlp.gate_proj.weight", (out, hidden)
+        yield f"{block}.mlp.up_proj.weight", (out, hidden)
+        yield f"{block}.mlp.down_proj.weight", (hidden, out)
+    yield f"{prefix}.merger.proj.weight", (out, out)
+    yield f"{prefix}.merger.post_projection_norm.weight", (out,)
+    yield f"{prefix}.merger.post_projection_norm.bias", (out,)
+    yield f"{prefix}.merger.gate_proj.weight", (merger, out)
+    yield f"{prefix}.merger.up_proj.weight", (merger, out)
+    yield f"{prefix}.merger.down_proj.weight", (out, merger)
+    yield f"{prefix}.post_conv_layernorm.weight", (hidden,)
+    yield f"{prefix}.downsample.weight", (out, hidden, vision["spatial_merge_size"], vision["spatial_merge_size"])
+    yield f"{prefix}.downsample.bias", (out,)
+    yield f"{prefix}.post_layernorm.weight", (hidden,)
+
+
 @dataclass(frozen=True)
 class Layout:
     """The form in which one model_type is published."""
@@ -254,4 +343,5 @@ LAYOUTS = {
     "chatglm": Layout(chatglm_tensors, 2_000_000_000),
     "glm": Layout(glm_tensors, 5_000_000_000),
     "glm4": Layout(glm4_tensors, 5_000_000_000),
+    "glm4v": Layout(glm4v_tensors, 5_000_000_000),
 }

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from edge.export.compress.precision import Precision
 from edge.export.compress.recipes import Recipe, Scaling
+from edge.export.vision.names import TowerStage
 from edge.export.weights.names import EMBEDDING, HEAD, Stage, canonical_shapes, stages_of
 from edge.runtime.spec import ModelSpec
 from edge.runtime.tensor_records import TensorRecord
@@ -78,7 +79,7 @@ class Assignments(Mapping[str, Assignment]):
     def __len__(self) -> int:
         return len(self._by_name)
 
-    def of_stage(self, stage: Stage) -> Assignments:
+    def of_stage(self, stage: Stage | TowerStage) -> Assignments:
         """Those that a stage brings."""
         return Assignments(found for found in self.values() if found.stage == stage.name)
 

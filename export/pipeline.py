@@ -158,15 +158,14 @@ def export_with(
         if begin is not None:
             begin(plan)
         if not plan.options:
-            check_space(folder, least_bytes(plan) - done_bytes(journal) - tower_done_bytes(plan, work))
+            _check_space(plan, work)
         work.clear(plan.weight_file, bundle.VISION_BIN)
         sidecars = write_sidecars(plan.checkpoint, plan.spec, folder, plan.chat_template())
-        tokenizer, stop_ids = sidecars.tokenizer, sidecars.stop_ids
-        plan = replace(plan, warnings=(*plan.warnings, *sidecars.warnings))
+        tokenizer, stop_ids, plan = sidecars.tokenizer, sidecars.stop_ids, plan.warned(*sidecars.warnings)
         _check_inputs(journal, folder, plan)
         if limits is not None:
             plan = _within(limits, plan, tokenizer, work.kept / SENSITIVITY, progress)
-            check_space(folder, least_bytes(plan) - done_bytes(journal) - tower_done_bytes(plan, work))
+            _check_space(plan, work)
         conversion = safe = None
         if plan.range_text is not None:
             ids = _windows(plan.range_text, plan, tokenizer, safety.WINDOW, safety.WINDOWS)
@@ -182,8 +181,7 @@ def export_with(
             verifier = Verifier(tokenizer.encode(GOLDEN_TEXT), plan.spec, _runners(plan))
             calibrating = None if plan.calibration is None else _calibration(plan.calibration, plan, tokenizer)
             done = compress(plan, store, walk, verifier, calibrating, progress)
-            text, layers = plan.assignments.parameters, plan.spec.num_layers
-            progress(Progress("writing", layers, layers, text, plan.parameters, store.end, 0, None))
+            progress(Progress.writing(plan, store.end))
             with graphs_written(folder):
                 _write_graphs(plan, store, folder)
             record, near = (None, ()) if safe is None else safe.judge(store, progress)
@@ -191,8 +189,8 @@ def export_with(
         done.golden.write(folder)
         tower = export_tower(plan, work, weights.size, progress)
         if conversion is not None and (problem := conversion.finish()) is not None:
-            plan = replace(plan, warnings=(*plan.warnings, f"openvino_genai will find no tokenizer: {problem}"))
-        hashes = {name: sha256 for stage in done.stages for name, sha256 in stage.sha256.items()} | dict(tower.sha256)
+            plan = plan.warned(f"openvino_genai will find no tokenizer: {problem}")
+        hashes = {**done.sha256, **tower.sha256}
         manifest = make_manifest(
             source=plan.source,
             source_sha256=source_sha256(plan.checkpoint, hashes, plan.small_files),
@@ -241,6 +239,11 @@ def _made_before(work: Work, plan: Plan) -> Manifest | None:
                 return found.manifest
     work.journal.clear()
     return None
+
+
+def _check_space(plan: Plan, work: Work) -> None:
+    """Raises OutputError where what is left to write does not fit on the disk."""
+    check_space(work.folder, least_bytes(plan) - done_bytes(work.journal) - tower_done_bytes(plan, work))
 
 
 def _check_inputs(journal: Journal, folder: Path, plan: Plan) -> None:
@@ -338,4 +341,4 @@ def _write_graphs(plan: Plan, store: WeightStore, folder: Path) -> None:
     if plan.onnx:
         from edge.export.graph.onnx.files import write_onnx
 
-        write_onnx(store, plan.spec, folder)
+        write_onnx(store, plan.spec, folder, pictures=plan.tower is not None)

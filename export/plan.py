@@ -121,9 +121,14 @@ class Plan:
         if self.range_text is not None:
             choices += [self.device, self.range_text.sha256, None if self.folds is None else self.folds.to_json()]
         if self.tower is not None:
-            choices += self.tower.choices()
-        text = json.dumps([files, *choices])
+            text = json.dumps([files, *choices, *self.tower.choices()])
+        else:
+            text = json.dumps([files, *choices])
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def warned(self, *warnings: str) -> Plan:
+        """The plan with more warnings."""
+        return replace(self, warnings=(*self.warnings, *warnings))
 
     def folded(self, folds: Folds) -> Plan:
         """The plan with these folds in its weights."""

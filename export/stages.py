@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from edge.export.compress.nncf import Compressor, Fitting
 
 
-RESUMED, MEASURED = "resumed", "measured earlier"  # in the place of a stage's name
+# In the place of a stage's name:
+RESUMED, RESUMED_PICTURES, MEASURED = "resumed", "resumed pictures", "measured earlier"
 HIDDEN, CALIBRATION = "hidden", "calibration"  # states: of the golden tokens in both models, of the text
 
 
@@ -48,7 +49,7 @@ HIDDEN, CALIBRATION = "hidden", "calibration"  # states: of the golden tokens in
 class Progress:
     """How far an export is."""
 
-    # "embedding", "block 3", "head", "writing", "picture layer 3"; RESUMED and MEASURED for what an earlier one had done
+    # "embedding", "block 3", "head", "writing", "picture layer 3"; or what was done before: RESUMED ...
     stage: str
     blocks: int  # decoder blocks done, or layers of the picture tower
     num_blocks: int
@@ -57,6 +58,12 @@ class Progress:
     written: int  # bytes of weights on the disk
     resumed: int  # parameters that an earlier export had done
     check: StageCheck | None  # of the stage; None for "writing" and where it was done earlier
+
+    @classmethod
+    def writing(cls, plan: Plan, written: int) -> Progress:
+        """All weights of the text model are compressed, and its graphs come next."""
+        layers = plan.spec.num_layers
+        return cls("writing", layers, layers, plan.assignments.parameters, plan.parameters, written, 0, None)
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,11 @@ class Compressed:
 
     stages: tuple[DoneStage, ...]
     golden: Golden
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """Of all tensors of the checkpoint that went in."""
+        return {name: sha256 for stage in self.stages for name, sha256 in stage.sha256.items()}
 
 
 def compress(

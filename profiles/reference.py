@@ -27,6 +27,7 @@ from edge.export.output import FULL
 from edge.export.tensors import FloatArray
 from edge.export.text.windows import Windows
 from edge.export.walk import Batches, Walk
+from edge.export.weights.names import stages_of
 from edge.profiles.kept_rows import ReferenceSettings, Rows, keep
 from edge.profiles.reference_file import Reference, assemble, is_reference, open_reference, reference_key, window_file
 from edge.runtime.atomic import name_beside, write_durably

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from edge.commands import kinds, options
 from edge.commands.export_place import OUT_HELP, settle, tell_what_is_cached
 from edge.commands.help import told, usual
-from edge.export.compress.recipes import DEFAULT, FOR_NPU
+from edge.export.compress.recipes import DEFAULT, FOR_NPU, FOR_TOWERS, NO_TOWER
 from edge.export.settings import DEVICES, FORMATS, ExportSettings, Limits
 
 if TYPE_CHECKING:
@@ -96,6 +96,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     precision.add_argument(
         "--head", metavar="PRECISION", help="precision of the vocabulary projection, instead of the recipe's"
+    )
+    precision.add_argument(
+        "--pictures",
+        metavar="RECIPE",
+        help=told(
+            "precision of the picture tower of a model that sees: a recipe that only rounds, like int4-asym-g128, or "
+            f"{NO_TOWER} to leave it out",
+            f"{FOR_TOWERS}; floats with --recipe fp16 and fp32",
+        ),
     )
     precision.add_argument(
         "--calibration",

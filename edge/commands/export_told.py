@@ -47,10 +47,13 @@ class Telling:
 
     def progress(self, step: Progress) -> None:
         """Move the bar; what of an earlier export is used is a line."""
-        from edge.export.stages import MEASURED, RESUMED
+        from edge.export.stages import MEASURED, RESUMED, RESUMED_PICTURES
 
         if step.stage == RESUMED:
             done = f"block {step.blocks} of {step.num_blocks}" if step.blocks else "the embedding"
+            self._say(f"resuming after {done}: {human_bytes(step.written)} of weights are there; --fresh starts anew")
+        elif step.stage == RESUMED_PICTURES:
+            done = f"picture layer {step.blocks} of {step.num_blocks}" if step.blocks else "the picture patches"
             self._say(f"resuming after {done}: {human_bytes(step.written)} of weights are there; --fresh starts anew")
         elif step.stage == MEASURED:
             self._say("resuming: what each matrix costs was measured before; --fresh starts anew")

@@ -37,7 +37,7 @@ from edge.export.journal import Journal
 from edge.export.parallel import in_parallel, one_blas_thread
 from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_float32
 from edge.export.walk import Batches, Walk
-from edge.export.weights.names import EMBEDDING, FINAL_NORM, HEAD
+from edge.export.weights.names import EMBEDDING, FINAL_NORM, HEAD, Stage, stages_of
 from edge.export.weights.source import ReadWhenNeeded, WeightSource
 
 Candidates = Mapping[str, Sequence[Rounding]]  # a matrix's canonical name -> what it may be, smallest first
@@ -141,7 +141,7 @@ class _Measurement:
         self._nearest: dict[str, dict[Rounding, float]] = {}  # the same of rounding to nearest
         self._swapped: dict[str, float] = {}  # errors of the matrices that were put in
 
-    def resume(self, walk: Walk) -> None:
+    def resume(self, walk: Walk[Stage]) -> None:
         """Continue after the stages that a walk has done."""
         for record in walk.records:
             for name, found in record["matrices"].items():

@@ -17,7 +17,7 @@ from edge.export.stages import Progress, done_bytes, open_store
 from edge.export.vision.names import stages_of
 from edge.export.vision.proof import TowerVerifier
 from edge.export.vision.segments import write_segments
-from edge.export.vision.stages import compress_tower
+from edge.export.vision.stages import TowerStages
 from edge.runtime.bundle import VISION_BIN
 from edge.runtime.manifest import FileRecord
 from edge.runtime.vision.record import VisionRecord
@@ -43,7 +43,7 @@ def export_tower(plan: Plan, work: Work, text_bytes: int, progress: Callable[[Pr
     spec, folder = tower.spec, work.folder
     with open_store(folder / VISION_BIN, _journal(plan, work), stages_of(spec), plan.checkpoint) as (store, walk):
         verifier = TowerVerifier(spec, _runners(plan))
-        done = compress_tower(plan, tower, store, walk, verifier, text_bytes, progress)
+        done = TowerStages(plan, tower, store, walk, verifier, text_bytes, progress).run()
         total, written = plan.parameters, text_bytes + store.end
         progress(Progress("writing pictures", spec.num_layers, spec.num_layers, total, total, written, 0, None))
         with graphs_written(folder):

@@ -1,7 +1,7 @@
 """One canonical set of names for the weights of a picture tower, whatever a checkpoint calls its tensors.
 
-In: a VisionSpec. Out: every weight that a tower of it has, with its shape, and the stages that bring them. Knows nothing
-about particular checkpoints.
+In: a VisionSpec. Out: every weight that a tower of it has, with its shape, and the stages that bring them. Knows
+nothing about particular checkpoints.
 
     vision.patches.{weight,bias}  vision.places.weight  "eva": vision.cls  "glm4v": vision.patches_norm.weight
     vision.layers.N.attn.{qkv,o}.weight  vision.layers.N.{attn,mlp}_norm.weight  vision.layers.N.mlp.down.weight

@@ -7,6 +7,7 @@ the text's weights without what only pictures need. Compresses nothing.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from edge.export.architectures.registry import describe_tower, has_tower
 from edge.export.assignment import Assignments
@@ -33,7 +34,7 @@ class TowerPlan:
     def spec(self) -> VisionSpec:
         return self.weights.spec
 
-    def choices(self) -> list[object]:
+    def choices(self) -> list[dict[str, Any]]:  # Any: JSON
         """What makes two towers of one checkpoint different."""
         return [asdict(self.spec), asdict(self.recipe)]
 

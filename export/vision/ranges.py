@@ -20,7 +20,7 @@ _LAYER = re.compile(r"layers\.\d+\.")
 
 
 class RangeTowerBuilder(NumpyTowerBuilder):
-    """Computes as `NumpyTowerBuilder` does, and keeps the largest magnitudes by kind: "layers.attn.qkv", "adapter.proj"."""
+    """A `NumpyTowerBuilder` that keeps the largest magnitudes by kind, like "layers.attn.qkv" and "adapter.proj"."""
 
     def __init__(self, weights: Mapping[str, Weight], tables: tuple[Float32Array, Float32Array] | None = None) -> None:
         super().__init__(weights, tables)

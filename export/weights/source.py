@@ -131,8 +131,8 @@ def map_names(
     others = checkpoint.shapes.keys() - wanted
     if unexpected := sorted(name for name in others if not any(part in name for part in ignored)):
         raise TensorError(
-            f"{checkpoint.path}: {some_tensors(unexpected)} unexpected; this is not the architecture its config names, or it "
-            "has parts that edgeglm would drop"
+            f"{checkpoint.path}: {some_tensors(unexpected)} unexpected; this is not the architecture its config names, "
+            "or it has parts that edgeglm would drop"
         )
     for name, shape in canonical_shapes(spec).items():
         parts = [checkpoint.shapes[part] for part in sources[name]]

@@ -11,9 +11,22 @@ import torch
 from make_checkpoint import INDEX, split, with_layers, write_checkpoint
 from members import LAYOUTS, MEMBERS, Config
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Glm4Config,
+    Glm4ForCausalLM,
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
+    GlmConfig,
+    GlmForCausalLM,
+)
 
-CLASSES = {"glm": (GlmConfig, GlmForCausalLM), "glm4": (Glm4Config, Glm4ForCausalLM)}
+CLASSES = {
+    "glm": (GlmConfig, GlmForCausalLM),
+    "glm4": (Glm4Config, Glm4ForCausalLM),
+    "glm4v": (Glm4vConfig, Glm4vForConditionalGeneration),
+}
 
 # As published: zai-org/GLM-4#500 for the vision model; the others are sums over the shapes, 18.8 GB on disk among them.
 PARAMETERS = {
@@ -25,6 +38,7 @@ PARAMETERS = {
     "glm-4-9b-chat-hf": 9_399_951_360,
     "glm-4-9b-chat-1m-hf": 9_483_857_920,
     "GLM-4-9B-0414": 9_399_951_360 + 40 * 2 * 4096,  # two more norms a layer
+    "GLM-4.1V-9B-Thinking": 9_399_951_360 + 40 * 2 * 4096 + 892_498_432,
 }
 
 # Whose published config.json is in the shared data.
@@ -55,6 +69,7 @@ SMALL_GLM = {
     "vocab_size": 288,
 }
 SMALL_VISION = {"hidden_size": 32, "intermediate_size": 64, "num_positions": 17}
+SMALL_TOWER = {"hidden_size": 32, "intermediate_size": 64, "image_size": 56, "num_heads": 2, "out_hidden_size": 48}
 
 
 def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
@@ -68,6 +83,10 @@ def parameters_of(config: Config, prefix: str = "") -> int:
 
 def small(member: str) -> Config:
     config = dict(MEMBERS[member])
+    if config["model_type"] == "glm4v":
+        config["text_config"] = config["text_config"] | SMALL_GLM
+        config["vision_config"] = config["vision_config"] | SMALL_TOWER
+        return with_layers(config, 2)
     config |= SMALL_CHATGLM if config["model_type"] == "chatglm" else SMALL_GLM
     if "vision_config" in config:
         config["vision_config"] = config["vision_config"] | SMALL_VISION

@@ -23,11 +23,11 @@ def states(index: int) -> Float32Array:
     return np.full((2, 3), index, np.float32)
 
 
-def opened(folder: Path) -> Walk:
+def opened(folder: Path) -> Walk[Stage]:
     return Walk(stages_of(SPEC), Journal(folder / "journal", "key"))
 
 
-def walked(folder: Path, stages: int) -> Walk:
+def walked(folder: Path, stages: int) -> Walk[Stage]:
     walk = opened(folder)
     for stage in walk.remaining[:stages]:
         walk.finish(stage, {"index": stage.index}, hidden=states(stage.index))
