@@ -4,8 +4,8 @@
     python benchmarks/pictures.py --layer [GLM-4V-9B]                    # one layer of published width, random weights
 
 Of a bundle: the tower without the text model, part by part; then questions about a fresh picture, the same one again,
-the same one in a new process, and another one. Of a layer: each engine and precision, and how far what the layer adds is
-from float32 weights in float32, root mean square, relative. Every run has a process of its own.
+the same one in a new process, and another one. Of a layer: each engine and precision, and how far what the layer adds
+is from float32 weights in float32 (root mean square, relative). Every run has a process of its own.
 """
 
 from __future__ import annotations
@@ -19,11 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.pictures_worker import Job, job_text
-from benchmarks.report import (
+from pictures_worker import Job, job_text
+from report import (
     VERSIONED,
     about,
     about_machine,
@@ -74,7 +71,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def layer_report(args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    from benchmarks.pictures_layer import SPECS, write_input, write_layer
+    from pictures_layer import SPECS, write_input, write_layer
 
     spec, side = SPECS[args.layer], args.side or SIDES[args.layer]
     arrays, rows, exact = work / "input.npz", [], None
@@ -120,16 +117,16 @@ def show_layer(report: dict[str, Any]) -> None:
 def bundle_report(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     one, other = (str(path) for path in write_pictures(work))
     limit = {} if args.max_context is None else {"max_context": args.max_context}
-    usual = {"path": str(args.bundle), "engine": args.engine, "precision": args.inference_precision}
+    usual: dict[str, Any] = {"path": str(args.bundle), "engine": args.engine, "precision": args.inference_precision}
     usual |= {"threads": args.threads, "new_tokens": args.new_tokens}
     report = about(args.bundle) | {"engine": args.engine}
     report["tower"] = run(Job("tower", **usual, pictures=(one,)))
     if args.no_ask:
         return report
-    kept = {"kept": str(work / "kept"), "options": limit}
+    kept: dict[str, Any] = {"kept": str(work / "kept"), "options": limit}
     report["asked"] = run(Job("ask", **usual, **kept, pictures=(one, one, other)))
     report["asked_later"] = run(Job("ask", **usual, **kept, pictures=(one,)))
-    fresh = {"kept": str(work / "other"), "options": limit}
+    fresh: dict[str, Any] = {"kept": str(work / "other"), "options": limit}
     report["other_alone"] = run(Job("ask", **usual, **fresh, pictures=(other,)))
     # Another picture's answer is that of a fresh run, and the same picture's stays the same.
     report["equal"] = {

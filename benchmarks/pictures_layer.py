@@ -1,7 +1,7 @@
 """One layer of a picture tower at its published width, with random weights: what pictures.py measures without a model.
 
-In: a kind of tower, a recipe's precision. Out: a graph in a folder, for each engine, and the layer's input. Knows nothing
-about how it is measured.
+In: a kind of tower, a recipe's precision. Out: a graph in a folder, for each engine, and the layer's input. Knows
+nothing about how it is measured.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def write_input(path: Path, spec: VisionSpec, rows: int, columns: int) -> int:
     count = grid.patches + (spec.kind == "eva")
     hidden = np.random.default_rng(1).standard_normal((count, spec.hidden_size), np.float32)
     tables = dict(zip(ROTARY_TABLES, rotation(grid, spec), strict=True)) if spec.kind == "glm4v" else {}
-    np.savez(path, **{HIDDEN: hidden, **tables})
+    arrays: dict[str, Any] = {HIDDEN: hidden, **tables}
+    np.savez(path, **arrays)
     return count
 
 

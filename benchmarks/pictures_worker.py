@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def tower(job: Job) -> dict[str, Any]:
         began = time.perf_counter()
         rows = pictures.rows(picture, told)
         took = time.perf_counter() - began
-    steps = [(after[0] - at[0], after[1] - at[1]) for at, after in zip(news, news[1:], strict=False)]
+    steps = [(after[0] - at[0], after[1] - at[1]) for at, after in pairwise(news)]
     return {
         "rows": len(rows),
         "tower_s": took,

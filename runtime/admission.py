@@ -22,6 +22,7 @@ from itertools import count
 from edge.runtime.engines.engine import Engine, ResumingEngine
 from edge.runtime.engines.limits import MAX_RUNNING
 from edge.runtime.errors import CacheFullError, ContextLengthError, SnapshotError
+from edge.runtime.kv.held import HeldSequences
 from edge.runtime.kv.last import LastSequence
 from edge.runtime.kv.loaded import LoadedPrefixes
 from edge.runtime.kv.pool import CacheSequence
@@ -38,8 +39,8 @@ logger = logging.getLogger(__name__)
 class Admission:
     """The queue of one engine. `submit` may be called from any thread, the rest from one thread at a time."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._pool, self._info = engine.pool, engine.info
+    def __init__(self, engine: Engine, held: HeldSequences) -> None:
+        self._pool, self._info, self._held = engine.pool, engine.info, held
         self.prefixes = PrefixCache(engine.pool, can_trim=self._info.can_trim, can_fork=self._info.can_fork)
         self.loaded = LoadedPrefixes()
         # What the engine itself has of the last request, in place of the two above.
@@ -108,8 +109,9 @@ class Admission:
                 break
             if self._is_being_prefilled(request, reading):
                 continue  # it will start from what another request computes right now
-            fits = self._fits(request, running)
-            sequence = self._start(request, self._sharable(request), decoding) if fits else None
+            sequence = self._begun(request, running, decoding)
+            if sequence is None and not running and self._held.give_way():
+                sequence = self._begun(request, running, decoding)
             if sequence is not None:
                 for other in passed:
                     other.overtaken += 1
@@ -193,6 +195,12 @@ class Admission:
         limit = self._sharable(request)
         kept = min(self.prefixes.count_match(request.keys), limit)
         return any(min(common_prefix(other.keys, request.keys), limit) >= kept + WORTH_WAITING for other in reading)
+
+    def _begun(self, request: Request, running: Sequence[Request], decoding: Sequence[Request]) -> CacheSequence | None:
+        """Return a sequence for a request to start from; None if it has no room now."""
+        if not self._fits(request, running):
+            return None
+        return self._start(request, self._sharable(request), decoding)
 
     def _fits(self, request: Request, running: Sequence[Request]) -> bool:
         """Whether a request's tokens so far have room, and each answer, this one included, has a block to grow into."""

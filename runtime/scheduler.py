@@ -64,11 +64,11 @@ class Scheduler:
         self._engine = engine
         self._cost = cost
         self._on_finish = on_finish
-        self._admission = Admission(engine)
+        self.held = HeldSequences()  # sequences that belong to no request
+        self._admission = Admission(engine, self.held)
         self._prefilling = PromptTurns()
         self._decoding: list[Request] = []
         self._live: dict[int, Request] = {}  # by identity: all unfinished ones, wherever they are in a step
-        self.held = HeldSequences()  # sequences that belong to no request
         self._careful = 0  # steps left in which requests run one at a time
 
     @property
@@ -172,7 +172,7 @@ class Scheduler:
         sequence = self.prefixes.match(keys, count)
         self.prefixes.insert(keys, sequence, whole=True)  # match may have taken its last block
         if sequence.num_tokens == count:
-            return True, self.held.hold(sequence)
+            return True, self.held.hold(sequence, yielding=True)
         sequence.free()
         return False, None
 
@@ -220,6 +220,8 @@ class Scheduler:
     def _has_room(self, request: Request, num_tokens: int) -> bool:
         """Make room for a running request's next tokens, at the cost of younger ones; False if it must leave itself."""
         while not self._reserves(request, num_tokens):
+            if self.held.give_way():
+                continue
             leaving = self._admission.who_leaves(request, [*self._prefilling, *self._decoding])
             self._stop(leaving)
             if leaving.finished:

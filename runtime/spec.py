@@ -98,7 +98,8 @@ class ModelSpec:
 
     def to_json(self) -> dict[str, object]:
         later = {field.name: field.default for field in fields(self) if field.default is not MISSING}
-        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
+        told = {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
 
     def to_line(self) -> str:
         """On one line, the same for the same model: a graph carries it, to tell what it was made for."""

@@ -38,13 +38,26 @@ def print_json(value: object) -> None:
     print(text)
 
 
-def show_answer(chunks: Iterable[Chunk], *, raw: bool = False) -> Chunk | None:
-    """Stream an answer to stdout; returns the last chunk. Unless `raw`, without the blank that GLM starts one with."""
+def show_answer(chunks: Iterable[Chunk], *, raw: bool = False, shows_thinking: bool = False) -> Chunk | None:
+    """Stream an answer to stdout; returns the last chunk. Unless `raw`, without the blank that GLM starts one with.
+
+    What it was thought over goes to stderr: all of it, or how much it is where that is a terminal.
+    """
+    from edge.commands.streams import unguarded
+    from edge.terminal.status_line import StatusLine
+    from edge.terminal.thinking import ThinkingView
+
+    line = StatusLine(unguarded)
+    thinking = ThinkingView(line, shows=shows_thinking)
     started, last = raw, None
-    for last in _with_progress(chunks):
-        text = last.text if started else last.text.lstrip()
-        started = started or bool(text)
-        print(text, end="", flush=True)
+    try:
+        for last in _with_progress(chunks):
+            thinking.take(last)
+            text = last.text if started else last.text.lstrip()
+            started = started or bool(text)
+            print(text, end="", flush=True)
+    finally:
+        line.hide()
     print(flush=True)
     return last
 

@@ -113,6 +113,8 @@ class PageConfig(Settings):
     system: str | None = setting(None, Words(LONGEST_SYSTEM, lines=True), "system message of every conversation")
     kiosk: bool = setting(False, Flag(), "whether the page is for one visitor after the other")
 
+    pictures: bool | None = setting(None, Flag(), "whether visitors may show pictures to a model that sees them")
+
     def check_together(self) -> None:
         idle, warning = self.idle_seconds, self.idle_warning_seconds
         if warning is not None and idle is None:

@@ -2,8 +2,10 @@
 
 export class GrowingAnswer {
 	content = "";
+	reasoning = "";
 	calls = [];
 	progress = null; // while the prompt is read
+	picture = null; // while a picture is looked at
 	timings = null;
 	usage = null;
 	reason = null; // stop, length, tool_calls, deadline
@@ -11,11 +13,13 @@ export class GrowingAnswer {
 
 	push(chunk) {
 		this.progress = chunk.prompt_progress ?? (chunk.choices?.length ? null : this.progress);
+		this.picture = chunk.picture_progress ?? (chunk.choices?.length || chunk.prompt_progress ? null : this.picture);
 		this.timings = chunk.timings ?? this.timings;
 		this.usage = chunk.usage ?? this.usage;
 		const choice = chunk.choices?.[0] ?? {};
 		this.dropped = (chunk.edge ?? choice.edge)?.dropped_messages ?? this.dropped;
 		this.content += choice.delta?.content ?? "";
+		this.reasoning += choice.delta?.reasoning_content ?? "";
 		for (const part of choice.delta?.tool_calls ?? []) this.#call(part);
 		if (choice.finish_reason) this.reason = choice.edge?.finish_reason ?? choice.finish_reason;
 	}
@@ -28,12 +32,12 @@ export class GrowingAnswer {
 	}
 
 	get started() {
-		return this.content !== "" || this.calls.length > 0;
+		return this.content !== "" || this.reasoning !== "" || this.calls.length > 0;
 	}
 
 	entry() {
-		const { content, usage, timings, dropped, reason } = this;
-		const entry = { role: "assistant", content, dropped };
+		const { content, reasoning, usage, timings, dropped, reason } = this;
+		const entry = { role: "assistant", content, dropped, ...(reasoning && { reasoning }) };
 		if (this.calls.length) entry.tool_calls = this.calls.filter(Boolean);
 		if (!["stop", "tool_calls"].includes(reason)) entry.ended = reason;
 		if (usage || timings) {

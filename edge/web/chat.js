@@ -13,7 +13,7 @@ export class Chat {
 	conversation = newConversation();
 	#running = null; // AbortController of the running answer
 
-	// needs: {log, announcer, settings(), save(conversation, isPart), changed(), askKey()}
+	// needs: {log, announcer, pictures, settings(), save(conversation, isPart), changed(), askKey()}
 	constructor(needs) {
 		this.needs = needs;
 	}
@@ -36,9 +36,10 @@ export class Chat {
 		this.needs.changed();
 	}
 
-	send(content, files = []) {
+	send(content, files = [], pictures = []) {
 		this.#giveResults([]);
-		return this.#ask([...this.entries, { role: "user", content, ...(files.length && { files }) }]);
+		const more = { ...(files.length && { files }), ...(pictures.length && { pictures }) };
+		return this.#ask([...this.entries, { role: "user", content, ...more }]);
 	}
 
 	edit(entry, content) {
@@ -105,6 +106,7 @@ export class Chat {
 		const told = this.#told(live, running, entries);
 		let ended, failure;
 		try {
+			await this.needs.pictures.load(entries);
 			await ask(this.#body(entries), told, running.signal);
 		} catch (error) {
 			const wasStopped = running.signal.aborted;
@@ -123,7 +125,7 @@ export class Chat {
 	}
 
 	#inWords(error) {
-		if (!(error instanceof ApiError)) return say("broken");
+		if (!(error instanceof ApiError)) return error.constructor === Error ? error.message : say("broken");
 		if (!this.needs.settings().kiosk) return error.message.replace(/^./, (letter) => letter.toUpperCase());
 		if (error.code === "context_length_exceeded") return say("full");
 		return say(error.status || error.code ? "broken" : "unreachable");
@@ -132,7 +134,7 @@ export class Chat {
 	#body(entries) {
 		const { system, sampling, tools } = this.needs.settings();
 		return {
-			messages: wireMessages(entries, system),
+			messages: wireMessages(entries, system, this.needs.pictures.url),
 			stream: true,
 			stream_options: { include_usage: true },
 			return_progress: true,
@@ -155,12 +157,19 @@ export class Chat {
 				told.answer = answer;
 				const call = answer.calls.at(-1);
 				const speed = answer.timings?.predicted_per_second;
-				if (answer.started) live.says(call ? `${call.function.name}…` : speed && !kiosk ? `${speed.toFixed(1)} tok/s` : "");
+				const thinks = answer.reasoning && !answer.content && !call;
+				const tells = thinks ? say("thinking") : speed && !kiosk ? `${speed.toFixed(1)} tok/s` : "";
+				if (answer.started) live.says(call ? `${call.function.name}…` : tells);
+				else if (answer.picture) {
+					const { processed, total, seconds_left: left } = answer.picture;
+					const rest = left === null ? "" : `, ${left > 90 ? say("minutes", Math.round(left / 60)) : say("seconds", Math.ceil(left))}`;
+					live.says(`${say("looking", `${processed} / ${total}`)}${rest}`, processed / total);
+				}
 				else if (answer.progress?.total) {
 					const { processed, total } = answer.progress;
 					live.says(`${say("reading")} ${Math.round((100 * processed) / total)} %`, processed / total);
 				}
-				live.grow(answer.content, () => log.follow());
+				live.grow(answer.content, answer.reasoning, () => log.follow());
 				announcer.grow(answer.content);
 				if (!answer.started || performance.now() - saved < SAVE_MS) return;
 				saved = performance.now();

@@ -1,8 +1,13 @@
 // Where a message is written. In: keys, files. Out: sends and stops.
 
 import { readDocument } from "./api.js";
+import { hasCamera, photograph } from "./camera.js";
 import { $, h, icon, iconButton, number } from "./dom.js";
+import { isPicture, picturesOf } from "./pictures.js";
+import { toast } from "./toast.js";
 import { say } from "./words.js";
+
+const DOCUMENTS = ".txt,.md,.pdf,.docx,.html,.htm";
 
 // An Enter that ends the input of a Chinese or Japanese word is not a wish to send.
 export function isSend(event) {
@@ -10,20 +15,34 @@ export function isSend(event) {
 }
 
 export class Composer {
-	#files = []; // {name, text, tokens, state, element}
+	#files = []; // {name, text, tokens, picture, state, element}
 	#running = false;
 
-	// needs: {chat, announcer, maxContext()}; attaches: files are welcome
-	constructor(needs, { attaches, maxChars, placeholder }) {
-		Object.assign(this, { needs, maxChars, placeholder });
+	// needs: {chat, announcer, pictures, maxContext(), sees()}; attaches: documents are welcome; shows: so are pictures
+	constructor(needs, { attaches, shows, maxChars, placeholder }) {
+		Object.assign(this, { needs, attaches, shows, maxChars, placeholder });
 		this.action = $("action");
 		this.action.onclick = () => (this.#running ? needs.chat.stop() : this.#send());
 		document.addEventListener("keydown", (event) => {
 			if (event.key === "Escape" && this.#running && !document.querySelector("dialog[open]")) needs.chat.stop();
 		});
-		$("attach").hidden = !attaches;
-		if (attaches) this.#takeFiles();
+		if (attaches || shows) this.#takeFiles();
+		this.refresh();
 		this.clear();
+	}
+
+	// What is welcome, as far as the server has told.
+	refresh() {
+		const sees = this.#sees;
+		$("attach").hidden = !this.attaches && !sees;
+		$("camera").hidden = !sees || !hasCamera();
+		$("choose-files").accept = [this.attaches && DOCUMENTS, sees && "image/*"].filter(Boolean).join(",");
+		for (const [id, word] of [["attach", "attach"], ["camera", "camera"]]) $(id).ariaLabel = $(id).title = say(word);
+	}
+
+	// What the server takes of pictures; null: none.
+	get #sees() {
+		return (this.shows && this.needs.sees()) || null;
 	}
 
 	// A new field each time: a browser keeps with a field what can be undone.
@@ -61,7 +80,12 @@ export class Composer {
 		const hadFocus = document.activeElement === this.field;
 		this.clear();
 		if (hadFocus) this.field.focus();
-		this.needs.chat.send(text, files.map(({ name, text: content, tokens }) => ({ name, text: content, tokens })));
+		const [pictures, documents] = [true, false].map((is) => files.filter(({ picture }) => Boolean(picture) === is));
+		this.needs.chat.send(
+			text,
+			documents.map(({ name, text: content, tokens }) => ({ name, text: content, tokens })),
+			pictures.map(({ picture: { id, name, thumb } }) => ({ id, name, thumb })),
+		);
 	}
 
 	#show() {
@@ -77,6 +101,7 @@ export class Composer {
 	#takeFiles() {
 		const choose = $("choose-files");
 		$("attach").onclick = () => choose.click();
+		$("camera").onclick = () => this.#photograph();
 		choose.onchange = () => {
 			this.#add(choose.files);
 			choose.value = "";
@@ -97,9 +122,21 @@ export class Composer {
 		if (files.length) this.field.focus();
 	}
 
+	async #photograph() {
+		try {
+			const file = await photograph();
+			if (file) this.#add([file]);
+		} catch (error) {
+			toast(error.message);
+		}
+		this.field.focus();
+	}
+
 	async #read(file) {
-		const words = h("span", {}, "reading…");
-		const drop = iconButton("close", `Remove ${file.name}`, () => {
+		const sees = this.#sees;
+		if (!this.attaches && !(sees && isPicture(file))) return;
+		const words = h("span", {}, say("opening"));
+		const drop = iconButton("close", say("remove", file.name), () => {
 			this.#files = this.#files.filter((other) => other !== kept);
 			kept.element.remove();
 			this.#show();
@@ -111,16 +148,32 @@ export class Composer {
 		$("files").append(kept.element);
 		this.#show();
 		try {
-			Object.assign(kept, await readDocument(file), { state: "read" });
-			const tooLong = kept.tokens > this.needs.maxContext();
-			kept.element.classList.toggle("bad", tooLong);
-			words.textContent = `${number.format(kept.tokens)} tokens${tooLong ? ", more than the context has" : ""}`;
+			if (sees && isPicture(file)) {
+				await this.#readPicture(file, kept, sees);
+				words.textContent = kept.picture.note ?? "";
+			} else {
+				Object.assign(kept, await readDocument(file));
+				const tooLong = kept.tokens > this.needs.maxContext();
+				kept.element.classList.toggle("bad", tooLong);
+				words.textContent = `${number.format(kept.tokens)} tokens${tooLong ? ", more than the context has" : ""}`;
+			}
+			kept.state = "read";
 		} catch (error) {
-			kept.state = "failed";
+			Object.assign(kept, { state: "failed", isPicture: false });
 			kept.element.classList.add("bad");
 			words.textContent = error.message;
 		}
 		this.needs.announcer.say(`${file.name}: ${words.textContent}`);
 		this.#show();
+	}
+
+	// Throws an Error in words.
+	async #readPicture(file, kept, { most, max_bytes: maxBytes }) {
+		const others = this.#files.filter((other) => other !== kept && other.isPicture);
+		const count = picturesOf(this.needs.chat.entries).length + others.length;
+		if (most && count >= most) throw new Error(say(most === 1 ? "onePicture" : "fewPictures", most));
+		kept.isPicture = true;
+		kept.picture = await this.needs.pictures.add(file, maxBytes);
+		kept.element.firstChild.replaceWith(h("img", { src: kept.picture.thumb, alt: "" }));
 	}
 }

@@ -15,9 +15,13 @@ function promptWith(files, question) {
 	return `${texts.join("\n\n")}\n\n\n${files.length} files uploaded.\n${question.trim()}`;
 }
 
-export function wireMessages(entries, system) {
-	const messages = entries.map(({ role, content, files, tool_calls, tool_call_id }) => {
-		if (role === "user") return { role, content: promptWith(files, content) };
+// urlOf: the data URL of a picture, if there is one
+export function wireMessages(entries, system, urlOf) {
+	const messages = entries.map(({ role, content, files, pictures = [], tool_calls, tool_call_id }) => {
+		const text = role === "user" ? promptWith(files, content) : content;
+		const parts = pictures.map((picture) => ({ type: "image_url", image_url: { url: urlOf(picture) } }));
+		if (parts.length) return { role, content: text ? [...parts, { type: "text", text }] : parts };
+		if (role === "user") return { role, content: text };
 		if (role === "tool") return { role, tool_call_id, content };
 		return tool_calls?.length ? { role, content: content || null, tool_calls } : { role, content };
 	});
@@ -27,7 +31,7 @@ export function wireMessages(entries, system) {
 
 export function titleOf(entries) {
 	const first = entries.find((entry) => entry.role === "user");
-	const letters = [...(first?.content || first?.files?.[0]?.name || "").trim().replace(/\s+/g, " ")];
+	const letters = [...(first?.content || (first?.files ?? first?.pictures)?.[0]?.name || "").trim().replace(/\s+/g, " ")];
 	return letters.length > 48 ? `${letters.slice(0, 47).join("")}…` : letters.join("");
 }
 
@@ -44,7 +48,9 @@ export function openCalls(entries) {
 	return (entries[last]?.tool_calls ?? []).filter((call) => !given.includes(call.id));
 }
 
-// Entries of a file. Throws an Error in words.
+const isData = (url) => /^data:image\/[a-z+.-]+;base64,/.test(url);
+
+// Entries of a file; pictures are still `urls`. Throws an Error in words.
 export function imported(text) {
 	let found = null;
 	try {
@@ -56,11 +62,13 @@ export function imported(text) {
 	if (!Array.isArray(list) || !list.length) throw new Error(`This file holds no list of messages. ${ADVICE}`);
 	return list.map((message, index) => {
 		const { role, content, tool_calls, tool_call_id } = message ?? {};
-		const text = Array.isArray(content) ? content.map((part) => part?.text).join("") : (content ?? "");
-		const known = ["system", "user", "assistant", "tool"].includes(role) && typeof text === "string";
+		const parts = Array.isArray(content) ? content : [];
+		const urls = parts.map((part) => part?.image_url?.url).filter((url) => url !== undefined);
+		const text = Array.isArray(content) ? parts.map((part) => part?.text ?? "").join("") : (content ?? "");
+		const known = ["system", "user", "assistant", "tool"].includes(role) && typeof text === "string" && urls.every(isData);
 		if (!known || tool_calls?.some((call) => typeof call?.function?.arguments !== "string")) {
 			throw new Error(`Message ${index + 1} is not one that this page knows. ${ADVICE}`);
 		}
-		return { role, content: text, ...(tool_calls && { tool_calls }), ...(tool_call_id && { tool_call_id }) };
+		return { role, content: text, ...(urls.length && { urls }), ...(tool_calls && { tool_calls }), ...(tool_call_id && { tool_call_id }) };
 	});
 }

@@ -16,6 +16,7 @@ const PATHS = {
 	save: "M12 4v11M7 11l5 5 5-5M5 20h14",
 	open: "M12 16V5M7 9l5-5 5 5M5 20h14",
 	tool: "M8 7l-5 5 5 5M16 7l5 5-5 5",
+	camera: "M4 8h4l2-3h4l2 3h4v11H4zM12 10a3.5 3.5 0 1 0 0 7 3.5 3.5 0 1 0 0-7",
 	file: "M6 3h8l4 4v14H6zM14 3v4h4",
 };
 

@@ -12,9 +12,11 @@ const ENDINGS = {
 
 export function userView(entry, acts) {
 	const files = (entry.files ?? []).map((file) => h("span", { class: "chip" }, icon("file"), file.name));
+	const pictures = (entry.pictures ?? []).map(({ thumb, name }) => h("img", { src: thumb, alt: name, class: "picture" }));
 	return h(
 		"article",
 		{ class: "entry user", "aria-label": "Your message" },
+		pictures.length > 0 && h("div", { class: "chips" }, ...pictures),
 		files.length > 0 && h("div", { class: "chips" }, ...files),
 		entry.content && h("div", { class: "bubble" }, ...lines(entry.content)),
 		tools(
@@ -27,6 +29,7 @@ export function userView(entry, acts) {
 
 export function answerView(entry, acts) {
 	const body = h("div", { class: "answer" });
+	const thoughts = entry.reasoning && thoughtsView(entry.reasoning);
 	if (entry.content) new MarkdownBlocks(body).finish(entry.content);
 	const calls = (entry.tool_calls ?? []).map(callView);
 	const notes = [
@@ -36,6 +39,7 @@ export function answerView(entry, acts) {
 	return h(
 		"article",
 		{ class: "entry assistant", "aria-label": "Answer" },
+		thoughts,
 		body,
 		...calls,
 		...notes.filter(Boolean).map((note) => h("p", { class: "note" }, note)),
@@ -47,21 +51,29 @@ export function answerView(entry, acts) {
 	);
 }
 
+const thoughtsView = (text) =>
+	h("details", { class: "thoughts" }, h("summary", {}, say("thoughts")), h("div", { dir: "auto" }, text));
+
 export class LiveAnswer {
 	#blocks;
+	#thoughts = null;
 	#frame = 0;
 	#text = "";
 
 	constructor() {
-		const body = h("div", { class: "answer" });
+		const body = (this.body = h("div", { class: "answer" }));
 		const attributes = { class: "entry assistant", "aria-label": "Answer", "aria-busy": "true" };
 		this.activity = h("div", { class: "activity" });
 		this.element = h("article", attributes, body, this.activity);
 		this.#blocks = new MarkdownBlocks(body);
 	}
 
-	grow(text, drawn) {
+	grow(text, reasoning, drawn) {
 		this.#text = text;
+		if (reasoning) {
+			if (!this.#thoughts) this.body.before((this.#thoughts = thoughtsView("")));
+			this.#thoughts.lastChild.textContent = reasoning;
+		}
 		this.#frame ||= requestAnimationFrame(() => {
 			this.#frame = 0;
 			this.#blocks.grow(this.#text);

@@ -9,6 +9,7 @@ import { Kiosk } from "./kiosk.js";
 import { Log } from "./log.js";
 import { withoutLinks } from "./markdown.js";
 import { askKey, Settings } from "./settings.js";
+import { Pictures } from "./pictures.js";
 import { Sidebar } from "./sidebar.js";
 import { Status } from "./status.js";
 import { Storage, wipe } from "./storage.js";
@@ -29,12 +30,14 @@ if (kiosk) {
 } else await storage.open();
 
 let language = null;
+const pictures = new Pictures(kiosk ? null : storage);
 const announcer = new Announcer($("announcer"));
 const settings = new Settings(storage);
 if (!kiosk) await settings.load();
 const status = new Status(() => {
 	settings.showDefaults(status.value.sampling);
 	status.show(chat.entries);
+	composer.refresh();
 });
 
 const log = new Log({
@@ -53,6 +56,7 @@ const log = new Log({
 const chat = new Chat({
 	log,
 	announcer,
+	pictures,
 	askKey,
 	settings: () => ({
 		kiosk,
@@ -69,11 +73,12 @@ const chat = new Chat({
 });
 
 const composer = new Composer(
-	{ chat, announcer, maxContext: () => status.value.max_context },
-	{ attaches: !kiosk, maxChars: config.max_prompt_chars, placeholder: config.placeholder },
+	{ chat, announcer, pictures, maxContext: () => status.value.max_context, sees: () => status.value.pictures },
+	{ attaches: !kiosk, shows: config.pictures ?? !kiosk, maxChars: config.max_prompt_chars, placeholder: config.placeholder },
 );
 const sidebar = new Sidebar({
 	storage,
+	pictures,
 	open: (conversation) => chat.open(conversation),
 	current: () => chat.conversation,
 	system: () => settings.value.system,
@@ -100,6 +105,7 @@ function translate(tag) {
 	document.documentElement.lang = tag ?? config.languages?.[0] ?? "en";
 	document.documentElement.dir = directionOf(tag);
 	for (const choice of $("languages").children) choice.setAttribute("aria-pressed", choice.value === tag);
+	composer.refresh();
 	composer.clear();
 }
 
@@ -117,6 +123,7 @@ function welcome() {
 
 function forget() {
 	chat.open();
+	pictures.forget();
 	translate(null);
 	$("toasts").replaceChildren();
 	wipe();
@@ -152,7 +159,10 @@ if (kiosk) {
 		{ busy: () => chat.running, isFresh: () => !chat.entries.length && composer.isEmpty && !language, forget },
 		config,
 	);
-} else await sidebar.show();
+} else {
+	await sidebar.show();
+	pictures.sweep(await storage.all("conversations")).catch(() => {});
+}
 composer.field.focus();
 document.body.classList.add("ready");
 await untilLoaded(loads);

@@ -5,7 +5,7 @@ import { $, button, h, iconButton } from "./dom.js";
 import { toast } from "./toast.js";
 
 export class Sidebar {
-	// needs: {storage, open(conversation), current(), system()}
+	// needs: {storage, pictures, open(conversation), current(), system()}
 	constructor(needs) {
 		this.needs = needs;
 		$("new").onclick = () => this.#leave();
@@ -40,6 +40,16 @@ export class Sidebar {
 		$("message").focus();
 	}
 
+	async #withPictures(entries) {
+		const taken = [];
+		for (const { urls, ...entry } of entries) {
+			const pictures = [];
+			for (const url of urls ?? []) pictures.push(await this.needs.pictures.take(url, "picture"));
+			taken.push(pictures.length ? { ...entry, pictures } : entry);
+		}
+		return taken;
+	}
+
 	#row(conversation) {
 		const name = conversation.title || "Untitled";
 		const isCurrent = conversation.id === this.needs.current().id;
@@ -59,10 +69,13 @@ export class Sidebar {
 		return h("li", {}, open, remove);
 	}
 
-	#export() {
+	async #export() {
 		const { entries } = this.needs.current();
 		if (!entries.length) return toast("There is nothing to export yet.");
-		const text = `${JSON.stringify(wireMessages(entries, this.needs.system()), null, 1)}\n`;
+		const { pictures } = this.needs;
+		await pictures.load(entries).catch((error) => toast(error.message));
+		const whole = entries.map((entry) => ({ ...entry, pictures: entry.pictures?.filter(pictures.url) }));
+		const text = `${JSON.stringify(wireMessages(whole, this.needs.system(), pictures.url), null, 1)}\n`;
 		const href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
 		h("a", { href, download: "conversation.json" }).click();
 		setTimeout(() => URL.revokeObjectURL(href), 10000);
@@ -73,7 +86,7 @@ export class Sidebar {
 		if (!file) return;
 		$("choose-import").value = "";
 		try {
-			const conversation = newConversation(imported(await file.text()));
+			const conversation = newConversation(await this.#withPictures(imported(await file.text())));
 			await this.needs.storage.put("conversations", conversation);
 			this.#leave(conversation);
 		} catch (error) {

@@ -1,7 +1,7 @@
 // Conversations and settings of this browser. In and out: plain objects. Without IndexedDB they live as long as the page.
 
 const NAME = "edge-chat";
-const STORES = ["conversations", "settings"];
+const STORES = ["conversations", "settings", "pictures"];
 
 export class Storage {
 	lasting = false;
@@ -10,9 +10,13 @@ export class Storage {
 
 	async open() {
 		try {
-			const opening = indexedDB.open(NAME, 1);
-			opening.onupgradeneeded = () => STORES.map((store) => opening.result.createObjectStore(store, { keyPath: "id" }));
+			const opening = indexedDB.open(NAME, 2);
+			opening.onupgradeneeded = () => {
+				const { result: db } = opening;
+				for (const store of STORES) db.objectStoreNames.contains(store) || db.createObjectStore(store, { keyPath: "id" });
+			};
 			this.#db = await done(opening);
+			this.#db.onversionchange = () => this.#db.close();
 			this.lasting = true;
 		} catch {
 			// Refused.
@@ -48,6 +52,7 @@ const done = (request) =>
 	new Promise((resolve, reject) => {
 		request.onsuccess = () => resolve(request.result);
 		request.onerror = () => reject(request.error);
+		request.onblocked = () => reject(new Error("another tab has an older page"));
 	});
 
 // Whatever a visitor may have left behind.

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from edge.runtime.chunk import Answer, Chunk, FinishReason, Stats
 from edge.runtime.messages import ToolCall
+from edge.runtime.thinking import CLOSING
 from edge.runtime.tokenizer import Tokenizer
 from edge.wire.errors import TOO_LATE, RequestError
 from edge.wire.logprobs import chat_logprobs, shown_entries
@@ -52,7 +53,8 @@ def chat_completion(
         }
         for index, answer in enumerate(answers)
     ]
-    return whole_body("chat.completion", head, choices, answers)
+    thought = sum(thought_tokens(answer.token_ids, tokenizer) for answer in answers if answer.reasoning)
+    return whole_body("chat.completion", head, choices, answers, thought=thought)
 
 
 def text_completion(
@@ -93,6 +95,8 @@ def _old_logprobs(answer: Answer, tokenizer: Tokenizer, echo: Echo | None) -> Js
 def message_of(answer: Answer) -> JsonBody:
     """Return an answer as a message: its content is null if there are only calls."""
     message: JsonBody = {"role": "assistant", "content": answer.text, "refusal": None}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
     if answer.tool_calls:
         message |= {"content": answer.text or None, "tool_calls": [call_of(call) for call in answer.tool_calls]}
     return message
@@ -103,10 +107,16 @@ def call_of(call: ToolCall) -> JsonBody:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def usage(stats: Sequence[Stats | None], num_prompts: int = 1, *, measured: bool = False) -> JsonBody:
+def thought_tokens(ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    """Return how many tokens of an answer that began with thoughts are thoughts, the tags around them included."""
+    end = tokenizer.token_id(CLOSING)
+    return ids.index(end) + 1 if end in ids else len(ids)
+
+
+def usage(stats: Sequence[Stats | None], num_prompts: int = 1, *, measured: bool = False, thought: int = 0) -> JsonBody:
     """Return how many tokens were read and written; each prompt counts once, however many answers it got.
 
-    measured: with how many of the prompts' tokens were in the cache already.
+    measured: with how many of the prompts' tokens were in the cache already. thought: tokens that are thoughts.
     """
     known = [found for found in stats if found is not None]
     each = max(len(stats) // num_prompts, 1)
@@ -117,6 +127,8 @@ def usage(stats: Sequence[Stats | None], num_prompts: int = 1, *, measured: bool
         prompts = [known[i : i + each] for i in range(0, len(known), each)]
         cached = sum(min(found.cached_tokens for found in prompt) for prompt in prompts)
         told["prompt_tokens_details"] = {"cached_tokens": cached}
+    if thought:
+        told["completion_tokens_details"] = {"reasoning_tokens": thought}
     return told
 
 
@@ -166,14 +178,14 @@ class LiveTimes:
 
 
 def whole_body(
-    kind: str, head: Head, choices: list[JsonBody], answers: Sequence[Answer], num_prompts: int = 1
+    kind: str, head: Head, choices: list[JsonBody], answers: Sequence[Answer], num_prompts: int = 1, thought: int = 0
 ) -> JsonBody:
     """Return the body of a whole answer around its choices."""
     stats = [answer.stats for answer in answers]
     body = {
         **beginning(kind, head),
         "choices": choices,
-        "usage": usage(stats, num_prompts, measured=head.measured),
+        "usage": usage(stats, num_prompts, measured=head.measured, thought=thought),
         "system_fingerprint": head.fingerprint,
     }
     if head.measured:

@@ -3,7 +3,7 @@
 In: an answer or its chunks; an error. Out: JSON, and events. Knows nothing about sockets.
 
     message_start  ping
-    content_block_start  content_block_delta ...  content_block_stop    for the text, and for each call
+    content_block_start  content_block_delta ...  content_block_stop    for thoughts, the text, and each call
     message_delta  message_stop
 """
 
@@ -123,6 +123,8 @@ def _message(head: Head, content: list[JsonBody], usage: JsonBody) -> JsonBody:
 
 def _content_block(block: Block) -> JsonBody:
     """Return a block. A call's input is an object; one that was cut has its pieces beside it."""
+    if block.is_thought:
+        return _thinking(block.content)
     if block.name is None:
         return {"type": "text", "text": block.content}
     parsed = block.call.parsed()
@@ -130,16 +132,23 @@ def _content_block(block: Block) -> JsonBody:
     return found if parsed is not None else {**found, "edge": {"partial_json": block.content}}
 
 
+def _thinking(text: str) -> JsonBody:
+    """Return thoughts. They are not signed: nothing here reads them again."""
+    return {"type": "thinking", "thinking": text, "signature": ""}
+
+
 def _told(step: BlockStep) -> Event:
     block = step.block
     if step.kind == "open":
-        empty: JsonBody = {"type": "text", "text": ""}
+        empty = _thinking("") if block.is_thought else {"type": "text", "text": ""}
         if block.name is not None:
             empty = {"type": "tool_use", "id": block.id, "name": block.name, "input": {}}
         return _event("content_block_start", index=block.index, content_block=empty)
     if step.kind == "close":
         return _event("content_block_stop", index=block.index)
     delta = {"type": "text_delta", "text": step.piece}
+    if block.is_thought:
+        delta = {"type": "thinking_delta", "thinking": step.piece}
     if block.name is not None:
         delta = {"type": "input_json_delta", "partial_json": step.piece}
     return _event("content_block_delta", index=block.index, delta=delta)

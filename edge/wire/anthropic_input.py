@@ -38,7 +38,7 @@ def messages_of(given: Sequence[Any], system: Any, places: Places) -> list[JsonB
     if system is not None:
         places.add("messages[0].content", "system")
         places.add("messages[0]", "system")
-        messages.append({"role": "system", "content": _contents(system, "system", ("text",))})
+        messages.append({"role": "system", "content": _texts(system, "system")})
     if not given:
         raise RequestError("messages is empty, expected at least one", code="invalid_value", param="messages")
     for i, message in enumerate(given):
@@ -124,16 +124,16 @@ def _take_result(block: JsonBody, path: str, messages: list[JsonBody], places: P
     places.add(made, path)
     places.add(f"{made}.tool_call_id", f"{path}.tool_use_id")
     content = block.get("content")
-    content = "" if content is None else _contents(content, f"{path}.content", ("text", "image"))
+    content = "" if content is None else _texts(content, f"{path}.content")
     messages.append({"role": "tool", "tool_call_id": block["tool_use_id"], "content": content})
 
 
-def _contents(content: object, path: str, known: Sequence[str]) -> object:
-    """Return a content that may only have some kinds of blocks as a chat has it."""
+def _texts(content: object, path: str) -> object:
+    """Return a content that may only be text as a chat has it."""
     if not isinstance(content, list):
         return content
     for j, block in enumerate(content):
-        _kind(block, f"{path}[{j}]", known)
+        _kind(block, f"{path}[{j}]", ("text",))
     return [_part(block) for block in content]
 
 

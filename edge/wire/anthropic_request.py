@@ -14,6 +14,7 @@ from typing import Self
 from edge.runtime.chunk import Answer
 from edge.runtime.errors import shown
 from edge.runtime.llm import LLM
+from edge.runtime.thinking import ThinkingForm
 from edge.runtime.tools.declared import JsonObject
 from edge.wire.answers import Head, JsonBody
 from edge.wire.anthropic_answers import AnthropicEvents, message_body
@@ -30,12 +31,14 @@ from edge.wire.responses_fields import EXTENSIONS
 
 _SAME = ("model", "stream", "max_tokens", "temperature", "top_p", "top_k", *EXTENSIONS)
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-_THINKING = ("disabled", "adaptive")  # adaptive: as much as the model thinks fit, which is none
+_THINKING = ("disabled", "adaptive")  # adaptive: as much as the model thinks fit, which for most is none
 
 
 @dataclass(frozen=True, slots=True)
 class AnthropicRequest(ConvertedRequest):
     """Messages to answer, and how."""
+
+    thinking: JsonObject | None = None  # as it was sent
 
     @classmethod
     def from_body(cls, body: JsonObject) -> Self:
@@ -43,7 +46,6 @@ class AnthropicRequest(ConvertedRequest):
         fields = read_fields(body, ANTHROPIC)
         if "messages" not in fields:
             raise RequestError("messages is missing", code="missing_required_parameter", param="messages")
-        _check_thinking(fields.get("thinking"))
         places = Places()
         chat: JsonBody = {name: fields[name] for name in _SAME if name in fields}
         chat["messages"] = messages_of(fields["messages"], fields.get("system"), places)
@@ -55,7 +57,12 @@ class AnthropicRequest(ConvertedRequest):
             chat["tool_choice"] = _tool_choice(fields["tool_choice"])
         chat["response_format"] = _response_format(fields.get("output_config", {}), places)
         with places.translating():
-            return cls(ChatRequest.from_body(chat), places)
+            return cls(ChatRequest.from_body(chat), places, fields.get("thinking"))
+
+    def opened(self, llm: LLM) -> Self:
+        """Return the request with its pictures decoded, for the errors that this finds. Raises RequestError."""
+        _check_thinking(self.thinking, thinks=ThinkingForm.of(llm.tokenizer.token_id).looks)
+        return ConvertedRequest.opened(self, llm)
 
     def answer(self, head: Head, answers: Sequence[Answer], llm: LLM) -> JsonBody:  # noqa: ARG002
         """Return the body that answers this. Raises RequestError if a deadline left nothing to send."""
@@ -79,10 +86,12 @@ def count_tokens(body: JsonObject, llm: LLM) -> JsonBody:
     return {"input_tokens": AnthropicRequest.from_body(body).count(llm)}
 
 
-def _check_thinking(thinking: JsonObject | None) -> None:
-    if thinking is not None and thinking.get("type") not in _THINKING:
+def _check_thinking(thinking: JsonObject | None, *, thinks: bool) -> None:
+    """A model that thinks does so as much as it likes, whatever is asked for."""
+    if thinking is not None and thinking.get("type") not in (*_THINKING, *["enabled"] * thinks):
+        why = "is of no type that is known" if thinks else "asks a model to think that does not"
         raise RequestError(
-            f"thinking is {shown(thinking)}, and this model does not think; leave it out, or send type 'disabled'",
+            f"thinking is {shown(thinking)}, which {why}; leave it out, or send type 'disabled'",
             code="unsupported_parameter",
             param="thinking",
         )

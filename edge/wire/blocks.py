@@ -1,4 +1,4 @@
-"""An answer as blocks, one after the other: its text, and each call of a tool.
+"""An answer as blocks, one after the other: what the model thought, its text, and each call of a tool.
 
 In: an answer, or its chunks one by one. Out: blocks, or the steps in which they open, grow and close. Both ways give
 the same blocks. Knows nothing about how a protocol writes a block.
@@ -16,13 +16,14 @@ from edge.runtime.messages import ToolCall
 
 @dataclass(slots=True)
 class Block:
-    """A run of text, or a call."""
+    """Thoughts, a run of text, or a call."""
 
     index: int  # within the answer
     id: str = ""  # of the call
-    name: str | None = None  # of the called tool; None: this is text
+    name: str | None = None  # of the called tool; None: this is no call
     pieces: list[str] = field(default_factory=list)
     is_whole: bool = True  # a limit or a deadline cuts the last one
+    is_thought: bool = False
 
     @property
     def content(self) -> str:
@@ -52,11 +53,13 @@ class BlockReader:
         self._open: Block | None = None
 
     def push(self, chunk: Chunk) -> Iterator[BlockStep]:
-        """Take a chunk. The text of a chunk comes before its calls."""
-        if chunk.text:
-            if self._open is None or self._open.name is not None:
-                yield from self._next(Block(len(self.blocks)))
-            yield from self._grow(chunk.text)
+        """Take a chunk. Its thoughts come before its text, and that before its calls."""
+        for text, is_thought in ((chunk.reasoning, True), (chunk.text, False)):
+            if text:
+                last = self._open
+                if last is None or last.name is not None or last.is_thought != is_thought:
+                    yield from self._next(Block(len(self.blocks), is_thought=is_thought))
+                yield from self._grow(text)
         for piece in chunk.calls:
             if piece.name:
                 yield from self._next(Block(len(self.blocks), piece.id, piece.name))
@@ -90,7 +93,9 @@ class BlockReader:
 
 def blocks_of(answer: Answer, *, at_least_one: bool) -> list[Block]:
     """Return the blocks of a whole answer. at_least_one: as in `BlockReader.end`."""
-    blocks = [Block(0, pieces=[answer.text])] if answer.text else []
+    blocks = [Block(0, pieces=[answer.reasoning], is_thought=True)] if answer.reasoning else []
+    if answer.text:
+        blocks.append(Block(len(blocks), pieces=[answer.text]))
     for call in answer.tool_calls:
         blocks.append(Block(len(blocks), call.id, call.name, [call.arguments]))
     if at_least_one and not blocks:

@@ -13,7 +13,17 @@ from collections.abc import Iterator
 from edge.runtime.chunk import CallPiece, Chunk, Prefill, Stats
 from edge.runtime.tokenizer import Tokenizer
 from edge.runtime.vision.progress import PictureProgress
-from edge.wire.answers import Head, JsonBody, LiveTimes, beginning, ending, nothing_in_time, timings, usage
+from edge.wire.answers import (
+    Head,
+    JsonBody,
+    LiveTimes,
+    beginning,
+    ending,
+    nothing_in_time,
+    thought_tokens,
+    timings,
+    usage,
+)
 from edge.wire.errors import ErrorAnswer
 from edge.wire.events import Event
 from edge.wire.logprobs import ShownEntries, chat_logprobs
@@ -30,6 +40,8 @@ class ChatEvents:
         self._started = time.perf_counter()
         self._timings: JsonBody = {}  # so far, of the choice whose chunk is told
         self._begun: set[int] = set()
+        self._ids: list[list[int]] = [[] for _ in range(settings.n)]  # to tell how many are thoughts
+        self._thought: set[int] = set()  # choices that did
         self._stats: dict[int, Stats | None] = {}
         self._late: list[list[Event]] = []  # ends of choices whose deadline passed before their first token
         wanted = settings.options.get("logprobs") is not None
@@ -51,7 +63,9 @@ class ChatEvents:
             self._timings = self._times[index].push(chunk)
         if chunk.prefill is not None and self._settings.progress and not self._begun:
             yield self._event([], prompt_progress=self._progress(chunk.prefill))
-        if chunk.text or chunk.calls or (chunk.finish_reason is not None and chunk.finish_reason != "deadline"):
+        self._ids[index] += chunk.token_ids
+        is_over = chunk.finish_reason is not None and chunk.finish_reason != "deadline"
+        if chunk.reasoning or chunk.text or chunk.calls or is_over:
             yield from self._role(index, is_call=bool(chunk.calls) and not chunk.text)
         entries = None if self._entries is None else self._entries[index].push(chunk)
         more: JsonBody = {}
@@ -59,6 +73,10 @@ class ChatEvents:
             more["logprobs"] = chat_logprobs(entries, self._tokenizer)
         if self._settings.token_ids and chunk.token_ids:
             more["token_ids"] = list(chunk.token_ids)
+        if chunk.reasoning:
+            self._thought.add(index)
+            yield self._choice(index, {"reasoning_content": chunk.reasoning}, {} if chunk.text else more)
+            more = more if chunk.text else {}
         if chunk.text or (more and not chunk.calls):
             yield self._choice(index, {"content": chunk.text} if chunk.text else {}, more)
             more = {}
@@ -76,7 +94,9 @@ class ChatEvents:
             yield from events
         if self._settings.include_usage:
             stats = [found for _, found in sorted(self._stats.items())]
-            yield Event({**self._common(), "choices": [], "usage": usage(stats, measured=self._head.measured)})
+            thought = sum(thought_tokens(self._ids[index], self._tokenizer) for index in self._thought)
+            told = usage(stats, measured=self._head.measured, thought=thought)
+            yield Event({**self._common(), "choices": [], "usage": told})
         yield DONE
 
     def fail(self, told: ErrorAnswer) -> Iterator[Event]:

@@ -52,6 +52,8 @@ class ConvertedRequest:
         self, llm: LLM, sampling: UsualSampling = "greedy", on_picture: OnPicture | None = None
     ) -> list[Stream]:
         """Return the stream of the answer. Raises RequestError, or an EdgeError that is not about it."""
+        if self.pictures is None:
+            return self.opened(llm).start(llm, sampling, on_picture)
         with self.places.translating():
             return self.chat.start(llm, sampling, on_picture)
 

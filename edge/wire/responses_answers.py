@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import Literal
 
 from edge.runtime.chunk import Answer, Stats
+from edge.runtime.tokenizer import Tokenizer
 from edge.runtime.tools.declared import JsonObject
-from edge.wire.answers import Head, JsonBody, nothing_in_time
+from edge.wire.answers import Head, JsonBody, nothing_in_time, thought_tokens
 from edge.wire.blocks import Block, blocks_of, ended_by_itself
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -29,14 +30,17 @@ _ECHOED = (
 )
 
 
-def response_of(head: Head, asked: JsonObject, answer: Answer) -> JsonBody:
+def response_of(head: Head, asked: JsonObject, answer: Answer, tokenizer: Tokenizer) -> JsonBody:
     """Return a whole response. Raises RequestError if a deadline left nothing to send."""
     if answer.finish_reason == "deadline" and not answer.token_ids:
         raise nothing_in_time()
     output = [item_of(head, block, ended(block)) for block in blocks_of(answer, at_least_one=True)]
     status: Status = "completed" if ended_by_itself(answer) else "incomplete"
     response = response_body(head, asked, status, output)
-    response["usage"] = None if answer.stats is None else usage(answer.stats, measured=head.measured)
+    response["usage"] = None
+    if answer.stats is not None:
+        thought = thought_tokens(answer.token_ids, tokenizer) if answer.reasoning else 0
+        response["usage"] = usage(answer.stats, measured=head.measured, thought=thought)
     if status == "incomplete":
         response["incomplete_details"] = {"reason": "max_output_tokens"}
     edge: JsonBody = {"finish_reason": "deadline"} if answer.finish_reason == "deadline" else {}
@@ -74,6 +78,9 @@ def response_body(head: Head, asked: JsonObject, status: Status, output: list[Js
 
 def item_of(head: Head, block: Block, status: Status) -> JsonBody:
     """Return an item of the output; one in progress has nothing in it yet."""
+    if block.is_thought:
+        content = [] if status == "in_progress" else [part_of_thoughts(block.content)]
+        return {"id": item_id(head, block), "type": "reasoning", "status": status, "summary": [], "content": content}
     if block.name is None:
         content = [] if status == "in_progress" else [part_of(block.content)]
         return {"id": item_id(head, block), "type": "message", "status": status, "role": "assistant",
@@ -90,7 +97,7 @@ def item_of(head: Head, block: Block, status: Status) -> JsonBody:
 
 def item_id(head: Head, block: Block) -> str:
     """Return the id of an item."""
-    kind = "msg" if block.name is None else "fc"
+    kind = "rs" if block.is_thought else "msg" if block.name is None else "fc"
     return f"{kind}_{head.id.removeprefix('resp_')}_{block.index}"
 
 
@@ -99,18 +106,23 @@ def part_of(text: str) -> JsonBody:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
+def part_of_thoughts(text: str) -> JsonBody:
+    """Return the only part of what the model thought."""
+    return {"type": "reasoning_text", "text": text}
+
+
 def ended(block: Block) -> Status:
     """Return the status of a block that has ended."""
     return "completed" if block.is_whole else "incomplete"
 
 
-def usage(stats: Stats, *, measured: bool) -> JsonBody:
-    """Return how many tokens were read and written. measured: as in `Head`."""
+def usage(stats: Stats, *, measured: bool, thought: int = 0) -> JsonBody:
+    """Return how many tokens were read and written. measured: as in `Head`. thought: of them, thoughts."""
     cached = stats.cached_tokens if measured else 0
     return {
         "input_tokens": stats.prompt_tokens,
         "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
         "output_tokens": stats.new_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": thought},
         "total_tokens": stats.prompt_tokens + stats.new_tokens,
     }

@@ -4,6 +4,8 @@ In: chunks of an answer. Out: events, each with its number; the last holds the w
 nothing about sockets.
 
     response.created  response.in_progress
+    response.output_item.added  response.content_part.added  response.reasoning_text.delta ...    where a model thinks
+        response.reasoning_text.done  response.content_part.done  response.output_item.done
     response.output_item.added  response.content_part.added  response.output_text.delta ...
         response.output_text.done  response.content_part.done  response.output_item.done
     response.output_item.added  response.function_call_arguments.delta ...
@@ -17,20 +19,29 @@ from collections.abc import Iterator
 
 from edge.runtime.chunk import Chunk
 from edge.runtime.stream import answer_of
+from edge.runtime.tokenizer import Tokenizer
 from edge.runtime.tools.declared import JsonObject
 from edge.runtime.vision.progress import PictureProgress
 from edge.wire.answers import Head, JsonBody
 from edge.wire.blocks import Block, BlockReader, BlockStep, ended_by_itself
 from edge.wire.errors import INTERNAL, ErrorAnswer
 from edge.wire.events import Event
-from edge.wire.responses_answers import ended, item_id, item_of, part_of, response_body, response_of
+from edge.wire.responses_answers import (
+    ended,
+    item_id,
+    item_of,
+    part_of,
+    part_of_thoughts,
+    response_body,
+    response_of,
+)
 
 
 class ResponsesEvents:
     """The events of one request."""
 
-    def __init__(self, head: Head, asked: JsonObject) -> None:
-        self._head, self._asked = head, asked
+    def __init__(self, head: Head, asked: JsonObject, tokenizer: Tokenizer) -> None:
+        self._head, self._asked, self._tokenizer = head, asked, tokenizer
         self._reader = BlockReader()
         self._chunks: list[Chunk] = []
         self._count = 0
@@ -53,7 +64,7 @@ class ResponsesEvents:
     def end(self) -> Iterator[Event]:
         """Yield the ends of what is open, and the whole response. Raises RequestError if nothing came in time."""
         answer = answer_of(self._chunks)
-        response = response_of(self._head, self._asked, answer)
+        response = response_of(self._head, self._asked, answer, self._tokenizer)
         for step in self._reader.end(is_whole=ended_by_itself(answer), at_least_one=True):
             yield from self._told(step)
         yield self._event(f"response.{response['status']}", response=response)
@@ -73,6 +84,9 @@ class ResponsesEvents:
 
     def _told(self, step: BlockStep) -> Iterator[Event]:
         block = step.block
+        if block.is_thought:
+            yield from self._thoughts(step)
+            return
         is_text = block.name is None
         place = {"item_id": item_id(self._head, block), "output_index": block.index}
         inside = {**place, "content_index": 0}
@@ -91,6 +105,19 @@ class ResponsesEvents:
             else:
                 done = {"name": block.name, "arguments": block.content}
                 yield self._event("response.function_call_arguments.done", **place, **done)
+            yield self._item("done", block)
+
+    def _thoughts(self, step: BlockStep) -> Iterator[Event]:
+        block = step.block
+        inside = {"item_id": item_id(self._head, block), "output_index": block.index, "content_index": 0}
+        if step.kind == "open":
+            yield self._item("added", block)
+            yield self._event("response.content_part.added", **inside, part=part_of_thoughts(""))
+        elif step.kind == "grow":
+            yield self._event("response.reasoning_text.delta", **inside, delta=step.piece)
+        else:
+            yield self._event("response.reasoning_text.done", **inside, text=block.content)
+            yield self._event("response.content_part.done", **inside, part=part_of_thoughts(block.content))
             yield self._item("done", block)
 
     def _item(self, what: str, block: Block) -> Event:

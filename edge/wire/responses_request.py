@@ -62,14 +62,14 @@ class ResponsesRequest(ConvertedRequest):
             kept = {name: value for name, value in body.items() if name != "input"}  # it may hold pictures
             return cls(ChatRequest.from_body(chat), places, kept, tools)
 
-    def answer(self, head: Head, answers: Sequence[Answer], llm: LLM) -> JsonBody:  # noqa: ARG002
+    def answer(self, head: Head, answers: Sequence[Answer], llm: LLM) -> JsonBody:
         """Return the body that answers this. Raises RequestError if a deadline left nothing to send."""
         (answer,) = answers
-        return response_of(self.told(head), self._asked, answer)
+        return response_of(self.told(head), self._asked, answer, llm.tokenizer)
 
-    def events(self, head: Head, llm: LLM) -> AnswerEvents:  # noqa: ARG002  # as others need it
+    def events(self, head: Head, llm: LLM) -> AnswerEvents:
         """Return what makes the events of a streamed answer."""
-        return ResponsesEvents(self.told(head), self._asked)
+        return ResponsesEvents(self.told(head), self._asked, llm.tokenizer)
 
     @property
     def _asked(self) -> JsonBody:

@@ -16,20 +16,16 @@ import numpy.typing as npt
 
 from edge.export.graph import decoder
 from edge.export.tensors import Float32Array, PackedTensor, Weight, rows_of, to_float32
-from edge.runtime.arrays import Ids
-from edge.runtime.rotary import cos_and_sin
 from edge.runtime.spec import ModelSpec
 
 CHUNK_ELEMENTS = 1 << 19  # of a matrix in float32 at a time: 2 MB, which stay in a core's cache
 
 
 class NumpyBuilder:
-    """Computes `decoder.Builder` operations at once, for tokens at positions 0 to T - 1, or at those given."""
+    """Computes `decoder.Builder` operations at once, for the tokens at positions 0 to T - 1."""
 
-    def __init__(self, weights: Mapping[str, Weight], spec: ModelSpec, positions: Ids | None = None) -> None:
-        """positions: of the tokens of every row of a batch, (T,), or (rows, T) where each token has several."""
+    def __init__(self, weights: Mapping[str, Weight], spec: ModelSpec) -> None:
         self._weights = weights
-        self._positions = positions
         self._tied = {"lm_head": "embed"} if spec.tied_embeddings else {}
         self._residual_scale = np.float32(2.0**-spec.residual_exponent)
         self._safe_norms = spec.safe_norms
@@ -78,8 +74,7 @@ class NumpyBuilder:
         batch, tokens, _ = qkv.shape
         heads = qkv.reshape(batch, tokens, -1, spec.head_dim).swapaxes(1, 2)  # (B, n + 2 n_kv, T, head_dim)
         turning, repeats = spec.num_heads + spec.num_kv_heads, spec.num_heads // spec.num_kv_heads
-        positions = np.arange(tokens) if self._positions is None else self._positions
-        qk = _rotate(heads[:, :turning], positions, spec)
+        qk = _rotate(heads[:, :turning], spec)
         out = np.empty((batch, tokens, spec.num_heads, spec.head_dim), np.float32)
         future = np.triu(np.full((tokens, tokens), -np.inf, np.float32), 1)
         for row, head in np.ndindex(batch, spec.num_heads):  # scores of one head stay in a core's cache
@@ -123,9 +118,10 @@ def head(weights: Mapping[str, Weight], hidden: Float32Array, spec: ModelSpec) -
     return decoder.head(NumpyBuilder(weights, spec), hidden, spec)
 
 
-def _rotate(x: Float32Array, positions: Ids, spec: ModelSpec) -> Float32Array:
+def _rotate(x: Float32Array, spec: ModelSpec) -> Float32Array:
     """Rotary embedding of (B, n, T, head_dim), halves against each other; angles in float32 as the graph has them."""
     rotary, half = spec.rotary_dim, spec.rotary_dim // 2
-    cos, sin = cos_and_sin(positions, spec)  # (T, rotary / 2)
+    angles = np.arange(x.shape[2], dtype=np.float32)[:, None] * spec.inverse_frequencies()
+    cos, sin = np.cos(angles), np.sin(angles)  # (T, rotary / 2)
     first, second = x[..., :half], x[..., half:rotary]
     return np.concatenate([first * cos - second * sin, second * cos + first * sin, x[..., rotary:]], axis=-1)

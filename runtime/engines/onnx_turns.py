@@ -2,8 +2,10 @@
 
 In: a `ModelSpec`, and positions of new tokens. Out: tables, and the row of each token. Knows nothing about sessions.
 
-A row for each place in the context comes first, so text needs none of its own. Where a token's position is beyond
-them, or is not one but several, a step writes the row that it needs behind them.
+A row for each place in the context comes first, so text needs none of its own. Where positions are beyond them, do not
+follow each other, or are several for a token, a step writes the rows that it needs behind them: onnxruntime reads only
+the first row's number of a sequence that begins with this step, and takes it that others follow (found with 1.23 and
+1.32, contrib_ops/cpu/bert/group_query_attention.cc).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class Turns:
     def rows(self, pasts: Sequence[int], count: int, positions: Sequence[Ids | None]) -> Ids:
         """Return the rows (B, count) of new tokens after `pasts` of each sequence.
 
-        positions: of each, None for text. Tokens that a step is padded with turn as the last one does.
+        positions: of each, None for text; fewer than `count` where a step is padded.
         """
         found = np.array(pasts, np.int64)[:, None] + np.arange(count)
         begin = self._length
@@ -36,17 +38,19 @@ class Turns:
             if own is None:
                 continue
             same = one_row(own)
-            if same is None or same.max() >= self._length:
-                same = np.arange(begin, begin + own.shape[-1])
-                begin += same.size
-                self._write(same, own)
-            row[:] = np.pad(same, (0, count - same.size), mode="edge")
+            if same is not None and same[0] + count <= self._length and (np.diff(same) == 1).all():
+                row[:] = same[0] + np.arange(count)
+            else:
+                row[:] = begin + np.arange(count)
+                self._write(begin, count, own)
+                begin += count
         return found
 
-    def _write(self, rows: Ids, positions: Ids) -> None:
-        """Put what positions turn by into rows behind the context's."""
-        end = int(rows[-1]) + 1
-        if end > len(self.tables[0]):
-            self.tables = tuple(np.pad(table, ((0, end - len(table)), (0, 0))) for table in self.tables)
+    def _write(self, begin: int, count: int, positions: Ids) -> None:
+        """Put what positions turn by into rows behind the context's; those that a step is padded with stay any."""
+        if begin + count > len(self.tables[0]):
+            more = begin + count - len(self.tables[0])
+            self.tables = tuple(np.pad(table, ((0, more), (0, 0))) for table in self.tables)
+        end = begin + positions.shape[-1]
         for table, values in zip(self.tables, cos_and_sin(positions, self._spec), strict=True):
-            table[rows] = values
+            table[begin:end] = values

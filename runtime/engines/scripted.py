@@ -24,7 +24,6 @@ from edge.runtime.arrays import Array, Ids, Logits
 from edge.runtime.engines.engine import TEXT, EngineInfo, Inputs, Step
 from edge.runtime.kv.memory import NoMemory, ViewedMemory, untouched
 from edge.runtime.kv.pool import BlockPool, CacheSequence
-from edge.runtime.rotary import one_row
 from edge.runtime.tokenizer import byte_of_character
 
 Script = Callable[[Sequence[int]], "int | Logits"]  # keys of all tokens so far -> the next id, or a row of logits
@@ -212,8 +211,8 @@ def _cells(ids: Ids, begin: int, inputs: Inputs) -> list[int]:
     if inputs.are_text:
         return keys
     if inputs.positions is not None:
-        row = one_row(inputs.positions)
-        told = inputs.positions.T.tolist() if row is None else row.tolist()
+        rows = np.atleast_2d(inputs.positions).T.tolist()
+        told = [row[0] if len(set(row)) == 1 else row for row in rows]  # of each token, whatever it is computed with
         places = begin + np.arange(ids.size)
         keys = [
             key if position == place else -2 - zlib.crc32(f"{key} {position}".encode())

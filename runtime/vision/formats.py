@@ -55,7 +55,8 @@ _NOT_READ = (
     (b"PK\x03\x04", "is an archive or an office document; give the picture that is in it"),
     (b"\x1f\x8b", "is compressed; unpack it first"),
 )
-_SVG = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.*?\?>|<!--.*?-->|<!DOCTYPE\s+svg[^>]*>|\s)*<svg[\s>]", re.S)
+_SVG = re.compile(rb"<svg[\s>]")
+_MARKUP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<")
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html)[\s>]", re.IGNORECASE)
 _HEAD_BYTES = 2048
 
@@ -76,10 +77,10 @@ def format_of(data: bytes) -> Format:
     for begin, problem in _NOT_READ:
         if head.startswith(begin):
             raise Refusal(problem)
-    if _SVG.match(head):
-        raise Refusal("is SVG, a drawing without pixels; turn it into PNG, as with `rsvg-convert`")
     if _HTML.match(head):
         raise Refusal(f"is HTML: it may be the page of an error in place of a download; {ADVICE}")
+    if _MARKUP.match(head) and _SVG.search(head):
+        raise Refusal("is SVG, a drawing without pixels; turn it into PNG, as with `rsvg-convert`")
     raise Refusal(f"is {'text' if _is_text(head) else 'no picture of a format that is read'}; {ADVICE}")
 
 

@@ -1,6 +1,7 @@
 """How far a picture's way through the tower is.
 
-In: layers and seconds. Out: what a caller is told between two parts of the tower. Knows nothing about graphs.
+In: layers and seconds. Out: what a caller is told between two parts of the tower, and every second while one runs.
+Knows nothing about graphs.
 """
 
 from __future__ import annotations

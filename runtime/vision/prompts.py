@@ -5,8 +5,9 @@ In: a text with its pictures' places; a model's tower. Out: a `Prompt`. Knows no
 Rows are in memory or on a disk for most pictures that were seen before. Where they are not, the tower takes minutes, so
 it runs in the thread that asks, before anything is queued: steps of other answers go on meanwhile. It does not run if
 the keys and values of all rows are in the KV cache, or in a prefix file that was loaded: a prompt then has no rows, and
-holds what is in the cache for as long as it is wanted, so that nothing evicts it. Only a failure that empties the whole
-cache can then end the answer with an error; running the tower inside a step instead would hold up all others.
+holds what is in the cache for as long as it is wanted, so that what is only kept for later is evicted before it. If the
+cache has no other room for what is being answered, or a failure empties it, the answer ends with an error: running the
+tower inside a step instead would hold up all others.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class HeldPrompt(Prompt):
         """Return positions of tokens. Raises CacheFullError for those of a picture."""
         if any(max(begin, place.start) < min(end, place.stop) for place in self.places):
             raise CacheFullError(
-                "the keys and values of the picture were lost with the KV cache, and its rows are not kept; ask again"
+                "the KV cache had to let go of the picture, and its rows are not kept anywhere else; ask again"
             )
         return Prompt.inputs(self, begin, end)
 

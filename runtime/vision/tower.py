@@ -1,8 +1,8 @@
 """A bundle's picture tower: its graphs run one after the other, from patches to rows.
 
-In: a bundle, an engine for its graphs, arrays by name. Out: rows (m, out_size) of one picture. Between two graphs there
-is news of the progress, and whatever that raises ends the run. Knows nothing about pixels, texts, or where rows are
-kept.
+In: a bundle, an engine for its graphs, arrays by name. Out: rows (m, out_size) of one picture. Between two graphs, and
+every second while one runs, there is news of the progress; whatever that raises ends the run. Knows nothing about
+pixels, texts, or where rows are kept.
 
 Graphs stay loaded for the next picture where memory allows; elsewhere, each is opened, run and let go of.
 """
@@ -54,6 +54,19 @@ class Graphs(Protocol):
         """Load one graph. Raises BundleError and DeviceError."""
 
 
+class _News:
+    """What is told while one graph runs."""
+
+    def __init__(self, done: int, total: int, elapsed: float, on_progress: OnPicture | None) -> None:
+        self._done, self._total, self._on_progress = done, total, on_progress
+        self._left, self._began = seconds_left(elapsed, done, total), time.monotonic()
+
+    def tell(self) -> None:
+        if self._on_progress is not None:
+            left = None if self._left is None else max(self._left - (time.monotonic() - self._began), 0.0)
+            self._on_progress(PictureProgress(self._done, self._total, left))
+
+
 class Tower:
     """The graphs of one bundle. `run` is for one thread at a time; `close` may come from any."""
 
@@ -86,11 +99,9 @@ class Tower:
             self.let_go()
         given, rows = dict(arrays), None
         for index in range(len(self._parts)):
-            done = layers_done(index, len(self._parts), total)
-            if on_progress is not None:
-                left = seconds_left(time.monotonic() - began, done, total)
-                on_progress(PictureProgress(done, total, left))
-            rows = given[HIDDEN] = self._run_part(index, given, stays=stays)
+            news = _News(layers_done(index, len(self._parts), total), total, time.monotonic() - began, on_progress)
+            news.tell()
+            rows = given[HIDDEN] = self._run_part(index, given, news, stays=stays)
         assert rows is not None, "a tower has graphs"
         self._check_rows(rows)
         if on_progress is not None:
@@ -108,7 +119,7 @@ class Tower:
             running.end()
         self.let_go()
 
-    def _run_part(self, index: int, arrays: Mapping[str, Array], *, stays: bool) -> Hidden:
+    def _run_part(self, index: int, arrays: Mapping[str, Array], news: _News, *, stays: bool) -> Hidden:
         path = self._parts[index]
 
         def call() -> Hidden:
@@ -131,7 +142,7 @@ class Tower:
         if self._closed:
             raise _closed_error()
         try:
-            return self._runs.run(call, end)
+            return self._runs.run(call, end, news.tell)
         except BaseException as error:
             self._open.pop(index, None)  # the state that an engine keeps of this run cannot be trusted
             if self._closed and isinstance(error, DeviceError):

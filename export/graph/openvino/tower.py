@@ -17,7 +17,7 @@ import openvino.opset13 as op
 from edge.export.graph import tower
 from edge.export.graph.openvino.models import _number_nodes, _share_constants
 from edge.export.graph.openvino.ops import _as_float, f32, float_constant, i64, matrix, parameter
-from edge.export.tensors import Weight
+from edge.export.tensors import PackedTensor, Weight
 from edge.runtime.graph_names import HIDDEN, NEXT_HIDDEN, PATCHES, PLACES, ROTARY_TABLES, ROWS
 from edge.runtime.vision.spec import VisionSpec
 
@@ -32,8 +32,13 @@ class OpenVINOTowerBuilder:
         self._constants: dict[str, ov.Node] = {}
 
     def linear(self, x: ov.Node, name: str) -> ov.Node:
-        y = op.matmul(x, self._constant(f"{name}.weight"), False, True)
+        key = f"{name}.weight"
+        weight = self._weights[key]
+        y = op.matmul(x, self._constant(key), False, True)
         y.set_friendly_name(name)
+        if isinstance(weight, PackedTensor) and weight.low_rank is not None:
+            narrow = op.matmul(x, self._constant(f"{key}/lora_a", weight.low_rank.a), False, True)
+            y = op.add(y, op.matmul(narrow, self._constant(f"{key}/lora_b", weight.low_rank.b), False, True))
         return op.add(y, self._vector(f"{name}.bias")) if f"{name}.bias" in self._weights else y
 
     def layer_norm(self, x: ov.Node, name: str, eps: float) -> ov.Node:
@@ -95,9 +100,10 @@ class OpenVINOTowerBuilder:
         ends = [op.divide(op.multiply(number, i64([cut])), i64([tower.PIECES])) for cut in cuts]
         return op.concat([function(_rows(x, start, stop)) for start, stop in pairwise(ends)], 0)
 
-    def _constant(self, name: str) -> ov.Node:
+    def _constant(self, name: str, weight: Weight | None = None) -> ov.Node:
+        """weight: of this name, where it is part of another."""
         if name not in self._constants:  # one constant with as many readers as there are pieces
-            self._constants[name] = matrix(self._weights[name], name)
+            self._constants[name] = matrix(self._weights[name] if weight is None else weight, name)
         return self._constants[name]
 
     def _vector(self, name: str) -> ov.Node:

@@ -25,6 +25,7 @@ WHOLE: dict[str, Any] = {  # Any: JSON
     "max_prompt_chars": 2000,
     "system": "You are the guide of a museum.\n",
     "kiosk": True,
+    "pictures": False,
 }
 
 

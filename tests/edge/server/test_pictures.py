@@ -116,15 +116,15 @@ def test_every_protocols_form_reaches_the_model_as_the_bytes_that_were_sent(
     assert pictures.opened == pictures.seen == [CAT]
 
 
-def test_pictures_of_results_of_tools_are_seen(live: Live, pictures: FakePictures) -> None:
+def test_only_users_show_pictures(live: Live, pictures: FakePictures) -> None:
     use = {"type": "tool_use", "id": "1", "name": "look", "input": {}}
     result = {"type": "tool_result", "tool_use_id": "1", "content": [TEXT, source(BASE64)]}
-    tools = [{"name": "look", "input_schema": {"type": "object"}}]
     said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": [use]}]
-    assert (
-        live.post(MESSAGES, {"messages": [*said, {"role": "user", "content": [result]}], "tools": tools}).status == 200
-    )
-    assert pictures.seen == [CAT]
+    reply = live.post(MESSAGES, {"messages": [*said, {"role": "user", "content": [result]}]})
+    assert (reply.error["code"], reply.error["param"]) == ("unsupported_content", "messages[2].content[0].content[1]")
+    reply = live.post(MESSAGES, {"messages": said[:1], "system": [source(BASE64)]})
+    assert (reply.error["code"], reply.error["param"]) == ("unsupported_content", "system[0]")
+    assert not pictures.opened
 
 
 def test_tokens_of_pictures_are_counted_without_looking_at_them(live: Live, pictures: FakePictures) -> None:

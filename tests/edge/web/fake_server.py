@@ -50,6 +50,7 @@ class FakeServer:
     script: Script
     port: int = 0
     config: Json = field(default_factory=dict)
+    pictures: Json | None = None  # what it takes of pictures, as its status says
     health: tuple[int, Json] = (200, {"status": "ok"})
     key: str | None = None
     bodies: list[Json] = field(default_factory=list)  # of chat completions
@@ -127,6 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/page/status.json":
             status = {"state": "ready", "running": 0, "waiting": 0, "max_context": ROOM, "kv_tokens": 160}
             more = {"kv_free_tokens": ROOM - 160, "rss_bytes": 1_240_000_000, "model": "GLM-4-9B int4", "tools": True}
+            more |= {"pictures": fake.pictures}
             self._json(200, status | more | {"sampling": {"temperature": 0.8, "top_p": 0.8}})
         else:
             self._file(path)

@@ -14,7 +14,7 @@ VENDOR = WEB / "vendor"
 LOADED = sorted(path for path in WEB.rglob("*") if path.suffix in (".html", ".js", ".css", ".svg"))
 OWN = [path for path in LOADED if path.parent == WEB]
 MODULES = [path for path in OWN if path.suffix == ".js"]
-MOST_BYTES = 150_000  # of what a browser loads
+MOST_BYTES = 170_000  # of what a browser loads
 INDEX = (WEB / "index.html").read_text(encoding="utf-8")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -105,8 +105,9 @@ def as_chat(system: str | None, turns: Sequence[Turn], question: str) -> list[Bo
 
 @st.composite
 def answers_in_pieces(draw: st.DrawFn) -> list[Chunk]:
-    """An answer as a stream gives it: text, then calls, each in any pieces; the end may come alone."""
-    chunks = [Chunk(text) for text in draw(st.lists(st.just("") | TEXTS, max_size=4))]
+    """An answer as a stream gives it: thoughts, text, then calls, each in any pieces; the end may come alone."""
+    chunks = [Chunk("", reasoning=text) for text in draw(st.lists(st.just("") | TEXTS, max_size=2))]
+    chunks += [Chunk(text) for text in draw(st.lists(st.just("") | TEXTS, max_size=4))]
     for index in range(draw(st.integers(0, 2))):
         name = CallPiece(index, f"call_{index}", "weather")
         text = written(draw(ARGUMENTS))
@@ -127,7 +128,7 @@ def answers_in_pieces(draw: st.DrawFn) -> list[Chunk]:
     together = draw(st.booleans())
     if chunks and together:
         ended = chunks.pop()
-        last = Chunk(ended.text, (1,), finish_reason=reason, stopped_by=stopped, stats=stats, calls=ended.calls)
+        last = replace(ended, token_ids=(1,), finish_reason=reason, stopped_by=stopped, stats=stats)
     return [*chunks, last]
 
 

@@ -23,6 +23,11 @@ from tests.edge.wire.converting import PARAMETERS, Body, answers_in_pieces
 HEAD = Head("msg_1", 7, "scripted", measured=True, dropped_messages=2)
 TOOL: Body = {"name": "weather", "input_schema": PARAMETERS}
 HELLO: Body = {"role": "user", "content": "Hello"}
+DELTAS = {
+    "thinking": ("thinking_delta", "thinking"),
+    "text": ("text_delta", "text"),
+    "tool_use": ("input_json_delta", "partial_json"),
+}
 CALL = 'weather\n{"city": "Köln 😀"}'
 
 
@@ -48,9 +53,9 @@ def put_together(events: list[Event]) -> Body:
             case "content_block_delta":
                 assert is_open
                 assert data["index"] == len(message["content"]) - 1
-                is_text = message["content"][-1]["type"] == "text"
-                assert data["delta"]["type"] == ("text_delta" if is_text else "input_json_delta")
-                written.append(data["delta"]["text" if is_text else "partial_json"])
+                kind, key = DELTAS[message["content"][-1]["type"]]
+                assert data["delta"]["type"] == kind
+                written.append(data["delta"][key])
                 assert written[-1]
             case "content_block_stop":
                 assert data["index"] == len(message["content"]) - 1
@@ -68,8 +73,8 @@ def put_together(events: list[Event]) -> Body:
 
 
 def _ended(block: Body, written: str) -> Body:
-    if block["type"] == "text":
-        return {"text": written}
+    if block["type"] != "tool_use":
+        return {block["type"]: written}
     try:
         return {"input": json.loads(written or "{}")}
     except ValueError:

@@ -21,6 +21,7 @@ from tests.edge.wire.converting import TOOL, Body, answers_in_pieces
 
 HEAD = Head("resp_1", 7, "scripted", measured=True, dropped_messages=2)
 ASKED: Body = {"input": "Hello", "tools": [], "metadata": {"a": "b"}, "temperature": 0.5}
+TOKENIZER = scripted_llm(replies({})).tokenizer
 FLAT: Body = {"type": "function", **TOOL["function"]}
 
 
@@ -44,10 +45,10 @@ def put_together(events: list[Event]) -> Body:  # noqa: PLR0912  # a branch for 
             case "content_part.added":
                 assert items[-1]["content"] == []
                 items[-1]["content"].append(dict(data["part"]))
-            case "output_text.delta":
+            case "output_text.delta" | "reasoning_text.delta":
                 assert data["delta"]
                 items[-1]["content"][data["content_index"]]["text"] += data["delta"]
-            case "output_text.done":
+            case "output_text.done" | "reasoning_text.done":
                 assert items[-1]["content"][0]["text"] == data["text"]
             case "content_part.done":
                 assert items[-1]["content"] == [data["part"]]
@@ -76,12 +77,12 @@ def put_together(events: list[Event]) -> Body:  # noqa: PLR0912  # a branch for 
 @settings(max_examples=150, deadline=None)
 @given(chunks=answers_in_pieces())
 def test_a_streamed_answer_is_the_whole_one(chunks: list[Chunk]) -> None:
-    events = ResponsesEvents(HEAD, ASKED)
+    events = ResponsesEvents(HEAD, ASKED, TOKENIZER)
     found = [*events.begin()]
     for chunk in chunks:
         found += events.push(0, chunk)
     found += events.end()
-    assert put_together(found) == response_of(HEAD, ASKED, answer_of(chunks))
+    assert put_together(found) == response_of(HEAD, ASKED, answer_of(chunks), TOKENIZER)
 
 
 @pytest.mark.parametrize("limit", [None, 5, 18])
@@ -147,7 +148,7 @@ def test_a_call_is_an_item_and_a_cut_one_says_so(limit: int | None, status: str)
 
 
 def test_an_error_is_told_to_those_who_look_for_a_response_and_to_those_who_look_for_an_error() -> None:
-    events = ResponsesEvents(HEAD, ASKED)
+    events = ResponsesEvents(HEAD, ASKED, TOKENIZER)
     found = [*events.begin(), *events.push(0, Chunk("Hel"))]
     failed, error = events.fail(ErrorAnswer(503, "the server stops", "shutting_down"))
     assert isinstance(failed.data, dict)
@@ -169,8 +170,8 @@ def test_an_error_is_told_to_those_who_look_for_a_response_and_to_those_who_look
 
 def test_a_deadline_before_the_first_token() -> None:
     with pytest.raises(RequestError, match="deadline"):
-        response_of(HEAD, ASKED, Answer("", (), "deadline"))
-    events = ResponsesEvents(HEAD, ASKED)
+        response_of(HEAD, ASKED, Answer("", (), "deadline"), TOKENIZER)
+    events = ResponsesEvents(HEAD, ASKED, TOKENIZER)
     assert [*events.push(0, Chunk("", finish_reason="deadline"))] == []
     with pytest.raises(RequestError, match="deadline"):
         list(events.end())
