@@ -117,6 +117,14 @@ def counting_bar(description: str) -> Iterator[Callable[[float, float], None]]:
         yield show
 
 
+def _part(progress: Progress) -> str:
+    """What of an export is done, counted in what it is made of."""
+    from edge.export.stages import PICTURES
+
+    kind = "layers for pictures" if progress.stage.startswith(PICTURES) else "blocks"
+    return f"{progress.blocks}/{progress.num_blocks} {kind}"
+
+
 @contextmanager
 def export_progress() -> Iterator[Callable[[Progress], None]]:
     """A bar with blocks, bytes, share and time left."""
@@ -130,7 +138,7 @@ def export_progress() -> Iterator[Callable[[Progress], None]]:
             seconds = (time.perf_counter() - started) * left / fresh if fresh else 0.0
             bar.update(
                 bar.task_ids[0],
-                description=f"{progress.blocks}/{progress.num_blocks} blocks, {human_bytes(progress.written)} written",
+                description=f"{_part(progress)}, {human_bytes(progress.written)} written",
                 completed=progress.done,
                 total=progress.total,
                 left=f"{seconds:.0f} s left",
