@@ -58,7 +58,7 @@ BLOCK_TOKENS = {"CPU": 32, "GPU": 16}  # of openvino's caches
 ONNX_LOADING = 0.04  # of the head, at the peak of a load above what stays: 25 MB with GLM-4's, 4 with the demo model's
 ONNX_PAGES, OPENVINO_PAGES = 50_000_000, 75_000_000  # of libraries and graphs, mapped: 49 to 54 and 70 to 80 MB
 
-# --- The tower of pictures ---------------------------------------------------------------------------------------------
+# --- The tower of pictures --------------------------------------------------------------------------------------------
 TOWER_LAYERS = "vision.layers."  # begins the names of its layers' weights
 TOWER_PART = 5_000_000  # of a graph, without its weights
 

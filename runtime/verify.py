@@ -1,13 +1,14 @@
 """Whether a bundle still computes what it did at export, on this machine and device.
 
 In: a bundle. Out: a `Report` for each engine, or an error. Knows nothing about checkpoints: the bundle's golden.npz has
-token ids, with the logits that the float model and the compressed weights gave for them.
+token ids, with the logits that the float model and the compressed weights gave for them; its vision_golden.npz has
+the same of a small picture, where the model sees pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,10 @@ from edge.runtime.errors import BundleError, VerificationError
 from edge.runtime.exact import exact_settings
 from edge.runtime.golden import GoldenLogits, read_golden
 from edge.runtime.kv.pool import CacheSequence
+from edge.runtime.machine import family_of
 from edge.runtime.self_test import SelfTest, self_test
 from edge.runtime.settings import EngineSettings
+from edge.runtime.vision.golden_picture import read_golden_picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Report:
     kld_exact: float  # nats/token from the float model, likewise
     kld_device: float  # from the float model, with the device's default settings, including its KV cache
     self_test: SelfTest  # likewise, from the compressed model in float32, with all golden rows
+    picture_error: float | None = None  # as `exact_error`, of the rows of a picture; None: the model sees none
+    picture_loss: float | None = None  # of these rows from the float model's, root mean square, as it runs by default
 
 
 def verify(
@@ -72,9 +77,36 @@ def _verify_engine(bundle: bundles.Bundle, engine: str, device: str, max_memory_
         as_it_runs = _rows_of(opened, ids, len(stored))
     finally:
         opened.close()
-    return Report(
+    report = Report(
         engine, device, error, kl_divergence(float_logits, ours), kl_divergence(float_logits, as_it_runs), tested
     )
+    return _with_pictures(report, bundle, exact, usual, bound)
+
+
+def _with_pictures(
+    report: Report, bundle: bundles.Bundle, exact: EngineSettings, usual: EngineSettings, bound: float
+) -> Report:
+    """The report with what a small picture becomes on this engine. Raises VerificationError."""
+    record = bundle.manifest.vision
+    if record is None or bundle.file(bundles.VISION_GOLDEN) is None or family_of(report.device) == "NPU":
+        return report
+    from edge.runtime.vision.pictures import run_alone
+
+    try:
+        golden = read_golden_picture(bundle.required(bundles.VISION_GOLDEN), record.spec)
+    except BundleError as error:
+        raise BundleError(f"{bundle.path}: {error}") from error
+    found = run_alone(bundle, record, report.engine, exact, golden.inputs)
+    off = distance(found, golden.rows) if found.shape == golden.rows.shape else float("nan")
+    if not off <= bound:
+        raise VerificationError(
+            f"{bundle.path}: engine {report.engine} on {report.device} makes rows of a picture that differ by "
+            f"{off:.2g} of their scale from those recorded at export, expected {bound:g} or less; update the "
+            "device's driver or use another engine or device"
+        )
+    as_it_runs = run_alone(bundle, record, report.engine, usual, golden.inputs)
+    loss = np.sqrt(np.mean((as_it_runs - golden.float_rows) ** 2) / np.mean(golden.float_rows**2))
+    return replace(report, picture_error=off, picture_loss=float(loss))
 
 
 def _last_rows(bundle: bundles.Bundle, ids: npt.NDArray[np.int64], count: int, settings: EngineSettings) -> Logits:

@@ -21,7 +21,8 @@ from edge.runtime.vision.formats import SAVE_AS, Format, Refusal
 COPY = "copy it again"
 MAX_SCANS = 100  # of a JPEG, each of which goes over all pixels; progressive ones have about 10
 MAX_SCANNED = 2_000_000_000  # pixels in all of these, 10 seconds
-_MAX_PIECES = 1_000_000  # segments, chunks or blocks that are passed over
+_MAX_PIECES = 1_000_000  # chunks or blocks that are passed over
+_MAX_SEGMENTS = 100_000  # of a JPEG, or parts of a WebP
 _CUT_OFF = f"is cut off; {COPY}"
 
 
@@ -107,7 +108,7 @@ def _jpeg(data: bytes) -> Bare:
 def _segments(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:
     """Yield what stands before each marker, the marker, and its segment with it; 0 where the file ends without one."""
     at = 2
-    for _ in range(_MAX_PIECES):
+    for _ in range(_MAX_SEGMENTS):
         found = _MARKER.search(data, at)
         if found is None:
             yield data[at:], 0, b""
@@ -120,7 +121,7 @@ def _segments(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:
         if marker == _END:
             return
         at = end
-    raise Refusal(f"has more than {_MAX_PIECES:,} segments; {SAVE_AS}")
+    raise Refusal(f"has more than {_MAX_SEGMENTS:,} segments; {SAVE_AS}")
 
 
 def _tells_colours(marker: int, content: bytes) -> bool:
@@ -183,7 +184,7 @@ def _webp(data: bytes) -> Bare:
     else:
         raise Refusal(f"is damaged: its first part is none of WebP's; {COPY}")
     at, frames = 12, 0
-    for _ in range(_MAX_PIECES):
+    for _ in range(_MAX_SEGMENTS):
         name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
         if not name:
             break
@@ -192,7 +193,7 @@ def _webp(data: bytes) -> Bare:
         frames += name == b"ANMF"
         at += 8 + length + (length & 1)
     else:
-        raise Refusal(f"has more than {_MAX_PIECES:,} parts; {SAVE_AS}")
+        raise Refusal(f"has more than {_MAX_SEGMENTS:,} parts; {SAVE_AS}")
     return Bare(data, width, height, turn, "frames" if frames > 1 else "")
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge.runtime.errors import PictureError, in_words, telling_line
+from edge.runtime.errors import MemoryLimitError, PictureError, in_words, telling_line
 from edge.runtime.extras import missing_packages_named
 from edge.runtime.files import read_file, shown_path
 from edge.runtime.vision.bare import COPY, Bare, bare
@@ -47,7 +47,10 @@ _lock = threading.Lock()  # one picture at a time is decoded: it bounds memory, 
 
 
 def open_picture(source: Path | bytes, settings: PictureSettings | None = None) -> Picture:
-    """Decode a file of a picture: its first frame, if it has several. Raises PictureError, MissingPackageError."""
+    """Decode a file of a picture: its first frame, if it has several.
+
+    Raises PictureError, MissingPackageError, MemoryLimitError.
+    """
     settings = PictureSettings() if settings is None else settings
     with missing_packages_named("vision"):
         import PIL  # noqa: F401  # before the file is read
@@ -82,7 +85,7 @@ def _check_size(file: Bare, kind: Format, settings: PictureSettings) -> None:
     most = settings.max_pixels // _WEBP_SHARE if kind == "WebP" else settings.max_pixels
     given = f"has {file.width:,} x {file.height:,} pixels"
     if file.width < 1 or file.height < 1:
-        raise Refusal(f"{given}: it is damaged; {COPY}")
+        raise Refusal(f"is damaged: it {given}; {COPY}")
     if file.width * file.height > most:
         raise Refusal(f"{given}, expected at most {most:,} in all; make it smaller")
     if max(file.width, file.height) > MAX_SIDE:
@@ -102,8 +105,12 @@ def _pixels(file: Bare, kind: Format, turn: int) -> Pixels:
                     raise Refusal(f"is damaged: it has two sizes; {COPY}")
                 image.load()
                 return _turned(image, turn)
-    except (Refusal, MemoryError):
+    except Refusal:
         raise
+    except MemoryError as error:
+        raise MemoryLimitError(
+            f"memory is too short for a picture of {file.width:,} x {file.height:,} pixels; make it smaller"
+        ) from error
     except Exception as error:  # decoders raise what they like
         said = in_words(telling_line(error))
         reason = "" if "cannot identify" in said else f" ({said})"

@@ -7,7 +7,7 @@ about what a tower makes of the pixels.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ class PictureSettings(Settings):
 class Picture:
     """Decoded pixels, and what identifies them. Two are equal if their pixels are; `told` is for messages alone."""
 
-    pixels: Pixels  # read-only
+    pixels: Pixels = field(repr=False)  # read-only
     sha256: str  # over size and pixels
     told: str  # "1,024 x 768 PNG"
 

@@ -14,13 +14,13 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edge.runtime.arrays import Hidden
+from edge.runtime.arrays import Array, Hidden
 from edge.runtime.bundle import VISION_BIN, Bundle
 from edge.runtime.engines.engine import EngineInfo
 from edge.runtime.errors import EXPORT_AGAIN, BundleError, ClosedError, PictureError, shown
@@ -227,6 +227,18 @@ class Pictures:
             self._check_open()
             self._graphs = choose_graphs(self._bundle, self._record, self._settings, self._usual)
         return self._graphs
+
+
+def run_alone(
+    bundle: Bundle, record: VisionRecord, engine: str, settings: EngineSettings, arrays: Mapping[str, Array]
+) -> Hidden:
+    """Return what the tower makes of its inputs, with nothing kept. Raises as `Pictures.rows`."""
+    graphs, parts = choose_graphs(bundle, record, settings, "onnx" if engine == "onnx" else "openvino")
+    tower = Tower(bundle, record, graphs, parts, lambda _patches: False)
+    try:
+        return tower.run(arrays)
+    finally:
+        tower.close()
 
 
 def choose_graphs(
