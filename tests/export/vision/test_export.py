@@ -182,7 +182,7 @@ def test_the_golden_picture_is_the_same_every_time(rounded: Path) -> None:
         np.testing.assert_array_equal(golden[name], values)
 
 
-@pytest.mark.parametrize(("kind", "format"), [("4v", "onnx"), ("glm4v", "openvino")])
+@pytest.mark.parametrize(("kind", "format"), [("4v", "onnx"), slow("glm4v", "openvino")])
 def test_one_format_alone_has_the_same_weights(
     kind: str, format: Any, checkpoints: Path, rounded: Path, tmp_path: Path
 ) -> None:
