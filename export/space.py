@@ -11,6 +11,7 @@ from edge.export.compress.calibration import WINDOW, WINDOWS
 from edge.export.compress.precision import CHUNK, WHOLE
 from edge.export.plan import Plan
 from edge.export.proof import GOLDEN_TOKENS, STREAMS
+from edge.export.vision.golden import SIDE
 from edge.runtime.errors import MemoryLimitError
 from edge.runtime.machine import anonymous_bytes, memory_limits
 from edge.runtime.notices import notice
@@ -29,7 +30,7 @@ STARTED = 70_000_000  # bytes that a process has taken when it has done nothing 
 
 
 def bundle_bytes(plan: Plan, weights: int) -> int:
-    """About what a bundle with this many bytes of weights takes, at most."""
+    """About what a bundle with this many bytes of weights of the text model takes, at most."""
     return _weight_files(plan, weights) + SIDECAR_BYTES
 
 
@@ -40,18 +41,29 @@ def least_bytes(plan: Plan) -> int:
 
 def _weight_files(plan: Plan, weights: int) -> int:
     signed = plan.assignments.signed_bytes  # for a budget, that of all matrices in 8 bits
-    return weights + (min(signed, weights) if plan.format == "both" else 0)
+    twice = min(signed, weights) if plan.format == "both" else 0
+    return weights + twice + tower_bytes(plan)
+
+
+def tower_bytes(plan: Plan) -> int:
+    """Of the picture tower's weights on the disk."""
+    if plan.tower is None:
+        return 0
+    own = plan.tower.assignments
+    return own.nbytes + (own.signed_bytes if plan.format == "both" else 0)
 
 
 def work_bytes(plan: Plan) -> int:
     """What hidden states take, at most, while the bundle is made: those of a stage, and of the stage before it."""
     calibrated = 0 if plan.calibration is None else WINDOWS * WINDOW * (2 if plan.recipe.method == "gptq" else 1)
-    return 2 * 4 * plan.spec.hidden_size * (STREAMS * GOLDEN_TOKENS + calibrated)
+    pictures = 0 if plan.tower is None else 2 * (SIDE**2 + 1) * plan.tower.spec.hidden_size
+    return 2 * 4 * (plan.spec.hidden_size * (STREAMS * GOLDEN_TOKENS + calibrated) + pictures)
 
 
 def memory_bytes(plan: Plan) -> int:
     """About the peak of anonymous memory, of all processes of an export."""
-    matrices = [assigned for assigned in plan.assignments.values() if assigned.is_matrix]
+    tables = [plan.assignments, *([] if plan.tower is None else [plan.tower.assignments])]
+    matrices = [assigned for table in tables for assigned in table.values() if assigned.is_matrix]
     block = max(matrix.parameters for matrix in matrices if matrix.in_block)
     vocabulary = max(matrix.parameters for matrix in matrices if not matrix.in_block)
     part, whole = plan.weights_at_once or CHUNK, plan.weights_at_once or WHOLE

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from edge.export.compress.nncf import Compressor, Fitting
 
 
+PICTURES = "picture "  # begins the names of a picture tower's stages
 # In the place of a stage's name:
 RESUMED, RESUMED_PICTURES, MEASURED = "resumed", "resumed pictures", "measured earlier"
 HIDDEN, CALIBRATION = "hidden", "calibration"  # states: of the golden tokens in both models, of the text

@@ -1,13 +1,14 @@
 """Whether a bundle still computes what it did at export, on this machine and device.
 
 In: a bundle. Out: a `Report` for each engine, or an error. Knows nothing about checkpoints: the bundle's golden.npz has
-token ids, with the logits that the float model and the compressed weights gave for them.
+token ids, with the logits that the float model and the compressed weights gave for them; its vision_golden.npz has
+the same of a small picture, where the model sees pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,10 @@ from edge.runtime.errors import BundleError, VerificationError
 from edge.runtime.exact import exact_settings
 from edge.runtime.golden import GoldenLogits, read_golden
 from edge.runtime.kv.pool import CacheSequence
+from edge.runtime.machine import family_of
 from edge.runtime.self_test import SelfTest, self_test
 from edge.runtime.settings import EngineSettings
+from edge.runtime.vision.verify_tower import verify_tower
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Report:
     kld_exact: float  # nats/token from the float model, likewise
     kld_device: float  # from the float model, with the device's default settings, including its KV cache
     self_test: SelfTest  # likewise, from the compressed model in float32, with all golden rows
+    picture_error: float | None = None  # as `exact_error`, of the rows of a picture; None: the model sees none
+    picture_loss: float | None = None  # of these rows from the float model's, root mean square, as it runs by default
 
 
 def verify(
@@ -72,9 +77,11 @@ def _verify_engine(bundle: bundles.Bundle, engine: str, device: str, max_memory_
         as_it_runs = _rows_of(opened, ids, len(stored))
     finally:
         opened.close()
-    return Report(
+    report = Report(
         engine, device, error, kl_divergence(float_logits, ours), kl_divergence(float_logits, as_it_runs), tested
     )
+    found = None if family_of(device) == "NPU" else verify_tower(bundle, engine, exact, usual, bound)
+    return report if found is None else replace(report, picture_error=found.error, picture_loss=found.loss)
 
 
 def _last_rows(bundle: bundles.Bundle, ids: npt.NDArray[np.int64], count: int, settings: EngineSettings) -> Logits:

@@ -5,7 +5,8 @@ submitted at a time, and a new one as soon as one ends; how many of them compute
 nothing about files.
 
 Waiting for one answer advances all. So this waits for the oldest, which is computed as long as any is, and takes from
-the others what is there already.
+the others what is there already. A picture is looked at in the same thread, before its line is submitted: the others
+wait for it, which costs no time in all, since the tower takes every core.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from edge.runtime.errors import ClosedError, EdgeError
 from edge.runtime.llm import LLM
 from edge.runtime.settings import UsualSampling
 from edge.runtime.stream import Stream, answer_of
+from edge.runtime.vision.progress import OnPicture
 from edge.wire.answers import JsonBody
 from edge.wire.errors import error_answer
 
@@ -48,8 +50,11 @@ def answer_lines(
     model: str,
     run: str,
     sampling: UsualSampling = "greedy",
+    on_picture: OnPicture | None = None,
 ) -> Generator[Outcome]:
     """Answer lines, each with its index. model, run: as in `head_of`. An error of a line is its outcome.
+
+    on_picture: told how far each line's pictures are.
 
     Raises ClosedError if the model is closed meanwhile.
     """
@@ -57,7 +62,7 @@ def answer_lines(
     try:
         while True:
             while len(active) < concurrency and (item := next(waiting, None)) is not None:
-                task = _Task(llm, *item, model, run, sampling)
+                task = _Task(llm, *item, model, run, sampling, on_picture)
                 if task.outcome is None:
                     active.append(task)
                 else:
@@ -78,7 +83,16 @@ def answer_lines(
 class _Task:
     """One line that is being answered: a stream for each choice."""
 
-    def __init__(self, llm: LLM, index: int, line: Line, model: str, run: str, sampling: UsualSampling) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        index: int,
+        line: Line,
+        model: str,
+        run: str,
+        sampling: UsualSampling,
+        on_picture: OnPicture | None,
+    ) -> None:
         self._llm, self._index, self._line, self._model, self._run = llm, index, line, model, run
         self._request: WireRequest | None = None
         self._streams: list[Stream] = []
@@ -87,7 +101,7 @@ class _Task:
         self.outcome: Outcome | None = None
         try:
             self._request = request_of(line)
-            self._streams = self._request.start(llm, sampling)
+            self._streams = self._request.start(llm, sampling, on_picture)
             self._open = list(range(len(self._streams)))
             self._chunks = [[] for _ in self._streams]
         except EdgeError as error:

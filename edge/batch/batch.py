@@ -33,6 +33,7 @@ from edge.runtime.files import real_path, sha256_of, shown_path
 from edge.runtime.llm import LLM
 from edge.runtime.locks import hold_now
 from edge.runtime.settings import generation_settings
+from edge.runtime.vision.progress import OnPicture
 
 JOURNAL, LOCK = ".edgeglm-batch", ".edgeglm-batch-lock"
 _NAMED = 3  # other models, in a summary
@@ -87,11 +88,17 @@ class Batch:
     ) -> None:
         self._stack.close()
 
-    def run(self, llm: LLM, more: Mapping[str, str], show: Show = lambda _progress: None) -> Summary:
+    def run(
+        self,
+        llm: LLM,
+        more: Mapping[str, str],
+        show: Show = lambda _progress: None,
+        on_picture: OnPicture | None = None,
+    ) -> Summary:
         """Answer what is not done yet and write the output.
 
-        more: what decides the answers besides the model as it is loaded, by name. Raises OutputError; what is done is
-        then kept.
+        more: what decides the answers besides the model as it is loaded, by name. on_picture: told how far pictures
+        are. Raises OutputError; what is done is then kept.
         """
         model, parts = _describe(llm)
         usual = generation_settings(llm.recommended_sampling, sampling=self._settings.sampling).sampling
@@ -109,7 +116,7 @@ class Batch:
             return Summary(self._totals(), len(self.lines), nothing_to_do=True)
         journal = Journal(self.journal_path, parts, len(self.lines), anew=self._force)
         try:
-            summary = self._answer(llm, journal, model, run, show)
+            summary = self._answer(llm, journal, model, run, show, on_picture)
             if not self._force and os.path.lexists(self.out):
                 raise OutputError(f"{shown_path(self.out)} has appeared meanwhile; move it away, and run this again")
             write_atomically(self.out, journal.lines())
@@ -121,14 +128,17 @@ class Batch:
         journal.remove()
         return summary
 
-    def _answer(self, llm: LLM, journal: Journal, model: str, run: str, show: Show) -> Summary:
+    def _answer(
+        self, llm: LLM, journal: Journal, model: str, run: str, show: Show, on_picture: OnPicture | None
+    ) -> Summary:
         total, before = len(self.lines), journal.totals.lines
         todo = ((index, self.lines[index]) for index in range(total) if index not in journal)
         others: dict[str, None] = {}
         started = time.monotonic()
         show(Progress(before, total, None))
         settings = self._settings
-        with closing(answer_lines(llm, todo, settings.concurrency, model, run, settings.sampling)) as outcomes:
+        answers = answer_lines(llm, todo, settings.concurrency, model, run, settings.sampling, on_picture)
+        with closing(answers) as outcomes:
             for outcome in outcomes:
                 line = output_line(outcome.line, run, outcome.status, outcome.body)
                 journal.add(Done(outcome.index, outcome.status, *outcome.tokens, line))

@@ -25,6 +25,7 @@ from edge.commands.sampling import add_usual_sampling, sampling_fields, say_samp
 
 if TYPE_CHECKING:
     from edge.batch.batch import Batch, Progress, Show, Summary
+    from edge.runtime.vision.progress import OnPicture, PictureProgress
 
 SAY_EVERY_S = 60.0  # where stderr is not a terminal
 
@@ -73,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
                 decisive["chat template"] = sha256(llm.chat_template.source.encode()).hexdigest()
             say_sampling(llm, {"sampling": args.sampling})
             sampling = sampling_fields(llm, {"sampling": args.sampling})
-            with _progress() as show:
-                summary = batch.run(llm, decisive, show)
+            with _progress() as (show, look):
+                summary = batch.run(llm, decisive, show, look)
         _tell(args, summary, sampling, time.perf_counter() - loaded, loaded - started)
     return 0
 
@@ -115,24 +116,37 @@ def _tell(
 
 
 @contextmanager
-def _progress() -> Iterator[Show]:
-    """A bar on stderr; a line now and then where that is not a terminal."""
+def _progress() -> Iterator[tuple[Show, OnPicture]]:
+    """A bar on stderr; a line now and then where that is not a terminal. The second is told of pictures."""
     from edge.commands.console import terminal_bar
+    from edge.terminal.looking import looking_text
 
-    said = time.monotonic()
+    said, count = time.monotonic(), ""
     with terminal_bar("answering") as bar:
 
-        def show(progress: Progress) -> None:
+        def say(text: str) -> None:
             nonlocal said
+            if time.monotonic() - said >= SAY_EVERY_S:
+                said = time.monotonic()
+                print(f"edge: {text}", file=sys.stderr)
+
+        def show(progress: Progress) -> None:
+            nonlocal count
             left = "" if progress.left_s is None else f"{progress.left_s:.0f} s left"
             count = f"{progress.done}/{progress.total} lines"
-            if bar is not None:
+            if bar is None:
+                say(f"{count}{left and f', {left}'}")
+            else:
                 bar.update(bar.task_ids[0], description=count, completed=progress.done, total=progress.total, left=left)
-            elif time.monotonic() - said >= SAY_EVERY_S:
-                said = time.monotonic()
-                print(f"edge: {count}{left and f', {left}'}", file=sys.stderr)
 
-        yield show
+        def look(progress: PictureProgress) -> None:
+            text = "" if progress.kept else f", {looking_text('a picture', progress)}"
+            if bar is None:
+                say(f"{count}{text}")
+            else:
+                bar.update(bar.task_ids[0], description=f"{count}{text}")
+
+        yield show, look
 
 
 @contextmanager

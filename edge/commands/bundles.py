@@ -9,6 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge.runtime.manifest import Manifest
 
 REMEMBERED = ("chat", "serve")  # verbs whose bundle is meant when none is named; answering once writes nothing
 DOING = {"chat": "chatting with", "serve": "serving", "show": "showing"}  # verbs that can do without its name
@@ -33,3 +37,19 @@ def find(args: argparse.Namespace) -> None:
             args.bundle = str(found)
     if args.verb in REMEMBERED and is_bundle(Path(args.bundle)):
         remember(Path(args.bundle))
+
+
+def manifest_of(bundle: str | Path) -> Manifest | None:
+    """What a bundle's manifest says, before it is loaded; none for one that loading will refuse."""
+    from edge.runtime.bundle import MANIFEST, is_bundle
+    from edge.runtime.errors import COPY_AGAIN, BundleError
+    from edge.runtime.files import read_file
+    from edge.runtime.manifest import MAX_BYTES, Manifest
+
+    path = Path(bundle)
+    if not is_bundle(path):
+        return None
+    try:
+        return Manifest.from_json(read_file(path / MANIFEST, BundleError, COPY_AGAIN, max_bytes=MAX_BYTES))
+    except BundleError:
+        return None

@@ -1,8 +1,8 @@
 """Chat in the terminal; earlier turns are never computed again.
 
-/help lists what can be typed besides messages: /file for a document, /retry, /save, and more. Alt-Enter begins a new
-line, Ctrl-C ends an answer, Ctrl-D leaves. Over a pipe, each line is a message, or those between two lines of three
-double quotes.
+/help lists what can be typed besides messages: /file for a document, /image for a picture, /save, and more. Alt-Enter
+begins a new line, Ctrl-C ends an answer, Ctrl-D leaves. Over a pipe, each line is a message, or those between two lines
+of three double quotes.
 
 Answers follow the sampling that the model's makers recommend; --sampling greedy always takes the likeliest token.
 
@@ -13,6 +13,7 @@ examples:
   edge chat glm4-int4
   edge chat glm4-int4 --system "Answer in one sentence." --temperature 0.7 --verbose
   edge chat glm4-int4 --file report.pdf
+  edge chat glm4v-int4 --image photo.jpg
   edge chat glm4-int4 --tool python --docs handbook
   edge chat glm4-int4 --load monday.json --save monday.json
   edge chat glm4-int4 --system-file kiosk.txt --prefix kiosk.prefix --context-policy error
@@ -26,8 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.commands import options, reuse
+from edge.commands.bundles import manifest_of
 from edge.commands.documents import add_documents, check_documents
 from edge.commands.help import told
+from edge.commands.pictures import add_pictures, add_show_thinking, check_pictures
 from edge.commands.sampling import sampling_in_use
 from edge.commands.tool_options import add_tools, opened_tools
 from edge.runtime.settings import CONTEXT_POLICIES, ContextPolicy
@@ -60,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_verbose(group)
     group.add_argument("--no-history", action="store_true", help="keep nothing of what is typed for later chats")
     add_documents(group, "the first message")
+    add_pictures(group, "the first message")
+    add_show_thinking(group)
     add_tools(parser)
     options.add_engine(parser)
     options.add_generation(parser, "model")
@@ -79,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if args.chat_template is None:
         _check_template(Path(args.bundle))
     chosen = options.engine_settings(args)
-    if tokens := check_documents(args):
+    if tokens := check_documents(args) + check_pictures(args):
         chosen["expected_prompt_tokens"] = tokens
     with opened_tools(args) as tools:
         if sys.stdin.isatty():
@@ -107,18 +112,11 @@ def _conversation(args: argparse.Namespace) -> Sequence[Message]:
 
 def _check_template(bundle: Path) -> None:
     """Raises PromptError for a model that cannot chat, before it is loaded; loading says what else is wrong."""
-    from edge.runtime.bundle import CHAT_TEMPLATE, MANIFEST, is_bundle
-    from edge.runtime.errors import COPY_AGAIN, BundleError, PromptError
-    from edge.runtime.files import read_file
-    from edge.runtime.manifest import MAX_BYTES, Manifest
+    from edge.runtime.bundle import CHAT_TEMPLATE
+    from edge.runtime.errors import PromptError
 
-    if not is_bundle(bundle):
-        return
-    try:
-        files = Manifest.from_json(read_file(bundle / MANIFEST, BundleError, COPY_AGAIN, max_bytes=MAX_BYTES)).files
-    except BundleError:
-        return
-    if CHAT_TEMPLATE not in files:
+    manifest = manifest_of(bundle)
+    if manifest is not None and CHAT_TEMPLATE not in manifest.files:
         raise PromptError(
             f"{bundle} has no chat template (a base model?); give one with --chat-template, or continue a text with "
             "`edge run --raw`"
@@ -134,6 +132,7 @@ def _talk(
     tools: Sequence[Tool],
 ) -> int:
     from edge.commands.documents import read_documents, read_paths
+    from edge.commands.pictures import read_pictures
     from edge.commands.streams import unguarded
     from edge.runtime.messages import Message
     from edge.runtime.session import ChatSession
@@ -146,7 +145,7 @@ def _talk(
     documents = read_documents(args, llm, before=[] if system is None else [Message("system", system)])
     session = ChatSession(llm, system, context_policy=args.context_policy)
     of_each = generation_settings(llm.recommended_sampling, **settings)
-    answering = Answering(session, of_each, unguarded, verbose=args.verbose)
+    answering = Answering(session, of_each, unguarded, verbose=args.verbose, shows_thinking=args.show_thinking)
     reader = open_reader(lambda: _history(args), lambda: answering.status, unguarded)
     if reader.is_terminal:
         context = llm.engine.info.context_told
@@ -167,6 +166,7 @@ def _talk(
         read_documents=read,
         tools=ToolRounds(tools, llm.tool_format.native),
         documents=documents,
+        pictures=read_pictures(args, llm),
         save=None if args.save is None else Path(args.save),
         own=[Path(path) for path in (args.load, args.save) if path is not None],
     )

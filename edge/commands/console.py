@@ -38,13 +38,26 @@ def print_json(value: object) -> None:
     print(text)
 
 
-def show_answer(chunks: Iterable[Chunk], *, raw: bool = False) -> Chunk | None:
-    """Stream an answer to stdout; returns the last chunk. Unless `raw`, without the blank that GLM starts one with."""
+def show_answer(chunks: Iterable[Chunk], *, raw: bool = False, shows_thinking: bool = False) -> Chunk | None:
+    """Stream an answer to stdout; returns the last chunk. Unless `raw`, without the blank that GLM starts one with.
+
+    What it was thought over goes to stderr: all of it, or how much it is where that is a terminal.
+    """
+    from edge.commands.streams import unguarded
+    from edge.terminal.status_line import StatusLine
+    from edge.terminal.thinking import ThinkingView
+
+    line = StatusLine(unguarded)
+    thinking = ThinkingView(line, shows=shows_thinking)
     started, last = raw, None
-    for last in _with_progress(chunks):
-        text = last.text if started else last.text.lstrip()
-        started = started or bool(text)
-        print(text, end="", flush=True)
+    try:
+        for last in _with_progress(chunks):
+            thinking.take(last)
+            text = last.text if started else last.text.lstrip()
+            started = started or bool(text)
+            print(text, end="", flush=True)
+    finally:
+        line.hide()
     print(flush=True)
     return last
 
@@ -104,6 +117,14 @@ def counting_bar(description: str) -> Iterator[Callable[[float, float], None]]:
         yield show
 
 
+def _part(progress: Progress) -> str:
+    """What of an export is done, counted in what it is made of."""
+    from edge.export.stages import PICTURES
+
+    kind = "layers for pictures" if progress.stage.startswith(PICTURES) else "blocks"
+    return f"{progress.blocks}/{progress.num_blocks} {kind}"
+
+
 @contextmanager
 def export_progress() -> Iterator[Callable[[Progress], None]]:
     """A bar with blocks, bytes, share and time left."""
@@ -117,7 +138,7 @@ def export_progress() -> Iterator[Callable[[Progress], None]]:
             seconds = (time.perf_counter() - started) * left / fresh if fresh else 0.0
             bar.update(
                 bar.task_ids[0],
-                description=f"{progress.blocks}/{progress.num_blocks} blocks, {human_bytes(progress.written)} written",
+                description=f"{_part(progress)}, {human_bytes(progress.written)} written",
                 completed=progress.done,
                 total=progress.total,
                 left=f"{seconds:.0f} s left",

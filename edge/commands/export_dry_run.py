@@ -6,13 +6,13 @@ In: a `DryRun`. Out: lines on stdout, warnings on stderr.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge.commands.console import human_bytes, print_json, print_table
 from edge.commands.weight_rows import AS_SAID, alike, shape_text
 
 if TYPE_CHECKING:
-    from edge.export.assignment import Assignment
+    from edge.export.assignment import Assignment, Assignments
     from edge.export.forecast.dry_run import DryRun
 
 
@@ -25,6 +25,11 @@ def show_dry_run(run: DryRun, out: str) -> None:
     for warning in run.warnings:
         print(f"edge: warning: {warning}", file=sys.stderr)
     parameters = run.assignments.parameters
+    if run.tower is not None:
+        print(
+            f"pictures: {run.tower_recipe}, {run.tower.nbytes:,} bytes of weights, {run.tower.bits_per_weight:.2f} "
+            "bits per weight"
+        )
     if run.options:
         least, most = (f"{8 * size / parameters:.2f}" for size in (run.least_bytes, run.most_bytes))
         print(
@@ -65,22 +70,34 @@ def print_dry_run(run: DryRun, out: str) -> None:
             "measuring_seconds": round(run.measuring_s, 1),
             "warnings": list(run.warnings),
             "decisions": list(run.decisions),
-            "weights": {
-                name: {
-                    "shape": list(found.shape),
-                    "may_become": [str(option) for option in run.options.get(name, (found.precision,))],
-                    "why": found.note,
-                }
-                for name, found in run.assignments.items()
+            "weights": _weights(run, run.assignments),
+            "pictures": None
+            if run.tower is None
+            else {
+                "recipe": run.tower_recipe,
+                "weight_bytes": run.tower.nbytes,
+                "weights": _weights(run, run.tower),
             },
         }
     )
 
 
+def _weights(run: DryRun, assignments: Assignments) -> dict[str, dict[str, Any]]:  # Any: JSON
+    return {
+        name: {
+            "shape": list(found.shape),
+            "may_become": [str(option) for option in run.options.get(name, (found.precision,))],
+            "why": found.note,
+        }
+        for name, found in assignments.items()
+    }
+
+
 def _print_assignments(run: DryRun) -> None:
     rows = []
-    for name, names, (shape, precision, scaled, note, _) in alike({n: _said(a) for n, a in run.assignments.items()}):
-        size = sum(run.assignments[one].nbytes for one in names)
+    weights = {**run.assignments, **(run.tower or {})}
+    for name, names, (shape, precision, scaled, note, _) in alike({n: _said(a) for n, a in weights.items()}):
+        size = sum(weights[one].nbytes for one in names)
         rows.append([name, len(names), shape, precision, scaled, human_bytes(size), note])
     print_table(["weight", "count", "shape", "precision", "channels scaled by", "bytes", "why"], rows)
 
@@ -96,7 +113,7 @@ def _print_options(run: DryRun) -> None:
             shape_text(assigned.shape),
             ", ".join(map(str, run.options.get(name, (assigned.precision,)))),
         )
-        for name, assigned in run.assignments.items()
+        for name, assigned in {**run.assignments, **(run.tower or {})}.items()
     }
     rows = [[name, len(names), shape, candidates] for name, names, (shape, candidates) in alike(said)]
     print_table(["weight", "count", "shape", "may become"], rows)

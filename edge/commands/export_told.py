@@ -16,12 +16,13 @@ from edge.commands.console import export_progress, human_bytes, print_json
 from edge.commands.export_dry_run import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from edge.export.forecast.dry_run import DryRun
     from edge.export.plan import Plan
     from edge.export.stages import Progress
     from edge.runtime.manifest import Manifest
+    from edge.runtime.tensor_records import StageCheck
 
 
 class Telling:
@@ -69,14 +70,15 @@ class Telling:
 def _start(run: DryRun) -> str:
     from edge.runtime.machine import available_bytes
 
-    parameters, free = run.assignments.parameters, available_bytes()
+    tower = (0, 0) if run.tower is None else (run.tower.parameters, run.tower.nbytes)
+    parameters, free = run.assignments.parameters + tower[0], available_bytes()
     counted = f"{parameters / 1e9:.1f} billion" if parameters >= 1e9 else f"{parameters / 1e6:.3g} million"
     fewer = "" if run.weights_at_once is None else ", with fewer weights at once than usual"
     memory = f"{human_bytes(run.memory_bytes)} of memory{'' if free is None else f' ({human_bytes(free)} free)'}"
     return (
-        f"{counted} parameters to {'at most ' if run.options else ''}{human_bytes(run.most_bytes)} of weights; takes "
-        f"about {duration(run.seconds + run.measuring_s)}, {memory} and {human_bytes(run.peak_bytes)} of disk "
-        f"({human_bytes(run.free_bytes)} free){fewer}"
+        f"{counted} parameters to {'at most ' if run.options else ''}{human_bytes(run.most_bytes + tower[1])} of "
+        f"weights; takes about {duration(run.seconds + run.measuring_s)}, {memory} and {human_bytes(run.peak_bytes)} "
+        f"of disk ({human_bytes(run.free_bytes)} free){fewer}"
     )
 
 
@@ -88,11 +90,12 @@ def tell_done(manifest: Manifest, out: Path, called: str, seconds: float, *, ver
         _print_details(manifest)
     for warning in manifest.warnings:
         print(f"edge: warning: {warning}", file=sys.stderr)
-    if manifest.checks:
-        print(f"  {_checked(manifest)}")
+    checks = _checks(manifest)
+    if checks:
+        print(f"  {_checked(checks)}")
     print(
         f"{out}: {manifest.recipe}, {human_bytes(manifest.weight_bytes)} of weights, "
-        f"{manifest.bits_per_weight:.2f} bits per weight, made in {duration(seconds)}"
+        f"{manifest.bits_per_weight:.2f} bits per weight{_pictures(manifest)}, made in {duration(seconds)}"
     )
     print(f"next: {next_command(out, called)}")
 
@@ -109,9 +112,16 @@ def print_done(manifest: Manifest, out: Path, called: str, seconds: float) -> No
         "bits_per_weight": manifest.bits_per_weight,
         "golden_kld": manifest.golden_kld,
         "seconds": round(seconds, 3),
-        "checks": [{"stage": c.stage, "error": c.error, "expected": c.expected} for c in manifest.checks],
+        "checks": [{"stage": c.stage, "error": c.error, "expected": c.expected} for c in _checks(manifest)],
         "warnings": list(manifest.warnings),
         "decisions": list(manifest.decisions),
+        "pictures": None
+        if manifest.vision is None
+        else {
+            "recipe": manifest.vision.recipe,
+            "weight_bytes": manifest.vision.weight_bytes,
+            "bits_per_weight": manifest.vision.bits_per_weight,
+        },
         "next": next_command(out, called),
     }
     print_json(told)
@@ -127,9 +137,20 @@ def next_command(out: Path, called: str) -> str:
     return f"edge chat {name}" if (out / CHAT_TEMPLATE).exists() else f'edge run {name} "Once upon a time" --raw'
 
 
-def _checked(manifest: Manifest) -> str:
+def _pictures(manifest: Manifest) -> str:
+    vision = manifest.vision
+    if vision is None:
+        return ""
+    return f"; for pictures {vision.recipe}, {human_bytes(vision.weight_bytes)}, {vision.bits_per_weight:.2f} bits"
+
+
+def _checks(manifest: Manifest) -> tuple[StageCheck, ...]:
+    """Of all stages of the text model and the picture tower."""
+    return (*manifest.checks, *(() if manifest.vision is None else manifest.vision.checks))
+
+
+def _checked(checks: Sequence[StageCheck]) -> str:
     """The checks in one line. An error as large as rounding explains is what is expected, and not a fault."""
-    checks = manifest.checks
     count = f"{len(checks)} check{'s' if len(checks) > 1 else ''} passed"
     rounded = [check for check in checks if check.expected > 0]
     if not rounded:
@@ -144,7 +165,7 @@ def _checked(manifest: Manifest) -> str:
 
 
 def _print_details(manifest: Manifest) -> None:
-    for check in manifest.checks:
+    for check in _checks(manifest):
         explained = f", rounding explains {check.expected:.1e}" if check.expected else ""
         print(f"  {check.stage:<10} off by {check.error:.2e} of its output{explained}")
     notes: dict[str, int] = {}

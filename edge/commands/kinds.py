@@ -102,6 +102,11 @@ def gigabytes(text: str) -> int:
     return size(text, UNITS["gb"])
 
 
+def gigabytes_or_none(text: str) -> int:
+    """0 for none at all, or as `gigabytes`."""
+    return 0 if text.strip() == "0" else gigabytes(text)
+
+
 def numbers(text: str) -> list[float]:
     """0,50,100 as numbers."""
     try:

@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if bundles:
         print_table(["name", "recipe", "size", "context", "used"], map(_row, bundles), spare=("used", "context"))
+        if seeing := [one.name for one in bundles if one.manifest is not None and one.manifest.vision is not None]:
+            print(f"sees pictures: {', '.join(seeing)}")
     else:
         print("no bundles yet; make one with `edge export SOURCE`, or try `edge demo`")
     for bundle in bundles:

@@ -95,7 +95,28 @@ def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
             usual(EngineSettings, "self_test"),
         ),
     )
+    add_kept_pictures(parser)
     add_lengths(parser)
+
+
+def add_kept_pictures(parser: argparse.ArgumentParser) -> None:
+    """Where what a model has seen is kept."""
+    group = parser.add_argument_group("pictures", "What a model made of a picture is kept, and not computed again.")
+    group.add_argument(
+        "--kept-pictures-folder",
+        metavar="DIR",
+        help=told("where pictures that were seen are kept", "in your cache folder"),
+    )
+    group.add_argument(
+        "--kept-pictures-gb",
+        type=kinds.gigabytes_or_none,
+        dest="kept_pictures_bytes",
+        metavar="GB",
+        help=told(
+            "room for them on the disk, like 0.5 or 500MB; 0 keeps none there",
+            f"{usual(EngineSettings, 'kept_pictures_bytes') / 1e9:.3g}",
+        ),
+    )
 
 
 def add_lengths(parser: argparse.ArgumentParser) -> None:
@@ -188,6 +209,8 @@ def engine_settings(args: argparse.Namespace, prompt: str | None = None) -> Keyw
         "reproducible": args.reproducible,
         "threads": args.threads,
         "self_test": args.self_test,
+        "kept_pictures_folder": args.kept_pictures_folder,
+        "kept_pictures_bytes": args.kept_pictures_bytes,
         **{name: getattr(args, name) for name in COMPILING_NAMES},
     }
     return {name: value for name, value in chosen.items() if value is not None}

@@ -12,6 +12,7 @@ examples:
   edge run glm4-int4 "Where is the exit?" --system-file kiosk.txt --prefix kiosk.prefix
   edge run glm4-int4 "Correct the spelling: $(cat letter.txt)" --speculate
   edge run glm4-int4 "Which risks does it name?" --file report.pdf
+  edge run glm4v-int4 "What does the sign say?" --image photo.jpg
   edge run glm4-int4 "And in English?" --messages monday.json
 """
 
@@ -22,11 +23,14 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from edge.commands import documents, messages, options, reuse
+from edge.commands import documents, messages, options, pictures, reuse
 from edge.commands.sampling import sampling_fields, say_sampling
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edge.runtime.llm import LLM
+    from edge.runtime.messages import Message
     from edge.runtime.stream import Stream
 
 
@@ -42,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--raw", action="store_true", help="continue PROMPT as it is, without the chat template")
     messages.add_messages(asked)
     documents.add_documents(asked)
+    pictures.add_pictures(asked)
     options.add_json(parser)
+    pictures.add_show_thinking(parser)
     options.add_verbose(parser)
     options.add_engine(parser)
     options.add_generation(parser, "greedy")
@@ -55,11 +61,13 @@ def run(args: argparse.Namespace) -> int:
     from edge.runtime.errors import SettingsError
     from edge.runtime.messages import Message
     from edge.runtime.settings import generation_settings
+    from edge.terminal.pictures import with_pictures
 
     for option, given in (
         ("--system", args.system),
         ("--system-file", args.system_file),
         ("--file", args.files),
+        ("--image", args.images),
         ("--messages", args.messages),
         ("--chat-template", args.chat_template),
     ):
@@ -68,28 +76,38 @@ def run(args: argparse.Namespace) -> int:
     settings = options.generation_settings(args)
     generation_settings(**settings)  # refuse a bad value before a pipe is waited for, and before loading the model
     before = messages.before(args)
-    needs_prompt = args.prompt is not None or bool(args.files) or not messages.ends_with_question(before)
+    needs_prompt = args.prompt is not None or bool(args.files or args.images) or not messages.ends_with_question(before)
     prompt = options.argument_or_stdin(args.prompt, "PROMPT", "the user message") if needs_prompt else ""
     engine = options.engine_settings(args, messages.text_of(before) + prompt)
-    engine["expected_prompt_tokens"] += documents.check_documents(args)
+    engine["expected_prompt_tokens"] += documents.check_documents(args) + pictures.check_pictures(args)
 
     started = time.perf_counter()
     llm = load(args.bundle, **reuse.reuse_settings(args, engine))
     reuse.prepare(llm, args)
     load_s = time.perf_counter() - started
-    read = documents.read_documents(args, llm, prompt, before)
-    say_sampling(llm, settings)
-    if args.raw:
-        stream = llm.generate(prompt, **settings)
-    else:
-        last_one = [Message("user", prompt_with(read, prompt))] if needs_prompt else []
-        stream = llm.chat([*before, *last_one], **settings)
-    with llm, stream:
-        if args.json:
-            _print_json(llm, stream, settings, load_s)
-        else:
-            _show(args, llm, stream, settings, load_s)
+    with llm:
+        read, seen = documents.read_documents(args, llm, prompt, before), pictures.read_pictures(args, llm)
+        say_sampling(llm, settings)
+        asked = list(before)
+        if needs_prompt and not args.raw:
+            asked.append(Message("user", with_pictures(seen, prompt_with(read, prompt))))
+        with _answer(llm, prompt, asked, settings, raw=args.raw) as stream:
+            if args.json:
+                _print_json(llm, stream, settings, load_s)
+            else:
+                _show(args, llm, stream, settings, load_s)
     return 0
+
+
+def _answer(llm: LLM, prompt: str, asked: Sequence[Message], settings: options.Keywords, *, raw: bool) -> Stream:
+    """Begin the answer, once its pictures were looked at."""
+    if raw:
+        return llm.generate(prompt, **settings)
+    looking = pictures.looking_at(asked)
+    try:
+        return llm.chat(asked, on_picture=looking, **settings)
+    finally:
+        looking.end()
 
 
 def _show(args: argparse.Namespace, llm: LLM, stream: Stream, settings: options.Keywords, load_s: float) -> None:
@@ -97,7 +115,7 @@ def _show(args: argparse.Namespace, llm: LLM, stream: Stream, settings: options.
     from edge.runtime.settings import generation_settings
     from edge.terminal.answers import figures_of, why_it_ended
 
-    last = show_answer(stream, raw=args.raw)
+    last = show_answer(stream, raw=args.raw, shows_thinking=args.show_thinking)
     reuse.tell_unused(None if last is None else last.stats)
     if last is None or last.stats is None:
         return
@@ -113,13 +131,15 @@ def _show(args: argparse.Namespace, llm: LLM, stream: Stream, settings: options.
 def _print_json(llm: LLM, stream: Stream, settings: options.Keywords, load_s: float) -> None:
     from edge.commands.console import print_json
 
-    text = ""
+    text = reasoning = ""
     ids: list[int] = []
     for chunk in stream:
-        text += chunk.text
+        text, reasoning = text + chunk.text, reasoning + chunk.reasoning
         ids += chunk.token_ids
     reuse.tell_unused(chunk.stats)
     answer: dict[str, Any] = {"text": text, "token_ids": ids, "finish_reason": chunk.finish_reason}
+    if reasoning:
+        answer["reasoning"] = reasoning
     answer["sampling"] = sampling_fields(llm, settings)
     if chunk.stats is not None:
         answer |= {

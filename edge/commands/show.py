@@ -18,6 +18,7 @@ from edge.commands import options
 if TYPE_CHECKING:
     from edge.runtime.bundle import Bundle
     from edge.runtime.engines.registry import EngineRecord
+    from edge.runtime.manifest import Manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         "bytes": found.bytes,
         "parameters": manifest.spec.num_parameters,
         "context": manifest.spec.max_position_embeddings,
+        "pictures": manifest.vision is not None,
         "chat_template": template,
         "tools": tools,
         "sampling": sampling,
@@ -74,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         "bytes": human_bytes(found.bytes),
         "parameters": f"{manifest.spec.num_parameters:,}",
         "context": f"{manifest.spec.max_position_embeddings:,} tokens",
+        "pictures": _pictures(manifest),
         "chat_template": "yes" if template else "no (a base model?)",
         "sampling": ", ".join(f"{name} {value:g}" for name, value in sampling.items()) or "greedy",
         "engines": ", ".join(engines),
@@ -91,6 +94,21 @@ def run(args: argparse.Namespace) -> int:
     if cached is not None:
         print(cached.told(human_bytes(cached.bytes)))
     return 0
+
+
+def _pictures(manifest: Manifest) -> str | None:
+    """What a model that sees pictures makes of them; nothing is said of others."""
+    from edge.runtime.vision.geometry import grid_of, num_rows
+
+    if (vision := manifest.vision) is None:
+        return None
+    spec = vision.spec
+    size = spec.image_size
+    tokens = (
+        f"{num_rows(grid_of(size, size, spec), spec):,} tokens {'each' if spec.is_fixed else f'of {size} x {size}'}"
+    )
+    most = f", at most {spec.max_pictures} in a conversation" if spec.max_pictures else ""
+    return f"yes, {tokens}{most}; {vision.recipe}"
 
 
 def _of_texts(bundle: Bundle) -> tuple[bool, str, dict[str, float]]:

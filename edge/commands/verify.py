@@ -89,6 +89,11 @@ def run(args: argparse.Namespace) -> int:
             f"float32; KLD from the float model {report.kld_exact:.4f}, as it will run {report.kld_device:.4f}"
         )
         print(f"    self-test: {report.self_test.in_words}")
+        if report.picture_error is not None:
+            print(
+                f"    a small picture: rows off by {report.picture_error:.1e} of their scale in float32; by "
+                f"{report.picture_loss:.1%} from the float tower's, as it will run"
+            )
     print(f"{args.bundle}: {'not for this device' if failed else 'verified' if here else RULES_ALONE}")
     return int(failed)
 

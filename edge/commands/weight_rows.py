@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from typing import TypeVar
 
 AS_SAID = "as the recipe says"  # where a weight has no note
-LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+LAYER = re.compile(r"(vision\.|)layers\.(\d+)\.(.+)")
 Said = TypeVar("Said", bound=Hashable)
 
 
@@ -19,7 +19,7 @@ def alike(weights: Mapping[str, Said]) -> Iterator[tuple[str, list[str], Said]]:
     found: dict[tuple[str, Said], list[str]] = {}
     for name, said in weights.items():
         match = LAYER.fullmatch(name)
-        found.setdefault((match[2] if match else name, said), []).append(name)
+        found.setdefault((match[1] + match[3] if match else name, said), []).append(name)
     for (_, said), names in found.items():
         yield _together(names), names, said
 
@@ -35,10 +35,10 @@ def _together(names: list[str]) -> str:
     if len(matches) < len(names) or not matches:
         return names[0]
     runs: list[list[int]] = []
-    for layer in sorted(int(match[1]) for match in matches):
+    for layer in sorted(int(match[2]) for match in matches):
         if runs and layer == runs[-1][1] + 1:
             runs[-1][1] = layer
         else:
             runs.append([layer, layer])
     layers = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-    return f"layers.{layers}.{matches[0][2]}"
+    return f"{matches[0][1]}layers.{layers}.{matches[0][3]}"

@@ -29,12 +29,18 @@ _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html)[\s>]", re.IG
 _TEXT_ENDINGS = frozenset({".txt", ".md", ".markdown"})  # text, even if it is the source of a page
 _HTML_ENDINGS = frozenset({".html", ".htm", ".xhtml"})
 _WITH_BYTES = {".pdf": "PDF", ".docx": "Word document"}  # what these endings promise is seen in the first bytes
+_PICTURE = (
+    "is a picture; give it as --image to a model that sees pictures, or recognize its text first, as with `tesseract`"
+)
 _NOT_READ = {  # first bytes -> what it is, and what to do
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "is an old or encrypted file of Word, Excel or PowerPoint; save it as a "
     ".docx without a password",
     b"{\\rtf": "is RTF; save it as .docx",
-    b"\x89PNG": "is a picture; recognize its text first, as with `tesseract`",
-    b"\xff\xd8\xff": "is a picture; recognize its text first, as with `tesseract`",
+    b"\x89PNG": _PICTURE,
+    b"\xff\xd8\xff": _PICTURE,
+    b"GIF8": _PICTURE,
+    b"II*\0": _PICTURE,
+    b"MM\0*": _PICTURE,
     b"\x1f\x8b": "is compressed; unpack it first",
 }
 

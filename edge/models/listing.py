@@ -86,6 +86,7 @@ def numbers_of(listed: Listed) -> Mapping[str, object]:
         "recipe": None if found is None else found.recipe,
         "bytes": listed.bytes,
         "context": None if found is None else found.spec.max_position_embeddings,
+        "pictures": found is not None and found.vision is not None,
         "used": listed.used or None,
         "problem": listed.problem or None,
     }

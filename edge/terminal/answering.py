@@ -7,7 +7,7 @@ no commands.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,13 +16,20 @@ from edge.runtime.chunk import Chunk, Stats
 from edge.runtime.errors import ContextLengthError, GenerationError, PromptError
 from edge.runtime.session import ChatSession
 from edge.runtime.settings import GenerationSettings
+from edge.runtime.vision.progress import OnPicture, PictureProgress
 from edge.terminal.answers import AnswerView, Figures, clipped, status_text, why_it_ended
+from edge.terminal.looking import Looking
 from edge.terminal.reader import Reader
 from edge.terminal.status_line import StatusLine
 from edge.terminal.typed_ahead import TypedAhead
 
 Chunks = Generator[Chunk, None, None]
+Start = Callable[[OnPicture], Chunks]  # begins an answer, once its pictures were looked at
 Options = Mapping[str, Any]  # Any: keywords of an answer
+
+
+class _Stopped(Exception):
+    """Somebody typed /stop while a picture was looked at."""
 
 
 class Answering:
@@ -35,10 +42,11 @@ class Answering:
         unguarded: Callable[[TextIO], TextIO],
         *,
         verbose: bool = False,
+        shows_thinking: bool = False,
     ) -> None:
         """settings: of each answer, for what is said about it. verbose: its figures, too."""
         self._session, self._settings, self._unguarded = session, settings, unguarded
-        self._verbose = verbose
+        self._verbose, self._shows_thinking = verbose, shows_thinking
         self.figures: Figures | None = None  # of the last answer
         self.num_tokens = 0  # of the conversation
         self.stopped = False  # the last answer, by somebody
@@ -49,17 +57,26 @@ class Answering:
         """The most tokens that a conversation can have."""
         return self._session.llm.engine.info.max_context
 
-    def show(self, start: Callable[[], Chunks], reader: Reader, more: int = 0) -> bool:
+    def show(self, start: Start, reader: Reader, more: int = 0, pictures: Sequence[str] = ()) -> bool:
         """Show the answer that `start` begins, and return whether there is one.
 
-        more: about how many tokens its prompt has beyond the conversation.
+        more: about how many tokens its prompt has beyond the conversation. pictures: names of those in all of it.
         """
         line, ahead = StatusLine(self._unguarded), TypedAhead(reader)
-        view = AnswerView(line, self.context, self.num_tokens + more)
+        prompt_tokens = self.num_tokens + more
+        view = AnswerView(line, self.context, prompt_tokens, shows_thinking=self._shows_thinking)
+        # Where old turns may be dropped, it is not known which pictures are left.
+        looking = Looking(pictures if prompt_tokens <= self.context else (), line)
+
+        def look(progress: PictureProgress) -> None:
+            looking(progress)
+            if ahead.stops():
+                raise _Stopped
+
         dropped = self._session.dropped_messages
         self.stopped = False
         try:
-            with closing(start()) as chunks:
+            with closing(start(look)) as chunks:
                 for chunk in chunks:
                     view.take(chunk)
                     if ahead.stops():
@@ -69,12 +86,17 @@ class Answering:
             if not reader.is_terminal:
                 raise
             self.stopped = True
+        except _Stopped:
+            self.stopped = True
         except GenerationError as error:
             view.end(began=view.has_text)
             self._tell(f"edge: {error}{self._advice(error)}")
             return False
         finally:
             line.hide()
+        if self.stopped and view.figures.first_s is None:  # nothing of it is in the conversation
+            self._tell("(stopped)")
+            return False
         view.end()
         self.figures = view.figures
         self._tell_prefix(view.figures.stats)

@@ -1,7 +1,7 @@
 """An answer on the screen while it is written, and what is said of it afterwards.
 
-In: the chunks of an answer. Out: its text on stdout; on stderr, calls of tools, what ended it before its time, and the
-line that tells its speed. Knows nothing about conversations.
+In: the chunks of an answer. Out: its text on stdout; on stderr, thinking, calls of tools, what ended it before its
+time, and the line that tells its speed. Knows nothing about conversations.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from edge.runtime.chunk import Chunk, FinishReason, Stats
 from edge.runtime.settings import GenerationSettings
 from edge.runtime.terminal_text import on_one_line
 from edge.terminal.status_line import StatusLine
+from edge.terminal.thinking import ThinkingView
 
 SHOWN = 200  # characters of a call or its result
 
@@ -60,19 +61,27 @@ class AnswerView:
     """Shows one answer."""
 
     def __init__(
-        self, line: StatusLine, context: int, prompt_tokens: int, clock: Callable[[], float] = time.monotonic
+        self,
+        line: StatusLine,
+        context: int,
+        prompt_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        shows_thinking: bool = False,
     ) -> None:
         """context: tokens of the model's. prompt_tokens: about how many the prompt has."""
         self._line, self._context, self._clock = line, context, clock
         self.has_text = False
         self._calls: dict[int, tuple[str, str]] = {}
         self.figures = Figures(prompt_tokens)
+        self._thinking = ThinkingView(line, shows=shows_thinking)
         line.show("reading")
 
     def take(self, chunk: Chunk) -> None:
         """Show a chunk."""
         self.figures.take(chunk, self._clock())
         self.has_text = self.has_text or bool(chunk.text)
+        self._thinking.take(chunk)
         self._line.write(chunk.text)
         for piece in chunk.calls:
             name, arguments = self._calls.get(piece.index, ("", ""))
@@ -80,13 +89,14 @@ class AnswerView:
         if chunk.prefill is not None:
             self._line.show(f"reading {chunk.prefill.done:,} of {chunk.prefill.total:,} tokens")
             self.figures.prompt_tokens = chunk.prefill.total
-        elif chunk.token_ids:
+        elif chunk.token_ids and not self._thinking.is_open:
             used = self.figures.prompt_tokens + self.figures.new_tokens
             self._line.show(status_text(self.figures.tokens_per_second, used, self._context))
 
     def end(self, *, began: bool = True) -> None:
         """End the line of text, if an answer began, and show the calls."""
         self._line.hide()
+        self._thinking.end()
         if began and (self.has_text or not self._calls):
             print(flush=True)
         for name, arguments in self._calls.values():

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.runtime.errors import GenerationError, MissingPackageError, OutputError, SettingsError
-from edge.runtime.messages import Message
+from edge.runtime.messages import ImagePart, Message
 from edge.runtime.rules import FilePath, check_value
 from edge.runtime.session import ChatSession
 from edge.runtime.tools.declared import checked_tools
-from edge.terminal.answering import Answering, Chunks, Options
+from edge.runtime.vision.progress import OnPicture
+from edge.terminal.answering import Answering, Chunks, Options, Start
 from edge.terminal.completing import path_of
 from edge.terminal.conversation_file import check_place, read_conversation, write_conversation
+from edge.terminal.pictures import BLIND, lost, name_of, picture_of, pictures_in, told_of, with_pictures
 from edge.terminal.reader import Reader
 from edge.terminal.slash import CommandError, Order, help_lines, message_of, understood
 from edge.terminal.tool_rounds import ToolRounds
@@ -28,24 +30,27 @@ if TYPE_CHECKING:
     from edge.documents import Document
 
 LEAVES_ELSEWHERE = ("exit", "quit", "exit()", "quit()")
+_WAITS = "(it goes with your next message)"
 EDITED = 5000  # characters of a message that can be edited at the prompt
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A message as it was typed, and the documents that went with it."""
+    """A message as it was typed, and the documents and pictures that went with it."""
 
     text: str
     documents: Sequence[Document] = ()
+    pictures: Sequence[ImagePart] = ()
 
     @property
-    def content(self) -> str:
+    def message(self) -> Message:
         """What the model reads."""
-        if not self.documents:
-            return self.text
-        from edge.documents import prompt_with
+        text = self.text
+        if self.documents:
+            from edge.documents import prompt_with
 
-        return prompt_with(self.documents, self.text)
+            text = prompt_with(self.documents, text)
+        return Message("user", with_pictures(self.pictures, text))
 
 
 class Chat:
@@ -61,17 +66,18 @@ class Chat:
         read_documents: Callable[[str, int], Sequence[Document]],
         tools: ToolRounds | None = None,
         documents: Sequence[Document] = (),
+        pictures: Sequence[ImagePart] = (),
         save: Path | None = None,
         own: Sequence[Path] = (),
     ) -> None:
         """options: of each answer. read_documents: from a path, beside so many tokens. tools: on from the beginning.
 
-        documents: for the first message. save: where the conversation is written after each answer. own: files that
-        may be written over.
+        documents, pictures: for the first message. save: where the conversation is written after each answer. own:
+        files that may be written over.
         """
         self._session, self._reader, self._answering = session, reader, answering
         self._options, self._read_documents = options, read_documents
-        self._documents = list(documents)  # for the next message
+        self._waiting: list[Document | ImagePart] = [*documents, *pictures]  # for the next message
         self._tools = tools or ToolRounds((), frozenset())
         self._switch(bool(self._tools))
         self._last: Sent | None = None
@@ -114,14 +120,23 @@ class Chat:
     # --- Answers ------------------------------------------------------------------------------------------------------
 
     def _send(self, text: str) -> None:
-        sent = Sent(text, tuple(self._documents))
-        content = sent.content
-        if self._show(lambda: self._session.send(content, **self._options), content):
-            self._last, self._documents = sent, []
+        sent = Sent(text, self._documents, self._pictures)
+        message = sent.message
 
-    def _show(self, start: Callable[[], Chunks], content: str = "") -> bool:
-        more = len(self._session.llm.tokenizer.encode(content, parse_special=False)) if content else 0
-        if not self._answering.show(start, self._reader, more):
+        def start(on_picture: OnPicture) -> Chunks:
+            return self._session.send(message.content, on_picture=on_picture, **self._options)
+
+        if self._show(start, [*self._session.messages, message], sent):
+            self._last, self._waiting = sent, []
+
+    def _show(self, start: Start, messages: Sequence[Message], sent: Sent | None = None) -> bool:
+        """Show an answer to messages. sent: the last of them, if it is new."""
+        more = 0
+        if sent is not None:
+            more = len(self._session.llm.tokenizer.encode(sent.message.text, parse_special=False))
+            more += sum(told_of(picture, self._session.llm)[1] for picture in sent.pictures)
+        names = list(map(name_of, pictures_in(messages)))
+        if not self._answering.show(start, self._reader, more, names):
             self._failed = True
             return False
         if not self._tools.answer(self._session, self._answering, self._reader, self._options):
@@ -131,7 +146,9 @@ class Chat:
         return True
 
     def _do_retry(self, _: str) -> None:
-        self._show(lambda: self._session.retry(**self._options))
+        self._show(
+            lambda on_picture: self._session.retry(on_picture=on_picture, **self._options), self._session.messages
+        )
 
     def _do_edit(self, text: str) -> None:
         last = self._last_sent()
@@ -145,9 +162,13 @@ class Chat:
             if not text:
                 print("(nothing is changed)", file=sys.stderr)
                 return
-        sent = Sent(text, last.documents)
-        content = sent.content
-        if self._show(lambda: self._session.edit(content, **self._options), content):
+        sent = Sent(text, last.documents, last.pictures)
+        message = sent.message
+
+        def start(on_picture: OnPicture) -> Chunks:
+            return self._session.edit(message.content, on_picture=on_picture, **self._options)
+
+        if self._show(start, [*self._session.messages, message], sent):
             self._last = sent
 
     def _last_sent(self) -> Sent:
@@ -155,15 +176,17 @@ class Chat:
         question = next((m for m in reversed(self._session.messages) if m.role == "user"), None)
         if question is None:
             raise CommandError("the conversation has no question yet; send one first")
-        if self._last is not None and self._last.content == question.text:
+        if self._last is not None and self._last.message == question:
             return self._last
-        return Sent(question.text)
+        return Sent(question.text, pictures=pictures_in([question]))
 
     # --- The conversation ---------------------------------------------------------------------------------------------
 
     def _do_undo(self, _: str) -> None:
-        if self._documents:
-            print(f"({self._documents.pop().name} is not sent)", file=sys.stderr)
+        if self._waiting:
+            last = self._waiting.pop()
+            name = name_of(last) if isinstance(last, ImagePart) else last.name
+            print(f"({name} is not sent)", file=sys.stderr)
         elif self._session.undo():
             self._changed()
             print(f"(forgotten; {_counted(self._session.num_turns, 'question')} left)", file=sys.stderr)
@@ -172,7 +195,7 @@ class Chat:
 
     def _do_reset(self, _: str) -> None:
         self._session.reset()
-        self._documents = []
+        self._waiting = []
         self._changed(anew=True)
 
     def _do_system(self, text: str) -> None:
@@ -190,14 +213,34 @@ class Chat:
         self._answering.recount()
 
     def _do_file(self, argument: str) -> None:
-        waiting = sum(len(d.text) for d in self._documents)
-        taken = self._answering.num_tokens + (self._tokens_of(self._documents) if waiting else 0)
-        self._documents += self._read_documents(_path(argument), taken)
-        print("(it goes with your next message)", file=sys.stderr)
+        self._waiting += self._read_documents(_path(argument), self._answering.num_tokens + self._waiting_tokens())
+        print(_WAITS, file=sys.stderr)
 
-    def _tokens_of(self, documents: Sequence[Document]) -> int:
-        encode = self._session.llm.tokenizer.encode
-        return sum(len(encode(document.text, parse_special=False)) for document in documents)
+    def _do_image(self, argument: str) -> None:
+        llm = self._session.llm
+        if llm.pictures is None:
+            raise CommandError(BLIND)
+        most, has = llm.pictures.spec.max_pictures, len(pictures_in(self._session.messages)) + len(self._pictures)
+        if most and has >= most:
+            number = "one picture" if most == 1 else f"{most} pictures"
+            raise CommandError(f"this model takes {number} in a conversation; /undo or /reset makes room for another")
+        picture = picture_of(_path(argument))
+        print(f"{name_of(picture)}: {told_of(picture, llm)[0]}", file=sys.stderr)
+        self._waiting.append(picture)
+        print(_WAITS, file=sys.stderr)
+
+    @property
+    def _documents(self) -> list[Document]:
+        return [each for each in self._waiting if not isinstance(each, ImagePart)]
+
+    @property
+    def _pictures(self) -> list[ImagePart]:
+        return [each for each in self._waiting if isinstance(each, ImagePart)]
+
+    def _waiting_tokens(self) -> int:
+        llm = self._session.llm
+        texts = sum(len(llm.tokenizer.encode(one.text, parse_special=False)) for one in self._documents)
+        return texts + sum(told_of(picture, llm)[1] for picture in self._pictures)
 
     def _do_save(self, argument: str) -> None:
         path = Path(_path(argument))
@@ -241,6 +284,8 @@ class Chat:
         waits = "; the last has no answer yet, /retry gives one" if messages[-1].role == "user" else ""
         if self._reader.is_terminal:
             print(f"({size}{waits})", file=sys.stderr)
+        for path in lost(pictures_in(messages)):
+            print(f"edge: {path} is gone; put it back, or /undo the message that has it", file=sys.stderr)
 
     # --- What is told -------------------------------------------------------------------------------------------------
 

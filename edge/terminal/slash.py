@@ -44,6 +44,7 @@ class Command:
 
 COMMANDS = (
     Command("/file", "add a document to the next message", "PATH", is_path=True),
+    Command("/image", "add a picture to the next message", "PATH", is_path=True),
     Command("/system", "show or set the system message", "[TEXT]", several_lines=True),
     Command("/tools", "list tools, or switch them", "[on|off|list]", words=("on", "off", "list")),
     Command("/retry", "answer the last message again"),

@@ -42,6 +42,23 @@ class StatusLine:
         self._column, self._is_sure, self._is_shown = 0, True, False
         self._width, self._text = 0, ""
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether stderr is a terminal that shows the line."""
+        return self._drawn is not None
+
+    def aside(self, text: str) -> None:
+        """Write text to stderr, dim where that is a terminal."""
+        if not text:
+            return
+        self.hide()
+        if self._drawn is None:
+            print(text, end="", file=sys.stderr, flush=True)
+            return
+        self._put(_dimmed(visible(text)))
+        if self._text_is_seen:
+            self._advance(visible(text))
+
     def write(self, text: str) -> None:
         """Write text to stdout."""
         if text:
@@ -62,8 +79,7 @@ class StatusLine:
         if changes:
             self._last, self._text = now, on_one_line(text)
         room = "" if self._is_shown else _ROOM
-        dim = _DIM if "NO_COLOR" not in os.environ else ""
-        self._put(room + _BELOW.format(f"{dim}{self._text[: self._width - 1]}{_PLAIN if dim else ''}"))
+        self._put(room + _BELOW.format(_dimmed(self._text[: self._width - 1])))
         self._is_shown = True
 
     def hide(self) -> None:
@@ -83,8 +99,11 @@ class StatusLine:
 
     def _advance(self, text: str) -> None:
         """Follow the cursor."""
-        from rich.cells import get_character_cell_size
-
+        try:
+            from rich.cells import get_character_cell_size
+        except ImportError:  # a slim installation
+            self._is_sure = False
+            return
         width = self._width = self._width or _width(self._drawn)
         for character in text:
             if character == "\n":
@@ -96,6 +115,10 @@ class StatusLine:
             else:
                 cells = get_character_cell_size(character)
                 self._column = cells if self._column + cells > width else self._column + cells
+
+
+def _dimmed(text: str) -> str:
+    return text if "NO_COLOR" in os.environ else f"{_DIM}{text}{_PLAIN}"
 
 
 def _width(stream: TextIO | None) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from edge.runtime.messages import ToolCall, result_of
 from edge.runtime.session import ChatSession
 from edge.runtime.tools.declared import JsonObject
+from edge.runtime.vision.progress import OnPicture
 from edge.terminal.answering import Answering, Chunks, Options
 from edge.terminal.answers import clipped
 from edge.terminal.reader import Reader
@@ -62,8 +63,8 @@ class ToolRounds:
                 results = [(call, self.result(call)) for call in session.pending]
                 more = sum(len(session.llm.tokenizer.encode(text, parse_special=False)) for _, text in results)
 
-                def start() -> Chunks:
-                    return session.send_results(results, **options)  # noqa: B023  # it is called before the next round
+                def start(on_picture: OnPicture) -> Chunks:
+                    return session.send_results(results, on_picture=on_picture, **options)  # noqa: B023  # it is called before the next round
 
                 if not answering.show(start, reader, more):
                     return False

@@ -32,10 +32,12 @@ class DryRun:
     assignments: Assignments  # for a budget: of everything that it does not choose, and 8 bits elsewhere
     limits: Limits | None
     options: Mapping[str, tuple[Rounding, ...]]  # what a budget chooses from, by matrix; empty for a recipe
-    least_bytes: int  # of weights
-    most_bytes: int  # of weights; the same as least_bytes but for a budget
+    least_bytes: int  # of the text model's weights
+    most_bytes: int  # of these; the same as least_bytes but for a budget
     bundle_bytes: int  # at most, of the whole bundle
     peak_bytes: int  # at most, while it is made
+    tower: Assignments | None  # of the picture tower, of models that see
+    tower_recipe: str  # "" without one
     free_bytes: int  # on the disk of the bundle
     memory_bytes: int  # about, at its peak, that the system cannot drop
     weights_at_once: int | None  # fewer than usual where memory is scarce; None: as many as is fastest
@@ -80,6 +82,8 @@ def forecast(plan: Plan, out: Path) -> DryRun:
         most_bytes=most,
         bundle_bytes=whole,
         peak_bytes=whole + work_bytes(plan),
+        tower=None if plan.tower is None else plan.tower.assignments,
+        tower_recipe="" if plan.tower is None else plan.tower.recipe.name,
         free_bytes=shutil.disk_usage(_there(out)).free,
         memory_bytes=memory_bytes(plan),
         weights_at_once=plan.weights_at_once,

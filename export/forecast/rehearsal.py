@@ -40,6 +40,7 @@ WORDS = 16384  # in its vocabulary
 # Operations that take as long as rounding a weight, and as long as passing a value of a token through a block; chosen
 # so that exports of the demo model with -awq and with -gptq are met (2 cores, AVX-512 VNNI).
 OF_ROUNDING, OF_VALUE = 200.0, 600.0
+OF_TOWER = 2.0  # times a parameter of the embedding: rounded as that is, and a picture of 64 patches passes it
 
 
 class RandomWeights:
@@ -93,6 +94,8 @@ def expected_seconds(plan: Plan) -> tuple[float, float]:
     block_s = rates.calls_s + rates.block_s * _work(block, spec, recipe) / _work(small, rates.small, recipe)
     block_s += 2 * block.parameters * rates.reading_s
     total = FIXED_S + (TEXT_S if recipe.calibrated else 0) + vocabulary_s + spec.num_layers * block_s
+    if plan.tower is not None:
+        total += OF_TOWER * plan.tower.assignments.parameters * (rates.vocabulary_s + 2 * rates.reading_s)
     return total, _measuring_tokens(plan) / (2 * WINDOWS * WINDOW) * spec.num_layers * block_s
 
 

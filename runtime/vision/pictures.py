@@ -14,13 +14,13 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edge.runtime.arrays import Hidden
+from edge.runtime.arrays import Array, Hidden
 from edge.runtime.bundle import VISION_BIN, Bundle
 from edge.runtime.engines.engine import EngineInfo
 from edge.runtime.errors import EXPORT_AGAIN, BundleError, ClosedError, PictureError, shown
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from edge.runtime.vision.picture import Picture, PictureSettings
 
 DECODED_BYTES = 128 << 20  # of pictures that stay decoded; the latest one does in any case
+MOST_KEYS = 10_000  # that are remembered
 _VERSION = "1"  # of what becomes of pixels before the tower
 _ASK_EVERY_S = 1.0  # whoever waits for the tower, whether to wait on
 
@@ -116,6 +117,8 @@ class Pictures:
         """Return 32 bytes that rows are kept under. Raises BundleError, DeviceError and MissingPackageError."""
         with self._short:
             if picture.sha256 not in self._keys:
+                if len(self._keys) == MOST_KEYS:
+                    self._keys.clear()
                 graphs, parts = self._chosen()
                 files = {
                     name: self._bundle.manifest.files[name].sha256 for name in [VISION_BIN, *(p.name for p in parts)]
@@ -229,6 +232,18 @@ class Pictures:
             self._check_open()
             self._graphs = choose_graphs(self._bundle, self._record, self._settings, self._usual)
         return self._graphs
+
+
+def run_alone(
+    bundle: Bundle, record: VisionRecord, engine: str, settings: EngineSettings, arrays: Mapping[str, Array]
+) -> Hidden:
+    """Return what the tower makes of its inputs, with nothing kept. Raises as `Pictures.rows`."""
+    graphs, parts = choose_graphs(bundle, record, settings, "onnx" if engine == "onnx" else "openvino")
+    tower = Tower(bundle, record, graphs, parts, lambda _patches: False)
+    try:
+        return tower.run(arrays)
+    finally:
+        tower.close()
 
 
 def choose_graphs(

@@ -89,8 +89,10 @@ class OpenVINOSegment:
     def run(self, arrays: Mapping[str, Array]) -> Hidden:
         request = self._model.create_infer_request()
         with _told("the engine failed at a picture"):
-            for name, array in arrays.items():
-                request.set_tensor(name, ov.Tensor(np.ascontiguousarray(array), shared_memory=True))
+            # A tensor takes nothing that is read-only, and does not keep the array alive whose memory it shares.
+            held = {name: np.require(array, requirements=["C", "W"]) for name, array in arrays.items()}
+            for name, array in held.items():
+                request.set_tensor(name, ov.Tensor(array, shared_memory=True))
             request.start_async()
             while not request.wait_for(_ASK_EVERY_MS):
                 if self._ending:

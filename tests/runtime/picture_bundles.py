@@ -5,8 +5,8 @@ The rows are drawn at random: what an engine does with them does not depend on w
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,19 +15,14 @@ import pytest
 import torch
 
 import edge
-from edge.export.graph.onnx import files
 from edge.export.pipeline import export
 from edge.runtime.arrays import Hidden, Ids
-from edge.runtime.bundle import MANIFEST
 from edge.runtime.engines.engine import Embedding
-from edge.runtime.manifest import Manifest
-from edge.runtime.vision.record import VisionRecord
-from edge.runtime.vision.spec import VisionSpec
 from tests.conftest import made_once
 from tests.tiny_pictures import BEGIN_ID, END_ID, PLACEHOLDER_ID, make_4v, make_glm4v
 
 KINDS = ("4v", "glm4v")  # heads that onnxruntime's attention cannot turn, one position; heads that it can, three
-MAKE = {"4v": make_4v, "glm4v": make_glm4v}
+MAKE: dict[str, Callable[[Path], Any]] = {"4v": make_4v, "glm4v": make_glm4v}
 # Our float32 logits may be this many times as far from float64 as transformers' own: as in tests/export/test_reference.
 TIMES_FLOAT32 = 8
 SIDE = 4  # rows of a picture, down and across
@@ -37,24 +32,21 @@ class Oracle:
     """A checkpoint's text model in transformers, in float64 and float32."""
 
     def __init__(self, kind: str, folder: Path) -> None:
-        model: Any = MAKE[kind](folder)
-        self._model, self._sections = model, kind == "glm4v"
-        self.width = int(model.get_input_embeddings().weight.shape[1])
+        in_float32 = MAKE[kind](folder)
+        self._models, self._sections = (in_float32, copy.deepcopy(in_float32).double()), kind == "glm4v"
+        self.width = int(in_float32.get_input_embeddings().weight.shape[1])
 
     @torch.no_grad()
     def logits(self, prompt: edge.Prompt, answer: tuple[int, ...] = ()) -> tuple[np.ndarray[Any, Any], float]:
         """Float64 logits (T, vocab) of a prompt and the start of its answer, and the largest error of float32."""
-        in_float32 = self._logits(prompt, answer, torch.float32)
-        in_float64 = self._logits(prompt, answer, torch.float64)
-        self._model.float()
+        in_float32, in_float64 = (self._logits(model, prompt, answer) for model in self._models)
         return in_float64, float(np.abs(in_float32 - in_float64).max())
 
-    def _logits(self, prompt: edge.Prompt, answer: tuple[int, ...], kind: torch.dtype) -> np.ndarray[Any, Any]:
-        model = self._model.to(kind)
+    def _logits(self, model: Any, prompt: edge.Prompt, answer: tuple[int, ...]) -> np.ndarray[Any, Any]:
         ids = torch.tensor([*prompt.ids, *answer])
         embeddings = model.get_input_embeddings()(ids)
         for start, rows in prompt.embeddings:
-            embeddings[start : start + len(rows)] = torch.from_numpy(rows)
+            embeddings[start : start + len(rows)] = torch.from_numpy(rows).to(embeddings.dtype)
         positions = np.arange(len(prompt.ids)) if prompt.positions is None else prompt.positions
         later = positions.max() + 1 + np.arange(len(answer))
         later = np.broadcast_to(later, (*positions.shape[:-1], later.size))
@@ -104,44 +96,8 @@ def seen(kind: str, factory: pytest.TempPathFactory, recipe: str = "fp32") -> Se
     """One of KINDS, its bundle made once a run."""
     checkpoint = factory.mktemp("seen") / kind
     oracle = Oracle(kind, checkpoint)
-    bundle = made_once(factory, f"seen-{kind}-{recipe}", partial(make_bundle, checkpoint, recipe))
+    bundle = made_once(factory, f"seen-{kind}-{recipe}", lambda out: export(checkpoint, out, recipe))
     return Seen(checkpoint, bundle, oracle, kind)
-
-
-def make_bundle(checkpoint: Path, recipe: str, out: Path) -> None:
-    """Export the text model the way that models with a tower are."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "write_onnx", partial(files.write_onnx, pictures=True))
-        manifest = export(checkpoint, out, recipe)
-    (out / MANIFEST).write_text(with_tower(manifest).to_json())
-
-
-def with_tower(manifest: Manifest) -> Manifest:
-    spec = VisionSpec(
-        kind="glm4v" if manifest.spec.rope_sections else "eva",
-        num_layers=3,
-        hidden_size=64,
-        intermediate_size=128,
-        num_heads=4,
-        norm_eps=1e-6,
-        patch_size=14,
-        frames=1,
-        image_size=56,
-        merge_size=2,
-        out_size=manifest.spec.hidden_size,
-        merger_size=96,
-        merger_eps=1e-5,
-        scale=1.0,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        min_pixels=0,
-        max_pixels=0,
-        begin_id=BEGIN_ID,
-        placeholder_id=PLACEHOLDER_ID,
-        end_id=END_ID,
-        max_pictures=1,
-    )
-    return replace(manifest, vision=VisionRecord(spec, "fp32", 32.0, 0, 1, (), {}, {}))
 
 
 def rows_of(prompt: edge.Prompt) -> Hidden:

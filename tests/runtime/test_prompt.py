@@ -16,7 +16,8 @@ from edge.runtime.errors import PromptError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.prompt import Prompt
-from edge.runtime.settings import EngineSettings
+from edge.runtime.request import Request
+from edge.runtime.settings import EngineSettings, GenerationSettings
 
 WIDTH = 4
 PICTURE = 7  # the placeholder id of a picture's patches
@@ -70,6 +71,55 @@ def test_parts_of_a_prompt_get_their_own_inputs() -> None:
     assert prompt.next_position == 6
 
 
+def with_grid() -> Prompt:
+    """A picture of two rows and three columns, whose patches have three positions each; text goes on after both."""
+    ids = [1, 2, 3, *[PICTURE] * 6, 4, 5]
+    rows, columns = np.divmod(np.arange(6), 3)
+    inside = 3 + np.stack([np.zeros(6, np.int64), rows, columns])
+    around = [np.broadcast_to(np.array(part), (3, len(part))) for part in ([0, 1, 2], [6, 7])]
+    positions = np.concatenate([around[0], inside, around[1]], axis=1)
+    return Prompt(ids, positions=positions, embeddings=(Embedding(3, picture(0.5)),))
+
+
+def test_tokens_after_a_grid_have_equal_positions_in_all_rows() -> None:
+    prompt = with_grid()
+    assert prompt.next_position == 8
+    inside = prompt.inputs(4, 10)
+    assert inside.positions is not None
+    assert inside.positions.tolist() == [[3, 3, 3, 3, 3, 6], [3, 3, 4, 4, 4, 6], [4, 5, 3, 4, 5, 6]]
+    tokenizer = scripted_llm(noise()).tokenizer
+    request = Request(prompt, GenerationSettings(), tokenizer, (), 64)
+    request.ids += [8, 9, 10]
+    across = request.inputs(10, 13).positions
+    assert across is not None
+    assert across.tolist() == [[7, 8, 9]] * 3
+    later = request.positions(12, 2)
+    assert later is not None
+    assert later.tolist() == [[9, 10]] * 3
+
+
+def test_models_of_one_position_take_no_grid() -> None:
+    one = scripted_llm(noise(), embedding_size=WIDTH)
+    with pytest.raises(PromptError, match="positions have 3 rows, and this model turns all of a token by one position"):
+        one.generate(with_grid())
+    three = scripted_llm(noise(), embedding_size=WIDTH, position_rows=3)
+    whole = three.generate(with_grid(), max_new_tokens=8).answer().token_ids
+    cut = scripted_llm(noise(), embedding_size=WIDTH, position_rows=3, prefill_chunk=2)
+    assert cut.generate(with_grid(), max_new_tokens=8).answer().token_ids == whole
+    assert three.generate(with_picture(0.5), max_new_tokens=8).answer().token_ids != whole
+
+
+def test_an_engine_without_pictures_names_the_place_for_them() -> None:
+    """Embeddings are told before positions, which pictures have as well."""
+    npu = scripted_llm(noise(), name="openvino_npu", takes_positions=False)
+    with pytest.raises(PromptError) as raised:
+        npu.generate(with_picture(0.5))
+    assert str(raised.value) == (
+        "the prompt has embeddings, as pictures do, and this model on the openvino_npu engine takes only token ids; "
+        "use a model for pictures, on the CPU with the openvino or onnx engine"
+    )
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 5, 128])
 def test_chunks_of_any_size_are_one_prompt(chunk: int) -> None:
     whole = scripted_llm(noise(), embedding_size=WIDTH).generate(with_picture(0.5), max_new_tokens=8).answer()
@@ -112,6 +162,11 @@ def test_a_saved_picture_is_found_by_its_keys(tmp_path: Path) -> None:
         ({"ids": [1, 2], "keys": [1]}, "the prompt has 2 ids and 1 keys"),
         ({"ids": [1], "keys": ["k"]}, "keys[0] is 'k', expected"),
         ({"ids": [1, 2], "positions": np.zeros(3, np.int64)}, "positions are int64 of shape (3,), expected"),
+        (
+            {"ids": [1, 2], "positions": np.zeros((2, 2), np.int64)},
+            "positions are int64 of shape (2, 2), expected whole numbers of shape (2,), one per token, or (3, 2) for a "
+            "model that has so many per token",
+        ),
         ({"ids": [1, 2], "positions": np.zeros(2)}, "positions are float64 of shape (2,), expected"),
         ({"ids": [1, 2], "positions": [0, 1]}, "positions are [0, 1], expected"),
         ({"ids": [1], "positions": np.array([-1])}, "positions hold -1, expected 0 or more"),
@@ -134,7 +189,7 @@ def test_engines_say_what_they_cannot_take(tiny_bundle: Path, llm: LLM) -> None:
         real = LLM(tiny_bundle, EngineSettings(engine))
         with pytest.raises(PromptError, match=f"the {engine} engine takes only token ids"):
             real.generate(Prompt([1, 2], embeddings=(Embedding(0, picture(0)[:2]),)))
-    with pytest.raises(PromptError, match="the onnx engine counts tokens itself"):
+    with pytest.raises(PromptError, match="this model on the onnx engine counts tokens itself; leave positions out"):
         LLM(tiny_bundle, EngineSettings("onnx")).generate(Prompt([1, 2], positions=np.array([0, 0])))
 
 

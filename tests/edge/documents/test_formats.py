@@ -78,7 +78,7 @@ def test_endings_count_elsewhere(name: str, data: bytes, text: str, tmp_path: Pa
         ("a.docx", b"PK\x03\x04", "a.docx is a damaged ZIP archive"),
         ("a.doc", bytes.fromhex("d0cf11e0a1b11ae1") + b"x" * 512, "is an old or encrypted file of Word, Excel or "),
         ("a.rtf", b"{\\rtf1 words}", "is RTF; save it as .docx"),
-        ("a.png", b"\x89PNG\r\n\x1a\n", "is a picture; recognize its text first"),
+        ("a.png", b"\x89PNG\r\n\x1a\n", "is a picture; give it as --image to a model that sees pictures, or "),
         ("a.txt.gz", b"\x1f\x8b\x08", "is compressed; unpack it first"),
         ("a.txt", b"", f"a.txt is empty; {ADVICE}"),
         ("a.pdf", b"", "a.pdf is empty"),
