@@ -179,7 +179,7 @@ def test_ctrl_c_while_a_picture_is_looked_at_keeps_all(
     session, code = chat(llm, Lines("Hello", f"/image {cat}", "What is it?", "Which animal?"))
     out, error = capsys.readouterr()
     assert (code, out) == (0, "Y\nY\n")
-    assert error.endswith("(it goes with your next message)\n(stopped)\n")
+    assert error.endswith("\n(stopped)\n(what you added goes with your next message)\n")
     answer = Message("assistant", "Y")
     assert session.messages == [Message("user", "Hello"), answer, question(cat, "Which animal?"), answer]
 
