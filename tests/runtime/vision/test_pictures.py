@@ -14,7 +14,9 @@ import pytest
 
 from edge.runtime.arrays import Hidden
 from edge.runtime.bundle import Bundle
+from edge.runtime.engines import memory_plan
 from edge.runtime.engines.engine import EngineInfo
+from edge.runtime.engines.memory_plan import within_memory
 from edge.runtime.errors import BundleError, ClosedError, MemoryLimitError, PictureError
 from edge.runtime.footprint import most_patches, tower_footprint
 from edge.runtime.machine import MemoryLimit
@@ -257,3 +259,14 @@ def test_footprints_grow_with_the_picture_and_with_what_stays(made: Bundle) -> N
     assert tower_footprint(record, 100, engine="onnx").part > 0
     assert most_patches(record.spec) == 64
     assert most_patches(spec_of("glm4v")) == 256
+
+
+def test_a_kv_cache_leaves_room_for_a_picture(made: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = made.manifest.vision
+    assert record is not None
+    limit = MemoryLimit("this machine", 64 * GB, GB, GB)
+    monkeypatch.setattr(memory_plan, "memory_limits", lambda: [limit])
+    monkeypatch.setattr(memory_plan, "anonymous_bytes", lambda: 0)
+    text = replace(made, manifest=replace(made.manifest, vision=None))
+    caches = [within_memory(one, "onnx", 10**6, EngineSettings()).kv_cache_bytes for one in (text, made)]
+    assert caches[0] - caches[1] == tower_footprint(record, most_patches(record.spec), engine="onnx").least
