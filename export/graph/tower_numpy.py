@@ -21,6 +21,8 @@ from edge.export.tensors import Float32Array, PackedTensor, Weight, rows_of, to_
 from edge.runtime.graph_names import HIDDEN, PATCHES, PLACES, ROTARY_TABLES
 from edge.runtime.vision.spec import VisionSpec
 
+Inputs = Mapping[str, npt.NDArray[Any]]  # float32, places also int64, by name; those that a part does not take, too
+
 PIECE_ROWS = 1 << 9  # of an MLP at a time
 # Factors of powers from the highest: erf(x) is x + x NEAR(x^2) for x up to 475/512, beyond 1 - exp(x FAR(x) - x).
 NEAR = (-5.96761703e-4, 4.99119423e-3, -2.67681349e-2, 1.12819925e-1, -3.76125336e-1, 1.28379166e-1)
@@ -118,7 +120,7 @@ class NumpyTowerBuilder:
 
 def segment(
     weights: Mapping[str, Weight],
-    inputs: Mapping[str, npt.NDArray[Any]],
+    inputs: Inputs,
     spec: VisionSpec,
     layers: range,
     *,

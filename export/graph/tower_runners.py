@@ -7,18 +7,16 @@ and with float activations. One runner for each format, and numpy. Knows nothing
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from edge.export.graph import tower_numpy
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, _unsigned
+from edge.export.graph.tower_numpy import Inputs
 from edge.export.tensors import Float32Array, Weight
 from edge.runtime.graph_names import HIDDEN
 from edge.runtime.vision.spec import VisionSpec
-
-Inputs = Mapping[str, npt.NDArray[Any]]  # by name; those that a part does not take may be among them
 
 
 class TowerRunner(Protocol):
