@@ -140,8 +140,8 @@ class ChatPrompts:
         )
         if parts and (written := _count_of(self._picture_tokens, text)) != len(parts):
             raise PictureError(
-                f"the chat template drops pictures (the messages have {len(parts)}, the prompt {written}); load the model "
-                "with the chat template that it came with",
+                f"the chat template drops pictures (the messages have {len(parts)}, the prompt {written}); load the "
+                "model with the chat template that it came with",
                 param=parts[0][1],
             )
         return text

@@ -26,7 +26,7 @@ from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.machine import family_of
 from edge.runtime.self_test import SelfTest, self_test
 from edge.runtime.settings import EngineSettings
-from edge.runtime.vision.golden_picture import read_golden_picture
+from edge.runtime.vision.verify_tower import verify_tower
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,33 +80,8 @@ def _verify_engine(bundle: bundles.Bundle, engine: str, device: str, max_memory_
     report = Report(
         engine, device, error, kl_divergence(float_logits, ours), kl_divergence(float_logits, as_it_runs), tested
     )
-    return _with_pictures(report, bundle, exact, usual, bound)
-
-
-def _with_pictures(
-    report: Report, bundle: bundles.Bundle, exact: EngineSettings, usual: EngineSettings, bound: float
-) -> Report:
-    """The report with what a small picture becomes on this engine. Raises VerificationError."""
-    record = bundle.manifest.vision
-    if record is None or bundle.file(bundles.VISION_GOLDEN) is None or family_of(report.device) == "NPU":
-        return report
-    from edge.runtime.vision.pictures import run_alone
-
-    try:
-        golden = read_golden_picture(bundle.required(bundles.VISION_GOLDEN), record.spec)
-    except BundleError as error:
-        raise BundleError(f"{bundle.path}: {error}") from error
-    found = run_alone(bundle, record, report.engine, exact, golden.inputs)
-    off = distance(found, golden.rows) if found.shape == golden.rows.shape else float("nan")
-    if not off <= bound:
-        raise VerificationError(
-            f"{bundle.path}: engine {report.engine} on {report.device} makes rows of a picture that differ by "
-            f"{off:.2g} of their scale from those recorded at export, expected {bound:g} or less; update the "
-            "device's driver or use another engine or device"
-        )
-    as_it_runs = run_alone(bundle, record, report.engine, usual, golden.inputs)
-    loss = np.sqrt(np.mean((as_it_runs - golden.float_rows) ** 2) / np.mean(golden.float_rows**2))
-    return replace(report, picture_error=off, picture_loss=float(loss))
+    found = None if family_of(device) == "NPU" else verify_tower(bundle, engine, exact, usual, bound)
+    return report if found is None else replace(report, picture_error=found.error, picture_loss=found.loss)
 
 
 def _last_rows(bundle: bundles.Bundle, ids: npt.NDArray[np.int64], count: int, settings: EngineSettings) -> Logits:

@@ -7,6 +7,7 @@ examples:
   edge prefix build glm4-int4 --system-file kiosk.txt kiosk.prefix
   edge prefix build glm4-int4 --system-file kiosk.txt kiosk.prefix --engine openvino --max-context 8192
   edge prefix build glm4-int4 --raw "Once upon a time" story.prefix
+  edge prefix build glm4v-int4 --image map.png map.prefix
   edge prefix show kiosk.prefix
 """
 
@@ -17,9 +18,13 @@ import os
 import textwrap
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edge.commands import options
+from edge.commands import kinds, options, pictures
 from edge.commands.help import sections
+
+if TYPE_CHECKING:
+    from edge.runtime.llm import LLM
 
 BUILD = """Compute a prefix and write it to OUT.
 
@@ -48,6 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text.add_argument("--system-file", metavar="FILE", help="a file that holds the system message")
     text.add_argument("--raw", metavar="TEXT", help="text without the chat template")
+    build.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        type=kinds.path,
+        dest="images",
+        metavar="FILE",
+        help="a picture that every first question begins with, for models that see pictures; repeatable",
+    )
     options.add_template(build)
     options.add_engine(build)
     show = actions.add_parser("show", help="show what a prefix was made for", **sections(SHOW))
@@ -65,11 +79,14 @@ def _build(args: argparse.Namespace) -> int:
     from edge.runtime.kv.snapshot_format import check_replaceable
 
     text, out = _text(args), Path(args.out)
+    pictures.check_pictures(args)
     _check_out(out)
     check_replaceable(out)
     llm = load(args.bundle, **options.engine_settings(args, text), chat_template=args.chat_template)
     started = time.perf_counter()
-    if args.raw is not None:
+    if args.images:
+        tokens = _save_with_pictures(args, llm, text, out)
+    elif args.raw is not None:
         tokens = llm.prefixes.save(text, out).num_tokens
     else:
         tokens = llm.prefixes.save(llm.system_prefix(text), out, system=text).num_tokens
@@ -88,6 +105,19 @@ def _build(args: argparse.Namespace) -> int:
         return 0
     print(f"{out}: {tokens} tokens, {human_bytes(size)}, computed with {llm.engine.info.name} in {seconds:.1f} s")
     return 0
+
+
+def _save_with_pictures(args: argparse.Namespace, llm: LLM, system: str, out: Path) -> int:
+    """Write a prefix that ends with pictures, after the system message if there is one; returns its tokens."""
+    from edge.runtime.messages import Message
+
+    before = [Message("system", system)] if system else []
+    messages = [*before, Message("user", tuple(pictures.read_pictures(args, llm)))]
+    looking = pictures.looking_at(messages)
+    try:
+        return llm.prefixes.save(messages, out, system=system or None, on_picture=looking).num_tokens
+    finally:
+        looking.end()
 
 
 def _check_out(out: Path) -> None:
@@ -139,9 +169,13 @@ def _show(args: argparse.Namespace) -> int:
 
 def _text(args: argparse.Namespace) -> str:
     """The system message or raw text. Raises PromptError for an empty one and SettingsError for a file without text."""
-    from edge.runtime.errors import PromptError
+    from edge.runtime.errors import PromptError, SettingsError
     from edge.runtime.unicode import check_typed
 
+    if args.images and args.raw is not None:
+        raise SettingsError("--image needs the chat template, which --raw leaves out; give one of the two")
+    if args.images and args.system is None and args.system_file is None:
+        return ""
     if args.raw is not None:
         text = check_typed(args.raw, "--raw")
     elif args.system_file is not None:

@@ -138,7 +138,11 @@ def _texts(content: object, path: str) -> object:
 
 
 def _part(block: JsonBody) -> object:
-    return AnthropicPicture(block.get("source")) if block["type"] == "image" else {"type": "text", "text": block.get("text")}
+    return (
+        AnthropicPicture(block.get("source"))
+        if block["type"] == "image"
+        else {"type": "text", "text": block.get("text")}
+    )
 
 
 def _kind(block: object, path: str, known: Sequence[str] | dict[str, tuple[str, ...]]) -> str:
@@ -152,7 +156,9 @@ def _kind(block: object, path: str, known: Sequence[str] | dict[str, tuple[str, 
     if kind in _OTHER_MEDIA or (kind == "image" and kind not in known):
         told = "text and pictures" if kind not in _KEYS else "text alone here"
         raise RequestError(
-            f"{path} is of type {kind!r}, which is not supported; expected {told}", code="unsupported_content", param=path
+            f"{path} is of type {kind!r}, which is not supported; expected {told}",
+            code="unsupported_content",
+            param=path,
         )
     if kind not in known:
         raise _not_expected(f"{path}.type", kind, f"one of {', '.join(known)}")

@@ -85,9 +85,7 @@ class ChatRequest:
             )
         return replace(self, messages=kept, dropped_messages=len(dropped)) if dropped else self
 
-    def start(
-        self, llm: LLM, sampling: UsualSampling = "greedy", on_picture: OnPicture | None = None
-    ) -> list[Stream]:
+    def start(self, llm: LLM, sampling: UsualSampling = "greedy", on_picture: OnPicture | None = None) -> list[Stream]:
         """Return a stream for each choice, all submitted. Raises RequestError, or an EdgeError that is not about it."""
         if self.pictures is None:
             return self.opened(llm).start(llm, sampling, on_picture)

@@ -48,9 +48,7 @@ class ConvertedRequest:
         with self.places.translating():
             return replace(self, chat=self.chat.fitted(llm))
 
-    def start(
-        self, llm: LLM, sampling: UsualSampling = "greedy", on_picture: OnPicture | None = None
-    ) -> list[Stream]:
+    def start(self, llm: LLM, sampling: UsualSampling = "greedy", on_picture: OnPicture | None = None) -> list[Stream]:
         """Return the stream of the answer. Raises RequestError, or an EdgeError that is not about it."""
         if self.pictures is None:
             return self.opened(llm).start(llm, sampling, on_picture)

@@ -116,9 +116,9 @@ def _part(part: Any, path: str, found: list[WirePicture], *, sees: bool) -> Any:
 
 
 def _unseen(kind: str, path: str, *, sees: bool) -> RequestError:
-    told = "this model reads text and nothing else"
-    if sees:
-        told = f"for a picture, use image_url, and {_ADVICE}" if kind == "image" else "this model reads text and pictures"
+    told = "this model reads text and pictures" if sees else "this model reads text and nothing else"
+    if sees and kind == "image":
+        told = f"a picture is of type 'image_url' here; {_ADVICE}"
     return RequestError(f"{path} is of type {kind!r}; {told}", code="unsupported_content", param=path)
 
 
@@ -163,7 +163,9 @@ def _base64_of(url: str, path: str) -> str:
     if name in ("http", "https"):
         why = "is a link, and this server fetches nothing from other hosts"
     elif name == "data":
-        raise RequestError(f"{path} is {shown(url)}, a data URL without base64; {_ADVICE}", code="invalid_value", param=path)
+        raise RequestError(
+            f"{path} is {shown(url)}, a data URL without base64; {_ADVICE}", code="invalid_value", param=path
+        )
     elif url:
         why = f"is {shown(url)}, and no file of the server can be sent"
     else:

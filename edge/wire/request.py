@@ -42,9 +42,7 @@ class WireRequest(Protocol):
     def fitted(self, llm: LLM) -> Self:
         """Return the request without the oldest turns that do not fit the model's context."""
 
-    def start(
-        self, llm: LLM, sampling: UsualSampling = "greedy", on_picture: OnPicture | None = None
-    ) -> list[Stream]:
+    def start(self, llm: LLM, sampling: UsualSampling = "greedy", on_picture: OnPicture | None = None) -> list[Stream]:
         """Return a stream for each choice, all submitted. Raises RequestError, or an EdgeError that is not about it.
 
         sampling: where that comes from which the body does not set. on_picture: is told while a picture is

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from edge.runtime.bundle import Bundle
 from edge.runtime.engines.limits import context_limit, prefill_chunk, rows_bytes
 from edge.runtime.errors import MemoryLimitError, SettingsError
-from edge.runtime.footprint import Footprint, footprint
+from edge.runtime.footprint import USUAL_PATCHES, Footprint, footprint, most_patches, tower_footprint
 from edge.runtime.machine import MemoryLimit, anonymous_bytes, family_of, memory_limits
 from edge.runtime.notices import notice
 from edge.runtime.settings import EngineSettings
@@ -68,6 +68,14 @@ class _Load:
     def peak(self, tokens: int) -> int:
         needs = self.needs(tokens)
         return max(needs.loaded + needs.compile_peak, self.fixed(tokens) + needs.kv)
+
+    @property
+    def picture(self) -> int:
+        """What a picture takes while it becomes rows, which the cache leaves room for. A load does not need it."""
+        vision = self.bundle.manifest.vision
+        if vision is None or family_of(self.settings.device) != "CPU":
+            return 0
+        return tower_footprint(vision, min(most_patches(vision.spec), USUAL_PATCHES), engine=self.engine).least
 
     @property
     def limit(self) -> int:
@@ -124,7 +132,7 @@ def within_memory(bundle: Bundle, engine: str, weight_bytes: int, settings: Engi
     rooms = [limit.left_bytes for limit in limits if given is None and not limit.addresses]
     if given is not None:
         rooms.append(given - taken)
-    caches = [room - load.fixed(load.longest(room)) for room in rooms]
+    caches = [room - load.picture - load.fixed(load.longest(room)) for room in rooms]
     for limit in limits:
         if limit.addresses:  # openvino takes addresses for a second cache at its first step
             caches.append((limit.left_bytes - _ADDRESSES - load.fixed(load.least)) // 2)

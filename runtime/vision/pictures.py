@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from edge.runtime.vision.picture import Picture, PictureSettings
 
 DECODED_BYTES = 128 << 20  # of pictures that stay decoded; the latest one does in any case
+MOST_KEYS = 10_000  # that are remembered
 _VERSION = "1"  # of what becomes of pixels before the tower
 _ASK_EVERY_S = 1.0  # whoever waits for the tower, whether to wait on
 
@@ -96,12 +97,14 @@ class Pictures:
     def open(self, part: ImagePart) -> Picture:
         """Decode a part's picture, unless that was done lately. Raises PictureError and MissingPackageError."""
         from edge.runtime.vision.decode import open_picture
+        from edge.runtime.vision.picture import PictureSettings
 
         source, stamp = _source(part)
         with self._short:
             found = None if stamp is None else self._decoded.get(stamp)
         if found is None:
-            found = open_picture(source, self._pictures)
+            how = self._pictures or PictureSettings(orientation=self._settings.turn_pictures)
+            found = open_picture(source, how)
         if stamp is not None:
             with self._short:
                 self._decoded[stamp] = found
@@ -114,6 +117,8 @@ class Pictures:
         """Return 32 bytes that rows are kept under. Raises BundleError, DeviceError and MissingPackageError."""
         with self._short:
             if picture.sha256 not in self._keys:
+                if len(self._keys) == MOST_KEYS:
+                    self._keys.clear()
                 graphs, parts = self._chosen()
                 files = {
                     name: self._bundle.manifest.files[name].sha256 for name in [VISION_BIN, *(p.name for p in parts)]

@@ -11,14 +11,24 @@ import onnx
 import pytest
 
 import edge
+from edge.export.float16.folds import FoldedWeights, Folds
+from edge.export.graph.onnx.files import write_onnx
+from edge.export.graph.openvino.files import write_ir
+from edge.export.graph.openvino.models import stateful_decoder
 from edge.export.pipeline import export
-from edge.runtime.bundle import open_bundle
+from edge.export.plan import make_plan
+from edge.export.settings import ExportSettings
+from edge.export.tensors import to_float32
+from edge.export.weights.names import canonical_shapes
+from edge.export.weights.store import WeightStore
+from edge.runtime.bundle import MODEL_BIN, MODEL_XML, open_bundle
 from edge.runtime.engines.engine import Engine, Step
 from edge.runtime.engines.registry import ENGINES as RECORDS
 from edge.runtime.errors import BundleError, PromptError
 from edge.runtime.graph_names import REPLACED, REPLACEMENTS, ROTARY_ROWS
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
+from edge.runtime.settings import EngineSettings
 from tests.conftest import EXACT
 from tests.runtime.picture_bundles import KINDS, TIMES_FLOAT32, Seen, rows_of, seen
 
@@ -48,16 +58,18 @@ def reproducible(request: pytest.FixtureRequest, model: Seen) -> LLM:
     return LLM(model.bundle, replace(EXACT[request.param], reproducible=True))
 
 
-def read(engine: Engine, prompt: edge.Prompt, sizes: list[int], answer: tuple[int, ...] = ()) -> Rows:
-    """Logits of every token of a prompt, in chunks of these sizes, and of an answer, token by token."""
+def read(engine: Engine, prompt: edge.Prompt, sizes: list[int], answer: tuple[int, ...] = (), at_once: int = 1) -> Rows:
+    """Logits of every token of a prompt, in chunks of these sizes, and of an answer, so many tokens at once."""
     sequence, found, begin = CacheSequence(engine.pool), [], 0
     for size in [*sizes, len(prompt.ids) - sum(sizes)]:
         ids = np.array(prompt.ids[begin : begin + size], np.int64)
         found.append(engine.forward(ids, sequence, np.arange(size), prompt.inputs(begin, begin + size)).copy())
         begin += size
-    for place, token_id in enumerate(answer, prompt.next_position):
-        own = None if prompt.positions is None else np.full((*prompt.positions.shape[:-1], 1), place)
-        found.append(engine.decode([Step(sequence, np.array([token_id]), own)])[0].copy())
+    for first in range(0, len(answer), at_once):
+        ids = np.array(answer[first : first + at_once])
+        places = prompt.next_position + first + np.arange(ids.size)
+        own = None if prompt.positions is None else np.broadcast_to(places, (*prompt.positions.shape[:-1], ids.size))
+        found.append(engine.decode([Step(sequence, ids, own)])[0].copy())
     sequence.free()
     return np.concatenate(found)
 
@@ -120,11 +132,23 @@ def test_pictures_share_what_has_equal_keys_and_nothing_else(llm: LLM, model: Se
 
 
 def test_pictures_are_reproducible_however_they_are_cut(reproducible: LLM, model: Seen) -> None:
-    """A token that is read alone, and one that is decoded, round as they do beside others."""
+    """A token that is read alone, and one that is decoded, round as they do beside others; so do drafts."""
     prompt = model.prompt(seed=7)
-    whole = read(reproducible.engine, prompt, [], (7, 8))
-    for sizes in ([9, 1, 5], [6, 1, 1, 1], [len(prompt.ids) - 1]):
-        assert np.array_equal(read(reproducible.engine, prompt, sizes, (7, 8)), whole)
+    whole = read(reproducible.engine, prompt, [], ANSWER)
+    for sizes, at_once in (([9, 1, 5], 1), ([6, 1, 1, 1], 2), ([len(prompt.ids) - 1], 3)):
+        assert np.array_equal(read(reproducible.engine, prompt, sizes, ANSWER, at_once), whole)
+
+
+def test_a_failed_step_leaves_no_trace(llm: LLM, model: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither rows of another picture, nor tables that it made grow."""
+    engine: Any = llm.engine
+    whole = read(engine, model.prompt(seed=11), [9], ANSWER)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_run", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            read(engine, model.prompt(seed=12), [])
+    assert np.array_equal(read(engine, text_of(model.prompt()), []), read(engine, text_of(model.prompt()), []))
+    assert np.array_equal(read(engine, model.prompt(seed=11), [9], ANSWER), whole)
 
 
 def test_preempted_pictures_go_on_as_if_they_had_not_been(reproducible: LLM, model: Seen) -> None:
@@ -207,3 +231,39 @@ def test_graphs_without_the_inputs_of_pictures_are_refused(model: Seen, tiny_bun
         RECORDS["onnx"].open(replace(text, manifest=seeing), EXACT["onnx"])
     with pytest.raises(BundleError, match="takes pictures, and the manifest describes no tower"):
         RECORDS["onnx"].open(replace(bundle, manifest=replace(bundle.manifest, vision=None)), EXACT["onnx"])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rows_are_in_the_checkpoints_scale_wherever_the_residual_stream_is_in_another(
+    engine: str, model: Seen, tmp_path: Path
+) -> None:
+    """Graphs for devices of float16 divide it by a power of two, which changes no bit of the logits."""
+    source = make_plan(model.checkpoint, ExportSettings("fp32")).weights
+    folded = FoldedWeights(source, replace(Folds.none(source.spec), residual=5))
+    store = WeightStore(tmp_path / MODEL_BIN, {}, 0)
+    for name in canonical_shapes(folded.spec):
+        store.put(name, to_float32(folded.read(name)))
+    write_ir(stateful_decoder(store, folded.spec), store, tmp_path / MODEL_XML)
+    write_onnx(store, folded.spec, tmp_path, pictures=True)
+    store.close()
+    bundle = open_bundle(model.bundle)
+    scaled = replace(bundle, path=tmp_path, manifest=replace(bundle.manifest, spec=folded.spec))
+    expected, found = (
+        read(RECORDS[engine].open(opened, EXACT[engine]), model.prompt(), [9], ANSWER) for opened in (bundle, scaled)
+    )
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_replaced_tells_nothing(engine: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """With integers of 4 bits, rounded activations and a cache of 16 bits: kernels and graphs that are chosen then."""
+    model = seen("glm4v", tmp_path_factory, "int4-asym-g64")
+    opened = RECORDS[engine].open(open_bundle(model.bundle), EngineSettings(engine, kv_precision="f16"))
+    prompt = model.prompt()
+    [(start, rows)] = prompt.embeddings
+    ids = [*prompt.ids[:start], *range(len(rows)), *prompt.ids[start + len(rows) :]]
+    other = edge.Prompt(ids, positions=prompt.positions, embeddings=prompt.embeddings)
+    expected, found = (read(opened, each, [9], ANSWER) for each in (prompt, other))
+    assert np.array_equal(found, expected)
+    bare = edge.Prompt(prompt.ids, positions=prompt.positions)
+    assert not np.allclose(read(opened, bare, [9], ANSWER), expected, rtol=0.1)

@@ -9,7 +9,7 @@ import pytest
 
 from edge.api import scripted_llm
 from edge.runtime.chat import ChatTemplate
-from edge.runtime.engines.scripted import STOP_IDS, TEMPLATE, ScriptedEngine, replies, tokenizer_json
+from edge.runtime.engines.scripted import ASSISTANT, STOP_IDS, TEMPLATE, ScriptedEngine, replies, tokenizer_json
 from edge.runtime.llm import LLM
 from edge.runtime.tokenizer import Tokenizer
 from edge.wire.answers import Head
@@ -34,12 +34,9 @@ def llm() -> LLM:
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         described["added_tokens"].append({"id": token_id, "content": tag, "special": False, **flags})
     tokenizer = Tokenizer.from_text(json.dumps(described))
-    begun = {"at": None}
 
     def script(keys: Any) -> int:
-        if begun["at"] is None or len(keys) < begun["at"]:
-            begun["at"] = len(keys)
-        written = len(keys) - begun["at"]
+        written = len(keys) - 1 - max(i for i, key in enumerate(keys) if key == ASSISTANT)
         return THINKS[written] if written < len(THINKS) else STOP_IDS[0]
 
     engine = ScriptedEngine(script, vocab_size=263)

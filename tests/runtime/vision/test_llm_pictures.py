@@ -225,7 +225,7 @@ def test_rows_that_are_lost_with_the_whole_cache_are_an_error_in_words(llm: LLM,
     pictures.keeps, pictures.memory = False, {}
     stream = llm.chat([question(CAT, "And now?")], **OPTIONS)
     llm._runner.between_steps(lambda: llm._scheduler._start_over(list(llm._scheduler._live.values())))
-    with pytest.raises(CacheFullError, match="had to let go of the picture.*; ask again"):
+    with pytest.raises(CacheFullError, match=r"had to let go of the picture.*; ask again"):
         stream.answer()
     assert answered(llm, [question(CAT, "And now?")])[0] == fresh(pictures.spec.kind, [question(CAT, "And now?")])
 

@@ -14,7 +14,9 @@ import pytest
 
 from edge.runtime.arrays import Hidden
 from edge.runtime.bundle import Bundle
+from edge.runtime.engines import memory_plan
 from edge.runtime.engines.engine import EngineInfo
+from edge.runtime.engines.memory_plan import within_memory
 from edge.runtime.errors import BundleError, ClosedError, MemoryLimitError, PictureError
 from edge.runtime.footprint import most_patches, tower_footprint
 from edge.runtime.machine import MemoryLimit
@@ -24,6 +26,7 @@ from edge.runtime.settings import EngineSettings
 from edge.runtime.vision import pictures, tower_memory
 from edge.runtime.vision.pictures import Pictures, open_pictures
 from edge.runtime.vision.progress import PictureProgress
+from tests.runtime.vision.files import HEIGHT, WIDTH, plain
 from tests.runtime.vision.towers import Weights, expected_rows, inputs_of, make_tower, picture_of, spec_of, weights_of
 
 GB = 10**9
@@ -89,6 +92,12 @@ def test_rows_are_computed_once_and_kept_ones_are_bit_equal(made: Bundle, tmp_pa
     fresh = opened(made, tmp_path / "other").rows(picture_of())
     assert fresh.tobytes() == rows.tobytes()
     assert opened(made, tmp_path).rows(picture_of(1)).tobytes() != rows.tobytes()
+
+
+def test_pictures_are_turned_unless_settings_say_not_to(made: Bundle, tmp_path: Path) -> None:
+    part = ImagePart(data=plain("PNG", 6))  # on its side
+    assert opened(made, tmp_path).open(part).pixels.shape[:2] == (WIDTH, HEIGHT)
+    assert opened(made, tmp_path, turn_pictures=False).open(part).pixels.shape[:2] == (HEIGHT, WIDTH)
 
 
 def test_nothing_is_written_when_it_is_off(made: Bundle, tmp_path: Path) -> None:
@@ -257,3 +266,14 @@ def test_footprints_grow_with_the_picture_and_with_what_stays(made: Bundle) -> N
     assert tower_footprint(record, 100, engine="onnx").part > 0
     assert most_patches(record.spec) == 64
     assert most_patches(spec_of("glm4v")) == 256
+
+
+def test_a_kv_cache_leaves_room_for_a_picture(made: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = made.manifest.vision
+    assert record is not None
+    limit = MemoryLimit("this machine", 64 * GB, GB, GB)
+    monkeypatch.setattr(memory_plan, "memory_limits", lambda: [limit])
+    monkeypatch.setattr(memory_plan, "anonymous_bytes", lambda: 0)
+    text = replace(made, manifest=replace(made.manifest, vision=None))
+    caches = [within_memory(one, "onnx", 10**6, EngineSettings()).kv_cache_bytes for one in (text, made)]
+    assert caches[0] - caches[1] == tower_footprint(record, most_patches(record.spec), engine="onnx").least

@@ -83,6 +83,16 @@ def test_pictures_of_any_size_take_turns(kind: BundleFormat, tiny_bundle: Path, 
         assert off(tower.run(arrays), expected_rows(spec, weights, arrays)) < CLOSE
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_arrays_may_be_read_only_or_in_any_order(kind: BundleFormat, made: Bundle, weights: Weights) -> None:
+    """Copies are made of such arrays, which have to last as long as the run."""
+    arrays = inputs_of(spec_of("eva"))
+    patches = np.asfortranarray(arrays["patches"])
+    patches.flags.writeable = False
+    found = tower_of(made, kind).run({**arrays, "patches": patches})
+    assert off(found, expected_rows(spec_of("eva"), weights, arrays)) < CLOSE
+
+
 def test_progress_is_told_between_parts(made: Bundle) -> None:
     told: list[PictureProgress] = []
     tower_of(made).run(inputs_of(spec_of("eva")), told.append)

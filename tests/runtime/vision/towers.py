@@ -16,7 +16,7 @@ from edge.export.graph import tower_numpy
 from edge.export.graph.onnx.tower import segment_model as onnx_segment
 from edge.export.graph.openvino.tower import segment_model as openvino_segment
 from edge.runtime.arrays import Array, Hidden
-from edge.runtime.bundle import VISION_BIN, Bundle, open_bundle, record_of, vision_part
+from edge.runtime.bundle import VISION_BIN, VISION_GOLDEN, Bundle, open_bundle, record_of, vision_part
 from edge.runtime.tensor_records import TensorRecord
 from edge.runtime.vision.picture import Picture
 from edge.runtime.vision.preprocess import tower_inputs
@@ -103,6 +103,10 @@ def make_tower(
         if "onnx" in formats:
             names.append(vision_part(index, "onnx"))
             onnx.save(onnx_segment(weights, spec, part, _Appended(folder), first=first, last=last), folder / names[-1])
+    arrays = inputs_of(spec)
+    rows = expected_rows(spec, weights, arrays)
+    np.savez(folder / VISION_GOLDEN, **arrays, rows=rows, float_rows=rows + np.float32(0.01) * rows[::-1])  # type: ignore[arg-type]
+    names.append(VISION_GOLDEN)
     matrices = {name: value for name, value in weights.items() if value.ndim == 2}
     record = VisionRecord(
         spec=spec,

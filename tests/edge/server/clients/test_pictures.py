@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from edge.runtime.llm import LLM
 from edge.runtime.messages import ImagePart, Message, TextPart
 from edge.runtime.settings import EngineSettings
 from tests.edge.server.clients.serving import MODEL, serving, wait_until_free
+from tests.edge.server.clients.test_page import WITH_PICTURES
 from tests.edge.server.live import Live
 
 pytestmark = pytest.mark.slow
@@ -64,7 +67,7 @@ def pair(
     settings = EngineSettings(
         engine=engine, reproducible=True, expected_clients=EXPECTED_CLIENTS, kept_pictures_folder=kept
     )
-    options = ["--engine", engine, "--reproducible", "--self-test", "off"]
+    options = ["--engine", engine, "--reproducible", "--self-test", "off", "--any-model"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(kept / "cache"))
         with serving(bundle, kept / "log.txt", *options) as live, LLM(bundle, settings) as llm:
@@ -158,3 +161,19 @@ def test_the_server_says_that_it_sees_and_refuses_what_is_no_picture(pair: tuple
         reply = live.post("/v1/chat/completions", {"messages": [{"role": "user", "content": parts}]})
         assert reply.status == 400
         assert "one picture" in reply.error["message"]
+
+
+@pytest.mark.parametrize("text", WITH_PICTURES)
+def test_the_example_on_the_page_runs_as_it_is_printed(text: str, pair: tuple[Live, LLM], tmp_path: Path) -> None:
+    live, _ = pair
+    (tmp_path / "photo.jpg").write_bytes(CAT)
+    assert "http://127.0.0.1:8000" in text
+    done = subprocess.run(
+        [sys.executable, "-c", text.replace("http://127.0.0.1:8000", live.url)],
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
