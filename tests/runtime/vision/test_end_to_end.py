@@ -38,6 +38,7 @@ NUM_TOKENS = 273  # the rows of the embedding behind these have no token, and ar
 WORDS = "What is in this picture?"
 GMASK_SOP = (271, 272)
 Logits = npt.NDArray[np.float64]
+Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -46,28 +47,30 @@ class Oracle:
 
     kind: str
     bundle: Path
-    ids: Callable[[npt.NDArray[np.uint8]], list[int]]  # of the whole prompt, one for each row
-    logits: Callable[[npt.NDArray[np.uint8], list[int], torch.dtype], Logits]
+    ids: Callable[[tuple[Pixels, ...]], list[int]]  # of the whole prompt, one for each row
+    logits: Callable[[tuple[Pixels, ...], list[int], torch.dtype], Logits]
     rows: int
 
-    def greedy(self, picture: npt.NDArray[np.uint8]) -> list[int]:
+    def greedy(self, pictures: tuple[Pixels, ...]) -> list[int]:
         answer: list[int] = []
         for _ in range(NEW):
-            answer.append(int(self.logits(picture, answer, torch.float64)[-1, :NUM_TOKENS].argmax()))
+            answer.append(int(self.logits(pictures, answer, torch.float64)[-1, :NUM_TOKENS].argmax()))
         return answer
 
 
-def picture_of(seed: int, height: int = 70, width: int = 90) -> npt.NDArray[np.uint8]:
+def picture_of(seed: int, height: int = 70, width: int = 90) -> Pixels:
     """Colours that change slowly, so that a resized picture still shows something."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR))
 
 
 CAT, DOG = picture_of(1), picture_of(2)
+WIDE = picture_of(3, 60, 150)  # another grid, where a model has several
 
 
-def asking(picture: npt.NDArray[np.uint8], words: str = WORDS) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": words}]}]
+def asking(*pictures: Pixels, words: str = WORDS) -> list[dict[str, Any]]:
+    parts = [{"type": "image", "image": picture} for picture in pictures]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": words}]}]
 
 
 def encoded(text: str) -> list[int]:
@@ -91,18 +94,19 @@ def oracle_of_4v(folder: Path) -> Oracle:
     patches = (side // 2) ** 2
     before, behind = [257, *encoded("\n")], [*encoded(WORDS), 259]
 
-    def ids(_picture: npt.NDArray[np.uint8]) -> list[int]:
+    def ids(_pictures: tuple[Pixels, ...]) -> list[int]:
         return [*before, BEGIN_ID, *[256] * patches, END_ID, *behind]
 
     @torch.no_grad()
-    def logits(picture: npt.NDArray[np.uint8], answer: list[int], dtype: torch.dtype) -> Logits:
+    def logits(pictures: tuple[Pixels, ...], answer: list[int], dtype: torch.dtype) -> Logits:
+        (picture,) = pictures
         small = Image.fromarray(picture).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
         scaled = (torch.tensor(np.asarray(small)).to(dtype) / 255 - torch.tensor(MEAN, dtype=dtype)) / torch.tensor(
             STD, dtype=dtype
         )
         rows = eva_rows({name: t.to(dtype) for name, t in tensors.items()}, scaled.permute(2, 0, 1), spec)
         text = model.to(dtype)
-        embedded = text.get_input_embeddings()(torch.tensor(ids(picture) + answer))
+        embedded = text.get_input_embeddings()(torch.tensor(ids(pictures) + answer))
         begin = len(before)
         embedded[begin : begin + len(rows)] = rows
         positions = [*range(begin), begin, *[begin + 1] * patches, begin + 2]
@@ -124,17 +128,19 @@ def oracle_of_glm4v(folder: Path) -> Oracle:
     processor = Glm4vImageProcessor.from_pretrained(folder / "glm4v")
     behind = [*encoded(WORDS), 259]
 
-    def seen(picture: npt.NDArray[np.uint8]) -> Any:
-        return processor(Image.fromarray(picture), return_tensors="pt")
+    def seen(pictures: tuple[Pixels, ...]) -> Any:  # of transformers
+        return processor([Image.fromarray(picture) for picture in pictures], return_tensors="pt")
 
-    def ids(picture: npt.NDArray[np.uint8]) -> list[int]:
-        rows = int(seen(picture)["image_grid_thw"].prod()) // 4
-        return [*GMASK_SOP, 257, *encoded("\n"), BEGIN_ID, *[PLACEHOLDER_ID] * rows, END_ID, *behind]
+    def ids(pictures: tuple[Pixels, ...]) -> list[int]:
+        found = [*GMASK_SOP, 257, *encoded("\n")]
+        for grid in seen(pictures)["image_grid_thw"]:
+            found += [BEGIN_ID, *[PLACEHOLDER_ID] * (int(grid.prod()) // 4), END_ID]
+        return found + behind
 
     @torch.no_grad()
-    def logits(picture: npt.NDArray[np.uint8], answer: list[int], dtype: torch.dtype) -> Logits:
-        inputs, whole = seen(picture), model.to(dtype)
-        every = torch.tensor([ids(picture) + answer])
+    def logits(pictures: tuple[Pixels, ...], answer: list[int], dtype: torch.dtype) -> Logits:
+        inputs, whole = seen(pictures), model.to(dtype)
+        every = torch.tensor([ids(pictures) + answer])
         found = whole(
             input_ids=every,
             attention_mask=torch.ones_like(every),
@@ -145,7 +151,7 @@ def oracle_of_glm4v(folder: Path) -> Oracle:
         result: Logits = found.double().numpy()
         return result
 
-    rows = int(seen(CAT)["image_grid_thw"].prod()) // 4
+    rows = int(seen((CAT,))["image_grid_thw"].prod()) // 4
     return Oracle("glm4v", folder / "glm4v-bundle", ids, logits, rows)
 
 
@@ -185,24 +191,26 @@ def computed(llm: LLM, prompt: Prompt) -> npt.NDArray[np.float32]:
     return llm._runner.between_steps(run)
 
 
+Expected = list[tuple[tuple[Pixels, ...], Logits, float, list[int]]]
+
+
 @pytest.fixture(scope="module")
-def expected(oracles: dict[str, Oracle]) -> dict[str, list[tuple[Logits, float, list[int]]]]:
-    """For each picture: the logits of all rows of the prompt, how far float32 is from them, and the answer."""
+def expected(oracles: dict[str, Oracle]) -> dict[str, Expected]:
+    """For some pictures: the logits of all rows of the prompt, how far float32 is from them, and the answer."""
 
-    def of(oracle: Oracle, picture: npt.NDArray[np.uint8]) -> tuple[Logits, float, list[int]]:
-        logits = oracle.logits(picture, [], torch.float64)
-        rounding = float(np.abs(oracle.logits(picture, [], torch.float32) - logits).max())
-        return logits, rounding, oracle.greedy(picture)
+    def of(oracle: Oracle, pictures: tuple[Pixels, ...]) -> tuple[tuple[Pixels, ...], Logits, float, list[int]]:
+        logits = oracle.logits(pictures, [], torch.float64)
+        rounding = float(np.abs(oracle.logits(pictures, [], torch.float32) - logits).max())
+        return pictures, logits, rounding, oracle.greedy(pictures)
 
-    return {kind: [of(oracle, picture) for picture in (CAT, DOG)] for kind, oracle in oracles.items()}
+    asked: dict[str, list[tuple[Pixels, ...]]] = {"eva": [(CAT,), (DOG,)], "glm4v": [(CAT,), (DOG, WIDE)]}
+    return {kind: [of(oracles[kind], pictures) for pictures in several] for kind, several in asked.items()}
 
 
-def test_logits_and_greedy_ids_are_the_references(
-    llm: LLM, oracle: Oracle, expected: dict[str, list[tuple[Logits, float, list[int]]]]
-) -> None:
-    for picture, (logits, rounding, answer) in zip((CAT, DOG), expected[oracle.kind], strict=True):
-        prompt = llm._prompts.of(asking(picture), llm._settings({}))
-        assert prompt.ids == oracle.ids(picture) == llm.encode_chat(asking(picture))
+def test_logits_and_greedy_ids_are_the_references(llm: LLM, oracle: Oracle, expected: dict[str, Expected]) -> None:
+    for pictures, logits, rounding, answer in expected[oracle.kind]:
+        prompt = llm._prompts.of(asking(*pictures), llm._settings({}))
+        assert prompt.ids == oracle.ids(pictures) == llm.encode_chat(asking(*pictures))
         found = computed(llm, prompt)[:, : logits.shape[1]]
         bound = 8 * rounding  # ours are the same float32 operations in another order
         assert np.abs(found - logits).max() <= bound
@@ -210,12 +218,12 @@ def test_logits_and_greedy_ids_are_the_references(
         wrong = computed(llm, by_row)[:, : logits.shape[1]]
         assert np.abs(wrong - logits).max() > 100 * bound, "positions counted row by row are told apart"
         options: dict[str, Any] = {"temperature": 0, "max_new_tokens": NEW, "ignore_stop_ids": True}
-        assert list(llm.chat(asking(picture), **options).answer().token_ids) == answer
+        assert list(llm.chat(asking(*pictures), **options).answer().token_ids) == answer
 
 
-def telling(llm: LLM, picture: npt.NDArray[np.uint8], words: str = WORDS, **more: Any) -> tuple[Any, int]:
+def telling(llm: LLM, picture: Pixels, **more: Any) -> tuple[Any, int]:
     options: dict[str, Any] = {"temperature": 0, "max_new_tokens": NEW, "ignore_stop_ids": True, "logprobs": 5}
-    answer = llm.chat(asking(picture, words), **options, **more).answer()
+    answer = llm.chat(asking(picture), **options, **more).answer()
     assert answer.stats is not None
     return (answer.token_ids, answer.logprobs), answer.stats.cached_tokens
 
