@@ -4,8 +4,9 @@
     python benchmarks/pictures.py --layer [GLM-4V-9B]                    # one layer of published width, random weights
 
 Of a bundle: the tower without the text model, part by part; then questions about a fresh picture, the same one again,
-the same one in a new process, and another one. Of a layer: each engine and precision, and how far what the layer adds
-is from float32 weights in float32 (root mean square, relative). Every run has a process of its own.
+the same one in a new process, and another one, to a model that is loaded as `reproducible`. Of a layer: each engine and
+precision, and how far what the layer adds is from float32 weights in float32 (root mean square, relative). Every run
+has a process of its own.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ WORKER = Path(__file__).with_name("pictures_worker.py")
 PRECISIONS = ("fp32", "int8-asym", "int4-asym-g128")
 RUNS = (("openvino", "f32"), ("openvino", None), ("onnx", None))  # engine, inference_precision
 SIDES = {"GLM-4V-9B": 80, "GLM-4.1V-9B": 48}  # patches: of every picture; of one of 672 pixels
-PICTURE = (1120, 1120)  # pixels
 MB = 1e6
 
 
@@ -51,6 +51,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-ask", action="store_true", help="measure the tower alone")
     parser.add_argument("--new-tokens", type=int, default=8)
     parser.add_argument("--max-context", type=int)
+    parser.add_argument("--pixels", type=int, default=1120, help="of a side of the pictures, of noise")
     parser.add_argument("--work", type=Path, help="folder for graphs, which stay there")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(given)
@@ -115,8 +116,9 @@ def show_layer(report: dict[str, Any]) -> None:
 
 
 def bundle_report(args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    one, other = (str(path) for path in write_pictures(work))
-    limit = {} if args.max_context is None else {"max_context": args.max_context}
+    one, other = (str(path) for path in write_pictures(work, args.pixels))
+    limit: dict[str, Any] = {"reproducible": True}  # without it, a prompt that is read in other pieces rounds otherwise
+    limit |= {} if args.max_context is None else {"max_context": args.max_context}
     usual: dict[str, Any] = {"path": str(args.bundle), "engine": args.engine, "precision": args.inference_precision}
     usual |= {"threads": args.threads, "new_tokens": args.new_tokens}
     report = about(args.bundle) | {"engine": args.engine}
@@ -137,13 +139,13 @@ def bundle_report(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     return report
 
 
-def write_pictures(work: Path) -> Iterator[Path]:
+def write_pictures(work: Path, side: int) -> Iterator[Path]:
     """Write two pictures of noise."""
     from PIL import Image
 
     for seed in range(2):
         path = work / f"noise{seed}.png"
-        pixels = np.random.default_rng(seed).integers(0, 256, (*PICTURE, 3), np.uint8)
+        pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
         Image.fromarray(pixels).save(path)
         yield path
 

@@ -56,6 +56,7 @@ def load(
         compiled_folder             NPU: where `edge compile` has put models; default: in the user's cache folder
         kept_pictures_folder        where what pictures became is kept; default: in the user's cache folder
         kept_pictures_bytes         upper bound of these files; 0: none; default: 1 GiB
+        turn_pictures               as their EXIF says, which the original models do not; default: True
         expected_prompt_tokens      helps "auto"
         expected_clients            helps "auto"
 

@@ -8,13 +8,13 @@ Computed in float32, as graphs compute it, so that the same position gives the s
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from edge.runtime.arrays import Array, Ids
 from edge.runtime.spec import ModelSpec
+
+FloatKind = type[np.float32] | type[np.float16]
 
 
 def position_rows(spec: ModelSpec) -> int:
@@ -35,7 +35,7 @@ def per_frequency(positions: Ids, spec: ModelSpec) -> npt.NDArray[np.float32]:
     return positions.astype(np.float32)[rows].T
 
 
-def cos_and_sin(positions: Ids, spec: ModelSpec, kind: type[np.floating[Any]] = np.float32) -> tuple[Array, Array]:
+def cos_and_sin(positions: Ids, spec: ModelSpec, kind: FloatKind = np.float32) -> tuple[Array, Array]:
     """Return cos and sin of position * theta^(-2i / rotary_dim), (n, rotary_dim / 2); angles in float32."""
     angles = per_frequency(positions, spec) * spec.inverse_frequencies()
     return np.cos(angles).astype(kind), np.sin(angles).astype(kind)

@@ -43,7 +43,7 @@ DECODED = 4  # of the golden tokens, so that decoding and the cache take part
 NO_BEARING = (
     "self_test", "engine", "expected_prompt_tokens", "expected_clients", "max_context", "kv_cache_bytes",
     "kv_cache_share", "max_memory_bytes", "compiled_folder", "reproducible",
-    "kept_pictures_folder", "kept_pictures_bytes",
+    "kept_pictures_folder", "kept_pictures_bytes", "turn_pictures",
 )  # fmt: skip
 
 logger = logging.getLogger(__name__)

@@ -184,6 +184,7 @@ class EngineSettings(Settings):
     kept_pictures_bytes: int = setting(
         1 << 30, Whole(0), "limit of all these files; the oldest are removed; 0: nothing of a picture is written"
     )
+    turn_pictures: bool = setting(True, Flag(), "turn pictures as their EXIF says; the original models do not")
 
     def check_together(self) -> None:
         processors = logical_processors()
@@ -262,6 +263,7 @@ class EngineOptions(TypedDict, total=False):
     compiled_folder: str | Path | None
     kept_pictures_folder: str | Path | None
     kept_pictures_bytes: int | None
+    turn_pictures: bool | None
 
 
 SAMPLING_NAMES = frozenset(spec.name for spec in fields(Sampling))

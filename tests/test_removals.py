@@ -103,6 +103,8 @@ PLACES = {
     "export/journal.py:Journal._write:write_durably": WORK,
     "export/journal.py:Journal.clear:rmtree": WORK,
     "export/npz.py:put_array:open": WORK,
+    "export/vision/golden.py:GoldenPicture.write:ZipFile": WORK,
+    "export/vision/segments.py:_write_onnx:write_bytes": WORK,
     "export/interop/openvino_tokenizer.py:Conversion.__init__:mkdtemp": WORK,
     "export/interop/openvino_tokenizer.py:Conversion.__init__:open": WORK,
     "export/interop/openvino_tokenizer.py:Conversion.__init__:rmtree": WORK,

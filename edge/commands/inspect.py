@@ -1,7 +1,8 @@
 """Show what a bundle or a checkpoint holds.
 
 For a bundle: its recipe, the precision of its weights, and its files. For a checkpoint: its shape, and how large each
-recipe would make it.
+recipe would make it. Of models that see pictures, the picture tower as well, with what float16 has left above its
+values.
 
 examples:
   edge inspect glm4-int4
@@ -46,6 +47,7 @@ def _bundle(path: Path, as_json: bool) -> int:
     import json
 
     from edge.commands.console import human_bytes, print_json, print_table
+    from edge.commands.inspect_tower import print_headroom, print_tower
     from edge.commands.weight_rows import AS_SAID, alike, shape_text
     from edge.runtime.bundle import open_bundle
 
@@ -69,12 +71,19 @@ def _bundle(path: Path, as_json: bool) -> int:
     if manifest.checks:
         worst = max(manifest.checks, key=lambda check: check.error)
         print(f"stages checked at export: {len(manifest.checks)}, the worst {worst.stage}, off by {worst.error:.2g}")
+    vision = manifest.vision
+    if vision is not None:
+        print_tower(vision)
     if manifest.float16 is not None:
         _print_float16(manifest.float16)
+    if vision is not None:
+        print()
+        print_headroom(vision)
     rows = []
-    said = {name: (t.shape, t.precision, t.note) for name, t in manifest.tensors.items()}
+    tensors = {**manifest.tensors, **({} if vision is None else vision.tensors)}
+    said = {name: (t.shape, t.precision, t.note) for name, t in tensors.items()}
     for name, names, (shape, precision, note) in alike(said):
-        size = sum(manifest.tensors[one].nbytes for one in names)
+        size = sum(tensors[one].nbytes for one in names)
         rows.append([name, len(names), shape_text(shape), precision, human_bytes(size), note or AS_SAID])
     print()
     columns = ["weight", "count", "shape", "precision", "bytes", "why"]
@@ -86,14 +95,16 @@ def _bundle(path: Path, as_json: bool) -> int:
 
 def _checkpoint(source: str, as_json: bool) -> int:
     from edge.commands.console import human_bytes, print_json, print_table
+    from edge.commands.inspect_tower import print_source, tower_json
     from edge.commands.recipes import weight_bytes
     from edge.export.architectures.doubts import doubts
-    from edge.export.architectures.registry import describe
+    from edge.export.architectures.registry import describe, describe_tower
     from edge.export.checkpoint.checkpoint import open_checkpoint
     from edge.export.compress.recipes import recipes
 
     checkpoint = open_checkpoint(source, download=False)
     spec, _ = describe(checkpoint)
+    tower = describe_tower(checkpoint, spec)
     warnings = doubts(checkpoint, spec)
     sizes = {  # without those that a model of this kind cannot have
         name: size for name, recipe in recipes().items() if (size := weight_bytes(recipe, spec)) is not None
@@ -108,11 +119,14 @@ def _checkpoint(source: str, as_json: bool) -> int:
                 "spec": spec.to_json(),
                 "warnings": warnings,
                 "weight_bytes": sizes,
+                "pictures": None if tower is None else tower_json(tower),
             }
         )
         return 0
     print(f"{source}: {checkpoint.format} checkpoint, {tensors} tensors, {spec.num_parameters:,} parameters")
     _print_spec(spec.to_json())
+    if tower is not None:
+        print_source(tower)
     for warning in warnings:
         print(f"warning: {warning}")
     print()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -43,6 +44,8 @@ from edge.wire.errors import INTERNAL, UNAVAILABLE, RequestError, error_answer
 from edge.wire.request import WireRequest
 
 Started = tuple[WireRequest, list[Stream] | None]  # None: there are pictures to look at first
+
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]{1000,}={0,2}")
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +95,8 @@ class Answering:
                 grown=taken.grown,
             )
             if self._settings.log_prompts:
-                logger.info("%s %s", scope["state"]["request_id"], raw.decode("utf-8", "replace"))
+                logged = _BASE64.sub(lambda found: b"<%d letters>" % len(found[0]), raw)  # of pictures
+                logger.info("%s %s", scope["state"]["request_id"], logged.decode("utf-8", "replace"))
             held = [raw]  # so that whoever reads it can let go of it: it may hold pictures
             del raw
             return await unless_left(self._let_in(held, scope, receive, send), receive)

@@ -86,6 +86,13 @@ _KNOWN = {
         Operation("GET", "/page/status.json", "The state of the server, for its page."),
     )
 }
+# What the values of fields hold, where that is more than a type.
+_HELD = {
+    "messages": "content is a text or a list of parts: text, and for models that see pictures image_url with a data: "
+    "URL (in Anthropic's messages image, with a source of base64)",
+    "input": "a text, or items; the content of a message is a text or a list of parts: input_text, and for models that "
+    "see pictures input_image with a data: URL",
+}
 _UNLISTED = ("/", "/web/{name:path}")  # files for a browser
 
 
@@ -126,7 +133,7 @@ def body_schema(table: Mapping[str, Field], required: Sequence[str] = ()) -> Jso
     return {
         "type": "object",
         "required": list(required),
-        "properties": {name: _field(field, name in required) for name, field in table.items()},
+        "properties": {name: _field(field, name in required) | _held(name) for name, field in table.items()},
         "additionalProperties": False,
     }
 
@@ -153,6 +160,10 @@ def _operation(operation: Operation, keys: bool) -> dict[str, Any]:
     if keys and operation.needs_key:
         told["security"] = [{"key": []}]
     return told
+
+
+def _held(name: str) -> dict[str, Any]:
+    return {"description": _HELD[name]} if name in _HELD else {}
 
 
 def _field(field: Field, required: bool) -> dict[str, Any]:

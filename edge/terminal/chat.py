@@ -128,6 +128,8 @@ class Chat:
 
         if self._show(start, [*self._session.messages, message], sent):
             self._last, self._waiting = sent, []
+        elif self._waiting:
+            print("(what you added goes with your next message)", file=sys.stderr)
 
     def _show(self, start: Start, messages: Sequence[Message], sent: Sent | None = None) -> bool:
         """Show an answer to messages. sent: the last of them, if it is new."""

@@ -4,26 +4,25 @@ In: a `ModelSpec`, and positions of new tokens. Out: tables, and the row of each
 
 A row for each place in the context comes first, so text needs none of its own. Where positions are beyond them, do not
 follow each other, or are several for a token, a step writes the rows that it needs behind them: onnxruntime reads only
-the first row's number of a sequence that begins with this step, and takes it that others follow (found with 1.23 and
-1.32, contrib_ops/cpu/bert/group_query_attention.cc).
+the first row's number of a sequence that begins with this step, and takes it that the others follow (seen with 1.23.0
+and 1.32.0).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from edge.runtime.arrays import Array, Ids
-from edge.runtime.rotary import cos_and_sin, one_row
+from edge.runtime.rotary import FloatKind, cos_and_sin, one_row
 from edge.runtime.spec import ModelSpec
 
 
 class Turns:
     """The tables, (length + written rows, rotary_dim / 2), which are others after they had to grow."""
 
-    def __init__(self, spec: ModelSpec, length: int, kind: type[np.floating[Any]]) -> None:
+    def __init__(self, spec: ModelSpec, length: int, kind: FloatKind) -> None:
         self._spec, self._length = spec, length
         self.tables: tuple[Array, ...] = cos_and_sin(np.arange(length), spec, kind)
 

@@ -57,12 +57,12 @@ from edge.runtime.graph_names import (
 from edge.runtime.kv.memory import TAKEN_LATE, NoMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import family_of, logical_processors, physical_cores
-from edge.runtime.rotary import position_rows
+from edge.runtime.rotary import FloatKind, position_rows
 from edge.runtime.settings import CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
 
 MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized supports 8 bits; 1.22.1 refuses the graph
-CACHE_TYPES: dict[CachePrecision, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}  # any width
+CACHE_TYPES: dict[CachePrecision, FloatKind] = {"f32": np.float32, "f16": np.float16}  # any width
 PREFILL_CHUNK = 128  # tokens; with 512, a prefill is not faster, and every part keeps four times the memory
 CHOSEN_BY_ORT = 0  # threads
 MAX_SLOTS = 16  # sequences kept at once; an unused slot takes no memory

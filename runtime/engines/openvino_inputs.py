@@ -65,4 +65,3 @@ def _parameter(name: str, shape: list[int], kind: ov.Type) -> Any:
     parameter = op.parameter(ov.PartialShape(shape), kind, name=name)
     parameter.output(0).set_names({name})
     return parameter
-

@@ -97,12 +97,14 @@ class Pictures:
     def open(self, part: ImagePart) -> Picture:
         """Decode a part's picture, unless that was done lately. Raises PictureError and MissingPackageError."""
         from edge.runtime.vision.decode import open_picture
+        from edge.runtime.vision.picture import PictureSettings
 
         source, stamp = _source(part)
         with self._short:
             found = None if stamp is None else self._decoded.get(stamp)
         if found is None:
-            found = open_picture(source, self._pictures)
+            how = self._pictures or PictureSettings(orientation=self._settings.turn_pictures)
+            found = open_picture(source, how)
         if stamp is not None:
             with self._short:
                 self._decoded[stamp] = found

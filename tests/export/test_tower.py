@@ -21,7 +21,7 @@ from edge.export.graph.onnx import tower as onnx_tower
 from edge.export.graph.onnx.writer import Borrowed
 from edge.export.graph.openvino import tower as openvino_tower
 from edge.export.graph.tower_runners import NumpyTowerRunner, OnnxTowerRunner, OpenVINOTowerRunner, TowerRunner
-from edge.export.tensors import Float32Array, LowRank, PackedTensor, Weight
+from edge.export.tensors import Float32Array, LowRank, PackedTensor, Weight, pack
 from edge.runtime.errors import RecipeError
 from edge.runtime.graph_names import HIDDEN
 from edge.runtime.vision.picture import Picture
@@ -78,6 +78,7 @@ CASES = {
     "eva": eva(),
     "eva, small before norms": eva(towers.SMALL),
     "eva, one row": eva(image_size=8),
+    "eva, published patches": eva(patch_size=14, image_size=56),  # of 588 values, which blocks of no kernel divide
     "glm4v, small before norms": glm4v(4, 6, towers.SMALL),
     **{f"glm4v, {rows} x {columns}": glm4v(rows, columns) for rows, columns in GRIDS},
 }
@@ -211,8 +212,9 @@ def packed(
     middle: bool,
     spread: float = towers.SPREAD,
 ) -> PackedTensor:
-    """Random integers and scales; signed and without zero points if `middle`."""
+    """Random integers and scales; signed and without zero points if `middle`, else with some near the middle."""
     n, k = shape
+    zeros = random.integers(7 << bits - 4, 10 << bits - 4, n * groups, np.uint8)
     return PackedTensor(
         shape,
         bits,
@@ -220,7 +222,7 @@ def packed(
         k // groups,
         random.integers(0, 256, n * k * bits // 8, np.uint8),
         (random.uniform(0.5, 1.5, (n, groups)) * spread * math.sqrt(12) / (1 << bits)).astype(np.float16),
-        None if middle else random.integers(0, 256, -(-n * groups * bits // 8), np.uint8),
+        None if middle else pack(zeros, bits),
     )
 
 
@@ -253,10 +255,15 @@ PACKED = {
 }
 
 
+PAIRS = [
+    *(("eva", form) for form in PACKED),
+    *(("glm4v, 4 x 10", form) for form in ("8 bits in groups", "4 bits in groups")),
+    *(("eva, published patches", form) for form in ("8 bits", "8 bits, symmetric")),
+]
+
+
 @pytest.mark.parametrize("make", RUNNERS, ids=lambda make: make.name)
-@pytest.mark.parametrize(
-    ("name", "form"), [*(("eva", form) for form in PACKED), *(("glm4v, 4 x 10", form) for form in list(PACKED)[2:4])]
-)
+@pytest.mark.parametrize(("name", "form"), PAIRS)
 def test_packed_matrices_are_multiplied_with_floats(name: str, form: str, make: Callable[[], TowerRunner]) -> None:
     """Within rounding of float32: activations of 8 bits would be off by 1e-2."""
     case, (bits, group, middle, rank) = CASES[name], PACKED[form]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge.runtime.engines.scripted import END, Script
+from edge.runtime.errors import PictureError, PromptError
 from edge.runtime.llm import LLM
 from edge.runtime.messages import ImagePart, Message, TextPart
 from edge.runtime.session import ChatSession
@@ -26,6 +28,7 @@ from edge.terminal.status_line import StatusLine
 from tests.edge.chat.test_chat import Lines, read_documents, same
 from tests.runtime.vision.seeing import FakePictures, seeing_llm, spec_with_ids
 
+JPEG = b"\xff\xd8\xff a file"
 Shown = pytest.CaptureFixture[str]
 
 
@@ -143,8 +146,6 @@ def test_what_is_no_picture_is_refused_at_once(
 
 
 def _missing(part: ImagePart) -> None:
-    from edge.runtime.errors import PictureError
-
     raise PictureError(f"{part.path} cannot be read")
 
 
@@ -179,7 +180,7 @@ def test_ctrl_c_while_a_picture_is_looked_at_keeps_all(
     session, code = chat(llm, Lines("Hello", f"/image {cat}", "What is it?", "Which animal?"))
     out, error = capsys.readouterr()
     assert (code, out) == (0, "Y\nY\n")
-    assert error.endswith("(it goes with your next message)\n(stopped)\n")
+    assert error.endswith("\n(stopped)\n(what you added goes with your next message)\n")
     answer = Message("assistant", "Y")
     assert session.messages == [Message("user", "Hello"), answer, question(cat, "Which animal?"), answer]
 
@@ -214,3 +215,21 @@ def test_where_nothing_is_drawn_a_line_comes_now_and_then(monkeypatch: pytest.Mo
     for _ in range(2):
         looking(PictureProgress(0, 3, None))
     assert error.getvalue().splitlines()[1:] == ["edge: looking at a picture ..."], "one that nobody named"
+
+
+def test_pictures_of_other_programs_are_read_and_written(llm: LLM, tmp_path: Path, capsys: Shown) -> None:
+    """OpenAI's data URLs; no other URL, and no mixture that would name files in the name of somebody else."""
+    url = f"data:image/jpeg;base64,{base64.b64encode(JPEG).decode()}"
+    parts = [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": url}}]
+    (tmp_path / "in.json").write_text(json.dumps([{"role": "user", "content": parts}]))
+    loaded = read_conversation(tmp_path / "in.json")
+    assert loaded == (Message("user", (TextPart("What?"), ImagePart(data=JPEG))),)
+    session, _ = chat(llm, Lines("/retry"), load=loaded, save=tmp_path / "out.json")
+    assert capsys.readouterr().out == "Y\n"
+    assert list(read_conversation(tmp_path / "out.json")) == session.messages
+    assert json.loads((tmp_path / "out.json").read_text())[0]["content"] == parts
+    for other in ("https://example.org/a.png", "file:///etc/passwd", "data:image/png,abc"):
+        parts = [parts[0], {"type": "image_url", "image_url": {"url": other}}]
+        (tmp_path / "in.json").write_text(json.dumps([{"role": "user", "content": parts}]))
+        with pytest.raises(PromptError, match=r"in\.json: messages\[0\]\.content\[1\]\.image_url"):
+            read_conversation(tmp_path / "in.json")

@@ -290,3 +290,12 @@ def test_bodies_may_be_longer_where_the_model_sees_and_are_held_within_a_limit(l
         assert small.chat("hello").status == 200
         assert small.service is not None
         assert small.service.bodies.held == 0
+
+
+def test_logged_prompts_are_without_the_data_of_pictures(caplog: pytest.LogCaptureFixture) -> None:
+    eyes = FakePictures()
+    eyes.gate.set()
+    with served(model(eyes), log_prompts=True) as live, caplog.at_level("INFO"):
+        live.post(CHATS, chat(image(CAT + bytes(3000))))
+    (told,) = [record.getMessage() for record in caplog.records if "What is it?" in record.getMessage()]
+    assert "base64,<4016 letters>" in told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ TOWER = ["picture patches", "picture layer 0", "picture layer 1", "picture layer
 TEXT = ["embedding", "block 0", "block 1", "block 2", "head", "writing"]
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 STAGES = [*TEXT, *TOWER, "writing pictures"]
+
+
+def slow(*values: object) -> Any:
+    """Parameters of a test that takes two exports."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +83,8 @@ def run_openvino(opened: bundle.Bundle, inputs: dict[str, Any]) -> np.ndarray:
         compiled = core.compile_model(model, "CPU", EXACT)
         names = [port.any_name for port in compiled.inputs]
         values["hidden"] = compiled({name: np.ascontiguousarray(values[name]) for name in names})[0]
-    return values["hidden"]
+    rows: np.ndarray = values["hidden"]
+    return rows
 
 
 def run_onnx(opened: bundle.Bundle, inputs: dict[str, Any]) -> np.ndarray:
@@ -87,7 +94,8 @@ def run_onnx(opened: bundle.Bundle, inputs: dict[str, Any]) -> np.ndarray:
     for path in opened.vision_parts("onnx"):
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         values["hidden"] = session.run(None, {i.name: values[i.name] for i in session.get_inputs()})[0]
-    return values["hidden"]
+    rows: np.ndarray = values["hidden"]
+    return rows
 
 
 def golden_of(folder: Path) -> dict[str, np.ndarray]:
@@ -174,7 +182,7 @@ def test_the_golden_picture_is_the_same_every_time(rounded: Path) -> None:
         np.testing.assert_array_equal(golden[name], values)
 
 
-@pytest.mark.parametrize(("kind", "format"), [("4v", "onnx"), ("glm4v", "openvino")])
+@pytest.mark.parametrize(("kind", "format"), [("4v", "onnx"), slow("glm4v", "openvino")])
 def test_one_format_alone_has_the_same_weights(
     kind: str, format: Any, checkpoints: Path, rounded: Path, tmp_path: Path
 ) -> None:
@@ -190,7 +198,7 @@ def test_one_format_alone_has_the_same_weights(
     np.testing.assert_array_equal(golden["rows"], golden_of(rounded / kind)["rows"])
 
 
-@pytest.mark.parametrize("recipe", ["int4-sym-g128", "int8-sym", "int4-sym-channel", "fp16"])
+@pytest.mark.parametrize("recipe", ["int4-sym-g128", *(slow(r) for r in ("int8-sym", "int4-sym-channel", "fp16"))])
 def test_recipes_of_towers(recipe: str, checkpoints: Path, tmp_path: Path) -> None:
     manifest = export(checkpoints / "4v", tmp_path / "out", "int8-asym", pictures=recipe)
     assert manifest.vision is not None
@@ -205,7 +213,7 @@ def test_recipes_of_towers(recipe: str, checkpoints: Path, tmp_path: Path) -> No
     assert len(twice) == ("sym" in recipe)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["glm4v", slow("4v")])
 def test_without_the_tower_the_text_is_as_it_was(kind: str, checkpoints: Path, rounded: Path, tmp_path: Path) -> None:
     manifest = export(checkpoints / kind, tmp_path / "out", "int4-asym-g64", pictures="none")
     assert manifest.vision is None
@@ -262,7 +270,12 @@ def resumed(checkpoint: Path, out: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("kind", "stage"),
-    [("4v", "block 1"), ("4v", "picture layer 1"), ("glm4v", "picture patches"), ("glm4v", "writing pictures")],
+    [
+        ("4v", "picture layer 1"),
+        slow("4v", "block 1"),
+        slow("glm4v", "picture patches"),
+        slow("glm4v", "writing pictures"),
+    ],
 )
 def test_an_export_resumes_in_the_tower(
     kind: str, stage: str, checkpoints: Path, rounded: Path, tmp_path: Path
@@ -280,8 +293,8 @@ def test_an_export_resumes_in_the_tower(
     ("damaged", "anew"),
     [
         ("bundle/vision.bin", TOWER),
-        ("kept/pictures/picture-*.npy", TOWER),
-        ("bundle/openvino_model.bin", ["embedding", "block 0", "block 1", "block 2"]),
+        slow("kept/pictures/picture-*.npy", TOWER),
+        slow("bundle/openvino_model.bin", ["embedding", "block 0", "block 1", "block 2"]),
     ],
 )
 def test_what_was_altered_begins_anew_alone(
@@ -300,6 +313,7 @@ def test_what_was_altered_begins_anew_alone(
     assert digests(tmp_path / "out") == digests(rounded / "4v")
 
 
+@pytest.mark.slow
 def test_another_precision_of_the_tower_begins_anew(checkpoints: Path, tmp_path: Path) -> None:
     stop_at("picture layer 1", checkpoints / "4v", tmp_path / "out")
     seen: list[Progress] = []
@@ -318,8 +332,6 @@ def test_a_broken_layer_is_found(checkpoints: Path, tmp_path: Path, monkeypatch:
     def wrong(self: WeightStore, name: str, weight: Weight) -> None:
         if name == "vision.layers.1.mlp.down.weight":
             assert isinstance(weight, PackedTensor)
-            from dataclasses import replace
-
             weight = replace(weight, scale=weight.scale[::-1], data=weight.data[::-1])
         put(self, name, weight)
 
@@ -338,6 +350,7 @@ def test_a_value_that_is_no_number_is_the_checkpoints(checkpoints: Path, tmp_pat
         export(copy, tmp_path / "out", "int8-asym")
 
 
+@pytest.mark.slow
 def test_the_disk_has_to_have_room_for_the_tower(
     checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +365,7 @@ def test_the_disk_has_to_have_room_for_the_tower(
     assert begun > text > again
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_towers_layers(
     checkpoints: Path, rounded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ from edge.runtime.settings import EngineSettings
 from edge.runtime.vision import pictures, tower_memory
 from edge.runtime.vision.pictures import Pictures, open_pictures
 from edge.runtime.vision.progress import PictureProgress
+from tests.runtime.vision.files import HEIGHT, WIDTH, plain
 from tests.runtime.vision.towers import Weights, expected_rows, inputs_of, make_tower, picture_of, spec_of, weights_of
 
 GB = 10**9
@@ -91,6 +92,12 @@ def test_rows_are_computed_once_and_kept_ones_are_bit_equal(made: Bundle, tmp_pa
     fresh = opened(made, tmp_path / "other").rows(picture_of())
     assert fresh.tobytes() == rows.tobytes()
     assert opened(made, tmp_path).rows(picture_of(1)).tobytes() != rows.tobytes()
+
+
+def test_pictures_are_turned_unless_settings_say_not_to(made: Bundle, tmp_path: Path) -> None:
+    part = ImagePart(data=plain("PNG", 6))  # on its side
+    assert opened(made, tmp_path).open(part).pixels.shape[:2] == (WIDTH, HEIGHT)
+    assert opened(made, tmp_path, turn_pictures=False).open(part).pixels.shape[:2] == (HEIGHT, WIDTH)
 
 
 def test_nothing_is_written_when_it_is_off(made: Bundle, tmp_path: Path) -> None:
