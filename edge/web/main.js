@@ -122,6 +122,7 @@ function welcome() {
 }
 
 function forget() {
+	for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close(""); // the camera's, too
 	chat.open();
 	pictures.forget();
 	translate(null);

@@ -308,6 +308,19 @@ def test_a_kiosk_takes_pictures_where_its_operator_wants(allowed: bool, browser:
         assert held[1] == []
 
 
+def test_a_kiosk_closes_the_camera_that_a_visitor_left_open(browser: Browser, fake: FakeServer) -> None:
+    fake.pictures = dict(ONE)
+    fake.config = {"idle_seconds": 3, "idle_warning_seconds": 1, "pictures": True}
+    with visit(browser, f"{fake.url}?kiosk=1") as visitor:
+        visitor.ask("hello")
+        visitor.page.evaluate(CAMERA)
+        visitor.page.click("#camera")
+        visitor.wait_for("document.querySelector('video').videoWidth > 0")
+        visitor.wait_for("!document.querySelector('dialog[open]')")
+        visitor.wait_for("globalThis.filmed.getTracks().every((track) => track.readyState === 'ended')")
+        assert visitor.answers.count() == 0
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_grave_in_pictures_and_thoughts(
     browser: Browser, fake: FakeServer, axe_source: str, theme: Any
