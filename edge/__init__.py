@@ -74,6 +74,7 @@ if _typing.TYPE_CHECKING:
     from edge.runtime.session import ChatSession
     from edge.runtime.settings import EngineSettings, GenerationSettings, Sampling, SpeculationSettings
     from edge.runtime.stream import Stream
+    from edge.runtime.vision.progress import PictureProgress
 
     __version__: str
 
@@ -110,6 +111,7 @@ __all__ = [
     "MissingPackageError",
     "OutputError",
     "PictureError",
+    "PictureProgress",
     "PrefixMatch",
     "ProfileError",
     "Prompt",
@@ -158,6 +160,7 @@ _HOMES = {
     "replies": "edge.runtime.engines.scripted",
     "TokenLogprob": "edge.runtime.logprobs",
     "PrefixMatch": "edge.runtime.kv.loaded",
+    "PictureProgress": "edge.runtime.vision.progress",
     "Prompt": "edge.runtime.prompt",
     "SavedPrefix": "edge.runtime.saved_prefix",
     "read_prefix": "edge.runtime.saved_prefix",

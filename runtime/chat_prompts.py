@@ -100,7 +100,7 @@ class ChatPrompts:
         """Render and encode a conversation; answers of this model in it get the ids they were made of."""
         checked = messages_from(messages)
         declared = checked_tools(() if tools is None else tools)
-        text = self.render(
+        text = self._rendered(
             checked,
             tools=declared,
             variables=variables,
@@ -127,7 +127,23 @@ class ChatPrompts:
         continue_final_message: bool = False,
     ) -> MarkedText:
         """Render a conversation. Raises PictureError for pictures that the model, or its template, does not take."""
-        checked = messages_from(messages)
+        return self._rendered(
+            messages_from(messages),
+            tools=tools,
+            variables=variables,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+
+    def _rendered(
+        self,
+        checked: Sequence[Message],
+        *,
+        tools: Sequence[JsonObject] | None,
+        variables: JsonObject | None,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+    ) -> MarkedText:
         template, parts = self.template, _parts(checked)
         self._check_number(parts)
         text = template.render_marked(

@@ -48,8 +48,10 @@ class Convention:
         calls: Calls = "none"
         if "tool_calls" in words:
             calls = "tool_calls"
-        elif "metadata" in words:
-            calls = "metadata"
+        elif "metadata" in words and ("observation" in words or "assistant" not in words):
+            calls = (
+                "metadata"  # GLM-4.1V's reads it, but names the roles that it writes, and results are not among them
+            )
         if calls == "metadata" and "tools" in words:
             return cls(calls, "message", words)
         return cls(calls, "variable" if "tools" in meta.find_undeclared_variables(template) else "none", words)

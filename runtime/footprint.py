@@ -66,6 +66,7 @@ TOWER_PART = 12_000_000  # of a graph, without its weights
 TOWER_VALUES = {"onnx": (1, 4), "openvino": (2, 11)}
 TOWER_16_BITS = 0.8  # of that in bfloat16, where sums and what goes from graph to graph stay float32: 632 MB
 TOWER_LEFT = {"onnx": 0, "openvino": 4}  # hidden sizes of float32 a patch, which a graph that stays loaded keeps
+TOWER_KEPT = {"onnx": 12_000_000, "openvino": 45_000_000}  # besides, of five parts of GLM-4.1V's tower: 1,337 MB
 TOWER_PIECES = 4  # that patches are cut into for an MLP (export/graph/tower.py)
 USUAL_PATCHES = 6400  # of a picture that a KV cache leaves room for: 1,120 x 1,120 pixels
 
@@ -186,7 +187,7 @@ def tower_footprint(vision: VisionRecord, patches: int, *, engine: str, value_by
     activations = int(4 * values * (1 if value_bytes == 4 else TOWER_16_BITS))
     rows = 4 * spec.out_size * math.ceil(patches / spec.merge_size**2)
     left = 4 * TOWER_LEFT[engine] * spec.hidden_size * patches
-    parts = int(layers + rest) + once + vision.segments * (TOWER_PART + left)
+    parts = int(layers + rest) + once + vision.segments * (TOWER_KEPT[engine] + left)
     return TowerFootprint(part, parts, activations, rows)
 
 

@@ -14,8 +14,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -82,7 +81,8 @@ class Pictures:
         self._tower: Tower | None = None
         self._graphs: tuple[Graphs, list[Path]] | None = None
         self._short = threading.Lock()  # of all that is here, for moments
-        self._long = threading.Lock()  # of the tower, for minutes
+        self._free = threading.Condition(self._short)
+        self._turn: object | None = None  # who has the tower, for minutes
         self._closed = False
 
     def __repr__(self) -> str:
@@ -160,19 +160,17 @@ class Pictures:
         self._check_open()
         if (found := self._told_kept(picture, on_progress)) is not None:
             return found
-        with self._turn(on_progress):
+        turn = object()
+        try:
+            self._take(turn, on_progress)
             if (found := self._told_kept(picture, on_progress)) is not None:  # while waiting
                 return found
-            from edge.runtime.vision.preprocess import tower_inputs
-
-            rows = self._opened_tower().run(tower_inputs(picture, self.spec), on_progress)
-            expected = self.num_rows(picture)
-            if len(rows) != expected:
-                raise BundleError(f"the tower gives {len(rows)} rows of a picture, expected {expected}; {EXPORT_AGAIN}")
-            key = self.key(picture)
+            return self._computed(picture, on_progress)
+        finally:
             with self._short:
-                self._rows.keep(key, rows)
-            return rows
+                if self._turn is turn:
+                    self._turn = None
+                    self._free.notify_all()
 
     def close(self) -> None:
         """Free the tower and what is in memory, and end a run in another thread. A second call changes nothing."""
@@ -190,18 +188,29 @@ class Pictures:
             on_progress(PictureProgress(self.spec.num_layers, self.spec.num_layers, 0.0, kept=True))
         return found
 
-    @contextmanager
-    def _turn(self, on_progress: OnPicture | None) -> Iterator[None]:
-        """Wait for the tower."""
-        while not self._long.acquire(timeout=_ASK_EVERY_S):
+    def _take(self, turn: object, on_progress: OnPicture | None) -> None:
+        """Wait for the tower. The caller gives the turn back, whatever line an interrupt ended this at."""
+        while True:
+            with self._short:
+                if self._turn is None or self._free.wait_for(lambda: self._turn is None, _ASK_EVERY_S):
+                    self._turn = turn
+                    break
             self._check_open()
             if on_progress is not None:
                 on_progress(PictureProgress(0, self.spec.num_layers, None))
-        try:
-            self._check_open()
-            yield
-        finally:
-            self._long.release()
+        self._check_open()
+
+    def _computed(self, picture: Picture, on_progress: OnPicture | None) -> Hidden:
+        from edge.runtime.vision.preprocess import tower_inputs
+
+        rows = self._opened_tower().run(tower_inputs(picture, self.spec), on_progress)
+        expected = self.num_rows(picture)
+        if len(rows) != expected:
+            raise BundleError(f"the tower gives {len(rows)} rows of a picture, expected {expected}; {EXPORT_AGAIN}")
+        key = self.key(picture)
+        with self._short:
+            self._rows.keep(key, rows)
+        return rows
 
     def _check_open(self) -> None:
         if self._closed:

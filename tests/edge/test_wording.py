@@ -72,6 +72,7 @@ def test_settings_without_an_option_are_few() -> None:
         "min_new_tokens",
         "prompt_logprobs",
         "stop_token_ids",
+        "turn_pictures",
     }
 
 

@@ -16,7 +16,7 @@ import openvino.opset13 as op
 
 from edge.export.graph import tower
 from edge.export.graph.openvino.models import _number_nodes, _share_constants
-from edge.export.graph.openvino.ops import _as_float, f32, float_constant, i64, matrix, parameter
+from edge.export.graph.openvino.ops import _as_float, f32, float_constant, i64, matrix, parameter, slice_last
 from edge.export.tensors import PackedTensor, Weight
 from edge.runtime.graph_names import HIDDEN, NEXT_HIDDEN, PATCHES, PLACES, ROTARY_TABLES, ROWS
 from edge.runtime.vision.spec import VisionSpec
@@ -64,7 +64,7 @@ class OpenVINOTowerBuilder:
             q, k, v = op.split(heads, i64(1), 3).outputs()
         else:
             turning, v = op.variadic_split(heads, i64(1), i64([2 * spec.num_heads, spec.num_heads])).outputs()
-            q, k = op.split(_turned(turning, *self._tables), i64(1), 2).outputs()
+            q, k = op.split(_turned(turning, *self._tables, spec.head_dim), i64(1), 2).outputs()
         out = op.scaled_dot_product_attention(q, k, v, causal=False)
         return op.reshape(op.transpose(op.squeeze(out, i64(0)), i64([1, 0, 2])), i64([-1, spec.hidden_size]), False)
 
@@ -148,10 +148,9 @@ def _both_halves(table: ov.Node) -> ov.Node:
     return op.unsqueeze(op.concat([table, table], -1), i64([0, 1]))
 
 
-def _turned(x: ov.Node, cos: ov.Node, sin: ov.Node) -> ov.Node:
-    """(1, heads, n, head_dim), the first half of each head against the second."""
-    first, second = op.split(x, i64(-1), 2).outputs()
-    crossed = op.concat([op.multiply(second, f32(-1.0)), first], -1)
+def _turned(x: ov.Node, cos: ov.Node, sin: ov.Node, width: int) -> ov.Node:
+    """(1, heads, n, width), the first half of each head against the second, in slices that OpenVINO fuses to one."""
+    crossed = op.concat([op.multiply(slice_last(x, width // 2, width), f32(-1.0)), slice_last(x, 0, width // 2)], -1)
     return op.add(op.multiply(x, cos), op.multiply(crossed, sin))
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from edge.runtime.constraint import Constraint
 from edge.runtime.engines.scripted import Script, noise
-from edge.runtime.errors import CacheFullError, ContextLengthError, PictureError, SettingsError
+from edge.runtime.errors import CacheFullError, ContextLengthError, PictureError, PromptError, SettingsError
 from edge.runtime.llm import LLM
 from edge.runtime.messages import ImagePart, Message, TextPart
 from edge.runtime.session import ChatSession
@@ -253,6 +253,26 @@ def test_steps_of_others_go_on_while_the_tower_runs(llm: LLM, pictures: FakePict
     assert len(other.answer().token_ids) == 20
     go_on.set()
     thread.join(30)
+    assert len(pictures.runs) == 1
+
+
+def test_a_prefix_is_one_of_two_things(llm: LLM, tmp_path: Path) -> None:
+    for given in ({}, {"system": "a", "messages": [question(CAT)]}):
+        with pytest.raises(PromptError, match="either a system message or messages"):
+            llm.prefixes.use(tmp_path / "a.prefix", **given)  # type: ignore[arg-type]
+
+
+def test_a_prefix_of_messages_ends_where_a_question_may_go_on(llm: LLM, pictures: FakePictures) -> None:
+    begin = llm._chats.prompts.prefix([question(CAT, "Where is")]).spliced
+    whole = llm.encode_chat([question(CAT, "Where is the exit?")])
+    assert whole[: len(begin.ids)] == begin.ids
+    assert len(begin.ids) >= begin.end == begin.places[0].stop
+    answer = Message("assistant", "There.")
+    longer = llm._chats.prompts.prefix([question(CAT, "Where is it?"), answer]).spliced
+    next_question = llm.encode_chat([question(CAT, "Where is it?"), answer, {"role": "user", "content": "Here?"}])
+    assert next_question[: len(longer.ids)] == longer.ids
+    llm.prefixes.warm([question(CAT, "Where is")])
+    assert answered(llm, [question(CAT, "Where is the exit?")])[1] == len(begin.ids)
     assert len(pictures.runs) == 1
 
 

@@ -140,6 +140,17 @@ def test_glm_4_1vs_template_writes_the_pictures_where_they_stand() -> None:
     assert keys[0] == keys[2] != keys[1]
 
 
+def test_glm_4_1vs_template_has_no_place_for_results_of_tools() -> None:
+    """It reads `metadata` as GLM-4's does, and writes nothing for the role `observation`: results become text."""
+    template = ChatTemplate(GLM_4_1V)
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    calling = {"role": "assistant", "content": None, "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "1", "content": "23 degrees"}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    for tools in ([], [tool]):
+        assert "23 degrees" in template.render([user("Weather?"), calling, result], tools=tools)
+
+
 def test_typed_tokens_of_pictures_are_text() -> None:
     for kind, source in (("eva", TEMPLATE), ("glm4v", PARTS_TEMPLATE)):
         tokenizer = tokenizer_with_pictures()
