@@ -62,7 +62,7 @@ def graph(job: Job) -> dict[str, Any]:
     before = status_bytes("RssAnon")
     with sampled() as opening:
         began = time.perf_counter()
-        segment = graphs.open(Path(job.path))
+        segment = graphs.open(Path(job.path), arrays)
         opened = time.perf_counter()
     loaded = status_bytes("RssAnon")
     times, peaks = [], []

@@ -50,8 +50,11 @@ class Graphs(Protocol):
     def value_bytes(self) -> int:
         """Of each activation. Raises DeviceError."""
 
-    def open(self, path: Path) -> Segment:
-        """Load one graph. Raises BundleError and DeviceError."""
+    def open(self, path: Path, arrays: Mapping[str, Array]) -> Segment:
+        """Load one graph, for arrays of these shapes, more of which it may not take. Raises DeviceError."""
+
+
+_Shapes = Mapping[str, tuple[int, ...]]
 
 
 class _News:
@@ -77,7 +80,7 @@ class Tower:
         self._bundle, self._record, self._graphs, self._parts = bundle, record, graphs, parts
         self._stays = stays
         self._runs = NativeRuns()
-        self._open: dict[int, Segment] = {}
+        self._open: dict[int, tuple[_Shapes, Segment]] = {}  # and for which arrays each was loaded
         self._running: Segment | None = None
         self._closed = False
 
@@ -123,14 +126,19 @@ class Tower:
         path = self._parts[index]
 
         def call() -> Hidden:
-            segment = self._running = self._open.get(index) or self._graphs.open(path)
+            shapes = {name: array.shape for name, array in arrays.items()}
+            loaded_for, segment = self._open.get(index, (None, None))
+            if segment is None or loaded_for != shapes:
+                self._open.pop(index, None)  # before another takes as much
+                segment = self._graphs.open(path, arrays)
+            self._running = segment
             if ended or self._closed:  # while it was opened
                 segment.end()
             if missing := sorted(segment.inputs - arrays.keys()):
                 raise BundleError(f"{path} takes {', '.join(missing)}, which no picture has; {EXPORT_AGAIN}")
             found = segment.run({name: arrays[name] for name in segment.inputs})
             if stays and not ended and not self._closed:
-                self._open[index] = segment
+                self._open[index] = (shapes, segment)
             return found
 
         def end() -> None:

@@ -38,7 +38,7 @@ class OnnxGraphs:
             "inference precision": "f32",
         }
 
-    def open(self, path: Path) -> OnnxSegment:
+    def open(self, path: Path, arrays: Mapping[str, Array]) -> OnnxSegment:  # noqa: ARG002  # takes any number of rows
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 4  # failures are raised, and reported in our words

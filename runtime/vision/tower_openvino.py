@@ -72,9 +72,12 @@ class OpenVINOGraphs:
     def value_bytes(self) -> int:
         return 4 if self._precision == "f32" else 2
 
-    def open(self, path: Path) -> OpenVINOSegment:
+    def open(self, path: Path, arrays: Mapping[str, Array]) -> OpenVINOSegment:
+        """Compile a graph for one number of rows: with any number, each layer keeps buffers of its own."""
         with _told(f"{self._device} cannot run {path}"):
             model = self._core.read_model(path, path.with_name(VISION_BIN))
+            names = [port.any_name for port in model.inputs]
+            model.reshape({name: ov.PartialShape(arrays[name].shape) for name in names if name in arrays})
             return OpenVINOSegment(self._core.compile_model(model, self._device, self._properties))
 
 

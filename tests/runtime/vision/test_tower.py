@@ -182,11 +182,11 @@ class SlowGraphs:
         self.slow, self._inner, self._first = Slow(), inner, True
         self.identity = inner.identity
 
-    def open(self, path: Path) -> object:
+    def open(self, path: Path, arrays: Mapping[str, Array]) -> object:
         if self._first:
             self._first = False
             return self.slow
-        return self._inner.open(path)
+        return self._inner.open(path, arrays)
 
 
 def slow_tower(bundle: Bundle) -> tuple[Tower, SlowGraphs]:
@@ -251,7 +251,7 @@ def test_a_part_that_was_told_to_end_does(kind: BundleFormat, made: Bundle) -> N
     record = made.manifest.vision
     assert record is not None
     graphs, parts = choose_graphs(made, record, EXACT, kind)
-    segment = graphs.open(parts[0])
+    segment = graphs.open(parts[0], inputs_of(spec_of("eva")))
     segment.end()
     with pytest.raises(DeviceError, match="the engine failed at a picture"):
         segment.run(inputs_of(spec_of("eva")))
