@@ -51,10 +51,14 @@ PICTURES = {  # keys of a config.json, and the tokens that they number
     "image_token_id": "<|image|>",
     "image_end_token_id": "<|end_of_image|>",
 }
-TEMPLATE = """{% for m in messages %}<|user|>
+# What each kind's own template takes: parts, or a text alone. Other roles have no tokens here.
+TEMPLATES = {
+    "glm4v": """{% for m in messages %}<|user|>
 {% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] %}
 {%- if part['type'] == 'image' %}<|begin_of_image|><|image|><|end_of_image|>{% else %}{{ part['text'] }}{% endif %}
-{%- endfor %}{% endif %}{% endfor %}"""  # roles beyond this have no tokens here
+{%- endfor %}{% endif %}{% endfor %}""",
+    "chatglm": "{% for m in messages %}<|user|>\n{{ m['content'] }}{% endfor %}",
+}
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|observation|>")  # ids 256 to 258, after the bytes; each ends an answer
 
 
@@ -104,7 +108,7 @@ def write_checkpoint(
         named = rows.get("vocab_size", rows.get("padded_vocab_size", 0)) if names or pictures else 0
         write_tokenizer(folder, named, pictures)
         if pictures:
-            (folder / "chat_template.jinja").write_text(TEMPLATE)
+            (folder / "chat_template.jinja").write_text(TEMPLATES[config["model_type"]])
         if config["model_type"] == "glm4v":
             write_json(folder / "preprocessor_config.json", PIXELS_41V)
         for name, shapes in files.items():
