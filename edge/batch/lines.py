@@ -23,7 +23,7 @@ from edge.runtime.errors import PromptError, shown
 from edge.runtime.files import open_file, shown_path
 from edge.runtime.unicode import marked_encoding
 
-MAX_BYTES = 8 << 20  # of one line, as a server would take it
+MAX_BYTES = 32 << 20  # of one line, as a server with a model for pictures would take it
 _ADVICE = "give a file with one JSON object a line"
 _LISTED = 5  # lines that an error names
 

@@ -160,7 +160,7 @@ def _show(args: argparse.Namespace) -> int:
     for name, value in rows.items():
         print(f"  {name:<{width}}  {value}")
     if info.system is None:
-        print("  text without a chat template")
+        print("  no system message: a text, or messages with a picture")
     else:
         print("  system message:")
         print(textwrap.indent(info.system.rstrip("\n"), "    "))

@@ -155,5 +155,5 @@ def test_show_tells_the_system_message(tiny_bundle: Path, place: Path, capsys: S
     assert cli.main(["prefix", "show", "a.prefix"]) == 0
     assert capsys.readouterr().out.endswith("  system message:\n    You are kind.\n    Always.\n")
     assert cli.main(["prefix", "show", "b.prefix"]) == 0
-    assert capsys.readouterr().out.endswith("  text without a chat template\n")
+    assert capsys.readouterr().out.endswith("  no system message: a text, or messages with a picture\n")
     assert (read_prefix(place / "a.prefix").system, read_prefix("b.prefix").system) == ("You are kind.\nAlways.", None)
