@@ -33,11 +33,13 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Nothing beside the first: chance needs the machine to itself, and so do the deadlines that find what hangs. The others
-# wait for servers, browsers and downloads much of the time, so two files at once.
+# wait for servers, browsers, downloads and other programs much of the time, so two files at once.
 ALONE := tests/runtime tests/export tests/fuzz tests/edge/batch
 INSTALLED := tests/edge/test_installed.py
+PEERS := $(addprefix tests/export/,test_interop.py test_openvino_tokenizer.py test_optimum.py)
 test-slow: $(VENV)/.slow
-	$(BIN)/python -m pytest -m slow $(ALONE)
+	$(BIN)/python -m pytest -m slow $(ALONE) $(addprefix --ignore=,$(PEERS))
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(PEERS)
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE) $(INSTALLED))
 	$(BIN)/python -m tests.fuzz --inputs $(FUZZ_INPUTS)
 

@@ -72,7 +72,7 @@ def precision_of(parts: Mapping[str, tuple[str, list[int], int]], shape: tuple[i
     return Precision(bits, signed, of_graph[2] if len(of_graph) == 3 and of_graph[2] < shape[1] else 0)
 
 
-@pytest.mark.parametrize("name", TWO)
+@pytest.mark.parametrize("name", [TWO[0], *(pytest.param(name, marks=pytest.mark.slow) for name in TWO[1:])])
 @pytest.mark.parametrize("recipe", recipes())
 @pytest.mark.usefixtures("few_tokens", "untimed")
 def test_what_is_told_before_is_what_is_stored(

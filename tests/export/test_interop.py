@@ -23,6 +23,8 @@ from tests import tiny
 from tests.conftest import EXACT
 from tests.export.test_reference import PROMPTS
 
+pytestmark = pytest.mark.slow  # other programs, each of which compiles or exports the same models again
+
 NEW_TOKENS = 32
 EXACT_PROPERTIES = {
     "INFERENCE_PRECISION_HINT": "f32",

@@ -323,6 +323,8 @@ import resource
 from pathlib import Path
 from edge.export.interop.openvino_tokenizer import start
 from edge.runtime.errors import OutputError
+
+pytestmark = pytest.mark.slow  # other programs, each of which compiles or exports the same models again
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 try:
     start(Path({str(make_folder(tmp_path / "bundle"))!r}), 3).finish()

@@ -36,6 +36,8 @@ from tests.conftest import EXACT
 from tests.export.test_reference import IDS, TIMES_FLOAT32, logits_in_chunks
 from tests.tiny import SPECIAL, STOP_IDS, Tiny, make, reference_logits, write_tokenizer
 
+pytestmark = pytest.mark.slow  # other programs, each of which compiles or exports the same models again
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     pytest.importorskip("optimum.intel")

@@ -77,7 +77,7 @@ def test_parameters_are_those_of_all_weights() -> None:
 
 def test_a_spec_without_them_is_written_as_before_there_were_any() -> None:
     """Graphs and manifests of earlier versions hold these lines, byte by byte."""
-    later = {"qk_norms", "residual_exponent", "output_exponent", "safe_norms"}
+    later = {"qk_norms", "residual_exponent", "output_exponent", "safe_norms", "rope_sections"}
     old = {field.name for field in fields(ModelSpec)} - later
     assert set(WITHOUT.to_json()) == old
     assert WITHOUT.to_line() == (

@@ -76,9 +76,7 @@ def test_text_part_of_a_checkpoint_with_an_image_tower(tmp_path: Path) -> None:
     to_remote_code(tmp_path / "hf", tmp_path / "checkpoint", vision=True)
     manifest = export(tmp_path / "checkpoint", tmp_path / "bundle", "fp32")
     why = "because config.json has no vision_config"
-    assert manifest.warnings == (
-        f"the picture tower (2 tensors) is left out, {why}; the bundle answers to text alone",
-    )
+    assert manifest.warnings == (f"the picture tower (2 tensors) is left out, {why}; the bundle answers to text alone",)
     expected, float32_error = reference_logits(model, IDS)
     error = largest_error(tmp_path / "bundle", expected, [70])
     assert error <= TIMES_FLOAT32 * float32_error

@@ -72,6 +72,7 @@ def test_killed_after_a_stage(stage: str, tiny_checkpoint: Path, untouched: dict
     assert seen[0].resumed > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay_s", [1.2, 1.7, 2.2, 2.7])
 def test_killed_at_any_moment(delay_s: float, tiny_checkpoint: Path, untouched: dict[str, str], tmp_path: Path) -> None:
     """Moments that no stage decides: imports, compression, the tokenizer's own process, the last files."""
