@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_verbose(group)
     group.add_argument("--no-history", action="store_true", help="keep nothing of what is typed for later chats")
     add_documents(group, "the first message")
-    add_pictures(group, "the first message")
+    add_pictures(group, "the first message is about")
     add_show_thinking(group)
     add_tools(parser)
     options.add_engine(parser)

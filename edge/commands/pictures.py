@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from edge.terminal.looking import Looking
 
 
-def add_pictures(parser: argparse._ActionsContainer, question: str = "PROMPT") -> None:
-    """Pictures that a question is about."""
+def add_pictures(parser: argparse._ActionsContainer, what: str) -> None:
+    """Pictures, each of which is `what`."""
     parser.add_argument(
         "--image",
         action="append",
@@ -29,8 +29,7 @@ def add_pictures(parser: argparse._ActionsContainer, question: str = "PROMPT") -
         type=kinds.path,
         dest="images",
         metavar="FILE",
-        help=f"a picture that {question} is about, for models that see pictures: png, jpeg, webp, gif, bmp or tiff; "
-        "repeatable",
+        help=f"a picture that {what}, for models that see pictures: png, jpeg, webp, gif, bmp or tiff; repeatable",
     )
 
 

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.commands import kinds, options, pictures
+from edge.commands import options, pictures
 from edge.commands.help import sections
 
 if TYPE_CHECKING:
@@ -53,15 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text.add_argument("--system-file", metavar="FILE", help="a file that holds the system message")
     text.add_argument("--raw", metavar="TEXT", help="text without the chat template")
-    build.add_argument(
-        "--image",
-        action="append",
-        default=[],
-        type=kinds.path,
-        dest="images",
-        metavar="FILE",
-        help="a picture that every first question begins with, for models that see pictures; repeatable",
-    )
+    pictures.add_pictures(build, "every first question begins with")
     options.add_template(build)
     options.add_engine(build)
     show = actions.add_parser("show", help="show what a prefix was made for", **sections(SHOW))

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--raw", action="store_true", help="continue PROMPT as it is, without the chat template")
     messages.add_messages(asked)
     documents.add_documents(asked)
-    pictures.add_pictures(asked)
+    pictures.add_pictures(asked, "PROMPT is about")
     options.add_json(parser)
     pictures.add_show_thinking(parser)
     options.add_verbose(parser)

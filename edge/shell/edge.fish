@@ -323,7 +323,7 @@ complete -c edge -n '_shtab_edge_using prefix build' -l json -d 'print one JSON 
 complete -c edge -n '_shtab_edge_using prefix build' -l system -x -d 'the system message; - reads it from stdin, and so does giving none of these three'
 complete -c edge -n '_shtab_edge_using prefix build' -l system-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file that holds the system message'
 complete -c edge -n '_shtab_edge_using prefix build' -l raw -x -d 'text without the chat template'
-complete -c edge -n '_shtab_edge_using prefix build' -l image -xka "(__fish_complete_path (commandline -ct))" -d 'a picture that every first question begins with, for models that see pictures; repeatable'
+complete -c edge -n '_shtab_edge_using prefix build' -l image -xka "(__fish_complete_path (commandline -ct))" -d 'a picture that every first question begins with, for models that see pictures: png, jpeg, webp, gif, bmp or tiff; repeatable'
 complete -c edge -n '_shtab_edge_using prefix build' -l chat-template -xka "(__fish_complete_path (commandline -ct))" -d 'use this Jinja template of messages, instead of the bundle'"'"'s'
 complete -c edge -n '_shtab_edge_using prefix build' -l engine -l engines -xka "auto openvino onnx openvino_npu" -d 'which engine computes (default: auto)'
 complete -c edge -n '_shtab_edge_using prefix build' -l device -xka "CPU GPU NPU" -d 'device to compute on; `edge devices` lists them (default: CPU)'

@@ -8,13 +8,15 @@ loaded in threads that end, and their stacks with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import openvino as ov
 
-from edge.runtime.errors import DeviceError, telling_line
+from edge.runtime.errors import DeviceError, EdgeError, telling_line
+from edge.runtime.terminal_text import on_one_line
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,6 +36,18 @@ def openvino_devices() -> list[tuple[str, str]]:
     """Return name and full name of all devices that OpenVINO finds on this machine. Raises DeviceError."""
     core = make_core()
     return [(name, str(core.get_property(name, "FULL_DEVICE_NAME")).strip()) for name in core.available_devices]
+
+
+@contextmanager
+def openvino_told(failure: str, advice: str = "") -> Iterator[None]:
+    """Turn what OpenVINO raises into a DeviceError that begins with `failure` and ends with what to do."""
+    try:
+        yield
+    except EdgeError:
+        raise
+    except Exception as error:  # RuntimeError, and what bindings raise for bytes that are not text
+        reason = on_one_line(telling_line(error, last=True))
+        raise DeviceError(f"{failure}: {reason}{advice and f'; {advice}'}") from error
 
 
 def in_own_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

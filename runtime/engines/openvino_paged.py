@@ -8,8 +8,7 @@ model, never assumed (`openvino_caches`); where blocks are depends on the device
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -26,14 +25,14 @@ from edge.runtime.engines.devices import device_here
 from edge.runtime.engines.engine import TEXT, Embedding, EngineInfo, Inputs, Step, StepInterrupted
 from edge.runtime.engines.limits import cache_budget, context_limit, max_running, prefill_chunk
 from edge.runtime.engines.openvino_caches import caches_of, head_sizes, tokens_per_block
-from edge.runtime.engines.openvino_core import make_core
+from edge.runtime.engines.openvino_core import make_core, openvino_told
 from edge.runtime.engines.openvino_graph import read_graph
 from edge.runtime.engines.openvino_inputs import TURNS, take_replacements, take_turns
 from edge.runtime.engines.openvino_memory import MemoryKind, make_memory, memory_kind
 from edge.runtime.engines.openvino_properties import properties
 from edge.runtime.engines.openvino_rows import keep_wanted_rows
 from edge.runtime.engines.replacements import replacements
-from edge.runtime.errors import DeviceError, EdgeError, SettingsError, shown, telling_line
+from edge.runtime.errors import DeviceError, SettingsError, shown, telling_line
 from edge.runtime.graph_names import REPLACED, REPLACEMENTS, WANTED_ROWS
 from edge.runtime.kv.memory import NoMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
@@ -41,7 +40,6 @@ from edge.runtime.machine import family_of
 from edge.runtime.rotary import per_frequency, position_rows
 from edge.runtime.settings import KV_PRECISIONS, CachePrecision, EngineSettings
 from edge.runtime.spec import ModelSpec
-from edge.runtime.terminal_text import on_one_line
 
 FAMILIES = ("CPU", "GPU")  # kinds of devices whose plugins have paged attention
 XATTENTION_BLOCK = 256  # tokens; such attention takes one sequence at a time (paged_attention_inst.cpp of intel_gpu)
@@ -95,7 +93,7 @@ class OpenVINOPagedEngine:
         heads: dict[str, int] = {}
 
         def compile_model() -> Any:
-            with _told(f"{settings.device} cannot run {model_xml}"):
+            with openvino_told(f"{settings.device} cannot run {model_xml}"):
                 chosen = properties(core, settings, family, spec, weight_bits, budget, limit)
                 model = read_graph(core, model_xml, spec)
                 paged_attention_transformation(model)
@@ -299,17 +297,6 @@ def _checked_device(core: ov.Core, device: str) -> str:
     return device_here(device, devices)
 
 
-@contextmanager
-def _told(failure: str) -> Iterator[None]:
-    """Turn what OpenVINO raises into a DeviceError."""
-    try:
-        yield
-    except EdgeError:
-        raise
-    except Exception as error:  # RuntimeError, and what bindings raise for bytes that are not text
-        raise DeviceError(f"{failure}: {on_one_line(telling_line(error, last=True))}") from error
-
-
 def _precision(types: Collection[str]) -> CachePrecision:
     """Return the name of what caches are stored in. Raises DeviceError for what has none."""
     found = next((name for name in KV_PRECISIONS if name in types), None)
@@ -325,5 +312,5 @@ def _is_integrated(core: ov.Core, device: str) -> bool:
 
 def _context(core: ov.Core, device: str) -> Any:
     """Return the context in which a device allocates, as models compiled for it do. Raises DeviceError."""
-    with _told(f"{device} allocates no memory for a KV cache"):
+    with openvino_told(f"{device} allocates no memory for a KV cache"):
         return core.get_default_context(device)

@@ -7,8 +7,8 @@ Everything of a picture is computed at once and alone, so the bits are the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,12 @@ import openvino as ov
 
 from edge.runtime.arrays import Array, Hidden
 from edge.runtime.bundle import VISION_BIN
-from edge.runtime.engines.openvino_core import make_core
+from edge.runtime.engines.openvino_core import make_core, openvino_told
 from edge.runtime.engines.openvino_properties import gpu_properties
-from edge.runtime.errors import DeviceError, telling_line
 from edge.runtime.machine import family_of
 from edge.runtime.settings import EngineSettings
-from edge.runtime.terminal_text import on_one_line
 
+_ADVICE = "run edge verify, or use another engine"
 _ASK_EVERY_MS = 100  # whether a run was told to end
 
 
@@ -54,7 +53,7 @@ class OpenVINOGraphs:
 
     @cached_property
     def _precision(self) -> str:
-        with _told(f"{self._device} does not tell its precision"):
+        with openvino_told(f"{self._device} does not tell its precision", _ADVICE):
             return self._settings.inference_precision or str(
                 self._core.get_property(self._device, "INFERENCE_PRECISION_HINT").get_type_name()
             )
@@ -74,7 +73,7 @@ class OpenVINOGraphs:
 
     def open(self, path: Path, arrays: Mapping[str, Array]) -> OpenVINOSegment:
         """Compile a graph for one number of rows: with any number, each layer keeps buffers of its own."""
-        with _told(f"{self._device} cannot run {path}"):
+        with openvino_told(f"{self._device} cannot run {path}", _ADVICE):
             model = self._core.read_model(path, path.with_name(VISION_BIN))
             names = [port.any_name for port in model.inputs]
             model.reshape({name: ov.PartialShape(arrays[name].shape) for name in names if name in arrays})
@@ -91,7 +90,7 @@ class OpenVINOSegment:
 
     def run(self, arrays: Mapping[str, Array]) -> Hidden:
         request = self._model.create_infer_request()
-        with _told("the engine failed at a picture"):
+        with openvino_told("the engine failed at a picture", _ADVICE):
             # A tensor takes nothing that is read-only, and does not keep the array alive whose memory it shares.
             held = {name: np.require(array, requirements=["C", "W"]) for name, array in arrays.items()}
             for name, array in held.items():
@@ -111,16 +110,3 @@ class OpenVINOSegment:
 
     def end(self) -> None:
         self._ending = True
-
-
-@contextmanager
-def _told(failure: str) -> Iterator[None]:
-    """Turn what OpenVINO raises into a DeviceError."""
-    try:
-        yield
-    except DeviceError:
-        raise
-    except Exception as error:  # RuntimeError, and what bindings raise for bytes that are not text
-        raise DeviceError(
-            f"{failure}: {on_one_line(telling_line(error, last=True))}; run edge verify, or use another engine"
-        ) from error
