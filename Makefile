@@ -36,10 +36,12 @@ test: $(VENV)/.dev
 # wait for servers, browsers, downloads and other programs much of the time, so two files at once.
 ALONE := tests/runtime tests/export tests/fuzz tests/edge/batch
 INSTALLED := tests/edge/test_installed.py
-PEERS := $(addprefix tests/export/,test_interop.py test_openvino_tokenizer.py test_optimum.py)
+# Files of that folder which compute and wait for nothing.
+SHARED := $(addprefix tests/export/,test_assignment.py test_calibration.py test_interop.py test_openvino_tokenizer.py \
+	test_optimum.py test_reference.py test_tower.py vision)
 test-slow: $(VENV)/.slow
-	$(BIN)/python -m pytest -m slow $(ALONE) $(addprefix --ignore=,$(PEERS))
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(PEERS)
+	$(BIN)/python -m pytest -m slow $(ALONE) $(addprefix --ignore=,$(SHARED))
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(SHARED)
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE) $(INSTALLED))
 	$(BIN)/python -m tests.fuzz --inputs $(FUZZ_INPUTS)
 

@@ -312,7 +312,10 @@ def test_openvino_turns_heads_in_one_operator() -> None:
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("kind", ["eva", "glm4v"])
 def test_a_layer_of_the_published_width_is_that_of_numpy(kind: str, bits: int, make: Callable[[], TowerRunner]) -> None:
-    """Kernels choose their ways by width. Each of the two is rounded, hence twice the tolerance."""
+    """Kernels choose their ways by width.
+
+    A sum of K products is off by sqrt(K) roundings of 2**-24, which add up by chance; here, both sums are rounded.
+    """
     if kind == "eva":
         spec = towers.eva_spec(num_layers=1, hidden_size=1792, num_heads=16, intermediate_size=15360)
     else:
@@ -331,4 +334,5 @@ def test_a_layer_of_the_published_width_is_that_of_numpy(kind: str, bits: int, m
     inputs = {"cos": np.cos(turns).astype(np.float32), "sin": np.sin(turns).astype(np.float32)}
     hidden = random.standard_normal((64, h), np.float32)
     expected = tower_runners.layer(NumpyTowerRunner(), weights, hidden, 0, inputs, spec)
-    assert error(tower_runners.layer(make(), weights, hidden, 0, inputs, spec), expected) <= 2 * TOLERANCE
+    bound = 2 * max(TOLERANCE, 2**-24 * math.sqrt(spec.intermediate_size))
+    assert error(tower_runners.layer(make(), weights, hidden, 0, inputs, spec), expected) <= bound
