@@ -7,17 +7,15 @@ has both. Knows nothing about weights.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edge.export.npz import put_array
-from edge.export.tensors import Float32Array
 from edge.runtime.arrays import Array
 from edge.runtime.bundle import VISION_GOLDEN
 from edge.runtime.graph_names import PATCHES, PLACES, ROTARY_TABLES
+from edge.runtime.vision import golden_picture
 from edge.runtime.vision.geometry import Grid
 from edge.runtime.vision.preprocess import interpolated_places, numbered_places, patches_of, rotation
 from edge.runtime.vision.spec import VisionSpec
@@ -42,13 +40,8 @@ def golden_inputs(spec: VisionSpec) -> dict[str, Array]:
     return {PATCHES: patches, PLACES: interpolated_places(grid, spec), **turned}
 
 
-@dataclass(frozen=True)
-class GoldenPicture:
+class GoldenPicture(golden_picture.GoldenPicture):
     """What a bundle holds of it."""
-
-    inputs: Mapping[str, Array]
-    float_rows: Float32Array  # (m, out_size), of the checkpoint's weights
-    rows: Float32Array  # of the compressed ones, in float32
 
     def write(self, folder: Path) -> None:
         """Write an .npz: same arrays, same bytes."""

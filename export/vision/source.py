@@ -18,7 +18,7 @@ from edge.export.tensors import FloatArray, to_float32
 from edge.export.vision.names import BEGIN, DOWN, END, canonical_shapes
 from edge.export.weights.names import Sources
 from edge.export.weights.rotation import Rotation
-from edge.export.weights.source import CHECKED_ROWS, some_tensors
+from edge.export.weights.source import check_finite, some_tensors
 from edge.runtime.errors import TensorError, plain
 from edge.runtime.vision.spec import VisionSpec
 
@@ -75,13 +75,7 @@ class TowerWeights:
 
     def check_finite(self, name: str) -> None:
         """Raises TensorError when a weight holds NaN or infinity. Reads all of it."""
-        for part in self.parts[name]:
-            stored = self.checkpoint.read(part.name)
-            for start in range(0, len(stored), CHECKED_ROWS):
-                if not np.isfinite(to_float32(stored[start : start + CHECKED_ROWS])).all():
-                    raise TensorError(
-                        f"{plain(part.name)} holds NaN or infinity; the checkpoint is damaged, download it again"
-                    )
+        check_finite(self.checkpoint, self.sources[name])
 
 
 @dataclass(frozen=True)

@@ -106,13 +106,16 @@ class Weights:
 
     def check_finite(self, name: str) -> None:
         """Raises TensorError when a weight holds NaN or infinity. Reads all of it."""
-        for part in self.sources[name]:
-            stored = self.checkpoint.read(part)
-            for start in range(0, len(stored), CHECKED_ROWS):
-                if not np.isfinite(to_float32(stored[start : start + CHECKED_ROWS])).all():
-                    raise TensorError(
-                        f"{plain(part)} holds NaN or infinity; the checkpoint is damaged, download it again"
-                    )
+        check_finite(self.checkpoint, self.sources[name])
+
+
+def check_finite(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Raises TensorError when one of these tensors holds NaN or infinity. Reads all of them."""
+    for name in names:
+        stored = checkpoint.read(name)
+        for start in range(0, len(stored), CHECKED_ROWS):
+            if not np.isfinite(to_float32(stored[start : start + CHECKED_ROWS])).all():
+                raise TensorError(f"{plain(name)} holds NaN or infinity; the checkpoint is damaged, download it again")
 
 
 def map_names(
