@@ -14,10 +14,9 @@ import numpy as np
 from edge.export.npz import put_array
 from edge.runtime.arrays import Array
 from edge.runtime.bundle import VISION_GOLDEN
-from edge.runtime.graph_names import PATCHES, PLACES, ROTARY_TABLES
 from edge.runtime.vision import golden_picture
 from edge.runtime.vision.geometry import Grid
-from edge.runtime.vision.preprocess import interpolated_places, numbered_places, patches_of, rotation
+from edge.runtime.vision.preprocess import arrays_of
 from edge.runtime.vision.spec import VisionSpec
 
 SIDE = 8  # patches, at most: enough to tell places apart, and few enough to take next to no time
@@ -32,12 +31,7 @@ def golden_inputs(spec: VisionSpec) -> dict[str, Array]:
     colours = np.stack([np.broadcast_to(slope[:, None], (size, size)), np.broadcast_to(slope, (size, size))], -1)
     colours = np.concatenate([colours, 255 - colours[..., :1]], -1)
     pixels = np.clip(colours + rng.integers(-48, 49, colours.shape), 0, 255).astype(np.uint8)
-    grid = Grid(side, side)
-    patches = patches_of(pixels, spec)
-    if spec.is_fixed:
-        return {PATCHES: patches, PLACES: numbered_places(grid, spec)}
-    turned = dict(zip(ROTARY_TABLES, rotation(grid, spec), strict=True))
-    return {PATCHES: patches, PLACES: interpolated_places(grid, spec), **turned}
+    return arrays_of(pixels, Grid(side, side), spec)
 
 
 class GoldenPicture(golden_picture.GoldenPicture):

@@ -17,6 +17,7 @@ import numpy as np
 
 from edge.runtime.arrays import Array, Hidden, Ids
 from edge.runtime.extras import missing_packages_named
+from edge.runtime.graph_names import PATCHES, PLACES, ROTARY_TABLES
 from edge.runtime.vision.geometry import Grid, grid_of, resized
 from edge.runtime.vision.picture import Picture, Pixels
 from edge.runtime.vision.spec import VisionSpec
@@ -27,12 +28,16 @@ _THETA = 10000.0
 
 def tower_inputs(picture: Picture, spec: VisionSpec) -> dict[str, Array]:
     """Return what the tower's first graph takes. Raises PictureError, MissingPackageError."""
-    grid = grid_of(picture.width, picture.height, spec)
-    patches = patches_of(resized_pixels(picture, spec), spec)
+    return arrays_of(resized_pixels(picture, spec), grid_of(picture.width, picture.height, spec), spec)
+
+
+def arrays_of(pixels: Pixels, grid: Grid, spec: VisionSpec) -> dict[str, Array]:
+    """Return what the tower's first graph takes of pixels that have the size of this grid."""
+    patches = patches_of(pixels, spec)
     if spec.is_fixed:
-        return {"patches": patches, "places": numbered_places(grid, spec)}
-    cos, sin = rotation(grid, spec)
-    return {"patches": patches, "places": interpolated_places(grid, spec), "cos": cos, "sin": sin}
+        return {PATCHES: patches, PLACES: numbered_places(grid, spec)}
+    turned = dict(zip(ROTARY_TABLES, rotation(grid, spec), strict=True))
+    return {PATCHES: patches, PLACES: interpolated_places(grid, spec), **turned}
 
 
 def resized_pixels(picture: Picture, spec: VisionSpec) -> Pixels:
