@@ -28,6 +28,8 @@ pytest.importorskip("openvino_tokenizers")
 pytest.importorskip("transformers")
 openvino_genai = pytest.importorskip("openvino_genai")
 
+pytestmark = pytest.mark.slow  # other programs, each of which compiles or exports the same models again
+
 MESSAGES = [
     {"role": "user", "content": "the 你 xyz"},
     {"role": "assistant", "content": "abc\n"},
@@ -324,7 +326,6 @@ from pathlib import Path
 from edge.export.interop.openvino_tokenizer import start
 from edge.runtime.errors import OutputError
 
-pytestmark = pytest.mark.slow  # other programs, each of which compiles or exports the same models again
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 try:
     start(Path({str(make_folder(tmp_path / "bundle"))!r}), 3).finish()
