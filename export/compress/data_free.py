@@ -3,10 +3,11 @@
 In: a (N, K) matrix in any float dtype, and a `Precision` of 4 or 8 bits. Out: a `PackedTensor`. Knows nothing about
 NNCF: `nncf.py` compares the two before it relies on this one.
 
-The arithmetic is that of nncf 3.4.0 (`_build_integer_quantization_model` in its openvino/optimized_functions/models.py):
-float32 throughout, a range that includes 0 where integers are asymmetric and else its longer side with the sign that
-gives it the one integer more, divisions that are not turned into products, ties to even. NNCF builds, compiles and runs
-a graph for every matrix, whose memory is fresh each time; here what is worked on stays in a core's cache.
+The arithmetic is that of nncf 3.4.0 (`_build_integer_quantization_model`, in models.py of its
+openvino/optimized_functions): float32 throughout, a range that includes 0 where integers are asymmetric and else its
+longer side with the sign that gives it the one integer more, divisions that are not turned into products, ties to even.
+NNCF builds, compiles and runs a graph for every matrix, whose memory is fresh each time; here what is worked on stays
+in a core's cache.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from edge.export.compress.rounding import limits
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Bytes, Float32Array, FloatArray, PackedTensor, pack, write_float32
 
+LEAST = 10_000  # weights: smaller matrices NNCF rounds without a graph, in other steps
 IN_CACHE = 1 << 17  # weights in float32 at a time: half a megabyte
 PER_CORE = 1 << 22  # weights that a core is given at a time
 SMALLEST_STEP = np.finfo(np.float32).eps  # as NNCF has it, so that nothing is divided by 0
 
 
 def fits(shape: tuple[int, ...], precision: Precision) -> bool:
-    """Whether this module rounds matrices of this shape: rows end where bytes do."""
-    return len(shape) == 2 and shape[1] * precision.bits % 8 == 0
+    """Whether this module rounds matrices of this shape: not too small, and with rows that end where bytes do."""
+    n, k = shape
+    return n * k >= LEAST and k * precision.bits % 8 == 0
 
 
 def compress(weight: FloatArray, precision: Precision) -> PackedTensor:
