@@ -70,7 +70,7 @@ def test_nncf_is_asked_once_for_each_kind_of_matrix(monkeypatch: pytest.MonkeyPa
     compressor, rows = Compressor(), hard_rows(np.float32)
     for precision in (Precision(8), Precision(4, group_size=64), Precision(8)):
         compressor.compress(NAME, rows, precision)
-    compressor.compress(NAME, rows[:, :128], Precision(8))
+    compressor.compress(NAME, np.ascontiguousarray(rows[:, :128]), Precision(8))
     assert asked == [(32, 384), (32, 384), (96, 128)]
 
 
@@ -89,6 +89,6 @@ def test_where_nncf_makes_other_bytes_it_makes_all_of_them(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("shape", [(160, 63), (160, 62)], ids=str)
 def test_small_matrices_and_rows_that_end_within_a_byte_are_left_to_nncf(shape: tuple[int, int]) -> None:
-    rows = hard_rows(np.float32)[:, : shape[1]]
+    rows = np.ascontiguousarray(hard_rows(np.float32)[:, : shape[1]])
     assert not data_free.fits(shape, Precision(4))
     assert same_bytes(Compressor().compress(NAME, rows, Precision(4)), Compressor().by_nncf(NAME, rows, Precision(4)))
