@@ -83,9 +83,9 @@ def load(
         raise SettingsError(
             "draft_store is what speculation drafts from; give speculation=True too", param="draft_store"
         )
-    second = None if draft is None else _folder("draft", draft)
-    if chosen is None and second is not None:
+    if chosen is None and draft is not None:
         raise SettingsError("draft is a model that speculation drafts with; give speculation=True too", param="draft")
+    second = None if draft is None else _folder("draft", draft)
     return LLM(_folder("bundle", bundle), settings, chosen, store, chat_template, second)
 
 
