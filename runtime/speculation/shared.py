@@ -18,6 +18,7 @@ from edge.runtime.speculation.saver import Saver
 from edge.runtime.speculation.source import SourceMaker
 from edge.runtime.speculation.store import DraftStore
 
+_SEED_BITS = 62
 REMEMBERED_PROMPT = 32  # its last ids are stored with an answer, which begins alike when the question is asked again
 
 
@@ -38,13 +39,15 @@ class SharedDrafts:
         sampling = settings.sampling
         if self._settings is None or sampling.temperature == 0 or sampling.seed is not None:
             return settings
-        return replace(settings, sampling=replace(sampling, seed=secrets.randbits(64)))
+        return replace(settings, sampling=replace(sampling, seed=secrets.randbits(_SEED_BITS)))
 
     def drafter(self, prompt_ids: Sequence[int], sampling: Sampling) -> Drafter | None:
         """Return a drafter for one answer, or None without settings."""
         if self._settings is None:
             return None
-        return Drafter(prompt_ids, self._settings, self.cost, self._store, self._acceptance)
+        found = [maker.source(prompt_ids, sampling) for maker in self._makers]
+        sources = [source for source in found if source is not None]
+        return Drafter(prompt_ids, self._settings, self.cost, self._store, self._acceptance, sources)
 
     def close(self) -> None:
         """Free what drafts are made with. A second call changes nothing."""
