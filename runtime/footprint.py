@@ -291,7 +291,7 @@ def _kept(name: str, record: TensorRecord, engine: str, fewest_bits: int) -> flo
     if bits >= 16:
         return count * (8.0 if bits == 16 and engine == "openvino" else 4.0)
     if engine == "onnx":
-        limit = ONNX_HEAD_BLOCK if fewest_bits == 4 and name in (HEAD, EMBEDDING) else ONNX_LARGEST_BLOCK
+        limit = ONNX_HEAD_BLOCK if fewest_bits <= 4 and name in (HEAD, EMBEDDING) else ONNX_LARGEST_BLOCK
         group = min(group & -group, limit)
     return count * bits / 8 + GROUP_BYTES[engine] * count / group
 

@@ -1,6 +1,6 @@
 """GPTQ: rounding a matrix so that its product stays as it was, rather than its weights.
 
-In: a float matrix (N, K), moments of the inputs that it will meet, and a `Precision` of 4 bits. Out: a `PackedTensor`
+In: a float matrix (N, K), moments of the inputs that it will meet, and a `Precision` of 2 or 4 bits. Out: a `PackedTensor`
 in NNCF's layout; or the float matrix, moved so that its outputs are what they should be. Knows nothing about graphs or
 where the inputs come from.
 
@@ -67,8 +67,8 @@ def move(weight: Float32Array, inputs: Moments, drift: Float32Array) -> Float32A
 
 
 def quantize(weight: Float32Array, inputs: Moments, precision: Precision) -> PackedTensor:
-    """Round a (N, K) matrix to 4 bits for inputs x (T, K) with these moments."""
-    assert precision.bits == 4, precision
+    """Round a (N, K) matrix to few bits for inputs x (T, K) with these moments."""
+    assert precision.is_narrow, precision
     n, k = weight.shape
     group = precision.group_size or k
     importance, order, factor = inputs.importance, inputs.order, inputs.factor
@@ -85,9 +85,9 @@ def quantize(weight: Float32Array, inputs: Moments, precision: Precision) -> Pac
         values[chosen, order] = integers.T
 
     in_parallel(round_rows, range(0, n, ROWS_PER_CORE))
-    packed_zero = None if precision.symmetric else pack(zero.reshape(-1), 4)
-    data = pack(values.reshape(-1), 4)
-    return PackedTensor((n, k), 4, precision.symmetric, group, data, scale.astype(np.float16), packed_zero)
+    packed_zero = None if precision.symmetric else pack(zero.reshape(-1), precision.bits)
+    data = pack(values.reshape(-1), precision.bits)
+    return PackedTensor((n, k), precision.bits, precision.symmetric, group, data, scale.astype(np.float16), packed_zero)
 
 
 def _products(inputs: Float32Array, order: npt.NDArray[np.intp], shrink: Float32Array) -> Float32Array:
