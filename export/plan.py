@@ -177,7 +177,7 @@ def make_plan(source: str | Path, settings: ExportSettings, *, download: bool = 
     options: dict[str, tuple[Rounding, ...]] = {}
     if limits is not None:
         fixed = {EMBEDDING: embedding, HEAD: head} if not spec.tied_embeddings else {EMBEDDING: embedding or head}
-        options = options_of(assignments, limits, fixed, spec=spec, onnx=format != "openvino", awq=not recipe.rotate)
+        options = options_of(assignments, limits, fixed, spec=spec, formats=format, awq=not recipe.rotate)
     tower = plan_tower(checkpoint, settings, weights, recipe)
     unsuited = () if target is None or options else suits(spec, _records(assignments), device, recipe.name)
     return Plan(

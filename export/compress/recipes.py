@@ -123,7 +123,11 @@ class Recipe:
 
     def rank_of(self, name: str, shape: tuple[int, ...]) -> int:
         """The rank of the product that is added to a weight; 0: none is."""
-        return 0 if name in (EMBEDDING, HEAD) or self.precision_of(name, shape)[0].bits > FEW_BITS else min(self.rank, *shape)
+        return (
+            0
+            if name in (EMBEDDING, HEAD) or self.precision_of(name, shape)[0].bits > FEW_BITS
+            else min(self.rank, *shape)
+        )
 
 
 @cache

@@ -12,7 +12,11 @@ from edge.export.tensors import unpack
 from edge.runtime.errors import RecipeError
 from tests.oracle import dequantize
 
-PRECISIONS = [Precision.parse(text) for text in ("int4-asym-g64", "int4-sym-g64", "int4-asym-channel", "int4-sym-g32")]
+PRECISIONS = [
+    Precision.parse(text)
+    for text in ("int4-asym-g64", "int4-sym-g64", "int4-asym-channel", "int4-sym-g32", "int2-sym-g64", "int2-asym-g32")
+]
+INTEGERS = {(4, True): (-8, 7), (4, False): (0, 15), (2, True): (-2, 1), (2, False): (0, 3)}
 Floats = npt.NDArray[np.float32]
 
 
@@ -31,7 +35,7 @@ def by_definition(weight: Floats, inputs: Floats, precision: Precision) -> Float
     moments = inputs.T.astype(np.float64) @ inputs
     importance = np.diagonal(moments).copy()
     scale, zero = gptq._scales(weight, importance.astype(np.float32), precision)
-    low, high = (-8, 7) if precision.symmetric else (0, 15)
+    low, high = INTEGERS[precision.bits, precision.symmetric]
     moments[np.diag_indices(k)] += gptq.DAMPING * importance.mean()
     left, rounded = weight.astype(np.float64), np.empty(weight.shape)
     free = list(np.argsort(importance, kind="stable")[::-1])
@@ -79,9 +83,10 @@ def test_bytes_are_laid_out_as_nncf_lays_them_out(precision: Precision) -> None:
     assert packed.scale.dtype == np.float16
     assert packed.scale.shape == (40, 192 // (precision.group_size or 192))
     assert (packed.zero_point is None) == precision.symmetric
-    values = unpack(packed.data, weight.size, 4, signed=packed.signed)
-    assert values.min() >= (-8 if packed.signed else 0)
-    assert values.max() <= (7 if packed.signed else 15)
+    values = unpack(packed.data, weight.size, precision.bits, signed=packed.signed)
+    low, high = INTEGERS[precision.bits, precision.symmetric]
+    assert (values.min(), values.max()) == (low, high)
+    assert packed.data.nbytes == weight.size * precision.bits // 8
 
 
 def test_weights_that_are_on_the_grid_stay() -> None:

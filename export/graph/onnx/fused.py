@@ -31,8 +31,8 @@ INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1  # values of MatMulNBits' accuracy_le
 # Weights of the head that share a scale in its kernel, and so activations that are rounded together: logits show that
 # rounding directly, and smaller blocks cost the head no time (docs/findings.md).
 HEAD_BLOCK = 32
-# Of 8 or 2 bits, that activations are written as the sum of where they are not to be rounded: as many as float32 needs. Two
-# would take 15 % off the time of a token, and err by 4e-4 of the logits' scale, where three err by 3e-6.
+# That activations are written as the sum of where they are not to be rounded, for weights of 8 or 2 bits: as many as
+# float32 needs. Two would take 15 % off the time of a token, and err by 4e-4 of the logits' scale, three err by 3e-6.
 TERMS = 3
 
 
