@@ -49,6 +49,7 @@ GROUP_BYTES = {
     "openvino": 8.0,  # scale and zero point in float32: 12.7 MB a block of GLM-4-9B's widths, 8.0 bytes a group
 }
 ONNX_LARGEST_BLOCK = 256  # groups are cut into blocks of at most so many weights
+ONNX_LARGEST_OF_2_BITS = 128  # the same of 2 bits
 ONNX_HEAD_BLOCK = 32  # of a head whose inputs are rounded to int8
 
 # --- While tokens are computed ----------------------------------------------------------------------------------------
@@ -292,7 +293,7 @@ def _kept(name: str, record: TensorRecord, engine: str, fewest_bits: int) -> flo
         return count * (8.0 if bits == 16 and engine == "openvino" else 4.0)
     if engine == "onnx":
         limit = ONNX_HEAD_BLOCK if fewest_bits <= 4 and name in (HEAD, EMBEDDING) else ONNX_LARGEST_BLOCK
-        group = min(group & -group, limit)
+        group = min(group & -group, limit, ONNX_LARGEST_OF_2_BITS if bits == 2 else limit)
     return count * bits / 8 + GROUP_BYTES[engine] * count / group
 
 

@@ -35,8 +35,9 @@ USUAL = tuple(
         "int8-asym",
     )
 )
-# In blocks, of bundles for ONNX Runtime alone. Zero points take bytes and gain nothing here (docs/findings.md).
-FEWEST = tuple(Precision.parse(text) for text in ("int2-sym-g256", "int2-sym-g64"))
+# In blocks, of bundles for ONNX Runtime alone. Zero points take bytes and gain nothing here, larger groups have no
+# kernel, and smaller ones take as long as 4 bits (docs/findings.md).
+FEWEST = (Precision.parse("int2-sym-g128"),)
 # Of these, the rules of `edge verify --device NPU` say which suit a matrix: 4 bits alone in blocks, for example.
 NPU = tuple(Precision.parse(text) for text in ("int4-sym-channel", "int4-sym-g128", "int8-sym"))
 
