@@ -8,6 +8,7 @@ import pytest
 
 from edge.export.compress import gptq
 from edge.export.compress.precision import Precision
+from edge.export.compress.rounding import nearest
 from edge.export.tensors import unpack
 from edge.runtime.errors import RecipeError
 from tests.oracle import dequantize
@@ -61,14 +62,10 @@ def test_it_is_the_algorithm_of_the_paper(precision: Precision) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 def test_products_err_less_than_those_of_rounded_weights(precision: Precision) -> None:
+    """By half of its power and more, as the paper's figures have it; measured: 0.31 to 0.41."""
     weight, inputs = make()
     packed = gptq.quantize(weight, gptq.moments(inputs), precision)
-    scale, _ = gptq._scales(weight, np.ones(weight.shape[1], np.float32), precision)
-    group = precision.group_size or weight.shape[1]
-    steps = np.repeat(scale, group, axis=1)
-    # Rounding to nearest without clipping errs by at least a quarter of what its steps are worth.
-    nearest = np.abs(steps) * np.random.default_rng(1).uniform(-0.5, 0.5, weight.shape).astype(np.float32)
-    assert error(dequantize(packed) - weight, inputs) < 0.5 * error(nearest, inputs)
+    assert error(dequantize(packed) - weight, inputs) < 0.5 * error(nearest(weight, precision) - weight, inputs)
 
 
 def error(difference: Floats, inputs: Floats) -> float:

@@ -31,9 +31,7 @@ INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1  # values of MatMulNBits' accuracy_le
 # Weights of the head that share a scale in its kernel, and so activations that are rounded together: logits show that
 # rounding directly, and smaller blocks cost the head no time (docs/findings.md).
 HEAD_BLOCK = 32
-LARGEST_OF_2_BITS = (
-    128  # onnxruntime 1.32 has no kernel for larger blocks and takes 100 times as long (docs/findings.md)
-)
+LARGEST_OF_2_BITS = 128  # weights in a block: onnxruntime 1.32 has no kernel for more and takes 100 times as long
 # That activations are written as the sum of where they are not to be rounded, for weights of 8 or 2 bits: as many as
 # float32 needs. Two would take 15 % off the time of a token, and err by 4e-4 of the logits' scale, three err by 3e-6.
 TERMS = 3
