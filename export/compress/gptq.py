@@ -1,8 +1,8 @@
 """GPTQ: rounding a matrix so that its product stays as it was, rather than its weights.
 
-In: a float matrix (N, K), moments of the inputs that it will meet, and a `Precision` of 4 bits. Out: a `PackedTensor`
-in NNCF's layout; or the float matrix, moved so that its outputs are what they should be. Knows nothing about graphs or
-where the inputs come from.
+In: a float matrix (N, K), moments of the inputs that it will meet, and a `Precision` of 2 or 4 bits. Out: a
+`PackedTensor` in NNCF's layout; or the float matrix, moved so that its outputs are what they should be. Knows nothing
+about graphs or where the inputs come from.
 
 Columns are rounded one after the other, those that matter most first, and what one column lost is made up for by those
 still to come (Frantar et al., GPTQ, arXiv 2210.17323; the order by the diagonal is its authors' later `act_order`). It
@@ -27,6 +27,7 @@ from edge.runtime.errors import RecipeError
 DAMPING = 0.2  # share of the mean moment that is added to each, so that few tokens do not decide everything
 MOST_DAMPING = 20.0
 CLIPS = np.linspace(1.0, 0.6, 13, dtype=np.float32)  # shares of a group's range to try
+COARSE_CLIPS = np.linspace(1.0, 0.3, 22, dtype=np.float32)  # with four integers in all, the far ones cost more
 BLOCK = 128  # columns whose losses are passed on together, as one matrix product
 CHUNK = 1 << 17  # weights whose clips are tried together: their copies stay in a core's cache
 ROWS_PER_CORE = 1 << 9  # of a matrix at a time
@@ -70,8 +71,8 @@ def move(weight: Float32Array, inputs: Moments, drift: Float32Array) -> Float32A
 
 
 def quantize(weight: Float32Array, inputs: Moments, precision: Precision) -> PackedTensor:
-    """Round a (N, K) matrix to 4 bits for inputs x (T, K) with these moments."""
-    assert precision.bits == 4, precision
+    """Round a (N, K) matrix to few bits for inputs x (T, K) with these moments."""
+    assert precision.is_narrow, precision
     n, k = weight.shape
     group = precision.group_size or k
     importance, order, factor = inputs.importance, inputs.order, inputs.factor
@@ -88,9 +89,9 @@ def quantize(weight: Float32Array, inputs: Moments, precision: Precision) -> Pac
         values[chosen, order] = integers.T
 
     in_parallel(round_rows, range(0, n, ROWS_PER_CORE))
-    packed_zero = None if precision.symmetric else pack(zero.reshape(-1), 4)
-    data = pack(values.reshape(-1), 4)
-    return PackedTensor((n, k), 4, precision.symmetric, group, data, scale.astype(np.float16), packed_zero)
+    packed_zero = None if precision.symmetric else pack(zero.reshape(-1), precision.bits)
+    data = pack(values.reshape(-1), precision.bits)
+    return PackedTensor((n, k), precision.bits, precision.symmetric, group, data, scale.astype(np.float16), packed_zero)
 
 
 def _products(inputs: Float32Array, order: npt.NDArray[np.intp], shrink: Float32Array) -> Float32Array:
@@ -141,7 +142,7 @@ def _best_clip(
     least, most = ranges(rows)  # (n, groups, 1), as all below but `lost`
     best = np.full(least.shape, np.inf, np.float32)
     scale, zero = np.empty_like(best), np.zeros(best.shape, np.float32)
-    for clip in CLIPS:
+    for clip in COARSE_CLIPS if precision.bits == 2 else CLIPS:
         step = _representable(steps(least, most, precision, clip))
         middle = middles(least, step, precision, clip)
         lost = restored(rows, step, middle, precision)
