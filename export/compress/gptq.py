@@ -59,9 +59,11 @@ def move(weight: Float32Array, inputs: Moments, drift: Float32Array) -> Float32A
     drift: (N, K), y^T x, where y (T, N) is what the outputs for inputs x (T, K) lack.
     """
 
+    corners = _inverse_corners(inputs.factor)
+
     def move_rows(start: int) -> None:
         rows = slice(start, start + ROWS_PER_CORE)
-        drift[rows] = weight[rows] + _best_move(drift[rows], inputs.factor, inputs.order)
+        drift[rows] = weight[rows] + _best_move(drift[rows], inputs.factor, corners, inputs.order)
 
     in_parallel(move_rows, range(0, len(weight), ROWS_PER_CORE))
     return drift
@@ -183,7 +185,16 @@ def _factor(moments: Float32Array) -> Float32Array:
         _mirror(moments.T)
 
 
-def _best_move(drift: Float32Array, factor: Float32Array, order: npt.NDArray[np.intp]) -> Float32Array:
+def _inverse_corners(factor: Float32Array) -> list[Float32Array]:
+    """The inverses of the factor's blocks on its diagonal, from the first to the last."""
+    starts = range(0, len(factor), BLOCK)
+    corners = (np.triu(factor[start : start + BLOCK, start : start + BLOCK]) for start in starts)
+    return [np.linalg.inv(corner.astype(np.float64)).astype(np.float32) for corner in corners]
+
+
+def _best_move(
+    drift: Float32Array, factor: Float32Array, corners: list[Float32Array], order: npt.NDArray[np.intp]
+) -> Float32Array:
     """What to add to weights (n, K) so that outputs move by the drift: the drift times the inverse of F^T F."""
     values = np.ascontiguousarray(drift[:, order].T)  # (K, n)
     k = len(values)
@@ -191,12 +202,12 @@ def _best_move(drift: Float32Array, factor: Float32Array, order: npt.NDArray[np.
         stop = start + BLOCK
         if start:
             values[start:stop] -= factor[:start, start:stop].T @ values[:start]
-        values[start:stop] = np.linalg.solve(np.triu(factor[start:stop, start:stop]).T, values[start:stop])
-    for stop in range(k, 0, -BLOCK):
-        start = max(stop - BLOCK, 0)
+        values[start:stop] = corners[start // BLOCK].T @ values[start:stop]
+    for start in reversed(range(0, k, BLOCK)):
+        stop = min(start + BLOCK, k)
         if stop < k:
             values[start:stop] -= factor[start:stop, stop:] @ values[stop:]
-        values[start:stop] = np.linalg.solve(np.triu(factor[start:stop, start:stop]), values[start:stop])
+        values[start:stop] = corners[start // BLOCK] @ values[start:stop]
     moved = np.empty(drift.shape, np.float32)
     moved[:, order] = values.T
     return moved
