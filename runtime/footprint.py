@@ -52,6 +52,7 @@ GROUP_BYTES = {
 # kernels (onnxruntime: core/mlas/lib/sqnbitgemm_kernel_avx512_int8_blklen128.h).
 READ_GROUP_BYTES = 8.0
 ONNX_LARGEST_BLOCK = 256  # groups are cut into blocks of at most so many weights
+ONNX_LARGEST_OF_2_BITS = 128  # the same of 2 bits
 ONNX_HEAD_BLOCK = 32  # of a head whose inputs are rounded to int8
 
 # --- While tokens are computed ----------------------------------------------------------------------------------------
@@ -88,6 +89,18 @@ class Footprint:
     base: int  # libraries, graph, tokenizer, tables of positions
     droppable: int  # pages of mapped files, which the system takes back when it needs them
     about: bool = False  # whether it is a guess for a device or an engine that was never measured
+
+    def beside(self, draft: Footprint) -> Footprint:
+        """Both of two models in one process, of which the draft model is loaded first."""
+        return Footprint(
+            weights=self.weights + draft.weights,
+            kv=self.kv + draft.kv,
+            activations=self.activations + draft.activations,
+            compile_peak=max(self.compile_peak, draft.compile_peak - self.loaded),
+            base=self.base + draft.base,
+            droppable=self.droppable + draft.droppable,
+            about=self.about or draft.about,
+        )
 
     @property
     def loaded(self) -> int:
@@ -310,8 +323,8 @@ def _packed(name: str, record: TensorRecord, engine: str, fewest_bits: int) -> _
     """What an engine's kernel is given: onnx's cut groups into blocks."""
     bits, group = _kind(record)
     if engine == "onnx" and bits < 16:
-        limit = ONNX_HEAD_BLOCK if fewest_bits == 4 and name in (HEAD, EMBEDDING) else ONNX_LARGEST_BLOCK
-        group = min(group & -group, limit)
+        limit = ONNX_HEAD_BLOCK if fewest_bits <= 4 and name in (HEAD, EMBEDDING) else ONNX_LARGEST_BLOCK
+        group = min(group & -group, limit, ONNX_LARGEST_OF_2_BITS if bits == 2 else limit)
     return _Kind(bits, group)
 
 
