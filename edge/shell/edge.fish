@@ -402,6 +402,7 @@ complete -c edge -n '_shtab_edge_using bench' -l prompt-tokens -x -d 'prompt len
 complete -c edge -n '_shtab_edge_using bench' -l new-tokens -x -d 'tokens to generate after each prompt (default: 64)'
 complete -c edge -n '_shtab_edge_using bench' -l repeat -x -d 'times that each is measured, after a cold run (default: 5; 3 with --clients)'
 complete -c edge -n '_shtab_edge_using bench' -l clients -x -d 'start a server and measure it over HTTP with so many clients at once, like 1,4,8,16 (default: no server)'
+complete -c edge -n '_shtab_edge_using bench' -l roofline -d 'how near each engine and prompt length comes to what this machine'"'"'s memory allows'
 complete -c edge -n '_shtab_edge_using bench' -l engine -l engines -xka "auto openvino onnx openvino_npu all" -d 'which engine computes (default: auto)'
 complete -c edge -n '_shtab_edge_using bench' -l device -xka "CPU GPU NPU" -d 'device to compute on; `edge devices` lists them (default: CPU)'
 complete -c edge -n '_shtab_edge_using bench' -l max-context -x -d 'longest prompt and answer together (default: the model'"'"'s limit)'
