@@ -90,5 +90,5 @@ def ask(
     started = time.perf_counter()
     found = source.propose(count, forced)
     if explores:
-        record.budget_ms -= (time.perf_counter() - started) * 1000
+        record.budget_ms -= max((time.perf_counter() - started) * 1000, making[0])
     return found
