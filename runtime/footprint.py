@@ -86,6 +86,18 @@ class Footprint:
     droppable: int  # pages of mapped files, which the system takes back when it needs them
     about: bool = False  # whether it is a guess for a device or an engine that was never measured
 
+    def beside(self, draft: Footprint) -> Footprint:
+        """Both of two models in one process, of which the draft model is loaded first."""
+        return Footprint(
+            weights=self.weights + draft.weights,
+            kv=self.kv + draft.kv,
+            activations=self.activations + draft.activations,
+            compile_peak=max(self.compile_peak, draft.compile_peak - self.loaded),
+            base=self.base + draft.base,
+            droppable=self.droppable + draft.droppable,
+            about=self.about or draft.about,
+        )
+
     @property
     def loaded(self) -> int:
         """After the load, before the first token."""
