@@ -146,7 +146,7 @@ def engine_for(place: Place, bits: int, engines: tuple[str, ...]) -> str:
         return "openvino_npu"
     if place.kind == "gpu" or "onnx" not in engines:
         return "openvino"
-    return "onnx" if bits == 4 or "openvino" not in engines else "openvino"
+    return "onnx" if bits <= 4 or "openvino" not in engines else "openvino"
 
 
 def _kv_precision(place: Place, engine: str, bits: int) -> str:

@@ -106,7 +106,7 @@ def choose(bundle: Bundle, settings: EngineSettings) -> str:
     several = (settings.expected_clients or 1) >= SEVERAL
     cache_bytes = (settings.max_context or 0) * manifest.spec.kv_values_per_token * 4
     fits = cache_bytes <= cache_budget(settings)
-    return "onnx" if manifest.fewest_bits == 4 and short and fits and not several else "openvino"
+    return "onnx" if manifest.fewest_bits <= 4 and short and fits and not several else "openvino"
 
 
 def weight_bytes(bundle: Bundle, record: EngineRecord) -> int:
