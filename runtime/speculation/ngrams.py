@@ -1,7 +1,7 @@
-"""A compact table of which id mostly follows one to four others, and drafts from it.
+"""Which id mostly follows one to four others in the model's own answers, and drafts from that.
 
-In: sequences of ids to count, or the bytes of a table; the ids of a running text. Out: the table's bytes; ids that may
-come next. Knows nothing about files, models or tokenizers.
+In: finished answers; the ids of a running text. Out: ids that may come next. Knows nothing about files, models or
+tokenizers.
 
 Where the last four ids are not in the table, the last three are looked for, then two, then one, as in the n-gram drafts
 of ANPD (Ou et al. 2024). Contexts are kept as hashes of 32 bits: with 300,000 of them, one wrong hit in 14,000,
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -19,26 +20,30 @@ import numpy.typing as npt
 
 from edge.runtime.settings import Sampling
 from edge.runtime.speculation.source import Proposal
+from edge.runtime.speculation.suffix_array import MAX_ID
 
 LONGEST = 4  # ids of a context
 LEVELS = 8  # of the share that the most frequent follower has
 MAX_ENTRIES = 1_000_000  # 8 bytes each
+MOST_IDS = 200_000  # of the model's own answers
+_LEAST_NEW = 200  # ids that are worth counting again
 _LEAST_OF_LONG = 2  # times that a context of three or four ids must have been followed alike
 _FACTOR, _MASK = 0x9E3779B1, 0xFFFFFFFF
 _HEADER = struct.Struct(f"<8s{LONGEST}I")
 _MAGIC = b"EDGENGR1"
 
-# By the follower's share of what was counted, 0 to 1 in eighths: how often it was right in a text of another kind.
-_PRIORS = (0.03, 0.1, 0.1, 0.12, 0.14, 0.2, 0.3, 0.6)
+# By the follower's share of what was counted, 0 to 1 in eighths: how often it was right in sampled answers to others'
+# questions.
+_PRIORS = (0.03, 0.1, 0.12, 0.15, 0.15, 0.25, 0.5, 0.7)
 
 Hashes = npt.NDArray[np.uint64]
 
 
 class NgramTable:
-    """Followers of contexts of 1 to 4 ids. All answers of a model share one."""
+    """Followers of contexts of 1 to 4 ids."""
 
-    def __init__(self, content: bytes) -> None:
-        """Raises ValueError for bytes that are not a table."""
+    def __init__(self, content: bytes, num_ids: int) -> None:
+        """Raises ValueError for bytes that are not a table of `num_ids` token ids."""
         if len(content) < _HEADER.size or not content.startswith(_MAGIC):
             raise ValueError("it is no table of n-grams")
         sizes = _HEADER.unpack_from(content)[1:]
@@ -48,6 +53,8 @@ class NgramTable:
         at = _HEADER.size
         for size in sizes:
             hashes, followers = np.frombuffer(content, "<u4", 2 * size, at).astype(np.uint32).reshape(2, size)
+            if size and int(followers.max()) >> 3 >= num_ids:
+                raise ValueError(f"it holds token id {int(followers.max()) >> 3}, expected 0 to {num_ids - 1}")
             self._orders.append((hashes.data, followers.data))
             at += 8 * size
 
@@ -66,45 +73,76 @@ class NgramTable:
         return None
 
 
+class Ngrams:
+    """What the model's own answers taught, for all answers of one model: a `SourceMaker`.
+
+    Answers are counted again when a quarter more of them has come, 0.2 s for the most that are kept.
+    """
+
+    def __init__(self, earlier: Sequence[Sequence[int]] = ()) -> None:
+        """earlier: sequences of ids, oldest first."""
+        self._texts: deque[Sequence[int]] = deque()
+        self._size = self._counted = 0
+        self.table: NgramTable | None = None
+        for ids in earlier:
+            self._keep(ids)
+        self._count()
+
+    def learn(self, ids: Sequence[int]) -> None:
+        """Draft from a text, too, soon."""
+        self._keep(ids)
+        if self._size >= self._counted + max(self._counted // 4, _LEAST_NEW) or self._size >= MOST_IDS:
+            self._count()
+
+    def source(self, prompt_ids: Sequence[int], sampling: Sampling) -> NgramSource:  # noqa: ARG002 it is any text's
+        return NgramSource(self)
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._texts.clear()
+        self.table = None
+
+    def _keep(self, ids: Sequence[int]) -> None:
+        self._texts.append(np.array(ids[-MOST_IDS:], np.uint32))
+        self._size += len(self._texts[-1])
+
+    def _count(self) -> None:
+        if self._size >= MOST_IDS:  # the older half goes, so that counting stays rare
+            while self._size > MOST_IDS // 2:
+                self._size -= len(self._texts.popleft())
+        if self._size:
+            self.table = NgramTable(count_ngrams(self._texts), MAX_ID + 1)
+        self._counted = self._size
+
+
 class NgramSource:
-    """Drafts for one answer from a table."""
+    """Drafts for one answer."""
 
     name = "ngrams"
     priors: Sequence[float] = _PRIORS
 
-    def __init__(self, table: NgramTable, num_ids: int) -> None:
-        self._table, self._num_ids = table, num_ids
+    def __init__(self, ngrams: Ngrams) -> None:
+        self._ngrams = ngrams
         self._tail: list[int] = []
 
     def extend(self, ids: Sequence[int]) -> None:
         self._tail = [*self._tail, *ids[-LONGEST:]][-LONGEST:]
 
-    def cost_ms(self, count: int) -> float:
+    def cost_ms(self, count: int) -> float:  # noqa: ARG002 nothing, for any
         return 0.0
 
     def propose(self, count: int, forced: Sequence[int] = ()) -> Proposal | None:
-        text, ids, buckets = [*self._tail, *forced], list[int](), list[int]()
-        while len(ids) < count:
-            found = self._table.follower(text[-LONGEST:])
-            if found is None or found[0] >= self._num_ids:
+        table, text = self._ngrams.table, [*self._tail, *forced]
+        ids: list[int] = []
+        buckets: list[int] = []
+        while table is not None and len(ids) < count:
+            found = table.follower(text[-LONGEST:])
+            if found is None:
                 break
             ids.append(found[0])
             buckets.append(found[1])
             text.append(found[0])
         return Proposal(ids, buckets) if ids else None
-
-    def close(self) -> None:
-        pass
-
-
-class NgramMaker:
-    """Sources over one table, for all answers of a model with `num_ids` token ids."""
-
-    def __init__(self, table: NgramTable, num_ids: int) -> None:
-        self._table, self._num_ids = table, num_ids
-
-    def source(self, prompt_ids: Sequence[int], sampling: Sampling) -> NgramSource:
-        return NgramSource(self._table, self._num_ids)
 
     def close(self) -> None:
         pass
