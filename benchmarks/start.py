@@ -27,9 +27,10 @@ import engine_worker
 from engine_worker import LLAMA, OPENVINO_GENAI, OURS, EngineFailedError, Job
 from engines import cache, check_shapes, measure, prompts
 from report import about, show_about, show_table, spread
-from serving import free_port, llama_version
+from serving import llama_version
 
 from edge.commands.console import print_json
+from edge.profiles.server_process import free_port
 from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import EdgeError
 from edge.runtime.machine import logical_processors, physical_cores
