@@ -22,6 +22,7 @@ from edge.runtime.arrays import Array, Ids, Logits
 from edge.runtime.bundle import Bundle, OnnxKernels
 from edge.runtime.engines.devices import device_here
 from edge.runtime.engines.engine import TEXT, Embedding, EngineInfo, Inputs, Step, StepInterrupted
+from edge.runtime.engines.huge_pages import huge_pages
 from edge.runtime.engines.limits import (
     addresses_are_limited,
     cache_budget,
@@ -93,7 +94,7 @@ class OnnxRuntimeEngine:
         paths = bundle.onnx_parts(kernels)
         if not paths:
             raise BundleError(f"{bundle.path}: {kernels.part(0)} is missing; {COPY_AGAIN}")
-        with ThreadPoolExecutor(threads or logical_processors(), "load") as loaders:
+        with huge_pages(), ThreadPoolExecutor(threads or logical_processors(), "load") as loaders:
             self._parts = list(loaders.map(lambda path: SessionPart(path, threads or CHOSEN_BY_ORT), paths))
         pictures = self._pictures = bundle.manifest.vision is not None
         sessions = [part.session for part in self._parts]
