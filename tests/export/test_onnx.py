@@ -11,6 +11,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from edge.export.graph.onnx import fused, models
+from edge.export.graph.onnx.files import kernel_choices
 from edge.export.graph.onnx.writer import Borrowed, GraphWriter
 from edge.export.graph.runners import OnnxRunner
 from edge.export.pipeline import export
@@ -44,7 +45,7 @@ def test_files_are_valid_and_point_into_the_weights(
 ) -> None:
     manifest = export(tiny_checkpoint, tmp_path / "bundle", recipe, format=format)
     files = onnx_files(tmp_path / "bundle")
-    assert len(files) == (4 if recipe.startswith("fp") else 5)
+    assert len(files) == (5 if recipe.startswith("fp") else 7)
     weights = bundles.MODEL_BIN if format == "both" and "sym" not in recipe.split("-") else bundles.ONNX_DATA
     for path in files:
         assert path.name in manifest.files
@@ -64,7 +65,7 @@ def test_both_takes_the_openvino_weights_as_they_are(tiny_checkpoint: Path, tmp_
         export(tiny_checkpoint, tmp_path / format, "int8-asym", format=format) for format in ("openvino", "both")
     )
     assert alone.files[bundles.MODEL_BIN] == both.files[bundles.MODEL_BIN]
-    parts = {kernels.part(0) for kernels in (OnnxKernels(a, b) for a in (False, True) for b in (False, True))}
+    parts = {kernels.part(0) for kernels in kernel_choices(packed=True, joined=True)}
     assert set(both.files) - set(alone.files) == {*parts, bundles.MODEL_ONNX, bundles.GENAI_CONFIG}
 
 
