@@ -71,12 +71,12 @@ class OnnxKernels:
 
     int8_activations: bool = False  # of matrix products, rounded in the weights' blocks
     float16_cache: bool = False  # keys and values
-    joined_heads: bool = False  # of a single token: those that share keys are multiplied with them at once
+    joined_heads: int = 0  # of a single token, that are multiplied at once with the keys that they share; 0: no two are
 
     def part(self, index: int) -> str:
         """Return the file name of one part of the graph."""
         kind = ("_int8" if self.int8_activations else "") + ("_kv16" if self.float16_cache else "")
-        kind += "_joined" if self.joined_heads else ""
+        kind += f"_joined{self.joined_heads}" if self.joined_heads else ""
         return f"model{kind}.{index}.onnx"
 
 

@@ -31,19 +31,20 @@ def check_version() -> None:
         )
 
 
-def kernels_of(bundle: Bundle, settings: EngineSettings) -> OnnxKernels:
-    """The kernels to run a bundle with. Heads are joined where its graphs can: older bundles have none for that.
+def kernels_of(bundle: Bundle, settings: EngineSettings, threads: int | None) -> OnnxKernels:
+    """The kernels to run a bundle with. threads: None where onnxruntime chooses how many.
 
-    With `reproducible`, a token alone has to give the same bits as among others, so it is not computed otherwise.
+    As many heads are joined as leave each thread a product of its own; older bundles have no graphs for that. With
+    `reproducible`, a token alone has to give the same bits as among others, so it is not computed otherwise.
     """
-    bits = bundle.manifest.fewest_bits
+    bits, heads = bundle.manifest.fewest_bits, bundle.manifest.spec.num_heads
     group = settings.dynamic_quantization_group
     int8 = bits < 16 and (bits == 4 if group is None else group > 0)
     kernels = OnnxKernels(int8, settings.kv_precision == "f16")
-    if kernels.float16_cache or settings.reproducible or _is_older_than(JOINS_HEADS):
+    if kernels.float16_cache or settings.reproducible or threads is None or _is_older_than(JOINS_HEADS):
         return kernels
-    joined = replace(kernels, joined_heads=True)
-    return joined if bundle.onnx_parts(joined) else kernels
+    joined = (replace(kernels, joined_heads=rows) for rows in range(heads // threads, 1, -1))
+    return next((one for one in joined if bundle.onnx_parts(one)), kernels)
 
 
 def _is_older_than(version: str) -> bool:

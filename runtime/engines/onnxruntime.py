@@ -87,7 +87,7 @@ class OnnxRuntimeEngine:
         self._max_context, slots, max_tokens = _context(spec, kind, settings)
         length = self._max_context + self._reproducible  # of the buffers, as a padded step writes one more token
         threads = settings.threads or physical_cores()
-        kernels = kernels_of(bundle, settings)
+        kernels = kernels_of(bundle, settings, threads)
         paths = bundle.onnx_parts(kernels)
         if not paths:
             raise BundleError(f"{bundle.path}: {kernels.part(0)} is missing; {COPY_AGAIN}")

@@ -65,7 +65,7 @@ def test_both_takes_the_openvino_weights_as_they_are(tiny_checkpoint: Path, tmp_
         export(tiny_checkpoint, tmp_path / format, "int8-asym", format=format) for format in ("openvino", "both")
     )
     assert alone.files[bundles.MODEL_BIN] == both.files[bundles.MODEL_BIN]
-    parts = {kernels.part(0) for kernels in kernel_choices(packed=True, joined=True)}
+    parts = {kernels.part(0) for kernels in kernel_choices(both.spec, packed=True)}
     assert set(both.files) - set(alone.files) == {*parts, bundles.MODEL_ONNX, bundles.GENAI_CONFIG}
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from edge.export.graph.onnx import attention
-from edge.export.graph.onnx.attention import joined_heads
-from edge.export.graph.onnx.files import kernel_choices
+from edge.export.graph.onnx.attention import joined_choices
 from edge.export.pipeline import export
 from edge.runtime.bundle import OnnxKernels, open_bundle
 from edge.runtime.differences import FLOAT32_BOUND
@@ -18,14 +19,32 @@ from edge.runtime.engines import onnx_kernels
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine, Step
 from edge.runtime.engines.onnx_kernels import kernels_of
+from edge.runtime.kv.memory import ViewedMemory
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.settings import EngineSettings
-from tests.runtime.blocks import views
+from edge.runtime.spec import ModelSpec
 from tests.tiny import TINIES, Tiny, make
 
 FROM = 20  # tokens in the cache from which heads are joined, in these tests
 IDS = np.random.default_rng(4).integers(0, 256, 60)
-SETTINGS = EngineSettings("onnx", dynamic_quantization_group=0, max_context=64)
+SETTINGS = EngineSettings("onnx", dynamic_quantization_group=0, max_context=64, threads=1)
+SPEC = ModelSpec(
+    architecture="glm",
+    num_layers=1,
+    hidden_size=8,
+    intermediate_size=8,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    rotary_dim=8,
+    rope_theta=1e4,
+    rms_norm_eps=1e-5,
+    vocab_size=8,
+    max_position_embeddings=8,
+    qkv_bias=False,
+    tied_embeddings=False,
+    output_norms=False,
+)
 NAMES = ("partial-bias-untied", "full-tied", "one-kv-head", "0414-32b", "qwen3", "no-gqa")
 
 
@@ -48,7 +67,7 @@ def apart(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 
 def test_a_token_attends_to_what_it_attends_to_with_heads_apart(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before and after heads are joined, alone and beside other sequences; keys and values are the same bytes."""
+    """Before and after heads are joined, alone and beside other sequences."""
     rows, caches = [], []
     for engine in (open_engine(open_bundle(bundle), SETTINGS), apart(bundle, monkeypatch)):
         one, other = CacheSequence(engine.pool), CacheSequence(engine.pool)
@@ -59,65 +78,64 @@ def test_a_token_attends_to_what_it_attends_to_with_heads_apart(bundle: Path, mo
         found.append(engine.decode([Step(one, IDS[40:41])])[0].copy())
         found += [logits.copy() for logits in engine.decode([Step(one, IDS[41:42]), Step(other, IDS[50:51])])]
         rows.append(np.concatenate(found))
-        # The first layer's, which no attention has been before: bytes. Those of others follow the logits.
-        first = views(engine.pool.memory, one.block_table[0], one.num_tokens)[:2]
+        # Of the first layer, before which there is no attention: the same bytes.
+        assert isinstance(engine.pool.memory, ViewedMemory)
+        first = engine.pool.memory.views(one.block_table[0], one.num_tokens)[:2]
         caches.append([view.copy() for view in first])
     assert np.abs(rows[0] - rows[1]).max() <= FLOAT32_BOUND * np.abs(rows[1]).max()
     for ours, theirs in zip(*caches, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_heads_that_share_no_keys_need_no_other_graph(bundle: Path) -> None:
-    found = open_bundle(bundle)
-    spec = found.manifest.spec
-    shared = spec.num_heads > spec.num_kv_heads
-    assert (joined_heads(spec) > 1) == shared
-    assert bool(found.onnx_parts(OnnxKernels(joined_heads=True))) == shared
-    assert kernels_of(found, SETTINGS).joined_heads == shared
-
-
 def test_only_a_late_token_takes_the_other_way(bundle: Path) -> None:
-    """Both calls of the operator are in a branch; what appends has as many heads as there are keys."""
+    """Both calls of the operator are in a branch; the one that appends has as many heads as there are keys."""
     found = open_bundle(bundle)
     spec = found.manifest.spec
-    for part in found.onnx_parts(OnnxKernels(joined_heads=True)):
-        graph = onnx.load(part, load_external_data=False).graph
-        assert not [node for node in graph.node if node.op_type == "GroupQueryAttention"]
-        for node in (node for node in graph.node if node.op_type == "If"):
-            branches = {attribute.name: attribute.g.node for attribute in node.attribute}
-            heads = {
-                name: [
-                    a.i
-                    for n in nodes
-                    if n.op_type == "GroupQueryAttention"
-                    for a in n.attribute
-                    if a.name == "num_heads"
-                ]
-                for name, nodes in branches.items()
-            }
-            rows = joined_heads(spec)
+    for rows in joined_choices(spec):
+        for part in found.onnx_parts(OnnxKernels(joined_heads=rows)):
+            graph = onnx.load(part, load_external_data=False).graph
+            branches = [attribute for node in graph.node if node.op_type == "If" for attribute in node.attribute]
+            heads = {(attribute.name, *heads_of(attribute.g)) for attribute in branches}
             assert heads == {
-                "then_branch": [spec.num_kv_heads, spec.num_heads // rows],
-                "else_branch": [spec.num_heads],
+                ("then_branch", spec.num_kv_heads, spec.num_heads // rows),
+                ("else_branch", spec.num_heads),
             }
+            assert not heads_of(graph)
+
+
+def heads_of(graph: onnx.GraphProto) -> list[int]:
+    """Of every attention in a graph, without its branches."""
+    nodes = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
+    return [attribute.i for node in nodes for attribute in node.attribute if attribute.name == "num_heads"]
+
+
+def test_every_thread_has_a_product_of_its_own(bundle: Path) -> None:
+    """As many heads are joined as leave that; where few share keys, or there are many threads, none are."""
+    found = open_bundle(bundle)
+    heads, choices = found.manifest.spec.num_heads, joined_choices(found.manifest.spec)
+    for threads in (1, 2, 3, 5, 64):
+        fitting = [rows for rows in choices if heads // rows >= threads]
+        assert kernels_of(found, SETTINGS, threads).joined_heads == max(fitting, default=0)
+    assert not kernels_of(found, SETTINGS, None).joined_heads
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [EngineSettings("onnx", reproducible=True), EngineSettings("onnx", kv_precision="f16")],
-    ids=["reproducible", "f16"],
+    ("heads", "keys", "choices"),
+    [(32, 2, [16, 4]), (48, 2, [12, 4]), (9, 3, [3]), (4, 2, []), (4, 4, []), (6, 1, [6, 3])],
 )
-def test_heads_stay_apart_where_bits_must_not_depend_on_the_step(bundle: Path, settings: EngineSettings) -> None:
-    assert not kernels_of(open_bundle(bundle), settings).joined_heads
+def test_heads_that_share_keys_are_joined(heads: int, keys: int, choices: list[int]) -> None:
+    assert joined_choices(replace(SPEC, num_heads=heads, num_kv_heads=keys)) == choices
 
 
-def test_older_bundles_and_versions_have_heads_apart(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("different", [{"reproducible": True}, {"kv_precision": "f16"}], ids=str)
+def test_heads_stay_apart_where_bits_or_the_cache_ask_for_it(bundle: Path, different: dict[str, Any]) -> None:
+    assert not kernels_of(open_bundle(bundle), replace(SETTINGS, **different), 1).joined_heads
+
+
+def test_older_bundles_and_versions_have_heads_apart(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = open_bundle(bundle)
-    for kernels in kernel_choices(packed=True, joined=True):
-        if kernels.joined_heads:
-            found.manifest.files.pop(kernels.part(0), None)  # type: ignore[attr-defined]  # read from JSON: a dict
-    assert not kernels_of(found, SETTINGS).joined_heads
+    files = {name: record for name, record in found.manifest.files.items() if "_joined" not in name}
+    older = replace(found, manifest=replace(found.manifest, files=files))
+    assert not kernels_of(older, SETTINGS, 1).joined_heads
     monkeypatch.setattr(onnx_kernels, "JOINS_HEADS", "99")
-    assert not kernels_of(open_bundle(bundle), SETTINGS).joined_heads
+    assert not kernels_of(found, SETTINGS, 1).joined_heads

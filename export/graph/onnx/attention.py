@@ -20,8 +20,10 @@ from edge.export.graph.onnx.writer import CONTRIB, GraphWriter
 from edge.runtime.graph_names import cached_names, past_name, present_name
 from edge.runtime.spec import ModelSpec
 
-MOST_JOINED = 8  # heads as rows of one product
-JOINED_FROM = 256  # tokens in the cache; the operator needs more of them than rows, and a few cost nothing
+# Heads as rows of one product, at most. The operator gives each product to one thread, so that there are graphs for few
+# threads and for more; two rows were no faster than one.
+JOINED, FEWEST_JOINED = (16, 4), 3
+JOINED_FROM = 256  # tokens in the cache: the operator needs more of them than rows, and a few take no time
 
 
 class Lengths(NamedTuple):
@@ -68,15 +70,15 @@ class Attention:
         )
         return self._outputs(layer, scope)[0]
 
-    def by_length(self, x: str, layer: int) -> str:
-        """The same, with heads joined where there is one new token after many others."""
+    def by_length(self, x: str, layer: int, rows: int) -> str:
+        """The same, with so many heads joined where there is one new token after many others."""
 
         def any_tokens(scope: str) -> Sequence[str]:
             self.of_tokens(x, layer, scope)
             return self._outputs(layer, scope)
 
         def one_token(scope: str) -> Sequence[str]:
-            return self._of_one(x, layer, scope)
+            return self._of_one(x, layer, rows, scope)
 
         outputs = self._outputs(layer)
         self._w.either(self._is_one_late(x), one_token, any_tokens, outputs, [TensorProto.FLOAT] * len(outputs))
@@ -96,9 +98,9 @@ class Attention:
             w.op("And", w.op("Equal", new, w.ints(1)), late, name=name)
         return name
 
-    def _of_one(self, x: str, layer: int, scope: str) -> Sequence[str]:
+    def _of_one(self, x: str, layer: int, rows: int, scope: str) -> Sequence[str]:
         """Attention of one token (1, 1, q_size + 2 kv_size), heads joined."""
-        w, spec, rows = self._w, self._spec, joined_heads(self._spec)
+        w, spec = self._w, self._spec
         heads, kept = spec.num_heads // rows, self._outputs(layer, scope)[1:]
         q, k, v = w.ops("Split", x, w.ints(spec.q_size, spec.kv_size, spec.kv_size), outputs=3, axis=-1)
         turn: tuple[str, ...] = ()  # (1, 1), the row of the tables
@@ -135,7 +137,8 @@ class Attention:
         return w.op("Reshape", ordered, w.ints(1, 1, spec.q_size)), *kept
 
 
-def joined_heads(spec: ModelSpec) -> int:
-    """How many heads that share keys a product takes at once: 1 where none do."""
+def joined_choices(spec: ModelSpec) -> list[int]:
+    """How many heads a product may take, the most first; none where fewer share keys than it takes to gain anything."""
     shared = spec.num_heads // spec.num_kv_heads
-    return max(rows for rows in range(1, MOST_JOINED + 1) if shared % rows == 0)
+    most = [max(rows for rows in range(1, limit + 1) if shared % rows == 0) for limit in JOINED]
+    return [rows for rows in dict.fromkeys(most) if rows >= FEWEST_JOINED]

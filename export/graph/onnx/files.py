@@ -16,7 +16,7 @@ from pathlib import Path
 
 import onnx
 
-from edge.export.graph.onnx.attention import joined_heads
+from edge.export.graph.onnx.attention import joined_choices
 from edge.export.graph.onnx.models import decoder_part, decoder_parts, genai_decoder
 from edge.export.graph.onnx.plain import plain_decoder
 from edge.export.graph.onnx.writer import Array
@@ -49,7 +49,7 @@ def _write_graphs(store: WeightStore, more: WeightStore, spec: ModelSpec, folder
     weights: Mapping[str, Weight] = {**store, **more}
     constants = _InFiles(store, more)
     bits = {weight.bits for weight in weights.values() if isinstance(weight, PackedTensor)}
-    for kernels in kernel_choices(packed=bool(bits), joined=joined_heads(spec) > 1):
+    for kernels in kernel_choices(spec, packed=bool(bits)):
         for index, layers in enumerate(decoder_parts(weights, spec)):
             part = decoder_part(weights, spec, layers, kernels, constants, pictures=pictures)
             _write(part, spec, folder / kernels.part(index))
@@ -59,18 +59,13 @@ def _write_graphs(store: WeightStore, more: WeightStore, spec: ModelSpec, folder
         _write(plain_decoder(weights, spec, constants), spec, folder / bundle.ONNX_PLAIN)
 
 
-def kernel_choices(*, packed: bool, joined: bool) -> list[OnnxKernels]:
-    """The choices that a bundle's graphs leave to a load.
-
-    packed: whether any weights are. joined: whether heads share keys.
-    """
-    caches = (
-        OnnxKernels(),
-        OnnxKernels(float16_cache=True),
-        *((OnnxKernels(joined_heads=True),) if joined else ()),
-    )
+def kernel_choices(spec: ModelSpec, *, packed: bool) -> list[OnnxKernels]:
+    """The choices that a bundle's graphs leave to a load. packed: whether any weights are."""
+    joined = [OnnxKernels(joined_heads=rows) for rows in joined_choices(spec)]
     return [
-        replace(cache, int8_activations=int8) for int8 in ((False, True) if packed else (False,)) for cache in caches
+        replace(kernels, int8_activations=int8)
+        for int8 in ((False, True) if packed else (False,))
+        for kernels in (OnnxKernels(), OnnxKernels(float16_cache=True), *joined)
     ]
 
 

@@ -181,7 +181,8 @@ class OnnxBuilder(OnnxParts):
         if self._kernels.float16_cache:
             x = self._w.op("Cast", x, to=TensorProto.FLOAT16)
         attention = Attention(self._w, spec, self._lengths, self._shown, tables)
-        out = attention.by_length(x, layer) if self._kernels.joined_heads else attention.of_tokens(x, layer)
+        rows = self._kernels.joined_heads
+        out = attention.by_length(x, layer, rows) if rows else attention.of_tokens(x, layer)
         return self._w.op("Cast", out, to=TensorProto.FLOAT) if self._kernels.float16_cache else out
 
     def swiglu(self, gate_up: Value, spec: ModelSpec) -> Value:  # noqa: ARG002
