@@ -39,7 +39,7 @@ def kernels_of(bundle: Bundle, settings: EngineSettings, threads: int | None) ->
     """
     bits, heads = bundle.manifest.fewest_bits, bundle.manifest.spec.num_heads
     group = settings.dynamic_quantization_group
-    int8 = bits < 16 and (bits == 4 if group is None else group > 0)
+    int8 = bits < 16 and (bits <= 4 if group is None else group > 0)
     kernels = OnnxKernels(int8, settings.kv_precision == "f16")
     if kernels.float16_cache or settings.reproducible or threads is None or _is_older_than(JOINS_HEADS):
         return kernels
