@@ -20,8 +20,9 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto
 
-from edge.export.graph.onnx.attention import JOINED_FROM, Attention, Lengths, joined_choices
+from edge.export.graph.onnx.attention import Attention, Lengths, joined_choices
 from edge.export.graph.onnx.writer import CONTRIB, Borrowed, GraphWriter
+from edge.runtime.bundle import JOINED_FROM
 from edge.runtime.rotary import cos_and_sin
 from edge.runtime.spec import ModelSpec
 

@@ -57,6 +57,7 @@ GOLDEN = "golden.npz"
 SELF_TEST = "self_test.npz"
 TEXTS = (TOKENIZER, CHAT_TEMPLATE, TOKENIZER_CONFIG, GENERATION_CONFIG)  # files that loading a model always reads
 HASHING_THREADS = 4
+JOINED_FROM = 256  # tokens in the cache, from which heads are joined; fewer take no time, and too few no joined heads
 WEIGHTS = (MODEL_BIN, ONNX_DATA, VISION_BIN)  # too large to read each time a bundle is opened
 
 

@@ -48,7 +48,7 @@ def test_files_are_valid_and_point_into_the_weights(
 ) -> None:
     manifest = export(tiny_checkpoint, tmp_path / "bundle", recipe, format=format)
     files = onnx_files(tmp_path / "bundle")
-    assert len(files) == (5 if recipe.startswith("fp") else 7)
+    assert len(files) == (4 if recipe.startswith("fp") else 5)
     weights = bundles.MODEL_BIN if format == "both" and "sym" not in recipe.split("-") else bundles.ONNX_DATA
     for path in files:
         assert path.name in manifest.files

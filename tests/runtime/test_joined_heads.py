@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
-from edge.export.graph.onnx import attention
 from edge.export.graph.onnx.attention import joined_choices
 from edge.export.pipeline import export
-from edge.runtime.bundle import OnnxKernels, open_bundle
+from edge.runtime import bundle as bundles
+from edge.runtime.bundle import Bundle, OnnxKernels, open_bundle
 from edge.runtime.differences import FLOAT32_BOUND
 from edge.runtime.engines import onnx_kernels
 from edge.runtime.engines.choice import open_engine
@@ -40,7 +40,7 @@ SPEC = ModelSpec(
     rope_theta=1e4,
     rms_norm_eps=1e-5,
     vocab_size=8,
-    max_position_embeddings=8,
+    max_position_embeddings=8192,
     qkv_bias=False,
     tied_embeddings=False,
     output_norms=False,
@@ -54,7 +54,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp(tiny.name)
     make(tiny, folder / "checkpoint")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "JOINED_FROM", FROM)
+        patch.setattr(bundles, "JOINED_FROM", FROM)
         export(folder / "checkpoint", folder / "bundle", "fp32", format="onnx")
     return folder / "bundle"
 
@@ -91,7 +91,7 @@ def test_only_a_late_token_takes_the_other_way(bundle: Path) -> None:
     """Both calls of the operator are in a branch; the one that appends has as many heads as there are keys."""
     found = open_bundle(bundle)
     spec = found.manifest.spec
-    for rows in joined_choices(spec):
+    for rows in joined_in(found):
         for part in found.onnx_parts(OnnxKernels(joined_heads=rows)):
             graph = onnx.load(part, load_external_data=False).graph
             branches = [attribute for node in graph.node if node.op_type == "If" for attribute in node.attribute]
@@ -103,6 +103,11 @@ def test_only_a_late_token_takes_the_other_way(bundle: Path) -> None:
             assert not heads_of(graph)
 
 
+def joined_in(found: Bundle) -> list[int]:
+    """How many heads its graphs join, the fewest first."""
+    return [rows for rows in range(1, 99) if found.onnx_parts(OnnxKernels(joined_heads=rows))]
+
+
 def heads_of(graph: onnx.GraphProto) -> list[int]:
     """Of every attention in a graph, without its branches."""
     nodes = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
@@ -112,7 +117,7 @@ def heads_of(graph: onnx.GraphProto) -> list[int]:
 def test_every_thread_has_a_product_of_its_own(bundle: Path) -> None:
     """As many heads are joined as leave that; where few share keys, or there are many threads, none are."""
     found = open_bundle(bundle)
-    heads, choices = found.manifest.spec.num_heads, joined_choices(found.manifest.spec)
+    heads, choices = found.manifest.spec.num_heads, joined_in(found)
     for threads in (1, 2, 3, 5, 64):
         fitting = [rows for rows in choices if heads // rows >= threads]
         assert kernels_of(found, SETTINGS, threads).joined_heads == max(fitting, default=0)
@@ -124,7 +129,9 @@ def test_every_thread_has_a_product_of_its_own(bundle: Path) -> None:
     [(32, 2, [16, 4]), (48, 2, [12, 4]), (9, 3, [3]), (4, 2, []), (4, 4, []), (6, 1, [6, 3])],
 )
 def test_heads_that_share_keys_are_joined(heads: int, keys: int, choices: list[int]) -> None:
-    assert joined_choices(replace(SPEC, num_heads=heads, num_kv_heads=keys)) == choices
+    spec = replace(SPEC, num_heads=heads, num_kv_heads=keys)
+    assert joined_choices(spec) == choices
+    assert not joined_choices(replace(spec, max_position_embeddings=bundles.JOINED_FROM))  # none are ever joined
 
 
 @pytest.mark.parametrize("different", [{"reproducible": True}, {"kv_precision": "f16"}], ids=str)

@@ -17,13 +17,13 @@ from typing import NamedTuple
 from onnx import TensorProto
 
 from edge.export.graph.onnx.writer import CONTRIB, GraphWriter
+from edge.runtime import bundle
 from edge.runtime.graph_names import cached_names, past_name, present_name
 from edge.runtime.spec import ModelSpec
 
 # Heads as rows of one product, at most. The operator gives each product to one thread, so that there are graphs for few
 # threads and for more; two rows were no faster than one.
 JOINED, FEWEST_JOINED = (16, 4), 3
-JOINED_FROM = 256  # tokens in the cache: the operator needs more of them than rows, and a few take no time
 
 
 class Lengths(NamedTuple):
@@ -94,7 +94,9 @@ class Attention:
         if not self._w.has(name):
             w = self._w
             new = w.op("ReduceProd", w.op("Shape", x, start=0, end=2), keepdims=1)
-            late = w.op("Greater", w.op("Cast", self._lengths.longest, to=TensorProto.INT64), w.ints(JOINED_FROM))
+            late = w.op(
+                "Greater", w.op("Cast", self._lengths.longest, to=TensorProto.INT64), w.ints(bundle.JOINED_FROM)
+            )
             w.op("And", w.op("Equal", new, w.ints(1)), late, name=name)
         return name
 
@@ -138,7 +140,9 @@ class Attention:
 
 
 def joined_choices(spec: ModelSpec) -> list[int]:
-    """How many heads a product may take, the most first; none where fewer share keys than it takes to gain anything."""
+    """How many heads a product may take, the most first; none where joining so few as share keys gains nothing."""
+    if spec.max_position_embeddings <= bundle.JOINED_FROM:
+        return []
     shared = spec.num_heads // spec.num_kv_heads
     most = [max(rows for rows in range(1, limit + 1) if shared % rows == 0) for limit in JOINED]
     return [rows for rows in dict.fromkeys(most) if rows >= FEWEST_JOINED]
