@@ -24,6 +24,7 @@ def load(
     speculation: bool | SpeculationSettings | None = False,
     draft_store: str | Path | None = None,
     chat_template: str | Path | None = None,
+    draft: str | Path | None = None,
     **options: Unpack[EngineOptions],
 ) -> LLM:
     """Load a bundle onto a device, ready to answer.
@@ -35,7 +36,8 @@ def load(
     "GPU" or another name that `edge devices` lists. speculation: verify drafts of several tokens at once, which is
     faster where text repeats; True, or `SpeculationSettings`. draft_store: a file of earlier answers to draft from,
     which is written every few answers and by `close`. chat_template: a file with a Jinja template to use instead of the
-    bundle's.
+    bundle's. draft: the bundle of a smaller model with the same tokenizer, or its name, which speculation drafts with;
+    kv_cache_bytes and kv_cache_share are then for both.
 
     Further keywords, each None for its default (`edge.EngineSettings` says more):
 
@@ -63,7 +65,7 @@ def load(
     Raises BundleError, SelfTestError, DeviceError, MemoryLimitError, MissingPackageError, TokenizerError,
     DraftStoreError, and SettingsError for a keyword that is unknown, of the wrong type or outside its range.
     """
-    folder = check_value("bundle", FilePath(), bundle)
+    check_value("bundle", FilePath(), bundle)
     settings = engine_settings(device, **options)
     store = None if draft_store is None else check_value("draft_store", FilePath(), draft_store)
     if speculation is None or speculation is False:
@@ -81,7 +83,16 @@ def load(
         raise SettingsError(
             "draft_store is what speculation drafts from; give speculation=True too", param="draft_store"
         )
-    return LLM(find_bundle(bundle) if isinstance(bundle, str) else folder, settings, chosen, store, chat_template)
+    if chosen is None and draft is not None:
+        raise SettingsError("draft is a model that speculation drafts with; give speculation=True too", param="draft")
+    second = None if draft is None else _folder("draft", draft)
+    return LLM(_folder("bundle", bundle), settings, chosen, store, chat_template, second)
+
+
+def _folder(name: str, bundle: str | Path) -> Path:
+    """The folder of a bundle that was named. Raises BundleError and SettingsError."""
+    folder = check_value(name, FilePath(), bundle)
+    return find_bundle(bundle) if isinstance(bundle, str) else folder
 
 
 def scripted_llm(

@@ -97,6 +97,11 @@ class Assignments(Mapping[str, Assignment]):
         return round(8 * self.nbytes / self.parameters, 4)
 
     @property
+    def fewest_bits(self) -> int:
+        """Of any matrix."""
+        return min(found.precision.bits for found in self.values())
+
+    @property
     def signed_bytes(self) -> int:
         """Bytes of signed integers with their scales, which a bundle for both formats holds twice."""
         return sum(found.nbytes for found in self.values() if found.signed)
@@ -124,7 +129,7 @@ def assign_one(recipe: Recipe, name: str, shape: tuple[int, ...], stage: str = "
     stage = stage or {EMBEDDING: "embedding", HEAD: "head"}.get(name, "")
     precision, why = recipe.precision_of(name, shape)
     scaled: Scaling = "off"
-    if stage not in VOCABULARY and precision.bits == 4 and recipe.scales(name):  # with more, nothing is to be spared
+    if stage not in VOCABULARY and precision.is_narrow and recipe.scales(name):  # with more, nothing is to be spared
         scaled = "weights" if recipe.awq == "weights" else "inputs"
     rank, size = recipe.rank_of(name, shape), recipe.bytes_of(name, shape)
     return Assignment(name, stage, shape, precision, rank, scaled, size, why)

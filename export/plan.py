@@ -19,7 +19,7 @@ from edge.export.assignment import Assignments, assign
 from edge.export.budget.choose import base_recipe, options_of
 from edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edge.export.compress import recipes
-from edge.export.compress.precision import Rounding
+from edge.export.compress.precision import FEW_BITS, Rounding
 from edge.export.compress.recipes import Recipe
 from edge.export.float16.folds import FoldedWeights, Folds
 from edge.export.float16.targets import TARGETS
@@ -32,7 +32,7 @@ from edge.export.weights.names import EMBEDDING, HEAD
 from edge.export.weights.rotation import RotatedWeights
 from edge.export.weights.source import Weights, WeightSource
 from edge.runtime import bundle
-from edge.runtime.errors import SettingsError
+from edge.runtime.errors import RecipeError, SettingsError
 from edge.runtime.files import real_path, sha256_of
 from edge.runtime.lint import suits
 from edge.runtime.spec import ModelSpec
@@ -171,12 +171,13 @@ def make_plan(source: str | Path, settings: ExportSettings, *, download: bool = 
     embedding, head = settings.embedding, settings.head
     recipe = recipe.with_vocabulary(embedding, head, tied=spec.tied_embeddings)
     assignments = assign(recipe, spec)
+    format, only_onnx = _format_for(assignments, format, device)
     if format != "openvino":
         _check_groups(assignments)
     options: dict[str, tuple[Rounding, ...]] = {}
     if limits is not None:
         fixed = {EMBEDDING: embedding, HEAD: head} if not spec.tied_embeddings else {EMBEDDING: embedding or head}
-        options = options_of(assignments, limits, fixed, spec=spec, onnx=format != "openvino", awq=not recipe.rotate)
+        options = options_of(assignments, limits, fixed, spec=spec, formats=format, awq=not recipe.rotate)
     tower = plan_tower(checkpoint, settings, weights, recipe)
     unsuited = () if target is None or options else suits(spec, _records(assignments), device, recipe.name)
     return Plan(
@@ -190,6 +191,7 @@ def make_plan(source: str | Path, settings: ExportSettings, *, download: bool = 
         calibration=calibration_corpus(settings.calibration) if recipe.calibrated else None,
         warnings=(
             *doubts(checkpoint, spec),
+            *only_onnx,
             *(() if options else _copied(assignments, format)),
             *(() if tower is None else _copied(tower.assignments, format, bundle.VISION_BIN)),
             *map(str, unsuited),
@@ -250,6 +252,16 @@ def _copied(assignments: Assignments, format: Format, file: str = bundle.ONNX_DA
         f"ONNX's operators know no signed integers: {size:,} bytes of weights are in {file} again as "
         "unsigned ones; an -asym recipe, or one format alone, needs no second copy",
     )
+
+
+def _format_for(assignments: Assignments, format: Format, device: Device) -> tuple[Format, tuple[str, ...]]:
+    """The format of a bundle with these weights, and a warning if it is not what was asked for. Raises RecipeError."""
+    if assignments.fewest_bits >= FEW_BITS or (format == "onnx" and device == "CPU"):
+        return format, ()
+    why = "OpenVINO cannot multiply matrices of 2 bits"
+    if format == "openvino" or device != "CPU":
+        raise RecipeError(f"{why}; use --format onnx without --device, or a recipe with 4 bits")
+    return "onnx", (f"{why}, so the bundle has graphs for ONNX Runtime alone",)
 
 
 def _check_groups(assignments: Assignments) -> None:

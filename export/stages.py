@@ -1,14 +1,16 @@
 """The stages of an export - embedding, decoder blocks, head - compressed, stored and checked, one after the other.
 
 In: a plan, a weight file, a walk. Out: the weight file filled, what is known of every stage, and golden logits. A stage
-is compressed while the one before it is checked in a second thread; after its check the walk has it, and an export that
-was ended resumes there. Before it does, everything it continues from is compared with digests: the states of the walk,
-the weight file, and the tensors of the checkpoint that went in. Knows nothing about the other files of a bundle.
+is compressed while the one before it is checked in a second thread, and a third one waits for the disk; then the walk
+has it, and an export that was ended resumes there. Before it does, everything it continues from is compared with
+digests: the states of the walk, the weight file, and the tensors of the checkpoint that went in. Knows nothing about
+the other files of a bundle.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -128,40 +130,52 @@ def compress(
     golden: Golden | None = None
     compressor = Compressor(plan.weights_at_once)
 
-    def keep_and_check(stage: Stage, packed: Mapping[str, Weight], calibrated: Float32Array | None) -> DoneStage:
-        """Store one stage, check what was stored, and record it. Runs in the second thread."""
+    def keep_and_check(
+        stage: Stage, packed: Mapping[str, Weight], hashes: dict[str, str], calibrated: Float32Array | None
+    ) -> Future[DoneStage]:
+        """Store one stage, check what was stored, and have it recorded. Runs in the second thread."""
         nonlocal golden
         for name, weight in packed.items():
             store.put(name, weight)
         stored = {name: store[name] for name in stage.needed(spec)}
         result, golden = _check(stage, verifier, plan.weights, stored)
-        own = stage.own(spec)
-        hashes = tensor_sha256(plan.checkpoint, {part for name in own for part in plan.weights.sources[name]})
-        record = DoneStage(store.end, {name: store.records[name] for name in own}, result, hashes, store.hash_written())
-        if golden is None:
+        record = DoneStage(
+            store.end, {name: store.records[name] for name in stage.own(spec)}, result, hashes, store.hash_written()
+        )
+        states = {HIDDEN: verifier.hidden} | ({} if calibrated is None else {CALIBRATION: calibrated})
+        return third.submit(keep_record, stage, record, None if golden is not None else states)
+
+    def keep_record(stage: Stage, record: DoneStage, states: dict[str, Float32Array] | None) -> DoneStage:
+        """Wait for the disk, while others work, and tell the walk. Runs in the third thread."""
+        if states is not None:
             store.sync()
-            states = {HIDDEN: verifier.hidden} | ({} if calibrated is None else {CALIBRATION: calibrated})
             walk.finish(stage, record.to_json(), **states)
         return record
 
-    def finish(pending: Future[DoneStage]) -> None:
-        stages.append(pending.result())
+    def finish(pending: Future[Future[DoneStage]]) -> None:
+        stages.append(pending.result().result())
         stage, last = walk.stages[len(stages) - 1], stages[-1]
         blocks, layers = min(stage.index, spec.num_layers), spec.num_layers
         progress(Progress(stage.name, blocks, layers, done[stage.index], total, last.end, resumed, last.check))
 
     # One BLAS thread: more of them would spin against nncf's, and the results would depend on how many there are.
-    with one_blas_thread(), ThreadPoolExecutor(1) as second:
-        pending: Future[DoneStage] | None = None
+    with one_blas_thread(), ThreadPoolExecutor(1) as third, ThreadPoolExecutor(1) as second:
+        pending: deque[Future[Future[DoneStage]]] = deque()
         for stage in walk.remaining:
             packed = pack_stage(stage, plan, compressor, calibration)
-            if pending is not None:
-                finish(pending)
+            sources = (plan.weights.sources[name] for name in stage.own(spec))
+            hashes = tensor_sha256(plan.checkpoint, {part for parts in sources for part in parts})
+            if pending:
+                pending[-1].result()
                 plan.checkpoint.release()
-            pending = second.submit(keep_and_check, stage, packed, None if calibration is None else calibration.hidden)
+            while len(pending) > 1:  # the last one may be on its way to the disk
+                finish(pending.popleft())
+            calibrated = None if calibration is None else calibration.hidden
+            pending.append(second.submit(keep_and_check, stage, packed, hashes, calibrated))
             del packed  # an embedding has half a gigabyte, which nobody needs once it is checked
-        assert pending is not None, "the head is always done"
-        finish(pending)
+        assert pending, "the head is always done"
+        while pending:
+            finish(pending.popleft())
     assert golden is not None
     return Compressed(tuple(stages), golden)
 

@@ -24,11 +24,11 @@ class PackedTensor:
 
     Element (n, k) means `(q[n, k] - zero_point[n, k // group_size]) * scale[n, k // group_size]`. Symmetric tensors
     store no zero points: theirs is 0 where integers are signed, as in OpenVINO, else the middle of the range.
-    4-bit values are stored two to a byte, low nibble first.
+    Values of 4 and of 2 bits are stored two and four to a byte, the first in its lowest bits.
     """
 
     shape: tuple[int, int]  # (N, K)
-    bits: int  # 4 or 8
+    bits: int  # 2, 4 or 8
     signed: bool
     group_size: int  # K if a whole row is one group
     data: Bytes  # (N * K * bits / 8,)
@@ -88,12 +88,13 @@ def unpack(packed: Bytes, count: int, bits: int, *, signed: bool) -> npt.NDArray
     packed = packed[: -(-count * bits // 8)]
     if bits == 8:
         return (packed.view(np.int8) if signed else packed).astype(np.int16)[:count]
-    nibbles = np.empty(packed.size * 2, np.int16)
-    nibbles[0::2] = packed & 0xF
-    nibbles[1::2] = packed >> 4
+    in_byte = 8 // bits
+    values = np.empty((packed.size, in_byte), np.int16)
+    for place in range(in_byte):
+        values[:, place] = packed >> place * bits & (1 << bits) - 1
     if signed:
-        nibbles = np.where(nibbles > 7, nibbles - 16, nibbles).astype(np.int16)
-    return nibbles[:count]
+        values -= (values >> bits - 1) << bits
+    return values.reshape(-1)[:count]
 
 
 def rows_of(weight: Weight, start: int, stop: int) -> Float32Array:
@@ -113,10 +114,10 @@ def integers_of(weight: PackedTensor, start: int, stop: int) -> Float32Array:
     """Integers of some rows less their zero points, (rows, groups, group_size), in float32."""
     k, groups = weight.shape[1], weight.groups
     stored = weight.data[start * k * weight.bits // 8 : stop * k * weight.bits // 8]
-    if weight.bits == 4:
-        values = _PAIRS[weight.signed][stored].view(np.float32)
-    else:
+    if weight.bits == 8:
         values = (stored.view(np.int8) if weight.signed else stored).astype(np.float32)
+    else:
+        values = _IN_BYTES[weight.bits, weight.signed][stored].view(np.float32)
     values = values.reshape(stop - start, groups, -1)
     if weight.zero_point is not None:
         first, count = start * groups, (stop - start) * groups
@@ -151,27 +152,31 @@ def as_unsigned(weight: PackedTensor) -> PackedTensor:
     return replace(
         weight,
         signed=False,
-        data=weight.data ^ np.uint8(0x88 if weight.bits == 4 else 0x80),
+        data=weight.data ^ _HIGHEST_BITS[weight.bits],
         low_rank=None if more is None else LowRank(as_unsigned(more.a), as_unsigned(more.b)),
     )
 
 
 def pack(values: npt.NDArray[Any], bits: int) -> Bytes:  # whole numbers of any dtype
-    """Integers of (..., n) as bytes along the last axis: (..., n) for 8 bits, (..., ceil(n / 2)) for 4, low first."""
+    """Integers of (..., n) as bytes along the last axis, (..., ceil(n bits / 8)), the first in a byte's lowest bits."""
     whole = values.astype(np.uint8)
     if bits == 8:
         return whole
-    whole &= 0xF
-    if whole.shape[-1] % 2:
-        whole = np.concatenate([whole, np.zeros_like(whole[..., :1])], axis=-1)
-    packed: Bytes = whole[..., 0::2] | whole[..., 1::2] << np.uint8(4)
+    whole &= np.uint8((1 << bits) - 1)
+    in_byte = 8 // bits
+    if missing := -whole.shape[-1] % in_byte:
+        whole = np.concatenate([whole, np.zeros_like(whole[..., :missing])], axis=-1)
+    packed: Bytes = whole[..., 0::in_byte].copy()
+    for place in range(1, in_byte):
+        packed |= whole[..., place::in_byte] << np.uint8(place * bits)
     return packed
 
 
-def _pairs(signed: bool) -> npt.NDArray[np.complex64]:
-    """For each byte both nibbles, as two float32 in one value of 8 bytes: unpacking is then one table lookup."""
-    nibbles = unpack(np.arange(256, dtype=np.uint8), 512, 4, signed=signed)
-    return nibbles.astype(np.float32).view(np.complex64)
+def _in_bytes(bits: int, signed: bool) -> npt.NDArray[Any]:
+    """For each byte all values in it, float32 in one value of 8 or 16 bytes: unpacking is then one table lookup."""
+    values = unpack(np.arange(256, dtype=np.uint8), 256 * 8 // bits, bits, signed=signed).astype(np.float32)
+    return values.view(np.complex64 if bits == 4 else np.complex128)
 
 
-_PAIRS = {signed: _pairs(signed) for signed in (False, True)}
+_IN_BYTES = {(bits, signed): _in_bytes(bits, signed) for bits in (2, 4) for signed in (False, True)}
+_HIGHEST_BITS = {2: np.uint8(0xAA), 4: np.uint8(0x88), 8: np.uint8(0x80)}

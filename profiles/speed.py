@@ -13,11 +13,16 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from edge.profiles.devices.bandwidth import all_cores_gbs
+from edge.profiles.roofline import Roofline, mean_context
 from edge.profiles.spread import REPEATS, median, spread
 from edge.runtime.chunk import Stats
+from edge.runtime.footprint import read_bytes
 from edge.runtime.llm import LLM
-from edge.runtime.machine import peak_rss_bytes
+from edge.runtime.machine import family_of, peak_rss_bytes
 from edge.runtime.settings import EngineSettings
+
+BANDWIDTH_S = 0.25  # that memory is read for, before a model is loaded and again after it was measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +82,15 @@ def bench(
 
     Raises BundleError, DeviceError, ContextLengthError and SettingsError.
     """
+    on_cpu = family_of(settings.device) == "CPU"
+    machine_gbs = all_cores_gbs(BANDWIDTH_S) if on_cpu else 0.0
     started = time.perf_counter()
     llm = LLM(bundle, settings)
     load_s = time.perf_counter() - started
     results = measure(llm, prompt_tokens, new_tokens, repeats)
-    manifest = llm.bundle.manifest
+    peak, manifest = peak_rss_bytes(), llm.bundle.manifest
+    if on_cpu:  # whatever else ran made one of the two lower
+        machine_gbs = max(machine_gbs, all_cores_gbs(BANDWIDTH_S))
     return {
         "bundle": str(bundle),
         "recipe": manifest.recipe,
@@ -91,11 +100,26 @@ def bench(
         "weight_bytes": manifest.weight_bytes,
         "bits_per_weight": manifest.bits_per_weight,
         "kv_bytes_per_token": llm.engine.info.kv_bytes_per_token,
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": peak,
         "versions": dict(manifest.versions),
         "repeats": repeats,
-        "results": [result.to_json() for result in results],
+        "results": [
+            {**result.to_json(), "roofline": roofline(llm, result, machine_gbs).to_json() if on_cpu else None}
+            for result in results
+        ],
     }
+
+
+def roofline(llm: LLM, speed: Speed, machine_gbs: float) -> Roofline:
+    """Decoding on a CPU beside the bandwidth of its memory."""
+    info = llm.engine.info
+    cached = mean_context(speed.prompt_tokens, speed.new_tokens)
+    return Roofline(
+        weight_bytes=read_bytes(llm.bundle.manifest.tensors, info.name),
+        cache_bytes=round(info.kv_bytes_per_token * cached),
+        tokens_per_second=speed.decode_tokens_per_second,
+        machine_gbs=machine_gbs,
+    )
 
 
 def _run(llm: LLM, ids: list[int], new_tokens: int) -> Stats:

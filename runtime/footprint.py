@@ -48,7 +48,11 @@ GROUP_BYTES = {
     "onnx": 12.0,  # slope from 2 to 8 blocks of int4-asym-g128: 12.4 with the graph's share
     "openvino": 8.0,  # scale and zero point in float32: 12.7 MB a block of GLM-4-9B's widths, 8.0 bytes a group
 }
+# Of them, what a token reads: a scale, and a zero point or the sum of the group's integers, in float32 in both engines'
+# kernels (onnxruntime: core/mlas/lib/sqnbitgemm_kernel_avx512_int8_blklen128.h).
+READ_GROUP_BYTES = 8.0
 ONNX_LARGEST_BLOCK = 256  # groups are cut into blocks of at most so many weights
+ONNX_LARGEST_OF_2_BITS = 128  # the same of 2 bits
 ONNX_HEAD_BLOCK = 32  # of a head whose inputs are rounded to int8
 
 # --- While tokens are computed ----------------------------------------------------------------------------------------
@@ -85,6 +89,18 @@ class Footprint:
     base: int  # libraries, graph, tokenizer, tables of positions
     droppable: int  # pages of mapped files, which the system takes back when it needs them
     about: bool = False  # whether it is a guess for a device or an engine that was never measured
+
+    def beside(self, draft: Footprint) -> Footprint:
+        """Both of two models in one process, of which the draft model is loaded first."""
+        return Footprint(
+            weights=self.weights + draft.weights,
+            kv=self.kv + draft.kv,
+            activations=self.activations + draft.activations,
+            compile_peak=max(self.compile_peak, draft.compile_peak - self.loaded),
+            base=self.base + draft.base,
+            droppable=self.droppable + draft.droppable,
+            about=self.about or draft.about,
+        )
 
     @property
     def loaded(self) -> int:
@@ -282,18 +298,34 @@ def kept_bytes(records: Mapping[str, TensorRecord], engine: str, bits: int | Non
     return int(sum(found))
 
 
+def read_bytes(records: Mapping[str, TensorRecord], engine: str) -> int:
+    """Bytes of weights that a CPU reads from memory for a token, as an engine keeps them."""
+    fewest, total = _fewest_bits(records), 0.0
+    for name, record in read_tensors(records).items():
+        (bits, group), count = _packed(name, record, engine, fewest), math.prod(record.shape)
+        total += 4 * count if bits >= 16 else count * bits / 8 + READ_GROUP_BYTES * count / group
+    return int(total)
+
+
 def _fewest_bits(records: Mapping[str, TensorRecord]) -> int:
     return min((record.bits for record in records.values() if len(record.shape) == 2), default=32)
 
 
 def _kept(name: str, record: TensorRecord, engine: str, fewest_bits: int) -> float:
-    (bits, group), count = _kind(record), math.prod(record.shape)
+    bits, group = _packed(name, record, engine, fewest_bits)
+    count = math.prod(record.shape)
     if bits >= 16:
         return count * (8.0 if bits == 16 and engine == "openvino" else 4.0)
-    if engine == "onnx":
-        limit = ONNX_HEAD_BLOCK if fewest_bits == 4 and name in (HEAD, EMBEDDING) else ONNX_LARGEST_BLOCK
-        group = min(group & -group, limit)
     return count * bits / 8 + GROUP_BYTES[engine] * count / group
+
+
+def _packed(name: str, record: TensorRecord, engine: str, fewest_bits: int) -> _Kind:
+    """What an engine's kernel is given: onnx's cut groups into blocks."""
+    bits, group = _kind(record)
+    if engine == "onnx" and bits < 16:
+        limit = ONNX_HEAD_BLOCK if fewest_bits <= 4 and name in (HEAD, EMBEDDING) else ONNX_LARGEST_BLOCK
+        group = min(group & -group, limit, ONNX_LARGEST_OF_2_BITS if bits == 2 else limit)
+    return _Kind(bits, group)
 
 
 def _values(spec: ModelSpec) -> int:

@@ -18,7 +18,7 @@ from typing import Self, TypeVar, Unpack
 
 from edge.runtime import bundle as bundles
 from edge.runtime.bundle import Bundle
-from edge.runtime.chat import ChatTemplate, open_template
+from edge.runtime.chat import ChatTemplate
 from edge.runtime.chat_stream import ChatStream
 from edge.runtime.chats import Chats
 from edge.runtime.chunk import Answer
@@ -38,7 +38,7 @@ from edge.runtime.rules import Whole, check_value
 from edge.runtime.runner import Runner
 from edge.runtime.sampling_defaults import recommended_sampling
 from edge.runtime.scheduler import Scheduler, SchedulerStats
-from edge.runtime.self_test import SelfTest, open_tested
+from edge.runtime.self_test import SelfTest
 from edge.runtime.settings import (
     EngineSettings,
     GenerationOptions,
@@ -49,8 +49,10 @@ from edge.runtime.settings import (
     seeded,
 )
 from edge.runtime.speculation import SharedDrafts, open_store
+from edge.runtime.speculation.draft_bundle import DraftBundle, Engines, open_with_draft
+from edge.runtime.speculation.model_source import model_drafts
 from edge.runtime.stream import Stream, read_all
-from edge.runtime.template_file import open_chosen
+from edge.runtime.template_file import template_of
 from edge.runtime.tokenizer import Tokenizer
 from edge.runtime.tools.choice import ToolChoiceLike
 from edge.runtime.tools.declared import JsonObject
@@ -71,7 +73,7 @@ class LLM(Rendering):
     With `speculation`, steps verify drafts of several tokens; `draft_store` is a file of earlier answers to draft from,
     which is written every few answers and by `close`. Speculation makes the engine `reproducible` unless the settings
     say otherwise: answers then equal those without drafts, bit by bit (except with a kv_precision of u8 or u4).
-    `chat_template` is a file to use instead of the bundle's.
+    `chat_template` is a file to use instead of the bundle's; `draft` is the bundle of a smaller model to draft with.
     """
 
     def __init__(
@@ -81,29 +83,23 @@ class LLM(Rendering):
         speculation: SpeculationSettings | None = None,
         draft_store: str | Path | None = None,
         chat_template: str | Path | None = None,
+        draft: str | Path | None = None,
     ) -> None:
         bundle = bundles.open_bundle(path)
         manifest = bundle.manifest
         tokenizer = Tokenizer.from_text(bundle.required(bundles.TOKENIZER), manifest.spec.vocab_size)
-        source, config = (bundle.text(name) for name in (bundles.CHAT_TEMPLATE, bundles.TOKENIZER_CONFIG))
-        if chat_template is None:
-            template = open_template(source, tokenizer, config)
-        else:
-            template = open_chosen(chat_template, tokenizer, config)
+        template = template_of(bundle, tokenizer, chat_template)
         settings = settings or EngineSettings()
         if settings.reproducible is None:
             settings = replace(settings, reproducible=speculation is not None)
+        second = None if draft is None else DraftBundle(draft, bundle, tokenizer, settings)
         self._bundle: Bundle | None = bundle
-        self.self_test: SelfTest | None = None  # what loading it found; None: not asked for
         self._identity = SnapshotIdentity(manifest.model_sha256, manifest.files[bundles.TOKENIZER].sha256, {})
         self.recommended_sampling = recommended_sampling(bundle.text(bundles.GENERATION_CONFIG))
 
-        def open_engine() -> Engine:
-            engine, self.self_test = open_tested(bundle, settings)
-            return engine
-
+        opening = partial(open_with_draft, bundle, settings, second)
         stop_ids, pictures = manifest.stop_token_ids, partial(open_pictures, bundle, settings=settings)
-        self._set_up(open_engine, tokenizer, template, stop_ids, speculation, draft_store, pictures)
+        self._set_up(opening, tokenizer, template, stop_ids, speculation, draft_store, pictures)
 
     @classmethod
     def from_engine(
@@ -117,19 +113,21 @@ class LLM(Rendering):
         draft_store: str | Path | None = None,
         recommended_sampling: Sampling | None = None,
         pictures: PictureSource | None = None,
+        draft: Engine | None = None,
     ) -> Self:
         """Make a model without a bundle, from an engine of your own or `edge.ScriptedEngine`. Raises as `LLM` does."""
         self = cls.__new__(cls)
-        self._bundle, self.self_test = None, None
+        self._bundle = None
         self.recommended_sampling = recommended_sampling or Sampling()
         sha256 = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
         self._identity = SnapshotIdentity(f"engine {engine.info.name}", sha256, {})
-        self._set_up(lambda: engine, tokenizer, template, stop_ids, speculation, draft_store, lambda _info: pictures)
+        engines = Engines(engine, draft)
+        self._set_up(lambda: engines, tokenizer, template, stop_ids, speculation, draft_store, lambda _info: pictures)
         return self
 
     def _set_up(
         self,
-        open_engine: Callable[[], Engine],
+        open_engines: Callable[[], Engines],
         tokenizer: Tokenizer,
         template: ChatTemplate | None,
         stop_ids: Collection[int],
@@ -139,12 +137,12 @@ class LLM(Rendering):
     ) -> None:
         """Open the engine last, so that everything else that can be wrong is found before a model is loaded."""
         self.tokenizer, self.template, self.stop_ids = tokenizer, template, frozenset(stop_ids)
-        store, sha256 = None, self._identity.tokenizer_sha256
-        if draft_store is not None:
-            store = open_store(Path(draft_store), sha256, num_ids=tokenizer.num_tokens)
-        self._drafts = drafts = SharedDrafts(speculation, store)
+        sha256 = self._identity.tokenizer_sha256
+        store = None if draft_store is None else open_store(Path(draft_store), sha256, num_ids=tokenizer.num_tokens)
         self._constraints = Constraints(tokenizer, tokenizer.num_tokens, self.stop_ids)
-        self.engine = open_engine()
+        self.self_test: SelfTest | None  # what loading it found; None: not asked for
+        self.engine, second, self.self_test = open_engines()
+        self._drafts = drafts = SharedDrafts(speculation, store, model_drafts(second, tokenizer.num_tokens))
         info = self.engine.info
         # Where bits count, nothing that others were answered decides ids.
         self._memory = ProducedIds(0) if info.reproducible else ProducedIds()
@@ -152,6 +150,7 @@ class LLM(Rendering):
         self._chats = Chats(template, tokenizer, self.stop_ids, self._constraints, self._memory, self.pictures)
         if speculation is not None and (info.max_step_rows == 1 or not info.can_trim):
             self.engine.close()
+            drafts.close()
             raise SettingsError(f"the {info.name} engine cannot verify drafts; load without speculation")
         self._identity = replace(self._identity, layout=self.engine.identity)
         self._scheduler = Scheduler(
@@ -314,6 +313,7 @@ class LLM(Rendering):
     def _release(self) -> None:
         self._prompts.close()
         self.engine.close()
+        self._drafts.close()
 
     def _settings(self, options: GenerationOptions) -> GenerationSettings:
         return generation_settings(self.recommended_sampling, **options)
@@ -324,7 +324,8 @@ class LLM(Rendering):
         self._runner.check_open()
         prompt.check_fits(self.engine.info, settings)
         constraint = None if settings.constraint is None else self._constraints.start(settings.constraint)
-        drafter = self._drafts.drafter(prompt.ids)
+        settings = self._drafts.with_seed(settings)
+        drafter = self._drafts.drafter(prompt.ids, settings.sampling)
         request = Request(
             prompt, settings, self.tokenizer, self.stop_ids, self.engine.info.max_context, constraint, drafter
         )

@@ -216,7 +216,7 @@ class Request:
                 stats=self._stats(),
             )
         )
-        self.finished = True
+        self._end()
 
     def _deliver(self, chunk: Chunk) -> None:
         """Put a chunk where its reader finds it; the first one after the prompt was read tells of the prompt, too."""
@@ -233,6 +233,11 @@ class Request:
     def fail(self, error: EdgeError) -> None:
         """End the answer with an error for its reader."""
         self.error = error
+        self._end()
+
+    def _end(self) -> None:
+        if self.drafter is not None:
+            self.drafter.close()
         self.finished = True
 
     def _choose(self, row: Logits) -> int:

@@ -33,6 +33,13 @@ class Candidates(NamedTuple):
     weights: Doubles  # (C,) 1 for the best
 
 
+class Drawn(NamedTuple):
+    """A token that was drawn."""
+
+    token_id: int
+    margin: float  # how much larger or smaller the random number could have been for the same token; 0.5 at most
+
+
 class Sampler:
     """The state of one answer: settings, the random generator, and counts of the ids so far.
 
@@ -84,11 +91,7 @@ class Sampler:
         """
         if self._settings.temperature == 0:
             return int(processed.argmax())
-        candidates = truncate(processed, self._settings)
-        cumulative = np.cumsum(candidates.weights, out=candidates.weights)
-        # side="right" steps over candidates of weight 0
-        index = np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right")
-        return int(candidates.ids[index])
+        return draw(truncate(processed, self._settings), self._rng.random()).token_id
 
     def observe(self, token_id: int) -> None:
         """Count a token as part of the answer."""
@@ -129,6 +132,16 @@ def truncate(logits: Logits, settings: Sampling) -> Candidates:
     if settings.typical_p < 1:
         ids, weights = _pick(ids, weights, typical(weights, settings.typical_p))
     return Candidates(np.arange(weights.size) if ids is None else ids, weights)
+
+
+def draw(candidates: Candidates, number: float) -> Drawn:
+    """Draw with a random number from [0, 1). `candidates.weights` are used up."""
+    cumulative = np.cumsum(candidates.weights, out=candidates.weights)
+    total = cumulative[-1]
+    place = number * total
+    index = int(np.searchsorted(cumulative, place, side="right"))  # "right" steps over candidates of weight 0
+    below = cumulative[index - 1] if index else 0.0
+    return Drawn(int(candidates.ids[index]), float(min(place - below, cumulative[index] - place) / total))
 
 
 def nucleus(weights: Doubles, mass: float) -> Ids:

@@ -80,12 +80,13 @@ class SelfTest:
         return f"{rows}{bits[self.bits]}{instead}"
 
 
-def open_tested(bundle: Bundle, settings: EngineSettings) -> tuple[Engine, SelfTest | None]:
+def open_tested(bundle: Bundle, settings: EngineSettings, *, beside: int = 0) -> tuple[Engine, SelfTest | None]:
     """Open the engine for a bundle and test it as the settings say.
 
-    Raises what `open_engine` does, and SelfTestError if it fails and no other may be, or can be, used instead.
+    beside: as in `within_memory`. Raises what `open_engine` does, and SelfTestError if it fails and no other may be, or
+    can be, used instead.
     """
-    engine = open_engine(bundle, settings)
+    engine = open_engine(bundle, settings, beside=beside)
     if settings.self_test == "off":
         return engine, None
     failed = f"{engine.info.name} on {engine.info.device}"

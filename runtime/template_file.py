@@ -1,14 +1,17 @@
 """A chat template from a file that a user names, in place of the one that a model comes with, or of none.
 
 In: a path. Out: its text; or a template that has been compiled and has rendered a question once, so that what is wrong
-with it is said before a model is loaded. All errors are SettingsErrors of one line. Knows nothing about bundles.
+with it is said before a model is loaded. All errors are SettingsErrors of one line. Knows nothing about
+what else a bundle holds.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from edge.runtime.chat import ChatTemplate, tokens_named_in
+from edge.runtime import bundle as bundles
+from edge.runtime.bundle import Bundle
+from edge.runtime.chat import ChatTemplate, open_template, tokens_named_in
 from edge.runtime.errors import EdgeError, PromptError, SettingsError, TokenizerError
 from edge.runtime.files import read_file
 from edge.runtime.rules import FilePath, check_value
@@ -35,6 +38,14 @@ def read_chosen(path: str | Path) -> str:
     text = read_template(Path(path), SettingsError, _ADVICE)
     _compiled(text, path)
     return text
+
+
+def template_of(bundle: Bundle, tokenizer: Tokenizer, chosen: str | Path | None) -> ChatTemplate | None:
+    """A bundle's template, or the chosen one in its place. Raises as `open_chosen` and `open_template`."""
+    config = bundle.text(bundles.TOKENIZER_CONFIG)
+    if chosen is not None:
+        return open_chosen(chosen, tokenizer, config)
+    return open_template(bundle.text(bundles.CHAT_TEMPLATE), tokenizer, config)
 
 
 def open_chosen(path: str | Path, tokenizer: Tokenizer, tokenizer_config: str | None) -> ChatTemplate:

@@ -3,11 +3,15 @@
 Each prompt length is run once cold and then --repeat times. What is shown is the median ± the distance of the repeat
 that is farthest from it; --json has every repeat. More than 10 % is warned of.
 
+Every token reads all weights, and the keys and values before it, so that memory decides how fast a model can write: how
+much is read, how fast, and how fast this machine reads memory is shown below the table.
+
 examples:
   edge bench glm4-int4
   edge bench glm4-int4 --prompt-tokens 32,512,4096 --new-tokens 128 --json
   edge bench glm4-int4 --repeat 10
   edge bench glm4-int4 --engine all    # each engine in its own process, and whether auto picks the faster one
+  edge bench glm4-int4 --engine all --roofline    # how far each is from the bandwidth of this machine's memory
   edge bench glm4-int4 --clients 1,4,8,16    # a server with so many clients at once, and which engine is right for it
 """
 
@@ -27,6 +31,17 @@ if TYPE_CHECKING:
     from edge.runtime.settings import EngineSettings
 
 MOST_REPEATS = 1000
+ROOFLINE_COLUMNS = [
+    "engine",
+    "prompt",
+    "weights",
+    "keys, values",
+    "read GB/s",
+    "memory GB/s",
+    "share",
+    "decode tok/s",
+    "at most tok/s",
+]
 COLUMNS = ["prompt", "new", "cold TTFT ms", "TTFT ms", "prefill tok/s", "decode tok/s"]
 
 
@@ -59,6 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N,N",
         help=told("start a server and measure it over HTTP with so many clients at once, like 1,4,8,16", "no server"),
     )
+    measured.add_argument(
+        "--roofline",
+        action="store_true",
+        help="how near each engine and prompt length comes to what this machine's memory allows",
+    )
     options.add_engine(parser, "all")
 
 
@@ -66,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from edge.commands.console import print_json
     from edge.profiles.speed import bench
     from edge.runtime.bundle import open_bundle
+    from edge.runtime.errors import SettingsError
     from edge.runtime.rules import Whole, check_value
     from edge.runtime.settings import EngineSettings
 
@@ -80,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
         del keywords["engine"]
     settings, bundle = EngineSettings(**keywords), open_bundle(args.bundle)
     _check_prompts(args.prompt_tokens, settings, bundle)
+    if args.clients and args.roofline:
+        raise SettingsError("--roofline is of one answer at a time: leave out --clients, or --roofline")
     if args.clients:
         from edge.commands.bench_clients import compare_servers
         from edge.runtime.extras import check_installed
@@ -96,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     _print_summary(report)
     _print_results([report])
+    _print_roofline([report], args.roofline)
     _warn([report])
     return 0
 
@@ -137,6 +161,7 @@ def _compare(args: argparse.Namespace, bundle: Bundle, settings: options.Keyword
     for report in reports:
         _print_summary(report)
     _print_results(reports)
+    _print_roofline(reports, args.roofline)
     for count in args.prompt_tokens:
         verdict = "which is right here" if chosen[count] == best[count] else f"and {best[count]} is faster here"
         print(f"prompt of {count}: auto takes {chosen[count]}, {verdict} (load, prompt and answer together)")
@@ -190,6 +215,42 @@ def _print_results(reports: list[dict[str, Any]]) -> None:
     )
     repeats = reports[0]["repeats"]
     print("one repeat has no spread" if repeats == 1 else f"{MEANING}, of {repeats}")
+
+
+def _print_roofline(reports: list[dict[str, Any]], every: bool) -> None:
+    """What a token reads and how fast, of each engine after its first prompt, or of every one in a table."""
+    from edge.commands.console import human_bytes, print_table
+
+    found = [(report["engine"], r, r["roofline"]) for report in reports for r in report["results"] if r["roofline"]]
+    if not every:
+        first = {engine: line for engine, _, line in reversed(found)}
+        for engine, line in reversed(first.items()):
+            print(
+                f"{engine}: a token reads {human_bytes(line['weight_bytes'])} of weights and "
+                f"{human_bytes(line['cache_bytes'])} of keys and values, at {line['read_gbs']:.1f} of the "
+                f"{line['machine_gbs']:.1f} GB/s that memory was read at here ({line['share']:.0%})"
+            )
+        return
+    print_table(
+        ROOFLINE_COLUMNS,
+        (
+            [
+                engine,
+                r["prompt_tokens"],
+                human_bytes(line["weight_bytes"]),
+                human_bytes(line["cache_bytes"]),
+                f"{line['read_gbs']:.1f}",
+                f"{line['machine_gbs']:.1f}",
+                f"{line['share']:.0%}",
+                f"{r['decode_tokens_per_second']:.1f}",
+                f"{line['most_tokens_per_second']:.1f}",
+            ]
+            for engine, r, line in found
+        ),
+        spare=("keys, values", "weights", "memory GB/s"),
+        elsewhere="--json has all",
+    )
+    print("at most: memory read at its full speed, and nothing else" if found else "only CPUs have a roofline")
 
 
 def _warn(reports: list[dict[str, Any]]) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.commands import kinds, options
@@ -53,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GB",
         help=told("memory of the machine, like 16 or 16GiB", "the most that a device can have"),
     )
+    parser.add_argument(
+        "--draft", metavar="PATH", help="count the memory of this model too, which is to draft for the first one"
+    )
     options.add_json(parser)
 
 
@@ -63,19 +65,22 @@ def run(args: argparse.Namespace) -> int:
     from edge.profiles.devices.table import find_profile
     from edge.profiles.fit.places import HERE, place_of
     from edge.profiles.fit.report import report, to_json
-    from edge.profiles.fit.subject import find_subject
+    from edge.profiles.fit.subject import Subject, find_subject
 
     elsewhere = args.device is not None and args.device.lower() != HERE
     profile = find_profile(args.device) if elsewhere else None  # before a hub is asked
-    path = Path(args.path)
-    subject = find_subject(args.path, None if os.path.lexists(path) else find_named(args.path))
+
+    def subject_of(given: str) -> Subject:
+        return find_subject(given, None if os.path.lexists(given) else find_named(given))
+
     found = report(
-        subject,
+        subject_of(args.path),
         _here(args.memory_bytes) if profile is None else [place_of(profile, args.memory_bytes)],
         recipe=args.recipe,
         context_tokens=args.context,
         every_device=args.device is None,
         memory_bytes=args.memory_bytes,
+        draft=None if args.draft is None else subject_of(args.draft),
     )
     if args.json:
         print_json(to_json(found))

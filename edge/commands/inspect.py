@@ -1,8 +1,8 @@
 """Show what a bundle or a checkpoint holds.
 
-For a bundle: its recipe, the precision of its weights, and its files. For a checkpoint: its shape, and how large each
-recipe would make it. Of models that see pictures, the picture tower as well, with what float16 has left above its
-values.
+For a bundle: its recipe, the precision of its weights, how much of them a token reads, and its files. For a checkpoint:
+its shape, and how large each recipe would make it. Of models that see pictures, the picture tower as well, with what
+float16 has left above its values.
 
 examples:
   edge inspect glm4-int4
@@ -50,10 +50,18 @@ def _bundle(path: Path, as_json: bool) -> int:
     from edge.commands.inspect_tower import print_headroom, print_tower
     from edge.commands.weight_rows import AS_SAID, alike, shape_text
     from edge.runtime.bundle import open_bundle
+    from edge.runtime.engines.registry import ENGINES
+    from edge.runtime.footprint import read_bytes
 
-    manifest = open_bundle(path).manifest
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    read = {
+        record.name: read_bytes(manifest.tensors, record.name)
+        for record in ENGINES.values()
+        if record.runs_on("CPU") and record.holds(bundle)
+    }
     if as_json:
-        print_json({"kind": "bundle", **json.loads(manifest.to_json())})
+        print_json({"kind": "bundle", **json.loads(manifest.to_json()), "read_bytes_per_token": read})
         return 0
     parameters = sum(math.prod(tensor.shape) for tensor in manifest.tensors.values())
     print(f"{path}: bundle of {manifest.source}, recipe {manifest.recipe}")
@@ -61,6 +69,9 @@ def _bundle(path: Path, as_json: bool) -> int:
         f"{parameters:,} parameters, {human_bytes(manifest.weight_bytes)} of weights, "
         f"{manifest.bits_per_weight:.2f} bits per weight, golden KLD {manifest.golden_kld:.4f}"
     )
+    if read:
+        each = ", ".join(f"{human_bytes(size)} with {engine}" for engine, size in read.items())
+        print(f"weights that a CPU reads for each token: {each}")
     _print_spec(manifest.spec.to_json())
     for warning in manifest.warnings:
         print(f"warning: {warning}")

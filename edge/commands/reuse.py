@@ -64,8 +64,8 @@ def system_message(args: argparse.Namespace) -> str | None:
 def reuse_settings(args: argparse.Namespace, chosen: Keywords) -> Keywords:
     """`chosen` with what `add_reuse` added. Raises SnapshotError and SettingsError."""
     chosen = prefix_settings(args, chosen, speculate=args.speculate)
-    loaded = {"speculation": args.speculate, "draft_store": args.draft_store, "chat_template": args.chat_template}
-    return {**chosen, **loaded}
+    names = ("draft_store", "draft", "chat_template")
+    return {**chosen, "speculation": args.speculate, **{name: getattr(args, name) for name in names}}
 
 
 def prefix_settings(args: argparse.Namespace, chosen: Keywords, *, speculate: bool = False) -> Keywords:
@@ -149,6 +149,11 @@ def _add_drafts(group: argparse._ActionsContainer) -> None:
         "--speculate",
         action="store_true",
         help="draft several tokens at once and verify them: faster where text repeats",
+    )
+    group.add_argument(
+        "--draft",
+        metavar="BUNDLE",
+        help="draft with this smaller model of the same tokenizer, a bundle's name or folder; needs --speculate",
     )
     group.add_argument(
         "--draft-store",

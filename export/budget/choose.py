@@ -17,7 +17,7 @@ from edge.export.budget.sensitivity import Candidates, Sensitivity
 from edge.export.compress.precision import Precision, Rounding, fit, stored_bytes
 from edge.export.compress.recipes import Recipe
 from edge.export.graph.onnx.blocks import block_size
-from edge.export.settings import Limits
+from edge.export.settings import Format, Limits
 from edge.export.weights.rotation import is_rotatable
 from edge.runtime.errors import RecipeError
 from edge.runtime.lint import Finding, suits
@@ -26,8 +26,18 @@ from edge.runtime.spec import ModelSpec
 # Symmetric ones beside these make models no better (docs/findings.md), and bundles of two formats hold them twice.
 USUAL = tuple(
     Precision.parse(text)
-    for text in ("int4-asym-channel", "int4-asym-g128", "int4-asym-g64", "int4-asym-g32", "int8-asym")
+    for text in (
+        "int4-asym-channel",
+        "int4-asym-g256",
+        "int4-asym-g128",
+        "int4-asym-g64",
+        "int4-asym-g32",
+        "int8-asym",
+    )
 )
+# In blocks, of bundles for ONNX Runtime alone. Zero points take bytes and gain nothing here, larger groups have no
+# kernel, and smaller ones take as long as 4 bits (docs/findings.md).
+FEWEST = (Precision.parse("int2-sym-g128"),)
 # Of these, the rules of `edge verify --device NPU` say which suit a matrix: 4 bits alone in blocks, for example.
 NPU = tuple(Precision.parse(text) for text in ("int4-sym-channel", "int4-sym-g128", "int8-sym"))
 
@@ -50,7 +60,7 @@ def options_of(
     fixed: Mapping[str, str | None],
     *,
     spec: ModelSpec,
-    onnx: bool,
+    formats: Format,
     awq: bool,
 ) -> dict[str, tuple[Rounding, ...]]:
     """What each matrix may be, smallest first.
@@ -62,15 +72,16 @@ def options_of(
     as everything else.
     """
     found = {
-        name: _options(a, limits, fixed.get(name), spec, onnx=onnx, awq=awq)
+        name: _options(a, limits, fixed.get(name), spec, formats, awq=awq)
         for name, a in assignments.items()
         if a.is_matrix
     }
     least, _ = bounds(assignments, found)
     if limits.max_bytes is not None and least > limits.max_bytes:
+        smaller = "" if formats == "onnx" or limits.device != "CPU" else "give --format onnx, which allows 2 bits, "
         raise RecipeError(
             f"the budget is {limits.max_bytes:,.0f} bytes, the smallest that this model can be is {least:,} bytes of "
-            "weights; allow that many, or take a smaller model"
+            f"weights; {smaller}allow that many, or take a smaller model"
         )
     return found
 
@@ -85,17 +96,19 @@ def bounds(assignments: Assignments, options: Candidates) -> tuple[int, int]:
 
 
 def _options(
-    matrix: Assignment, limits: Limits, fixed: str | None, spec: ModelSpec, *, onnx: bool, awq: bool
+    matrix: Assignment, limits: Limits, fixed: str | None, spec: ModelSpec, formats: Format, *, awq: bool
 ) -> tuple[Rounding, ...]:
     wanted = (Precision.parse(fixed),) if fixed else NPU if limits.device == "NPU" else USUAL
+    if formats == "onnx" and limits.device == "CPU" and matrix.in_block:
+        wanted = FEWEST + wanted
     fitting = dict.fromkeys(fit(precision, matrix.shape)[0] for precision in wanted)
     if limits.device != "CPU" and not fixed:
         fitting = _suited(matrix, fitting, limits.device, spec)
-    if onnx:
+    if formats != "openvino":
         fitting = dict.fromkeys(precision for precision in fitting if _onnx_holds(precision, matrix.shape))
     choices = [Rounding(precision) for precision in fitting]
     if awq and matrix.in_block:
-        choices += [Rounding(precision, awq=True) for precision in fitting if precision.bits == 4]
+        choices += [Rounding(precision, awq=True) for precision in fitting if precision.is_narrow]
     return tuple(sorted(choices, key=lambda choice: _bytes(choice, matrix)))
 
 

@@ -55,8 +55,8 @@ class Branching(ParallelBuilder):
 
 
 def round_as_exported(rows: Float32Array, inputs: gptq.Moments, precision: Precision) -> Weight:
-    """The same as the export does it: 4 bits fitted to inputs with these moments, 8 to nearest."""
-    return gptq.quantize(rows, inputs, precision) if precision.bits == 4 else nearest(rows, precision)
+    """The same as the export does it: few bits fitted to inputs with these moments, 8 to nearest."""
+    return gptq.quantize(rows, inputs, precision) if precision.is_narrow else nearest(rows, precision)
 
 
 def power_of(inputs: Float32Array, weight: Weight, other: Weight | None = None) -> float:

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from edge.export.budget.disturbance import CARRIED, PIECE, Branching, kld_sum, power_of, round_as_exported
 from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.compress import awq, gptq
-from edge.export.compress.precision import Rounding
+from edge.export.compress.precision import FEW_BITS, Rounding
 from edge.export.compress.rounding import nearest
 from edge.export.graph import decoder
 from edge.export.graph.numpy_parallel import ParallelBuilder
@@ -303,7 +303,7 @@ class _Measurement:
                 if choice == swap:
                     continue
                 left = 1.0  # 8 bits are rounded to nearest indeed
-                if choice.precision.bits == 4:
+                if choice.precision.is_narrow:
                     others = [self._left(other, choice) / self._left(other, swap) for other in known]
                     left = self._left(name, swap) * between(others)
                 self._errors[name][choice] = error * left
@@ -317,6 +317,7 @@ class _Measurement:
 def _middle(candidates: Sequence[Rounding]) -> Rounding:
     """The one that is put in: neither so coarse that proportion ends, nor so fine that little is measured."""
     plain = _with(candidates, awq=False) or list(candidates)
+    plain = [choice for choice in plain if choice.precision.bits >= FEW_BITS] or plain
     return plain[len(plain) // 2]
 
 

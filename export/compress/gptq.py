@@ -1,8 +1,8 @@
 """GPTQ: rounding a matrix so that its product stays as it was, rather than its weights.
 
-In: a float matrix (N, K), moments of the inputs that it will meet, and a `Precision` of 4 bits. Out: a `PackedTensor`
-in NNCF's layout; or the float matrix, moved so that its outputs are what they should be. Knows nothing about graphs or
-where the inputs come from.
+In: a float matrix (N, K), moments of the inputs that it will meet, and a `Precision` of 2 or 4 bits. Out: a
+`PackedTensor` in NNCF's layout; or the float matrix, moved so that its outputs are what they should be. Knows nothing
+about graphs or where the inputs come from.
 
 Columns are rounded one after the other, those that matter most first, and what one column lost is made up for by those
 still to come (Frantar et al., GPTQ, arXiv 2210.17323; the order by the diagonal is its authors' later `act_order`). It
@@ -27,6 +27,7 @@ from edge.runtime.errors import RecipeError
 DAMPING = 0.2  # share of the mean moment that is added to each, so that few tokens do not decide everything
 MOST_DAMPING = 20.0
 CLIPS = np.linspace(1.0, 0.6, 13, dtype=np.float32)  # shares of a group's range to try
+COARSE_CLIPS = np.linspace(1.0, 0.3, 22, dtype=np.float32)  # with four integers in all, the far ones cost more
 BLOCK = 128  # columns whose losses are passed on together, as one matrix product
 CHUNK = 1 << 17  # weights whose clips are tried together: their copies stay in a core's cache
 ROWS_PER_CORE = 1 << 9  # of a matrix at a time
@@ -58,17 +59,19 @@ def move(weight: Float32Array, inputs: Moments, drift: Float32Array) -> Float32A
     drift: (N, K), y^T x, where y (T, N) is what the outputs for inputs x (T, K) lack.
     """
 
+    corners = _inverse_corners(inputs.factor)
+
     def move_rows(start: int) -> None:
         rows = slice(start, start + ROWS_PER_CORE)
-        drift[rows] = weight[rows] + _best_move(drift[rows], inputs.factor, inputs.order)
+        drift[rows] = weight[rows] + _best_move(drift[rows], inputs.factor, corners, inputs.order)
 
     in_parallel(move_rows, range(0, len(weight), ROWS_PER_CORE))
     return drift
 
 
 def quantize(weight: Float32Array, inputs: Moments, precision: Precision) -> PackedTensor:
-    """Round a (N, K) matrix to 4 bits for inputs x (T, K) with these moments."""
-    assert precision.bits == 4, precision
+    """Round a (N, K) matrix to few bits for inputs x (T, K) with these moments."""
+    assert precision.is_narrow, precision
     n, k = weight.shape
     group = precision.group_size or k
     importance, order, factor = inputs.importance, inputs.order, inputs.factor
@@ -85,9 +88,9 @@ def quantize(weight: Float32Array, inputs: Moments, precision: Precision) -> Pac
         values[chosen, order] = integers.T
 
     in_parallel(round_rows, range(0, n, ROWS_PER_CORE))
-    packed_zero = None if precision.symmetric else pack(zero.reshape(-1), 4)
-    data = pack(values.reshape(-1), 4)
-    return PackedTensor((n, k), 4, precision.symmetric, group, data, scale.astype(np.float16), packed_zero)
+    packed_zero = None if precision.symmetric else pack(zero.reshape(-1), precision.bits)
+    data = pack(values.reshape(-1), precision.bits)
+    return PackedTensor((n, k), precision.bits, precision.symmetric, group, data, scale.astype(np.float16), packed_zero)
 
 
 def _products(inputs: Float32Array, order: npt.NDArray[np.intp], shrink: Float32Array) -> Float32Array:
@@ -138,7 +141,7 @@ def _best_clip(
     least, most = ranges(rows)  # (n, groups, 1), as all below but `lost`
     best = np.full(least.shape, np.inf, np.float32)
     scale, zero = np.empty_like(best), np.zeros(best.shape, np.float32)
-    for clip in CLIPS:
+    for clip in COARSE_CLIPS if precision.bits == 2 else CLIPS:
         step = _representable(steps(least, most, precision, clip))
         middle = middles(least, step, precision, clip)
         lost = restored(rows, step, middle, precision)
@@ -182,7 +185,16 @@ def _factor(moments: Float32Array) -> Float32Array:
         _mirror(moments.T)
 
 
-def _best_move(drift: Float32Array, factor: Float32Array, order: npt.NDArray[np.intp]) -> Float32Array:
+def _inverse_corners(factor: Float32Array) -> list[Float32Array]:
+    """The inverses of the factor's blocks on its diagonal, from the first to the last."""
+    starts = range(0, len(factor), BLOCK)
+    corners = (np.triu(factor[start : start + BLOCK, start : start + BLOCK]) for start in starts)
+    return [np.linalg.inv(corner.astype(np.float64)).astype(np.float32) for corner in corners]
+
+
+def _best_move(
+    drift: Float32Array, factor: Float32Array, corners: list[Float32Array], order: npt.NDArray[np.intp]
+) -> Float32Array:
     """What to add to weights (n, K) so that outputs move by the drift: the drift times the inverse of F^T F."""
     values = np.ascontiguousarray(drift[:, order].T)  # (K, n)
     k = len(values)
@@ -190,12 +202,12 @@ def _best_move(drift: Float32Array, factor: Float32Array, order: npt.NDArray[np.
         stop = start + BLOCK
         if start:
             values[start:stop] -= factor[:start, start:stop].T @ values[:start]
-        values[start:stop] = np.linalg.solve(np.triu(factor[start:stop, start:stop]).T, values[start:stop])
-    for stop in range(k, 0, -BLOCK):
-        start = max(stop - BLOCK, 0)
+        values[start:stop] = corners[start // BLOCK].T @ values[start:stop]
+    for start in reversed(range(0, k, BLOCK)):
+        stop = min(start + BLOCK, k)
         if stop < k:
             values[start:stop] -= factor[start:stop, stop:] @ values[stop:]
-        values[start:stop] = np.linalg.solve(np.triu(factor[start:stop, start:stop]), values[start:stop])
+        values[start:stop] = corners[start // BLOCK] @ values[start:stop]
     moved = np.empty(drift.shape, np.float32)
     moved[:, order] = values.T
     return moved

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from edge.runtime.errors import RecipeError, shown
 
+FEW_BITS = 4  # with so many or fewer, weights are in groups, and which integer each gets is chosen with care
 MIN_GROUP_SIZE = 32  # smaller groups fall off the fast kernels (as nncf's AdvancedCompressionParameters)
 AWQ = "-awq"  # after a precision
 # Rows are independent, so a large matrix can be compressed some rows at a time, which bounds memory.
@@ -29,7 +30,7 @@ class Precision:
     @classmethod
     def parse(cls, text: str) -> Precision:
         """The inverse of `str`. Raises RecipeError."""
-        match = re.fullmatch(r"int(4|8)-(a?sym)(?:-(channel)|-g(\d{1,9}))?|fp(16|32)", text)
+        match = re.fullmatch(r"int(2|4|8)-(a?sym)(?:-(channel)|-g(\d{1,9}))?|fp(16|32)", text)
         if match is None:
             raise RecipeError(
                 f"precision {shown(text)} is unknown, expected int8-asym, int4-asym-g128, int4-sym-channel, ..."
@@ -39,7 +40,7 @@ class Precision:
             return cls(int(width))
         if bits == "8" and group:
             raise RecipeError(f"precision {shown(text)}: nncf has 8 bits with one scale a row only; use int8-{sign}")
-        if bits == "4" and not (group or channel):
+        if bits != "8" and not (group or channel):
             raise RecipeError(f"precision {shown(text)}: expected a group size, as in {text}-g128, or {text}-channel")
         if group and int(group) < MIN_GROUP_SIZE:
             raise RecipeError(f"precision {shown(text)}: groups have {MIN_GROUP_SIZE} weights or more")
@@ -49,11 +50,16 @@ class Precision:
     def is_float(self) -> bool:
         return self.bits >= 16
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether it has so few bits that rounding to nearest shows."""
+        return self.bits <= FEW_BITS
+
     def __str__(self) -> str:
         if self.is_float:
             return f"fp{self.bits}"
         kind = f"int{self.bits}-{'sym' if self.symmetric else 'asym'}"
-        return f"{kind}-g{self.group_size}" if self.group_size else f"{kind}-channel" if self.bits == 4 else kind
+        return f"{kind}-g{self.group_size}" if self.group_size else f"{kind}-channel" if self.is_narrow else kind
 
 
 @dataclass(frozen=True, slots=True)

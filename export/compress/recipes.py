@@ -21,7 +21,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal, get_args
 
-from edge.export.compress.precision import Precision, Rounding, fit, stored_bytes
+from edge.export.compress.precision import FEW_BITS, Precision, Rounding, fit, stored_bytes
 from edge.export.weights.names import EMBEDDING, HEAD
 from edge.runtime.errors import RecipeError, shown
 
@@ -38,6 +38,7 @@ CHOSEN = "chosen by its measured error"
 # scale estimation or GPTQ, or by ours (`gptq.py`).
 Method = Literal["data-free", "scale-estimation", "nncf-gptq", "gptq"]
 METHODS: tuple[Method, ...] = get_args(Method)
+FEWEST: Method = "gptq"  # the only one for 2 bits: nncf has none of them, and rounded to nearest they are noise
 # What channels are scaled by before a block is rounded: nothing, the size of weights, or that of inputs.
 Scaling = Literal["off", "weights", "inputs"]
 SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
@@ -69,7 +70,7 @@ class Recipe:
     method: Method = "data-free"
     rotate: bool = False  # the residual stream, before anything is rounded
     awq: Scaling = "off"
-    rank: int = 0  # of a product that is added to each matrix of 4 bits and fitted to what it lacks; 0: none
+    rank: int = 0  # of a product that is added to each matrix of 4 bits or fewer and fitted to what it lacks; 0: none
     # Of single matrices, by canonical name, instead of all the above; they fit their shapes.
     choices: Mapping[str, Rounding] = field(default_factory=dict, hash=False)
 
@@ -86,11 +87,13 @@ class Recipe:
             )
         if tied:
             embedding = embedding or head
-        return replace(
-            self,
-            embedding=self.embedding if embedding is None else Precision.parse(embedding),
-            head=self.head if head is None else Precision.parse(head),
-        )
+        chosen = {
+            name: Precision.parse(text) for name, text in (("embedding", embedding), ("head", head)) if text is not None
+        }
+        for name, precision in chosen.items():
+            if precision.bits < FEW_BITS:
+                raise RecipeError(f"{name} {precision}: embedding and head need {FEW_BITS} bits or more")
+        return replace(self, **chosen)
 
     def precision_of(self, name: str, shape: tuple[int, ...]) -> tuple[Precision, str]:
         """The precision of a weight, and why it is not that of linear layers ("" if it is). name: canonical."""
@@ -120,7 +123,11 @@ class Recipe:
 
     def rank_of(self, name: str, shape: tuple[int, ...]) -> int:
         """The rank of the product that is added to a weight; 0: none is."""
-        return 0 if name in (EMBEDDING, HEAD) or self.precision_of(name, shape)[0].bits != 4 else min(self.rank, *shape)
+        return (
+            0
+            if name in (EMBEDDING, HEAD) or self.precision_of(name, shape)[0].bits > FEW_BITS
+            else min(self.rank, *shape)
+        )
 
 
 @cache
@@ -148,8 +155,10 @@ def read_table(name: str, table: object) -> Recipe:
             raise RecipeError(f"{where}: {key} is {shown(value)}, expected {', '.join(known)}")
     try:
         linear = Precision.parse(table["linear"])
-        if linear.bits != 4 and (method, awq, rank) != ("data-free", "off", 0):
-            raise RecipeError("method, awq and rank are for linear layers of 4 bits; leave them out")
+        if not linear.is_narrow and (method, awq, rank) != ("data-free", "off", 0):
+            raise RecipeError("method, awq and rank are for linear layers of 4 bits or fewer; leave them out")
+        if linear.bits < FEW_BITS and method != FEWEST:
+            raise RecipeError(f"{linear} with method {method}; 2 bits must be fitted to text, use method {FEWEST}")
         if rank < 0:
             raise RecipeError(f"rank is {rank}, expected 0 or more")
         default = linear if linear.is_float else Precision(8, linear.symmetric)

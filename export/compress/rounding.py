@@ -1,7 +1,8 @@
 """Rounding to nearest: the integers that a precision has, steps and zero points from a range, and what rounding gives.
 
-In: floats in groups along their last axis, and a `Precision` of 4 or 8 bits. Out: steps and zero points of the groups,
-and the floats that the nearest integers stand for. Knows nothing about how integers are stored, or about float16.
+In: floats in groups along their last axis, and a `Precision` of 2, 4 or 8 bits. Out: steps and zero points of the
+groups, and the floats that the nearest integers stand for. Knows nothing about how integers are stored, or about
+float16.
 
 A group's range always includes 0, which every precision can represent. The sign of a symmetric step is free: the longer
 side of the range gets the one integer more, as nncf gives it (its integer quantization, 3.4.0).

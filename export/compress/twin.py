@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from edge.export.compress.products import Rounded, RowProduct, narrow, over_tokens
 from edge.export.graph.numpy_builder import NumpyBuilder
 from edge.export.graph.numpy_parallel import Product, Value, by_window, window_of
 from edge.export.parallel import in_parallel
@@ -21,6 +22,8 @@ from edge.runtime.spec import ModelSpec
 
 ROWS_PER_CORE = 1 << 8  # of a matrix at a time
 TOKENS_PER_CORE = 1 << 9  # at a time
+SUMMED_TOKENS = 1 << 12  # that are multiplied at a time
+PANEL = 1 << 9  # rows of a sum over tokens on one core at a time
 # Rounds a matrix, given its name, the matrix (N, K), its inputs x (T, K) in the compressed model, and y^T x (N, K),
 # where y (T, N) is what its outputs lack; None where nothing is to be made up for.
 Round = Callable[[str, FloatArray, Float32Array, Float32Array | None], Weight]
@@ -53,7 +56,7 @@ class TwinBuilder:
         drift = _drift(weight, x[:half].reshape(inputs.shape), inputs, self._stream if adds_to_stream else None)
         packed = self.packed[weight_name] = self._round(weight_name, weight, inputs, drift)
         bias = self._weights.get(f"{name}.bias")
-        return Product(x, weight, _all_rows(packed), None if bias is None else to_float32(bias))
+        return Product(x, RowProduct(weight), RowProduct(_all_rows(packed)), None if bias is None else to_float32(bias))
 
     def rms_norm(self, x: Value, name: str, eps: float) -> Value:
         if isinstance(x, np.ndarray):
@@ -100,9 +103,7 @@ def _drift(
     """
     n, k = weight.shape
     if stream is None and n > k:  # the moments of inputs first: fewer products, and no (T, N)
-        cross = _sum_over_tokens(
-            lambda rows: np.matmul((floats[rows] - inputs[rows]).T, inputs[rows], dtype=np.float32), len(inputs)
-        )
+        cross = _over_tokens(lambda rows: floats[rows] - inputs[rows], inputs, (k, k))
         drift = np.empty((n, k), np.float32)
 
         def multiply(start: int) -> None:
@@ -113,26 +114,34 @@ def _drift(
         return drift
 
     half = 0 if stream is None else len(stream) // 2
+    product = RowProduct(weight)
 
-    def piece(rows: slice) -> Float32Array:
-        more = (floats[rows] - inputs[rows]) @ weight.T  # (T, N)
+    def lack(rows: slice) -> Float32Array:
+        more = product(floats[rows] - inputs[rows])  # (T, N)
         if stream is not None:
             more += stream[:half].reshape(-1, n)[rows] - stream[half:].reshape(-1, n)[rows]
-        found: Float32Array = np.matmul(more.T, inputs[rows], dtype=np.float32)
-        return found
+        return more
 
-    return _sum_over_tokens(piece, len(inputs))
+    return _over_tokens(lack, inputs, (n, k))
 
 
-def _sum_over_tokens(piece: Callable[[slice], Float32Array], tokens: int) -> Float32Array:
-    """The sum of the pieces of all tokens, always in the same order."""
-    total: Float32Array | None = None
-    slices = [slice(start, start + TOKENS_PER_CORE) for start in range(0, tokens, TOKENS_PER_CORE)]
-    for first in range(0, len(slices), 2):  # two at a time: their sums are as large as a matrix
-        for found in in_parallel(piece, slices[first : first + 2]):
-            if total is None:
-                total = found
-            else:
-                total += found
-    assert total is not None, "there are tokens"
+def _over_tokens(make: Callable[[slice], Float32Array], inputs: Float32Array, shape: tuple[int, int]) -> Float32Array:
+    """y^T x of this shape for inputs x (T, K) and what is made of the same tokens, summed in a fixed order."""
+    m, k = shape
+    total = np.zeros(shape, np.float32)
+    for first in range(0, len(inputs), SUMMED_TOKENS):
+        stop = min(first + SUMMED_TOKENS, len(inputs))
+        pieces = [slice(start, min(start + TOKENS_PER_CORE, stop)) for start in range(first, stop, TOKENS_PER_CORE)]
+        made = np.empty((stop - first, m), np.float32)
+
+        def fill(rows: slice, made: Float32Array = made, first: int = first) -> None:
+            made[rows.start - first : rows.stop - first] = make(rows)
+
+        in_parallel(fill, pieces)
+        right = Rounded(inputs[first:stop], narrow=narrow(m * k))
+
+        def add(start: int, made: Float32Array = made, right: Rounded = right) -> None:
+            total[start : start + PANEL] += over_tokens(made[:, start : start + PANEL], right)
+
+        in_parallel(add, range(0, m, PANEL))
     return total

@@ -16,21 +16,22 @@ from edge.export.tensors import Float32Array, Weight, rows_of
 from edge.runtime.spec import ModelSpec
 
 ROWS = 1 << 8  # of a matrix in float32 at a time
+Multiply = Callable[[Float32Array], Float32Array]  # (T, K) -> (T, N)
 MatrixFor = Callable[[str, Float32Array], Weight]  # a matrix's name and inputs (T, K) -> what they are multiplied with
 
 
 class Product:
     """What a matrix makes of its inputs, window by window: in floats for the first half, packed for the second."""
 
-    def __init__(self, inputs: Float32Array, weight: Float32Array, packed: Float32Array, bias: Float32Array | None):
+    def __init__(self, inputs: Float32Array, weight: Multiply, packed: Multiply, bias: Float32Array | None):
         self.inputs, self.weight, self.packed, self.bias = inputs, weight, packed, bias
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def window(self, index: int) -> Float32Array:
-        matrix = self.weight if index < len(self.inputs) // 2 else self.packed
-        y: Float32Array = (self.inputs[index] @ matrix.T)[None]
+        multiply = self.weight if index < len(self.inputs) // 2 else self.packed
+        y = multiply(self.inputs[index])[None]
         return y if self.bias is None else y + self.bias
 
 

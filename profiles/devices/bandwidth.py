@@ -36,12 +36,24 @@ class Bandwidth:
 
 def measured_bandwidth(seconds: float = ROUNDS_S, array_bytes: int = ARRAY_BYTES) -> Bandwidth:
     """Read memory for about twice so many seconds. Raises MemoryError."""
-    threads = min(physical_cores() or logical_processors(), MOST_THREADS)
-    arrays = [np.ones(array_bytes // 8, np.int64) for _ in range(threads)]  # written: zeros would all be one page
+    arrays = _written(array_bytes)
+    threads = len(arrays)
     one = _best_seconds(seconds, arrays[:1])
     every = _best_seconds(seconds, arrays) if threads > 1 else one
     one_gbs, every_gbs = array_bytes / one / 1e9, threads * array_bytes / every / 1e9
     return Bandwidth(round(one_gbs, 1), round(max(one_gbs, every_gbs), 1), threads)  # other work may hold a core
+
+
+def all_cores_gbs(seconds: float = ROUNDS_S, array_bytes: int = ARRAY_BYTES) -> float:
+    """GB/s that all cores read together, measured for so many seconds. Raises MemoryError."""
+    arrays = _written(array_bytes)
+    return round(len(arrays) * array_bytes / _best_seconds(seconds, arrays) / 1e9, 1)
+
+
+def _written(array_bytes: int) -> list[npt.NDArray[np.int64]]:
+    """An array for each core, not of zeros, which would all be one page."""
+    threads = min(physical_cores() or logical_processors(), MOST_THREADS)
+    return [np.ones(array_bytes // 8, np.int64) for _ in range(threads)]
 
 
 def _best_seconds(seconds: float, arrays: list[npt.NDArray[np.int64]]) -> float:

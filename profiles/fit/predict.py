@@ -68,25 +68,36 @@ def predict(
     *,
     engines: Iterable[str] = ("openvino", "onnx"),
     tokenizer_bytes: int | None = None,
+    draft: Planned | None = None,
 ) -> Prediction:
-    """What is known of a model at a place."""
+    """What is known of a model at a place. draft: a second one that drafts for it, whose memory counts as well."""
     spec, tensors = planned.spec, together(planned.tensors)
     bits = min((one.bits for one in tensors.values() if len(one.shape) > 1), default=32)
     engine = engine_for(place, bits, tuple(engines))
     precision = _kv_precision(place, engine, bits)
 
-    def at(tokens: int) -> Footprint:
-        found = footprint(
-            spec,
-            planned.weight_bytes,
+    drafting = None if draft is None else together(draft.tensors)
+
+    def of(
+        one: ModelSpec, weights: int, records: Mapping[str, TensorRecord], tokens: int, size: int | None
+    ) -> Footprint:
+        return footprint(
+            one,
+            weights,
             engine=engine,
             context_tokens=tokens,
             kv_precision=precision,
             prefill_chunk=CHUNKS[engine],
             device=place.kind.upper(),
-            tensors=tensors,
-            tokenizer_bytes=tokenizer_bytes,
+            tensors=records,
+            tokenizer_bytes=size,
         )
+
+    def at(tokens: int) -> Footprint:
+        found = of(spec, planned.weight_bytes, tensors, tokens, tokenizer_bytes)
+        if draft is not None and drafting is not None:
+            most_of_draft = min(tokens, draft.spec.max_position_embeddings)
+            found = found.beside(of(draft.spec, draft.weight_bytes, drafting, most_of_draft, 0))
         return replace(found, base=0) if place.own_memory else found  # the rest is in the machine's memory
 
     room, most = place.room_bytes, spec.max_position_embeddings
@@ -135,7 +146,7 @@ def engine_for(place: Place, bits: int, engines: tuple[str, ...]) -> str:
         return "openvino_npu"
     if place.kind == "gpu" or "onnx" not in engines:
         return "openvino"
-    return "onnx" if bits == 4 or "openvino" not in engines else "openvino"
+    return "onnx" if bits <= 4 or "openvino" not in engines else "openvino"
 
 
 def _kv_precision(place: Place, engine: str, bits: int) -> str:

@@ -47,10 +47,12 @@ def report(
     context_tokens: int | None = None,
     every_device: bool = True,
     memory_bytes: int | None = None,
+    draft: Subject | None = None,
 ) -> Report:
     """Predict. Raises RecipeError and SettingsError.
 
-    memory_bytes: of the table's machines, instead of the most that they can have.
+    memory_bytes: of the table's machines, instead of the most that they can have. draft: a second model that drafts for
+    the first one; of a checkpoint, with the same recipe.
     """
     most = subject.spec.max_position_embeddings
     context = min(USUAL_CONTEXT, most) if context_tokens is None else context_tokens
@@ -60,7 +62,14 @@ def report(
 
     def at(place: Place) -> tuple[Place, tuple[Prediction, ...]]:
         return place, tuple(
-            predict(one, place, context, engines=subject.engines, tokenizer_bytes=subject.tokenizer_bytes)
+            predict(
+                one,
+                place,
+                context,
+                engines=subject.engines,
+                tokenizer_bytes=subject.tokenizer_bytes,
+                draft=None if draft is None else recipes_of(draft, one.recipe if draft.made is None else None)[0],
+            )
             for one in planned
         )
 

@@ -23,9 +23,12 @@ SEVERAL = 2  # answers at once from which OpenVINO's passes over all of them are
 logger = logging.getLogger(__name__)
 
 
-def open_engine(bundle: Bundle, settings: EngineSettings) -> Engine:
-    """Open the engine for a bundle. Raises BundleError, DeviceError, MemoryLimitError and SettingsError."""
-    record, settings = _ready(bundle, settings)
+def open_engine(bundle: Bundle, settings: EngineSettings, *, beside: int = 0) -> Engine:
+    """Open the engine for a bundle. Raises BundleError, DeviceError, MemoryLimitError and SettingsError.
+
+    beside: as in `within_memory`.
+    """
+    record, settings = _ready(bundle, settings, beside)
     engine = record.open(bundle, settings)
     info = engine.info
     logger.info("%s: engine %s on %s, %s", bundle.path, info.name, info.device, info.context_told)
@@ -48,7 +51,7 @@ def compile_ahead(bundle: Bundle, settings: EngineSettings) -> tuple[Path, int, 
     return record.compile_ahead(bundle, settings)
 
 
-def _ready(bundle: Bundle, settings: EngineSettings) -> tuple[EngineRecord, EngineSettings]:
+def _ready(bundle: Bundle, settings: EngineSettings, beside: int = 0) -> tuple[EngineRecord, EngineSettings]:
     """Return the engine to open, and settings that fit the memory: all is checked that can be before it is opened."""
     record = find(choose(bundle, settings))
     if not record.holds(bundle):
@@ -62,7 +65,7 @@ def _ready(bundle: Bundle, settings: EngineSettings) -> tuple[EngineRecord, Engi
     _check_lengths(record, settings)
     record.check(bundle, settings)
     if not record.fixed_lengths:
-        settings = within_memory(bundle, record.name, weight_bytes(bundle, record), settings)
+        settings = within_memory(bundle, record.name, weight_bytes(bundle, record), settings, beside=beside)
     bundle.check_weights(record.weights(bundle))  # before a library reads them, which may crash on wrong ones
     return record, settings
 
@@ -103,7 +106,7 @@ def choose(bundle: Bundle, settings: EngineSettings) -> str:
     several = (settings.expected_clients or 1) >= SEVERAL
     cache_bytes = (settings.max_context or 0) * manifest.spec.kv_values_per_token * 4
     fits = cache_bytes <= cache_budget(settings)
-    return "onnx" if manifest.fewest_bits == 4 and short and fits and not several else "openvino"
+    return "onnx" if manifest.fewest_bits <= 4 and short and fits and not several else "openvino"
 
 
 def weight_bytes(bundle: Bundle, record: EngineRecord) -> int:

@@ -112,14 +112,18 @@ class _Load:
         )
 
 
-def within_memory(bundle: Bundle, engine: str, weight_bytes: int, settings: EngineSettings) -> EngineSettings:
+def within_memory(
+    bundle: Bundle, engine: str, weight_bytes: int, settings: EngineSettings, *, beside: int = 0
+) -> EngineSettings:
     """Return the settings with a KV cache that fits beside everything else. Reads nothing of the bundle.
 
-    Raises MemoryLimitError for a model that does not fit, and SettingsError for a cache that was asked for and does
+    beside: bytes that something else in this process will still take, such as a draft model's cache. Raises
+    MemoryLimitError for a model that does not fit, and SettingsError for a cache that was asked for and does
     not.
     """
-    load, taken = _Load(bundle, engine, weight_bytes, settings), anonymous_bytes() or 0
-    limits, given = _limits(settings), settings.max_memory_bytes
+    load, taken = _Load(bundle, engine, weight_bytes, settings), (anonymous_bytes() or 0) + beside
+    limits = [replace(limit, left_bytes=max(limit.left_bytes - beside, 0)) for limit in _limits(settings)]
+    given = settings.max_memory_bytes
     if given is None:
         _refuse_beyond(limits, load)
     elif load.peak(load.least) > given - taken:

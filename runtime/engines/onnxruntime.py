@@ -317,7 +317,7 @@ def _check_settings(settings: EngineSettings) -> None:
 def _kernels(bundle: Bundle, settings: EngineSettings) -> OnnxKernels:
     bits = bundle.manifest.fewest_bits
     group = settings.dynamic_quantization_group
-    int8 = bits < 16 and (bits == 4 if group is None else group > 0)
+    int8 = bits < 16 and (bits <= 4 if group is None else group > 0)
     return OnnxKernels(int8, settings.kv_precision == "f16")
 
 

@@ -6,7 +6,8 @@ Knows nothing about engines, sampling or files: the caller verifies drafts and r
 Drafts are copied: from the prompt and the answer so far (prompt lookup decoding, Saxena 2023), and from stored texts
 (REST, He et al. 2023). Their length is chosen from the cost per row and the recent acceptance of such drafts, much as
 SuffixDecoding (Oliaro et al. 2024) limits it by the match length. Drafts that are not submitted are also compared with
-what the model wrote, so learning that they fail costs nothing.
+what the model wrote, so learning that they fail costs nothing. Other sources, such as a second model, are asked where
+copies promise less (`asking`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from edge.runtime.settings import MAX_MATCH, SpeculationSettings
+from edge.runtime.speculation.asking import SourceRecord, ask, best_length
 from edge.runtime.speculation.automaton import SuffixAutomaton
 from edge.runtime.speculation.cost import StepCost
+from edge.runtime.speculation.source import DraftSource, Proposal
 from edge.runtime.speculation.store import DraftStore
 
 Source = Literal["text", "store"]
@@ -40,6 +43,11 @@ class Acceptance:
 
     def __init__(self) -> None:
         self._counts: dict[Source, list[list[float]]] = {s: [[0.0, 0.0] for _ in _PRIOR] for s in ("text", "store")}
+        self._records: dict[str, SourceRecord] = {}
+
+    def record_of(self, source: DraftSource) -> SourceRecord:
+        """What is known of a source, and of all of its name."""
+        return self._records.setdefault(source.name, SourceRecord(source.priors))
 
     def probability(self, source: Source, match_length: int) -> float:
         """Return the chance that the id after a match of this length (1 or more) is right."""
@@ -85,14 +93,17 @@ class Drafter:
         cost: StepCost,
         store: DraftStore | None = None,
         acceptance: Acceptance | None = None,
+        sources: Sequence[DraftSource] = (),
     ) -> None:
-        self._pending = list(prompt_ids)  # not indexed yet
+        self._pending = list(prompt_ids)  # not indexed yet, nor told to the sources
         self._text = SuffixAutomaton()
         self._settings = settings
         self._cost = cost
         self._store = store
         self._acceptance = Acceptance() if acceptance is None else acceptance
+        self._sources = [(source, self._acceptance.record_of(source)) for source in sources]
         self._candidates: list[_Candidate] = []  # of the coming step, submitted or not
+        self._proposals: list[tuple[SourceRecord, Proposal]] = []  # likewise, of sources
         self._forced: list[int] = []  # ids before them
         self.steps = 0
         self.drafted = 0  # ids that were verified
@@ -105,7 +116,7 @@ class Drafter:
         forced: ids that must come next (by a grammar); they come first, as many as fit.
         """
         self._index()
-        self._candidates, self._forced = [], []
+        self._candidates, self._proposals, self._forced = [], [], []
         room = min(limit - 1, self._settings.max_draft)
         if room < 1:
             return []
@@ -118,6 +129,15 @@ class Drafter:
             gain, count = self._gain(candidate)
             if gain > best_gain:
                 best_gain, best = gain, self._forced + candidate.ids[:count]
+        plain = len(self._forced) + 1
+        for source, record in self._sources:
+            found = ask(source, record, room - len(self._forced), self._forced, self._cost, best_gain)
+            if found is None:
+                continue
+            self._proposals.append((record, found))
+            gain, count = best_length(record.chances(found.buckets), plain, self._cost)
+            if gain > best_gain:
+                best_gain, best = gain, self._forced + found.ids[:count]
         return best
 
     def observe(self, token_ids: list[int], drafted: int) -> None:
@@ -132,10 +152,19 @@ class Drafter:
             right = next((i for i, (a, b) in enumerate(zip(ids, written, strict=False)) if a != b), None)
             known = min(len(ids), len(written))
             self._acceptance.learn(source, match_length, known if right is None else right, right is not None)
-        self._candidates, self._forced = [], []
+        for record, proposal in self._proposals:
+            record.learn(proposal, written)
+        self._candidates, self._proposals, self._forced = [], [], []
+
+    def close(self) -> None:
+        """Free what drafts of this answer held. A second call changes nothing."""
+        while self._sources:
+            self._sources.pop()[0].close()
 
     def _index(self) -> None:
         self._text.extend(self._pending)
+        for source, _ in self._sources:
+            source.extend(self._pending)
         self._pending = []
 
     def _find(self, count: int) -> list[_Candidate]:
@@ -155,18 +184,6 @@ class Drafter:
         ]
 
     def _gain(self, candidate: _Candidate) -> tuple[float, int]:
-        """Return the best speed-up over drafting only forced ids, and how many of the candidate's ids give it.
-
-        Tokens of a step with n ids: 1 + p₁ + p₁p₂ + ... + p₁...pₙ.
-        """
-        plain = len(self._forced) + 1
-        plain_ms = self._cost.ms(plain)
-        best, count, reached, tokens = 0.0, 0, 1.0, float(plain)
+        """Return the best speed-up over drafting only forced ids, and how many of the candidate's ids give it."""
         chances = self._acceptance.probabilities(candidate.source, candidate.match_length, len(candidate.ids))
-        for i, chance in enumerate(chances, start=1):
-            reached *= chance
-            tokens += reached
-            gain = tokens * plain_ms / (plain * self._cost.ms(plain + i))
-            if gain > best:
-                best, count = gain, i
-        return best, count
+        return best_length(chances, len(self._forced) + 1, self._cost)

@@ -6,32 +6,53 @@ every few answers. Knows nothing about engines or requests.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 
 from edge.runtime.errors import SettingsError
-from edge.runtime.settings import SpeculationSettings
+from edge.runtime.settings import GenerationSettings, Sampling, SpeculationSettings
 from edge.runtime.speculation.cost import StepCost
 from edge.runtime.speculation.drafter import Acceptance, Drafter
 from edge.runtime.speculation.saver import Saver
+from edge.runtime.speculation.source import SourceMaker
 from edge.runtime.speculation.store import DraftStore
 
+_SEED_BITS = 62
 REMEMBERED_PROMPT = 32  # its last ids are stored with an answer, which begins alike when the question is asked again
 
 
 class SharedDrafts:
     """Drafting for one model. Without settings nothing is drafted, but a store still remembers answers."""
 
-    def __init__(self, settings: SpeculationSettings | None, store: DraftStore | None) -> None:
+    def __init__(
+        self, settings: SpeculationSettings | None, store: DraftStore | None, makers: Sequence[SourceMaker] = ()
+    ) -> None:
         self.cost = StepCost()
         self._settings, self._store = settings, store
         self._saver = None if store is None or not store.has_file else Saver(store)
         self._acceptance = Acceptance()
+        self._makers = list(makers)
 
-    def drafter(self, prompt_ids: Sequence[int]) -> Drafter | None:
+    def with_seed(self, settings: GenerationSettings) -> GenerationSettings:
+        """Settings whose random numbers are known beforehand, if drafts may be drawn with them."""
+        sampling = settings.sampling
+        if self._settings is None or sampling.temperature == 0 or sampling.seed is not None:
+            return settings
+        return replace(settings, sampling=replace(sampling, seed=secrets.randbits(_SEED_BITS)))
+
+    def drafter(self, prompt_ids: Sequence[int], sampling: Sampling) -> Drafter | None:
         """Return a drafter for one answer, or None without settings."""
         if self._settings is None:
             return None
-        return Drafter(prompt_ids, self._settings, self.cost, self._store, self._acceptance)
+        found = [maker.source(prompt_ids, sampling) for maker in self._makers]
+        sources = [source for source in found if source is not None]
+        return Drafter(prompt_ids, self._settings, self.cost, self._store, self._acceptance, sources)
+
+    def close(self) -> None:
+        """Free what drafts are made with. A second call changes nothing."""
+        while self._makers:
+            self._makers.pop().close()
 
     def add(self, ids: Sequence[int]) -> bool:
         """Draft from a text, too; False if the store has it already. Raises SettingsError without a store."""

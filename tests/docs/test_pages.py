@@ -58,7 +58,7 @@ def public(kind: type) -> set[str]:
         public(edge.Constraint) - {"kind", "text"},
         *({field.name for field in fields(kind)} for kind in (Chunk, Answer, Stats, SchedulerStats)),
         set(GenerationOptions.__annotations__),
-        set(EngineOptions.__annotations__) | {"device", "speculation", "draft_store"},
+        set(EngineOptions.__annotations__) | {"device", "speculation", "draft", "draft_store"},
         set(signature(edge.load).parameters) - {"options"},
         set(signature(export).parameters),
     ],

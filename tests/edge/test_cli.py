@@ -118,7 +118,10 @@ def test_export_then_run_verify_inspect(tiny_checkpoint: Path, tmp_path: Path) -
     assert f"{out}: verified" in verified.stdout
     shown = json.loads(edge("inspect", out, "--json").stdout)
     assert (shown["kind"], shown["recipe"]) == ("bundle", "int4-asym-g128")
-    assert "int4-asym-g64" in edge("inspect", out).stdout
+    said = edge("inspect", out).stdout
+    assert "int4-asym-g64" in said
+    assert shown["read_bytes_per_token"].keys() <= {"openvino", "onnx"}
+    assert "weights that a CPU reads for each token: " in said
     source = json.loads(edge("inspect", tiny_checkpoint, "--json").stdout)
     assert source["kind"] == "checkpoint"
     assert source["spec"] == shown["spec"]
@@ -318,12 +321,20 @@ def test_bench(tiny_bundle: Path) -> None:
             assert len(found[samples]) == 5
             assert found[figure] == statistics.median(found[samples])
             assert found[distance] == max(abs(sample - found[figure]) for sample in found[samples])
+        line = found["roofline"]
+        read = line["weight_bytes"] + line["cache_bytes"]
+        assert line["read_gbs"] == pytest.approx(read * found["decode_tokens_per_second"] / 1e9, abs=0.005)
+        assert line["most_tokens_per_second"] == pytest.approx(line["machine_gbs"] * 1e9 / read, abs=0.005)
     options = ("--prompt-tokens", "8", "--new-tokens", "2", "--repeat")
     shown = edge("bench", tiny_bundle, *options, "2").stdout
+    assert re.search(r"(onnx|openvino): a token reads .* of keys and values, at [\d.]+ of the [\d.]+ GB/s", shown)
     assert "prefill tok/s" in shown
     assert re.search(r"(?:onnx|openvino) +8 +2 +\d+ +\d+ ± \d+ +[\d.]+ ± [\d.]+ +[\d.]+ ± [\d.]+\n", shown)
     assert "median ± distance of the farthest repeat, of 2" in shown
-    assert "one repeat has no spread" in edge("bench", tiny_bundle, *options, "1").stdout
+    shown = edge("bench", tiny_bundle, *options, "1", "--roofline").stdout
+    assert "one repeat has no spread" in shown
+    assert re.search(r"share +decode tok/s +at most tok/s", shown)
+    assert "leave out --clients" in fails("bench", tiny_bundle, "--clients", "1", "--roofline", code=2)
     done = edge("bench", tiny_bundle, "--repeat", "0")
     assert (done.returncode, done.stderr) == (2, "edge: --repeat is 0, expected a whole number from 1 to 1000\n")
     assert edge("bench", tiny_bundle, "--prompt-tokens", "0").returncode == 2

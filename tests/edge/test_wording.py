@@ -106,6 +106,7 @@ def test_values_that_are_switches(message: str, shown: str) -> None:
         (["--kv-precision", "u2"], 2, "edge run: argument --kv-precision: invalid choice: 'u2'"),
         (["--sampling", "hot"], 2, "edge run: argument --sampling: invalid choice: 'hot'"),
         (["--engine", "ort"], 2, "edge run: argument --engine/--engines: engine 'ort' is unknown"),
+        (["--draft", "d"], 2, "edge: --draft is a model that speculation drafts with; give --speculate too"),
         (["--draft-store", "d"], 2, "edge: --draft-store is what speculation drafts from; give --speculate too"),
         (["--raw", "--system", "x"], 2, "edge: --system needs the chat template, which --raw leaves out"),
         (["--temp", "0.5"], 2, "edge run: unrecognized arguments: --temp 0.5, did you mean --temperature?; see"),

@@ -15,7 +15,7 @@ from edge.export.architectures.registry import describe
 from edge.export.assignment import Assignment, Assignments, assign
 from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.compress.precision import Precision
-from edge.export.compress.recipes import DEFAULT, PLAIN, find_recipe, recipes
+from edge.export.compress.recipes import DEFAULT, PLAIN, find_recipe, read_table, recipes
 from edge.export.forecast import dry_run as forecast
 from edge.export.forecast.dry_run import DryRun, dry_run
 from edge.export.pipeline import export
@@ -102,13 +102,23 @@ def test_what_is_told_before_is_what_is_stored(
     assert told.nbytes <= open_bundle(tmp_path / "out").manifest.files["openvino_model.bin"].size
 
 
-@pytest.mark.parametrize("format", ["onnx", "both"])
+@pytest.mark.parametrize(
+    ("recipe", "format"),
+    [("int4-sym-g128-rot-gptq", "onnx"), ("int4-sym-g128-rot-gptq", "both"), ("two-bits", "onnx")],
+)
 @pytest.mark.usefixtures("few_tokens", "untimed")
 def test_other_formats_hold_the_same(
-    format: Format, checkpoints: Mapping[str, Path], text: Path, tmp_path: Path
+    recipe: str,
+    format: Format,
+    checkpoints: Mapping[str, Path],
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Unsigned or twice, signed integers take what was told."""
-    settings = ExportSettings("int4-sym-g128-rot-gptq", format=format, calibration=text)
+    table = {"description": "2 bits", "linear": "int2-sym-g64", "method": "gptq", "rotate": True}
+    monkeypatch.setitem(recipes(), "two-bits", read_table("two-bits", table))
+    settings = ExportSettings(recipe, format=format, calibration=text)
     told = dry_run(settings, checkpoints["full-tied"], tmp_path / "out")
     manifest = pipeline.export_with(settings, checkpoints["full-tied"], tmp_path / "out")
     assert {name: assigned.record() for name, assigned in told.assignments.items()} == dict(manifest.tensors)

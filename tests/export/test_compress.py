@@ -238,7 +238,9 @@ def test_a_table_is_a_recipe() -> None:
         (TABLE | {"method": "gtpq"}, "method is 'gtpq', expected data-free, "),
         (TABLE | {"linear": "int5"}, "precision 'int5' is unknown"),
         (TABLE | {"head": "int4-asym"}, "expected a group size"),
-        (TABLE | {"linear": "int8-asym", "awq": "weights"}, "are for linear layers of 4 bits"),
+        (TABLE | {"linear": "int8-asym", "awq": "weights"}, "are for linear layers of 4 bits or fewer"),
+        (TABLE | {"linear": "int2-sym-g64", "method": "data-free"}, "2 bits must be fitted to text, use method gptq"),
+        (TABLE | {"head": "int2-sym-g64"}, "head int2-sym-g64: embedding and head need 4 bits or more"),
     ],
     ids=str,
 )

@@ -8,11 +8,16 @@ import pytest
 
 from edge.export.compress import gptq
 from edge.export.compress.precision import Precision
+from edge.export.compress.rounding import nearest
 from edge.export.tensors import unpack
 from edge.runtime.errors import RecipeError
 from tests.oracle import dequantize
 
-PRECISIONS = [Precision.parse(text) for text in ("int4-asym-g64", "int4-sym-g64", "int4-asym-channel", "int4-sym-g32")]
+PRECISIONS = [
+    Precision.parse(text)
+    for text in ("int4-asym-g64", "int4-sym-g64", "int4-asym-channel", "int4-sym-g32", "int2-sym-g64", "int2-asym-g32")
+]
+INTEGERS = {(4, True): (-8, 7), (4, False): (0, 15), (2, True): (-2, 1), (2, False): (0, 3)}
 Floats = npt.NDArray[np.float32]
 
 
@@ -31,7 +36,7 @@ def by_definition(weight: Floats, inputs: Floats, precision: Precision) -> Float
     moments = inputs.T.astype(np.float64) @ inputs
     importance = np.diagonal(moments).copy()
     scale, zero = gptq._scales(weight, importance.astype(np.float32), precision)
-    low, high = (-8, 7) if precision.symmetric else (0, 15)
+    low, high = INTEGERS[precision.bits, precision.symmetric]
     moments[np.diag_indices(k)] += gptq.DAMPING * importance.mean()
     left, rounded = weight.astype(np.float64), np.empty(weight.shape)
     free = list(np.argsort(importance, kind="stable")[::-1])
@@ -57,14 +62,10 @@ def test_it_is_the_algorithm_of_the_paper(precision: Precision) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 def test_products_err_less_than_those_of_rounded_weights(precision: Precision) -> None:
+    """By half of its power and more, as the paper's figures have it; measured: 0.31 to 0.41."""
     weight, inputs = make()
     packed = gptq.quantize(weight, gptq.moments(inputs), precision)
-    scale, _ = gptq._scales(weight, np.ones(weight.shape[1], np.float32), precision)
-    group = precision.group_size or weight.shape[1]
-    steps = np.repeat(scale, group, axis=1)
-    # Rounding to nearest without clipping errs by at least a quarter of what its steps are worth.
-    nearest = np.abs(steps) * np.random.default_rng(1).uniform(-0.5, 0.5, weight.shape).astype(np.float32)
-    assert error(dequantize(packed) - weight, inputs) < 0.5 * error(nearest, inputs)
+    assert error(dequantize(packed) - weight, inputs) < 0.5 * error(nearest(weight, precision) - weight, inputs)
 
 
 def error(difference: Floats, inputs: Floats) -> float:
@@ -79,9 +80,10 @@ def test_bytes_are_laid_out_as_nncf_lays_them_out(precision: Precision) -> None:
     assert packed.scale.dtype == np.float16
     assert packed.scale.shape == (40, 192 // (precision.group_size or 192))
     assert (packed.zero_point is None) == precision.symmetric
-    values = unpack(packed.data, weight.size, 4, signed=packed.signed)
-    assert values.min() >= (-8 if packed.signed else 0)
-    assert values.max() <= (7 if packed.signed else 15)
+    values = unpack(packed.data, weight.size, precision.bits, signed=packed.signed)
+    low, high = INTEGERS[precision.bits, precision.symmetric]
+    assert (values.min(), values.max()) == (low, high)
+    assert packed.data.nbytes == weight.size * precision.bits // 8
 
 
 def test_weights_that_are_on_the_grid_stay() -> None:

@@ -118,6 +118,21 @@ def test_a_kld_is_kept_and_symmetric_for_an_npu(name: str, text: Path, tmp_path:
     assert suits(manifest.spec, manifest.tensors, "NPU") == ()
 
 
+def test_two_bits_are_for_what_fits_in_no_other_way(
+    tiny_checkpoint: Path, text: Path, mixed: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    """On ONNX Runtime alone, and in blocks alone; the bundle's graphs give the numbers that were fitted."""
+    least = 98_080  # bytes, with 4 bits
+    with pytest.raises(RecipeError, match=r"98,080 bytes of weights; give --format onnx, which allows 2 bits, allow"):
+        export(tiny_checkpoint, tmp_path / "out", max_bytes=least - 1, calibration=text)
+    manifest = export(tiny_checkpoint, tmp_path / "out", max_bytes=least - 1, format="onnx", calibration=text)
+    assert manifest.weight_bytes < least <= mixed[1].weight_bytes
+    narrow = {name for name, tensor in manifest.tensors.items() if tensor.bits == 2}
+    assert narrow
+    assert all(name.startswith("layers.") for name in narrow)
+    verify(tmp_path / "out")
+
+
 def test_a_kld_that_an_npu_cannot_keep(tiny_checkpoint: Path, text: Path, tmp_path: Path) -> None:
     """With 8 bits it could."""
     limits = {"max_kld": 1e-3, "format": "openvino", "calibration": text}
@@ -158,6 +173,10 @@ def test_what_a_matrix_may_be(name: str, text: Path, tmp_path: Path) -> None:
     four = [f"int4-asym-{size}" for size in ("channel", "g128", "g64", "g32")]
     scaled = [f"{option}-awq" for option in four] if name == "full-tied" else []
     assert {str(option) for option in plan.options[matrix]} == {*four, *scaled, "int8-asym"}
+    alone = make_plan(tmp_path, ExportSettings(max_bytes=BUDGET, format="onnx", calibration=text))
+    narrow = {str(option.precision) for option in alone.options[matrix]}
+    assert narrow == {*four, "int2-sym-g128", "int8-asym"}
+    assert not any(option.precision.bits == 2 for option in alone.options["embed.weight"])
     npu = make_plan(tmp_path, ExportSettings(max_bytes=BUDGET, device="NPU", calibration=text))
     suited = {"int4-sym-channel", "int4-sym-g128"}
     assert {str(option.precision) for option in npu.options[matrix]} == suited

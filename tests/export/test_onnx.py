@@ -10,13 +10,14 @@ import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+from edge.export.compress.recipes import read_table, recipes
 from edge.export.graph.onnx import fused, models
 from edge.export.graph.onnx.writer import Borrowed, GraphWriter
 from edge.export.graph.runners import OnnxRunner
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
 from edge.export.proof import Verifier
-from edge.export.settings import ExportSettings, Format
+from edge.export.settings import Device, ExportSettings, Format
 from edge.export.tensors import PackedTensor, Weight, as_unsigned, pack, rows_of
 from edge.export.weights.names import canonical_shapes
 from edge.export.weights.source import Weights
@@ -25,6 +26,8 @@ from edge.runtime.bundle import OnnxKernels, open_bundle
 from edge.runtime.errors import RecipeError, VerificationError
 from edge.runtime.rotary import cos_and_sin
 from edge.runtime.spec import ModelSpec
+from edge.runtime.verify import verify
+from tests.export.packed import packed
 from tests.oracle import dequantize
 from tests.tiny import TINIES, Tiny, make, reference_logits
 
@@ -206,7 +209,7 @@ def test_a_wrong_graph_is_noticed_at_export(tiny_checkpoint: Path, monkeypatch: 
         verifier.block(0, weights, weights)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("zero_points", [True, False])
 @pytest.mark.parametrize("group_size", [16, 32, 48, 96])
 @pytest.mark.parametrize("n", [7, 8])
@@ -237,20 +240,66 @@ def test_packed_matrices_equal_plain_numpy(n: int, group_size: int, zero_points:
     np.testing.assert_allclose(product, normed @ matrix.T, atol=1e-4)
 
 
-@pytest.mark.parametrize("recipe", ["int8-asym", "int4-asym-g64"])
-def test_matrices_of_8_bits_are_never_unpacked(recipe: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+TWO_BITS = "two-bits"
+
+
+@pytest.fixture
+def two_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe of 2 bits: none is shipped, budgets alone choose them."""
+    table = {"description": "2 bits", "linear": "int2-sym-g64", "method": "gptq", "rotate": True}
+    monkeypatch.setitem(recipes(), TWO_BITS, read_table(TWO_BITS, table))
+
+
+@pytest.mark.usefixtures("two_bits")
+@pytest.mark.parametrize("recipe", ["int8-asym", "int4-asym-g64", TWO_BITS])
+def test_matrices_of_8_and_2_bits_are_never_unpacked(
+    recipe: str, tiny_checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
     """onnxruntime's kernel for them rounds activations; without accuracy_level 4 it makes float matrices of them."""
-    export(tiny_checkpoint, tmp_path / "bundle", recipe, format="onnx")
+    calibration = text if recipe == TWO_BITS else None
+    export(tiny_checkpoint, tmp_path / "bundle", recipe, format="onnx", calibration=calibration)
     for path in (tmp_path / "bundle").glob("*.onnx"):
         nodes = onnx.load(path, load_external_data=False).graph.node
         products = [_attributes(node) for node in nodes if node.op_type == "MatMulNBits"]
-        of_8 = [product for product in products if product["bits"] == 8]
-        assert of_8, path
-        assert {product["accuracy_level"] for product in of_8} == {fused.INT8_ACTIVATIONS}
+        others = [product for product in products if product["bits"] != 4]
+        assert {product["bits"] for product in others} == ({2, 8} if recipe == TWO_BITS else {8}), path
+        assert {product["accuracy_level"] for product in others} == {fused.INT8_ACTIVATIONS}
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, object]:
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+@pytest.mark.usefixtures("two_bits")
+def test_two_bits_give_a_bundle_for_onnx_alone(tiny_checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    """Whose warning says why, and whose engine computes what was proved at export."""
+    manifest = export(tiny_checkpoint, tmp_path / "bundle", TWO_BITS, format="both", calibration=text)
+    assert manifest.fewest_bits == 2
+    assert any("2 bits, so the bundle has graphs for ONNX Runtime alone" in warning for warning in manifest.warnings)
+    assert bundles.MODEL_BIN not in manifest.files
+    assert [report.engine for report in verify(tmp_path / "bundle")] == ["onnx"]
+
+
+@pytest.mark.usefixtures("two_bits")
+@pytest.mark.parametrize(("format", "device"), [("openvino", None), ("both", "NPU"), ("onnx", "GPU")])
+def test_two_bits_are_refused_where_nothing_multiplies_them(
+    format: Format, device: Device | None, tiny_checkpoint: Path, text: Path
+) -> None:
+    settings = ExportSettings(TWO_BITS, format=format, device=device, calibration=text)
+    with pytest.raises(RecipeError, match="OpenVINO cannot multiply matrices of 2 bits; use --format onnx without"):
+        make_plan(tiny_checkpoint, settings)
+
+
+def test_two_bits_have_no_blocks_that_no_kernel_takes() -> None:
+    """A group of 256 is two blocks of 128 with one scale: onnxruntime would unpack the matrix for every token."""
+    weight = packed(2, signed=False, group_size=256)
+    assert weight.shape == (2, 256)
+    writer = GraphWriter(Borrowed())
+    spec = ModelSpec("glm", 1, 256, 256, 4, 4, 64, 64, 1e4, 1e-5, 2, 64, False, False, False)
+    for kernels in (OnnxKernels(), OnnxKernels(int8_activations=True)):
+        fused.OnnxBuilder(writer, {"mlp.weight": weight}, spec, kernels).linear("x", "mlp")
+    products = [_attributes(node) for node in writer.model("g").graph.node if node.op_type == "MatMulNBits"]
+    assert [product["block_size"] for product in products] == [128, 128]
 
 
 def test_a_row_of_zeros_has_a_product_of_zeros() -> None:

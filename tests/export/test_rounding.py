@@ -24,7 +24,7 @@ def test_it_rounds_as_nncf_does(name: str) -> None:
     assert np.linalg.norm(ours) == pytest.approx(np.linalg.norm(theirs), rel=0.01)
 
 
-@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("name", [*PRECISIONS, "int2-asym-g32", "int2-sym-g32"])
 def test_no_value_is_off_by_more_than_its_step_explains(name: str) -> None:
     """Half a step; a whole one at the end of the range that has one integer less."""
     rows, precision = np.random.default_rng(9).normal(size=(40, 96)).astype(np.float32), Precision.parse(name)

@@ -237,6 +237,18 @@ def test_the_longest_context_is_the_longest(place: Place, room: int) -> None:
         assert not predict(planned(layers=4), there, longest + 1).runs
 
 
+def test_a_draft_model_takes_its_own_memory_beside_that_of_the_first() -> None:
+    place, first, second = HERE, planned(layers=8), planned(layers=2)
+    alone, draft, both = (
+        predict(first, place, 4096).footprint,
+        predict(second, place, 4096, tokenizer_bytes=0).footprint,
+        predict(first, place, 4096, draft=second).footprint,
+    )
+    assert (both.weights, both.kv) == (alone.weights + draft.weights, alone.kv + draft.kv)
+    assert both.peak > alone.peak
+    assert predict(first, place, 4096, draft=second).decode == predict(first, place, 4096).decode
+
+
 def test_operations_of_a_prompt_are_two_for_every_weight_and_token() -> None:
     spec = replace(GLM4_9B, num_layers=1)
     block = sum(one.parameters for one in assign(recipes()["fp16"], spec).values() if one.is_matrix and one.in_block)

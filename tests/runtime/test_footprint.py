@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 from edge.commands.recipes import GLM4_9B
 from edge.export.assignment import assign
 from edge.export.compress.recipes import recipes
-from edge.runtime.footprint import Footprint, footprint, guessed_tensors, kv_bytes
+from edge.runtime.bundle import OnnxKernels, open_bundle
+from edge.runtime.footprint import Footprint, footprint, guessed_tensors, kv_bytes, read_bytes
 from edge.runtime.spec import ModelSpec
 
 SMOL = ModelSpec(
@@ -166,3 +169,25 @@ def test_weights_of_foreign_graphs_have_other_names() -> None:
             SMOL, 4096, engine=engine, context_tokens=8, kv_precision="f32", prefill_chunk=8, tensors=records
         )
         assert found.weights > 0
+
+
+def test_what_a_token_reads_is_what_the_products_of_the_graph_are_given(int4_bundle: Path) -> None:
+    """Integers, and 8 bytes a block of each product, whose blocks are the graph's own; floats in float32."""
+    bundle = open_bundle(int4_bundle)
+    total = 0
+    for path in bundle.onnx_parts(OnnxKernels(int8_activations=True)):
+        for node in onnx.load(path, load_external_data=False).graph.node:
+            if node.op_type == "MatMulNBits":
+                given = {one.name: one.i for one in node.attribute}
+                numbers = given["N"] * given["K"]
+                total += numbers * given["bits"] // 8 + 8 * numbers // given["block_size"]
+    floats = sum(4 * one.shape[0] for one in bundle.manifest.tensors.values() if len(one.shape) == 1)
+    assert total > 0
+    assert read_bytes(bundle.manifest.tensors, "onnx") == total + floats
+
+
+def test_float_weights_are_read_in_float32() -> None:
+    records = guessed_tensors(SMOL, 270_000_000)
+    assert {record.bits for record in records.values()} == {16}
+    numbers = sum(record.shape[0] * record.shape[1] for record in records.values())
+    assert read_bytes(records, "onnx") == read_bytes(records, "openvino") == 4 * numbers

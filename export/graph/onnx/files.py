@@ -5,7 +5,7 @@ the few bytes that ONNX needs in another form: in a file of their own where Open
 store. Knows nothing about recipes.
 
 What ONNX needs in another form: signed integers (its operators know unsigned ones around the middle of their range),
-and 4-bit zero points of rows that end inside a byte.
+and zero points of 4 or 2 bits of rows that end inside a byte.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import onnx
 
+from edge.export.compress.precision import FEW_BITS
 from edge.export.graph.onnx.models import decoder_part, decoder_parts, genai_decoder
 from edge.export.graph.onnx.plain import plain_decoder
 from edge.export.graph.onnx.writer import Array
@@ -53,7 +54,7 @@ def _write_graphs(store: WeightStore, more: WeightStore, spec: ModelSpec, folder
         for index, layers in enumerate(decoder_parts(weights, spec)):
             part = decoder_part(weights, spec, layers, kernels, constants, pictures=pictures)
             _write(part, spec, folder / kernels.part(index))
-    whole = genai_decoder(weights, spec, OnnxKernels(int8_activations=4 in bits), constants)
+    whole = genai_decoder(weights, spec, OnnxKernels(int8_activations=min(bits, default=32) <= FEW_BITS), constants)
     _write(whole, spec, folder / bundle.MODEL_ONNX)
     if not bits:
         _write(plain_decoder(weights, spec, constants), spec, folder / bundle.ONNX_PLAIN)

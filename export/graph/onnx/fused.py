@@ -31,8 +31,9 @@ INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1  # values of MatMulNBits' accuracy_le
 # Weights of the head that share a scale in its kernel, and so activations that are rounded together: logits show that
 # rounding directly, and smaller blocks cost the head no time (docs/findings.md).
 HEAD_BLOCK = 32
-# Of 8 bits, that activations are written as the sum of where they are not to be rounded: as many as float32 needs. Two
-# would take 15 % off the time of a token, and err by 4e-4 of the logits' scale, where three err by 3e-6.
+LARGEST_OF_2_BITS = 128  # weights in a block: onnxruntime 1.32 has no kernel for more and takes 100 times as long
+# That activations are written as the sum of where they are not to be rounded, for weights of 8 or 2 bits: as many as
+# float32 needs. Two would take 15 % off the time of a token, and err by 4e-4 of the logits' scale, three err by 3e-6.
 TERMS = 3
 
 
@@ -131,10 +132,11 @@ class OnnxBuilder(OnnxParts):
     def _product(self, x: str, matrix: str, weight: PackedTensor, name: str, bias: str = "") -> str:
         """(B, T, K) -> (B, T, N)."""
         (n, k), int8 = weight.shape, self._kernels.int8_activations
-        block = block_size(matrix, weight.group_size, HEAD_BLOCK if int8 and name == "lm_head" else ONNX_BLOCKS[-1])
-        # Without a kernel for 8 bits and floats, onnxruntime would unpack the matrix at every call, for 100 times as
-        # long. The one it has rounds activations, so it is given what that takes from them as well.
-        in_terms = weight.bits == 8 and not int8
+        limit = LARGEST_OF_2_BITS if weight.bits == 2 else ONNX_BLOCKS[-1]
+        block = block_size(matrix, weight.group_size, HEAD_BLOCK if int8 and name == "lm_head" else limit)
+        # Without a kernel for 8 or 2 bits and floats, onnxruntime would unpack the matrix at every call, for 100 times
+        # as long. The one it has rounds activations, so it is given what that takes from them as well.
+        in_terms = weight.bits != 4 and not int8
         y = self._w.op(
             "MatMulNBits",
             self._terms(x, k, block) if in_terms else x,

@@ -35,10 +35,12 @@ def zero_point_of(w: GraphWriter, name: str, weight: PackedTensor, block: int) -
     if weight.bits == 8:
         zeros = w.constant(constant, weight.zero_point.reshape(n, -1))
         return _per_block(w, zeros, blocks, weight, block)
-    if block == weight.group_size and weight.groups % 2 == 0:  # rows end where bytes do, so it is as stored
+    if (
+        block == weight.group_size and weight.groups * weight.bits % 8 == 0
+    ):  # rows end where bytes do, so it is as stored
         return w.constant(constant, weight.zero_point.reshape(n, -1))
-    values = unpack(weight.zero_point, n * weight.groups, 4, signed=False).reshape(n, -1)
-    return w.constant(blocks, pack(np.repeat(values, weight.group_size // block, axis=1), 4))
+    values = unpack(weight.zero_point, n * weight.groups, weight.bits, signed=False).reshape(n, -1)
+    return w.constant(blocks, pack(np.repeat(values, weight.group_size // block, axis=1), weight.bits))
 
 
 def _per_block(w: GraphWriter, values: str, name: str, weight: PackedTensor, block: int) -> str:
