@@ -57,7 +57,7 @@ from edge.runtime.graph_names import (
 )
 from edge.runtime.kv.memory import TAKEN_LATE, NoMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
-from edge.runtime.machine import family_of, logical_processors, physical_cores
+from edge.runtime.machine import computing_threads, family_of, logical_processors
 from edge.runtime.rotary import position_rows
 from edge.runtime.settings import EngineSettings
 from edge.runtime.spec import ModelSpec
@@ -87,7 +87,7 @@ class OnnxRuntimeEngine:
         self._reproducible = bool(settings.reproducible)
         self._max_context, slots, max_tokens = _context(spec, kind, settings)
         length = self._max_context + self._reproducible  # of the buffers, as a padded step writes one more token
-        threads = settings.threads or physical_cores()
+        threads = computing_threads(settings.threads)
         kernels = kernels_of(bundle, settings, threads)
         paths = bundle.onnx_parts(kernels)
         if not paths:
