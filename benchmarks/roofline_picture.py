@@ -66,7 +66,7 @@ def panel(
         spine.set_edgecolor(INK)
     if line_of == "bundle":
         axes.set_xticks(sorted({x_of(point) for point in points}))
-    labelled = set()
+    labelled: set[str] = set()
     for key in dict.fromkeys((point["engine"], point[line_of]) for point in points):
         line = sorted((p for p in points if (p["engine"], p[line_of]) == key), key=x_of)
         engine, x = line[0]["engine"], [x_of(point) for point in line]
