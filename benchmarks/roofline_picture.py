@@ -1,7 +1,7 @@
 """The picture of roofline.py: milliseconds of a decode step by model size, context and sequences.
 
 In: measured points. Out: a matplotlib figure; same points and versions, same bytes. Solid lines were measured, dashed
-ones are what reading the same bytes takes at the bandwidth that memory had beside each point.
+ones are what reading the same bytes takes at the highest bandwidth that was measured beside any point.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ def picture(points: Sequence[Point]) -> Figure:
     sizes, contexts, sequences = figure.subplots(1, 3, sharey=True)
     least = min(point["context"] for point in points)
     one = [point for point in points if point["sequences"] == 1]
-    panel(sizes, [p for p in one if p["context"] == least], lambda p: p["weight_bytes"] / 1e9, "engine")
-    panel(contexts, one, lambda p: p["context"], "bundle")
-    panel(sequences, [p for p in points if p["context"] == least], lambda p: p["sequences"], "bundle")
+    machine_gbs = max(point["machine_gbs"] for point in points)
+    shortest = [point for point in points if point["context"] == least]
+    panel(sizes, [p for p in one if p["context"] == least], lambda p: p["weight_bytes"] / 1e9, "engine", machine_gbs)
+    panel(contexts, one, lambda p: p["context"], "bundle", machine_gbs)
+    panel(sequences, shortest, lambda p: p["sequences"], "bundle", machine_gbs)
     sizes.set_xlabel(f"weights that a step reads, GB (context of {least:,})", color=INK)
     contexts.set_xlabel("context of one sequence, tokens", color=INK)
     sequences.set_xlabel(f"sequences at once (context of {least:,} each)", color=INK)
@@ -47,7 +49,9 @@ def picture(points: Sequence[Point]) -> Figure:
     return figure
 
 
-def panel(axes: Axes, points: Sequence[Point], x_of: Callable[[Point], float], line_of: str) -> None:
+def panel(
+    axes: Axes, points: Sequence[Point], x_of: Callable[[Point], float], line_of: str, machine_gbs: float
+) -> None:
     """One line for each engine, and for each bundle unless these are on the x axis, with its roofline."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -60,6 +64,9 @@ def panel(axes: Axes, points: Sequence[Point], x_of: Callable[[Point], float], l
     axes.grid(visible=True, which="major", color=FRONT, alpha=0.25, linewidth=0.6)
     for spine in axes.spines.values():
         spine.set_edgecolor(INK)
+    if line_of == "bundle":
+        axes.set_xticks(sorted({x_of(point) for point in points}))
+    labelled: set[str] = set()
     for key in dict.fromkeys((point["engine"], point[line_of]) for point in points):
         line = sorted((p for p in points if (p["engine"], p[line_of]) == key), key=x_of)
         engine, x = line[0]["engine"], [x_of(point) for point in line]
@@ -78,13 +85,14 @@ def panel(axes: Axes, points: Sequence[Point], x_of: Callable[[Point], float], l
         )
         axes.plot(
             x,
-            [(p["weight_bytes"] + p["cache_bytes"]) / p["machine_gbs"] / 1e6 for p in line],
+            [(p["weight_bytes"] + p["cache_bytes"]) / machine_gbs / 1e6 for p in line],
             color=COLOURS[style],
             linewidth=1,
             linestyle="--",
-            label=f"{engine}, memory alone",
+            label=f"{engine}: its bytes at {machine_gbs:.0f} GB/s",
         )
-        if line_of == "bundle":
+        if line_of == "bundle" and line[0]["bundle"] not in labelled:
+            labelled.add(line[0]["bundle"])
             axes.annotate(
                 line[0]["bundle"],
                 (x[0], step[0]),
