@@ -1,13 +1,13 @@
 """What drafting gains on free text, which repeats little of its prompt: 40 questions, greedy and sampled.
 
     python benchmarks/free_text.py BUNDLE [--engine openvino|onnx] [--prompts 40] [--new-tokens 100]
-        [--draft-store FILE] [--json]
+        [--draft-store FILE] [--draft BUNDLE] [--json]
 
 Each question is answered by three set-ups, one after the other; which one is first rotates from question to question:
 
     a  plain    reproducible engine, no drafts
     b  drafts   reproducible engine, drafts: what speculation=True means. It learns from its answers as they come, and
-                from a copy of FILE, a draft store of earlier ones
+                from a copy of FILE, a draft store of earlier ones; with --draft, that model drafts too
     c  fastest  no drafts, and the engine's fastest kernels
 
 tok/s are those of decode (Stats.tokens_per_second); ratios are medians over questions of two answers to the same one,
@@ -57,6 +57,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=len(QUESTIONS))
     parser.add_argument("--new-tokens", type=int, default=100)
     parser.add_argument("--draft-store", type=Path)
+    parser.add_argument("--draft", type=Path)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     try:
@@ -66,7 +67,9 @@ def main() -> int:
                 store = Path(shutil.copy(args.draft_store, scratch))
             llms = {
                 PLAIN: edge.load(args.bundle, engine=args.engine, reproducible=True),
-                DRAFTS: edge.load(args.bundle, engine=args.engine, speculation=True, draft_store=store),
+                DRAFTS: edge.load(
+                    args.bundle, engine=args.engine, speculation=True, draft_store=store, draft=args.draft
+                ),
                 FASTEST: edge.load(args.bundle, engine=args.engine),
             }
             report = about(args.bundle) | {"settings": {"engine": args.engine, "new_tokens": args.new_tokens}}

@@ -29,7 +29,8 @@ from edge.runtime.speculation.cost import StepCost
 from edge.runtime.speculation.source import Proposal
 
 NAME = "model"
-AT_ONCE = 128  # ids of a prompt that are read between two tokens of the answer: they delay the second one
+AT_ONCE = 128  # ids of a prompt that are read between two tokens of the answer, which delays the second one: ...
+_LEAST_AT_ONCE, _DELAY_MS = 32, 500.0  # ... fewer if they take longer than this, but so many for the kernels' sake
 FEW = 16  # ids that are computed as a step of decoding; more are read as a prompt is
 SPREAD = 64  # tokens of an answer over which reading its prompt counts
 _RECENT = 9  # readings whose median is what a token takes
@@ -96,7 +97,7 @@ class ModelDrafts:
             self._sequence = CacheSequence(self.engine.pool)
         self._sequence.trim(min(shared, self._sequence.num_tokens))
         del self._held[self._sequence.num_tokens :]
-        new = np.array(ids[len(self._held) :][:AT_ONCE], np.int64)
+        new = np.array(ids[len(self._held) :][: self._at_once()], np.int64)
         few = new.size <= min(FEW, self.engine.info.max_step_rows or FEW)
         if few:
             logits = self.engine.decode([Step(self._sequence, new)])[0]
@@ -110,6 +111,9 @@ class ModelDrafts:
             self._read_ms = [*self._read_ms, ms / new.size][-_RECENT:]
         row: Logits = logits[-1, : self.num_tokens]
         return row if len(self._held) == len(ids) else None
+
+    def _at_once(self) -> int:
+        return min(AT_ONCE, max(_LEAST_AT_ONCE, int(_DELAY_MS / median(self._read_ms)))) if self._read_ms else AT_ONCE
 
     def close(self) -> None:
         self.engine.close()
