@@ -1,4 +1,4 @@
-"""Speculation without a second model: drafts are copied from the text itself, and from stored texts.
+"""Speculation: drafts are copied from texts, or made by what earlier answers taught, or by a smaller model.
 
 `Drafter` drafts for one answer and learns how its drafts fared; `StepCost` and `Acceptance` hold what is learned,
 `DraftStore` the stored texts, which `open_store` opens, and `SharedDrafts` what all answers of one model share.

@@ -37,6 +37,7 @@ _MAGIC = b"EDGENGR1"
 _PRIORS = (0.03, 0.1, 0.12, 0.15, 0.15, 0.25, 0.5, 0.7)
 
 Hashes = npt.NDArray[np.uint64]
+Text = Sequence[int] | npt.NDArray[np.integer]
 
 
 class NgramTable:
@@ -79,16 +80,16 @@ class Ngrams:
     Answers are counted again when a quarter more of them has come, 0.2 s for the most that are kept.
     """
 
-    def __init__(self, earlier: Sequence[Sequence[int]] = ()) -> None:
+    def __init__(self, earlier: Sequence[Text] = ()) -> None:
         """earlier: sequences of ids, oldest first."""
-        self._texts: deque[Sequence[int]] = deque()
+        self._texts: deque[Text] = deque()
         self._size = self._counted = 0
         self.table: NgramTable | None = None
         for ids in earlier:
             self._keep(ids)
         self._count()
 
-    def learn(self, ids: Sequence[int]) -> None:
+    def learn(self, ids: Text) -> None:
         """Draft from a text, too, soon."""
         self._keep(ids)
         if self._size >= self._counted + max(self._counted // 4, _LEAST_NEW) or self._size >= MOST_IDS:
@@ -102,7 +103,7 @@ class Ngrams:
         self._texts.clear()
         self.table = None
 
-    def _keep(self, ids: Sequence[int]) -> None:
+    def _keep(self, ids: Text) -> None:
         self._texts.append(np.array(ids[-MOST_IDS:], np.uint32))
         self._size += len(self._texts[-1])
 
@@ -148,7 +149,7 @@ class NgramSource:
         pass
 
 
-def count_ngrams(sequences: Iterable[Sequence[int]]) -> bytes:
+def count_ngrams(sequences: Iterable[Text]) -> bytes:
     """Return the table of what follows what in these sequences, the same bytes for the same ids."""
     ids = [np.array(sequence, np.uint64) for sequence in sequences]
     orders = [_followers(ids, length) for length in range(1, LONGEST + 1)]

@@ -34,7 +34,7 @@ class SharedDrafts:
         self._saver = None if store is None or not store.has_file else Saver(store)
         self._acceptance = Acceptance()
         self._ngrams = None if settings is None else Ngrams([] if store is None else store.latest(MOST_IDS - 1))
-        self._makers = [*([] if self._ngrams is None else [self._ngrams]), *makers]
+        self._makers: list[SourceMaker] = [*([] if self._ngrams is None else [self._ngrams]), *makers]
 
     def with_seed(self, settings: GenerationSettings) -> GenerationSettings:
         """Settings whose random numbers are known beforehand, if drafts may be drawn with them."""
@@ -64,7 +64,7 @@ class SharedDrafts:
 
     def remember(self, ids: Sequence[int], num_prompt_tokens: int) -> None:
         """Let later answers draft from a finished one. ids: those of the prompt and the answer."""
-        if self._ngrams is not None:
+        if self._ngrams is not None and len(ids) > num_prompt_tokens + 1:
             self._ngrams.learn(ids[num_prompt_tokens:])
         if self._store is not None and len(ids) > num_prompt_tokens + 1:
             self._added(self._store, ids[max(num_prompt_tokens - REMEMBERED_PROMPT, 0) :])
