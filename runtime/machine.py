@@ -55,6 +55,14 @@ def physical_cores() -> int | None:
     return cores or None
 
 
+def computing_threads(asked: int | None) -> int | None:
+    """Return how many threads are to compute: one for each core unless a number is asked for; None if that is unknown.
+
+    There are never more than processors, on which the others would only wait: an OpenVINO plugin bounds them likewise.
+    """
+    return physical_cores() if asked is None else min(asked, logical_processors())
+
+
 def _core_of(processor: int) -> str:
     """Return what processors of the same core have in common."""
     path = Path(_SIBLINGS.format(processor))

@@ -17,6 +17,13 @@ from edge.runtime.arrays import Array
 from edge.runtime.errors import DeviceError, telling_line
 from edge.runtime.terminal_text import on_one_line
 
+# A thread that waits for work of the pool's others spins before it sleeps. By default it does so for a millisecond or
+# more: where another program runs on the same cores, it then spins through its share of them and is put off when there
+# is work. Beside one busy process, a short wait and pieces that are taken as threads get to them make a token of
+# GLM-4-9B's shapes take 1.4 times as long instead of 1.8 (docs/findings.md). onnxruntime before 1.26 spins as ever.
+_SPIN_US = 100
+_PIECES = 8  # of what is left and is any thread's, for each thread; results do not depend on it
+
 
 class SessionPart:
     """One session and the memory bound to it. An array that this part does not use is not bound."""
@@ -70,11 +77,22 @@ class SessionPart:
         return self._own[name]
 
 
-def _open(path: Path, threads: int) -> Any:
+def session_options(threads: int) -> Any:
+    """Return options of sessions that take turns on the same cores, which other programs may use, too.
+
+    threads: 0 is onnxruntime's choice.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # failures are raised, and reported in our words
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # parts take turns on the same cores
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # the next session needs the cores
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
+    options.add_session_config_entry("session.dynamic_block_base", str(_PIECES))
+    return options
+
+
+def _open(path: Path, threads: int) -> Any:
+    options = session_options(threads)
     try:
         return ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     except Exception as error:  # pybind's exceptions share no base class

@@ -21,6 +21,7 @@ from edge.runtime.arrays import Array, Ids, Logits
 from edge.runtime.bundle import Bundle
 from edge.runtime.engines.devices import device_here
 from edge.runtime.engines.engine import TEXT, Embedding, EngineInfo, Inputs, Step, StepInterrupted
+from edge.runtime.engines.huge_pages import huge_pages
 from edge.runtime.engines.limits import (
     addresses_are_limited,
     cache_budget,
@@ -56,7 +57,7 @@ from edge.runtime.graph_names import (
 )
 from edge.runtime.kv.memory import TAKEN_LATE, NoMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
-from edge.runtime.machine import family_of, logical_processors, physical_cores
+from edge.runtime.machine import computing_threads, family_of, logical_processors
 from edge.runtime.rotary import position_rows
 from edge.runtime.settings import EngineSettings
 from edge.runtime.spec import ModelSpec
@@ -86,12 +87,12 @@ class OnnxRuntimeEngine:
         self._reproducible = bool(settings.reproducible)
         self._max_context, slots, max_tokens = _context(spec, kind, settings)
         length = self._max_context + self._reproducible  # of the buffers, as a padded step writes one more token
-        threads = settings.threads or physical_cores()
+        threads = computing_threads(settings.threads)
         kernels = kernels_of(bundle, settings, threads)
         paths = bundle.onnx_parts(kernels)
         if not paths:
             raise BundleError(f"{bundle.path}: {kernels.part(0)} is missing; {COPY_AGAIN}")
-        with ThreadPoolExecutor(threads or logical_processors(), "load") as loaders:
+        with huge_pages(), ThreadPoolExecutor(threads or logical_processors(), "load") as loaders:
             self._parts = list(loaders.map(lambda path: SessionPart(path, threads or CHOSEN_BY_ORT), paths))
         pictures = self._pictures = bundle.manifest.vision is not None
         sessions = [part.session for part in self._parts]

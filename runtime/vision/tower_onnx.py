@@ -13,8 +13,9 @@ import numpy as np
 import onnxruntime as ort
 
 from edge.runtime.arrays import Array, Hidden
+from edge.runtime.engines.onnx_session import session_options
 from edge.runtime.errors import DeviceError, telling_line
-from edge.runtime.machine import physical_cores
+from edge.runtime.machine import computing_threads
 from edge.runtime.settings import EngineSettings
 from edge.runtime.terminal_text import on_one_line
 
@@ -27,7 +28,7 @@ class OnnxGraphs:
     value_bytes = 4
 
     def __init__(self, settings: EngineSettings) -> None:
-        self._threads = settings.threads or physical_cores() or _CHOSEN_BY_ORT
+        self._threads = computing_threads(settings.threads) or _CHOSEN_BY_ORT
 
     @property
     def identity(self) -> Mapping[str, str]:
@@ -39,10 +40,7 @@ class OnnxGraphs:
         }
 
     def open(self, path: Path, arrays: Mapping[str, Array]) -> OnnxSegment:  # noqa: ARG002  # takes any number of rows
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = 4  # failures are raised, and reported in our words
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # the text's sessions need the cores, too
+        options = session_options(self._threads)
         options.enable_cpu_mem_arena = False  # each session would keep what its largest picture took
         options.enable_mem_pattern = False  # likewise
         try:

@@ -19,7 +19,7 @@ from edge.runtime import bundle as bundles
 from edge.runtime import machine
 from edge.runtime.bundle import OnnxKernels, open_bundle
 from edge.runtime.differences import FLOAT32_BOUND
-from edge.runtime.engines import onnxruntime as engines
+from edge.runtime.engines import onnx_session
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Step
 from edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -231,11 +231,27 @@ def test_parts_equal_the_whole(tiny_checkpoint: Path, tmp_path: Path, monkeypatc
 
 
 def test_threads_are_taken(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where cores are not known, onnxruntime chooses."""
-    for chosen, cores, expected in ((1, 3, 1), (None, 3, 3), (None, None, 0)):
-        monkeypatch.setattr(engines, "physical_cores", lambda cores=cores: cores)
+    """Where cores are not known, onnxruntime chooses; no more threads than processors are started."""
+    monkeypatch.setattr(machine, "logical_processors", lambda: 4)
+    for chosen, cores, expected in ((1, 3, 1), (None, 3, 3), (None, None, 0), (64, 3, 4)):
+        monkeypatch.setattr(machine, "physical_cores", lambda cores=cores: cores)
         session = engine_of(tiny_bundle, threads=chosen)._parts[0].session
         assert session.get_session_options().intra_op_num_threads == expected
+
+
+def test_waiting_threads_soon_sleep_and_results_do_not_depend_on_pieces(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def logits(pieces: int) -> np.ndarray:
+        monkeypatch.setattr(onnx_session, "_PIECES", pieces)
+        engine = engine_of(tiny_bundle, threads=2)
+        options = engine._parts[0].session.get_session_options()
+        assert options.get_session_config_entry("session.dynamic_block_base") == str(pieces)
+        assert int(options.get_session_config_entry("session.intra_op.spin_duration_us")) <= 1000
+        return engine.forward(IDS[:40], CacheSequence(engine.pool), np.arange(40)).copy()
+
+    found = logits(onnx_session._PIECES)
+    assert np.array_equal(found, logits(0))  # 0: onnxruntime's default, pieces of equal size
 
 
 def test_cores_are_those_of_the_affinity() -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from edge.export.pipeline import export
 from edge.runtime.bundle import open_bundle
+from edge.runtime.engines import openvino_properties
+from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.engines.openvino_properties import properties
 from edge.runtime.errors import SettingsError
+from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
 from edge.runtime.settings import CachePrecision, EngineSettings
 from tests.tiny import TINIES, Tiny, make
@@ -34,7 +40,35 @@ def test_every_block_is_fused(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_threads_are_taken(tiny_bundle: Path) -> None:
     request = LLM(tiny_bundle, EngineSettings(threads=1)).engine._request  # type: ignore[attr-defined]
-    assert request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
+    model = request.get_compiled_model()
+    assert model.get_property("INFERENCE_NUM_THREADS") == 1
+    assert not model.get_property("ENABLE_CPU_PINNING"), "another program may have that core"
+
+
+def test_wide_products_are_cut_into_pieces(tiny_bundle: Path) -> None:
+    """Of narrow ones, the pieces cost more than waiting does."""
+    manifest, core = open_bundle(tiny_bundle).manifest, make_core()
+
+    def told(width: int) -> dict[str, Any]:
+        spec = replace(manifest.spec, hidden_size=width)
+        return properties(core, EngineSettings("openvino"), "CPU", spec, 4, 1 << 30, 256)
+
+    assert told(4096)["TBB_PARTITIONER"] == "AUTO"
+    core.set_property("CPU", told(4096))  # OpenVINO takes it
+    assert "TBB_PARTITIONER" not in told(576)
+
+
+def test_pieces_have_the_same_bits(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def logits(width: int) -> list[npt.NDArray[np.float32]]:
+        monkeypatch.setattr(openvino_properties, "_WIDE", width)
+        llm = LLM(tiny_bundle, EngineSettings("openvino", max_context=128, self_test="off"))
+        engine, ids = llm.engine, np.arange(64) % 50
+        sequence = CacheSequence(engine.pool)
+        steps = ((ids[:60], np.arange(60)), (ids[60:], np.arange(4)))
+        return [engine.forward(new, sequence, rows).copy() for new, rows in steps]
+
+    for whole, cut in zip(logits(1 << 20), logits(1), strict=True):
+        assert np.array_equal(whole, cut)
 
 
 class _Core:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import onnx
 
-from edge.export.compress.precision import FEW_BITS
 from edge.export.graph.onnx.attention import joined_choices
 from edge.export.graph.onnx.models import decoder_part, decoder_parts, genai_decoder
 from edge.export.graph.onnx.plain import plain_decoder
@@ -54,7 +53,7 @@ def _write_graphs(store: WeightStore, more: WeightStore, spec: ModelSpec, folder
         for index, layers in enumerate(decoder_parts(weights, spec)):
             part = decoder_part(weights, spec, layers, kernels, constants, pictures=pictures)
             _write(part, spec, folder / kernels.part(index))
-    whole = genai_decoder(weights, spec, OnnxKernels(int8_activations=min(bits, default=32) <= FEW_BITS), constants)
+    whole = genai_decoder(weights, spec, OnnxKernels(int8_activations=bool(bits & {2, 4})), constants)
     _write(whole, spec, folder / bundle.MODEL_ONNX)
     if not bits:
         _write(plain_decoder(weights, spec, constants), spec, folder / bundle.ONNX_PLAIN)
