@@ -92,7 +92,7 @@ def attention(
     lengths = Lengths(w.input("last", TensorProto.INT32, ["batch"]), w.input("longest", TensorProto.INT32, [1]))
     tables = (w.input("cos", wide, ["positions", "half"]), w.input("sin", wide, ["positions", "half"]))
     x = w.op("Cast", x, to=TensorProto.FLOAT16) if kind == "f16" else x
-    shape = ["batch", spec.num_kv_heads, "buffer", spec.head_dim]
+    shape: list[int | str] = ["batch", spec.num_kv_heads, "buffer", spec.head_dim]
     for name in ("key", "value"):
         w.input(f"past_key_values.0.{name}", KINDS[kind], shape)
         w.output(f"present.0.{name}", KINDS[kind], shape)

@@ -18,7 +18,7 @@ from edge.runtime.rotary import FloatKind
 from edge.runtime.settings import CachePrecision, EngineSettings
 
 MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized supports 8 bits; 1.22.1 refuses the graph
-JOINS_HEADS = "1.32"  # the version that such graphs were run with; 1.23.0 does not know GroupQueryAttention's `causal`
+JOINS_HEADS = "1.32"  # the version that such graphs were run with; no older one was tried
 CACHE_TYPES: dict[CachePrecision, FloatKind] = {"f32": np.float32, "f16": np.float16}  # any width
 
 
