@@ -47,7 +47,7 @@ from edge.export.checkpoint.default import find_checkpoint
 from edge.export.checkpoint.gguf_metadata import read_header
 from edge.export.pipeline import export
 from edge.export.plan import make_plan
-from edge.export.settings import ExportSettings
+from edge.export.settings import ExportSettings, Format
 from edge.export.text.corpus import builtin_calibration, builtin_evaluation
 from edge.export.text.overlap import check_apart
 from edge.export.text.windows import Windows, token_windows
@@ -139,13 +139,15 @@ def compare(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     if not base.is_file():  # a kept folder has it from the last run
         write_base(base, evaluation.ids, spec.vocab_size, float_logits(source, work / "fp32", evaluation))
     rows = list(theirs(tools, weights, chosen, args.types.split(",") if args.types else [], base, calibration, work))
+    engines = args.engines.split(",")
+    format: Format = "onnx" if engines == ["onnx"] else "both"  # budgets for ONNX Runtime alone may choose 2 bits
     for recipe in args.recipes.split(",") if args.recipes else []:
-        export(source, work / recipe, recipe, force=True)
-        rows += ours(work / recipe, args.engines.split(","), base)
+        export(source, work / recipe, recipe, format=format, force=True)
+        rows += ours(work / recipe, engines, base)
     for budget in map(float, args.budgets.split(",") if args.budgets else []):
         folder = work / f"at most {budget:,.0f} bytes"
-        export(source, folder, max_bytes=budget, force=True)
-        rows += ours(folder, args.engines.split(","), base)
+        export(source, folder, max_bytes=budget, format=format, force=True)
+        rows += ours(folder, engines, base)
     return {
         **about_machine(("edgeglm", "openvino", "onnxruntime", "nncf"), **{"llama.cpp": tools.version()}),
         "source": source.name,

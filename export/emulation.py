@@ -4,7 +4,7 @@ In: the compressed weights of one stage at a time, and hidden states of the gold
 tokens as devices with other numerics would have them; at the end, the golden rows: what every token's logits are in
 float32, and how far those of the others are from them. Knows nothing about files, or about which engine does what.
 
-Each of them takes the golden tokens through the whole model once. Reading compressed weights is most of its time.
+Each of them takes the golden tokens through the whole model once, side by side: unpacking is most of the time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from edge.export.graph import decoder
 from edge.export.graph.emulated import BFLOAT16, FLOAT16, INT8_ACTIVATIONS, EmulatedBuilder
 from edge.export.graph.numpy_builder import NumpyBuilder
+from edge.export.graph.together import Multiply, together
 from edge.export.npz import put_array
 from edge.export.tensors import Float32Array, PackedTensor, Weight
 from edge.runtime.golden_rows import NOISES, GoldenRows, top_logits
@@ -74,27 +75,55 @@ def embed(packed: Mapping[str, Weight], ids: npt.NDArray[np.int64], spec: ModelS
     return np.concatenate([make(packed, spec).embedding(ids, "embed") for make in _MAKES.values()])
 
 
-def block(packed: Mapping[str, Weight], hidden: Float32Array, layer: int, spec: ModelSpec) -> Float32Array:
-    """One decoder block of each: (NUMERICS, T, H) -> (NUMERICS, T, H)."""
-    streams = zip(_MAKES.values(), hidden, strict=True)
-    return np.concatenate([decoder.block(make(packed, spec), states[None], layer, spec) for make, states in streams])
+def block(
+    packed: Mapping[str, Weight], exact: Float32Array, hidden: Float32Array, layer: int, spec: ModelSpec
+) -> tuple[Float32Array, Float32Array]:
+    """One decoder block, with each matrix unpacked once.
+
+    exact: any states (B, T, H) for float32. hidden: those of the other numerics, (NUMERICS, T, H).
+    """
+    found, *others = _beside(
+        lambda builder, states: decoder.block(builder, states, layer, spec), packed, spec, [exact], hidden
+    )
+    return found, np.concatenate(others)
 
 
-def golden_rows(
+def head(
+    packed: Mapping[str, Weight], exact: list[Float32Array], hidden: Float32Array, spec: ModelSpec
+) -> list[Float32Array]:
+    """Logits of some states (B, T, H) in float32, then those of the other numerics."""
+    return _beside(lambda builder, states: decoder.head(builder, states, spec), packed, spec, exact, hidden)
+
+
+def _beside(
+    compute: Callable[[NumpyBuilder, Float32Array], Float32Array],
     packed: Mapping[str, Weight],
-    ids: npt.NDArray[np.int64],
-    logits: Float32Array,
-    hidden: Float32Array,
     spec: ModelSpec,
-) -> GoldenRows:
-    """Finish: logits (T, vocab) of the compressed model in float32, hidden (NUMERICS, T, H) of the others.
+    exact: list[Float32Array],
+    hidden: Float32Array,
+) -> list[Float32Array]:
+    makes: list[Make] = [*(NumpyBuilder for _ in exact), *_MAKES.values()]
+
+    def run(make: Make, states: Float32Array) -> Callable[[Multiply], Float32Array]:
+        def with_product(multiply: Multiply) -> Float32Array:
+            builder = make(packed, spec)
+            builder.multiply = multiply
+            return compute(builder, states)
+
+        return with_product
+
+    streams = [*exact, *(states[None] for states in hidden)]
+    return together([run(make, states) for make, states in zip(makes, streams, strict=True)])
+
+
+def golden_rows(ids: npt.NDArray[np.int64], logits: Float32Array, others: list[Float32Array]) -> GoldenRows:
+    """Finish: logits (T, vocab) of the compressed model in float32, and of the other numerics.
 
     Numerics that give NaN or infinity are left out: float16 does where a model passes its largest number.
     """
     top = top_logits(logits)
     divergences = {}
-    for (name, make), states in zip(_MAKES.items(), hidden, strict=True):
-        found = decoder.head(make(packed, spec), states[None], spec)[0]
+    for name, found in zip(_MAKES, others, strict=True):
         if np.isfinite(found).all():
             divergences[name] = np.maximum(top.kl_divergences(found), 0)  # rounding may leave it below zero
     return GoldenRows(ids, top, divergences)

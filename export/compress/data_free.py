@@ -48,8 +48,8 @@ def compress(weight: FloatArray, precision: Precision) -> PackedTensor:
                 some = slice(start, min(start + rows_in_cache, first + rows_per_core, n))
                 part = wide[: some.stop - some.start]
                 write_float32(weight[some], part)
-                steps, middles = _round(part, group, precision)
-                scale[some] = steps
+                found, middles = _round(part, group, precision)
+                scale[some] = found
                 if middles is not None:
                     zero[some] = middles
                 integers = part.astype(np.int8 if precision.symmetric else np.uint8).view(np.uint8)
@@ -72,16 +72,16 @@ def _round(rows: Float32Array, group: int, precision: Precision) -> tuple[Float3
     else:
         least, most = np.minimum(least, 0), np.maximum(most, 0)
         step = (most - least) / np.float32(high)
-    step = np.where(np.abs(step) < SMALLEST_STEP, SMALLEST_STEP, step).astype(np.float32)
+    steps: Float32Array = np.where(np.abs(step) < SMALLEST_STEP, SMALLEST_STEP, step).astype(np.float32)
     groups = rows.reshape(n, k // group, group)
-    groups /= step[..., None]
+    groups /= steps[..., None]
     middle: Float32Array | None = None
     if not precision.symmetric:
-        middle = np.clip(np.float32(low) - np.rint(least / step), low, high)
+        middle = np.clip(np.float32(low) - np.rint(least / steps), low, high)
         groups += middle[..., None]
     np.rint(rows, out=rows)
     np.clip(rows, low, high, out=rows)
-    return step, middle
+    return steps, middle
 
 
 def _pairs(integers: Bytes) -> Bytes:

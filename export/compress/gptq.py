@@ -31,6 +31,7 @@ COARSE_CLIPS = np.linspace(1.0, 0.3, 22, dtype=np.float32)  # with four integers
 BLOCK = 128  # columns whose losses are passed on together, as one matrix product
 CHUNK = 1 << 17  # weights whose clips are tried together: their copies stay in a core's cache
 ROWS_PER_CORE = 1 << 9  # of a matrix at a time
+CORNER = 1 << 9  # columns of the factor that are found together
 PANEL = 1 << 8  # columns of the moments on one core at a time
 SUMMED_TOKENS = 1 << 11  # that the moments are summed over at a time
 SMALLEST_SCALE = np.float32(2.0**-24)  # the smallest float16 above 0
@@ -165,8 +166,6 @@ def _factor(moments: Float32Array) -> Float32Array:
     What is below its diagonal must not be used. The moments are damped as much as it takes; memory holds one matrix of
     this size (GLM-4-9B's largest has 750 MB), so what it takes to try again is kept below the diagonal.
     """
-    from scipy.linalg.lapack import spotrf  # imported here: recipes are listed without it
-
     diagonal = np.diagonal(moments).copy()
     mean = float(diagonal.mean(dtype=np.float64))
     if not np.isfinite(mean):
@@ -174,15 +173,48 @@ def _factor(moments: Float32Array) -> Float32Array:
     damping = DAMPING
     while True:
         moments[np.diag_indices_from(moments)] = diagonal + np.float32(damping * (mean or 1.0))
-        # LAPACK counts columns first: to it, this is the lower triangle of the transpose.
-        factor, failed = spotrf(moments.T, lower=1, clean=0, overwrite_a=1)
-        assert np.shares_memory(factor, moments), "LAPACK worked on a copy"
-        if not failed:
+        if _factored(moments):
             return moments
         damping *= 10  # rounding made small eigenvalues negative
         if damping > MOST_DAMPING:
             raise RecipeError("calibration gave activations that no damping makes regular; use more text")
         _mirror(moments.T)
+
+
+def _factored(square: Float32Array) -> bool:
+    """Replace what is on and above the diagonal by the factor, on all cores; what is below stays. False: not possible.
+
+    LAPACK does the corners alone: it would keep one core busy for 11 s with GLM-4-9B's largest.
+    """
+    from scipy.linalg.lapack import spotrf  # imported here: recipes are listed without it
+
+    k = len(square)
+    upper = np.triu(np.ones((CORNER, CORNER), bool))
+    for start in range(0, k, CORNER):
+        stop = min(start + CORNER, k)
+        corner = square[start:stop, start:stop]
+        factor, failed = spotrf(np.triu(corner), lower=0, clean=1)
+        if failed:
+            return False
+        np.copyto(corner, factor, where=upper[: stop - start, : stop - start])
+        inverse = np.linalg.inv(factor.astype(np.float64)).T.astype(np.float32)
+
+        def solve(first: int, start: int = start, stop: int = stop, inverse: Float32Array = inverse) -> None:
+            square[start:stop, first : first + CORNER] = inverse @ square[start:stop, first : first + CORNER]
+
+        def subtract(first: int, start: int = start, stop: int = stop) -> None:
+            """What these rows have in common with those below."""
+            rows = slice(first, min(first + CORNER, k))
+            size = rows.stop - first
+            found = square[start:stop, rows].T @ square[start:stop, first:]
+            square[rows, rows.stop :] -= found[:, size:]
+            rest = square[rows, rows]
+            np.subtract(rest, found[:, :size], out=rest, where=upper[:size, :size])
+
+        later = range(stop, k, CORNER)
+        in_parallel(solve, later)
+        in_parallel(subtract, later)
+    return True
 
 
 def _inverse_corners(factor: Float32Array) -> list[Float32Array]:

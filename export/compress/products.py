@@ -27,7 +27,7 @@ class Rounded:
     """A matrix that stays as it is, or in bfloat16 as OpenVINO takes it."""
 
     def __init__(self, matrix: Float32Array, *, narrow: bool) -> None:
-        self.matrix = matrix
+        self.matrix: Float32Array | None = None if narrow else matrix
         self.tensor: ov.Tensor | None = None
         if narrow:
             bits = np.empty(matrix.shape, np.int16)  # numpy has no type for it
@@ -35,7 +35,6 @@ class Rounded:
             for start in range(0, len(matrix), step):
                 bits[start : start + step] = _bfloat16(matrix[start : start + step])
             self.tensor, self._bits = ov.Tensor(bits, matrix.shape, ov.Type.bf16), bits  # it does not keep them alive
-            self.matrix = matrix[:0]
 
 
 class RowProduct:
@@ -45,7 +44,7 @@ class RowProduct:
         self._right = Rounded(matrix, narrow=narrow(matrix.size))
 
     def __call__(self, tokens: Float32Array) -> Float32Array:
-        if self._right.tensor is None:
+        if self._right.matrix is not None:
             found: Float32Array = tokens @ self._right.matrix.T
             return found
         return _engine(tokens_first=False).run(Rounded(tokens, narrow=True), self._right)
@@ -58,7 +57,7 @@ def narrow(size: int) -> bool:
 
 def over_tokens(a: Float32Array, b: Rounded) -> Float32Array:
     """a^T b for a (T, M) and b (T, N)."""
-    if b.tensor is None:
+    if b.matrix is not None:
         found: Float32Array = np.matmul(a.T, b.matrix)
         return found
     return _engine(tokens_first=True).run(Rounded(a, narrow=True), b)

@@ -87,13 +87,15 @@ class Recipe:
             )
         if tied:
             embedding = embedding or head
-        chosen = {
-            name: Precision.parse(text) for name, text in (("embedding", embedding), ("head", head)) if text is not None
-        }
-        for name, precision in chosen.items():
+        chosen = replace(
+            self,
+            embedding=self.embedding if embedding is None else Precision.parse(embedding),
+            head=self.head if head is None else Precision.parse(head),
+        )
+        for name, precision in (("embedding", chosen.embedding), ("head", chosen.head)):
             if precision.bits < FEW_BITS:
                 raise RecipeError(f"{name} {precision}: embedding and head need {FEW_BITS} bits or more")
-        return replace(self, **chosen)
+        return chosen
 
     def precision_of(self, name: str, shape: tuple[int, ...]) -> tuple[Precision, str]:
         """The precision of a weight, and why it is not that of linear layers ("" if it is). name: canonical."""

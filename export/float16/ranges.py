@@ -21,7 +21,8 @@ import numpy.typing as npt
 from edge.export.compress.precision import Precision
 from edge.export.compress.rounding import ranges, steps
 from edge.export.graph import decoder
-from edge.export.graph.numpy_builder import CHUNK_ELEMENTS, NumpyBuilder
+from edge.export.graph.numpy_builder import NumpyBuilder
+from edge.export.graph.together import CHUNK_ELEMENTS
 from edge.export.tensors import Float32Array, PackedTensor, Weight, integers_of, rows_of
 from edge.runtime.spec import ModelSpec
 

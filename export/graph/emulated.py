@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edge.export.graph.numpy_builder import CHUNK_ELEMENTS, NumpyBuilder
+from edge.export.graph.numpy_builder import NumpyBuilder
+from edge.export.graph.together import CHUNK_ELEMENTS
 from edge.export.tensors import Float32Array, PackedTensor, Weight, integers_of, rows_of
 from edge.runtime.spec import ModelSpec
 

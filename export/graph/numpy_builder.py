@@ -15,17 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.export.graph import decoder
+from edge.export.graph.together import Multiply, multiply
 from edge.export.tensors import Float32Array, PackedTensor, Weight, rows_of, to_float32
 from edge.runtime.spec import ModelSpec
-
-CHUNK_ELEMENTS = 1 << 19  # of a matrix in float32 at a time: 2 MB, which stay in a core's cache
 
 
 class NumpyBuilder:
     """Computes `decoder.Builder` operations at once, for the tokens at positions 0 to T - 1."""
 
-    def __init__(self, weights: Mapping[str, Weight], spec: ModelSpec) -> None:
-        self._weights = weights
+    def __init__(self, weights: Mapping[str, Weight], spec: ModelSpec, multiply: Multiply = multiply) -> None:
+        self._weights, self.multiply = weights, multiply
         self._tied = {"lm_head": "embed"} if spec.tied_embeddings else {}
         self._residual_scale = np.float32(2.0**-spec.residual_exponent)
         self._safe_norms = spec.safe_norms
@@ -39,10 +38,7 @@ class NumpyBuilder:
     def linear(self, x: Float32Array, name: str) -> Float32Array:
         matrix = self._weights[f"{self._tied.get(name, name)}.weight"]
         n, k = matrix.shape
-        columns, step = np.ascontiguousarray(x.reshape(-1, k).T), max(CHUNK_ELEMENTS // k, 1)
-        y = np.empty((n, columns.shape[1]), np.float32)
-        for start in range(0, n, step):
-            np.matmul(rows_of(matrix, start, start + step), columns, out=y[start : start + step])
+        y = self.multiply(matrix, np.ascontiguousarray(x.reshape(-1, k).T))
         out: Float32Array = y.T.reshape(*x.shape[:-1], n)  # a copy, in the order of x
         return out + self._vector(f"{name}.bias") if f"{name}.bias" in self._weights else out
 

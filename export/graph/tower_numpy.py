@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.export.graph import tower
-from edge.export.graph.numpy_builder import CHUNK_ELEMENTS
+from edge.export.graph.together import CHUNK_ELEMENTS
 from edge.export.tensors import Float32Array, PackedTensor, Weight, rows_of, to_float32
 from edge.runtime.graph_names import HIDDEN, PATCHES, PLACES, ROTARY_TABLES
 from edge.runtime.vision.spec import VisionSpec

@@ -77,7 +77,7 @@ class SessionPart:
         return self._own[name]
 
 
-def session_options(threads: int) -> Any:
+def session_options(threads: int) -> Any:  # Any: onnxruntime has no types
     """Return options of sessions that take turns on the same cores, which other programs may use, too.
 
     threads: 0 is onnxruntime's choice.

@@ -10,7 +10,6 @@ buffers, and holds a whole sequence. A batch is computed in neighbouring rows, w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,9 +18,10 @@ import numpy as np
 import onnxruntime as ort
 
 from edge.runtime.arrays import Array, Ids, Logits
-from edge.runtime.bundle import Bundle, OnnxKernels
+from edge.runtime.bundle import Bundle
 from edge.runtime.engines.devices import device_here
 from edge.runtime.engines.engine import TEXT, Embedding, EngineInfo, Inputs, Step, StepInterrupted
+from edge.runtime.engines.huge_pages import huge_pages
 from edge.runtime.engines.limits import (
     addresses_are_limited,
     cache_budget,
@@ -30,6 +30,7 @@ from edge.runtime.engines.limits import (
     prefill_chunk,
 )
 from edge.runtime.engines.onnx_graph import check_parts
+from edge.runtime.engines.onnx_kernels import CACHE_TYPES, check_version, kernels_of
 from edge.runtime.engines.onnx_session import SessionPart
 from edge.runtime.engines.onnx_turns import Turns
 from edge.runtime.engines.replacements import replacements
@@ -57,12 +58,10 @@ from edge.runtime.graph_names import (
 from edge.runtime.kv.memory import TAKEN_LATE, NoMemory, SlotMemory
 from edge.runtime.kv.pool import BlockPool, CacheSequence
 from edge.runtime.machine import computing_threads, family_of, logical_processors
-from edge.runtime.rotary import FloatKind, position_rows
-from edge.runtime.settings import CachePrecision, EngineSettings
+from edge.runtime.rotary import position_rows
+from edge.runtime.settings import EngineSettings
 from edge.runtime.spec import ModelSpec
 
-MIN_VERSION = "1.23"  # the first whose GatherBlockQuantized supports 8 bits; 1.22.1 refuses the graph
-CACHE_TYPES: dict[CachePrecision, FloatKind] = {"f32": np.float32, "f16": np.float16}  # any width
 PREFILL_CHUNK = 128  # tokens; with 512, a prefill is not faster, and every part keeps four times the memory
 CHOSEN_BY_ORT = 0  # threads
 MAX_SLOTS = 16  # sequences kept at once; an unused slot takes no memory
@@ -80,7 +79,7 @@ class OnnxRuntimeEngine:
     """
 
     def __init__(self, bundle: Bundle, settings: EngineSettings) -> None:
-        _check_version()
+        check_version()
         _check_settings(settings)
         spec = self._spec = bundle.manifest.spec
         kv_precision = settings.kv_precision or "f32"
@@ -89,11 +88,11 @@ class OnnxRuntimeEngine:
         self._max_context, slots, max_tokens = _context(spec, kind, settings)
         length = self._max_context + self._reproducible  # of the buffers, as a padded step writes one more token
         threads = computing_threads(settings.threads)
-        kernels = _kernels(bundle, settings)
+        kernels = kernels_of(bundle, settings, threads)
         paths = bundle.onnx_parts(kernels)
         if not paths:
             raise BundleError(f"{bundle.path}: {kernels.part(0)} is missing; {COPY_AGAIN}")
-        with ThreadPoolExecutor(threads or logical_processors(), "load") as loaders:
+        with huge_pages(), ThreadPoolExecutor(threads or logical_processors(), "load") as loaders:
             self._parts = list(loaders.map(lambda path: SessionPart(path, threads or CHOSEN_BY_ORT), paths))
         pictures = self._pictures = bundle.manifest.vision is not None
         sessions = [part.session for part in self._parts]
@@ -295,15 +294,6 @@ class OnnxRuntimeEngine:
             part.forget()
 
 
-def _check_version() -> None:
-    found = tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:2])
-    if found < tuple(int(part) for part in MIN_VERSION.split(".")):
-        raise DeviceError(
-            f"onnxruntime {ort.__version__} is too old: its GatherBlockQuantized does not support 8 bits; expected "
-            f"{MIN_VERSION} or newer; pip install --upgrade onnxruntime"
-        )
-
-
 def _check_settings(settings: EngineSettings) -> None:
     if family_of(settings.device) != "CPU":
         raise DeviceError(f"device {shown(settings.device)}: the onnx engine runs on the CPU; use --engine openvino")
@@ -312,13 +302,6 @@ def _check_settings(settings: EngineSettings) -> None:
         raise SettingsError(f"inference_precision is {settings.inference_precision}, the onnx engine has f32")
     if settings.kv_precision not in (None, *CACHE_TYPES):
         raise SettingsError(f"kv_precision is {settings.kv_precision}, the onnx engine has {' and '.join(CACHE_TYPES)}")
-
-
-def _kernels(bundle: Bundle, settings: EngineSettings) -> OnnxKernels:
-    bits = bundle.manifest.fewest_bits
-    group = settings.dynamic_quantization_group
-    int8 = bits < 16 and (bits <= 4 if group is None else group > 0)
-    return OnnxKernels(int8, settings.kv_precision == "f16")
 
 
 def _context(spec: ModelSpec, kind: type[np.floating[Any]], settings: EngineSettings) -> tuple[int, int, int]:

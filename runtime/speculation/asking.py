@@ -16,6 +16,7 @@ from edge.runtime.speculation.cost import StepCost
 from edge.runtime.speculation.source import DraftSource, Proposal
 
 LONGEST = 16  # ids that a source is asked for, which each cost it time
+FREE = 6  # ids that a source is asked for that copies them, whatever was right before: some buckets are better
 EXPLORING = 0.01  # of the time of plain steps
 _FIRST = 0.7  # chance of an id before a source was ever asked
 _WEIGHT = 3.0  # of that, and of priors, in ids
@@ -80,6 +81,8 @@ def ask(
     if most < 1:
         return None
     making = [source.cost_ms(i) for i in range(1, most + 1)]
+    if not making[-1]:
+        return source.propose(min(most, FREE), forced)
     gain, count = best_length([record.chance] * most, plain, cost, making)
     explores = gain <= best_gain
     if explores:
@@ -90,5 +93,5 @@ def ask(
     started = time.perf_counter()
     found = source.propose(count, forced)
     if explores:
-        record.budget_ms -= (time.perf_counter() - started) * 1000
+        record.budget_ms -= max((time.perf_counter() - started) * 1000, making[0])
     return found

@@ -12,6 +12,7 @@ copies promise less (`asking`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -32,6 +33,9 @@ _PRIOR_WEIGHT = 3.0  # the prior counts as this many ids
 _DECAY = 0.98  # of earlier counts with each new id: about the last 50 matter
 
 _MIN_GAIN = 1.02  # least speed-up that a draft must promise, as the chances are estimates
+_MOST_LOST = 2.0  # plain steps that drafts may have cost on balance; then there are none, until ...
+_MOST_WON = 8.0  # ... the balance, of which no more than this counts ...
+_FORGOTTEN = 0.995  # ... has faded this much a step: a steady loss is a hundredth at most
 
 
 class Acceptance:
@@ -44,10 +48,20 @@ class Acceptance:
     def __init__(self) -> None:
         self._counts: dict[Source, list[list[float]]] = {s: [[0.0, 0.0] for _ in _PRIOR] for s in ("text", "store")}
         self._records: dict[str, SourceRecord] = {}
+        self._balance = 0.0  # plain steps that drafts have saved lately, less those that they cost
 
     def record_of(self, source: DraftSource) -> SourceRecord:
         """What is known of a source, and of all of its name."""
         return self._records.setdefault(source.name, SourceRecord(source.priors))
+
+    @property
+    def pays(self) -> bool:
+        """Whether drafts may go on: what they cost lately has not left what they saved far behind."""
+        return self._balance > -_MOST_LOST
+
+    def settle(self, saved: float) -> None:
+        """Learn from a step what its drafts saved, in plain steps."""
+        self._balance = min(self._balance * _FORGOTTEN + saved, _MOST_WON)
 
     def probability(self, source: Source, match_length: int) -> float:
         """Return the chance that the id after a match of this length (1 or more) is right."""
@@ -124,7 +138,7 @@ class Drafter:
         if len(self._forced) == room:
             return self._forced.copy()
         self._candidates = self._find(room - len(self._forced))
-        best_gain, best = _MIN_GAIN, self._forced.copy()
+        best_gain, best = _MIN_GAIN if self._acceptance.pays else math.inf, self._forced.copy()
         for candidate in self._candidates:
             gain, count = self._gain(candidate)
             if gain > best_gain:
@@ -147,6 +161,7 @@ class Drafter:
         self.steps += 1
         self.drafted += drafted
         self.accepted += max(len(token_ids) - 1, 0)
+        self._acceptance.settle(self._saved(len(token_ids), drafted))
         written = token_ids[len(self._forced) :]
         for source, match_length, ids in self._candidates:
             right = next((i for i, (a, b) in enumerate(zip(ids, written, strict=False)) if a != b), None)
@@ -160,6 +175,13 @@ class Drafter:
         """Free what drafts of this answer held. A second call changes nothing."""
         while self._sources:
             self._sources.pop()[0].close()
+
+    def _saved(self, tokens: int, drafted: int) -> float:
+        """Return how many plain steps fewer these tokens took than those that were forced alone."""
+        forced = min(len(self._forced), drafted)
+        made = sum(proposal.cost_ms for _, proposal in self._proposals)
+        extra_ms = self._cost.ms(1 + drafted) - self._cost.ms(1 + forced) + made
+        return max(tokens - 1 - forced, 0) - extra_ms / self._cost.ms(1)
 
     def _index(self) -> None:
         self._text.extend(self._pending)

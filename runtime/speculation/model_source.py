@@ -21,7 +21,6 @@ import numpy as np
 
 from edge.runtime.arrays import Logits
 from edge.runtime.engines.engine import Engine, Step
-from edge.runtime.errors import EdgeError
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.kv.prefix import common_prefix
 from edge.runtime.sampling import Sampler, draw, truncate
@@ -86,7 +85,7 @@ class ModelDrafts:
             return None
         try:
             return self._computed(ids, min(shared, len(ids) - 1))
-        except EdgeError as error:
+        except Exception as error:  # of any library
             logging.getLogger(__name__).warning("the draft model failed, so it drafts no more: %s", error)
             self._failed = True
             return None

@@ -14,6 +14,7 @@ from edge.runtime.errors import SettingsError
 from edge.runtime.settings import GenerationSettings, Sampling, SpeculationSettings
 from edge.runtime.speculation.cost import StepCost
 from edge.runtime.speculation.drafter import Acceptance, Drafter
+from edge.runtime.speculation.ngrams import MOST_IDS, Ngrams
 from edge.runtime.speculation.saver import Saver
 from edge.runtime.speculation.source import SourceMaker
 from edge.runtime.speculation.store import DraftStore
@@ -32,7 +33,8 @@ class SharedDrafts:
         self._settings, self._store = settings, store
         self._saver = None if store is None or not store.has_file else Saver(store)
         self._acceptance = Acceptance()
-        self._makers = list(makers)
+        self._ngrams = None if settings is None else Ngrams([] if store is None else store.latest(MOST_IDS - 1))
+        self._makers = [*([] if self._ngrams is None else [self._ngrams]), *makers]
 
     def with_seed(self, settings: GenerationSettings) -> GenerationSettings:
         """Settings whose random numbers are known beforehand, if drafts may be drawn with them."""
@@ -61,7 +63,9 @@ class SharedDrafts:
         return self._added(self._store, ids)
 
     def remember(self, ids: Sequence[int], num_prompt_tokens: int) -> None:
-        """Let later answers draft from a finished one, if there is a store. ids: those of the prompt and the answer."""
+        """Let later answers draft from a finished one. ids: those of the prompt and the answer."""
+        if self._ngrams is not None:
+            self._ngrams.learn(ids[num_prompt_tokens:])
         if self._store is not None and len(ids) > num_prompt_tokens + 1:
             self._added(self._store, ids[max(num_prompt_tokens - REMEMBERED_PROMPT, 0) :])
 

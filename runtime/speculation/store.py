@@ -133,6 +133,16 @@ class DraftStore:
         self._added.append(stored)
         return True
 
+    def latest(self, limit: int) -> list[StoredIds]:
+        """Return the latest sequences, oldest first, as many as have `limit` ids together. The ids are the model's."""
+        found: list[StoredIds] = []
+        for stored in reversed([*self._saved.sequences(), *self._added]):
+            limit -= stored.size
+            if limit < 0:
+                break
+            found.append(stored.astype(np.int64) - 1)
+        return found[::-1]
+
     def draft(self, tail_ids: Sequence[int], count: int) -> tuple[int, list[int]]:
         """Return the length of the longest suffix of `tail_ids` in the store, and up to `count` ids that followed it.
 

@@ -63,9 +63,9 @@ def rows_of(model: dict[str, Weight]) -> GoldenRows:
     others = emulation.embed(model, IDS[None], SPEC)
     assert others.shape == (NUMERICS, IDS.size, SPEC.hidden_size)
     for layer in range(SPEC.num_layers):
-        exact = numpy_builder.block(model, exact, layer, SPEC)
-        others = emulation.block(model, others, layer, SPEC)
-    return golden_rows(model, IDS, numpy_builder.head(model, exact, SPEC)[0], others, SPEC)
+        exact, others = emulation.block(model, exact, others, layer, SPEC)
+    logits, *noisy = emulation.head(model, [exact], others, SPEC)
+    return golden_rows(IDS, logits[0], [found[0] for found in noisy])
 
 
 def test_every_numerics_has_a_divergence_of_its_own() -> None:

@@ -12,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from edge.export.compress.recipes import read_table, recipes
 from edge.export.graph.onnx import fused, models
+from edge.export.graph.onnx.files import kernel_choices
 from edge.export.graph.onnx.writer import Borrowed, GraphWriter
 from edge.export.graph.runners import OnnxRunner
 from edge.export.pipeline import export
@@ -67,7 +68,7 @@ def test_both_takes_the_openvino_weights_as_they_are(tiny_checkpoint: Path, tmp_
         export(tiny_checkpoint, tmp_path / format, "int8-asym", format=format) for format in ("openvino", "both")
     )
     assert alone.files[bundles.MODEL_BIN] == both.files[bundles.MODEL_BIN]
-    parts = {kernels.part(0) for kernels in (OnnxKernels(a, b) for a in (False, True) for b in (False, True))}
+    parts = {kernels.part(0) for kernels in kernel_choices(both.spec, packed=True)}
     assert set(both.files) - set(alone.files) == {*parts, bundles.MODEL_ONNX, bundles.GENAI_CONFIG}
 
 

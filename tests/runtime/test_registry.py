@@ -102,7 +102,7 @@ def test_extras_bring_the_packages_of_engines() -> None:
 
 def test_records_say_what_engines_take() -> None:
     """The command line and sweeps ask the record, before an engine's package is imported."""
-    from edge.runtime.engines.onnxruntime import CACHE_TYPES
+    from edge.runtime.engines.onnx_kernels import CACHE_TYPES
     from edge.runtime.engines.openvino_paged import FAMILIES
 
     assert ENGINES["onnx"].kv_precisions == tuple(CACHE_TYPES)

@@ -11,12 +11,12 @@ and zero points of 4 or 2 bits of rows that end inside a byte.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import product
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
-from edge.export.compress.precision import FEW_BITS
+from edge.export.graph.onnx.attention import joined_choices
 from edge.export.graph.onnx.models import decoder_part, decoder_parts, genai_decoder
 from edge.export.graph.onnx.plain import plain_decoder
 from edge.export.graph.onnx.writer import Array
@@ -49,15 +49,24 @@ def _write_graphs(store: WeightStore, more: WeightStore, spec: ModelSpec, folder
     weights: Mapping[str, Weight] = {**store, **more}
     constants = _InFiles(store, more)
     bits = {weight.bits for weight in weights.values() if isinstance(weight, PackedTensor)}
-    for int8_activations, float16_cache in product((False, True) if bits else (False,), (False, True)):
-        kernels = OnnxKernels(int8_activations, float16_cache)
+    for kernels in kernel_choices(spec, packed=bool(bits)):
         for index, layers in enumerate(decoder_parts(weights, spec)):
             part = decoder_part(weights, spec, layers, kernels, constants, pictures=pictures)
             _write(part, spec, folder / kernels.part(index))
-    whole = genai_decoder(weights, spec, OnnxKernels(int8_activations=min(bits, default=32) <= FEW_BITS), constants)
+    whole = genai_decoder(weights, spec, OnnxKernels(int8_activations=bool(bits & {2, 4})), constants)
     _write(whole, spec, folder / bundle.MODEL_ONNX)
     if not bits:
         _write(plain_decoder(weights, spec, constants), spec, folder / bundle.ONNX_PLAIN)
+
+
+def kernel_choices(spec: ModelSpec, *, packed: bool) -> list[OnnxKernels]:
+    """The choices that a bundle's graphs leave to a load. packed: whether any weights are."""
+    joined = [OnnxKernels(joined_heads=rows) for rows in joined_choices(spec)]
+    return [
+        replace(kernels, int8_activations=int8)
+        for int8 in ((False, True) if packed else (False,))
+        for kernels in (OnnxKernels(), OnnxKernels(float16_cache=True), *joined)
+    ]
 
 
 def _write(model: onnx.ModelProto, spec: ModelSpec, path: Path) -> None:

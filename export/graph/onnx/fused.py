@@ -13,18 +13,14 @@ from typing import NamedTuple
 
 from onnx import TensorProto
 
+from edge.export.graph.onnx.attention import Attention, Lengths, Shown
 from edge.export.graph.onnx.blocks import ONNX_BLOCKS, block_size
 from edge.export.graph.onnx.common import OnnxParts
 from edge.export.graph.onnx.packed import scale_of, zero_point_of
 from edge.export.graph.onnx.writer import CONTRIB, GraphWriter
 from edge.export.tensors import PackedTensor, Weight
 from edge.runtime.bundle import OnnxKernels
-from edge.runtime.graph_names import (
-    ATTENTION_RESIDUAL,
-    cached_names,
-    past_name,
-    present_name,
-)
+from edge.runtime.graph_names import ATTENTION_RESIDUAL
 from edge.runtime.spec import ModelSpec
 
 INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1  # values of MatMulNBits' accuracy_level
@@ -35,21 +31,6 @@ LARGEST_OF_2_BITS = 128  # weights in a block: onnxruntime 1.32 has no kernel fo
 # That activations are written as the sum of where they are not to be rounded, for weights of 8 or 2 bits: as many as
 # float32 needs. Two would take 15 % off the time of a token, and err by 4e-4 of the logits' scale, three err by 3e-6.
 TERMS = 3
-
-
-class Lengths(NamedTuple):
-    """Values that tell attention how much of its buffers is filled."""
-
-    last: str  # (B,) int32: index of each sequence's last token
-    longest: str  # (1,) int32: tokens of the longest sequence
-
-
-class Shown(NamedTuple):
-    """Values that describe new tokens besides their ids, in graphs of models that see pictures."""
-
-    mask: str  # (B, T, 1) bool: whose embedding is replaced
-    rows: str  # (B, T, H) by what
-    turns: str  # (B, T) int64: the row of the rotary tables that a token turns by
 
 
 class Sum(NamedTuple):
@@ -195,29 +176,15 @@ class OnnxBuilder(OnnxParts):
     def attention(self, qkv: Value, layer: int, spec: ModelSpec) -> Value:
         assert self._lengths is not None
         x, tables = self.written(qkv), ("", "")
-        if turns := turned_by_attention(spec):
+        if turned_by_attention(spec):
             tables = self._rotary_tables()
         else:
             x = self._turned(x, self._lengths)
         if self._kernels.float16_cache:
             x = self._w.op("Cast", x, to=TensorProto.FLOAT16)
-        names = cached_names([layer])
-        out, *_ = self._w.ops(
-            "GroupQueryAttention",
-            x,
-            "",
-            "",
-            *map(past_name, names),
-            self._lengths.last,
-            self._lengths.longest,
-            *tables,
-            *((self._shown.turns,) if turns and self._shown else ()),
-            outputs=(f"layers.{layer}.attn", *map(present_name, names)),
-            domain=CONTRIB,
-            num_heads=spec.num_heads,
-            kv_num_heads=spec.num_kv_heads,
-            do_rotary=int(turns),
-        )
+        attention = Attention(self._w, spec, self._lengths, self._shown, tables)
+        rows = self._kernels.joined_heads
+        out = attention.by_length(x, layer, rows) if rows else attention.of_tokens(x, layer)
         return self._w.op("Cast", out, to=TensorProto.FLOAT) if self._kernels.float16_cache else out
 
     def swiglu(self, gate_up: Value, spec: ModelSpec) -> Value:  # noqa: ARG002

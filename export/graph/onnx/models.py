@@ -22,7 +22,8 @@ import onnx
 from onnx import TensorProto
 
 from edge.export.graph import decoder
-from edge.export.graph.onnx.fused import Lengths, OnnxBuilder, Shown, Value, all_rows, turned_by_attention
+from edge.export.graph.onnx.attention import Lengths, Shown
+from edge.export.graph.onnx.fused import OnnxBuilder, Value, all_rows, turned_by_attention
 from edge.export.graph.onnx.writer import Constants, GraphWriter
 from edge.export.tensors import Weight
 from edge.export.weights.names import EMBEDDING, HEAD

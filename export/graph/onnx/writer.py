@@ -6,7 +6,7 @@ they are in ONNX. Knows nothing about decoders.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ INLINE_BYTES = 1024  # constants up to this size are in the graph itself
 
 Array = npt.NDArray[Any]  # of any dtype
 Attribute = int | float | str | Sequence[int]  # of an operation
+Branch = Callable[[str], Sequence[str]]  # given what the names of its values begin with, writes them
 KINDS = {
     np.dtype(np.float32): TensorProto.FLOAT,
     np.dtype(np.float16): TensorProto.FLOAT16,
@@ -62,6 +63,7 @@ class GraphWriter:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._domains = {"": OPSET}
+        self._scope = ""  # begins the names of values in a branch
 
     def input(self, name: str, kind: int, shape: Sequence[int | str]) -> str:
         """A graph input; named dims vary."""
@@ -110,13 +112,34 @@ class GraphWriter:
     ) -> Sequence[str]:
         """One operation with these outputs, or this many; outputs that are not wanted are ""."""
         if isinstance(outputs, int):
-            outputs = [f"{kind}_{len(self._nodes)}_{index}" for index in range(outputs)]
+            outputs = [f"{self._scope}{kind}_{len(self._nodes)}_{index}" for index in range(outputs)]
         self._domains.setdefault(domain, 1)
         self._values.update(outputs)
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
         self._nodes.append(helper.make_node(kind, inputs, outputs, outputs[0], domain=domain, **attributes))
         return outputs
+
+    def either(self, condition: str, yes: Branch, no: Branch, outputs: Sequence[str], kinds: Sequence[int]) -> None:
+        """Values that one of two branches makes, as a condition of one bool says. They see all that was made before.
+
+        kinds: the types of the outputs. A branch returns the names of its own, which differ from those.
+        """
+        graphs = [self._branch(f"{outputs[0]}/{word}", branch, kinds) for word, branch in (("yes", yes), ("no", no))]
+        self._values.update(outputs)
+        node = helper.make_node("If", [condition], outputs, outputs[0], then_branch=graphs[0], else_branch=graphs[1])
+        self._nodes.append(node)
+
+    def _branch(self, name: str, branch: Branch, kinds: Sequence[int]) -> onnx.GraphProto:
+        kept = self._nodes, self._scope
+        self._nodes, self._scope = [], f"{name}/"
+        made = branch(self._scope)
+        graph_outputs = [
+            helper.make_tensor_value_info(value, kind, None) for value, kind in zip(made, kinds, strict=True)
+        ]
+        graph = helper.make_graph(self._nodes, name, [], graph_outputs)
+        self._nodes, self._scope = kept
+        return graph
 
     def model(self, name: str) -> onnx.ModelProto:
         """The graph as a model."""
