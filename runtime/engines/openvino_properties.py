@@ -24,7 +24,7 @@ GPU_CACHES = ("f16", "u8", "i8")  # kernels of paged attention; for float32 and 
 # By default each of two threads has one half of a product, and waits for the other thread, which a program on the same
 # core may hold up. In 32 pieces a thread, taken as threads get to them, a wide product loses little; a narrow one loses
 # more than it gains (docs/findings.md). Results have the same bits.
-_WIDE = 2048  # channels between blocks
+_WIDE = 4096  # channels between blocks; of 576 and 4096, the one that gains
 _PIECES = ("TBB_PARTITIONER", "AUTO")
 # Scales all activations by a number that a graph may name. It was turned off for language models (openvino#28632):
 # export takes care of overflows, by powers of two in the weights.
