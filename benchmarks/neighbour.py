@@ -1,7 +1,8 @@
 """How fast engines write beside programs that keep the processors busy: ours, openvino_genai, and llama.cpp.
 
     python benchmarks/neighbour.py BUNDLE [--gguf FILE --llama-bench PROGRAM] [--sides edge-onnx,edge-openvino,...]
-                                   [--neighbours none,1,2,1-low,2-low] [--rounds 5] [--new-tokens 12] [--first] [--json]
+                                   [--neighbours none,1,2,1-low,2-low] [--rounds 5] [--seconds S] [--new-tokens 12]
+                                   [--first] [--json]
 
 A neighbour is a process that never waits and reads no memory. "1-low" is one of the lowest priority (nice 19), "1-own"
 one in a session of its own, as a program in another terminal is: Linux may share the processors among sessions first.
@@ -19,10 +20,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -138,6 +141,7 @@ def main() -> int:
     parser.add_argument("--sides", default="", metavar="NAMES", help=f"default: all that can run of {', '.join(SIDES)}")
     parser.add_argument("--neighbours", default="none,1,2,1-low,2-low", metavar="NAMES")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further round after so many")
     parser.add_argument("--new-tokens", type=int, default=12, help="timed tokens after the first")
     parser.add_argument("--first", action="store_true", help="also start fresh processes")
     parser.add_argument("--json", action="store_true")
@@ -163,19 +167,23 @@ def compare(args: argparse.Namespace, sets: Mapping[str, Neighbours]) -> dict[st
     names = [name for name in SIDES if name in able(args)]
     prompt, _ = prompts(args.bundle)
     job = Job(str(args.bundle), prompt, [], args.new_tokens, cores())
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    load, started = os.getloadavg()[0] if hasattr(os, "getloadavg") else None, time.monotonic()
     with ExitStack() as stack:
         writers: dict[str, Writer] = {}
         for name in names:
             writers[name] = opened(name, job, args)
             stack.callback(writers[name].close)
-        decode = measured(writers, sets, args.rounds)
+        decode = measured(writers, sets, args.rounds, started + args.seconds)
     first = {name: first_token_s(name, job, sets) for name in names if args.first and not name.startswith(LLAMA)}
     report: dict[str, Any] = {
         **about_machine(VERSIONED),
         **({} if load is None else {"load_before": round(load, 2)}),
         "bundle": {"name": args.bundle.resolve().name, "recipe": bundle.manifest.recipe},
-        "settings": {"rounds": args.rounds, "prompt_tokens": PROMPT_TOKENS, "new_tokens": args.new_tokens},
+        "settings": {
+            "rounds": len(next(iter(decode.values()))[NONE]),
+            "prompt_tokens": PROMPT_TOKENS,
+            "new_tokens": args.new_tokens,
+        },
         "decode_ms": {name: {there: spread(found) for there, found in of.items()} for name, of in decode.items()},
         "times_slower": {name: against(of, of[NONE]) for name, of in decode.items()},
         "rounds": decode,
@@ -223,11 +231,13 @@ def opened(name: str, job: Job, args: argparse.Namespace) -> Writer:
     return Kept(name, job)
 
 
-def measured(writers: Mapping[str, Writer], sets: Mapping[str, Neighbours], rounds: int) -> Rounds:
-    """Milliseconds a token of every side beside every set of neighbours."""
+def measured(writers: Mapping[str, Writer], sets: Mapping[str, Neighbours], rounds: int, end: float) -> Rounds:
+    """Milliseconds a token of every side beside all neighbours. end: no round but the first begins after it."""
     found: Rounds = {name: {there: [] for there in sets} for name in writers}
     names = list(writers)
     for number in range(rounds):
+        if number and time.monotonic() > end:
+            break
         first = number % len(names)
         for there, who in sets.items():
             with beside(who):

@@ -23,11 +23,9 @@ GPU_PRECISIONS = ("f32", "f16")  # the validator of inference_precision in optio
 GPU_CACHES = ("f16", "u8", "i8")  # kernels of paged attention; for float32 and bfloat16 there are none
 # By default each of two threads has one half of a product, and waits for the other thread, which a program on the same
 # core may hold up. In 32 pieces a thread, taken as threads get to them, a wide product loses little; a narrow one loses
-# more than it gains (docs/findings.md). Pieces have the same bits. Nor are threads tied to cores: the system moves them
-# away from where another program runs.
-_WIDE = 2048  # channels between blocks
+# more than it gains (docs/findings.md). Results have the same bits.
+_WIDE = 4096  # channels between blocks; of 576 and 4096, the one that gains
 _PIECES = ("TBB_PARTITIONER", "AUTO")
-UNTIED = {"ENABLE_CPU_PINNING": False}
 # Scales all activations by a number that a graph may name. It was turned off for language models (openvino#28632):
 # export takes care of overflows, by powers of two in the weights.
 _NO_SCALING = ("ACTIVATIONS_SCALE_FACTOR", -1.0)
@@ -73,7 +71,6 @@ def properties(
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
             "INFERENCE_NUM_THREADS": settings.threads,
             name: way if cut else None,
-            **UNTIED,
         }
     )
 

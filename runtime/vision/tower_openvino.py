@@ -19,7 +19,7 @@ import openvino as ov
 from edge.runtime.arrays import Array, Hidden
 from edge.runtime.bundle import VISION_BIN
 from edge.runtime.engines.openvino_core import make_core, openvino_told
-from edge.runtime.engines.openvino_properties import UNTIED, gpu_properties
+from edge.runtime.engines.openvino_properties import gpu_properties
 from edge.runtime.machine import family_of
 from edge.runtime.settings import EngineSettings
 
@@ -48,7 +48,6 @@ class OpenVINOGraphs:
             "INFERENCE_PRECISION_HINT": settings.inference_precision,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
             "INFERENCE_NUM_THREADS": settings.threads,
-            **UNTIED,
         }
         return {name: value for name, value in chosen.items() if value is not None}
 

@@ -40,9 +40,7 @@ def test_every_block_is_fused(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_threads_are_taken(tiny_bundle: Path) -> None:
     request = LLM(tiny_bundle, EngineSettings(threads=1)).engine._request  # type: ignore[attr-defined]
-    model = request.get_compiled_model()
-    assert model.get_property("INFERENCE_NUM_THREADS") == 1
-    assert not model.get_property("ENABLE_CPU_PINNING"), "another program may have that core"
+    assert request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
 
 
 def test_wide_products_are_cut_into_pieces(tiny_bundle: Path) -> None:
