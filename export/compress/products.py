@@ -1,7 +1,7 @@
 """Products of many tokens with large matrices, in bfloat16 where the processor multiplies that twice as fast.
 
 In: float32 arrays. Out: float32 arrays. Sums are float32; what goes in and every result are rounded to bfloat16: off by
-0.3 %, at random, which weights that are fitted to text do not notice (docs/findings.md). Each call is computed on one
+0.3 %, at random, where the rounding that is fitted there is off by 10 (docs/findings.md). Each call is computed on one
 core, as `parallel.py` wants it. Without such a processor, and for small matrices, it is numpy's product in float32.
 """
 
