@@ -36,9 +36,9 @@ test: $(VENV)/.dev
 # wait for servers, browsers, downloads and other programs much of the time, so two files at once.
 ALONE := tests/runtime tests/export tests/fuzz tests/edge/batch
 INSTALLED := tests/edge/test_installed.py
-# Files of that folder which compute and wait for nothing.
-SHARED := $(addprefix tests/export/,test_assignment.py test_calibration.py test_interop.py test_openvino_tokenizer.py \
-	test_optimum.py test_reference.py test_tower.py vision)
+# Files of that folder which compute and wait for nothing, or measure first how long what they end takes.
+SHARED := $(addprefix tests/export/,test_assignment.py test_calibration.py test_endings.py test_interop.py \
+	test_openvino_tokenizer.py test_optimum.py test_reference.py test_tower.py vision)
 test-slow: $(VENV)/.slow
 	$(BIN)/python -m pytest -m slow $(ALONE) $(addprefix --ignore=,$(SHARED))
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(SHARED)

@@ -5,6 +5,7 @@ In: a prompt and settings; then logits, step by step. Out: chunks. Knows nothing
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
 from collections import deque
@@ -28,6 +29,8 @@ from edge.runtime.settings import GenerationSettings
 from edge.runtime.speculation import Drafter
 from edge.runtime.stops import StopStrings
 from edge.runtime.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 class Request:
@@ -236,9 +239,12 @@ class Request:
         self._end()
 
     def _end(self) -> None:
-        if self.drafter is not None:
-            self.drafter.close()
         self.finished = True
+        try:
+            if self.drafter is not None:
+                self.drafter.close()
+        except BaseException:  # also from libraries in Rust; the answer is whole without it
+            logger.exception("what drafted for a finished answer could not be closed")
 
     def _choose(self, row: Logits) -> int:
         logits = self._sampler.process(row)
