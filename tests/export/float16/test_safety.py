@@ -118,7 +118,7 @@ def test_a_stopped_export_resumes_with_its_folds(
     with monkeypatch.context() as patch:
         patch.setattr(safety, "measure", None)
         with pytest.raises(KeyboardInterrupt):
-            run("block 1")
+            run("head")
         assert any(resumed)
     found = json.loads(ranges)
     for block in found["blocks"]:
@@ -126,7 +126,7 @@ def test_a_stopped_export_resumes_with_its_folds(
     kept.write_text(json.dumps(found))
     resumed.clear()
     with pytest.raises(KeyboardInterrupt):
-        run("block 1")
+        run("head")
     assert not any(resumed)
     kept.write_text("{}")  # damaged: measured anew
     run("never")
