@@ -105,7 +105,7 @@ def new_user(folder: Path) -> dict[str, str]:
     return dict.fromkeys(("XDG_DATA_HOME", "WIN_PD_OVERRIDE_LOCAL_APPDATA"), str(folder / "data"))
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [PAGES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in PAGES[1:])])
 def test_commands_run_as_they_are_shown(name: str, checkpoint: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     shutil.copytree(checkpoint, work / CHECKPOINT)

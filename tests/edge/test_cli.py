@@ -344,6 +344,7 @@ def test_bench(tiny_bundle: Path) -> None:
     assert "--new-tokens is 0, expected" in fails("bench", tiny_bundle, "--new-tokens", "0", code=2)
 
 
+@pytest.mark.slow
 def test_bench_of_all_engines(tiny_bundle: Path) -> None:
     options = ("--engine", "all", "--prompt-tokens", "8,32", "--new-tokens", "4")
     report = json.loads(edge("bench", tiny_bundle, *options, "--json").stdout)
@@ -355,6 +356,7 @@ def test_bench_of_all_engines(tiny_bundle: Path) -> None:
     assert "context holds 256" in fails("bench", tiny_bundle, "--engine", "all", "--prompt-tokens", "300")
 
 
+@pytest.mark.slow
 def test_bench_of_servers(int4_bundle: Path) -> None:
     options = ("--prompt-tokens", "8", "--new-tokens", "4", "--clients")
     report = json.loads(edge("bench", int4_bundle, *options, "3,1,3", "--json").stdout)

@@ -73,7 +73,9 @@ def precision_of(parts: Mapping[str, tuple[str, list[int], int]], shape: tuple[i
 
 
 @pytest.mark.parametrize("name", [TWO[0], *(pytest.param(name, marks=pytest.mark.slow) for name in TWO[1:])])
-@pytest.mark.parametrize("recipe", recipes())
+@pytest.mark.parametrize(  # groups of 64 as of 128, with everything else
+    "recipe", [pytest.param(name, marks=pytest.mark.slow if "-g64-" in name else ()) for name in recipes()]
+)
 @pytest.mark.usefixtures("few_tokens", "untimed")
 def test_what_is_told_before_is_what_is_stored(
     name: str, recipe: str, checkpoints: Mapping[str, Path], text: Path, tmp_path: Path

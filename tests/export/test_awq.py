@@ -180,6 +180,7 @@ def test_channels_without_input_stay_finite() -> None:
     assert all(np.isfinite(weight).all() for weight in folded.values())
 
 
+@pytest.mark.slow
 def test_of_the_same_text_the_same_bytes(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

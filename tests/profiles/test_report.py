@@ -86,6 +86,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_same_profile_same_bytes(report: Path, tmp_path: Path) -> None:
     plots = {f"pareto_{x}.{kind}" for x in ("bytes", "speed") for kind in ("svg", "png")}
     again = write_report(Profile.from_json(profile(*ROWS).to_json()), tmp_path)
