@@ -414,7 +414,7 @@ def test_where_bits_count_conversations_know_nothing_of_each_other() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stateless", [True, False])
 def test_fifty_turns_are_never_computed_again(demo_llm: LLM, stateless: bool) -> None:
-    """At a high temperature, answers encode to other ids than were produced: all earlier turns still come from the cache."""
+    """At a high temperature, answers encode to other ids than were produced; earlier turns come from the cache."""
     session, block = ChatSession(demo_llm, "Be brief."), demo_llm.engine.pool.block_size
     known = changed = 0
     for turn in range(50):
