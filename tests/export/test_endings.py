@@ -63,7 +63,7 @@ def finish(checkpoint: Path, out: Path, settings: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "times"), [(signal.SIGKILL, 6), (signal.SIGINT, 4), (signal.SIGTERM, 2), (signal.SIGHUP, 2)]
+    ("number", "times"), [(signal.SIGKILL, 4), (signal.SIGINT, 3), (signal.SIGTERM, 1), (signal.SIGHUP, 1)]
 )
 def test_a_signal_at_random_moments(
     number: signal.Signals,
