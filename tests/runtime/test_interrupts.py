@@ -288,34 +288,43 @@ def test_ctrl_c_while_waiting_is_raised_at_once() -> None:
 
 
 def test_a_second_interrupt_while_the_first_is_handled(scripted: Model) -> None:
-    """As when somebody holds Ctrl-C down."""
+    """As when somebody holds Ctrl-C down: four in a row, each wherever the one before has got to."""
+    presses: list[None] = []
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        if presses:
+            presses.pop()
+            raise KeyboardInterrupt
+
+    def ask_until_released() -> None:
+        while presses:
+            with scripted.ask(0) as stream:
+                for _chunk in stream:
+                    pass
+
+    def hold_down(levels: int) -> None:
+        """Each level survives one, whether it comes in the answer or in another one's handler."""
+        try:
+            if levels:
+                hold_down(levels - 1)
+            else:
+                presses[:] = [None] * 4
+                signal.setitimer(signal.ITIMER_REAL, 0.002, 0.0003)
+                ask_until_released()
+        except KeyboardInterrupt:
+            ask_until_released()
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for _ in range(40):
-            signal.setitimer(signal.ITIMER_REAL, 0.002, 0.0003)
-            try:
-                while True:
-                    with scripted.ask(0) as stream:
-                        for _chunk in stream:
-                            pass
-            except KeyboardInterrupt:
-                pass
-            finally:
-                for _ in range(100):
-                    try:
-                        signal.setitimer(signal.ITIMER_REAL, 0)
-                        break
-                    except KeyboardInterrupt:
-                        continue
+            hold_down(4)
+            assert not presses
+            signal.setitimer(signal.ITIMER_REAL, 0)
             assert scripted.is_right(2, scripted.ask(2).answer().token_ids)
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     found = Found()
-    del stream
     scripted.check(found)
     nothing_wrong(found)
 
