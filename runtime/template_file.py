@@ -1,8 +1,8 @@
 """A chat template from a file that a user names, in place of the one that a model comes with, or of none.
 
 In: a path. Out: its text; or a template that has been compiled and has rendered a question once, so that what is wrong
-with it is said before a model is loaded. All errors are SettingsErrors of one line. Knows nothing about
-what else a bundle holds.
+with it is said before a model is loaded. All errors are SettingsErrors of one line. Knows nothing
+about what else a bundle holds.
 """
 
 from __future__ import annotations

@@ -35,9 +35,8 @@ def zero_point_of(w: GraphWriter, name: str, weight: PackedTensor, block: int) -
     if weight.bits == 8:
         zeros = w.constant(constant, weight.zero_point.reshape(n, -1))
         return _per_block(w, zeros, blocks, weight, block)
-    if (
-        block == weight.group_size and weight.groups * weight.bits % 8 == 0
-    ):  # rows end where bytes do, so it is as stored
+    rows_end_with_bytes = weight.groups * weight.bits % 8 == 0
+    if block == weight.group_size and rows_end_with_bytes:  # it is as stored
         return w.constant(constant, weight.zero_point.reshape(n, -1))
     values = unpack(weight.zero_point, n * weight.groups, weight.bits, signed=False).reshape(n, -1)
     return w.constant(blocks, pack(np.repeat(values, weight.group_size // block, axis=1), weight.bits))
