@@ -80,9 +80,10 @@ def ask(
     most = min(room, LONGEST)
     if most < 1:
         return None
-    making = [source.cost_ms(i) for i in range(1, most + 1)]
-    if not making[-1]:
+    making_most = source.cost_ms(most)
+    if not making_most:
         return source.propose(min(most, FREE), forced)
+    making = [*(source.cost_ms(i) for i in range(1, most)), making_most]
     gain, count = best_length([record.chance] * most, plain, cost, making)
     explores = gain <= best_gain
     if explores:
