@@ -34,7 +34,7 @@ def own_cores(count: int | None) -> Iterator[None]:
         yield
         return
     with ExitStack() as stack:
-        free = []
+        free: list[tuple[int, ...]] = []
         for processors in cores:
             if len(free) < count and _take(processors[0], stack):
                 free.append(processors)

@@ -86,7 +86,9 @@ class _Sweep:
         plan, settings = self.plan, self.plan.settings
         known = {cell.name: row for cell in plan.cells if (row := self._known(cell)) is not None}
         self.rows = {name: row for name, row in known.items() if self._is_whole(row) or self.executor.apart}
-        self._missing = [cell for cell in plan.cells if (row := known.get(cell.name)) is None or not self._is_whole(row)]
+        self._missing = [
+            cell for cell in plan.cells if (row := known.get(cell.name)) is None or not self._is_whole(row)
+        ]
         self._left = Counter(cell.recipe for cell in self._missing)
         for recipe in self._left:
             if (cost := sweep_results.exported(self._bundle(recipe), plan.out, plan.export_keys[recipe])) is not None:

@@ -132,7 +132,11 @@ def plan_sweep(source: str | Path, out: Path, settings: SweepSettings) -> SweepP
         "chunk": settings.chunk_tokens,
         "greedy": settings.greedy_tokens,
         "device": settings.device,
-        "machine": [machine["processor"], min(machine["cores"], settings.threads or machine["cores"]), machine["system"]],
+        "machine": [
+            machine["processor"],
+            min(machine["cores"], settings.threads or machine["cores"]),
+            machine["system"],
+        ],
         "versions": versions_record(),
     }
     cells = tuple(

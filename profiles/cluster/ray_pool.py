@@ -7,7 +7,6 @@ that is cancelled ends with its worker's process, which ends the step's. Knows n
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -57,7 +56,9 @@ def _look(wanted: Wanted) -> Facts:
     return look(_node_id(), wanted)
 
 
-def _run(wanted: Wanted, name: str, task: Mapping[str, Any], cores: int | None, board: Any) -> Report:  # an actor's handle
+def _run(
+    wanted: Wanted, name: str, task: Mapping[str, Any], cores: int | None, board: Any
+) -> Report:  # an actor's handle
     last = 0.0
 
     def tell(phase: str, done: int, total: int) -> None:
@@ -83,12 +84,11 @@ class RayPool:
         self._asked: Any = None  # of the board
 
     def nodes(self) -> Sequence[Node]:
-        found = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+        known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        found = [node for node in known if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
         named = {node["NodeID"]: _name(node) for node in found}
         times = Counter(named.values())
-        unique = {
-            node_id: name if times[name] == 1 else f"{name} ({node_id[:6]})" for node_id, name in named.items()
-        }
+        unique = {node_id: name if times[name] == 1 else f"{name} ({node_id[:6]})" for node_id, name in named.items()}
         return sorted(
             (
                 Node(
@@ -104,8 +104,7 @@ class RayPool:
 
     def look(self, nodes: Sequence[Node]) -> Mapping[str, Facts]:
         asked = {
-            node.node_id: self._look.options(label_selector={NODE: node.node_id}).remote(self._wanted)
-            for node in nodes
+            node.node_id: self._look.options(label_selector={NODE: node.node_id}).remote(self._wanted) for node in nodes
         }
         ray.wait(list(asked.values()), num_returns=len(asked), timeout=LOOK_S)
         return {node_id: self._answer(node_id, ref) for node_id, ref in asked.items()}
