@@ -14,8 +14,8 @@ from edge.profiles.worker import SPEED_NEW_TOKENS, SPEED_PROMPT_TOKENS
 from edge.runtime.bundle import open_bundle
 from edge.runtime.footprint import footprint
 
-# Peaks of the demo model, in MB: the reference 362 of 656 forecast, int8-asym on openvino 664 of 1,009 with accuracy and 273
-# of 779 with speed, on onnx 1,019 of 1,034 with accuracy.
+# Peaks of the demo model, in MB: the reference 362 of 656 forecast; int8-asym on openvino 664 of 1,009 for accuracy and
+# 273 of 779 for speed, on onnx 1,019 of 1,034 for accuracy.
 OF_ENGINE = 1.1
 OF_HEAD = 8  # bytes for each weight of the vocabulary's matrix in float32: as it is read, and as an engine keeps it
 OF_ROW = 16  # bytes for each log-probability that a reference keeps

@@ -81,7 +81,7 @@ def _size(path: Path) -> int | None:
 def run_here(
     node_id: str,
     wanted: Wanted,
-    task: Mapping[str, Any],
+    task: Mapping[str, Any],  # JSON
     cores: int | None,
     tell: Callable[[str, int, int], None],
 ) -> Report:

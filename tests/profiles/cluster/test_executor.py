@@ -142,8 +142,8 @@ def test_what_no_node_can_hold_fails_at_once_and_says_what_nodes_have(kind: str)
     cpus = 2 if kind == "export" else 1
     (done,) = run(executor(pool, gigabytes=16), step("export" if kind == "export" else "speed", "x"))
     assert done.error == (
-        f"it takes {cpus} CPUs and 16.00 GB of memory, more than any node has (a 4 and 4.00 GB, b 4 and 8.00 GB); add a "
-        "larger node, or take fewer threads"
+        f"it takes {cpus} CPUs and 16.00 GB of memory, more than any node has (a 4 and 4.00 GB, b 4 and 8.00 GB); add "
+        "a larger node, or take fewer threads"
     )
     assert pool.submitted == []
 
@@ -165,7 +165,7 @@ def test_unfit_nodes_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     assert done.place == Place("b")
     assert [record.message for record in caplog.records] == ["node a is left out: it does not see /results"]
     pool.unfit["b"] = "it has numpy 1"
-    with pytest.raises(ClusterError, match="take part .a: it does not see /results; b: it has numpy 1.$"):
+    with pytest.raises(ClusterError, match=r"take part .a: it does not see /results; b: it has numpy 1\)$"):
         executor(pool).check()
 
 
@@ -176,9 +176,8 @@ def test_without_cpus_for_tasks_there_is_no_sweep() -> None:
 
 def test_what_runs_is_ended_with_the_sweep() -> None:
     pool = ScriptedPool(node("a"))
-    with pytest.raises(KeyboardInterrupt), executor(pool) as steps:
+    with executor(pool) as steps:
         for name in "xyz":
             steps.start(step("accuracy", name))
         steps.next(lambda *_state: None)
-        raise KeyboardInterrupt
     assert pool.cancelled == ["y", "z"]

@@ -1,4 +1,4 @@
-"""Sweeps on a real Ray cluster of two nodes on this machine: equal figures, a node that is killed, and commands that are.
+"""Sweeps on a real Ray cluster of two nodes on this machine: equal figures, a node that is killed, commands that are.
 
 Everything is at loopback addresses: a cluster's, and a command's where Ray is told that there is no network.
 """
