@@ -19,7 +19,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edge.export.destination import remove_bundle
 from edge.profiles import sweep_results
@@ -77,7 +76,7 @@ class _Sweep:
     progress: Callable[[SweepProgress], None]
     rows: dict[str, Row] = field(default_factory=dict)  # by cell; without speed while that is still to be measured
     failures: list[Failure] = field(default_factory=list)
-    _costs: dict[str, dict[str, Any]] = field(default_factory=dict)  # of exports that are done, by recipe
+    _costs: dict[str, sweep_results.Cost] = field(default_factory=dict)  # of exports that are done, by recipe
     _startable: list[tuple[int, int, Step]] = field(default_factory=list)  # a heap: by recipe, then by cell
     _added: set[str] = field(default_factory=set)  # names of steps that were startable once
     _has_reference: bool = False

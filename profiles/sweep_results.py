@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from edge.export.destination import LOCK, PARTIAL, PARTS, remove_bundle, remove_work
 from edge.profiles.accuracy import Accuracy
@@ -26,10 +26,12 @@ from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import BundleError, OutputError, ProfileError
 from edge.runtime.locks import hold_now
 
+Cost: TypeAlias = dict[str, Any]  # JSON: what an export took
+
 PLACE = "place"  # where an export was made, in its record
 
 
-def row_of(cell: Cell, cost: Mapping[str, Any], outcome: Outcome, place: Place | None) -> Row:
+def row_of(cell: Cell, cost: Cost, outcome: Outcome, place: Place | None) -> Row:
     """A row of what was measured; without speed if that was not. cost: as `exported` gives it."""
     found = outcome.result
     made = None if cost.get(PLACE) is None else Place.from_json(cost[PLACE], "the place of an export", "export again")
@@ -90,13 +92,13 @@ def write_row(cell: Cell, out: Path, row: Row) -> None:
     write_atomically(cell.file(out), [_json({"key": cell.key, "row": row.to_json()})])
 
 
-def exported(bundle: Path, out: Path, key: str) -> dict[str, Any] | None:
+def exported(bundle: Path, out: Path, key: str) -> Cost | None:
     """What the export took, if its bundle still exists; None if it has to be made."""
     known = _read_keyed(_record(bundle, out), key)
     return known if known is not None and _is_cost(known) and _opens(bundle) else None
 
 
-def write_exported(bundle: Path, out: Path, key: str, cost: Mapping[str, Any]) -> None:
+def write_exported(bundle: Path, out: Path, key: str, cost: Cost) -> None:
     write_atomically(_record(bundle, out), [_json({"key": key, **cost})])
 
 
