@@ -146,7 +146,7 @@ def test_a_prompt_beyond_the_draft_models_context_is_not_drafted_for() -> None:
 def test_a_text_is_compared_once_after_another_answer_drafted(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[int] = []
 
-    def counting(held: Sequence[int], ids: Sequence[int]) -> int:
+    def counting(held: tuple[int, ...], ids: tuple[int, ...]) -> int:
         compared.append(len(ids))
         return common_prefix(held, ids)
 

@@ -247,7 +247,7 @@ def copying(
 
 def chance(acceptance: Acceptance, name: str, match_length: int) -> float:
     """That the id after a match of this length is right."""
-    source = {"text": TextSource(1), "store": StoreSource(DraftStore.in_memory("a" * 64), 1)}[name]
+    source: DraftSource = TextSource(1) if name == "text" else StoreSource(DraftStore.in_memory("a" * 64), 1)
     return acceptance.record_of(source).chances(buckets(match_length, 1))[0]
 
 
