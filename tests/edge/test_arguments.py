@@ -8,6 +8,7 @@ lines share one; that they say the same with one of their own is tested with som
 from __future__ import annotations
 
 import argparse
+import asyncio
 import io
 import os
 import random
@@ -70,6 +71,10 @@ def address_space() -> int:
     return int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
 
 
+def start(*_: Any, **__: Any) -> NoReturn:
+    raise DeviceError(STARTED)
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with what is no file to read, no model to load, and no memory to lose."""
@@ -81,10 +86,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "latin").write_bytes(b"caf\xe9")
     monkeypatch.chdir(tmp_path)
 
-    def start(*_: Any, **__: Any) -> NoReturn:
-        raise DeviceError(STARTED)
-
     monkeypatch.setattr(cli, "build_parser", lambda: PARSER)
+    sleep = asyncio.sleep  # uvicorn looks every 0.1 s whether it is to end
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds: sleep(min(seconds, 0.002)))
     monkeypatch.setattr(llms.LLM, "__init__", start)
     monkeypatch.setattr(verification, "verify", start)
     monkeypatch.setattr("edge.runtime.device_report.write_atomically", start)
