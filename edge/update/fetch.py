@@ -54,7 +54,12 @@ def check_room(folder: Path, manifest: Manifest, current: Path | None, emptied: 
     emptied: the folder whose files make room, there or not.
     """
     here = _digests(current)
-    kept = {name for name, record in manifest.files.items() if _has_size(emptied / name, record)}
+    # A file of the right size is either right, or makes room for the right one, unless it has another name.
+    kept = {
+        name
+        for name, record in manifest.files.items()
+        if _has_size(emptied / name, record) and (emptied / name).stat().st_nlink == 1
+    }
     needed = sum(
         record.size - _size(emptied / f"{record.sha256}{_PART}", record.size)
         for name, record in manifest.files.items()
@@ -86,6 +91,7 @@ def fetch(
             if is_whole(target, record) or _linked(here.get(record.sha256), target, record):
                 done.take(name, record.size, "here", 0)
             else:
+                target.unlink(missing_ok=True)
                 done.take(name, record.size, "fetched", _fetch_file(source, name, record, work))
         for name, content in small.items():
             write_durably(work / name, content)

@@ -55,7 +55,20 @@ class HttpSource:
         return self._base
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        return b"".join(self._whole(name, max_bytes))
+        """In one connection, from the first byte to the last."""
+        pauses = _Pauses(self._pause_s)
+        while True:
+            try:
+                response, url = self._get(name, {})
+                with response:
+                    content = response.read(max_bytes + 1, decode_content=False)
+                if len(content) > max_bytes:
+                    raise UpdateError(f"{url} has more than {max_bytes:,} bytes, which no such file has")
+                if response.headers.get("Content-Length") not in (None, str(len(content))):  # urllib3 says nothing
+                    raise _Broken(f"the server ended at byte {len(content):,}")
+                return content
+            except (HTTPError, _Broken) as error:
+                pauses.wait(self._broken(name, error), error)
 
     def parts(self, name: str, start: int, size: int) -> Iterator[bytes]:
         pauses = _Pauses(self._pause_s)
@@ -70,21 +83,6 @@ class HttpSource:
             except (HTTPError, _Broken) as error:
                 if start > before:
                     pauses = _Pauses(self._pause_s)
-                pauses.wait(self._broken(name, error), error)
-
-    def _whole(self, name: str, max_bytes: int) -> Iterator[bytes]:
-        """A file of unknown size, from its first byte to its last in one connection."""
-        pauses = _Pauses(self._pause_s)
-        while True:
-            try:
-                response, url = self._get(name, {})
-                with response:
-                    content = response.read(max_bytes + 1, decode_content=False)
-                if len(content) > max_bytes:
-                    raise UpdateError(f"{url} has more than {max_bytes:,} bytes, which no such file has")
-                yield content
-                return
-            except (HTTPError, _Broken) as error:
                 pauses.wait(self._broken(name, error), error)
 
     def _from(self, name: str, start: int, size: int) -> Iterator[bytes]:

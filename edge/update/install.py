@@ -89,7 +89,7 @@ def roll_back(folder: Path, tell: Callable[[], None] | None = None) -> int:
             if now is None or before is None or before.sequence > now.sequence:
                 later = "" if before is None else f" but the later release {before.sequence}"
                 raise UpdateError(f"{shown_path(folder)} has no other bundle to go back to{later}")
-            slots.refuse(now.sequence, BY_HAND)
+            slots.refuse(now.sequence, BY_HAND, used=True)
             slots.switch(slots.other())
             _tell(slots, tell)
             return before.sequence
@@ -164,7 +164,7 @@ def _bring(slots: Slots, source: Source, release: Release, raw: bytes, told: Tol
     slot, current = slots.other(), slots.current()
     emptied = slots.incoming if os.path.lexists(slots.incoming) else slot
     check_room(slots.folder, manifest, current, emptied)
-    if users := users_of(slot):
+    if users := users_of(slot) if slot.is_dir() else []:
         name = ", ".join(f"{name} ({pid})" for pid, name in users[:3])
         raise OutputError(
             f"{shown_path(slot)}, which the next release takes, is in use by {name}; start that again first"
@@ -178,7 +178,7 @@ def _test(slots: Slots, release: Release, steps: Steps) -> None:
     try:
         steps.self_test(slots.incoming)
     except EdgeError as error:
-        slots.refuse(release.sequence, str(error))
+        slots.refuse(release.sequence, str(error), used=False)
         raise
 
 
@@ -199,17 +199,17 @@ def _settle(slots: Slots, tell: Callable[[], None] | None) -> None:
     try:
         _tell(slots, tell)
     except EdgeError as error:
-        slots.refuse(now.sequence, str(error))
+        slots.refuse(now.sequence, str(error), used=True)
         if earlier:
             slots.switch(slots.other())
-            _tell(slots, tell, again=True)
+            _tell(slots, tell)
         raise
 
 
-def _tell(slots: Slots, tell: Callable[[], None] | None, *, again: bool = False) -> None:
+def _tell(slots: Slots, tell: Callable[[], None] | None) -> None:
     """Tell the program that answers, unless it knows. Raises what that raises."""
     now = slots.release(slots.current())
-    if tell is None or now is None or (slots.state().told == now.sequence and not again):
+    if tell is None or now is None or slots.state().told == now.sequence:
         return
     tell()
     slots.write_state(replace(slots.state(), told=now.sequence))

@@ -116,11 +116,11 @@ class Slots:
         text = json.dumps({"highest": state.highest, "refused": refused, "told": state.told}, indent=1) + "\n"
         write_atomically(self.folder / STATE, [text.encode()], private=False)
 
-    def refuse(self, sequence: int, reason: str) -> None:
-        """Remember not to install a release again."""
-        state = self.state()
-        highest = max(self.highest(), sequence)
-        self.write_state(replace(state, highest=highest, refused=Refused(sequence, in_words(reason, 500))))
+    def refuse(self, sequence: int, reason: str, *, used: bool) -> None:
+        """Remember not to install a release again. used: it is, so that the program that answers is to be told anew."""
+        state, refused = self.state(), Refused(sequence, in_words(reason, 500))
+        told = -1 if used else state.told
+        self.write_state(State(max(self.highest(), sequence), refused, told))
 
     def empty_other(self) -> Path:
         """Turn the unused slot, if there is one, into `incoming`; return that.
