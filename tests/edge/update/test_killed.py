@@ -57,7 +57,7 @@ def check(slots: Slots, expected: set[int]) -> int:
     assert current is not None
     verify(slots.link)
     with load(slots.link, max_context=64) as llm:
-        assert llm.generate("hi", max_new_tokens=2).stats.tokens == 2
+        assert len(list(llm.generate("hi", max_new_tokens=2, ignore_eos=True))) >= 2
     found = slots.release(current)
     assert found is not None
     assert found.sequence in expected
@@ -72,17 +72,14 @@ def test_killed_at_random_moments(tiny_bundle: Path, tmp_path: Path) -> None:
 
     def command(web: Web) -> subprocess.Popen[bytes]:
         words = ("update", "install", "--no-config", str(folder), web.url, "--key", str(public), "--json")
-        return subprocess.Popen(
-            [sys.executable, "-m", "edge", *words],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        with (tmp_path / "said").open("wb") as said:
+            edge = [sys.executable, "-m", "edge", *words]
+            return subprocess.Popen(edge, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)
 
     def finish(web: Web) -> float:
         started = time.monotonic()
         process = command(web)
-        assert process.wait(timeout=120) == 0, process.stderr and process.stderr.read()
+        assert process.wait(timeout=120) == 0, (tmp_path / "said").read_text()
         return time.monotonic() - started
 
     sequence, met = 1, Counter[str]()
