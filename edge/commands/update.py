@@ -154,8 +154,8 @@ def _install(args: argparse.Namespace) -> int:
         if not args.json:
             print(f"  {name:<24} {human_bytes(size):>10}  {how}", flush=True)
 
-    keys = [read_public(Path(key)) for key in args.keys]
     source = open_source(args.source, tuple(args.allow_hosts))
+    keys = [read_public(Path(key)) for key in args.keys]
     steps = Steps(lambda bundle: self_test(bundle, args.device), _then(args))
     done = install(Path(args.dir), source, keys, steps, retry=args.retry, told=told_file)
     if args.json:

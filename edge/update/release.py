@@ -14,6 +14,7 @@ import base64
 import binascii
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ MOST_SIGNATURES = 16
 _TYPE = "application/vnd.edgeglm.release.v1+json"
 _SIGN = "sign the bundle again with `edge update sign`"
 _MEND = "remove this slot unless it is the one that `current` leads to, or install into another folder"
+_NOT_OURS = "it is no release, so it is not replaced; move it away"
 _BASE64 = re.compile("[A-Za-z0-9+/_=-]*")
 
 
@@ -62,6 +64,8 @@ def sign_bundle(folder: Path, private: Sequence[Path], sequence: int) -> Release
     """Check every file of a bundle, and write its release. Raises BundleError, OutputError and UpdateError."""
     from edge.update import keys
 
+    if os.path.lexists(folder / FILE):
+        _opened(read_file(folder / FILE, UpdateError, _NOT_OURS, max_bytes=MAX_BYTES), str(folder / FILE), _NOT_OURS)
     open_bundle(folder).check_hashes()
     raw = read_file(folder / MANIFEST, BundleError, _SIGN)
     release = Release(sequence, hashlib.sha256(raw).hexdigest())

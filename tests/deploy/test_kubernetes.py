@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from edge.cli import build_parser
+from edge.server.settings import ServerSettings
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -97,6 +98,7 @@ def test_the_ray_service_holds_to_what_kuberay_reads() -> None:
             jsonschema.validate(wrong, SCHEMA)
 
 
+@pytest.mark.slow
 def test_ray_takes_the_serve_configuration() -> None:
     schema = pytest.importorskip("ray.serve.schema", reason="ray is not installed")
     (application,) = schema.ServeDeploySchema.parse_obj(yaml.safe_load(RAY["spec"]["serveConfigV2"])).applications
@@ -168,7 +170,7 @@ def test_our_server_takes_the_arguments() -> None:
     given = build_parser().parse_args([*first, *container["args"]])
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert {given.bundle, given.api_key_file} <= mounts
-    assert given.port == container["ports"][0]["containerPort"]
+    assert ServerSettings().port == container["ports"][0]["containerPort"]
     assert RESOURCES["serve/service.yaml"]["metadata"]["name"] in container["args"], "clients use the service's name"
 
 

@@ -57,7 +57,7 @@ def check(slots: Slots, expected: set[int]) -> int:
     assert current is not None
     verify(slots.link)
     with load(slots.link, max_context=64) as llm:
-        assert len(list(llm.generate("hi", max_new_tokens=2, ignore_eos=True))) >= 2
+        assert len(list(llm.generate("hi", max_new_tokens=2, ignore_stop_ids=True))) >= 2
     found = slots.release(current)
     assert found is not None
     assert found.sequence in expected

@@ -145,6 +145,15 @@ def test_a_damaged_bundle_is_not_signed(shop: Shop) -> None:
     assert (made / FILE).read_bytes() == before
 
 
+@pytest.mark.parametrize("content", ["mine", '{"name": "mine"}'])
+def test_files_of_others_stay(content: str, shop: Shop) -> None:
+    made = shop.release(1)
+    (made / FILE).write_text(content)
+    with pytest.raises(UpdateError, match="it is no release, so it is not replaced"):
+        sign_bundle(made, [shop.private], 2)
+    assert (made / FILE).read_text() == content
+
+
 def test_the_time_is_a_number_that_rises() -> None:
     first = sequence_now()
     assert len(str(first)) == 14
