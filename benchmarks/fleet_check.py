@@ -30,17 +30,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fleet_steps import served
 from report import about, put_out, show_about, show_table
 
 from edge.profiles.fleet import step_costs
 from edge.profiles.fleet.result import Result, result_of
-from edge.profiles.fleet.routing import RULES, Router, Rule
+from edge.profiles.fleet.routing import Router
 from edge.profiles.fleet.simulation import Plan, simulate
 from edge.profiles.fleet.step_costs import MeasuredSteps
 from edge.profiles.fleet.workload import Ask, Conversation, Lengths, Workload, conversations
 from edge.profiles.http_load import Reply
 from edge.profiles.http_load import ask as post
-from edge.profiles.server_process import Server, free_port, serve_command, started
+from edge.profiles.server_process import Server
 from edge.profiles.serving import completion, spoken
 from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import EdgeError, ProfileError
@@ -89,7 +90,9 @@ def run(args: argparse.Namespace, table: MeasuredSteps) -> list[dict[str, Any]]:
                 plan = Plan(table.costs(), workload, count, rule, args.seconds, seed=args.seed, per_machine=count)
                 foreseen = whole_run(simulate(plan).asks, table.request_ms / 1000)
                 with ExitStack() as stack:  # fresh servers: every cache begins empty
-                    servers = [stack.enter_context(served(args)) for _ in range(count)]
+                    servers = [
+                        stack.enter_context(served(args.bundle, args.engine, args.threads, n)) for n in range(count)
+                    ]
                     before = [probe_ms(server, known) for server in servers for _ in range(2)]
                     asks = asyncio.run(Crowd(servers, plan, known).held())
                     after = [probe_ms(server, known) for server in servers]
@@ -101,8 +104,8 @@ def run(args: argparse.Namespace, table: MeasuredSteps) -> list[dict[str, Any]]:
                     error = one / other - 1 if other else 0.0
                     rows.append({**what, "figure": figure, "predicted": one, "real": other, "error": error})
                     rows[-1] |= {"machine": round(speed, 3)}
-                hits = f"hits {foreseen.hits:.3f} {seen.hits:.3f}, of earlier turns {foreseen.turn_hits:.3f} {seen.turn_hits:.3f}"
-                print(f"{what}: {hits}; this machine's gap {speed:.2f} of the stored one", file=sys.stderr)
+                of_turns = f"of earlier turns {foreseen.turn_hits:.3f} {seen.turn_hits:.3f}"
+                print(f"{what}: hits {foreseen.hits:.3f} {seen.hits:.3f}, {of_turns}; gap {speed:.2f}", file=sys.stderr)
     return rows
 
 
@@ -117,12 +120,6 @@ def workload_of(args: argparse.Namespace, load: str, replicas: int) -> Workload:
         system_tokens=SYSTEM_TOKENS,
         **lengths,
     )
-
-
-def served(args: argparse.Namespace) -> Any:
-    port = free_port()
-    options = ("--engine", args.engine, "--threads", str(args.threads), "--self-test", "off")
-    return started(serve_command(str(args.bundle), port, *options), port)
 
 
 def figures(foreseen: Result, seen: Result) -> list[tuple[str, float, float]]:

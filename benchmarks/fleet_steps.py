@@ -5,10 +5,11 @@
 
 cells: the engine alone, in this process. Decode steps of 1 to 32 answers behind 32 and 512 tokens each, and prompts of
 1 to 512 tokens read at once with nothing and with 512 tokens behind them. Rounds go through all cells, so that a
-machine that changes meanwhile changes all of them; a cell is the median of its rounds. Prompts are random ids.
+machine that changes meanwhile changes all of them; a cell is the median of its rounds. Decode steps of a kind are made
+four at a time, as answers are written, and the first is not counted. Prompts are random ids.
 
 serving: `edge serve` with as many threads, asked over HTTP by 1 to 16 clients at once, first one server and then two of
-them on this machine. All clients of a round begin together with prompts of 16 tokens, so that nothing but decode steps
+them on this machine, each on processors of its own (taskset), as OpenVINO would put both on the same. All clients of a round begin together with prompts of 16 tokens, so that nothing but decode steps
 lies between two tokens: the gap is the median of all of them after the first quarter of the answers. What it has over a
 decode step of the engine alone is what serving adds. It needs the cells of the same name to be stored.
 
@@ -25,7 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -44,6 +45,7 @@ from edge.runtime.engines.choice import open_engine
 from edge.runtime.engines.engine import Engine, Step
 from edge.runtime.errors import EdgeError, ProfileError
 from edge.runtime.kv.pool import CacheSequence
+from edge.runtime.machine import logical_processors
 from edge.runtime.settings import EngineSettings
 
 STORE = Path(__file__).resolve().parent.parent / "profiles" / "fleet" / step_costs.FILE
@@ -51,6 +53,7 @@ ANSWERS, BEHIND = (1, 2, 4, 8, 16, 32), (32, 512)
 TOKENS, READ = (1, 8, 32, 64, 128, 256, 512), (0, 512)
 CLIENTS, PROMPT, ANSWER = (1, 2, 4, 8, 16), 16, 64
 SERVED_ROUNDS = 3
+ALIKE = 4  # decode steps one after the other, as answers are written
 
 
 def main() -> int:
@@ -121,12 +124,13 @@ def decode_cells(engine: Engine, rng: np.random.Generator, known: int, rounds: i
     for number in range(rounds + 1):  # the first one prepares kernels and is not counted
         for answers in ANSWERS:
             for behind, sequences in held.items():
-                steps = [Step(one, rng.integers(0, known, 1)) for one in sequences[:answers]]
-                ms = timed(lambda steps=steps: engine.decode(steps))
+                for repeated in range(ALIKE):
+                    steps = [Step(one, rng.integers(0, known, 1)) for one in sequences[:answers]]
+                    ms = timed(lambda steps=steps: engine.decode(steps))
+                    if number and repeated:  # after another number of answers, the first takes longer
+                        found.setdefault((answers, behind), []).append(ms)
                 for one in sequences[:answers]:
                     one.trim(behind)
-                if number:
-                    found.setdefault((answers, behind), []).append(ms)
     for sequence in (one for sequences in held.values() for one in sequences):
         sequence.free()
     return cells(found)
@@ -183,10 +187,8 @@ def measured_serving(args: argparse.Namespace, table: MeasuredSteps) -> Measured
     requests: list[float] = []
     with ExitStack() as stack:
         servers: list[Server] = []
-        for _ in range(2):
-            port = free_port()
-            options = ("--engine", args.engine, "--threads", str(args.threads), "--self-test", "off")
-            servers.append(stack.enter_context(started(serve_command(str(args.bundle), port, *options), port)))
+        for number in range(2):
+            servers.append(stack.enter_context(served(args.bundle, args.engine, args.threads, number)))
         for number in range(SERVED_ROUNDS + 1):
             for count in (1, 2):
                 for clients in CLIENTS if number else CLIENTS[:2]:  # the first round is not counted
@@ -201,6 +203,16 @@ def measured_serving(args: argparse.Namespace, table: MeasuredSteps) -> Measured
     behind = PROMPT + 5 * ANSWER // 8  # the middle of what is counted
     found = [Gap(clients, count, behind, *spread(values)) for (clients, count), values in sorted(gaps.items())]
     return replace(table, gaps=tuple(found), request_ms=round(max(statistics.median(requests), 0.0), 3))
+
+
+def served(bundle: Path, engine: str, threads: int, number: int) -> AbstractContextManager[Server]:
+    """A server on processors of its own, the n-th of this machine, as far as there are any."""
+    port = free_port()
+    options = ("--engine", engine, "--threads", str(threads), "--self-test", "off")
+    command = serve_command(str(bundle), port, *options)
+    first, last = number * threads, (number + 1) * threads - 1
+    own = ["taskset", "--cpu-list", f"{first}-{last}"] if last < logical_processors() else []
+    return started([*own, *command], port)
 
 
 async def at_once(servers: Sequence[Server], posts: Sequence[Post]) -> list[Reply]:

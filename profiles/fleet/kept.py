@@ -37,9 +37,19 @@ class Kept:
         tokens, _ = self._kept.get(ask.conversation, (0, 0))
         return min(max(tokens, ask.system_tokens if self.has_system else 0), ask.length - 1)
 
-    def needed(self, ask: Ask) -> int:
-        """Blocks of its own that a request takes for its tokens so far and the next one, those kept for it included."""
-        return max(self.blocks_for(ask.length + 1) - (self._shared(ask) if self.has_system else 0), 0)
+    def fits(self, ask: Ask, running: Iterable[Ask]) -> bool:
+        """Whether a request's tokens so far have room, and each answer, this one included, has a block to grow into."""
+        others = list(running)
+        needed = self.blocks_for(min(ask.length + 1, ask.longest))
+        if others:
+            needed += self.blocks_for(ask.longest) > needed
+        return needed - (self._shared(ask) if self.has_system else 0) <= self.room - sum(map(self._promised, others))
+
+    def _promised(self, ask: Ask) -> int:
+        """Blocks that a running request may still take before another one is let in."""
+        has = ask.blocks + (self._shared(ask) if ask.shares_system else 0)
+        soon = max(has, self.blocks_for(min(ask.length + 1, ask.longest)))
+        return soon - has + (self.blocks_for(ask.longest) > soon)
 
     def begin(self, ask: Ask) -> None:
         """Start a request from what is kept of its conversation, or of the system prompt."""

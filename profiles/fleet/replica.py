@@ -114,7 +114,6 @@ class Replica:
                 yield self._bell
                 continue
             began = env.now
-            self._admit()
             self.computing = True
             steps = self._alike()
             if steps > 1:
@@ -131,10 +130,10 @@ class Replica:
                         return
                 self._answered(steps)
             else:
-                yield env.timeout(self._step_s())
+                yield env.timeout(self.step_begins())
                 if self._life != life:
                     return
-                self._step_ended()
+                self.step_ends()
             self.busy_s += env.now - began
 
     def _steps_by(self, elapsed_s: float, behind: int, most: int) -> tuple[int, float]:
@@ -163,12 +162,12 @@ class Replica:
         admitted: list[Ask] = []
         passed: list[Ask] = []
         for ask in list(self.waiting):
-            running = len(admitted) + len(self.reading) + len(self.answering)
-            if running >= MAX_RUNNING or any(other.overtaken >= MAX_OVERTAKEN for other in passed):
+            running = [*admitted, *self.reading, *self.answering]
+            if len(running) >= MAX_RUNNING or any(other.overtaken >= MAX_OVERTAKEN for other in passed):
                 break
             if self._is_read_for_another(ask, bool(admitted or self.reading)):
                 continue
-            if not running or self.kept.needed(ask) + running + 1 <= self.kept.room:  # a block to grow into for each
+            if not running or self.kept.fits(ask, running):
                 for other in passed:
                     other.overtaken += 1
                 self.waiting.remove(ask)
@@ -190,8 +189,9 @@ class Replica:
 
     # --- A step -------------------------------------------------------------------------------------------------------
 
-    def _step_s(self) -> float:
-        """Decide what the next step does, and return what it costs."""
+    def step_begins(self) -> float:
+        """Decide what the next step does, and return how many seconds it takes."""
+        self._admit()
         for ask in sorted(self.answering, key=lambda one: one.order):
             if ask.blocks or ask.computed:  # else it has given way to an older one
                 self._has_room(ask, ask.computed + 1)
@@ -249,7 +249,8 @@ class Replica:
         (self.reading if ask in self.reading else self.answering).remove(ask)
         self.kept.release(ask)
 
-    def _step_ended(self) -> None:
+    def step_ends(self) -> None:
+        """Everything that the step computed is there."""
         if self._seen is not None:
             self._seen(StepMade(len(self._decoded), tuple(self._chunks)))
         self._grown(self._decoded, 1)

@@ -133,5 +133,10 @@ class Ask:
         return self.prompt_tokens + self.produced
 
     @property
+    def longest(self) -> int:
+        """Tokens that it has in the end."""
+        return self.prompt_tokens + self.answer_tokens
+
+    @property
     def missing(self) -> int:
         return self.length - self.computed
