@@ -175,10 +175,10 @@ class Crowd:
 
     async def _client(self, client: int) -> None:
         for conversation in conversations(self._plan.workload, self._plan.seed, client):
-            await self._talk(conversation)
+            await asyncio.sleep(conversation.pause_s)
             if self.now >= self._plan.until_s:
                 return
-            await asyncio.sleep(conversation.pause_s)
+            await self._talk(conversation)
 
     async def _talk(self, conversation: Conversation) -> None:
         rng = random.Random(conversation.number)

@@ -9,9 +9,10 @@ machine that changes meanwhile changes all of them; a cell is the median of its 
 four at a time, as answers are written, and the first is not counted. Prompts are random ids.
 
 serving: `edge serve` with as many threads, asked over HTTP by 1 to 16 clients at once, first one server and then two of
-them on this machine, each on processors of its own (taskset), as OpenVINO would put both on the same. All clients of a round begin together with prompts of 16 tokens, so that nothing but decode steps
-lies between two tokens: the gap is the median of all of them after the first quarter of the answers. What it has over a
-decode step of the engine alone is what serving adds. It needs the cells of the same name to be stored.
+them on this machine, each on processors of its own (taskset): OpenVINO would put both on the same. All clients of a
+round begin together with prompts of 16 tokens, so that nothing but decode steps lies between two tokens: the gap is the
+median of all of them after the first quarter of the answers. What it has over a decode step of the engine alone is what
+serving adds. It needs the cells of the same name to be stored.
 
 --store writes the table of that name to profiles/fleet/steps.json; otherwise it is printed. The machine has to be idle.
 """

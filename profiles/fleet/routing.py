@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.runtime.errors import SettingsError
-from edge.runtime.rendezvous import SLACK, bound, digest
+from edge.runtime.rendezvous import LEAST, SLACK, bound, digest
 
 Rule = Literal["round-robin", "two-choices", "least", "prefix"]
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -29,38 +29,39 @@ class Router:
     (ray 2.60, PowerOfTwoChoicesRequestRouter). least: the one with the fewest. prefix: `runtime/rendezvous.py`.
     """
 
-    def __init__(self, rule: Rule, replicas: int, seed: int = 0, slack: float = SLACK) -> None:
+    def __init__(self, rule: Rule, replicas: int, seed: int = 0, slack: float = SLACK, least: int = LEAST) -> None:
         if rule not in RULES:
             raise SettingsError(f"rule is {rule}, expected one of {', '.join(RULES)}", param="rule")
-        self.rule, self._slack = rule, slack
+        self.rule, self._slack, self._least = rule, slack, least
         self._rng = random.Random(seed)
         self._next = 0
         self._digests = np.array([digest(b"replica %d" % number) for number in range(replicas)], np.uint64)
         self._there = np.ones(replicas, bool)
-        self._alive = list(range(replicas))
+        self._alive = np.arange(replicas)
         self._orders: dict[int, Sequence[int]] = {}  # key -> the first of its order, lost ones included
 
     @property
-    def alive(self) -> Sequence[int]:
-        return self._alive
+    def alive(self) -> int:
+        """How many there are now."""
+        return len(self._alive)
 
     def lose(self, replicas: Sequence[int]) -> None:
         self._there[list(replicas)] = False
-        self._alive = [int(index) for index in np.flatnonzero(self._there)]
+        self._alive = np.flatnonzero(self._there)
 
     def come_back(self, replicas: Sequence[int]) -> None:
         self._there[list(replicas)] = True
-        self._alive = [int(index) for index in np.flatnonzero(self._there)]
+        self._alive = np.flatnonzero(self._there)
 
     def choose(self, key: int, loads: Loads, total: int) -> int:
         """The replica for a request. loads: requests of each, lost ones included; total: of those that are there."""
-        if not self._alive:
+        if not self.alive:
             raise SettingsError("no replica is left")
         if self.rule == "round-robin":
             self._next += 1
-            return self._alive[self._next % len(self._alive)]
+            return int(self._alive[self._next % self.alive])
         if self.rule == "two-choices":
-            one, other = (self._rng.choice(self._alive) for _ in range(2))
+            one, other = (int(self._alive[self._rng.randrange(self.alive)]) for _ in range(2))
             return one if loads[one] <= loads[other] else other
         if self.rule == "least":
             return self.least(loads)
@@ -71,10 +72,10 @@ class Router:
         ordered = loads[self._alive]
         few = np.flatnonzero(ordered == ordered.min())
         self._next += 1
-        return self._alive[int(few[self._next % len(few)])]
+        return int(self._alive[few[self._next % len(few)]])
 
     def _of_prefix(self, key: int, loads: Loads, total: int) -> int:
-        most = bound(total, len(self._alive), self._slack)
+        most = bound(total, self.alive, self._slack, self._least)
         order = self._orders.get(key)
         if order is None:
             order = self._orders[key] = self._ranked(key, _FIRST)

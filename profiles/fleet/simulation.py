@@ -19,6 +19,7 @@ from edge.profiles.fleet.routing import Router, Rule
 from edge.profiles.fleet.step_costs import StepCosts
 from edge.profiles.fleet.workload import Ask, Conversation, Workload, conversations
 from edge.runtime.extras import missing_packages_named
+from edge.runtime.rendezvous import LEAST, SLACK
 
 if TYPE_CHECKING:
     from simpy import Environment, Event
@@ -39,6 +40,8 @@ class Plan:
     seed: int = 0
     per_machine: int = 1  # replicas that slow each other down, as it was measured
     max_waiting: int = MAX_WAITING
+    slack: float = SLACK  # of the rule `prefix`, as in runtime/rendezvous.py
+    least: int = LEAST
     outage: Outage | None = None
     every_step: bool = False  # an event for each step: slower, and the same
 
@@ -63,7 +66,7 @@ class Fleet:
 
     def __init__(self, env: Environment, plan: Plan) -> None:
         self._env, self._plan = env, plan
-        self._router = Router(plan.rule, plan.replicas, plan.seed)
+        self._router = Router(plan.rule, plan.replicas, plan.seed, plan.slack, plan.least)
         self._loads = np.zeros(plan.replicas, np.int64)
         self._total = 0
         self.asks: list[Ask] = []
@@ -164,12 +167,12 @@ def simulate(plan: Plan) -> Run:
 
 
 def _client(env: Environment, fleet: Fleet, plan: Plan, client: int) -> Generator[Event, object, None]:
-    """One after the other, each with the same pause before it as between turns."""
+    """One conversation after the other."""
     for conversation in conversations(plan.workload, plan.seed, client):
-        yield from _talk(env, fleet, plan, conversation)
+        yield env.timeout(conversation.pause_s)
         if env.now >= plan.until_s:
             return
-        yield env.timeout(conversation.pause_s)
+        yield from _talk(env, fleet, plan, conversation)
 
 
 def _arrivals(env: Environment, fleet: Fleet, plan: Plan) -> Generator[Event, object, None]:

@@ -21,7 +21,6 @@ from importlib.resources import files
 
 import numpy as np
 
-from edge.profiles.fit.figures import fitted_terms
 from edge.runtime.errors import ProfileError, shown
 from edge.runtime.json_object import ObjectReader
 from edge.runtime.json_reader import parse_json
@@ -84,10 +83,7 @@ class MeasuredSteps:
         """What follows for steps between those that were measured."""
         answers, tokens = _line(self.decode), _line(self.prefill)
         alone = [gap for gap in self.gaps if gap.servers == 1]
-        host_step, host_answer = 0.0, 0.0
-        if alone:
-            extra = [max(gap.ms - answers.ms(gap.clients, gap.past), 1e-3) for gap in alone]
-            host_step, host_answer = fitted_terms([(1.0, gap.clients) for gap in alone], extra)
+        host_step, host_answer = _beside_engine(alone, answers)
         by_clients = {gap.clients: gap.ms for gap in alone}
         beside = {
             gap.clients: gap.ms / by_clients[gap.clients]
@@ -178,6 +174,20 @@ def _line(cells: Sequence[Cell]) -> Line:
     found = np.linalg.lstsq(terms / scale, np.ones(len(cells)), rcond=None)[0] / scale
     slope = max(float(found[-1]), 0.0) if len(found) > len(counts) else 0.0
     return Line(tuple(counts), tuple(float(value) for value in found[: len(counts)]), slope)
+
+
+def _beside_engine(gaps: Sequence[Gap], answers: Line) -> tuple[float, float]:
+    """What serving adds: ms a step and ms an answer in it, neither below 0, nearest to all gaps, relative to each."""
+    if not gaps:
+        return 0.0, 0.0
+    rows = np.array([(1 / gap.ms, gap.clients / gap.ms) for gap in gaps])
+    wanted = np.array([(gap.ms - answers.ms(gap.clients, gap.past)) / gap.ms for gap in gaps])
+    both = np.linalg.lstsq(rows, wanted, rcond=None)[0]
+    if (both >= 0).all():
+        return float(both[0]), float(both[1])
+    single = [max(float(rows[:, i] @ wanted / (rows[:, i] @ rows[:, i])), 0.0) for i in range(2)]
+    errors = [float(np.square(rows[:, i] * single[i] - wanted).sum()) for i in range(2)]
+    return (single[0], 0.0) if errors[0] < errors[1] else (0.0, single[1])
 
 
 # --- The file ---------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Either clients, each of which begins a conversation when its last one is over, or a rate at which they come."""
+    """Either clients, each of which begins a conversation a pause after its last one, or a rate at which they come."""
 
     clients: int = 0
     conversations_s: float = 0.0  # a second, in the mean, independent of each other
@@ -74,7 +74,7 @@ class Conversation:
 
     number: int
     gap_s: float  # after the one before it began, where they come at a rate
-    pause_s: float  # of its client after it
+    pause_s: float  # of its client before it
     turns: tuple[Turn, ...]
 
     @property
