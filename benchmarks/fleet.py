@@ -1,7 +1,7 @@
 """A fleet of 10 to 10,000 replicas, simulated from measured steps: waits, cache hits by rule of routing, a lost rack.
 
     python benchmarks/fleet.py [--table "demo openvino 1"] [--replicas 10,100,1000,10000] [--rules prefix,two-choices]
-                               [--clients 12] [--seconds 30] [--warm 30] [--lost SHARE] [--slack 1.25] [--least 4]
+                               [--clients 12] [--seconds 30] [--warm 30] [--lost SHARE] [--slack 1.5] [--least 8]
                                [--seed 0] [--json]
 
 --clients clients for each replica hold conversations of six turns with pauses of ten seconds in the mean: a system

@@ -6,7 +6,8 @@
 cells: the engine alone, in this process. Decode steps of 1 to 32 answers behind 32 and 512 tokens each, and prompts of
 1 to 512 tokens read at once with nothing and with 512 tokens behind them. Rounds go through all cells, so that a
 machine that changes meanwhile changes all of them; a cell is the median of its rounds. Decode steps of a kind are made
-four at a time, as answers are written, and the first is not counted. Prompts are random ids.
+four at a time, as answers are written; the first of four has cells of its own, as steps of another kind came before it.
+Prompts are random ids.
 
 serving: `edge serve` with as many threads, asked over HTTP by 1 to 16 clients at once, first one server and then two of
 them on this machine, each on processors of its own (taskset): OpenVINO would put both on the same. All clients of a
@@ -29,6 +30,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -95,7 +97,7 @@ def measured_cells(args: argparse.Namespace) -> MeasuredSteps:
     rng = np.random.default_rng(0)
     known = bundle.manifest.spec.vocab_size
     try:
-        decode = decode_cells(engine, rng, known, args.rounds)
+        decode, first = decode_cells(engine, rng, known, args.rounds)
         prefill = prefill_cells(engine, rng, known, args.rounds)
         about = about_machine(VERSIONED)
         return MeasuredSteps(
@@ -111,6 +113,7 @@ def measured_cells(args: argparse.Namespace) -> MeasuredSteps:
             block=engine.pool.block_size,
             blocks=engine.pool.num_blocks,
             decode=decode,
+            first=first,
             prefill=prefill,
             gaps=(),
             request_ms=0.0,
@@ -119,22 +122,26 @@ def measured_cells(args: argparse.Namespace) -> MeasuredSteps:
         engine.close()
 
 
-def decode_cells(engine: Engine, rng: np.random.Generator, known: int, rounds: int) -> tuple[Cell, ...]:
+def decode_cells(
+    engine: Engine, rng: np.random.Generator, known: int, rounds: int
+) -> tuple[tuple[Cell, ...], tuple[Cell, ...]]:
+    """Steps of answers that are being written, and the first of each kind after one of another."""
     held = {behind: [filled(engine, rng, known, behind) for _ in range(max(ANSWERS))] for behind in BEHIND}
+    first: dict[tuple[int, int], list[float]] = {}  # after a step of another kind
     found: dict[tuple[int, int], list[float]] = {}
     for number in range(rounds + 1):  # the first one prepares kernels and is not counted
         for answers in ANSWERS:
             for behind, sequences in held.items():
                 for repeated in range(ALIKE):
                     steps = [Step(one, rng.integers(0, known, 1)) for one in sequences[:answers]]
-                    ms = timed(lambda steps=steps: engine.decode(steps))
-                    if number and repeated:  # after another number of answers, the first takes longer
-                        found.setdefault((answers, behind), []).append(ms)
+                    ms = timed(partial(engine.decode, steps))
+                    if number:
+                        (found if repeated else first).setdefault((answers, behind), []).append(ms)
                 for one in sequences[:answers]:
                     one.trim(behind)
     for sequence in (one for sequences in held.values() for one in sequences):
         sequence.free()
-    return cells(found)
+    return cells(found), cells(first)
 
 
 def prefill_cells(engine: Engine, rng: np.random.Generator, known: int, rounds: int) -> tuple[Cell, ...]:
@@ -145,7 +152,7 @@ def prefill_cells(engine: Engine, rng: np.random.Generator, known: int, rounds: 
         for tokens in (count for count in TOKENS if count <= most):
             for behind, sequence in held.items():
                 ids, wanted = rng.integers(0, known, tokens), np.array([tokens - 1])
-                ms = timed(lambda ids=ids, one=sequence, wanted=wanted: engine.forward(ids, one, wanted))
+                ms = timed(partial(engine.forward, ids, sequence, wanted))
                 sequence.trim(behind)
                 if number:
                     found.setdefault((tokens, behind), []).append(ms)

@@ -16,10 +16,10 @@ import math
 from collections.abc import Sequence
 from hashlib import blake2b
 
-SLACK = 1.25  # of the mean load; 1 balances perfectly and forgets the key, more keeps hot keys together
+SLACK = 1.5  # of the mean load; 1 balances perfectly and forgets the key, more keeps conversations together
 # Requests that a replica may have however few there are in all: without them, two conversations that meet in an idle
 # fleet would part for good, and lose what is cached of one (docs/fleet.md has the figures).
-LEAST = 4
+LEAST = 8
 _WORD = (1 << 64) - 1
 
 

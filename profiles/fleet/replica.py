@@ -64,6 +64,7 @@ class Replica:
         self.computing = False
         self._decoded: list[Ask] = []  # by the step that runs
         self._chunks: list[int] = []  # of prompts, likewise
+        self._alike_answers = 0  # of the last decode step, if nothing has been read since
         self.busy_s = 0.0
         self.tokens = 0
         self.preemptions = 0
@@ -118,14 +119,15 @@ class Replica:
             steps = self._alike()
             if steps > 1:
                 behind = sum(ask.computed for ask in self.answering)
-                whole = self._costs.decodes_ms(len(self.answering), behind, steps) / 1000
+                change = self._change_s(len(self.answering))
+                whole = change + self._costs.decodes_ms(len(self.answering), behind, steps) / 1000
                 self._bell = env.event()
                 yield env.timeout(whole) | self._bell
                 if self._life != life:
                     return
                 if env.now < began + whole:  # somebody came: the running step ends first
-                    steps, ends_s = self._steps_by(env.now - began, behind, steps)
-                    yield env.timeout(max(began + ends_s - env.now, 0.0))
+                    steps, ends_s = self._steps_by(env.now - began - change, behind, steps)
+                    yield env.timeout(max(began + change + ends_s - env.now, 0.0))
                     if self._life != life:
                         return
                 self._answered(steps)
@@ -198,7 +200,8 @@ class Replica:
         self._decoded = list(self.answering)
         costs, behind = self._costs, sum(ask.computed for ask in self._decoded)
         ms = costs.decode_ms(len(self._decoded), behind) if self._decoded else 0.0
-        self._chunks: list[int] = []
+        ms += 1000 * self._change_s(len(self._decoded))
+        self._chunks = []
         budget = whole = min(costs.chunk, SHARED_CHUNK) if self._decoded else costs.chunk
         self._begin_turns()
         while self.reading and budget > 0 and budget >= min(self.reading[0].missing, whole):
@@ -207,6 +210,7 @@ class Replica:
             if not self._has_room(ask, ask.computed + tokens):
                 continue
             ms += costs.prefill_ms(tokens, ask.computed)
+            self._alike_answers = 0
             if ask.began_s is None:
                 ask.began_s = self._env.now
             self._chunks.append(tokens)
@@ -218,6 +222,12 @@ class Replica:
         if any(other.computing for other in self._beside if other is not self):
             ms *= costs.slowed(len(self._decoded))
         return ms / 1000
+
+    def _change_s(self, answers: int) -> float:
+        """What the next decode step takes longer than the one after it."""
+        changes = answers not in (0, self._alike_answers)
+        self._alike_answers = answers
+        return self._costs.change_ms / 1000 if changes else 0.0
 
     def _begin_turns(self) -> None:
         """A prompt that was passed over too often is read first."""

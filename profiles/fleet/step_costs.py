@@ -4,6 +4,7 @@ In: `steps.json`, which `benchmarks/fleet_steps.py --store` writes. Out: `Measur
 its runs, and the `StepCosts` that follow. Knows nothing about replicas or requests.
 
     decode of n answers   base(n) + slope x tokens that all of them have behind them
+                          and a constant where the step before it was of another kind
     reading n tokens      base(n) + slope x n x tokens behind them
     serving, beside it    a constant a step, one an answer in it, and one a request
 
@@ -13,9 +14,10 @@ base is what was measured, and on the line between two counts that were measured
 from __future__ import annotations
 
 import json
+import statistics
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.resources import files
 
@@ -70,7 +72,8 @@ class MeasuredSteps:
     chunk: int  # tokens of prompts that a step reads at most
     block: int  # tokens
     blocks: int  # of the KV cache, as it is by default
-    decode: tuple[Cell, ...]
+    decode: tuple[Cell, ...]  # one after the other
+    first: tuple[Cell, ...]  # the same, after a step of another kind
     prefill: tuple[Cell, ...]
     gaps: tuple[Gap, ...]  # none: what serving adds was not measured, and is left out
     request_ms: float  # from sending a request to its first step, and from its first token to its reader
@@ -98,6 +101,7 @@ class MeasuredSteps:
             tokens,
             host_step,
             host_answer,
+            max(statistics.median(cell.ms - answers.ms(cell.count, cell.past) for cell in self.first), 0.0),
             self.request_ms,
             tuple(sorted(beside.items())),
         )
@@ -123,6 +127,9 @@ class Line:
     def ms(self, count: int, past: float) -> float:
         return self.at(count) + self.slope * count * past
 
+    def times(self, factor: float) -> Line:
+        return Line(self.counts, tuple(base * factor for base in self.base), self.slope * factor)
+
 
 @dataclass(frozen=True, slots=True)
 class StepCosts:
@@ -135,6 +142,7 @@ class StepCosts:
     tokens: Line
     host_step_ms: float = 0.0
     host_answer_ms: float = 0.0
+    change_ms: float = 0.0  # of a decode step that follows one of another kind
     request_ms: float = 0.0
     beside: tuple[tuple[int, float], ...] = ()  # answers -> how much longer a step takes beside a busy replica
 
@@ -152,6 +160,17 @@ class StepCosts:
     def prefill_ms(self, tokens: int, behind: int) -> float:
         """Tokens of one prompt, read at once after those that are behind them."""
         return self.tokens.ms(tokens, behind)
+
+    def times(self, decode: float, prefill: float) -> StepCosts:
+        """The same on a machine that takes so many times as long."""
+        return replace(
+            self,
+            answers=self.answers.times(decode),
+            tokens=self.tokens.times(prefill),
+            host_step_ms=self.host_step_ms * decode,
+            host_answer_ms=self.host_answer_ms * decode,
+            change_ms=self.change_ms * decode,
+        )
 
     def slowed(self, answers: int) -> float:
         """How much longer a step takes while another replica of the same machine has one, too; 1 if not measured."""
@@ -214,11 +233,12 @@ def _table(read: ObjectReader) -> MeasuredSteps:
         block=read.whole("block", 1, _MOST),
         blocks=read.whole("blocks", 1, 1 << 40),
         decode=read.listed("decode", _cell),
+        first=read.listed("first", _cell),
         prefill=read.listed("prefill", _cell),
         gaps=read.listed("gaps", _gap),
         request_ms=read.number("request_ms", 0, 1e6),
     )
-    for cells, what in ((found.decode, "decode"), (found.prefill, "prefill")):
+    for cells, what in ((found.decode, "decode"), (found.first, "first"), (found.prefill, "prefill")):
         if not cells:
             raise ProfileError(f"{FILE}: {found.name}: {what} has no cells, expected one or more; {ADVICE}")
     return found

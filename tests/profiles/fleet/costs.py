@@ -12,4 +12,5 @@ PLAIN = StepCosts(
     tokens=Line((1, 64, 128), (10.0, 70.0, 130.0), 0.0004),
     host_step_ms=0.5,
     host_answer_ms=0.1,
+    change_ms=3.0,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -33,6 +34,7 @@ TABLE = MeasuredSteps(
     block=16,
     blocks=100,
     decode=tuple(cell(n, past, 10 + 2 * n + 0.01 * n * past) for n in (1, 4, 8) for past in (0, 500)),
+    first=tuple(cell(n, past, 14 + 2 * n + 0.01 * n * past) for n in (1, 8) for past in (0, 500)),
     prefill=tuple(cell(n, past, n + 0.001 * n * past) for n in (1, 128) for past in (0, 500)),
     gaps=tuple(
         gap(n, servers, factor * (10 + 2 * n + 0.01 * n * 100 + 1 + 0.5 * n))
@@ -50,6 +52,7 @@ def test_costs_are_those_that_were_measured_and_on_lines_between_them() -> None:
         assert costs.decode_ms(answers, 300 * answers) == pytest.approx(10 + 2 * answers + 3 * answers + served)
     assert costs.prefill_ms(64, 500) == pytest.approx(64 * 1.5)
     assert costs.slowed(1) == pytest.approx(1.25) == costs.slowed(20)
+    assert costs.change_ms == pytest.approx(4.0)
     assert costs.request_ms == 3.0
 
 
@@ -77,8 +80,8 @@ def test_what_is_shipped_can_be_read_and_says_how_it_was_measured() -> None:
         for one in table.decode:  # a table of lines is near all that was measured
             engine = costs.answers.ms(one.count, one.past)
             assert one.ms == pytest.approx(engine, rel=0.3)
-        assert list(costs.answers.base) == sorted(costs.answers.base)
-        assert list(costs.tokens.base) == sorted(costs.tokens.base)
+        for base in (costs.answers.base, costs.tokens.base):  # more takes longer, as far as a median can tell
+            assert all(fewer < 1.15 * more for fewer, more in pairwise(base))
 
 
 @pytest.mark.parametrize(
