@@ -6,8 +6,8 @@
 cells: the engine alone, in this process. Decode steps of 1 to 32 answers behind 32 and 512 tokens each, and prompts of
 1 to 512 tokens read at once with nothing and with 512 tokens behind them. Rounds go through all cells, so that a
 machine that changes meanwhile changes all of them; a cell is the median of its rounds. Decode steps of a kind are made
-four at a time, as answers are written; the first of four has cells of its own, as steps of another kind came before it.
-Prompts are random ids.
+four at a time, as answers are written; the first after a step of another number of answers has cells of its own. Prompts
+are random ids.
 
 serving: `edge serve` with as many threads, asked over HTTP by 1 to 16 clients at once, first one server and then two of
 them on this machine, each on processors of its own (taskset): OpenVINO would put both on the same. All clients of a
@@ -125,9 +125,9 @@ def measured_cells(args: argparse.Namespace) -> MeasuredSteps:
 def decode_cells(
     engine: Engine, rng: np.random.Generator, known: int, rounds: int
 ) -> tuple[tuple[Cell, ...], tuple[Cell, ...]]:
-    """Steps of answers that are being written, and the first of each kind after one of another."""
+    """Steps of answers that are being written, and the first after a step of another number of them."""
     held = {behind: [filled(engine, rng, known, behind) for _ in range(max(ANSWERS))] for behind in BEHIND}
-    first: dict[tuple[int, int], list[float]] = {}  # after a step of another kind
+    first: dict[tuple[int, int], list[float]] = {}
     found: dict[tuple[int, int], list[float]] = {}
     for number in range(rounds + 1):  # the first one prepares kernels and is not counted
         for answers in ANSWERS:
@@ -135,8 +135,10 @@ def decode_cells(
                 for repeated in range(ALIKE):
                     steps = [Step(one, rng.integers(0, known, 1)) for one in sequences[:answers]]
                     ms = timed(partial(engine.decode, steps))
-                    if number:
-                        (found if repeated else first).setdefault((answers, behind), []).append(ms)
+                    if number and repeated:
+                        found.setdefault((answers, behind), []).append(ms)
+                    elif number and behind == BEHIND[0]:
+                        first.setdefault((answers, behind), []).append(ms)
                 for one in sequences[:answers]:
                     one.trim(behind)
     for sequence in (one for sequences in held.values() for one in sequences):

@@ -73,7 +73,7 @@ class MeasuredSteps:
     block: int  # tokens
     blocks: int  # of the KV cache, as it is by default
     decode: tuple[Cell, ...]  # one after the other
-    first: tuple[Cell, ...]  # the same, after a step of another kind
+    first: tuple[Cell, ...]  # the same, each after a step of another number of answers
     prefill: tuple[Cell, ...]
     gaps: tuple[Gap, ...]  # none: what serving adds was not measured, and is left out
     request_ms: float  # from sending a request to its first step, and from its first token to its reader
