@@ -48,8 +48,8 @@ def joined(
 
     None: start a cluster of this machine alone, and end it. It listens on all addresses, as Ray does, but answers only
     who has this user's token (~/.ray/auth_token). num_cpus, object_store_bytes: what such a cluster has (default: all
-    CPUs, and as much as Ray takes). A process that is in a cluster already stays in it. Raises ClusterError and
-    MissingPackageError.
+    CPUs, and as much as Ray takes). A process that is in a cluster already stays in it. To be called in the main
+    thread: in another, Ray's own handlers of signals would stay. Raises ClusterError and MissingPackageError.
     """
     check_installed("ray", needed="ray")
     if address is not None and address != FOUND:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from edge.runtime.rendezvous import bound, chosen, digest, ranked, score
+from edge.runtime.rendezvous import SLACK, bound, chosen, digest, ranked, score
 
 REPLICAS = [digest(f"replica {number}".encode()) for number in range(7)]
 KEYS = [digest(f"conversation {number}".encode()) for number in range(2000)]
@@ -49,12 +49,24 @@ def test_no_replica_exceeds_the_bound_however_hot_a_key_is() -> None:
         loads[chosen(KEYS[0], REPLICAS, loads)] += 1
         assert max(loads) <= most
     assert sum(loads) == 1000
-    assert max(loads) <= 1.25 * 1000 / len(loads) + 1
+    assert max(loads) <= SLACK * 1000 / len(loads) + 1
+
+
+def test_a_few_requests_stay_together_in_an_idle_fleet() -> None:
+    first, second, *_ = ranked(KEYS[0], REPLICAS)
+    loads = [0] * len(REPLICAS)
+    taken = []
+    for _ in range(6):
+        taken.append(chosen(KEYS[0], REPLICAS, loads, least=4))
+        loads[taken[-1]] += 1
+    assert taken == [first] * 4 + [second] * 2
+    assert chosen(KEYS[0], REPLICAS, [1] * 7, slack=1.0, least=1) == first  # all are equal: one more is within 2
+    assert bound(0, 7, 1.0, 1) == 1
 
 
 def test_a_hot_key_spills_to_the_next_of_its_own_order() -> None:
     first, second, *_ = ranked(KEYS[0], REPLICAS)
     loads = [0] * len(REPLICAS)
     assert chosen(KEYS[0], REPLICAS, loads) == first
-    loads[first] = 5
+    loads[first] = bound(5, len(REPLICAS)) + 1
     assert chosen(KEYS[0], REPLICAS, loads) == second
