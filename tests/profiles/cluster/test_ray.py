@@ -53,7 +53,7 @@ def cluster() -> Iterator[Cluster]:
         try:
             yield found
         finally:
-            found.shutdown()
+            found.shutdown()  # type: ignore[no-untyped-call]
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -48,7 +48,7 @@ class Cluster:
     @contextmanager
     def played(self) -> Iterator[Executor]:
         """A cluster that has just been joined."""
-        machines = dict.fromkeys("ab", machine_record()) | self.pool.machines
+        machines = {**dict.fromkeys("ab", machine_record()), **self.pool.machines}
         self.pool = ScriptedPool(node("a"), node("b"), machines=machines)
         self.pool.ends = self.ends
         with ClusterSteps(self.pool, machine_record(), "here", 2, lambda _step: 1) as executor:
