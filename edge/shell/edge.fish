@@ -51,8 +51,8 @@ function _shtab_edge_using
   test "$_shtab_edge_cmdpath" = "$argv"
 end
 
-set -g _shtab_edge_commands demo recipes export compile run chat serve batch prefix 'prefix build' 'prefix show' kiosk 'kiosk init' bench profile 'profile run' 'profile compare' 'profile report' needle list show rm config inspect verify fit devices completion
-set -g _shtab_edge_opts_with_value --adapter --alias --allowed-host --api-key-file --body-timeout --browser-user --bundle --calibration --chat-template --chunk --clients --compiled-folder --concurrency --context --context-policy --contexts --cors-origin --deadline --depths --device --docs --draft --draft-from --draft-store --embedding --engine --engines --expected-clients --fail-if --file --format --frequency-penalty --frontend --grammar --greedy --greeting --head --header-timeout --host --idle-seconds --idle-warning-seconds --image --json-schema --kept-pictures-folder --kept-pictures-gb --kv-cache-gb --kv-cache-share --kv-precision --language --load --log-level --max-body-bytes --max-bytes --max-connections --max-context --max-kld --max-memory --max-new-tokens --max-prompt-chars --max-prompt-tokens --max-response-tokens --max-waiting --mcp --memory --messages --min-p --new-tokens --out --page-config --pictures --placeholder --platform --port --prefill-chunk-tokens --prefix --presence-penalty --prompt --prompt-tokens --raw --recipe --recipes --regex --repeat --repetition-penalty --report --root-path --rope-theta --rotary-dim --sampling --save --seed --self-test --send-timeout --shapes --shutdown-seconds --stall-seconds --stop --suggestion --system --system-file --temperature --text --threads --title --tokens --tool --top-k --top-p --typical-p --uds --user --window
+set -g _shtab_edge_commands demo recipes export compile run chat serve batch prefix 'prefix build' 'prefix show' kiosk 'kiosk init' update 'update key' 'update sign' 'update install' 'update status' 'update rollback' bench profile 'profile run' 'profile compare' 'profile report' needle list show rm config inspect verify fit devices completion
+set -g _shtab_edge_opts_with_value --adapter --alias --allow-host --allowed-host --api-key-file --body-timeout --browser-user --bundle --calibration --chat-template --chunk --clients --compiled-folder --concurrency --context --context-policy --contexts --cors-origin --deadline --depths --device --docs --draft --draft-from --draft-store --embedding --engine --engines --expected-clients --fail-if --file --format --frequency-penalty --frontend --grammar --greedy --greeting --head --header-timeout --host --idle-seconds --idle-warning-seconds --image --json-schema --kept-pictures-folder --kept-pictures-gb --key --kv-cache-gb --kv-cache-share --kv-precision --language --load --log-level --max-body-bytes --max-bytes --max-connections --max-context --max-kld --max-memory --max-new-tokens --max-prompt-chars --max-prompt-tokens --max-response-tokens --max-waiting --mcp --memory --messages --min-p --new-tokens --out --page-config --pictures --placeholder --platform --port --prefill-chunk-tokens --prefix --presence-penalty --prompt --prompt-tokens --raw --recipe --recipes --regex --repeat --repetition-penalty --report --root-path --rope-theta --rotary-dim --sampling --save --seed --self-test --send-timeout --sequence --shapes --shutdown-seconds --stall-seconds --stop --suggestion --system --system-file --temperature --text --then --threads --title --tokens --tool --top-k --top-p --typical-p --uds --user --window
 
 complete -c edge -e
 complete -c edge -f
@@ -393,6 +393,48 @@ complete -c edge -n '_shtab_edge_using kiosk init' -l max-response-tokens -x -d 
 complete -c edge -n '_shtab_edge_using kiosk init' -l prefill-chunk-tokens -x -d 'tokens of a prompt that are read at once, a power of 2 (default: 256)'
 complete -c edge -n '_shtab_edge_using kiosk init' -l compiled-folder -xka "(__fish_complete_directories)" -d 'where models are that `edge compile` has made (default: in your cache folder)'
 complete -c edge -n '_shtab_edge_using kiosk init; and test $_shtab_edge_npos -eq 0' -ka "(__fish_complete_directories)" -d 'the folder to write; new or empty'
+complete -c edge -n '_shtab_edge_using; and test $_shtab_edge_npos -eq 0' -a update -d 'Sign bundles, and install them on machines that nobody stands beside.'
+complete -c edge -n '_shtab_edge_using update' -s h -l help -d 'show this help message and exit'
+complete -c edge -n '_shtab_edge_using update' -l log-level -xka "debug info warning error" -d 'say on stderr what is being done: debug, info, warning, error (default: nothing)'
+complete -c edge -n '_shtab_edge_using update' -l no-config -d 'take no defaults from the user'"'"'s config.toml and the bundle'"'"'s edge.toml'
+complete -c edge -n '_shtab_edge_using update; and test $_shtab_edge_npos -eq 0' -a key -d 'Make a pair of keys: FILE, which signs and stays secret, and FILE.pub, which every machine gets.'
+complete -c edge -n '_shtab_edge_using update key' -s h -l help -d 'show this help message and exit'
+complete -c edge -n '_shtab_edge_using update key' -l log-level -xka "debug info warning error" -d 'say on stderr what is being done: debug, info, warning, error (default: nothing)'
+complete -c edge -n '_shtab_edge_using update key' -l no-config -d 'take no defaults from the user'"'"'s config.toml and the bundle'"'"'s edge.toml'
+complete -c edge -n '_shtab_edge_using update key; and test $_shtab_edge_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'the private key to write; the public one gets .pub behind its name'
+complete -c edge -n '_shtab_edge_using update; and test $_shtab_edge_npos -eq 0' -a sign -d 'Check every file of a bundle, and write its release.json.'
+complete -c edge -n '_shtab_edge_using update sign' -s h -l help -d 'show this help message and exit'
+complete -c edge -n '_shtab_edge_using update sign' -l log-level -xka "debug info warning error" -d 'say on stderr what is being done: debug, info, warning, error (default: nothing)'
+complete -c edge -n '_shtab_edge_using update sign' -l no-config -d 'take no defaults from the user'"'"'s config.toml and the bundle'"'"'s edge.toml'
+complete -c edge -n '_shtab_edge_using update sign' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'a private key to sign with; repeatable, for machines that know one of them'
+complete -c edge -n '_shtab_edge_using update sign' -l sequence -x -d 'number of the release, higher than that of every earlier one (default: the time, like 20261130034309)'
+complete -c edge -n '_shtab_edge_using update sign' -l json -d 'print one JSON object'
+complete -c edge -n '_shtab_edge_using update sign; and test $_shtab_edge_npos -eq 0' -ka "(__fish_complete_directories)" -d 'a bundle that `edge export` made: its name, as in `edge list`, or its folder'
+complete -c edge -n '_shtab_edge_using update; and test $_shtab_edge_npos -eq 0' -a install -d 'Install the release of a folder or a web server, if it is a later one.'
+complete -c edge -n '_shtab_edge_using update install' -s h -l help -d 'show this help message and exit'
+complete -c edge -n '_shtab_edge_using update install' -l log-level -xka "debug info warning error" -d 'say on stderr what is being done: debug, info, warning, error (default: nothing)'
+complete -c edge -n '_shtab_edge_using update install' -l no-config -d 'take no defaults from the user'"'"'s config.toml and the bundle'"'"'s edge.toml'
+complete -c edge -n '_shtab_edge_using update install' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'a public key whose releases are trusted; repeatable'
+complete -c edge -n '_shtab_edge_using update install' -l allow-host -x -d 'another host that the server may send this machine on to; repeatable'
+complete -c edge -n '_shtab_edge_using update install' -l then -x -d 'a command that makes the server use the new bundle; if it fails, the one before is used again'
+complete -c edge -n '_shtab_edge_using update install' -l device -xka "CPU GPU NPU" -d 'device to compute on; `edge devices` lists them (default: CPU)'
+complete -c edge -n '_shtab_edge_using update install' -l retry -d 'try a release again that was refused here before'
+complete -c edge -n '_shtab_edge_using update install' -l json -d 'print one JSON object'
+complete -c edge -n '_shtab_edge_using update install; and test $_shtab_edge_npos -eq 0' -ka "(__fish_complete_directories)" -d 'the folder with the two slots and the link `current`; it is made where it is missing'
+complete -c edge -n '_shtab_edge_using update install; and test $_shtab_edge_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d 'where the release is: a folder, or an URL of http or https'
+complete -c edge -n '_shtab_edge_using update; and test $_shtab_edge_npos -eq 0' -a status -d 'Show which release is used, which one is there to go back to, and which one was refused.'
+complete -c edge -n '_shtab_edge_using update status' -s h -l help -d 'show this help message and exit'
+complete -c edge -n '_shtab_edge_using update status' -l log-level -xka "debug info warning error" -d 'say on stderr what is being done: debug, info, warning, error (default: nothing)'
+complete -c edge -n '_shtab_edge_using update status' -l no-config -d 'take no defaults from the user'"'"'s config.toml and the bundle'"'"'s edge.toml'
+complete -c edge -n '_shtab_edge_using update status' -l json -d 'print one JSON object'
+complete -c edge -n '_shtab_edge_using update status; and test $_shtab_edge_npos -eq 0' -ka "(__fish_complete_directories)" -d 'the folder with the two slots and the link `current`'
+complete -c edge -n '_shtab_edge_using update; and test $_shtab_edge_npos -eq 0' -a rollback -d 'Use the bundle before the present one again.'
+complete -c edge -n '_shtab_edge_using update rollback' -s h -l help -d 'show this help message and exit'
+complete -c edge -n '_shtab_edge_using update rollback' -l log-level -xka "debug info warning error" -d 'say on stderr what is being done: debug, info, warning, error (default: nothing)'
+complete -c edge -n '_shtab_edge_using update rollback' -l no-config -d 'take no defaults from the user'"'"'s config.toml and the bundle'"'"'s edge.toml'
+complete -c edge -n '_shtab_edge_using update rollback' -l then -x -d 'a command that makes the server use the new bundle; if it fails, the one before is used again'
+complete -c edge -n '_shtab_edge_using update rollback' -l json -d 'print one JSON object'
+complete -c edge -n '_shtab_edge_using update rollback; and test $_shtab_edge_npos -eq 0' -ka "(__fish_complete_directories)" -d 'the folder with the two slots and the link `current`'
 complete -c edge -n '_shtab_edge_using; and test $_shtab_edge_npos -eq 0' -a bench -d 'Measure load time, first token and decode speed of a bundle.'
 complete -c edge -n '_shtab_edge_using bench' -s h -l help -d 'show this help message and exit'
 complete -c edge -n '_shtab_edge_using bench' -l log-level -xka "debug info warning error" -d 'say on stderr what is being done: debug, info, warning, error (default: nothing)'
