@@ -6,8 +6,8 @@
 cells: the engine alone, in this process. Decode steps of 1 to 32 answers behind 32 and 512 tokens each, and prompts of
 1 to 512 tokens read at once with nothing and with 512 tokens behind them. Rounds go through all cells, so that a
 machine that changes meanwhile changes all of them; a cell is the median of its rounds. Decode steps of a kind are made
-four at a time, as answers are written; the first after a step of another number of answers has cells of its own. Prompts
-are random ids.
+four at a time, as answers are written; the first after a step of another number of answers has cells of its own.
+Prompts are random ids.
 
 serving: `edge serve` with as many threads, asked over HTTP by 1 to 16 clients at once, first one server and then two of
 them on this machine, each on processors of its own (taskset): OpenVINO would put both on the same. All clients of a
