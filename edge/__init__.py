@@ -41,6 +41,7 @@ if _typing.TYPE_CHECKING:
         CalibrationError,
         CheckpointError,
         ClosedError,
+        ClusterError,
         ConfigError,
         ContextLengthError,
         DeviceError,
@@ -62,6 +63,7 @@ if _typing.TYPE_CHECKING:
         TensorError,
         TokenizerError,
         ToolError,
+        UpdateError,
         VerificationError,
     )
     from edge.runtime.kv.loaded import PrefixMatch
@@ -91,6 +93,7 @@ __all__ = [
     "CheckpointError",
     "Chunk",
     "ClosedError",
+    "ClusterError",
     "ConfigError",
     "Constraint",
     "ContextLengthError",
@@ -134,6 +137,7 @@ __all__ = [
     "TokenizerError",
     "ToolCall",
     "ToolError",
+    "UpdateError",
     "VerificationError",
     "__version__",
     "export",

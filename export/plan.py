@@ -273,7 +273,7 @@ def _check_groups(assignments: Assignments) -> None:
 
 def tensor_sha256(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, str]:
     """The sha256 of each tensor's stored bytes."""
-    return {name: hashlib.sha256(checkpoint.raw(name).data).hexdigest() for name in names}
+    return {name: checkpoint.sha256(name) for name in names}
 
 
 def source_sha256(checkpoint: Checkpoint, tensors: Mapping[str, str], small_files: Iterable[Path]) -> str:

@@ -11,10 +11,12 @@
     ├── BundleError              a bundle is incomplete, altered, or of another schema
     │   └── VerificationError    a bundle opens, but computes something other than it should
     │       └── SelfTestError    likewise, found when it was loaded: a device, driver or engine computes wrongly
+    ├── UpdateError              a release that may not be installed, or cannot be fetched
     ├── MissingPackageError      a package that one of the extras installs is missing
     ├── DeviceError              an engine or device that is missing or cannot run the model
     │   └── LintError            a bundle that a device is known to crash on, or to compute wrongly
     ├── MemoryLimitError         more memory is needed than there is, or than may be taken
+    ├── ClusterError             a Ray cluster that cannot be joined, or that lacks what a command needs
     ├── ToolError                a tool that cannot be offered here, or whose program does not start
     ├── ClosedError              a model that is used after it was closed
     ├── TokenizerError           a tokenizer or chat template that cannot be used
@@ -91,6 +93,10 @@ class SelfTestError(VerificationError):
     """An engine or its device computes something other than the export recorded, as was found when it was loaded."""
 
 
+class UpdateError(EdgeError):
+    """A release of a bundle is unsigned, earlier than what is here, failed before, or cannot be fetched."""
+
+
 class MissingPackageError(EdgeError):
     """A package that one of the extras installs is missing."""
 
@@ -105,6 +111,10 @@ class LintError(DeviceError):
 
 class MemoryLimitError(EdgeError):
     """A model, or an export, needs more memory than there is, or than it may take."""
+
+
+class ClusterError(EdgeError):
+    """A Ray cluster cannot be joined or started, or lacks what is needed of it."""
 
 
 class ToolError(EdgeError):

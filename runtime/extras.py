@@ -26,7 +26,7 @@ BROUGHT = {
     "server": ("h11", "prometheus_client", "starlette", "uvicorn"),
     "ray": ("ray",),
     "plan": ("simpy",),
-    "update": ("cryptography",),
+    "update": ("cryptography", "urllib3"),
     "plots": ("matplotlib", "scipy"),
     "export": (
         *("gguf", "huggingface_hub", "ml_dtypes", "nncf", "onnx", "openvino_tokenizers"),
