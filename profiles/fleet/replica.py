@@ -194,8 +194,10 @@ class Replica:
     def step_begins(self) -> float:
         """Decide what the next step does, and return how many seconds it takes."""
         self._admit()
-        for ask in sorted(self.answering, key=lambda one: one.order):
-            if ask.blocks or ask.computed:  # else it has given way to an older one
+        block = self._costs.block
+        growing = [ask for ask in self.answering if not ask.computed % block]  # those whose blocks are full
+        for ask in sorted(growing, key=lambda one: one.order):
+            if ask.computed:  # else it has given way to an older one
                 self._has_room(ask, ask.computed + 1)
         self._decoded = list(self.answering)
         costs, behind = self._costs, sum(ask.computed for ask in self._decoded)
