@@ -63,6 +63,7 @@ if _typing.TYPE_CHECKING:
         TensorError,
         TokenizerError,
         ToolError,
+        UpdateError,
         VerificationError,
     )
     from edge.runtime.kv.loaded import PrefixMatch
@@ -136,6 +137,7 @@ __all__ = [
     "TokenizerError",
     "ToolCall",
     "ToolError",
+    "UpdateError",
     "VerificationError",
     "__version__",
     "export",

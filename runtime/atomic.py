@@ -67,7 +67,7 @@ def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, private
             free = shutil.disk_usage(target.parent).free
             detail, advice = f": {wanted:,} bytes are needed, {free:,} free", "free some space, or name another file"
         raise OutputError(f"{path} cannot be written ({error.strerror or error}{detail}); {advice}") from error
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def write_durably(path: Path, *parts: bytes | memoryview) -> None:
@@ -142,7 +142,7 @@ if sys.platform != "win32":
         return False
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the new name durable; without this, a crash of the machine may bring the old file back, whole."""
     with contextlib.suppress(OSError):  # Windows opens no folder, and some file systems sync none
         descriptor = os.open(folder, os.O_RDONLY)

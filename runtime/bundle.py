@@ -34,7 +34,7 @@ from typing import Literal
 
 from edge.runtime import manifest
 from edge.runtime.errors import COPY_AGAIN, EXPORT_AGAIN, BundleError
-from edge.runtime.files import SMALL_BYTES, read_file, sha256_of, shown_path
+from edge.runtime.files import SMALL_BYTES, read_file, real_path, sha256_of, shown_path
 from edge.runtime.known_files import KnownFiles
 from edge.runtime.manifest import FileRecord, Manifest
 
@@ -209,9 +209,11 @@ def is_bundle(path: Path) -> bool:
 def open_bundle(path: str | Path) -> Bundle:
     """Read the manifest, and check that every file exists and matches it. Raises BundleError.
 
-    Only the size of weights is checked; an engine that reads them calls `check_weights`.
+    Only the size of weights is checked; an engine that reads them calls `check_weights`. A link is followed once, now:
+    an update may let it lead to another bundle before the last file is opened.
     """
     path = Path(path)
+    path = real_path(path) if _answers(path.is_symlink) else path
     if not is_bundle(path):
         if not _answers(path.exists):
             raise BundleError(f"{shown_path(path)}: no such path; expected a bundle folder, made by `edge export`")

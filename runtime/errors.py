@@ -11,6 +11,7 @@
     ├── BundleError              a bundle is incomplete, altered, or of another schema
     │   └── VerificationError    a bundle opens, but computes something other than it should
     │       └── SelfTestError    likewise, found when it was loaded: a device, driver or engine computes wrongly
+    ├── UpdateError              a release that may not be installed, or cannot be fetched
     ├── MissingPackageError      a package that one of the extras installs is missing
     ├── DeviceError              an engine or device that is missing or cannot run the model
     │   └── LintError            a bundle that a device is known to crash on, or to compute wrongly
@@ -90,6 +91,10 @@ class VerificationError(BundleError):
 
 class SelfTestError(VerificationError):
     """An engine or its device computes something other than the export recorded, as was found when it was loaded."""
+
+
+class UpdateError(EdgeError):
+    """A release of a bundle is unsigned, earlier than what is here, failed before, or cannot be fetched."""
 
 
 class MissingPackageError(EdgeError):

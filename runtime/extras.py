@@ -24,6 +24,9 @@ BROUGHT = {
     "mcp": ("mcp", "pydantic"),
     "vision": ("PIL",),
     "server": ("h11", "prometheus_client", "starlette", "uvicorn"),
+    "ray": ("ray",),
+    "plan": ("simpy",),
+    "update": ("cryptography", "urllib3"),
     "plots": ("matplotlib", "scipy"),
     "export": (
         *("gguf", "huggingface_hub", "ml_dtypes", "nncf", "onnx", "openvino_tokenizers"),
@@ -36,6 +39,7 @@ BROUGHT = {
 # Extra -> those it includes: work that needs the one is told of it at once, not of each part in turn.
 INCLUDED = {
     "tools": frozenset({"documents", "grammar"}),
+    "ray": frozenset({"server"}),
     "export": frozenset({"openvino", "onnx"}),
     "profile": frozenset({"openvino", "onnx", "export", "plots"}),
     "optimum": frozenset({"openvino", "onnx", "export"}),

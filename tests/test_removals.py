@@ -60,7 +60,34 @@ COMPILED = "runtime/test_compiled.py::test_files_of_others_stay"
 COMPILED_REMOVED = "runtime/test_compiled.py::test_those_of_a_bundle_are_removed_with_it"
 DEVICE_REPORT = "runtime/test_device_report.py::test_a_file_of_others_stays"
 KEPT_ROWS = "runtime/vision/test_kept_rows.py::test_files_of_others_stay"
+UPDATE_WORK = "edge/update/test_install.py::test_what_is_in_the_work_folder_is_ours"
+UPDATE = "edge/update/test_install.py::test_what_is_in_our_place_stays"
+UPDATE_SLOT = "edge/update/test_install.py::test_files_of_others_stay"
+UPDATE_LATER = "edge/update/test_install.py::test_what_appears_in_place_of_a_slot_stays"
+UPDATE_LINK = "edge/update/test_install.py::test_a_file_in_place_of_the_new_link_stays"
+UPDATE_STATE = "edge/update/test_install.py::test_a_file_in_the_place_of_what_is_remembered_is_told"
+KEYS = "edge/update/test_keys.py::test_files_of_others_stay"
+RELEASE = "edge/update/test_release.py::test_files_of_others_stay"
 PLACES = {
+    "update/fetch.py:_fetch_file:open": UPDATE_WORK,
+    "update/fetch.py:_fetch_file:replace": UPDATE_WORK,
+    "update/fetch.py:_linked:copyfile": UPDATE_WORK,
+    "update/fetch.py:_linked:link": UPDATE_WORK,
+    "update/fetch.py:_linked:open": UPDATE_WORK,
+    "update/fetch.py:_linked:replace": UPDATE_WORK,
+    "update/fetch.py:_linked:unlink": UPDATE_WORK,
+    "update/fetch.py:_remove_others:rmtree": UPDATE_WORK,
+    "update/fetch.py:_remove_others:unlink": UPDATE_WORK,
+    "update/fetch.py:fetch:unlink": UPDATE_WORK,
+    "update/fetch.py:fetch:write_durably": UPDATE_WORK,
+    "update/keys.py:_create:open": KEYS,
+    "update/release.py:sign_bundle:write_atomically": RELEASE,
+    "update/slots.py:Slots.empty_other:rename": UPDATE_SLOT,
+    "update/slots.py:Slots.fill_other:rename": UPDATE_LATER,
+    "update/slots.py:Slots.switch:replace": UPDATE,
+    "update/slots.py:Slots.switch:symlink_to": UPDATE_LINK,
+    "update/slots.py:Slots.switch:unlink": UPDATE_LINK,
+    "update/slots.py:Slots.write_state:write_atomically": UPDATE_STATE,
     "runtime/compiled.py:keep:write_atomically": COMPILED,
     "runtime/compiled.py:remove_of:unlink": COMPILED_REMOVED,
     "runtime/device_report.py:write_report.write:write_atomically": DEVICE_REPORT,
@@ -142,13 +169,16 @@ PLACES = {
     "profiles/reference.py:build:replace": REFERENCE,
     "profiles/report.py:write_report:unlink": REPORT,
     "profiles/report.py:write_report:write_atomically": REPORT,
-    "profiles/sweep.py:_Sweep._export:write_atomically": SWEEP,
-    "profiles/sweep.py:_Sweep._run_recipe:remove_bundle": BUNDLES,
-    "profiles/sweep.py:_Sweep._run_recipe:write_atomically": SWEEP,
+    "profiles/cluster/nodes.py:cluster_executor:unlink": SWEEP,
+    "profiles/cluster/nodes.py:cluster_executor:write_text": SWEEP,
+    "profiles/cluster/task.py:_unfit:unlink": SWEEP,
+    "profiles/sweep.py:_Sweep._leave:remove_bundle": BUNDLES,
     "profiles/sweep.py:_Sweep._write_profile:write_atomically": SWEEP,
-    "profiles/sweep.py:_remove_bundles:remove_bundle": BUNDLES,
-    "profiles/sweep.py:_remove_bundles:remove_work": BUNDLES,
-    "profiles/sweep.py:_remove_bundles:rmdir": BUNDLES,
+    "profiles/sweep_results.py:remove_bundles:remove_bundle": BUNDLES,
+    "profiles/sweep_results.py:remove_bundles:remove_work": BUNDLES,
+    "profiles/sweep_results.py:remove_bundles:rmdir": BUNDLES,
+    "profiles/sweep_results.py:write_exported:write_atomically": SWEEP,
+    "profiles/sweep_results.py:write_row:write_atomically": SWEEP,
     "profiles/worker.py:write_windows:ZipFile": SWEEP,
     "profiles/sweep_plan.py:_tokenizer:TemporaryDirectory": WORK,  # where temporary files are
     "runtime/atomic.py:_open_beside:open": BESIDE,

@@ -213,7 +213,7 @@ def _settings(args: argparse.Namespace, place: Path, user: str) -> KioskSettings
     from edge.runtime.machine import family_of
 
     return KioskSettings(
-        bundle=Path(os.path.realpath(args.bundle)),
+        bundle=_unlinked(args.bundle),
         folder=place,
         python=Path(sys.executable).absolute(),  # not where its link leads: an environment is known by the link
         user=user,
@@ -222,6 +222,12 @@ def _settings(args: argparse.Namespace, place: Path, user: str) -> KioskSettings
         port=args.port,
         needs_graphics=family_of(args.device) == "GPU",
     )
+
+
+def _unlinked(bundle: str) -> Path:
+    """An absolute path whose folders are no links. The bundle itself may be one, which updates replace."""
+    path = Path(bundle).absolute()
+    return Path(os.path.realpath(path.parent)) / path.name if path.is_symlink() else Path(os.path.realpath(path))
 
 
 def _me() -> str:

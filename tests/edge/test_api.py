@@ -85,6 +85,7 @@ def test_an_editor_offers_public_names_only() -> None:
         "server",
         "terminal",
         "tools",
+        "update",
         "web",
         "wire",
     }

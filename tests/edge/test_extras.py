@@ -166,6 +166,8 @@ ONE_LINE = [
     ("nncf", "edge.cli profile run a b", "profile"),
     ("matplotlib", "edge.cli needle ./a b", "plots"),
     ("starlette", "edge.cli serve ./a", "server"),
+    ("cryptography", "edge.cli update key {2}/k", "update"),
+    ("urllib3", "edge.cli update install {2}/x https://127.0.0.1/x --key {2}/k", "update"),
     ("bm25s", "edge.cli chat ./a --docs {2}", "tools"),
     ("lm_eval", "edge.profiles.lm_eval --help", "lm-eval"),
     ("tqdm", "edge.profiles.lm_eval --help", "lm-eval"),

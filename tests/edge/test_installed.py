@@ -66,6 +66,8 @@ CALLS = [
     call("bench {bundle} --prompt-tokens 4 --new-tokens 2 --clients 1 --max-context 64", "engine", "server"),
     call("verify {bundle}", "engine"),
     call("devices"),
+    call("update key release.key", "update"),
+    call("update status ./missing", fails="nothing is installed there"),
     call("inspect {bundle}"),
     call("inspect {checkpoint}"),
     call("recipes --shapes {checkpoint}"),

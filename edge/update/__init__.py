@@ -1,0 +1,1 @@
+"""Signed bundles for machines that nobody stands beside: releases, and the two slots that they are installed into."""
