@@ -36,14 +36,16 @@ test: $(VENV)/.dev
 # wait for servers, browsers, downloads and other programs much of the time, so two files at once.
 ALONE := tests/runtime tests/export tests/fuzz tests/edge/batch
 INSTALLED := tests/edge/test_installed.py
-# Files of that folder which compute and wait for nothing, or measure first how long what they end takes.
-SHARED := $(addprefix tests/export/,test_assignment.py test_calibration.py test_endings.py test_interop.py \
-	test_openvino_tokenizer.py test_optimum.py test_reference.py test_tower.py vision)
+# Files of those folders which compute and wait for nothing, or measure first how long what they end takes.
+SHARED := $(addprefix tests/export/,float16 test_assignment.py test_awq.py test_calibration.py test_endings.py \
+	test_interop.py test_openvino_tokenizer.py test_optimum.py test_reference.py test_tower.py vision) \
+	$(addprefix tests/runtime/,lint test_openvino_npu.py test_openvino_npu_compile.py test_self_test.py \
+	test_session.py) tests/fuzz
 test-slow: $(VENV)/.slow
 	$(BIN)/python -m pytest -m slow $(ALONE) $(addprefix --ignore=,$(SHARED))
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(SHARED)
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE) $(INSTALLED))
-	$(BIN)/python -m tests.fuzz --inputs $(FUZZ_INPUTS)
+	$(BIN)/python -m tests.fuzz --inputs $(FUZZ_INPUTS) --at-once 2
 
 # An environment for each extra, from the index that pip is told to use. uv keeps what it has fetched.
 test-extras: $(VENV)/.dev

@@ -10,7 +10,8 @@ choice of tokens.
 
 What a step reads: all weights, once, as the engine keeps them, and the keys and values of every sequence. Beside each
 point the bandwidth of memory is measured, right before and after it, and the share of it that the step reached is told.
-The picture's dashed lines are what steps would take if they did nothing but read, at the highest bandwidth of the run.
+The picture's dashed lines are what steps would take if they did nothing but read, at the median of the bandwidths
+measured beside the points.
 
 Each bundle and engine has a process of its own, which --seconds ends; points that are in roofline.json already are not
 measured again, so the same command continues until none is left, and --quick's few points are some of the others'. The

@@ -1,7 +1,8 @@
 """The picture of roofline.py: milliseconds of a decode step by model size, context and sequences.
 
 In: measured points. Out: a matplotlib figure; same points and versions, same bytes. Solid lines were measured, dashed
-ones are what reading the same bytes takes at the highest bandwidth that was measured beside any point.
+ones are what reading the same bytes takes at the median of the bandwidths that were measured beside the points: on
+machines that share their memory with others, the highest one is a moment of the host's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.profiles.plot import COLOURS, MARKERS
 from edge.profiles.plot_labels import FONTS, FRONT, INK, LABEL_POINTS
+from edge.profiles.spread import median
 from edge.runtime.engines.registry import ENGINES
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE_INCHES = (11.0, 4.6)
+LOWEST_BAR = 0.5  # of a point's height, on axes without a zero
 Point = dict[str, Any]  # JSON
 
 
@@ -30,7 +33,7 @@ def picture(points: Sequence[Point]) -> Figure:
     sizes, contexts, sequences = figure.subplots(1, 3, sharey=True)
     least = min(point["context"] for point in points)
     one = [point for point in points if point["sequences"] == 1]
-    machine_gbs = max(point["machine_gbs"] for point in points)
+    machine_gbs = median([point["machine_gbs"] for point in points])
     shortest = [point for point in points if point["context"] == least]
     panel(sizes, [p for p in one if p["context"] == least], lambda p: p["weight_bytes"] / 1e9, "engine", machine_gbs)
     panel(contexts, one, lambda p: p["context"], "bundle", machine_gbs)
@@ -75,7 +78,11 @@ def panel(
         axes.errorbar(
             x,
             step,
-            yerr=[point["step_ms_spread"] for point in line],
+            yerr=[
+                # A spread is the distance of the farthest repeat, usually a slow one, and may exceed the point itself.
+                [min(point["step_ms_spread"], LOWEST_BAR * point["step_ms"]) for point in line],
+                [point["step_ms_spread"] for point in line],
+            ],
             color=COLOURS[style],
             marker=MARKERS[style],
             markersize=4,

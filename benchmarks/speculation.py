@@ -23,9 +23,8 @@ Each prompt is answered by four set-ups, one after the other; which one is first
 
 tok/s are those of decode (Stats.tokens_per_second), medians over prompts and rounds; the ratios are medians of the
 ratios of pairs that answered the same prompt in the same round, with the lowest and the highest. The prefix cache is
-cleared before every answer. A first pass over the first prompts of every task is not timed: it prepares kernels and
-lets the LLMs learn what a step costs and how often drafts are right. The LLMs with the draft store warm up on the
-passages to copy and not on the questions, which they see for the first time when they are timed.
+cleared before every answer. Every round loads the LLMs anew, as they draft from what they have answered. A first pass
+over other prompts is not timed: it prepares kernels, and they learn what a step costs and how often drafts are right.
 
 b must give the ids of a. d may differ from c, since several rows are rounded differently from one: "margin" is by how
 much the best logit led the second where the two diverged, recomputed by c after the same ids (greedy tasks only).
@@ -59,7 +58,6 @@ from edge.runtime.kv.prefix import common_prefix
 COPY, REWRITE, CONTEXT, ASKED = "copy", "rewrite", "context", "asked before"
 CONTROL, SAMPLED = "control", "control sampled"
 TARGETS = {COPY: 2.0, REWRITE: 2.0, CONTEXT: 2.0, ASKED: 2.0, CONTROL: 0.97, SAMPLED: 0.97}
-WARM_UP = 2  # prompts of a task
 GRAM = 4  # ids that count as a repetition
 
 # Set-up -> (reproducible, with drafts)
@@ -88,6 +86,8 @@ FREE_TEXTS = (
     "Write a short story about a fisherman and the sea.",
     "Describe a market in a small town.",
 )
+WARM_UP_PASSAGES = (("continue", (2, 3)), ("raise", (2, 3, 4)))
+WARM_UP_TEXTS = ("Describe a garden after rain.", "What is a glacier?", "Write a short story about a clock.")
 
 
 LLMs = Mapping[tuple[str, bool], edge.LLM]
@@ -144,9 +144,6 @@ def main() -> int:
 def make_tasks() -> list[Task]:
     """All prompts, task by task."""
     passages = [passage(*where) for where in PASSAGES]
-    copies = [
-        f"Repeat the following text exactly, word by word, and write nothing else.\n\n{text}" for text in passages
-    ]
     rewrites = [
         f'Copy the following text, but write "{new}" everywhere instead of "{old}". Write nothing else.\n\n{text}'
         for text, (old, new) in zip(passages, REPLACED, strict=True)
@@ -154,13 +151,23 @@ def make_tasks() -> list[Task]:
     context = passage(*CONTEXT_PASSAGE)
     answers = [f"{context}\n\nAnswer with sentences of the text above, word by word. {asked}" for asked in QUESTIONS]
     return [
-        *(Task(COPY, message) for message in copies),
+        *(Task(COPY, copying(text)) for text in passages),
         *(Task(REWRITE, message) for message in rewrites),
         *(Task(CONTEXT, message) for message in answers),
         *(Task(ASKED, message) for message in FREE_QUESTIONS),
         *(Task(CONTROL, message) for message in FREE_TEXTS),
         *(Task(SAMPLED, text, {"temperature": 1.0, "seed": seed}) for seed, text in enumerate(FREE_TEXTS)),
     ]
+
+
+def warm_up_tasks() -> list[Task]:
+    """Prompts that are not among `make_tasks`, and share no answer with them."""
+    copies = [Task(COPY, copying(passage(*where))) for where in WARM_UP_PASSAGES]
+    return [*copies, *(Task(CONTROL, text) for text in WARM_UP_TEXTS)]
+
+
+def copying(text: str) -> str:
+    return f"Repeat the following text exactly, word by word, and write nothing else.\n\n{text}"
 
 
 def passage(topic: str, paragraphs: Sequence[int]) -> str:
@@ -175,13 +182,24 @@ def passage(topic: str, paragraphs: Sequence[int]) -> str:
 def compare(bundle: Path, engine: str, rounds: int, new_tokens: int) -> list[dict[str, Any]]:
     """A row of figures for every task."""
     tasks = make_tasks()
-    with set_ups(bundle, engine, tasks, new_tokens) as llms:
-        found = measure(llms, tasks, rounds, new_tokens)
-        plain = llms[FASTEST, False]
-        return [
-            {"engine": engine, "task": name, **summarize([r for r in found if r.task.name == name], plain)}
-            for name in dict.fromkeys(task.name for task in tasks)
-        ]
+    found: list[Round] = []
+    margins: dict[str, set[float]] = {name: set() for name in TARGETS}
+    for number in range(rounds):
+        with set_ups(bundle, engine, tasks, new_tokens) as llms:
+            latest = measure(llms, tasks, number, new_tokens)
+            for r in latest:
+                if (difference := margin(r, llms[FASTEST, False])) is not None:
+                    margins[r.task.name].add(round(difference, 4))
+        found += latest
+    return [
+        {
+            "engine": engine,
+            "task": name,
+            **summarize([r for r in found if r.task.name == name]),
+            "margins": sorted(margins[name]),
+        }
+        for name in TARGETS
+    ]
 
 
 @contextmanager
@@ -200,23 +218,26 @@ def set_ups(bundle: Path, engine: str, tasks: list[Task], new_tokens: int) -> It
                         answer_of(first, task, new_tokens)
                 del first
                 llms[name, True] = edge.load(bundle, **settings)
-        yield llms
+        try:
+            yield llms
+        finally:
+            for llm in llms.values():
+                llm.close()
 
 
-def measure(llms: LLMs, tasks: list[Task], rounds: int, new_tokens: int) -> list[Round]:
-    for (_, stored), llm in llms.items():
-        for name in [COPY] if stored else [name for name in TARGETS if name != ASKED]:
-            for task in [task for task in tasks if task.name == name][:WARM_UP]:
-                answer_of(llm, task, new_tokens)
+def measure(llms: LLMs, tasks: list[Task], number: int, new_tokens: int) -> list[Round]:
+    """One round, which is the `number`-th."""
+    for llm in llms.values():
+        for task in warm_up_tasks():
+            answer_of(llm, task, new_tokens)
     names, found = list(SETUPS), []
-    for number in range(rounds):
-        for index, task in enumerate(tasks):
-            first = (number + index) % len(names)
-            answers = {}
-            for name in names[first:] + names[:first]:
-                stored = task.name == ASKED and SETUPS[name][1]
-                answers[name] = answer_of(llms[name, stored], task, new_tokens)
-            found.append(Round(task, prompt_ids(llms[PLAIN, False], task), answers))
+    for index, task in enumerate(tasks):
+        first = (number + index) % len(names)
+        answers = {}
+        for name in names[first:] + names[:first]:
+            stored = task.name == ASKED and SETUPS[name][1]
+            answers[name] = answer_of(llms[name, stored], task, new_tokens)
+        found.append(Round(task, prompt_ids(llms[PLAIN, False], task), answers))
     return found
 
 
@@ -233,7 +254,7 @@ def messages_of(task: Task) -> list[dict[str, str]]:
     return [{"role": "user", "content": task.message}]
 
 
-def summarize(found: list[Round], plain: edge.LLM) -> dict[str, Any]:
+def summarize(found: list[Round]) -> dict[str, Any]:
     """Figures of one task; answers of a single token have no speed and are not counted."""
     timed = [r for r in found if all(r.speed(name) for name in SETUPS)]
     drafted = [r.answers[DRAFTS].stats for r in found]
@@ -250,7 +271,6 @@ def summarize(found: list[Round], plain: edge.LLM) -> dict[str, Any]:
         "accepted": sum(stats.accepted_tokens for stats in drafted if stats),
         "b_has_ids_of_a": sum(r.same_ids(DRAFTS, PLAIN) for r in found),
         "d_has_ids_of_c": sum(r.same_ids(FASTEST_DRAFTS, FASTEST) for r in found),
-        "margins": sorted({round(m, 4) for r in found if (m := margin(r, plain)) is not None}),
     }
     target = TARGETS[found[0].task.name]
     row["target"] = target

@@ -1,17 +1,17 @@
 """The stages of an export - embedding, decoder blocks, head - compressed, stored and checked, one after the other.
 
 In: a plan, a weight file, a walk. Out: the weight file filled, what is known of every stage, and golden logits. A stage
-is compressed while the one before it is checked in a second thread, and a third one waits for the disk; then the walk
-has it, and an export that was ended resumes there. Before it does, everything it continues from is compared with
-digests: the states of the walk, the weight file, and the tensors of the checkpoint that went in. Knows nothing about
-the other files of a bundle.
+is compressed while the one before it is checked in a second thread, and others wait for the disk; then the walk has
+it, and an export that was ended resumes there. Before it does, everything it continues from is compared with digests:
+the states of the walk, the weight file, and the tensors of the checkpoint that went in. Knows nothing about the other
+files of a bundle.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -122,9 +122,7 @@ def compress(
     total = plan.parameters
     resumed = done[len(stages) - 1] if stages else 0
     if stages:
-        verifier.hidden = np.array(walk.states(HIDDEN))
-        if calibration is not None:
-            calibration.hidden = np.array(walk.states(CALIBRATION))
+        _continue(walk, verifier, calibration)
         blocks = min(len(stages) - 1, spec.num_layers)
         progress(Progress(RESUMED, blocks, spec.num_layers, resumed, total, stages[-1].end, resumed, None))
     golden: Golden | None = None
@@ -161,13 +159,15 @@ def compress(
     # One BLAS thread: more of them would spin against nncf's, and the results would depend on how many there are.
     with one_blas_thread(), ThreadPoolExecutor(1) as third, ThreadPoolExecutor(1) as second:
         pending: deque[Future[Future[DoneStage]]] = deque()
-        for stage in walk.remaining:
+        checked: set[str] = set()  # the tensors of the stage before
+        for stage, tensors in _read_ahead(plan, walk.remaining):
             packed = pack_stage(stage, plan, compressor, calibration)
-            sources = (plan.weights.sources[name] for name in stage.own(spec))
-            hashes = tensor_sha256(plan.checkpoint, {part for parts in sources for part in parts})
+            hashes = tensor_sha256(plan.checkpoint, tensors)
             if pending:
                 pending[-1].result()
                 plan.checkpoint.release()
+                plan.checkpoint.done_with(checked)
+            checked = tensors
             while len(pending) > 1:  # the last one may be on its way to the disk
                 finish(pending.popleft())
             calibrated = None if calibration is None else calibration.hidden
@@ -180,10 +180,26 @@ def compress(
     return Compressed(tuple(stages), golden)
 
 
+def _continue(walk: Walk[Stage], verifier: Verifier, calibration: Calibration | None) -> None:
+    """Take up the states that the last finished stage left."""
+    verifier.hidden = np.array(walk.states(HIDDEN))
+    if calibration is not None:
+        calibration.hidden = np.array(walk.states(CALIBRATION))
+
+
+def _read_ahead(plan: Plan, stages: Sequence[Stage]) -> Iterator[tuple[Stage, set[str]]]:
+    """The stages with their tensors; while one is worked on, the system reads those of the next."""
+    tensors = [{part for name in stage.own(plan.spec) for part in plan.weights.sources[name]} for stage in stages]
+    with ThreadPoolExecutor(1) as ahead:  # asking waits where the disk is busy
+        for place, stage in enumerate(stages):
+            for wanted in tensors[place if place == 0 else place + 1 : place + 2]:
+                ahead.submit(plan.checkpoint.prefetch, wanted)
+            yield stage, tensors[place]
+
+
 def pack_stage(stage: Stage, plan: Plan, compressor: Compressor, calibration: Calibration | None) -> dict[str, Weight]:
     """The weights of a stage, each as the plan assigns it. Raises TensorError."""
     own = plan.assignments.of_stage(stage)
-    plan.checkpoint.prefetch(part for name in own for part in plan.weights.sources[name])
     floats = ReadWhenNeeded(plan.weights.read, own)
 
     def compressed(

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
 from edge.profiles.accuracy import Accuracy
 from edge.profiles.divergence import Divergence
-from edge.profiles.machine_record import MachineRecord
+from edge.profiles.machine_record import MachineRecord, Place, read_machine
 from edge.profiles.spread import spread
 from edge.profiles.typed_json import read_fields, read_texts
 from edge.runtime.errors import CalibrationError, ProfileError, shown
@@ -24,6 +24,7 @@ from edge.runtime.json_reader import parse_json, read_json
 SCHEMA_VERSION = 2
 _EARLIER = 1  # without samples of speeds and the number of cells
 PROFILE = "profile.json"
+PARTS = ("export", "accuracy", "speed")  # of a row that different nodes of a cluster may have measured
 DEFAULT_SETTING = "default"  # nothing was asked of the engine
 _AGAIN, _MAKE = "run `edge profile run` again", "make one with `edge profile run`"
 _MAX_BYTES = 100_000_000
@@ -51,6 +52,7 @@ class Row:
     kv_cache: str  # what the engine keeps keys and values in
     accuracy: Accuracy
     divergence: Divergence | None  # of greedy text
+    places: Mapping[str, Place] = field(default_factory=dict)  # of a cluster, by what was measured there: PARTS
 
     @property
     def name(self) -> str:
@@ -68,16 +70,20 @@ class Row:
         return spread(self.decode_samples)
 
     def to_json(self) -> dict[str, object]:
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        own = {known.name: getattr(self, known.name) for known in fields(self)}
         written = None if self.divergence is None else self.divergence.to_json()
-        return {**own, "accuracy": self.accuracy.to_json(), "divergence": written}
+        own |= {"accuracy": self.accuracy.to_json(), "divergence": written}
+        if self.places:
+            return {**own, "places": {part: place.to_json() for part, place in self.places.items()}}
+        del own["places"]  # as in profiles that no cluster took part in
+        return own
 
     @classmethod
     def from_json(cls, data: object) -> Self:
         """Raises ProfileError for missing, unknown and mistyped fields."""
-        own = frozenset(("accuracy", "divergence"))
+        own = frozenset(("accuracy", "divergence", "places"))
         if isinstance(data, dict):
-            data = {"ttft_ms_samples": [], "decode_samples": [], **data}
+            data = {"ttft_ms_samples": [], "decode_samples": [], "places": {}, **data}
         values = read_fields(cls, data, "a row", ProfileError, _AGAIN, elsewhere=own)
         written = values["divergence"]
         try:
@@ -85,6 +91,11 @@ class Row:
         except CalibrationError as error:
             raise ProfileError(str(error)) from error
         values["divergence"] = None if written is None else Divergence.from_json(written)
+        if not isinstance(values["places"], dict) or not values["places"].keys() <= set(PARTS):
+            raise ProfileError(f"places of a row are {shown(values['places'])}, expected {', '.join(PARTS)}; {_AGAIN}")
+        values["places"] = {
+            part: Place.from_json(place, f"the place of {part}", _AGAIN) for part, place in values["places"].items()
+        }
         return cls(**values)
 
 
@@ -125,7 +136,7 @@ class Profile:
 
     def to_json(self) -> str:
         """JSON text: same profile, same bytes."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        own = {known.name: getattr(self, known.name) for known in fields(self)}
         rows, failures = [row.to_json() for row in self.rows], [asdict(failure) for failure in self.failures]
         data = {"schema_version": SCHEMA_VERSION, **own, "rows": rows, "failures": failures}
         return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
@@ -150,7 +161,7 @@ class Profile:
             data["num_cells"] = 0  # profiles were written at the end of a sweep
         own = frozenset(("machine", "versions", "rows", "failures"))
         values = read_fields(cls, data, "the profile", ProfileError, _AGAIN, elsewhere=own)
-        values["machine"] = read_fields(_Machine, values["machine"], "the machine", ProfileError, _AGAIN)
+        values["machine"] = read_machine(values["machine"], "the machine", _AGAIN)
         values["versions"] = read_texts(values["versions"], "versions", ProfileError, _AGAIN)
         for name in ("rows", "failures"):
             if not isinstance(values[name], list | tuple):
@@ -159,16 +170,6 @@ class Profile:
         failures = [read_fields(Failure, failure, "a failure", ProfileError, _AGAIN) for failure in values["failures"]]
         values["failures"] = tuple([Failure(**failure) for failure in failures])
         return cls(**values)
-
-
-@dataclass(frozen=True, slots=True)
-class _Machine:
-    """The fields of a MachineRecord."""
-
-    processor: str
-    cores: int
-    memory_bytes: int | None
-    system: str
 
 
 def read_profile(path: Path) -> Profile:

@@ -14,8 +14,9 @@ from pathlib import Path
 from edge.profiles import plot
 from edge.profiles.columns import COLUMNS, Column
 from edge.profiles.front import size_front, speed_front
+from edge.profiles.machine_record import described
 from edge.profiles.page import to_html
-from edge.profiles.record import Profile
+from edge.profiles.record import PARTS, Profile
 from edge.profiles.spread import MEANING, is_noisy, noise_warning
 from edge.runtime.atomic import write_atomically
 from edge.runtime.errors import OutputError
@@ -89,9 +90,7 @@ def markdown_table(profile: Profile, columns: Sequence[Column] = COLUMNS) -> lis
 
 def facts(profile: Profile) -> list[str]:
     """What the figures were measured with, and what they mean."""
-    machine, memory = profile.machine, profile.machine.get("memory_bytes")
-    on = f"{machine['processor']}, {machine['cores']} cores"
-    on += f", {memory / 1e9:.0f} GB" if memory else ""
+    alone = "alone on its machine" if any(row.places for row in profile.rows) else "one at a time"
     prompts = sorted({row.prompt_tokens for row in profile.rows if row.prompt_tokens})
     found = [
         f"Text: {profile.text}; {profile.num_windows} windows of {profile.window_tokens} tokens, "
@@ -106,10 +105,11 @@ def facts(profile: Profile) -> list[str]:
     if prompts:
         found.append(
             f"TTFT: time to the first token of a prompt of {' or '.join(map(str, prompts))} tokens; tok/s: decoding "
-            f"after it. Both: {MEANING}. Each row is a fresh process, one at a time."
+            f"after it. Both: {MEANING}. Each row is a fresh process, {alone}."
         )
     found += spread_unknown(profile)
-    found.append(f"Machine: {on}, {machine['system']}.")
+    found.append(f"Machine: {described(profile.machine)}.")
+    found += nodes(profile)
     found.append("Versions: " + ", ".join(f"{name} {found}" for name, found in sorted(profile.versions.items())) + ".")
     found += [f"{note}." for note in profile.notes]
     found += [f"Failed: {failure.name}: {failure.error}" for failure in profile.failures]
@@ -137,7 +137,7 @@ def warnings(profile: Profile) -> list[str]:
         ]
         if apart_too_far:
             noisy.append(f"{' and '.join(apart_too_far)} of {row.name}")
-    return found + ([noise_warning(noisy)] if noisy else [])
+    return [*found, *([unlike] if (unlike := _unlike(profile)) else []), *([noise_warning(noisy)] if noisy else [])]
 
 
 def spread_unknown(profile: Profile) -> list[str]:
@@ -148,6 +148,31 @@ def spread_unknown(profile: Profile) -> list[str]:
         return []
     which = "these speeds" if len(unknown) == len(timed) else f"the speeds of {', '.join(unknown)}"
     return [f"The spread of {which} was not recorded; the front takes them as they are."]
+
+
+def nodes(profile: Profile) -> list[str]:
+    """Which node of a cluster measured what, a line each; none if no cluster took part."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in profile.rows:
+        for part, place in row.places.items():
+            node = place.node + ("" if place.machine is None else f" ({described(place.machine)})")
+            names = found.setdefault(node, {}).setdefault(part, [])
+            name = row.recipe if part == "export" else row.name
+            if name not in names:
+                names.append(name)
+    return [
+        f"Node {node}: " + "; ".join(f"{part} of {', '.join(parts[part])}" for part in PARTS if part in parts) + "."
+        for node, parts in sorted(found.items())
+    ]
+
+
+def _unlike(profile: Profile) -> str:
+    """A warning where speeds are those of machines that differ."""
+    timed = [row.places.get("speed") for row in profile.rows if row.ttft_ms is not None]
+    kinds = {described(profile.machine if place is None or place.machine is None else place.machine) for place in timed}
+    if len(kinds) < 2:
+        return ""
+    return f"Speeds were measured on different machines, and do not compare: {'; '.join(sorted(kinds))}."
 
 
 def _fronts(profile: Profile) -> list[str]:

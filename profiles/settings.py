@@ -45,5 +45,6 @@ class SweepSettings:
     greedy_tokens: int = 64  # written after each prompt, to see where they leave the float model's; 0: none
     device: str = "CPU"
     max_memory_bytes: int | None = None  # of each export and each measurement; None: what is free
+    threads: int | None = None  # cores that each export and each cell computes on; None: all of this machine's
     speed: bool = True  # False: neither loading nor memory nor speed is measured
     keep_bundles: bool = False

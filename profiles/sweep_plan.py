@@ -132,14 +132,19 @@ def plan_sweep(source: str | Path, out: Path, settings: SweepSettings) -> SweepP
         "chunk": settings.chunk_tokens,
         "greedy": settings.greedy_tokens,
         "device": settings.device,
-        "machine": [machine[name] for name in ("processor", "cores", "system")],
+        "machine": [
+            machine["processor"],
+            min(machine["cores"], settings.threads or machine["cores"]),
+            machine["system"],
+        ],
         "versions": versions_record(),
     }
     cells = tuple(
         Cell(recipe, engine, kv, _hash({**common, "export": export_keys[recipe], "engine": engine, "kv": kv}))
         for recipe, (engine, kv) in product(settings.recipes, pairs)
     )
-    return SweepPlan(str(source), out, settings, plans, export_keys, windows, text, cells, notes)
+    found = str(Path(source).absolute() if Path(source).exists() else source)
+    return SweepPlan(found, out, settings, plans, export_keys, windows, text, cells, notes)
 
 
 def _check_names(settings: SweepSettings) -> None:
@@ -156,6 +161,8 @@ def _check_names(settings: SweepSettings) -> None:
             raise DeviceError(f"engine {engine} is not installed; {find(engine).advice}")
     if settings.chunk_tokens is not None and settings.chunk_tokens < 1:
         raise SettingsError(f"chunks of {settings.chunk_tokens} tokens were asked for, expected 1 or more")
+    if settings.threads is not None and settings.threads < 1:
+        raise SettingsError(f"{settings.threads} threads were asked for, expected 1 or more")
     if settings.greedy_tokens < 0:
         raise SettingsError(f"{settings.greedy_tokens} tokens of greedy text were asked for, expected 0 or more")
 

@@ -7,8 +7,7 @@ what the steps do.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge.profiles.record import Failure, Row
@@ -20,56 +19,74 @@ class SweepProgress:
 
     step: str  # like "reference", "export int8-asym" or "int8-asym/onnx"
     phase: str  # of the step: "reference", "export", "load", "speed", "accuracy"
-    share: float  # of the step, 0 to 1
+    share: float  # that is done of the steps that are running, in steps
     steps_done: int
     num_steps: int
     seconds_left: float | None  # estimated; None while nothing is known
-    row: Row | None = None  # of a cell that has just finished
+    row: Row | None = None  # of a cell that has just been measured
     failure: Failure | None = None  # of a cell that has just failed
+    is_timing: bool = False  # whether other work on this machine would falsify a speed that is being measured
+
+
+@dataclass(slots=True)
+class _Running:
+    kind: str
+    started: float
+    share: float = 0.0
+
+    def seconds_left(self, mean: float) -> float:
+        elapsed = time.perf_counter() - self.started
+        whole = elapsed / self.share if self.share > 0.05 else max(mean, elapsed)
+        return whole - elapsed
 
 
 class Steps:
     """Steps done and to do, and how long they took: a step is expected to take the average of its kind."""
 
     def __init__(self, kinds: Sequence[str]) -> None:
-        self._left = list(kinds)
+        self._waiting = list(kinds)
         self._total = len(kinds)
         self._seconds: dict[str, list[float]] = {}
-        self._started: float | None = None
+        self._running: dict[str, _Running] = {}
 
-    @contextmanager
-    def timed(self, kind: str) -> Iterator[None]:
-        """A step of this kind is running; one that fails counts as done."""
-        self._started = time.perf_counter()
-        try:
-            yield
-            self._seconds.setdefault(kind, []).append(time.perf_counter() - self._started)
-        finally:
-            self._started = None
-            self._left.remove(kind)
+    def begin(self, name: str, kind: str) -> None:
+        """A step of this kind is running now."""
+        self._waiting.remove(kind)
+        self._running[name] = _Running(kind, time.perf_counter())
+
+    def share(self, name: str, share: float) -> None:
+        """So much of a running step is done, 0 to 1."""
+        self._running[name].share = share
+
+    def end(self, name: str, seconds: float | None) -> None:
+        """A step has ended, after so many seconds of work; None: it failed, and counts as done."""
+        kind = self._running.pop(name).kind
+        if seconds is not None:
+            self._seconds.setdefault(kind, []).append(seconds)
 
     def skip(self, kind: str) -> None:
         """Drop a step that turns out to be impossible."""
-        self._left.remove(kind)
+        self._waiting.remove(kind)
 
     def progress(
-        self, step: str, phase: str, share: float, row: Row | None = None, failure: Failure | None = None
+        self,
+        step: str,
+        phase: str,
+        row: Row | None = None,
+        failure: Failure | None = None,
+        *,
+        is_timing: bool = False,
     ) -> SweepProgress:
-        """The progress when `share` of the running step is done."""
-        done = self._total - len(self._left)
-        return SweepProgress(step, phase, share, done, self._total, self._seconds_left(share), row, failure)
+        share = sum(running.share for running in self._running.values())
+        done = self._total - len(self._waiting) - len(self._running)
+        return SweepProgress(step, phase, share, done, self._total, self._seconds_left(), row, failure, is_timing)
 
-    def _seconds_left(self, share: float) -> float | None:
+    def _seconds_left(self) -> float | None:
         took = [seconds for found in self._seconds.values() for seconds in found]
         if not took:
             return None
         means = {kind: sum(found) / len(found) for kind, found in self._seconds.items()}
         overall = sum(took) / len(took)
-        left = [means.get(kind, overall) for kind in self._left]
-        under_way = 0.0
-        if self._started is not None and left:
-            elapsed = time.perf_counter() - self._started
-            whole = elapsed / share if share > 0.05 else max(left[0], elapsed)
-            under_way = whole - elapsed
-            left = left[1:]
-        return under_way + sum(left)
+        running = [step.seconds_left(means.get(step.kind, overall)) for step in self._running.values()]
+        left = sum(means.get(kind, overall) for kind in self._waiting) + sum(running)
+        return left / max(len(running), 1)  # as many side by side as now

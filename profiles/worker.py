@@ -138,8 +138,9 @@ def measure_cell(
     speed: bool,
     greedy_tokens: int,
     max_memory_bytes: int | None = None,
+    accuracy: bool = True,
 ) -> dict[str, object]:
-    """Load, time and measure one bundle on one engine."""
+    """Load one bundle on one engine; time it, measure it, or both."""
     import time
 
     from edge.export.plan import make_plan
@@ -159,15 +160,17 @@ def measure_cell(
         prompt = min(SPEED_PROMPT_TOKENS, llm.engine.info.max_context - new, llm.engine.info.longest_prompt)
         found["speed"] = asdict(measure(llm, [prompt], new)[0])
         llm.clear_cache()
+    if not accuracy:
+        return found
     tell("accuracy", 0, 1)
     expected = open_reference(reference)
-    accuracy = evaluate(
+    measured = evaluate(
         llm.engine,
         expected,
         chunk=chunk,
         progress=lambda done, total: tell("accuracy", done, total),
     )
-    found |= {"kv_cache": llm.engine.info.kv_precision, "accuracy": accuracy.to_json(), "divergence": None}
+    found |= {"kv_cache": llm.engine.info.kv_precision, "accuracy": measured.to_json(), "divergence": None}
     prompts = expected.windows.ids[:GREEDY_PROMPTS, : min(GREEDY_PROMPT_TOKENS, expected.windows.length // 2)]
     if new := min(greedy_tokens, llm.engine.info.max_context - prompts.shape[1]):
         tell("greedy text", 0, 1)

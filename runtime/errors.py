@@ -16,6 +16,7 @@
     ├── DeviceError              an engine or device that is missing or cannot run the model
     │   └── LintError            a bundle that a device is known to crash on, or to compute wrongly
     ├── MemoryLimitError         more memory is needed than there is, or than may be taken
+    ├── ClusterError             a Ray cluster that cannot be joined, or that lacks what a command needs
     ├── ToolError                a tool that cannot be offered here, or whose program does not start
     ├── ClosedError              a model that is used after it was closed
     ├── TokenizerError           a tokenizer or chat template that cannot be used
@@ -110,6 +111,10 @@ class LintError(DeviceError):
 
 class MemoryLimitError(EdgeError):
     """A model, or an export, needs more memory than there is, or than it may take."""
+
+
+class ClusterError(EdgeError):
+    """A Ray cluster cannot be joined or started, or lacks what is needed of it."""
 
 
 class ToolError(EdgeError):

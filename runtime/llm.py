@@ -154,7 +154,7 @@ class LLM(Rendering):
             raise SettingsError(f"the {info.name} engine cannot verify drafts; load without speculation")
         self._identity = replace(self._identity, layout=self.engine.identity)
         self._scheduler = Scheduler(
-            self.engine, drafts.cost, lambda request: drafts.remember(request.ids, request.num_prompt_tokens)
+            self.engine, drafts, lambda request: drafts.remember(request.ids, request.num_prompt_tokens)
         )
         self._runner = Runner(self._scheduler)
         pictures = PicturePrompts(self.pictures, info, tokenizer, self._runner, self._scheduler.covering)

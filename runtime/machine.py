@@ -44,7 +44,7 @@ def physical_cores() -> int | None:
     Two threads of a core count once: they share its vector units, which one thread keeps busy.
     """
     if hasattr(os, "sched_getaffinity"):
-        return max(len({_core_of(processor) for processor in os.sched_getaffinity(0)}), 1)
+        return max(len(processors_by_core()), 1)
     if (process := _process()) is None:
         return None
     import psutil
@@ -53,6 +53,14 @@ def physical_cores() -> int | None:
     with suppress(psutil.Error, OSError, AttributeError):  # macOS keeps no process off a core
         cores = min(cores or 0, len(process.cpu_affinity()))
     return cores or None
+
+
+def processors_by_core() -> list[tuple[int, ...]]:
+    """Return the processors that this thread may run on, those of one core together. On Linux only."""
+    cores: dict[str, list[int]] = {}
+    for processor in sorted(os.sched_getaffinity(0)):
+        cores.setdefault(_core_of(processor), []).append(processor)
+    return [tuple(processors) for processors in cores.values()]
 
 
 def computing_threads(asked: int | None) -> int | None:

@@ -35,6 +35,7 @@ class Prompt:
     keys: Sequence[int] | None = None  # (T,) what cache and snapshots compare; None: the ids
     positions: Ids | None = None  # (T,) or (3, T) int64, 0 or more; None: 0 to T - 1
     embeddings: tuple[Embedding, ...] = ()  # rows that replace those of some ids; in order, not overlapping
+    num_answered: int = 0  # of the ids: the last ones, which began the answer elsewhere and which its reader has
 
     def __post_init__(self) -> None:
         ids = _whole_numbers(self.ids, "ids")
@@ -50,6 +51,11 @@ class Prompt:
                 f"embeddings are {shown(self.embeddings)}, expected a list of edge.Embedding", param="embeddings"
             )
         object.__setattr__(self, "embeddings", tuple(self.embeddings))
+        if not 0 <= self.num_answered < max(len(ids), 1) or (self.num_answered and not self.is_text):
+            raise PromptError(
+                f"num_answered is {shown(self.num_answered)}, expected fewer than the {len(ids)} ids of a text",
+                param="num_answered",
+            )
         end = 0
         for embedding in self.embeddings:
             end = _checked_end(embedding, end, len(ids))

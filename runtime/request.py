@@ -56,7 +56,7 @@ class Request:
         self.prompt = prompt
         self.ids = list(prompt.ids)  # of prompt and answer
         self.keys = list(prompt.cache_keys)  # likewise, for the cache
-        self.num_prompt_tokens = len(self.ids)
+        self.num_prompt_tokens = len(self.ids) - prompt.num_answered
         limit = settings.max_new_tokens
         # Most tokens of prompt and answer together.
         self.max_tokens = max_context if limit is None else min(self.num_prompt_tokens + limit, max_context)
@@ -78,12 +78,14 @@ class Request:
         self.reader: weakref.ref[object] | None = None
         self._num_tokens = tokenizer.num_tokens  # the embedding's padding rows after these are never chosen
         self._stop_ids = frozenset(stop_ids) | frozenset(settings.stop_token_ids)
-        self._sampler = Sampler(settings.sampling, self.ids, tokenizer.num_tokens)
+        self._sampler = Sampler(settings.sampling, self.ids[: self.num_prompt_tokens], tokenizer.num_tokens)
         self._detokenizer, self._stops = Detokenizer(tokenizer), StopStrings(settings.stop)
         self._started = time.perf_counter()
         self._told_reading = False
         self._told_prompt = False  # whether its log-probabilities were delivered
         self._first_step: tuple[float, int] | None = None  # when it ended, and its tokens
+        if prompt.num_answered:
+            self._take_over(self.answer_ids)
 
     @property
     def answer_ids(self) -> list[int]:
@@ -262,6 +264,16 @@ class Request:
         if self.constraint is not None:
             self.constraint.advance(token_id)
         return token_id
+
+    def _take_over(self, chosen: Sequence[int]) -> None:
+        """Become what another run of this request was after choosing these, which its reader has been told."""
+        self._sampler.skip(len(chosen))
+        for token_id in chosen:
+            self._sampler.observe(token_id)
+            if self.constraint is not None:
+                self.constraint.advance(token_id)
+            self._stops.push(self._detokenizer.push(token_id))
+        self._told_reading = self._told_prompt = True
 
     def _stop_after(self, token_id: int, is_stop: bool) -> StoppedBy | None:
         """Return what stopped the answer after this token, or None if it continues."""

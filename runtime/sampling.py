@@ -93,6 +93,11 @@ class Sampler:
             return int(processed.argmax())
         return draw(truncate(processed, self._settings), self._rng.random()).token_id
 
+    def skip(self, draws: int) -> None:
+        """Become as after so many calls of `choose`, whose ids are known: each draw takes one random number."""
+        if self._settings.temperature != 0:
+            self._rng.random(draws)
+
     def observe(self, token_id: int) -> None:
         """Count a token as part of the answer."""
         if self._seen is not None:

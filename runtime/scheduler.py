@@ -30,7 +30,7 @@ from edge.runtime.kv.loaded import LoadedPrefixes
 from edge.runtime.kv.prefix import PrefixCache, PrefixStats
 from edge.runtime.prefill import PromptTurns, as_array, compute, num_missing
 from edge.runtime.request import Request
-from edge.runtime.speculation import StepCost
+from edge.runtime.speculation import SharedDrafts
 
 SHARED_CHUNK = 64  # prompt tokens per step while answers are being decoded
 LEAST_MS = 1e-3  # for a step that is too short for the clock
@@ -59,10 +59,13 @@ class Scheduler:
     """
 
     def __init__(
-        self, engine: Engine, cost: StepCost, on_finish: Callable[[Request], None] = lambda _request: None
+        self,
+        engine: Engine,
+        drafts: SharedDrafts,
+        on_finish: Callable[[Request], None] = lambda _request: None,
     ) -> None:
         self._engine = engine
-        self._cost = cost
+        self._drafts = drafts
         self._on_finish = on_finish
         self.held = HeldSequences()  # sequences that belong to no request
         self._admission = Admission(engine, self.held)
@@ -106,11 +109,13 @@ class Scheduler:
     def interrupt_last(self) -> None:
         """Ask a running step to end soon, as if it had not begun. No step follows."""
         self._engine.interrupt(final=True)
+        self._drafts.interrupt(final=True)
 
     def interrupt_if_unwanted(self) -> None:
         """Ask a running step to end soon if no reader waits for its results. Other steps follow."""
         if all(request.unwanted or request.finished for request in list(self._live.values())):
             self._engine.interrupt(final=False)
+            self._drafts.interrupt(final=False)
 
     def step(self) -> None:
         """Make one step. An error of one request, or of the engine computing it, ends that request.
@@ -294,7 +299,7 @@ class Scheduler:
         for request, found in zip(running, rows, strict=True):
             self._accept(request, found, draft)
         if len(running) == 1:
-            self._cost.record(steps[0].ids.size, max((time.perf_counter() - started) * 1000, LEAST_MS))
+            self._drafts.cost.record(steps[0].ids.size, max((time.perf_counter() - started) * 1000, LEAST_MS))
 
     def _decode_singly(self, running: list[Request], steps: list[Step], draft: list[int], error: EdgeError) -> None:
         """Decode each request alone after a failure, so that the one that cannot be computed is found."""
@@ -318,6 +323,8 @@ class Scheduler:
         (request,) = self._decoding
         try:
             draft = request.draft()
+        except StepInterrupted:
+            raise
         except BaseException as error:  # from its constraint
             request.fail(own_error(error))
             self._stop(request)

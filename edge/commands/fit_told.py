@@ -10,15 +10,22 @@ from typing import TYPE_CHECKING
 
 from edge.commands.console import human_bytes, print_table
 from edge.commands.tables import print_text
+from edge.profiles.fit.predict import PROMPT
+from edge.profiles.fit.replicas import ANSWER
+from edge.profiles.fit.report import replicas_of
+from edge.profiles.fit.simulated import TURNS
 
 if TYPE_CHECKING:
     from edge.profiles.fit.figures import Figure
     from edge.profiles.fit.places import Place
     from edge.profiles.fit.predict import Prediction
+    from edge.profiles.fit.replicas import Clients, Replicas
     from edge.profiles.fit.report import Report
+    from edge.profiles.fit.simulated import Seen
 
 ROOM = "no room"
 REFUSED = "refused"
+TOO_SLOW = "too slow"
 KINDS = {"cpu": "a CPU", "gpu": "a GPU", "npu": "an NPU"}
 
 
@@ -36,6 +43,8 @@ def print_report(found: Report) -> None:
     for place, predictions in found.places:
         print()
         _print_place(place, predictions, found.context_tokens)
+        if found.wanted is not None:
+            _print_replicas(found, found.wanted, predictions)
     if found.devices:
         print()
         _print_devices(found)
@@ -88,18 +97,71 @@ def _print_place(place: Place, predictions: Sequence[Prediction], context: int) 
         print_text(f"{place.kind.upper()}: {finding}")
 
 
+def _print_replicas(found: Report, wanted: Clients, predictions: Sequence[Prediction]) -> None:
+    """How many serve the clients, and what that is computed from."""
+    print_text(
+        f"replicas for {wanted.count:,} clients of {wanted.tokens_s:g} tokens a second, all asking all the time: "
+        f"prompts of {PROMPT:,} tokens, answers of {ANSWER}"
+    )
+    counted = [(one, replicas) for one in predictions if (replicas := replicas_of(found, one)) is not None]
+    rows = [
+        [one.recipe, one.engine, replicas_text(one, each), str(each.clients or "-"), each.bound if each.clients else ""]
+        for one, each in counted
+    ]
+    columns = ["recipe", "engine", "replicas (fewest to most)", "clients of each", "no more because of"]
+    print_table(columns, rows, spare=["engine"], prose=["recipe"])
+    for origin in dict.fromkeys(each.origin for _, each in counted):
+        print_text(f"answers at once: {origin}")
+
+
+def print_simulations(seen: Sequence[tuple[Prediction, tuple[Seen, ...]]]) -> None:
+    """Waits and speeds, one table a place."""
+    for one, runs in seen:
+        print()
+        print_text(
+            f"{one.place.key}, {one.recipe}, {runs[0].replicas:,} replicas, simulated: conversations of {TURNS} turns "
+            f"without pauses, prompts of {PROMPT:,} tokens and answers of {ANSWER} in the mean"
+        )
+        rows = [
+            [
+                f"{run.rule}, {run.lost} lost for a while" if run.lost else run.rule,
+                *(f"{value:.2f}" for value in (run.result.ttft_s.p50, run.result.ttft_s.p95, run.result.ttft_s.p99)),
+                f"{run.result.rate.p50:.1f}",
+                f"{run.result.slow_rate:.1f}",
+                f"{100 * run.result.turn_hits:.0f} %",
+                f"{run.result.refused + run.result.broken:,} of {run.result.asked:,}",
+            ]
+            for run in runs
+        ]
+        first = ["first token, s: p50", "p95", "p99"]
+        columns = ["routing", *first, "tok/s: p50", "of the slowest 5 %", "earlier turns cached", "failed"]
+        print_table(columns, rows, spare=["p99", "failed"], prose=["routing"])
+
+
+def replicas_text(one: Prediction, each: Replicas) -> str:
+    """Like ~3 (2 to 9); a replica that may be too slow even for one client has no upper end."""
+    if not one.runs:
+        return REFUSED if one.refused else ROOM
+    if each.count is None and each.fewest is None:
+        return TOO_SLOW
+    usual = TOO_SLOW if each.count is None else f"{'~' if each.about else ''}{each.count:,}"
+    least = "?" if each.fewest is None else f"{each.fewest:,}"
+    return f"{usual} ({least} to {TOO_SLOW if each.most is None else f'{each.most:,}'})"
+
+
 def _print_devices(found: Report) -> None:
-    """One row a device, one column a recipe: tokens a second, or why not."""
+    """One row a device, one column a recipe: tokens a second or replicas, or why not."""
     recipes = [planned.recipe for planned in found.planned]
     rows = []
     for place, predictions in found.devices:
         longest = max(predictions, key=lambda one: one.longest_context)
         has = "?" if place.memory_bytes is None else f"{place.memory_bytes / 2**30:.0f}"
-        cells = [_rate(one.decode) if one.runs else REFUSED if one.refused else ROOM for one in predictions]
+        cells = [_cell(found, one) for one in predictions]
         rows.append([place.key, f"{place.bandwidth_gbs:g}", has, *cells, _tokens(longest)])
-    print_text(
-        f"tokens a second of devices, with {found.context_tokens:,} tokens of context and the most memory they have"
-    )
+    what = "tokens a second of devices"
+    if found.wanted is not None:
+        what = f"replicas for {found.wanted.count:,} clients of {found.wanted.tokens_s:g} tokens a second, by device"
+    print_text(f"{what}, with {found.context_tokens:,} tokens of context and the most memory they have")
     columns = ["device", "GB/s", "GiB", *recipes, "longest context"]
     print_table(columns, rows, spare=["GB/s", "longest context", "GiB", *reversed(recipes[1:])])
     errors = {one.place.kind: one.decode for _, predictions in found.devices for one in predictions}
@@ -109,6 +171,12 @@ def _print_devices(found: Report) -> None:
         f"~: known too badly to be relied on. {ROOM}: the wanted context does not fit. {REFUSED}: the device takes no "
         "such weights, or no such prompts; --device says which rule. ?: how much memory it has is not in the table."
     )
+
+
+def _cell(found: Report, one: Prediction) -> str:
+    if (each := replicas_of(found, one)) is not None:
+        return replicas_text(one, each)
+    return _rate(one.decode) if one.runs else REFUSED if one.refused else ROOM
 
 
 def verdict(one: Prediction) -> str:

@@ -38,6 +38,7 @@ examples:
   edge profile run glm-4-9b-chat-hf glm4-profile
   edge profile run model.gguf out --recipes int8-asym,int4-asym-g128 --engines onnx --text manual.txt --no-speed
   edge profile run model.gguf out --recipes int4-asym-g64 --fail-if "kld>0.05" --fail-if "bytes>90e6"
+  edge profile run /shared/glm-4-9b-chat-hf /shared/glm4-profile --ray 192.168.1.5:6379
 """
 COMPARE = """Compare two results on the same text, window by window, and say which one is better.
 
@@ -82,6 +83,18 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     cells.add_argument("--device", metavar=options.DEVICES, help=told("device to measure on", device))
     options.add_memory(cells)
     cells.add_argument("--no-speed", action="store_true", help="do not measure loading, memory or speed")
+    cells.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help=told("cores that each export and each measurement of accuracy computes on", "all of this machine's"),
+    )
+    cells.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="measure on a Ray cluster, given the address of its head, or auto for that of this machine; its nodes "
+        "share CHECKPOINT and OUT under the same paths",
+    )
     text = parser.add_argument_group("text to measure by")
     text.add_argument(
         "--text",
@@ -151,7 +164,7 @@ def _sweep(args: argparse.Namespace) -> int:
         raise SettingsError(f"--fail-if {wrong[0]} needs speed; leave --no-speed out")
     check_folder(Path(args.out))
     with shown_progress(Path(args.out)) as progress:
-        profile = sweep(args.source, args.out, _settings(args), progress)
+        profile = sweep(args.source, args.out, _settings(args), progress, ray=args.ray)
     write_report(profile, Path(args.out))
     if args.json:
         print_json(json.loads(profile.to_json()))
@@ -183,6 +196,7 @@ def _settings(args: argparse.Namespace) -> SweepSettings:
         "greedy_tokens": args.greedy,
         "device": args.device,
         "max_memory_bytes": args.max_memory_bytes,
+        "threads": args.threads,
         "speed": not args.no_speed,
         "keep_bundles": args.keep_bundles,
     }
@@ -220,7 +234,7 @@ def _print_profile(profile: Profile, out: Path) -> None:
     from edge.commands.console import print_table
     from edge.commands.tables import print_text
     from edge.profiles.columns import COLUMNS, FOR_TERMINALS, NAME, Column, same_in_all, told_once
-    from edge.profiles.report import front_names, spread_unknown, warnings
+    from edge.profiles.report import front_names, nodes, spread_unknown, warnings
 
     fronts = front_names(profile)
 
@@ -243,7 +257,7 @@ def _print_profile(profile: Profile, out: Path) -> None:
         prose=["engine"],
         elsewhere=f"all of it is in {out}",
     )
-    for line in (*spread_unknown(profile), *profile.notes):
+    for line in (*spread_unknown(profile), *nodes(profile), *profile.notes):
         print_text(line)
     print(f"{out}: profile.json, profile.md, profile.html and plots")
 

@@ -26,7 +26,8 @@ def shown_progress(out: Path) -> Iterator[Callable[[SweepProgress], None]]:
 
         def tell(progress: SweepProgress) -> None:
             show(progress)
-            if progress.row is not None or progress.failure is not None:
+            # Drawing takes a core for seconds, and the report of the end has it all.
+            if (progress.row is not None or progress.failure is not None) and not progress.is_timing:
                 _report_so_far(out)
 
         yield tell

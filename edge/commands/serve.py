@@ -10,12 +10,14 @@ examples:
   edge serve glm4-int4
   edge serve glm4-int4 --port 8080 --system-file kiosk.txt --prefix kiosk.prefix
   edge serve glm4-int4 --host 0.0.0.0 --api-key-file keys.txt
+  edge serve glm4-int4 --ray --replicas 2 --threads 4
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add(limits, "--send-timeout", "send_timeout_s", type=float, metavar="SECONDS")
     _add(limits, "--stall-seconds", "stall_s", type=float, metavar="SECONDS")
     _add(limits, "--shutdown-seconds", "shutdown_s", type=float, metavar="SECONDS")
+    _add_ray(parser)
     options.add_engine(parser)
     reuse.add_prefixes(parser, drafts=True)
 
@@ -108,12 +111,20 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args)
     engine_settings(**options.engine_settings(args))  # refuse a bad value before anybody can connect
     page = PageConfig() if args.page_config is None else read_page_config(Path(args.page_config))
-    service = Service(lambda stage: _opened(args, stage), settings)
-    app = make_app(service, Metrics(), page.to_json())
-    bound = bind(settings)
-    where = f"{visible(settings.names[0])} at {visible(url_of(bound))}"
-    print(f"serving {where}, once it is loaded", flush=True)
-    serve(app, service, bound, Notifier())
+    metrics = Metrics()
+    with ExitStack() as leaving:
+        if args.ray is None:
+            _refuse_ray_options(args)
+            service = Service(lambda stage: _opened(args, stage), settings)
+        else:
+            from edge.commands.serve_ray import far_service
+
+            service = leaving.enter_context(far_service(args, settings, metrics))
+        app = make_app(service, metrics, page.to_json())
+        bound = bind(settings)
+        where = f"{visible(settings.names[0])} at {visible(url_of(bound))}"
+        print(f"serving {where}, once it is loaded", flush=True)
+        serve(app, service, bound, Notifier())
     return 0
 
 
@@ -144,6 +155,14 @@ def _settings(args: argparse.Namespace) -> ServerSettings:
 
 
 def _opened(args: argparse.Namespace, stage: Stage) -> LLM:
+    llm = loaded(args, stage)
+    print(f"ready: {llm.engine.info.name} on {llm.engine.info.device}", flush=True)
+    say_sampling(llm, {"sampling": args.sampling})
+    return llm
+
+
+def loaded(args: argparse.Namespace, stage: Stage) -> LLM:
+    """Load a model with all that the options say, and warm it up."""
     from edge.api import load
     from edge.server.warm_up import warm_up
 
@@ -160,9 +179,38 @@ def _opened(args: argparse.Namespace, stage: Stage) -> LLM:
         llm.close()
         raise
     stage("ready", 1.0)
-    print(f"ready: {llm.engine.info.name} on {llm.engine.info.device}", flush=True)
-    say_sampling(llm, {"sampling": args.sampling})
     return llm
+
+
+def _add_ray(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("replicas on a Ray cluster")
+    group.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="compute on the cluster whose head is at this address, like 192.168.1.5:6379, or auto for that of this "
+        "machine; without an address, on a cluster of this machine alone that ends with this command",
+    )
+    group.add_argument(
+        "--replicas",
+        type=int,
+        metavar="N",
+        help="replicas of the model, each with an engine and --threads of its own (default: 1; needs --ray)",
+    )
+    group.add_argument(
+        "--resume-streams",
+        action="store_true",
+        help="go on with a stream on another replica when its own is lost, in place of ending it (needs --ray)",
+    )
+
+
+def _refuse_ray_options(args: argparse.Namespace) -> None:
+    from edge.runtime.errors import SettingsError
+
+    for given, option in ((args.replicas, "--replicas"), (args.resume_streams, "--resume-streams")):
+        if given:
+            raise SettingsError(f"{option} is about replicas on a cluster; give --ray too")
 
 
 def _add(

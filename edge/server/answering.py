@@ -134,6 +134,7 @@ class Answering:
         """Check a request, and put it into the model's queue if it can go there at once. Raises RequestError."""
         request = self._post.request_type.from_body(read_json(raw))
         self._service.check_model(request.settings.model)
+        llm = self._service.for_reading(llm, whole=not request.settings.stream)
         request = request.opened(llm)
         if self._settings.context_policy == "drop-oldest":
             request = request.fitted(llm)

@@ -58,6 +58,10 @@ class Metrics:
         """Say where to find the model, whose state is read each time that the text is asked for; None: not now."""
         self._model = model
 
+    def also(self, families: Callable[[], Iterable[Metric]]) -> None:
+        """Tell of more, which is asked for each time that the text is."""
+        self._registry.register(_Collected(families))
+
     def started(self, endpoint: str) -> None:
         """Count a request. endpoint: a path of the server's own table."""
         self._running[endpoint] += 1

@@ -70,6 +70,7 @@ def serve(app: ASGIApp, service: Service, bound: socket.socket, notifier: Notifi
         raise server.failure
     if service.state == "stopping" and not server.loaded.is_set():
         logger.info("ended while the model was loading")
+        service.abandon()
         sys.stderr.flush()
         os._exit(0)  # a thread inside an engine cannot be ended in another way
     service.close()

@@ -108,6 +108,9 @@ class Service:
         """Let nobody in any more."""
         self._stopping = True
 
+    def abandon(self) -> None:
+        """End what would outlive this process, which ends while a model is being loaded."""
+
     def close(self) -> None:
         """Free the model. Raises OutputError if its draft store cannot be written."""
         self._stopping = True
@@ -121,7 +124,7 @@ class Service:
     def admitted(self) -> Generator[LLM]:
         """Let a request in, for as long as it is being answered. Raises RequestError if there is no room."""
         llm = self.llm
-        self._check_room(llm)
+        self.check_room(llm)
         self.num_active += 1
         try:
             yield llm
@@ -186,15 +189,24 @@ class Service:
         """Call a function in one of the threads for requests."""
         return asyncio.get_running_loop().run_in_executor(self.threads, function)
 
-    def _check_room(self, llm: LLM) -> None:
+    def check_room(self, llm: LLM) -> None:
+        """Raise RequestError if as many requests wait already as may."""
         waiting = llm.stats.waiting + self._starting + sum(looking.is_waiting for looking in self._looking)
         if waiting >= self.settings.max_waiting:
-            raise RequestError(
-                f"{waiting} requests are waiting already; try again later",
-                code="queue_full",
-                status=TOO_MANY,
-                retry_after_s=self._seconds_for(waiting),
-            )
+            raise self.queue_full(waiting)
+
+    def queue_full(self, waiting: int) -> RequestError:
+        """Return the error for a request that finds so many waiting."""
+        return RequestError(
+            f"{waiting} requests are waiting already; try again later",
+            code="queue_full",
+            status=TOO_MANY,
+            retry_after_s=self._seconds_for(waiting),
+        )
+
+    def for_reading(self, llm: LLM, *, whole: bool) -> LLM:  # noqa: ARG002  # as others need it
+        """Return the model for an answer that is told at its end, or as it comes."""
+        return llm
 
     def _seconds_for(self, waiting: int) -> int:
         """Return how long the queue will take at the speed of its last answers."""

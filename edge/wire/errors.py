@@ -49,6 +49,7 @@ Code = Literal[
     "cache_full",
     "loading",
     "stalled",
+    "replica_lost",
     "too_many_connections",
     "shutting_down",
     "internal_error",

@@ -9,9 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from edge.export.checkpoint.fields import Fields
 from edge.export.checkpoint.refusals import why_no_checkpoint
 from edge.export.checkpoint.weight_files import exists, is_unfinished, read_head, unfinished_download_of
@@ -43,14 +40,17 @@ class Checkpoint(Protocol):
     def read(self, name: str) -> FloatArray:
         """One tensor as it is stored if numpy can hold that, else in float32; must not be written to."""
 
-    def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """The bytes of one tensor as they are stored."""
+    def sha256(self, name: str) -> str:
+        """Hex digest of the bytes of one tensor as they are stored."""
 
     def prefetch(self, names: Iterable[str]) -> None:
         """Ask the system to begin reading these tensors from the disk."""
 
     def release(self) -> None:
         """Let the system take back the memory of mapped tensors; reading them again reads the file again."""
+
+    def done_with(self, names: Iterable[str]) -> None:
+        """These tensors are not read again: let the system drop what it has in memory for this process alone."""
 
     def weight_files(self) -> list[Path]:
         """The files that hold tensors, in a stable order."""

@@ -14,7 +14,6 @@ from typing import Any
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 
 from edge.export.checkpoint import build_tokenizer, chat_templates, tokenizer_files
 from edge.export.checkpoint.checkpoint import FileFormat
@@ -87,7 +86,7 @@ class GGUFCheckpoint:
 
     def read(self, name: str) -> FloatArray:
         info = self._tensors[name][1]
-        data = self.raw(name)
+        data = self._mapped.view(*self._place(name))
         if info.type == gguf.GGMLQuantizationType.F32:
             return data.view(np.float32).reshape(info.shape)
         if info.type == gguf.GGMLQuantizationType.F16:
@@ -95,16 +94,24 @@ class GGUFCheckpoint:
         values = gguf.dequantize(data.reshape(info.byte_shape), info.type)
         return np.asarray(values, np.float32).reshape(info.shape)
 
-    def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        part, info = self._tensors[name]
-        return self._mapped.view(part, info.offset, info.nbytes)
+    def sha256(self, name: str) -> str:
+        return self._mapped.sha256(*self._place(name))
 
     def prefetch(self, names: Iterable[str]) -> None:
-        for part, info in (self._tensors[name] for name in names):
-            self._mapped.prefetch(part, info.offset, info.nbytes)
+        for name in names:
+            self._mapped.prefetch(*self._place(name))
 
     def release(self) -> None:
         self._mapped.release()
+
+    def done_with(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._mapped.done_with(*self._place(name))
+
+    def _place(self, name: str) -> tuple[Path, int, int]:
+        """File, first byte, bytes."""
+        part, info = self._tensors[name]
+        return part, info.offset, info.nbytes
 
     def weight_files(self) -> list[Path]:
         return self._parts

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edge.export.checkpoint import build_tokenizer, chat_templates, tokenizer_files
 from edge.export.checkpoint.checkpoint import FileFormat
@@ -79,22 +78,30 @@ class SafetensorsFiles:
     def read(self, name: str) -> FloatArray:
         """One tensor, of a large one a view into the mapped file."""
         entry = self._entries[name]
-        return self.raw(name).view(_dtype(entry.dtype)).reshape(entry.shape)
+        return self._mapped.view(*self._place(name)).view(_dtype(entry.dtype)).reshape(entry.shape)
 
-    def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """The stored bytes of one tensor, of a large one as a view."""
-        entry = self._entries[name]
-        return self._mapped.view(entry.file, entry.start, entry.stop - entry.start)
+    def sha256(self, name: str) -> str:
+        """Hex digest of the stored bytes of one tensor."""
+        return self._mapped.sha256(*self._place(name))
 
     def prefetch(self, names: Iterable[str]) -> None:
         """Ask the system to begin reading these tensors."""
         for name in names:
-            entry = self._entries[name]
-            self._mapped.prefetch(entry.file, entry.start, entry.stop - entry.start)
+            self._mapped.prefetch(*self._place(name))
 
     def release(self) -> None:
         """Unmap what was read; views stay valid."""
         self._mapped.release()
+
+    def done_with(self, names: Iterable[str]) -> None:
+        """These tensors are not read again."""
+        for name in names:
+            self._mapped.done_with(*self._place(name))
+
+    def _place(self, name: str) -> tuple[Path, int, int]:
+        """File, first byte, bytes."""
+        entry = self._entries[name]
+        return entry.file, entry.start, entry.stop - entry.start
 
     def _check_index(self, index: dict[str, str]) -> None:
         found = {name: entry.file.name for name, entry in self._entries.items()}
@@ -128,14 +135,17 @@ class SafetensorsCheckpoint:
     def read(self, name: str) -> FloatArray:
         return self._tensors.read(name)
 
-    def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        return self._tensors.raw(name)
+    def sha256(self, name: str) -> str:
+        return self._tensors.sha256(name)
 
     def prefetch(self, names: Iterable[str]) -> None:
         self._tensors.prefetch(names)
 
     def release(self) -> None:
         self._tensors.release()
+
+    def done_with(self, names: Iterable[str]) -> None:
+        self._tensors.done_with(names)
 
     def weight_files(self) -> list[Path]:
         return self._tensors.files

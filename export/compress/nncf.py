@@ -92,7 +92,7 @@ class Compressor:
         return _compress(name, self._float32(weight), precision, inputs, fitting)
 
     def _float32(self, rows: FloatArray) -> Float32Array:
-        if rows.dtype == np.float32:
+        if rows.dtype == np.float32 and rows.flags.c_contiguous:  # a constant takes bytes as they lie in memory
             return rows
         if self._buffer.size < rows.size:
             self._buffer = np.empty(rows.size, np.float32)

@@ -1,7 +1,7 @@
-"""Whether a source of drafts is asked, and what was learned of it.
+"""Whether a source of drafts is asked, and how many of its ids are worth a step.
 
-In: sources, and what a step costs. Out: proposals, and how many of their ids are worth a step. Knows nothing about
-where sources have their ids from.
+In: sources, what was learned of them, and what a step costs. Out: proposals, and the best length of one. Knows nothing
+about where sources have their ids from.
 
 A source that costs time is asked only if what it usually gets right promises more than what is there already. One that
 has been given up is asked again now and then: the time for that is a hundredth of what plain steps take.
@@ -12,46 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from edge.runtime.speculation.acceptance import SourceRecord
 from edge.runtime.speculation.cost import StepCost
 from edge.runtime.speculation.source import DraftSource, Proposal
 
 LONGEST = 16  # ids that a source is asked for, which each cost it time
-FREE = 6  # ids that a source is asked for that copies them, whatever was right before: some buckets are better
 EXPLORING = 0.01  # of the time of plain steps
-_FIRST = 0.7  # chance of an id before a source was ever asked
-_WEIGHT = 3.0  # of that, and of priors, in ids
-_DECAY = 0.98  # of earlier counts with each new id: about the last 50 matter
-
-
-class SourceRecord:
-    """How often ids of a source were right, by bucket and in all: shared by the answers of one model."""
-
-    def __init__(self, priors: Sequence[float]) -> None:
-        self._counts = [[_WEIGHT * prior, _WEIGHT * (1 - prior), prior] for prior in (*priors, _FIRST)]
-        self.budget_ms = 0.0  # for asking although it does not seem to pay
-
-    @property
-    def chance(self) -> float:
-        """Of any id, given that those before it were right."""
-        return self.chances([-1])[0]
-
-    def chances(self, buckets: Sequence[int]) -> list[float]:
-        """Of ids in these buckets."""
-        return [self._counts[i][0] / (self._counts[i][0] + self._counts[i][1]) for i in buckets]
-
-    def learn(self, proposal: Proposal, written: Sequence[int]) -> None:
-        """Compare a proposal with what the model wrote, up to the first id that differs."""
-        for drafted, bucket, token_id in zip(proposal.ids, proposal.buckets, written, strict=False):
-            for index in (bucket, -1):
-                right, wrong, prior = self._counts[index]
-                pull = (1 - _DECAY) * _WEIGHT  # what decays of the prior comes back
-                is_right = drafted == token_id
-                self._counts[index][:2] = [
-                    right * _DECAY + pull * prior + is_right,
-                    wrong * _DECAY + pull * (1 - prior) + (not is_right),
-                ]
-            if not is_right:
-                break
 
 
 def best_length(
@@ -75,16 +41,15 @@ def best_length(
 def ask(
     source: DraftSource, record: SourceRecord, room: int, forced: Sequence[int], cost: StepCost, best_gain: float
 ) -> Proposal | None:
-    """Return what a source proposes, if it is to be asked: it may gain more than `best_gain`, or is given a try."""
+    """Return what a source proposes, if it is to be asked: it may gain more than `best_gain`, or is given a try.
+
+    room: how many ids fit, 1 or more.
+    """
+    making = source.costs_ms(min(room, LONGEST))
+    if not making:
+        return source.propose(room, forced)
     plain = len(forced) + 1
-    most = min(room, LONGEST)
-    if most < 1:
-        return None
-    making_most = source.cost_ms(most)
-    if not making_most:
-        return source.propose(min(most, FREE), forced)
-    making = [*(source.cost_ms(i) for i in range(1, most)), making_most]
-    gain, count = best_length([record.chance] * most, plain, cost, making)
+    gain, count = best_length([record.chance] * len(making), plain, cost, making)
     explores = gain <= best_gain
     if explores:
         record.budget_ms += EXPLORING * cost.ms(plain)

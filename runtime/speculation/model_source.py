@@ -20,7 +20,7 @@ from statistics import median
 import numpy as np
 
 from edge.runtime.arrays import Logits
-from edge.runtime.engines.engine import Engine, Step
+from edge.runtime.engines.engine import Engine, Step, StepInterrupted
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.kv.prefix import common_prefix
 from edge.runtime.sampling import Sampler, draw, truncate
@@ -52,40 +52,52 @@ class ModelDrafts:
         self._read_ms: list[float] = []  # of a token, the latest readings
         self._sequence: CacheSequence | None = None
         self._held: list[int] = []  # the ids that it holds
-        self._owner: object = None  # who drafted last
+        self.changes = 0  # how often they became others
         self._failed = False
+        self._interrupted = self._ended = False
 
     def source(self, prompt_ids: Sequence[int], sampling: Sampling) -> ModelSource | None:
         """None once the engine has failed: a draft never ends an answer."""
         return None if self._failed else ModelSource(self, prompt_ids, sampling)
 
+    @property
+    def num_held(self) -> int:
+        """How many ids are computed, after those of whoever drafted last."""
+        return len(self._held)
+
     def shared(self, ids: Sequence[int], known: int = 0) -> int:
         """How many of these ids are computed already. known: so many of them surely are."""
         return known + common_prefix(tuple(self._held[known:]), tuple(ids[known:]))
 
-    def surely(self, asking: object, count: int) -> int:
-        """How many ids are computed of `count` that were when `asking` drafted last: all, or none if others did."""
-        return count if self._owner is asking else 0
-
-    def taken_by(self, asking: object, certain: int) -> int:
-        """Note who drafted last; return how many of its first `certain` ids are computed."""
-        self._owner = asking
-        return min(certain, len(self._held))
-
-    def expected_ms(self, missing: int, count: int) -> float:
-        """What proposing `count` ids takes if so many have to be read before."""
+    def expected_ms(self, missing: int, most: int) -> list[float]:
+        """What proposing 1, 2, ... `most` ids takes if so many have to be read before."""
         reading = median(self._read_ms) * max(missing - FEW, 0) / SPREAD if self._read_ms else 0.0
-        return reading + self._cost.ms(1) * max(count - 1, 0) + self._cost.ms(min(max(missing, 1), FEW))
+        first = reading + self._cost.ms(min(max(missing, 1), FEW))
+        return [first + self._cost.ms(1) * i for i in range(most)]
+
+    def begin(self) -> None:
+        """Forget an interrupt that was meant for earlier drafts."""
+        self._interrupted = self._ended
+
+    def interrupt(self, *, final: bool) -> None:
+        """End a draft before its next inference, and the one that runs as its engine can."""
+        self._ended = self._ended or final
+        self._interrupted = True
+        self.engine.interrupt(final=final)
 
     def row(self, ids: Sequence[int], shared: int) -> Logits | None:
         """Compute what is missing after the first `shared` ids; return the last one's logits.
 
-        None if there is no room for them, if not all were computed yet, or after a failure.
+        None if there is no room for them, if not all were computed yet, or after a failure. Raises StepInterrupted.
         """
         if self._failed or len(ids) > self.engine.info.max_context:
             return None
+        if self._interrupted:
+            raise StepInterrupted
         try:
             return self._computed(ids, min(shared, len(ids) - 1))
+        except StepInterrupted:
+            raise
         except Exception as error:  # of any library
             logging.getLogger(__name__).warning("the draft model failed, so it drafts no more: %s", error)
             self._failed = True
@@ -95,6 +107,7 @@ class ModelDrafts:
         started = time.perf_counter()
         if self._sequence is None:
             self._sequence = CacheSequence(self.engine.pool)
+        self.changes += 1
         self._sequence.trim(min(shared, self._sequence.num_tokens))
         del self._held[self._sequence.num_tokens :]
         new = np.array(ids[len(self._held) :][: self._at_once()], np.int64)
@@ -134,7 +147,8 @@ class ModelSource:
         self._model, self._sampling = model, sampling
         self._num_prompt_tokens = len(prompt_ids)
         self._ids: list[int] = []
-        self._known = 0  # certain ids that the model had computed when this drafted last
+        self._known = 0  # of these ids, the model holds the first ones, ...
+        self._changes = 0  # ... after so many changes of what it holds
         self._sampler = Sampler(sampling, prompt_ids, model.num_tokens)
         self._random = np.random.default_rng(sampling.seed)
         self._numbers: list[float] = []  # of the answer's tokens
@@ -144,12 +158,13 @@ class ModelSource:
             self._sampler.observe(token_id)
         self._ids += ids
 
-    def cost_ms(self, count: int) -> float:
-        return self._model.expected_ms(self._missing(), count)
+    def costs_ms(self, most: int) -> Sequence[float]:
+        return self._model.expected_ms(self._missing(), most)
 
     def propose(self, count: int, forced: Sequence[int] = ()) -> Proposal | None:
         started = time.perf_counter()
         ids, certain, missing = self._ids, len(self._ids), self._missing()
+        self._model.begin()
         buckets: list[int] = []
         ids += forced
         begin = len(ids)
@@ -163,21 +178,27 @@ class ModelSource:
             drafted = ids[begin:]
         finally:
             del ids[certain:]
-            self._known = self._model.taken_by(self, certain)
+            self._known = min(self._known, certain)
         if not drafted:
             return None
         ms = (time.perf_counter() - started) * 1000
-        return Proposal(drafted, buckets, ms if missing <= FEW else self._model.expected_ms(missing, len(drafted)))
+        return Proposal(drafted, buckets, ms if missing <= FEW else self._model.expected_ms(missing, len(drafted))[-1])
 
     def close(self) -> None:
         """Nothing is this answer's alone."""
 
     def _missing(self) -> int:
-        self._known = self._model.surely(self, self._known)
-        return len(self._ids) - self._model.shared(self._ids, self._known)
+        """How many ids the model would have to read. They are compared once, until others draft."""
+        if self._changes != self._model.changes:
+            self._known, self._changes = 0, self._model.changes
+        self._known = self._model.shared(self._ids, self._known)
+        return len(self._ids) - self._known
 
     def _next_row(self) -> Logits | None:
-        return self._model.row(self._ids, len(self._ids) - self._missing())
+        row = self._model.row(self._ids, len(self._ids) - self._missing())
+        if self._changes != self._model.changes:  # by what was just read
+            self._known, self._changes = self._model.num_held, self._model.changes
+        return row
 
     def _choose(self, row: Logits) -> tuple[int, int]:
         """Return the id that the answer's own sampler would choose from a row, and its bucket.

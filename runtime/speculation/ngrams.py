@@ -10,7 +10,6 @@ which costs a draft and changes no answer.
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -20,46 +19,33 @@ import numpy.typing as npt
 
 from edge.runtime.settings import Sampling
 from edge.runtime.speculation.source import Proposal
-from edge.runtime.speculation.suffix_array import MAX_ID
 
 LONGEST = 4  # ids of a context
 LEVELS = 8  # of the share that the most frequent follower has
-MAX_ENTRIES = 1_000_000  # 8 bytes each
+FEW = 6  # ids that are drafted at once: what follows so many guesses is seldom right
 MOST_IDS = 200_000  # of the model's own answers
 _LEAST_NEW = 200  # ids that are worth counting again
 _LEAST_OF_LONG = 2  # times that a context of three or four ids must have been followed alike
 _FACTOR, _MASK = 0x9E3779B1, 0xFFFFFFFF
-_HEADER = struct.Struct(f"<8s{LONGEST}I")
-_MAGIC = b"EDGENGR1"
 
 # By the follower's share of what was counted, 0 to 1 in eighths: how often it was right in sampled answers to others'
 # questions.
 _PRIORS = (0.03, 0.1, 0.12, 0.15, 0.15, 0.25, 0.5, 0.7)
 
-Hashes = npt.NDArray[np.uint64]
+Ids = npt.NDArray[np.uint64]
 Text = Sequence[int] | npt.NDArray[np.integer]
 
 
 class NgramTable:
-    """Followers of contexts of 1 to 4 ids."""
+    """Followers of contexts of 1 to 4 ids, 8 bytes for each context."""
 
-    def __init__(self, content: bytes, num_ids: int) -> None:
-        """Raises ValueError for bytes that are not a table of `num_ids` token ids."""
-        if len(content) < _HEADER.size or not content.startswith(_MAGIC):
-            raise ValueError("it is no table of n-grams")
-        sizes = _HEADER.unpack_from(content)[1:]
-        if len(content) != _HEADER.size + 8 * sum(sizes):
-            raise ValueError(f"it has {len(content)} bytes, expected {_HEADER.size + 8 * sum(sizes)}")
-        self._orders: list[tuple[memoryview, memoryview]] = []  # hashes, and follower << 3 | level, by length
-        at = _HEADER.size
-        for size in sizes:
-            hashes, followers = np.frombuffer(content, "<u4", 2 * size, at).astype(np.uint32).reshape(2, size)
-            if size and int(followers.max()) >> 3 >= num_ids:
-                raise ValueError(f"it holds token id {int(followers.max()) >> 3}, expected 0 to {num_ids - 1}")
-            self._orders.append((hashes.data, followers.data))
-            at += 8 * size
+    def __init__(self, texts: Iterable[Text]) -> None:
+        """texts: of ids below 2²⁹."""
+        ids = [np.array(text, np.uint64) for text in texts]
+        self._orders = [_followers(ids, length) for length in range(1, LONGEST + 1)]
 
     def __len__(self) -> int:
+        """How many contexts it knows."""
         return sum(len(hashes) for hashes, _ in self._orders)
 
     def follower(self, tail: Sequence[int]) -> tuple[int, int] | None:
@@ -98,6 +84,9 @@ class Ngrams:
     def source(self, prompt_ids: Sequence[int], sampling: Sampling) -> NgramSource:  # noqa: ARG002 it is any text's
         return NgramSource(self)
 
+    def interrupt(self, *, final: bool) -> None:
+        pass
+
     def close(self) -> None:
         """Free the memory."""
         self._texts.clear()
@@ -112,7 +101,7 @@ class Ngrams:
             while self._size > MOST_IDS // 2:
                 self._size -= len(self._texts.popleft())
         if self._size:
-            self.table = NgramTable(count_ngrams(self._texts), MAX_ID + 1)
+            self.table = NgramTable(self._texts)
         self._counted = self._size
 
 
@@ -129,14 +118,14 @@ class NgramSource:
     def extend(self, ids: Sequence[int]) -> None:
         self._tail = [*self._tail, *ids[-LONGEST:]][-LONGEST:]
 
-    def cost_ms(self, count: int) -> float:  # noqa: ARG002 nothing, for any
-        return 0.0
+    def costs_ms(self, most: int) -> Sequence[float]:  # noqa: ARG002 nothing, for any
+        return ()
 
     def propose(self, count: int, forced: Sequence[int] = ()) -> Proposal | None:
         table, text = self._ngrams.table, [*self._tail, *forced]
         ids: list[int] = []
         buckets: list[int] = []
-        while table is not None and len(ids) < count:
+        while table is not None and len(ids) < min(count, FEW):
             found = table.follower(text[-LONGEST:])
             if found is None:
                 break
@@ -149,25 +138,12 @@ class NgramSource:
         pass
 
 
-def count_ngrams(sequences: Iterable[Text]) -> bytes:
-    """Return the table of what follows what in these sequences, the same bytes for the same ids."""
-    ids = [np.array(sequence, np.uint64) for sequence in sequences]
-    orders = [_followers(ids, length) for length in range(1, LONGEST + 1)]
-    excess = sum(hashes.size for hashes, _, _ in orders) - MAX_ENTRIES
-    for i in range(LONGEST - 1, -1, -1):  # the longest and rarest go first
-        if excess > 0:
-            hashes, packed, counts = orders[i]
-            keep = np.sort(np.argsort(counts, kind="stable")[min(excess, counts.size) :])
-            excess -= hashes.size - keep.size
-            orders[i] = hashes[keep], packed[keep], counts[keep]
-    parts = [_HEADER.pack(_MAGIC, *(hashes.size for hashes, _, _ in orders))]
-    parts += [part.astype("<u4").tobytes() for hashes, packed, _ in orders for part in (hashes, packed)]
-    return b"".join(parts)
+def _followers(texts: list[Ids], length: int) -> tuple[memoryview, memoryview]:
+    """Return hashes of contexts, ascending, and the follower of each: its id << 3 | level.
 
-
-def _followers(sequences: list[Hashes], length: int) -> tuple[Hashes, Hashes, npt.NDArray[np.int64]]:
-    """Return hashes of contexts, ascending; the follower of each with its level; and how often it followed."""
-    pairs = [_pairs(ids, length) for ids in sequences if ids.size > length]
+    The same for the same texts, whatever their order. They are views, as numpy's own elements are slow to compare.
+    """
+    pairs = [_pairs(ids, length) for ids in texts if ids.size > length]
     keys, counts = np.unique(np.concatenate([*pairs, np.zeros(0, np.uint64)]), return_counts=True)
     contexts = keys >> np.uint64(32)
     first = np.flatnonzero(np.diff(contexts, prepend=np.uint64(1 << 40)))
@@ -179,10 +155,10 @@ def _followers(sequences: list[Hashes], length: int) -> tuple[Hashes, Hashes, np
         best, total = best[kept], total[kept]
     levels = (LEVELS * counts[best] // (total + 1)).astype(np.uint64)
     followers = (keys[best] & np.uint64(_MASK)) << np.uint64(3) | levels
-    return contexts[best], followers, counts[best]
+    return contexts[best].astype(np.uint32).data, followers.astype(np.uint32).data
 
 
-def _pairs(ids: Hashes, length: int) -> Hashes:
+def _pairs(ids: Ids, length: int) -> Ids:
     """Return hash << 32 | follower of every context of this length."""
     hashed = np.zeros(ids.size - length, np.uint64)
     for i in range(length):

@@ -12,11 +12,13 @@ from dataclasses import replace
 
 from edge.runtime.errors import SettingsError
 from edge.runtime.settings import GenerationSettings, Sampling, SpeculationSettings
+from edge.runtime.speculation.acceptance import Acceptance
+from edge.runtime.speculation.copies import StoreSource, TextSource
 from edge.runtime.speculation.cost import StepCost
-from edge.runtime.speculation.drafter import Acceptance, Drafter
+from edge.runtime.speculation.drafter import Drafter
 from edge.runtime.speculation.ngrams import MOST_IDS, Ngrams
 from edge.runtime.speculation.saver import Saver
-from edge.runtime.speculation.source import SourceMaker
+from edge.runtime.speculation.source import DraftSource, SourceMaker
 from edge.runtime.speculation.store import DraftStore
 
 _SEED_BITS = 62
@@ -47,9 +49,18 @@ class SharedDrafts:
         """Return a drafter for one answer, or None without settings."""
         if self._settings is None:
             return None
-        found = [maker.source(prompt_ids, sampling) for maker in self._makers]
-        sources = [source for source in found if source is not None]
-        return Drafter(prompt_ids, self._settings, self.cost, self._store, self._acceptance, sources)
+        least = self._settings.min_match
+        sources: list[DraftSource] = [TextSource(least)]
+        if self._store is not None:
+            sources.append(StoreSource(self._store, least))
+        made = [maker.source(prompt_ids, sampling) for maker in self._makers]
+        sources += [source for source in made if source is not None]
+        return Drafter(prompt_ids, sources, self.cost, self._acceptance, self._settings.max_draft)
+
+    def interrupt(self, *, final: bool) -> None:
+        """Ask whatever is drafting to end soon, as `Engine.interrupt` does. May be called from any thread."""
+        for maker in list(self._makers):
+            maker.interrupt(final=final)
 
     def close(self) -> None:
         """Free what drafts are made with. A second call changes nothing."""

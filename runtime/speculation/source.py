@@ -39,9 +39,11 @@ class DraftSource(Protocol):
     def extend(self, ids: Sequence[int]) -> None:
         """Take what is certain: the prompt first, then what each step appended. Cheap: work waits for `propose`."""
 
-    def cost_ms(self, count: int) -> float:
-        """Return what proposing `count` ids is expected to take, 0 for copies. Asked before `propose`, which may then
-        never come."""
+    def costs_ms(self, most: int) -> Sequence[float]:
+        """Return what proposing 1, 2, ... `most` ids is expected to take; nothing for copies, which are always asked.
+
+        Asked once a step, before `propose`, which may then never come.
+        """
 
     def propose(self, count: int, forced: Sequence[int] = ()) -> Proposal | None:
         """Return up to `count` ids (1 or more) to follow the text and `forced` after it; None if nothing comes to mind.
@@ -54,10 +56,16 @@ class DraftSource(Protocol):
 
 
 class SourceMaker(Protocol):
-    """What all answers of one model share of a kind of drafts, such as a second model or a table."""
+    """What all answers of one model share of a kind of drafts, such as a second model or a table.
+
+    `interrupt` may be called from any thread, the rest from one thread at a time.
+    """
 
     def source(self, prompt_ids: Sequence[int], sampling: Sampling) -> DraftSource | None:
         """Return a source for one answer, whose prompt it is given by `extend` as well; None if it has none for it."""
+
+    def interrupt(self, *, final: bool) -> None:
+        """Ask a running `propose` to end soon, as `Engine.interrupt` does; copies take no time, and go on."""
 
     def close(self) -> None:
         """Free everything. Nothing follows."""

@@ -102,4 +102,4 @@ class PicturePrompts:
 
 
 def _without_rows(spliced: Spliced, held: Held | None) -> HeldPrompt:
-    return HeldPrompt(spliced.ids, spliced.keys, spliced.positions, (), spliced.places, held)
+    return HeldPrompt(spliced.ids, spliced.keys, spliced.positions, places=spliced.places, held=held)

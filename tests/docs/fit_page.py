@@ -12,18 +12,20 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from edge.commands.fit_told import print_report
+from edge.commands.fit_told import print_report, print_simulations
 from edge.commands.recipes import GLM4_9B
 from edge.profiles.devices.table import find_profile
 from edge.profiles.fit.measured import left_out_of, stored
 from edge.profiles.fit.places import place_of
 from edge.profiles.fit.predict import predict
 from edge.profiles.fit.published import GLM4, MODELS
-from edge.profiles.fit.report import recipes_of, report
+from edge.profiles.fit.replicas import Clients
+from edge.profiles.fit.report import recipes_of, report, simulations
 from edge.profiles.fit.subject import Subject
 
 PAGE = Path(__file__).parents[2] / "docs" / "fit.md"
 SUBJECT = Subject("config.json", GLM4_9B)
+OPTIONS = "--clients 40 --tokens-per-s 8 --simulate"
 MARK, END = "<!-- made: {} -->\n", "<!-- end -->\n"
 
 
@@ -33,6 +35,7 @@ def blocks() -> dict[str, str]:
     return {
         "258V": f"```\n$ edge fit config.json --device 258V\n{shown(one)}```\n",
         "table": f"```\n{shown(report(SUBJECT, [])).partition(chr(10) * 2)[2]}```\n",
+        "clients": f"```\n$ edge fit config.json --device 258V {OPTIONS}\n...\n{clients()}```\n",
         "published": published(),
         "measured": measured(),
     }
@@ -43,6 +46,16 @@ def shown(found: object) -> str:
     with redirect_stdout(stream):
         print_report(found)  # type: ignore[arg-type]  # a Report
     return stream.getvalue()
+
+
+def clients() -> str:
+    """What is told beyond a model that runs once."""
+    found = report(SUBJECT, [place_of(find_profile("258V"))], every_device=False, clients=Clients(40, 8.0))
+    stream = io.StringIO()
+    with redirect_stdout(stream):
+        print_report(found)
+        print_simulations(simulations(found))
+    return "replicas for" + stream.getvalue().partition("\nreplicas for")[2]
 
 
 def published() -> str:

@@ -1,12 +1,14 @@
 """Whatever stands on a command line: a command starts, or ends at once with one line that says what is wrong.
 
 Every option and argument of every verb is found in the parser and gets hostile values, one at a time. Models are not
-loaded: what can be known before has to be said before.
+loaded: what can be known before has to be said before. Building the parser takes ten times as long as all else, so all
+lines share one; that they say the same with one of their own is tested with some of every verb.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import io
 import os
 import random
@@ -24,6 +26,7 @@ from edge.runtime import verify as verification
 from edge.runtime.errors import DeviceError
 from tests.edge.verbs import PARSERS
 
+PARSER, BUILD = cli.build_parser(), cli.build_parser
 STARTED = "this is where the model would be loaded"
 LONG = "x" * 5000
 NO_NUMBERS = ("", " ", "nan", "inf", "-inf", "1e309", "abc", "0x10", "½", "None", "9" * 5000, "1,x", "\udce9", LONG)
@@ -68,6 +71,10 @@ def address_space() -> int:
     return int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
 
 
+def start(*_: Any, **__: Any) -> NoReturn:
+    raise DeviceError(STARTED)
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with what is no file to read, no model to load, and no memory to lose."""
@@ -79,9 +86,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "latin").write_bytes(b"caf\xe9")
     monkeypatch.chdir(tmp_path)
 
-    def start(*_: Any, **__: Any) -> NoReturn:
-        raise DeviceError(STARTED)
-
+    monkeypatch.setattr(cli, "build_parser", lambda: PARSER)
+    sleep = asyncio.sleep  # uvicorn looks every 0.1 s whether it is to end
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds: sleep(min(seconds, 0.002)))
     monkeypatch.setattr(llms.LLM, "__init__", start)
     monkeypatch.setattr(verification, "verify", start)
     monkeypatch.setattr("edge.runtime.device_report.write_atomically", start)
@@ -114,15 +121,18 @@ def say(
     return code, shown.out, shown.err
 
 
+def words(verb: str, dest: str, value: str, bundle: Path) -> tuple[list[str], argparse.Action]:
+    """A command line, and what is changed in it."""
+    parser = PARSERS[verb]
+    action = next(action for action in parser._actions if action.dest == dest)
+    given = {"bundle": str(bundle), "prompt": "hi", "system_file": __file__}
+    return [*verb.split(), *line(parser, action, value, given)], action
+
+
 def check(
     verb: str, dest: str, value: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parser = PARSERS[verb]
-    action = next(action for action in parser._actions if action.dest == dest)
-    arguments = [
-        *verb.split(),
-        *line(parser, action, value, {"bundle": str(bundle), "prompt": "hi", "system_file": __file__}),
-    ]
+    arguments, action = words(verb, dest, value, bundle)
     code, _, error = say(arguments, monkeypatch, capsys)
     assert code in (0, 1, 2), arguments
     if code:
@@ -146,6 +156,24 @@ def test_hostile_values(
     for value in random.Random(f"{verb} {dest}").sample(VALUES, FEW):
         check(verb, dest, value, tiny_bundle, monkeypatch, capsys)
     assert sorted(p.name for p in place.iterdir()) == ["dangling", "empty", "fifo", "folder", "latin", "loop"]
+
+
+@pytest.mark.usefixtures("place")
+def test_a_parser_that_was_used_says_the_same_as_a_new_one(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chance = random.Random(1)
+    codes = set()
+    for verb in PARSERS:
+        cases = [case for case in CASES if case[0] == verb]
+        for _, dest in chance.sample(cases, min(2, len(cases))):
+            arguments, _ = words(verb, dest, chance.choice(VALUES), tiny_bundle)
+            used = say(arguments, monkeypatch, capsys)
+            with monkeypatch.context() as patch:
+                patch.setattr(cli, "build_parser", BUILD)
+                assert say(arguments, monkeypatch, capsys) == used
+            codes.add(used[0])
+    assert codes >= {1, 2}
 
 
 @pytest.mark.slow

@@ -178,3 +178,39 @@ def test_a_matched_device_is_told_with_its_source(
     assert "source: beebom.com" in text
     device = as_json(capsys, "devices")["devices"][0]
     assert device["profile"]["sources"]["memory"].startswith("beebom.com")
+
+
+def test_replicas_are_counted_for_clients(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("fit", config, "--clients", 40, "--tokens-per-s", "8", "--context", 64)
+    text = said(capsys, *words)
+    assert "replicas for 40 clients of 8 tokens a second, all asking all the time" in text
+    assert "replicas for 40 clients of 8 tokens a second, by device" in text
+    found = as_json(capsys, *words)
+    assert found["clients"] == {"count": 40, "tokens_s": 8.0}
+    for place in (*found["places"], *found["devices"]):
+        for one in place["recipes"]:
+            counted = one["replicas"]
+            if one["runs"]:
+                assert 1 <= counted["fewest"] <= counted["count"]
+                assert counted["origin"]
+            else:
+                assert counted["count"] is None
+    assert "replicas" not in as_json(capsys, "fit", config)["places"][0]["recipes"][0]
+
+
+def test_clients_and_their_speed_are_given_together(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("--clients", 4), ("--tokens-per-s", 4), ("--simulate",)):
+        assert "--clients" in said(capsys, "fit", config, *words, code=2)
+
+
+def test_what_clients_wait_for_is_simulated(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("simpy")
+    words = ("fit", config, "--device", "n100.cpu", "--clients", 3, "--tokens-per-s", "50", "--context", 64)
+    text = said(capsys, *words, "--simulate")
+    assert text == said(capsys, *words, "--simulate")  # a seed, and no clock
+    assert "replicas, simulated: conversations of 4 turns" in text
+    for rule in ("prefix", "two-choices", "round-robin"):
+        assert f"\n{rule}" in text
+    [one] = as_json(capsys, *words, "--simulate")["simulated"]
+    assert one["device"] == "n100.cpu"
+    assert all(run["result"]["answered"] == run["result"]["asked"] for run in one["runs"])

@@ -92,3 +92,17 @@ def test_small_matrices_and_rows_that_end_within_a_byte_are_left_to_nncf(shape: 
     rows = np.ascontiguousarray(hard_rows(np.float32)[:, : shape[1]])
     assert not data_free.fits(shape, Precision(4))
     assert same_bytes(Compressor().compress(NAME, rows, Precision(4)), Compressor().by_nncf(NAME, rows, Precision(4)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=str)
+def test_matrices_that_lie_apart_in_memory_are_rounded_as_copies_of_them(dtype: type[np.floating[Any]]) -> None:
+    whole = hard_rows(np.float32).astype(dtype)
+    for apart in (whole[:, :128], whole[::2], whole[:128, :128].T):
+        assert not apart.flags.c_contiguous
+        for precision in (Precision(8), Precision(4, group_size=64)):
+            ours, theirs = (
+                to(Compressor(), NAME, apart, precision) for to in (Compressor.compress, Compressor.by_nncf)
+            )
+            expected = Compressor().by_nncf(NAME, np.ascontiguousarray(apart), precision)
+            assert same_bytes(theirs, expected)
+            assert same_bytes(ours, expected)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
@@ -39,21 +40,26 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(names)}; default: all")
     parser.add_argument("--inputs", type=int, default=10_000, metavar="N", help="for each target; default: 10000")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first input; default: 0")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="targets; default: 1")
     parser.add_argument("--found", type=Path, default=Path("build/fuzz"), metavar="FOLDER")
     args = parser.parse_args()
     if unknown := set(args.targets) - set(names):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     chosen = [target for target in all_targets() if not args.targets or target.name in args.targets]
-    return int(sum(fuzz(target, args.inputs, args.seed, args.found) for target in chosen) > 0)
+    with ThreadPoolExecutor(args.at_once) as pool:
+        counts = list(pool.map(lambda target: fuzz(target, args.inputs, args.seed, args.found), chosen))
+    return int(sum(counts) > 0)
 
 
 def fuzz(target: Target, inputs: int, first: int, found: Path) -> int:
     """How many inputs a target failed at; prints one line."""
     findings, at, started = 0, first, time.perf_counter()
+    context = multiprocessing.get_context("forkserver")  # one of them imports for all: seconds for each otherwise
+    context.set_forkserver_preload(["tests.fuzz.__main__"])  # which finds what targets import
     last = first + inputs
     while at < last and findings < MOST_FINDINGS:
-        receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
-        process = multiprocessing.get_context("spawn").Process(target=_work, args=(target.name, at, last, sender))
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(target.name, at, last, sender))
         process.start()
         sender.close()
         failure: tuple[int, str] | None = None

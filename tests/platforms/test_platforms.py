@@ -149,12 +149,12 @@ import sys
 from pathlib import Path
 from tests.platforms.pretend import PLATFORMS, pretend
 pretend(PLATFORMS[sys.argv[1]])
-from edge.profiles.sweep import _own_folder
+from edge.profiles.sweep_results import own_folder
 from edge.runtime.errors import OutputError
 folder = Path(sys.argv[2])
-with _own_folder(folder):
+with own_folder(folder):
     try:
-        with _own_folder(folder):
+        with own_folder(folder):
             print("two at once")
     except OutputError as error:
         print(error)

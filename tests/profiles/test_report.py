@@ -14,8 +14,9 @@ import pytest
 
 from edge.profiles.columns import COLUMNS, NAME, told_once
 from edge.profiles.comparison import better, compare_named, so_far
+from edge.profiles.machine_record import MachineRecord, Place
 from edge.profiles.record import PROFILE, Profile, Row, read_profile
-from edge.profiles.report import write_report
+from edge.profiles.report import facts, write_report
 from edge.runtime.errors import OutputError, ProfileError
 from tests.profiles.rows import accuracy, profile, row
 
@@ -58,6 +59,19 @@ def test_profile_reads_again() -> None:
         (lambda data: data["rows"][0]["accuracy"].update(quarters=[{}]), "quarters of a record of an accuracy has"),
         (lambda data: data["rows"][0]["accuracy"].update(quarters=5), "quarters of .* is 5, expected a list"),
         (lambda data: data["rows"][0].update(divergence={"lengths": 1}), "a record of a divergence has"),
+        (
+            lambda data: data["rows"][0].update(places=[1]),
+            r"places of a row are \[1\], expected export, accuracy, speed",
+        ),
+        (
+            lambda data: data["rows"][0].update(places={"lunch": {}}),
+            "places of a row are {'lunch': {}}, expected export",
+        ),
+        (lambda data: data["rows"][0].update(places={"speed": {"node": "a"}}), "the place of speed has no 'machine'"),
+        (
+            lambda data: data["rows"][0].update(places={"speed": {"node": "a", "machine": {"cores": 2}}}),
+            "the machine of the place of speed has no 'memory_bytes'",
+        ),
         (lambda data: data["rows"][0]["accuracy"].update(windows=7), "not have one figure for each of its windows"),
         (lambda data: data["rows"][0].update(recipe="\x1b[2J"), "expected text without control characters"),
         (lambda data: data["rows"][0].update(divergence=5), "a record of a divergence is 5"),
@@ -257,3 +271,35 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     ):
         with pytest.raises(ProfileError, match=message):
             compare_named(a, b)
+
+
+OTHER: MachineRecord = {"processor": "another", "cores": 8, "memory_bytes": None, "system": "Linux x86_64"}
+
+
+def test_the_nodes_of_a_cluster_are_told_with_what_they_measured(tmp_path: Path) -> None:
+    rows = [
+        replace(ROWS[0], places={"export": Place("a"), "accuracy": Place("b", OTHER), "speed": Place("a")}),
+        replace(ROWS[1], places={"export": Place("a"), "accuracy": Place("a"), "speed": Place("a")}),
+    ]
+    written = profile(*rows)
+    assert Profile.from_json(written.to_json()) == written
+    write_report(written, tmp_path)
+    for name in ("profile.md", "profile.html"):
+        text = (tmp_path / name).read_text()
+        assert (
+            "Node a: export of int8-asym; accuracy of int8-asym/onnx; speed of int8-asym/openvino, int8-asym/onnx."
+        ) in text
+        assert "Node b (another, 8 cores, Linux x86_64): accuracy of int8-asym/openvino." in text
+        assert "alone on its machine" in text
+        assert "different machines" not in text, "only one has measured speeds"
+    unlike = profile(rows[0], replace(rows[1], places={"speed": Place("b", OTHER)}))
+    write_report(unlike, tmp_path)
+    assert (
+        "Speeds were measured on different machines, and do not compare: a processor, 2 cores, 24 GB, Linux x86_64; "
+        "another, 8 cores, Linux x86_64."
+    ) in (tmp_path / "profile.md").read_text().split("| recipe")[0]
+
+
+def test_a_profile_of_one_machine_says_nothing_of_nodes() -> None:
+    assert '"places"' not in profile(*ROWS).to_json()
+    assert not any("Node" in fact for fact in facts(profile(*ROWS)))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from edge.export.text.corpus import builtin_calibration
-from edge.profiles import sweep as sweeps
+from edge.profiles import processes, sweep_results
 from edge.profiles.processes import Outcome, Peak, run_step
 from edge.profiles.record import PROFILE, Profile, read_profile
 from edge.profiles.settings import SweepSettings
@@ -79,8 +79,8 @@ class Steps:
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     steps = Steps()
-    monkeypatch.setattr(sweeps, "run_step", steps)
-    monkeypatch.setattr(sweeps, "_opens", Path.is_dir)
+    monkeypatch.setattr(processes, "run_step", steps)
+    monkeypatch.setattr(sweep_results, "_opens", Path.is_dir)
     return steps
 
 
@@ -263,9 +263,9 @@ def test_only_bundles_of_sweeps_are_removed(tmp_path: Path) -> None:
             (exports / f"{name}.json").write_text("{}")
     (bundles / "mixed" / "kiosk.prefix").write_text("my prefix")
     (bundles / "notes.txt").write_text("my notes")
-    sweeps._remove_bundles(tmp_path, unfinished=False)
+    sweep_results.remove_bundles(tmp_path, unfinished=False)
     assert (bundles / ".ours-2.partial").is_dir()
-    sweeps._remove_bundles(tmp_path, unfinished=True)
+    sweep_results.remove_bundles(tmp_path, unfinished=True)
     left = sorted(str(path.relative_to(bundles)) for path in bundles.rglob("*") if not any(path.glob("*")))
     assert left == [
         ".theirs.partial/photos", "mixed/kiosk.prefix", "notes.txt", "theirs/manifest.json", "theirs/model.onnx"
@@ -273,7 +273,7 @@ def test_only_bundles_of_sweeps_are_removed(tmp_path: Path) -> None:
     for path in left:
         if (bundles / path).is_file():
             (bundles / path).unlink()
-    sweeps._remove_bundles(tmp_path, unfinished=True)
+    sweep_results.remove_bundles(tmp_path, unfinished=True)
     assert bundles.is_dir()  # with folders that are not ours
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from edge.runtime.settings import SpeculationSettings
 from edge.runtime.speculation import Acceptance, Drafter, StepCost
-from edge.runtime.speculation.asking import EXPLORING, LONGEST, SourceRecord, best_length
+from edge.runtime.speculation.acceptance import SourceRecord
+from edge.runtime.speculation.asking import EXPLORING, LONGEST, best_length
 from edge.runtime.speculation.source import Proposal
 
 STEP_MS = 10.0
@@ -29,8 +30,8 @@ class Counting:
     def extend(self, ids: Sequence[int]) -> None:
         self.ids += ids
 
-    def cost_ms(self, count: int) -> float:
-        return self.cost * count
+    def costs_ms(self, most: int) -> list[float]:
+        return [self.cost * count for count in range(1, most + 1)]
 
     def propose(self, count: int, forced: Sequence[int] = ()) -> Proposal:
         self.asked.append(count)
@@ -65,7 +66,7 @@ def write(drafter: Drafter, steps: int) -> list[int]:
 
 
 def drafting(source: Counting, acceptance: Acceptance | None = None) -> Drafter:
-    return Drafter([0], SpeculationSettings(), measured(), acceptance=acceptance, sources=[source])
+    return Drafter([0], [source], measured(), acceptance or Acceptance(), SpeculationSettings().max_draft)
 
 
 def test_a_source_that_is_right_is_asked_for_more_and_more() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +16,17 @@ from hypothesis import strategies as st
 import edge
 from edge.runtime.arrays import Ids, Logits
 from edge.runtime.bundle import MANIFEST, TOKENIZER, open_bundle
-from edge.runtime.engines.engine import TEXT, Engine, Inputs, Step
+from edge.runtime.engines.engine import TEXT, Engine, Inputs, Step, StepInterrupted
 from edge.runtime.engines.scripted import ScriptedEngine, noise, tokenizer_json
 from edge.runtime.errors import DeviceError, SettingsError
 from edge.runtime.files import sha256_of
 from edge.runtime.kv.pool import CacheSequence
+from edge.runtime.kv.prefix import common_prefix
 from edge.runtime.llm import LLM
 from edge.runtime.manifest import FileRecord
 from edge.runtime.sampling import Candidates, Sampler, draw
 from edge.runtime.settings import EngineSettings, Sampling, SpeculationSettings
+from edge.runtime.speculation import model_source
 from edge.runtime.speculation.cost import StepCost
 from edge.runtime.speculation.draft_bundle import DraftBundle
 from edge.runtime.speculation.model_source import _PRIORS, AT_ONCE, FEW, ModelDrafts, ModelSource
@@ -121,10 +124,10 @@ def test_a_long_prompt_is_read_in_parts_and_no_draft_is_made_before_its_end() ->
     source = ModelDrafts(engine, NUM_TOKENS).source(prompt, GREEDY)
     assert source is not None
     source.extend(prompt)
-    expected = [source.cost_ms(4)]
+    expected = [source.costs_ms(4)]
     for _ in range(2):
         assert source.propose(4) is None
-        expected.append(source.cost_ms(4))
+        expected.append(source.costs_ms(4))
     found = source.propose(4)
     assert found is not None
     assert found.ids[:1] == written(prompt, 1, GREEDY)
@@ -138,6 +141,73 @@ def test_a_prompt_beyond_the_draft_models_context_is_not_drafted_for() -> None:
     assert source.propose(4) is not None
     source.extend([1, 2])
     assert source.propose(4) is None
+
+
+def test_a_text_is_compared_once_after_another_answer_drafted(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+
+    def counting(held: tuple[int, ...], ids: tuple[int, ...]) -> int:
+        compared.append(len(ids))
+        return common_prefix(held, ids)
+
+    monkeypatch.setattr(model_source, "common_prefix", counting)
+    drafts, prompt = model(), [i % 200 for i in range(100)]
+    one, other = drafts.source(prompt, GREEDY), drafts.source(prompt, GREEDY)
+    assert one is not None
+    assert other is not None
+    one.extend(prompt)
+    other.extend([*prompt[:50], 3])
+    assert one.propose(4) is not None
+    compared.clear()
+    one.extend([1, 2])
+    for _ in range(3):
+        one.costs_ms(16)
+    assert max(compared) <= 2  # what is new
+    assert other.propose(1) is not None
+    compared.clear()
+    expected = one.costs_ms(16)
+    assert compared == [102]
+    assert one.costs_ms(16) == expected
+    assert max(compared[1:]) <= 52  # what is missing
+
+
+class Interrupting(ScriptedEngine):
+    """Somebody interrupts its second inference, which completes; so may any."""
+
+    drafts: ModelDrafts
+    final = False
+    runs = 0
+
+    def decode(self, steps: list[Step]) -> list[Logits]:
+        self.runs += 1
+        if self.runs == 2:
+            self.drafts.interrupt(final=self.final)
+        return super().decode(steps)
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_an_interrupt_ends_a_draft_before_its_next_inference(final: bool) -> None:
+    engine = Interrupting(noise())
+    engine.drafts = drafts = ModelDrafts(engine, NUM_TOKENS)
+    engine.final = final
+    source = drafts.source([1, 2, 3], CERTAIN)
+    assert source is not None
+    source.extend([1, 2, 3])
+    with pytest.raises(StepInterrupted):
+        source.propose(8)
+    assert engine.runs == 2
+    if final:
+        with pytest.raises(StepInterrupted):
+            source.propose(8)
+        assert engine.runs == 2
+    else:
+        again, alone = source.propose(8), model().source([1, 2, 3], CERTAIN)
+        assert alone is not None
+        alone.extend([1, 2, 3])
+        assert again is not None
+        expected = alone.propose(8)
+        assert expected is not None
+        assert (again.ids, again.buckets) == (expected.ids, expected.buckets)
 
 
 class Failing(ScriptedEngine):
@@ -172,7 +242,7 @@ def test_the_margin_of_a_draw_is_how_far_its_number_may_move(weights: list[float
 def cheap_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps cost what is supposed of an engine before it is measured, and drafts one row's: a clock decides nothing."""
     monkeypatch.setattr(StepCost, "record", lambda _self, _rows, _ms: None)
-    monkeypatch.setattr(ModelSource, "cost_ms", lambda _self, count: 0.1 * count)
+    monkeypatch.setattr(ModelSource, "costs_ms", lambda _self, most: [0.1 * (i + 1) for i in range(most)])
 
 
 def loaded(draft: Engine | None, script_seed: int = 0) -> LLM:
@@ -210,6 +280,43 @@ def test_a_failing_draft_model_ends_no_answer() -> None:
     with loaded(Failing(noise())) as drafting:
         answer = drafting.generate([1, 2, 3], max_new_tokens=20).answer()
     assert list(answer.token_ids) == written([1, 2, 3], 20, GREEDY)
+
+
+class Endless(ScriptedEngine):
+    """Its inferences end when they are interrupted."""
+
+    def __init__(self) -> None:
+        super().__init__(noise())
+        self.running, self.told, self.in_time = threading.Event(), threading.Event(), list[bool]()
+
+    def decode(self, steps: list[Step]) -> list[Logits]:
+        if self.in_time:
+            return super().decode(steps)
+        self.running.set()
+        self.in_time.append(self.told.wait(20))
+        raise StepInterrupted
+
+    def interrupt(self, *, final: bool) -> None:
+        self.told.set()
+
+
+@pytest.mark.usefixtures("cheap_rows")
+@pytest.mark.parametrize("whole", [False, True])
+def test_closing_waits_for_no_inference_of_the_draft_model(whole: bool) -> None:
+    engine = Endless()
+    with loaded(engine) as drafting:
+        stream = drafting.generate([1, 2, 3], max_new_tokens=20)
+        reader = threading.Thread(target=lambda: list(stream))
+        reader.start()
+        assert engine.running.wait(20)
+        if whole:
+            drafting.close()
+        else:
+            stream.close()
+            answer = drafting.generate([1, 2, 3], max_new_tokens=20).answer()
+            assert list(answer.token_ids) == written([1, 2, 3], 20, GREEDY)
+        reader.join(20)
+    assert engine.in_time == [True]
 
 
 def test_closing_a_model_closes_its_draft_model() -> None:

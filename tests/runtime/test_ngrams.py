@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edge.runtime.settings import Sampling, SpeculationSettings
 from edge.runtime.speculation import Acceptance, Drafter, DraftStore, StepCost
 from edge.runtime.speculation import ngrams as module
-from edge.runtime.speculation.ngrams import LEVELS, LONGEST, Ngrams, NgramTable, count_ngrams
+from edge.runtime.speculation.ngrams import FEW, LEVELS, LONGEST, Ngrams, NgramTable
 from edge.runtime.speculation.shared import SharedDrafts
 
 texts = st.lists(st.lists(st.integers(0, 3), max_size=30), max_size=4)
@@ -26,7 +26,7 @@ def random_ids(seed: int, count: int, top: int = 5000) -> list[int]:
 
 @given(texts, st.lists(st.integers(0, 4), max_size=6))
 def test_the_most_frequent_follower_of_the_longest_known_end_is_found(seqs: list[list[int]], tail: list[int]) -> None:
-    found = NgramTable(count_ngrams(seqs), 5).follower(tail)
+    found = NgramTable(seqs).follower(tail)
     for length in range(min(len(tail), LONGEST), 0, -1):
         end = tail[len(tail) - length :]
         counts = Counter(s[i] for s in seqs for i in range(length, len(s)) if s[i - length : i] == end)
@@ -40,32 +40,25 @@ def test_the_most_frequent_follower_of_the_longest_known_end_is_found(seqs: list
     assert found is None
 
 
-def test_the_same_ids_give_the_same_bytes_whatever_their_type() -> None:
+def test_the_same_ids_give_the_same_table_in_any_order_and_of_any_type() -> None:
     seqs = [random_ids(seed, 300, 20) for seed in range(3)]
-    assert count_ngrams(seqs) == count_ngrams([np.array(s, np.int64) for s in seqs])
-    assert len(NgramTable(count_ngrams([]), 1)) == 0
+    one, other = NgramTable(seqs), NgramTable([np.array(ids, np.int64) for ids in reversed(seqs)])
+    assert len(one) == len(other) > 300
+    tails = [ids[i : i + LONGEST] for ids in [*seqs, random_ids(9, 300, 20)] for i in range(200)]
+    assert [one.follower(tail) for tail in tails] == [other.follower(tail) for tail in tails]
 
 
-def test_a_table_that_would_be_too_large_leaves_rare_long_contexts_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    seqs = [random_ids(1, 500, 6) * 2]
-    whole = NgramTable(count_ngrams(seqs), 6)
-    monkeypatch.setattr(module, "MAX_ENTRIES", 60)
-    few = NgramTable(count_ngrams(seqs), 6)
-    assert len(whole) > 60 == len(few)
-    assert all(few.follower([i, j]) == whole.follower([i, j]) for i in range(6) for j in range(6))
+def test_a_table_of_nothing_knows_nothing() -> None:
+    assert len(NgramTable([])) == len(NgramTable([[], [3]])) == 0
+    assert NgramTable([]).follower([1, 2]) is None
 
 
-def test_what_is_no_table_is_refused() -> None:
-    content = count_ngrams([[1, 2, 3, 1, 2, 3]])
-    for bad, message in (
-        (b"", "no table"),
-        (b"x" + content[1:], "no table"),
-        (content[:-1], "bytes, expected"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            NgramTable(bad, 5)
-    with pytest.raises(ValueError, match="token id 3, expected 0 to 2"):
-        NgramTable(content, 3)
+def test_no_more_is_drafted_at_once_than_is_mostly_right() -> None:
+    source = Ngrams([list(range(50)) * 5]).source([], Sampling())
+    source.extend([3])
+    found = source.propose(32)
+    assert found is not None
+    assert found.ids == list(range(4, 4 + FEW))
 
 
 def test_answers_are_drafted_from_once_enough_of_them_have_come() -> None:
@@ -128,7 +121,7 @@ def test_phrases_of_earlier_answers_are_faster() -> None:
     ngrams, cost, steps = Ngrams([written(5000)]), StepCost(), 0
     acceptance = Acceptance()
     for _ in range(5):
-        drafter = Drafter([], SpeculationSettings(), cost, None, acceptance, [ngrams.source([], Sampling())])
+        drafter = Drafter([], [ngrams.source([], Sampling())], cost, acceptance, SpeculationSettings().max_draft)
         answer = written(100)
         at = 1
         drafter.observe(answer[:1], 0)

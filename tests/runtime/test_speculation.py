@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from edge.runtime.errors import SettingsError
 from edge.runtime.settings import SpeculationSettings
 from edge.runtime.speculation import Acceptance, Drafter, DraftStore, StepCost, SuffixAutomaton
+from edge.runtime.speculation.copies import StoreSource, TextSource, buckets
+from edge.runtime.speculation.source import DraftSource, Proposal
 
 texts = st.integers(1, 3).flatmap(lambda top: st.lists(st.integers(0, top), max_size=80))
 
@@ -229,6 +231,32 @@ def test_settings_have_ranges(name: str, value: int) -> None:
         SpeculationSettings(**{name: value})
 
 
+def copying(
+    prompt: list[int],
+    settings: SpeculationSettings,
+    cost: StepCost,
+    store: DraftStore | None = None,
+    acceptance: Acceptance | None = None,
+) -> Drafter:
+    """What drafts copies of its text, and of a store."""
+    sources: list[DraftSource] = [TextSource(settings.min_match)]
+    if store is not None:
+        sources.append(StoreSource(store, settings.min_match))
+    return Drafter(prompt, sources, cost, acceptance or Acceptance(), settings.max_draft)
+
+
+def chance(acceptance: Acceptance, name: str, match_length: int) -> float:
+    """That the id after a match of this length is right."""
+    source: DraftSource = TextSource(1) if name == "text" else StoreSource(DraftStore.in_memory("a" * 64), 1)
+    return acceptance.record_of(source).chances(buckets(match_length, 1))[0]
+
+
+def learn(acceptance: Acceptance, match_length: int, drafted: list[int], written: list[int]) -> None:
+    """Learn of a draft from the text."""
+    record = acceptance.record_of(TextSource(1))
+    record.learn(Proposal(drafted, buckets(match_length, len(drafted))), written)
+
+
 class Run:
     """An answer that is known beforehand, written with drafts. A row costs 1 and each further `slope`: 8 rows 1.25."""
 
@@ -259,7 +287,7 @@ def random_ids(seed: int, count: int, top: int = 5000) -> list[int]:
 
 def test_copying_is_at_least_twice_as_fast() -> None:
     prompt, cost = random_ids(1, 600), StepCost()
-    drafter = Drafter(prompt, SpeculationSettings(), cost)
+    drafter = copying(prompt, SpeculationSettings(), cost)
     run = Run(prompt[100:500], drafter, cost)
     assert run.speedup > 2
     assert drafter.steps < 40
@@ -270,7 +298,7 @@ def test_copying_is_at_least_twice_as_fast() -> None:
 def test_copying_with_changes_is_faster_too() -> None:
     prompt, cost = random_ids(1, 600), StepCost()
     answer = [token if i % 25 else 7777 + i for i, token in enumerate(prompt)]
-    assert Run(answer, Drafter(prompt, SpeculationSettings(), cost), cost).speedup > 2
+    assert Run(answer, copying(prompt, SpeculationSettings(), cost), cost).speedup > 2
 
 
 @pytest.mark.parametrize("slope", [0.25 / 7, 0.1])
@@ -279,7 +307,7 @@ def test_text_that_shares_nothing_costs_three_percent_at_most(top: int, slope: f
     for seed in range(3):
         cost = StepCost()
         prompt, answer = random_ids(seed, 1000, top), random_ids(seed + 100, 400, top)
-        run = Run(answer, Drafter(prompt, SpeculationSettings(), cost), cost, slope)
+        run = Run(answer, copying(prompt, SpeculationSettings(), cost), cost, slope)
         assert run.speedup > 0.97
 
 
@@ -289,7 +317,7 @@ def test_how_far_a_phrase_is_right_is_learned() -> None:
     prompt = [token for i, phrase in enumerate(phrases) for token in [*phrase, 10_000 + i]]
     answer = [token for i, phrase in enumerate(phrases * 5) for token in [*phrase, 20_000 + i, 30_000 + i]]
     cost = StepCost()
-    run = Run(answer, Drafter(prompt, SpeculationSettings(), cost), cost)
+    run = Run(answer, copying(prompt, SpeculationSettings(), cost), cost)
     assert any(count > 1 for _, count in run.drafts)
     assert {count for at, count in run.drafts if at > 150} == {1}
     assert run.speedup > 1.1
@@ -298,7 +326,7 @@ def test_how_far_a_phrase_is_right_is_learned() -> None:
 def test_a_copy_that_starts_late_is_found_within_few_tokens() -> None:
     prompt, cost = random_ids(1, 1000), StepCost()
     answer = random_ids(2, 300) + prompt[200:500]
-    run = Run(answer, Drafter(prompt, SpeculationSettings(), cost), cost)
+    run = Run(answer, copying(prompt, SpeculationSettings(), cost), cost)
     begins = [at for at, _ in run.drafts if at >= 300]
     assert begins[0] <= 304
     assert sum(at >= 300 for at, _ in run.drafts) < 40  # 300 tokens
@@ -306,7 +334,7 @@ def test_a_copy_that_starts_late_is_found_within_few_tokens() -> None:
 
 def test_a_loop_of_the_answer_itself_is_drafted() -> None:
     cost = StepCost()
-    run = Run([5, 6, 7] * 100, Drafter([1, 2, 3], SpeculationSettings(), cost), cost)
+    run = Run([5, 6, 7] * 100, copying([1, 2, 3], SpeculationSettings(), cost), cost)
     assert run.drafts[0][0] < 8
     assert run.speedup > 2
 
@@ -316,74 +344,74 @@ def test_costly_rows_are_not_drafted() -> None:
     for _ in range(20):
         for rows in range(1, 10):
             cost.record(rows, float(rows))
-    drafter = Drafter([*prompt, *prompt[:50]], SpeculationSettings(), cost)
+    drafter = copying([*prompt, *prompt[:50]], SpeculationSettings(), cost)
     assert drafter.draft(100) == []
 
 
 def test_what_one_answer_taught_the_next_one_knows() -> None:
     prompt, acceptance = random_ids(1, 200), Acceptance()
     new, settings = [*prompt, *prompt[:3]], SpeculationSettings()
-    assert Drafter(new, settings, StepCost(), None, acceptance).draft(100)
-    before = acceptance.probability("text", 3)
+    assert copying(new, settings, StepCost(), acceptance=acceptance).draft(100)
+    before = chance(acceptance, "text", 3)
     for _ in range(20):
-        drafter = Drafter(new, settings, StepCost(), None, acceptance)
+        drafter = copying(new, settings, StepCost(), acceptance=acceptance)
         drafter.observe([6000], len(drafter.draft(100)))
-    assert acceptance.probability("text", 3) < before / 4
-    assert acceptance.probability("store", 3) == before
-    assert Drafter(new, settings, StepCost(), None, acceptance).draft(100) == []
+    assert chance(acceptance, "text", 3) < before / 4
+    assert chance(acceptance, "store", 3) == before
+    assert copying(new, settings, StepCost(), acceptance=acceptance).draft(100) == []
 
 
 def test_what_is_not_drafted_is_learned_from_as_well() -> None:
     prompt, acceptance = random_ids(1, 200), Acceptance()
     new = [*prompt, *prompt[:2]]
     for _ in range(30):
-        drafter = Drafter(new, SpeculationSettings(), StepCost(), None, acceptance)
+        drafter = copying(new, SpeculationSettings(), StepCost(), acceptance=acceptance)
         drafter.draft(100)
         drafter.observe([prompt[2]], 0)  # the caller may drop a draft
-    assert acceptance.probability("text", 2) > 0.8
-    assert Drafter(new, SpeculationSettings(), StepCost(), None, acceptance).draft(100)
+    assert chance(acceptance, "text", 2) > 0.8
+    assert copying(new, SpeculationSettings(), StepCost(), acceptance=acceptance).draft(100)
 
 
 def test_acceptance_counts_up_to_the_first_rejection() -> None:
     acceptance = Acceptance()
-    prior = [acceptance.probability("text", length) for length in (1, 2, 3, 5, 9, 17)]
+    prior = [chance(acceptance, "text", length) for length in (1, 2, 3, 5, 9, 17)]
     assert prior == sorted(prior)
-    acceptance.learn("text", 2, right=2, wrong=True)  # matches of 2 and 3 were right, one of 4 was wrong
-    assert acceptance.probability("text", 2) == pytest.approx((1 + 3 * prior[1]) / (1 + 3))
-    assert acceptance.probability("text", 4) == pytest.approx((0.98 + 3 * prior[2]) / (0.98 + 1 + 3))
-    assert acceptance.probability("text", 5) == prior[3]
-    assert acceptance.probabilities("text", 2, 3) == [acceptance.probability("text", n) for n in (2, 3, 4)]
+    learn(acceptance, 2, [1, 2, 3, 4], [1, 2, 9, 9])  # matches of 2 and 3 were right, one of 4 was wrong
+    assert chance(acceptance, "text", 2) == pytest.approx((1 + 3 * prior[1]) / (1 + 3))
+    assert chance(acceptance, "text", 4) == pytest.approx((0.98 + 3 * prior[2]) / (0.98 + 1 + 3))
+    assert chance(acceptance, "text", 5) == prior[3]
+    assert buckets(2, 3) == [buckets(length, 1)[0] for length in (2, 3, 4)]
 
 
 def test_what_was_right_long_ago_counts_little() -> None:
     acceptance = Acceptance()
-    acceptance.learn("text", 20, right=1000, wrong=False)
-    assert acceptance.probability("text", 20) > 0.99
+    learn(acceptance, 20, [1] * 1000, [1] * 1000)
+    assert chance(acceptance, "text", 20) > 0.99
     for _ in range(60):
-        acceptance.learn("text", 20, right=0, wrong=True)
-    assert acceptance.probability("text", 20) < 0.35  # 0.98⁶⁰ = 0.3
-    acceptance.learn("text", 20, right=60, wrong=False)
-    assert acceptance.probability("text", 20) > 0.65
+        learn(acceptance, 20, [1], [2])
+    assert chance(acceptance, "text", 20) < 0.35  # 0.98⁶⁰ = 0.3
+    learn(acceptance, 20, [1] * 60, [1] * 60)
+    assert chance(acceptance, "text", 20) > 0.65
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 5, 12])
 def test_a_draft_leaves_room_for_the_models_own_token(limit: int) -> None:
     prompt = random_ids(1, 200)
-    drafter = Drafter([*prompt, *prompt[:50]], SpeculationSettings(max_draft=9), StepCost())
+    drafter = copying([*prompt, *prompt[:50]], SpeculationSettings(max_draft=9), StepCost())
     assert drafter.draft(limit) == prompt[50 : 50 + min(max(limit - 1, 0), 9)]
 
 
 def test_max_draft_0_and_a_long_min_match_draft_nothing() -> None:
     prompt = random_ids(1, 200)
     text = [*prompt, *prompt[:20]]
-    assert Drafter(text, SpeculationSettings(max_draft=0), StepCost()).draft(100, [1]) == []
-    assert Drafter(text, SpeculationSettings(min_match=21), StepCost()).draft(100) == []
-    assert Drafter(text, SpeculationSettings(min_match=20), StepCost()).draft(100)
+    assert copying(text, SpeculationSettings(max_draft=0), StepCost()).draft(100, [1]) == []
+    assert copying(text, SpeculationSettings(min_match=21), StepCost()).draft(100) == []
+    assert copying(text, SpeculationSettings(min_match=20), StepCost()).draft(100)
 
 
 def test_forced_ids_come_first_and_the_copy_goes_on_behind_them() -> None:
     prompt = random_ids(1, 200)
-    drafter = Drafter([*prompt, *prompt[:20]], SpeculationSettings(), StepCost())
+    drafter = copying([*prompt, *prompt[:20]], SpeculationSettings(), StepCost())
     assert drafter.draft(100, prompt[20:24])[:10] == prompt[20:30]
     assert drafter.draft(100, prompt[100:110])[:15] == prompt[100:115]  # the copy moves on with what is forced
     assert drafter.draft(100, [6000, 6001]) == [6000, 6001]
@@ -394,14 +422,14 @@ def test_forced_ids_come_first_and_the_copy_goes_on_behind_them() -> None:
 
 def test_what_was_forced_teaches_nothing() -> None:
     prompt, acceptance = random_ids(1, 200), Acceptance()
-    drafter = Drafter([*prompt, *prompt[:20]], SpeculationSettings(), StepCost(), None, acceptance)
-    before = acceptance.probability("text", 24)
+    drafter = copying([*prompt, *prompt[:20]], SpeculationSettings(), StepCost(), acceptance=acceptance)
+    before = chance(acceptance, "text", 24)
     drafter.draft(100, prompt[20:24])
     drafter.observe(prompt[20:24], 4)
-    assert acceptance.probability("text", 24) == before
+    assert chance(acceptance, "text", 24) == before
     drafter.draft(100, prompt[24:26])
     drafter.observe(prompt[24:30], 10)
-    assert acceptance.probability("text", 24) > before
+    assert chance(acceptance, "text", 24) > before
     assert drafter.draft(100)[:5] == prompt[30:35]
 
 
@@ -411,13 +439,13 @@ def test_the_better_source_drafts(tmp_path: Path) -> None:
     store.add(earlier)
     prompt = [1, earlier[9], 2, 3, *earlier[:10]]  # the prompt knows one id of it, the store ten
     settings = SpeculationSettings(min_match=1)
-    assert Drafter(prompt, settings, StepCost(), store).draft(100)[:8] == earlier[10:18]
+    assert copying(prompt, settings, StepCost(), store).draft(100)[:8] == earlier[10:18]
     copied = [*earlier[8:10], *range(6000, 6040)]
     prompt = [6100, *copied, 6101, *range(6020, 6040), *copied[:20]]  # the store knows nothing of this
-    assert Drafter(prompt, settings, StepCost(), store).draft(100)[:8] == copied[20:28]
+    assert copying(prompt, settings, StepCost(), store).draft(100)[:8] == copied[20:28]
 
 
 def test_more_tokens_than_drafted_are_refused() -> None:
-    drafter = Drafter([1, 2], SpeculationSettings(), StepCost())
+    drafter = copying([1, 2], SpeculationSettings(), StepCost())
     with pytest.raises(AssertionError, match="3 tokens followed 1 drafted"):
         drafter.observe([1, 2, 3], 1)

@@ -1,0 +1,60 @@
+"""Which replica a call goes to: Ray Serve's own interface over the rule of `runtime/rendezvous.py`.
+
+In: calls with keys, and the replicas that Serve knows. Out: those replicas in the order in which they are tried. Knows
+nothing about what a call asks.
+
+A key's first replica takes the call unless it has more than its share of all that this front has sent; then the next
+one of the key's own order does. Serve tries the others in turn where one is full or does not answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from edge.runtime.rendezvous import bound, digest, ranked
+from edge.server.ray.call import Call
+
+
+class PrefixRouter(RequestRouter):
+    """One front's router."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: Serve's own
+        super().__init__(*args, **kwargs)
+        self._running: Counter[ReplicaID] = Counter()  # calls that this front has there
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """Return the replicas one by one, the best first."""
+        if pending_request is None:
+            return [[replica] for replica in candidate_replicas]
+        pending_request.routing_context.should_backoff = True
+        call = pending_request.args[0] if pending_request.args else None
+        if not isinstance(call, Call):
+            return [candidate_replicas]
+        names = [replica.replica_id.unique_id for replica in candidate_replicas]
+        loads = [self._running[replica.replica_id] for replica in candidate_replicas]
+        order = in_order(call, names, loads)
+        return [[candidate_replicas[index]] for index in order]
+
+    def on_send_request(self, replica_id: ReplicaID) -> None:
+        """Count a call that was sent."""
+        super().on_send_request(replica_id)
+        self._running[replica_id] += 1
+
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
+        """Count a call that ended, however it did."""
+        super().on_request_completed(replica_id, internal_request_id)
+        self._running[replica_id] -= 1
+        if self._running[replica_id] <= 0:
+            del self._running[replica_id]
+
+
+def in_order(call: Call, names: list[str], loads: list[int]) -> list[int]:
+    """Return indices of replicas in the order in which they should be tried, those to avoid last."""
+    most = bound(sum(loads), max(len(names), 1))
+    order = ranked(call.key, [digest(name.encode()) for name in names])
+    return sorted(order, key=lambda index: (names[index] in call.avoid, loads[index] >= most))  # keeps the key's order
