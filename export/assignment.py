@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from edge.export.compress.precision import Precision
+from edge.export.compress.precision import FEW_BITS, Precision
 from edge.export.compress.recipes import Recipe, Scaling
 from edge.export.vision.names import TowerStage
 from edge.export.weights.names import EMBEDDING, HEAD, Stage, canonical_shapes, stages_of
@@ -97,9 +97,9 @@ class Assignments(Mapping[str, Assignment]):
         return round(8 * self.nbytes / self.parameters, 4)
 
     @property
-    def fewest_bits(self) -> int:
-        """Of any matrix."""
-        return min(found.precision.bits for found in self.values())
+    def is_coarse(self) -> bool:
+        """Whether any matrix has fewer bits than `FEW_BITS`."""
+        return any(found.precision.bits < FEW_BITS for found in self.values())
 
     @property
     def signed_bytes(self) -> int:

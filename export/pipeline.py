@@ -178,7 +178,7 @@ def export_with(
             eos = stop_ids[0] if stop_ids else None
             conversion = stack.enter_context(openvino_tokenizer.start(folder, eos))
         with open_store(folder / plan.weight_file, journal, stages_of(plan.spec), plan.checkpoint) as (store, walk):
-            verifier = Verifier(tokenizer.encode(GOLDEN_TEXT), plan.spec, _runners(plan), plan.assignments.fewest_bits)
+            verifier = Verifier(tokenizer.encode(GOLDEN_TEXT), plan.spec, _runners(plan), plan.assignments.is_coarse)
             calibrating = None if plan.calibration is None else _calibration(plan.calibration, plan, tokenizer)
             done = compress(plan, store, walk, verifier, calibrating, progress)
             progress(Progress.writing(plan, store.end))

@@ -19,7 +19,7 @@ from edge.export.assignment import Assignments, assign
 from edge.export.budget.choose import base_recipe, options_of
 from edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edge.export.compress import recipes
-from edge.export.compress.precision import FEW_BITS, Rounding
+from edge.export.compress.precision import Rounding
 from edge.export.compress.recipes import Recipe
 from edge.export.float16.folds import FoldedWeights, Folds
 from edge.export.float16.targets import TARGETS
@@ -256,7 +256,7 @@ def _copied(assignments: Assignments, format: Format, file: str = bundle.ONNX_DA
 
 def _format_for(assignments: Assignments, format: Format, device: Device) -> tuple[Format, tuple[str, ...]]:
     """The format of a bundle with these weights, and a warning if it is not what was asked for. Raises RecipeError."""
-    if assignments.fewest_bits >= FEW_BITS or (format == "onnx" and device == "CPU"):
+    if not assignments.is_coarse or (format == "onnx" and device == "CPU"):
         return format, ()
     why = "OpenVINO cannot multiply matrices of 2 bits"
     if format == "openvino" or device != "CPU":

@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.export import emulation
-from edge.export.compress.precision import FEW_BITS
 from edge.export.emulation import NUMERICS, write_golden_rows
 from edge.export.graph import numpy_builder
 from edge.export.graph.runners import Runner
@@ -119,10 +118,10 @@ class Verifier:
     have the same precisions share a graph. Raises VerificationError when a stage is broken.
     """
 
-    def __init__(self, ids: list[int], spec: ModelSpec, runners: Sequence[Runner], fewest_bits: int = FEW_BITS) -> None:
-        """fewest_bits: that any matrix of the model has."""
+    def __init__(self, ids: list[int], spec: ModelSpec, runners: Sequence[Runner], coarse: bool = False) -> None:
+        """coarse: whether any matrix of the model has fewer than 4 bits."""
         self.ids = np.array(ids[:GOLDEN_TOKENS], np.int64)
-        self._spec, self._fewest_bits = spec, fewest_bits
+        self._spec, self._coarse = spec, coarse
         self._graphs = GraphProof(runners)
         # Hidden states of the float model, of the compressed one, and of the latter in emulated numerics:
         # (STREAMS, T, H). Set it to resume.
@@ -137,7 +136,7 @@ class Verifier:
         few = {EMBEDDING: take_rows(packed[EMBEDDING], found)}
         places = places.reshape(ids.shape)
         self._graphs.prove("embedding", lambda runner: runner.embedding(few, places, self._spec), exact[1])
-        return check_stage("embedding", self.hidden[1], self.hidden[0], 0, weights, packed, self._fewest_bits)
+        return check_stage("embedding", self.hidden[1], self.hidden[0], 0, weights, packed, coarse=self._coarse)
 
     def block(self, layer: int, weights: Mapping[str, FloatArray], packed: Mapping[str, Weight]) -> StageCheck:
         """Run one decoder block."""
@@ -148,7 +147,7 @@ class Verifier:
         stage, layout = f"block {layer}", [kind_of(weight) for weight in packed.values()]
         self._graphs.prove(stage, lambda runner: runner.block(packed, start, layer, self._spec), found, layout)
         self.hidden = np.concatenate([expected[None], found[1:], others])
-        return check_stage(stage, found[0], expected, start[0], weights, packed, self._fewest_bits)
+        return check_stage(stage, found[0], expected, start[0], weights, packed, coarse=self._coarse)
 
     def head(self, weights: Mapping[str, FloatArray], packed: Mapping[str, Weight]) -> tuple[StageCheck, Golden]:
         """Finish: hidden states to logits of the last rows."""
@@ -158,7 +157,7 @@ class Verifier:
         name = EMBEDDING if self._spec.tied_embeddings else HEAD
         few = {**packed, name: take_rows(packed[name], np.arange(min(PROVEN_ROWS, found.shape[-1])))}
         self._graphs.prove("head", lambda runner: runner.head(few, last, self._spec), found[..., :PROVEN_ROWS])
-        check = check_stage("head", found[0], expected, 0, weights, packed, self._fewest_bits)
+        check = check_stage("head", found[0], expected, 0, weights, packed, coarse=self._coarse)
         rows = emulation.golden_rows(self.ids, logits[0], [found[0] for found in noisy])
         return check, Golden(self.ids, expected, found[1], rows)
 
@@ -170,7 +169,8 @@ def check_stage(
     start: Float32Array | int,
     weights: Mapping[str, FloatArray],
     packed: Mapping[str, Weight],
-    fewest_bits: int = FEW_BITS,
+    *,
+    coarse: bool = False,
 ) -> StageCheck:
     """Compare what a stage adds to `start` in the two models. Raises VerificationError."""
     if not np.isfinite(found).all():
@@ -178,7 +178,7 @@ def check_stage(
     error = float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected - start)), 1e-30))
     weights = weights if isinstance(weights, Sampled) else Sampled(weights)
     rounding = float(np.sqrt(sum(rounding_error(*weights.size(name), packed[name]) ** 2 for name in packed)))
-    if not error <= error_bound(rounding, fewest_bits):
+    if not error <= error_bound(rounding, coarse=coarse):
         raise VerificationError(
             f"{stage} is off by {error:.2g} of its output, and rounding its weights explains about {rounding:.2g}; "
             "the compressed weights are wrong, please report this with the checkpoint's name and the recipe"
@@ -229,16 +229,16 @@ def kind_of(weight: Weight) -> str:
     return f"{weight.dtype} {weight.shape}"
 
 
-def error_bound(rounding: float, fewest_bits: int) -> float:
+def error_bound(rounding: float, *, coarse: bool) -> float:
     """How far a stage may be off whose weights' rounding explains so much, as a share of what it computes.
 
-    Never by as much as a wrong stage is, however coarse its steps: with random signs, that is 1. Unless the model has
-    matrices of fewer bits than 4: what those leave of a stage may itself be that far off, and the stages behind it are
-    fitted to make up for it, so that on the float model's own input they are off as well. Then the bound is what
-    rounding explains.
+    Never by as much as a wrong stage is, however large its steps: with random signs, that is 1. Unless the model is
+    coarse, with matrices of fewer than 4 bits: what those leave of a stage may itself be that far off, and the stages
+    behind it are fitted to make up for it, so that on the float model's own input they are off as well. Then the bound
+    is what rounding explains.
     """
     explained = FLOAT32_BOUND + TOLERATED * rounding
-    return explained if fewest_bits < FEW_BITS else min(explained, WRONG)
+    return explained if coarse else min(explained, WRONG)
 
 
 def rounding_error(shape: tuple[int, ...], size: float, packed: Weight) -> float:

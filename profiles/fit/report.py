@@ -112,7 +112,7 @@ def simulations(found: Report) -> list[tuple[Prediction, tuple[Seen, ...]]]:
     return seen
 
 
-def simulations_json(seen: Iterable[tuple[Prediction, tuple[Seen, ...]]]) -> list[dict[str, Any]]:
+def simulations_json(seen: Iterable[tuple[Prediction, tuple[Seen, ...]]]) -> list[dict[str, object]]:
     return [
         {"device": one.place.key, "recipe": one.recipe, "runs": [run.to_json() for run in runs]} for one, runs in seen
     ]

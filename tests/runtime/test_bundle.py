@@ -51,6 +51,17 @@ def test_manifest_round_trip(bundle: Path) -> None:
     assert Manifest.from_json(text).to_json() == text
 
 
+def test_a_link_is_followed_once(bundle: Path, tmp_path: Path) -> None:
+    """So that what is opened is one bundle, wherever the link leads meanwhile."""
+    (tmp_path / "current").symlink_to("bundle")
+    opened = open_bundle(tmp_path / "current")
+    (tmp_path / "current").unlink()
+    (tmp_path / "current").symlink_to("elsewhere")
+    opened.check_hashes()
+    with pytest.raises(BundleError, match="no such path"):
+        open_bundle(tmp_path / "current")
+
+
 def flip(path: Path, at: int | None = None) -> None:
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2 if at is None else at] ^= 1

@@ -87,7 +87,7 @@ def app(args: Mapping[str, Any]) -> Application:  # Any: of a config file
     wanted = Load(options, own["prefix"] or (), system)
     source = BundleSource(folder, own["fetch"], own["sha256"])
     replicas = replicas_of(far, server, source, partial(_opened, wanted), threads)
-    ingress = serve.deployment(serve.ingress()(Ingress)).options(
+    ingress = serve.deployment(serve.ingress()(Ingress)).options(  # type: ignore[attr-defined]  # a decorator of several forms
         name="Ingress",
         num_replicas=1,
         max_ongoing_requests=server.max_waiting * far.replicas + 256,

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
+from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -41,7 +41,7 @@ class BundleSource:
     path: str
     fetch: str | None = None  # the URL of a folder with the bundle's files, or SHELF
     sha256: str | None = None  # of the manifest, if it can be fetched
-    shelf: ActorHandle | None = None  # of a Shelf
+    shelf: ActorHandle[Any] | None = None  # of a Shelf; Any: Ray does not tell methods of such handles
 
     def here(self) -> Path:
         """Return the bundle's folder on this node. Raises BundleError."""
@@ -61,20 +61,21 @@ class BundleSource:
     def _fetched(self, found: Path) -> None:
         """Fetch into a new folder, which gets its name when it is whole."""
         assert self.sha256 is not None
-        new = found.with_name(f"{found.name}.{secrets.token_hex(4)}")
-        new.mkdir()
-        try:
-            raw = b"".join(self._pieces(MANIFEST, MAX_BYTES))
-            if hashlib.sha256(raw).hexdigest() != self.sha256:
-                raise BundleError(f"{self.fetch}: the manifest is another than was asked for ({self.sha256[:12]})")
-            for name, record in Manifest.from_json(raw).files.items():
-                _store(new / name, self._pieces(name, record.size), record.sha256)
-            _store(new / MANIFEST, iter([raw]), self.sha256)
+        with TemporaryDirectory(dir=found.parent, ignore_cleanup_errors=True) as work:
+            new = Path(work) / "bundle"
+            new.mkdir()
+            self._fill(new)
             open_bundle(new)
             new.rename(found)
-        except BaseException:
-            rmtree(new, ignore_errors=True)
-            raise
+
+    def _fill(self, new: Path) -> None:
+        assert self.sha256 is not None
+        raw = b"".join(self._pieces(MANIFEST, MAX_BYTES))
+        if hashlib.sha256(raw).hexdigest() != self.sha256:
+            raise BundleError(f"{self.fetch}: the manifest is another than was asked for ({self.sha256[:12]})")
+        for name, record in Manifest.from_json(raw).files.items():
+            _store(new / name, self._pieces(name, record.size), record.sha256)
+        _store(new / MANIFEST, iter([raw]), self.sha256)
 
     def _pieces(self, name: str, most: int) -> Iterator[bytes]:
         """Yield a file's content, and no more than it should be. Raises BundleError."""
@@ -96,7 +97,7 @@ class BundleSource:
     def _from_shelf(self, name: str) -> Iterator[bytes]:
         assert self.shelf is not None
         offset = 0
-        while piece := ray.get(self.shelf.read.remote(name, offset)):
+        while piece := bytes(ray.get(self.shelf.read.remote(name, offset))):
             offset += len(piece)
             yield piece
 
@@ -124,10 +125,11 @@ def fetchable(path: str, fetch: str | None) -> BundleSource:
     if fetch is None:
         return BundleSource(path)
     open_bundle(path)
-    shelf = None
+    shelf: Any = None
     if fetch == SHELF:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        shelf = ray.remote(Shelf).options(num_cpus=0, max_concurrency=4, scheduling_strategy=here).remote(path)
+        options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 4, "scheduling_strategy": here}  # Any: Ray's own
+        shelf = ray.remote(Shelf).options(**options).remote(path)
     return BundleSource(path, fetch, sha256_of_manifest(Path(path)), shelf)
 
 

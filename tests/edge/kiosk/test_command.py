@@ -75,6 +75,17 @@ def test_all_files_are_written_and_agree(
     assert "and nothing in it is replaced; name a new or an empty folder" in capsys.readouterr().err
 
 
+def test_a_link_to_the_bundle_stays_one(tiny_bundle: Path, system_file: Path, tmp_path: Path) -> None:
+    """Updates let it lead to another bundle. Links on the way to it are no part of that."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "current").symlink_to(tiny_bundle)
+    (tmp_path / "way").symlink_to("real")
+    assert cli.main(init(tmp_path / "kiosk", tmp_path / "way" / "current", system_file, "--max-context", "128")) == 0
+    unit = (tmp_path / "kiosk" / names.SERVER_UNIT).read_text()
+    assert f'"{tmp_path}/real/current"' in unit
+    assert str(tiny_bundle) not in unit
+
+
 def test_what_is_left_to_do_is_said(
     tiny_bundle: Path, system_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,7 +49,7 @@ def two_nodes(folder: Path) -> Iterator[Nodes]:
 
     before = dict(os.environ)
     os.environ.update(SILENT)
-    cluster = Cluster(shutdown_at_exit=True)  # type: ignore[no-untyped-call]
+    cluster = Cluster(shutdown_at_exit=True)
     try:
         cluster.add_node(
             num_cpus=0, object_store_memory=OBJECTS, include_dashboard=False, temp_dir=str(folder), dashboard_port=None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -16,6 +17,7 @@ from edge.runtime.errors import BundleError
 
 pytest.importorskip("ray")
 
+from edge.server.ray import bundles
 from edge.server.ray.bundles import BundleSource, Shelf, sha256_of_manifest
 
 
@@ -28,6 +30,12 @@ class Counting(SimpleHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # its name
         pass
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(bundles, "cache_folder", lambda: tmp_path / "kept")
+    return tmp_path / "kept"
 
 
 @pytest.fixture
@@ -71,17 +79,19 @@ def test_another_bundle_at_the_path_is_not_taken_for_it(folder: Path, url: str, 
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "openvino_model.bin"])
-def test_what_was_changed_on_its_way_is_refused(
-    folder: Path, url: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("edge.server.ray.bundles.cache_folder", lambda: tmp_path / "cache")
+def test_what_was_changed_on_its_way_is_refused(folder: Path, url: str, name: str, tmp_path: Path, kept: Path) -> None:
     sha256 = sha256_of_manifest(folder)
-    changed = bytearray((folder / name).read_bytes())
-    changed[-1] ^= 1
-    (folder / name).write_bytes(changed)
+    changed = json.loads((folder / "manifest.json").read_text())
+    if name == "manifest.json":
+        changed["recipe"] = "another"
+        (folder / name).write_text(json.dumps(changed))
+    else:
+        raw = bytearray((folder / name).read_bytes())
+        raw[0] ^= 1
+        (folder / name).write_bytes(raw)
     with pytest.raises(BundleError, match="another than"):
-        BundleSource(str(tmp_path / "nowhere"), url, sha256).here()
-    assert [path.name for path in (tmp_path / "cache" / "fetched").iterdir()] == [f"{sha256}.lock"]
+        BundleSource(str(tmp_path / "nowhere"), url, "0" * 64 if name == "manifest.json" else sha256).here()
+    assert [path.suffix for path in (kept / "fetched").iterdir()] == [".lock"]
 
 
 def test_a_url_that_is_none_is_refused(folder: Path, tmp_path: Path) -> None:
