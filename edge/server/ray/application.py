@@ -72,6 +72,8 @@ def app(args: Mapping[str, Any]) -> Application:  # Any: of a config file
     }
     if not own["bundle"]:
         raise SettingsError("bundle is missing; give the path of the bundle's folder, as bundle=/models/glm4-int4")
+    if own["fetch"] is not None and own["sha256"] is None:
+        raise SettingsError("fetch needs sha256, that of the bundle's manifest.json, to know what is fetched")
     far = RaySettings(**{name: given.pop(name) for name in _RAY & given.keys()})
     server = ServerSettings(**{name: given.pop(name) for name in _SERVER & given.keys()})
     folder = str(own["bundle"])
