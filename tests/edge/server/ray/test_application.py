@@ -54,4 +54,4 @@ def test_serve_answers_with_it_as_a_model_alone(demo_bundle: Path) -> None:
             with urlopen(asked, timeout=60) as answer:
                 assert json.load(answer)["choices"][0]["message"]["content"] == alone
         finally:
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
