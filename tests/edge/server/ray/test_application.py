@@ -1,57 +1,93 @@
-"""The application for `serve run`: its arguments, and that Serve answers with it."""
+"""What `serve run edge.server.ray:app` runs answers as a server does, and refuses arguments that it does not know."""
 
 from __future__ import annotations
 
 import json
-import socket
+import os
+import subprocess
+import sys
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import pytest
 
-import edge
-from edge.runtime.cluster import joined
+from edge.runtime.cluster import SILENT
+from edge.runtime.errors import SettingsError
 
 pytest.importorskip("ray")
 
+SCRIPT = """
+import json, os, sys
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import psutil
+from ray import serve
+
+from edge.runtime.cluster import joined
 from edge.server.ray import app
 
-OBJECTS = 80 << 20
+url = "http://127.0.0.1:" + sys.argv[2]
+told = {}
 
+def post(body):
+    asked = Request(url + "/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"})
+    try:
+        with urlopen(asked, timeout=60) as answer:
+            return answer.read().decode()
+    except HTTPError as error:
+        return error.read().decode()
 
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        ({}, "bundle is missing"),
-        ({"bundle": "/there", "port": "80"}, "port"),
-        ({"bundle": "/there", "replicas": "none"}, "replicas"),
-        ({"bundle": "/there", "fetch": "https://there"}, "needs sha256"),
-    ],
-)
-def test_an_argument_that_is_wrong_is_named(args: dict[str, str], said: str) -> None:
-    with pytest.raises(edge.SettingsError, match=said):
-        app(args)
+with joined(None, num_cpus=2, object_store_bytes=80 << 20):
+    serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
+    # Texts, as `serve run` has them.
+    arguments = {"bundle": sys.argv[1], "replicas": "2", "threads": "1", "any_model": "true", "reproducible": "true"}
+    serve.run(app(arguments), name="model", route_prefix="/")
+    question = {"messages": [{"role": "user", "content": "Say hello"}], "max_tokens": 5, "temperature": 0}
+    told["whole"] = json.loads(post(question))["choices"][0]["message"]["content"]
+    lines = [line[6:] for line in post({**question, "stream": True}).splitlines() if line.startswith("data: ")]
+    told["last"] = lines.pop()
+    choices = [choice for line in lines for choice in json.loads(line)["choices"]]
+    told["streamed"] = "".join(choice["delta"].get("content") or "" for choice in choices)
+    told["refused"] = json.loads(post({"messages": "x"}))["error"]["code"]
+    told["model"] = json.loads(urlopen(url + "/v1/models").read())["data"][0]["id"]
+    own = []
+    for process in psutil.Process().children(recursive=True):
+        if process.name().startswith("ray::ServeRepl") and process.cmdline()[0].endswith(":Replica"):
+            own.append(min((sorted(os.sched_getaffinity(one.id)) for one in process.threads()), key=len))
+    told["processors"] = own
+    serve.shutdown()
+print(json.dumps(told))
+"""
 
 
 @pytest.mark.slow
-def test_serve_answers_with_it_as_a_model_alone(demo_bundle: Path) -> None:
-    from ray import serve
+def test_it_answers_as_a_server_does(demo_bundle: Path, tmp_path: Path) -> None:
+    from tests.runtime.test_cluster import free_port
 
-    messages = [{"role": "user", "content": "What is rain?"}]
-    with edge.load(demo_bundle, engine="openvino", reproducible=True, threads=1) as llm:
-        alone = llm.chat(messages, max_new_tokens=16, temperature=0).text()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with joined(None, num_cpus=1, object_store_bytes=OBJECTS):
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        try:
-            given = {"bundle": str(demo_bundle), "replicas": "1", "threads": "1"}
-            serve.run(app({**given, "engine": "openvino", "reproducible": "true", "names": "planets"}))
-            body = {"model": "planets", "messages": messages, "max_tokens": 16, "temperature": 0}
-            url = f"http://127.0.0.1:{port}/v1/chat/completions"
-            asked = Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
-            with urlopen(asked, timeout=60) as answer:
-                assert json.load(answer)["choices"][0]["message"]["content"] == alone
-        finally:
-            serve.shutdown()  # type: ignore[no-untyped-call]
+    environment = {**os.environ, **SILENT, "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", SCRIPT, str(demo_bundle), str(free_port())]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=170, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["whole"] == told["streamed"] != ""
+    assert (told["last"], told["refused"], told["model"]) == ("[DONE]", "invalid_type", demo_bundle.name)
+    if len(os.sched_getaffinity(0)) > 1:
+        (first,), (second,) = told["processors"]
+        assert first != second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({}, "bundle is missing"),
+        ({"bundle": "/b", "replica": 2}, "'replica' is no argument"),
+        ({"bundle": "/b", "replicas": "many"}, "replicas"),
+        ({"bundle": "/b", "port": 80}, "'port' is no argument"),  # Serve's own
+        ({"bundle": "/b", "threads": 0}, "threads"),
+    ],
+)
+def test_a_wrong_argument_is_refused(arguments: dict[str, object], named: str) -> None:
+    from edge.server.ray import app
+
+    with pytest.raises(SettingsError, match=named):
+        app(arguments)
