@@ -25,7 +25,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from edge.runtime.bundle import MANIFEST, open_bundle
 from edge.runtime.cache_folder import cache_folder
-from edge.runtime.errors import BundleError, telling_line
+from edge.runtime.errors import BundleError, OutputError, telling_line
+from edge.runtime.files import shown_path
 from edge.runtime.locks import hold
 from edge.runtime.manifest import MAX_BYTES, Manifest
 
@@ -44,7 +45,7 @@ class BundleSource:
     shelf: ActorHandle[Any] | None = None  # of a Shelf; Any: Ray does not tell methods of such handles
 
     def here(self) -> Path:
-        """Return the bundle's folder on this node. Raises BundleError."""
+        """Return the bundle's folder on this node. Raises BundleError and OutputError."""
         path = Path(self.path)
         if self.fetch is None or self.sha256 is None:
             return path
@@ -66,7 +67,10 @@ class BundleSource:
             new.mkdir()
             self._fill(new)
             open_bundle(new)
-            new.rename(found)
+            try:
+                new.rename(found)
+            except OSError as error:
+                raise OutputError(f"{shown_path(found)} is in the way of a fetched bundle; move it away") from error
 
     def _fill(self, new: Path) -> None:
         assert self.sha256 is not None

@@ -13,7 +13,7 @@ from shutil import copytree
 import pytest
 
 from edge.runtime.bundle import open_bundle
-from edge.runtime.errors import BundleError
+from edge.runtime.errors import BundleError, OutputError
 
 pytest.importorskip("ray")
 
@@ -107,3 +107,14 @@ def test_a_shelf_hands_out_the_bundles_files_alone(folder: Path) -> None:
     for name in ("secret", "../there/manifest.json", "/etc/hostname"):
         with pytest.raises(ValueError, match="no file of the bundle"):
             shelf.read(name, 0)
+
+
+def test_a_file_of_others_in_the_bundles_place_stays(folder: Path, url: str, tmp_path: Path, kept: Path) -> None:
+    sha256 = sha256_of_manifest(folder)
+    strange = kept / "fetched" / sha256
+    strange.parent.mkdir(parents=True)
+    strange.write_text("mine")
+    with pytest.raises(OutputError, match="in the way"):
+        BundleSource(str(tmp_path / "nowhere"), url, sha256).here()
+    assert strange.read_text() == "mine"
+    assert {path.name for path in strange.parent.iterdir()} <= {sha256, f"{sha256}.lock"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
 import tempfile
@@ -62,3 +63,14 @@ def test_locks_of_a_process_that_ended_are_free() -> None:
     in_thread(lambda: holder.take(len(os.sched_getaffinity(0))))
     assert len(holder._held) == len(os.sched_getaffinity(0))
     holder.release()
+
+
+def test_files_of_others_in_the_place_of_locks_stay(tmp_path: Path) -> None:
+    place = tmp_path / f"edge-processors-{getpass.getuser()}"
+    place.mkdir()
+    first = min(os.sched_getaffinity(0))
+    (place / str(first)).write_text("mine")
+    holder = Processors()
+    in_thread(lambda: holder.take(1))
+    holder.release()
+    assert (place / str(first)).read_text() == "mine"
