@@ -12,7 +12,6 @@ import pytest
 from edge import cli
 from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import SettingsError, UpdateError
-from edge.update import processes
 from edge.update.processes import self_test, tell, words_of
 from edge.update.status import status_of
 from tests.edge.update.shop import Machine, Shop
@@ -65,7 +64,7 @@ def test_an_engine_that_crashes_fails_the_self_test(monkeypatch: pytest.MonkeyPa
     crash = tmp_path / "python"
     crash.write_text("#!/bin/sh\necho 'edge: about to' >&2\nkill -SEGV $$\n")
     crash.chmod(0o755)
-    monkeypatch.setattr(processes.sys, "executable", str(crash))
+    monkeypatch.setattr("sys.executable", str(crash))
     with pytest.raises(UpdateError, match="failed with signal 11: about to"):
         self_test(tmp_path, "CPU")
 
