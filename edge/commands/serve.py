@@ -203,12 +203,21 @@ def _add_ray(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on with a stream on another replica when its own is lost, in place of ending it (needs --ray)",
     )
+    group.add_argument(
+        "--fetch",
+        nargs="?",
+        const="shelf",
+        metavar="URL",
+        help="let nodes that do not have the bundle at its path fetch it once, from the machine of this command or "
+        "from a folder at this URL; what is fetched is compared with the manifest here (needs --ray)",
+    )
 
 
 def _refuse_ray_options(args: argparse.Namespace) -> None:
     from edge.runtime.errors import SettingsError
 
-    for given, option in ((args.replicas, "--replicas"), (args.resume_streams, "--resume-streams")):
+    needing = ((args.replicas, "--replicas"), (args.resume_streams, "--resume-streams"), (args.fetch, "--fetch"))
+    for given, option in needing:
         if given:
             raise SettingsError(f"{option} is about replicas on a cluster; give --ray too")
 

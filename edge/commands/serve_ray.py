@@ -37,7 +37,7 @@ def far_service(args: argparse.Namespace, settings: ServerSettings, metrics: Met
     if args.draft_store is not None or args.draft_from:
         raise SettingsError("--draft-store is written by one process, and replicas are several; leave it out")
 
-    from edge.server.ray.bundles import BundleSource
+    from edge.server.ray.bundles import fetchable
     from edge.server.ray.front import FarService, Front
     from edge.server.ray.settings import RaySettings
 
@@ -45,11 +45,12 @@ def far_service(args: argparse.Namespace, settings: ServerSettings, metrics: Met
     name = f"edge {settings.names[0]} {platform.node()} {settings.uds or settings.port}"  # of this server
     far = RaySettings(**given, resume_streams=args.resume_streams, name=name)
     there = _as_elsewhere(args)
-    source, opening = BundleSource(there.bundle), partial(_opened_there, there)
+    opening = partial(_opened_there, there)
 
     front = Front(far, metrics, there.chat_template)
 
     def opened(stage: Stage) -> LLM:
+        source = fetchable(there.bundle, args.fetch)
         llm = front.open_deployed(settings, source, opening, args.threads, stage)
         info = llm.engine.info
         print(f"ready: {far.replicas} replicas, {info.name} on {info.device}", flush=True)
@@ -75,9 +76,9 @@ def _as_elsewhere(args: argparse.Namespace) -> argparse.Namespace:
     return there
 
 
-def _opened_there(args: argparse.Namespace, bundle: str) -> LLM:
+def _opened_there(args: argparse.Namespace, bundle: str, threads: int) -> LLM:
     """Load the model on a replica."""
     from edge.commands.serve import loaded
 
-    args.bundle = bundle
+    args.bundle, args.threads = bundle, threads
     return loaded(args, lambda _stage, _share: None)

@@ -75,7 +75,7 @@ def replicas_of(
         request_router_config=router,
         logging_config=LoggingConfig(enable_access_log=False),
     )
-    bound: Application = deployment.bind(source, opening, server.max_waiting, server.stall_s)
+    bound: Application = deployment.bind(source, opening, threads, server.max_waiting, server.stall_s)
     return bound
 
 

@@ -22,8 +22,9 @@ from edge.runtime.settings import GENERATION_NAMES, GenerationOptions, Generatio
 from edge.runtime.stream import Stream
 from edge.server.ray.bundles import BundleSource
 from edge.server.ray.call import Accepted, Call, Failed, Piece, Refused, ReplicaState, digest_of
+from edge.server.ray.processors import Processors
 
-Opening = Callable[[str], LLM]  # loads the bundle of a folder, opens prefixes and warms up
+Opening = Callable[[str, int], LLM]  # loads the bundle of a folder with threads, opens prefixes and warms up
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +32,14 @@ logger = logging.getLogger(__name__)
 class Replica:
     """A Serve deployment's class; Serve makes one in each replica's process."""
 
-    def __init__(self, source: BundleSource, opening: Opening, max_waiting: int, stall_s: float) -> None:
+    def __init__(self, source: BundleSource, opening: Opening, threads: int, max_waiting: int, stall_s: float) -> None:
         self._name = serve.get_replica_context().replica_id.unique_id
         self._node = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         self._max_waiting, self._stall_s = max_waiting, stall_s
         folder = source.here()
-        self._llm = opening(str(folder))
+        self._processors = Processors()
+        self._processors.take(threads)  # before the engine makes threads
+        self._llm = opening(str(folder), threads)
         self._model = digest_of(self._llm.bundle)
         self._starting = 0  # calls on their way into the queue
         self._answered = self._prompt_tokens = self._cached_tokens = self._new_tokens = 0
@@ -105,6 +108,7 @@ class Replica:
         """Free the model; Serve calls this once the last answer has ended."""
         if hasattr(self, "_llm"):
             self._llm.close()
+            self._processors.release()
 
     def _submitted(self, call: Call) -> Stream:
         prompt = Prompt(call.ids, num_answered=call.num_answered)

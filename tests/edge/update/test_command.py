@@ -64,7 +64,7 @@ def test_an_engine_that_crashes_fails_the_self_test(monkeypatch: pytest.MonkeyPa
     crash = tmp_path / "python"
     crash.write_text("#!/bin/sh\necho 'edge: about to' >&2\nkill -SEGV $$\n")
     crash.chmod(0o755)
-    monkeypatch.setattr("sys.executable", str(crash))
+    monkeypatch.setattr("edge.update.processes.sys.executable", str(crash))
     with pytest.raises(UpdateError, match="failed with signal 11: about to"):
         self_test(tmp_path, "CPU")
 

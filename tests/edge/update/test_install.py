@@ -94,7 +94,7 @@ def test_without_links_files_are_copied(shop: Shop, machine: Machine, monkeypatc
         raise PermissionError(1, "no links here")
 
     machine.install(shop.release(1))
-    monkeypatch.setattr("os.link", no_links)
+    monkeypatch.setattr("edge.update.fetch.os.link", no_links)
     assert machine.install(shop.release(2)).fetched_bytes == len('{"release": 2}')
     assert machine.current() == 2
 
@@ -182,24 +182,19 @@ def test_names_that_lead_elsewhere_are_refused(
     refused(machine, made, "outside the bundle", BundleError)
 
 
-def _pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def _folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "altered": (lambda path: path.write_bytes(b'{"release": 8}'), "another sha256 than the manifest that was signed"),
     "cut": (lambda path: os.truncate(path, 3), "has 3 bytes, the manifest says"),
     "longer": (lambda path: path.write_bytes(path.read_bytes() + b" "), "bytes, the manifest says"),
-    "missing": (Path.unlink, "cannot be read"),
-    "a pipe": (_pipe, "not an ordinary file"),
-    "a folder": (_folder, "not an ordinary file"),
+    "missing": (lambda path: path.unlink(), "cannot be read"),
+    "a pipe": (lambda path: _replaced(path, os.mkfifo), "not an ordinary file"),
+    "a folder": (lambda path: _replaced(path, Path.mkdir), "not an ordinary file"),
 }
+
+
+def _replaced(path: Path, make: Callable[[Path], None]) -> None:
+    path.unlink()
+    make(path)
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -270,7 +265,7 @@ def test_a_disk_that_fills_up_meanwhile(shop: Shop, machine: Machine, monkeypatc
         raise OSError(28, "No space left on device", "incoming/x")
 
     with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
+        patch.setattr("edge.update.fetch.os.fsync", full)
         with pytest.raises(OutputError, match=r"No space left on device: .* are free\); mend that"):
             machine.install(second)
     assert machine.current() == 1
@@ -483,7 +478,7 @@ def ending(before: int) -> Iterator[list[str]]:
 def test_an_end_at_any_step_leaves_a_whole_bundle_and_the_command_goes_on(way: str, shop: Shop, tmp_path: Path) -> None:
     releases = {number: shop.release(number) for number in (1, 2, 3)}
     prepared = Machine(tmp_path / "prepared", shop)
-    cases: dict[str, tuple[int, set[int | None]]] = {
+    ways: dict[str, tuple[int, set[int | None]]] = {
         "first": (1, {None, 1}),
         "second": (2, {1, 2}),
         "third": (3, {2, 3}),
@@ -491,7 +486,7 @@ def test_an_end_at_any_step_leaves_a_whole_bundle_and_the_command_goes_on(way: s
         "back": (1, {2, 1}),
         "server fails": (1, {1, 2}),
     }
-    goal, allowed = cases[way]
+    goal, allowed = ways[way]
     for number in {"first": (), "second": (1,), "after a refusal": (1,), "server fails": (1,)}.get(way, (1, 2)):
         prepared.install(releases[number], tells=True)
     if way == "after a refusal":

@@ -59,7 +59,7 @@ def two_nodes(folder: Path) -> Iterator[Nodes]:
         nodes.add()
         yield nodes
     finally:
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
         os.environ.clear()
         os.environ.update(before)
 
