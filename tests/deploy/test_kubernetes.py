@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from edge.cli import build_parser
+from edge.runtime.errors import SettingsError
 from edge.server.settings import ServerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +104,11 @@ def test_ray_takes_the_serve_configuration() -> None:
     schema = pytest.importorskip("ray.serve.schema", reason="ray is not installed")
     (application,) = schema.ServeDeploySchema.parse_obj(yaml.safe_load(RAY["spec"]["serveConfigV2"])).applications
     assert application.import_path == "edge.server.ray:app"
+    from edge.server.ray import app
+
+    app(application.args)
+    with pytest.raises(SettingsError, match="no argument of this application"):
+        app({**application.args, "replica": 2})
     cluster = RAY["spec"]["rayClusterConfig"]
     (workers,) = cluster["workerGroupSpecs"]
     assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]

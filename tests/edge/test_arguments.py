@@ -93,6 +93,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(verification, "verify", start)
     monkeypatch.setattr("edge.runtime.device_report.write_atomically", start)
     monkeypatch.setattr("edge.export.checkpoint.default.find_checkpoint", start)
+    monkeypatch.setattr("edge.update.keys._create", start)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + (8 << 30), hard))
 

@@ -85,7 +85,7 @@ def test_killed_at_random_moments(tiny_bundle: Path, tmp_path: Path) -> None:
     sequence, met = 1, Counter[str]()
     with serving(release(tiny_bundle, tmp_path / "r1", key, 1)) as web:
         whole_s = finish(web)
-    while met.total() < KILLS:
+    while met.total() - met["done"] < KILLS:
         sequence += 1
         with serving(release(tiny_bundle, tmp_path / f"r{sequence}", key, sequence)) as web:
             web.answers["tokenizer.json"] = slowly
@@ -104,6 +104,6 @@ def test_killed_at_random_moments(tiny_bundle: Path, tmp_path: Path) -> None:
             whole_s = min(whole_s, finish(web))
             assert check(slots, {sequence}) == sequence
         shutil.rmtree(tmp_path / f"r{sequence}")
-    assert met.total() - met["done"] >= KILLS // 2, met
     assert met["fetching"], met
+    assert met["between"], met
     print(met)  # noqa: T201
