@@ -95,6 +95,7 @@ DATA = {
     "edge/export/compress/recipes.toml",
     "edge/profiles/devices/devices.toml",
     "edge/profiles/fit/measured.json",
+    "edge/profiles/fleet/steps.json",
     "edge/profiles/page.html.j2",
     "edge/profiles/results/profile.json",
     "edge/profiles/results/recipes.json",
