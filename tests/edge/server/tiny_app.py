@@ -103,6 +103,7 @@ def config(app: TinyApp, limits: ConnectionLimits) -> uvicorn.Config:
         http=limited_protocol(limits),
         ws="none",
         lifespan="off",
+        loop="asyncio",  # as the server has it; uvicorn would take uvloop, which ray brings
         server_header=False,
         log_config=None,
         timeout_graceful_shutdown=1,
