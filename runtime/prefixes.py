@@ -244,3 +244,15 @@ class Prefixes:
         self._check_can_share()
         if not self._engine.info.can_snapshot:
             raise SettingsError(f"the {self._engine.info.name} engine has no keys and values to write or read")
+
+
+def open_prefixes(prefixes: Prefixes, paths: Sequence[str | Path], system: str | None) -> None:
+    """Open prefix files; with a system message, the first one is its file, which is built where it does not fit.
+
+    Raises SnapshotError and what `use` raises.
+    """
+    for number, path in enumerate(paths):
+        if number == 0 and system is not None:
+            prefixes.use(path, system=system)
+        else:
+            prefixes.load(path)

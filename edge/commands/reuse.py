@@ -104,12 +104,9 @@ def prefix_settings(args: argparse.Namespace, chosen: Keywords, *, speculate: bo
 
 def prepare(llm: LLM, args: argparse.Namespace) -> None:
     """Give a model the prefixes and documents that were named. Raises SnapshotError and SettingsError."""
-    system = given_system(args)
-    for number, prefix in enumerate(args.prefix):
-        if number == 0 and system is not None:
-            llm.prefixes.use(prefix, system=system)
-        else:
-            llm.prefixes.load(prefix)
+    from edge.runtime.prefixes import open_prefixes
+
+    open_prefixes(llm.prefixes, args.prefix, given_system(args))
     for document in getattr(args, "draft_from", ()):
         llm.add_document(options.read_text(document))
 

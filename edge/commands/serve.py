@@ -183,6 +183,8 @@ def loaded(args: argparse.Namespace, stage: Stage) -> LLM:
 
 
 def _add_ray(parser: argparse.ArgumentParser) -> None:
+    from edge.server.ray.settings import SHELF
+
     group = parser.add_argument_group("replicas on a Ray cluster")
     group.add_argument(
         "--ray",
@@ -206,7 +208,7 @@ def _add_ray(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fetch",
         nargs="?",
-        const="shelf",
+        const=SHELF,
         metavar="URL",
         help="let nodes that do not have the bundle at its path fetch it once, from the machine of this command or "
         "from a folder at this URL; what is fetched is compared with the manifest here (needs --ray)",

@@ -10,7 +10,7 @@ the mean, as they were counted for; but what a turn repeats may be in the cache 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from edge.profiles.fit.predict import CHUNKS, PROMPT, Prediction
 from edge.profiles.fit.replicas import ANSWER, Clients, Replicas, growths, in_memory
@@ -76,18 +76,7 @@ def simulated(
 
 def _seen(plan: Plan, rule: Rule, outage: Outage | None) -> Seen:
     lost = 0 if outage is None else len(outage.replicas(plan.replicas))
-    run = simulate(
-        Plan(
-            plan.costs,
-            plan.workload,
-            plan.replicas,
-            rule,
-            plan.seconds,
-            plan.warm_s,
-            plan.seed,
-            outage=outage,
-        )
-    )
+    run = simulate(replace(plan, rule=rule, outage=outage))
     return Seen(rule, lost, plan.replicas, run.result)
 
 

@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from edge.api import load
 from edge.runtime.errors import SettingsError, shown
 from edge.runtime.llm import LLM
+from edge.runtime.prefixes import open_prefixes
 from edge.runtime.settings import ENGINE_NAMES, engine_settings
 from edge.server.app import make_app
 from edge.server.keys import check_keys, read_keys
@@ -142,11 +143,7 @@ class Ingress:
 def _opened(wanted: Load, bundle: str, threads: int) -> LLM:
     """Load the model on a replica, with its prefixes, and warm."""
     llm = load(Path(bundle), **{**wanted.options, "threads": threads})
-    for number, prefix in enumerate(wanted.prefixes):
-        if number == 0 and wanted.system is not None:
-            llm.prefixes.use(prefix, system=wanted.system)
-        else:
-            llm.prefixes.load(prefix)
+    open_prefixes(llm.prefixes, wanted.prefixes, wanted.system)
     warm_up(llm)
     if wanted.system is not None and not wanted.prefixes:
         llm.prefixes.warm(llm.system_prefix(wanted.system))

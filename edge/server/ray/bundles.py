@@ -29,8 +29,8 @@ from edge.runtime.errors import BundleError, OutputError, telling_line
 from edge.runtime.files import shown_path
 from edge.runtime.locks import hold
 from edge.runtime.manifest import MAX_BYTES, Manifest
+from edge.server.ray.settings import SHELF
 
-SHELF = "shelf"  # in place of a URL: the machine of the command that started the replicas
 PIECE_BYTES = 8 << 20
 _WAIT_S = 3600.0  # for another process of this node, which fetches the same
 

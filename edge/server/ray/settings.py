@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from edge.runtime.rules import Flag, Settings, Text, Whole, setting
 
+SHELF = "shelf"  # in place of a URL to fetch from: the machine of the command that started the replicas
+
 
 @dataclass(frozen=True, slots=True)
 class RaySettings(Settings):
