@@ -23,7 +23,7 @@ from urllib.request import Request, urlopen
 import psutil
 from ray import serve
 
-from edge.runtime.cluster import joined
+from edge.runtime.cluster import OWN, joined
 from edge.server.ray import app
 
 url = "http://127.0.0.1:" + sys.argv[2]
@@ -37,7 +37,7 @@ def post(body):
     except HTTPError as error:
         return error.read().decode()
 
-with joined(None, num_cpus=2, object_store_bytes=80 << 20):
+with joined(OWN, num_cpus=2, object_store_bytes=80 << 20):
     serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
     # Texts, as `serve run` has them.
     arguments = {"bundle": sys.argv[1], "replicas": "2", "threads": "1", "any_model": "true", "reproducible": "true"}
