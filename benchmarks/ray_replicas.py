@@ -16,9 +16,12 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from urllib.error import URLError
 from urllib.request import urlopen
+
+import openai
 
 CLIENTS = 16
 READY_S = 180.0
@@ -52,25 +55,31 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def tokens_per_s(url: str, tokens: int, of: str) -> float:
+@contextmanager
+def clients(url: str) -> Iterator[list[openai.OpenAI]]:
+    """Yield clients of a server. They live for all rounds, as those of a program do: making one takes 20 ms."""
+    with ExitStack() as stack:
+        one = partial(openai.OpenAI, base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600)
+        yield [stack.enter_context(one()) for _ in range(CLIENTS)]
+
+
+def tokens_per_s(asking: list[openai.OpenAI], tokens: int, of: str) -> float:
     """Return the rate of all clients together, from the first question to the last answer."""
-    import openai
 
     def ask(number: int) -> int:
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
-            answer = client.chat.completions.create(
-                model="any",
-                messages=[{"role": "user", "content": f"Round {of}: write about planet {number}."}],
-                max_tokens=tokens,
-                temperature=0,
-                extra_body={"ignore_eos": True},
-            )
+        answer = asking[number].chat.completions.create(
+            model="any",
+            messages=[{"role": "user", "content": f"Round {of}: write about planet {number}."}],
+            max_tokens=tokens,
+            temperature=0,
+            extra_body={"ignore_eos": True},
+        )
         assert answer.usage is not None
         return answer.usage.completion_tokens
 
     began = time.monotonic()
-    with ThreadPoolExecutor(CLIENTS) as threads:
-        written = sum(threads.map(ask, range(CLIENTS)))
+    with ThreadPoolExecutor(len(asking)) as threads:
+        written = sum(threads.map(ask, range(len(asking))))
     return written / (time.monotonic() - began)
 
 
@@ -82,9 +91,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     for replicas in args.replicas:
-        with served(args.bundle, replicas) as url:
-            tokens_per_s(url, 4, "warm")
-            rates = [tokens_per_s(url, args.tokens, str(number)) for number in range(args.rounds)]
+        with served(args.bundle, replicas) as url, clients(url) as asking:
+            tokens_per_s(asking, 4, "warm")
+            rates = [tokens_per_s(asking, args.tokens, str(number)) for number in range(args.rounds)]
         print(f"{replicas} replicas: {max(rates):.1f} tokens/s (worst round {min(rates):.1f})", flush=True)
 
 

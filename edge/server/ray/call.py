@@ -27,7 +27,7 @@ class Call:
     model: str  # digest of the bundle whose tokenizer made the ids
     key: int  # of the conversation: equal ones belong to one replica
     avoid: frozenset[str] = frozenset()  # names of replicas that refused it or were lost with it
-    pause_s: float = 0.0  # between two pieces of the answer; what comes meanwhile is told at once
+    is_whole: bool = False  # nothing of the answer is told before its end
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 In: calls with keys, and the replicas that Serve knows. Out: those replicas in the order in which they are tried. Knows
 nothing about what a call asks.
 
-A key's first replica takes the call unless it has more than its share of all that this front has sent; then the next
-one of the key's own order does. Serve tries the others in turn where one is full or does not answer.
+A conversation stays with the replica that has it unless that one has more than its share of all that this front has
+sent. Serve tries the others in turn where one is full or does not answer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from edge.runtime.rendezvous import bound, digest, ranked
+from edge.runtime.rendezvous import Homes, bound, digest, ranked
 from edge.server.ray.call import Call
 
 
@@ -24,6 +24,7 @@ class PrefixRouter(RequestRouter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: Serve's own
         super().__init__(*args, **kwargs)
         self._running: Counter[ReplicaID] = Counter()  # calls that this front has there
+        self._homes: Homes[str] = Homes()
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -37,7 +38,7 @@ class PrefixRouter(RequestRouter):
             return [candidate_replicas]
         names = [replica.replica_id.unique_id for replica in candidate_replicas]
         loads = [self._running[replica.replica_id] for replica in candidate_replicas]
-        order = in_order(call, names, loads)
+        order = in_order(call, names, loads, self._homes)
         return [[candidate_replicas[index]] for index in order]
 
     def on_send_request(self, replica_id: ReplicaID) -> None:
@@ -53,8 +54,17 @@ class PrefixRouter(RequestRouter):
             del self._running[replica_id]
 
 
-def in_order(call: Call, names: list[str], loads: list[int]) -> list[int]:
+def in_order(call: Call, names: list[str], loads: list[int], homes: Homes[str]) -> list[int]:
     """Return indices of replicas in the order in which they should be tried, those to avoid last."""
     most = bound(sum(loads), max(len(names), 1))
-    order = ranked(call.key, [digest(name.encode()) for name in names])
-    return sorted(order, key=lambda index: (names[index] in call.avoid, loads[index] >= most))  # keeps the key's order
+    ranks = ranked(call.key, [digest(name.encode()) for name in names])
+    load = dict(zip(names, loads, strict=True))
+
+    def has_room(name: str) -> bool:
+        return name in load and load[name] < most and name not in call.avoid
+
+    order = sorted(ranks, key=lambda index: (names[index] in call.avoid, not has_room(names[index])))
+    if any(map(has_room, names)):
+        home = homes.choose(call.key, [names[index] for index in ranks], load.__getitem__, has_room)
+        order.sort(key=lambda index: names[index] != home)
+    return order

@@ -37,8 +37,6 @@ from edge.server.ray.call import Accepted, Call, Failed, Piece, Refused
 from edge.wire.errors import UNAVAILABLE, RequestError
 
 ACCEPT_S = 120.0  # for a replica to take a call, where all are being started again
-STREAM_PAUSE_S = 0.02  # between two pieces of a stream
-WHOLE_PAUSE_S = 0.1  # of an answer that is read whole
 CHANGING_S = 0.25  # between two looks for a replica of the right bundle
 _SEED_BITS = 62
 
@@ -124,9 +122,8 @@ class FarRunner(Runner):
         sampling = settings.sampling
         if sampling.temperature and sampling.seed is None:  # what another replica goes on with
             settings = replace(settings, sampling=replace(sampling, seed=secrets.randbits(_SEED_BITS)))
-        pause_s = WHOLE_PAUSE_S if manner.is_whole else STREAM_PAUSE_S
         ids = tuple(request.ids)
-        far = _Far(request, Call(ids, 0, settings, self._model, manner.key, pause_s=pause_s), manner)
+        far = _Far(request, Call(ids, 0, settings, self._model, manner.key, is_whole=manner.is_whole), manner)
         self._far[id(request)] = far
         try:
             asyncio.run_coroutine_threadsafe(self._begin(far), self.loop).result()

@@ -53,7 +53,7 @@ with joined(OWN, num_cpus=2, object_store_bytes=80 << 20):
     own = []
     for process in psutil.Process().children(recursive=True):
         if process.name().startswith("ray::ServeRepl") and process.cmdline()[0].endswith(":Replica"):
-            own.append(min((sorted(os.sched_getaffinity(one.id)) for one in process.threads()), key=len))
+            own.append(sorted(set().union(*(os.sched_getaffinity(one.id) for one in process.threads()))))
     told["processors"] = own
     serve.shutdown()
 print(json.dumps(told))
