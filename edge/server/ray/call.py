@@ -19,14 +19,16 @@ from edge.runtime.settings import GenerationSettings
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A prompt to answer. The router reads `key` and `avoid`, the replica the rest."""
+    """A prompt to answer. The router reads `key`, `avoid` and `at`, the replica the rest."""
 
     ids: tuple[int, ...]  # of the prompt, and of the answer as far as it is known
     num_answered: int  # those of the answer
     settings: GenerationSettings
     model: str  # digest of the bundle whose tokenizer made the ids
-    key: int  # of the conversation: equal ones belong to one replica
+    key: int | None  # of the conversation: equal ones belong to one replica; None: to the one that has the least to do
     avoid: frozenset[str] = frozenset()  # names of replicas that refused it or were lost with it
+    at: str = ""  # the replica that has the same prompt already
+    let_in: bool = False  # its request was: a further sample of it, or one whose replica was lost; it is never refused
     pause_s: float = 0.0  # between two pieces of the answer; what comes meanwhile is told at once
 
 

@@ -90,6 +90,7 @@ class Front:
             state,
             runner,
             resumes=self._settings.resume_streams,
+            by_prefix=self._settings.by_prefix,
             forget=forget,
             release=release,
             chat_template=template,

@@ -50,7 +50,7 @@ class Replica:
         if call.model != self._model:
             yield Refused(self._name, "other model")
             return
-        if waiting >= self._max_waiting:
+        if waiting >= self._max_waiting and not call.let_in:
             yield Refused(self._name, "full", waiting)
             return
         self._starting += 1

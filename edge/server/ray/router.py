@@ -4,12 +4,14 @@ In: calls with keys, and the replicas that Serve knows. Out: those replicas in t
 nothing about what a call asks.
 
 A key's first replica takes the call unless it has more than its share of all that this front has sent; then the next
-one of the key's own order does. Serve tries the others in turn where one is full or does not answer.
+one of the key's own order does. Samples of one request stay together. A call without a key goes to the replica to which
+this front has sent the least. Serve tries the others in turn where one is full or does not answer.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from random import random
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
@@ -55,6 +57,10 @@ class PrefixRouter(RequestRouter):
 
 def in_order(call: Call, names: list[str], loads: list[int]) -> list[int]:
     """Return indices of replicas in the order in which they should be tried, those to avoid last."""
-    most = bound(sum(loads), max(len(names), 1))
-    order = ranked(call.key, [digest(name.encode()) for name in names])
-    return sorted(order, key=lambda index: (names[index] in call.avoid, loads[index] >= most))  # keeps the key's order
+    if call.key is None:
+        order = sorted(range(len(names)), key=lambda index: (loads[index], random()))
+    else:
+        most = bound(sum(loads), max(len(names), 1))
+        ranks = ranked(call.key, [digest(name.encode()) for name in names])
+        order = sorted(ranks, key=lambda index: loads[index] >= most)
+    return sorted(order, key=lambda index: (names[index] in call.avoid, names[index] != call.at))
