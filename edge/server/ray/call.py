@@ -5,11 +5,9 @@ In: nothing. Out: frozen records that can be pickled. Knows nothing about Ray.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-from edge.runtime.bundle import Bundle
 from edge.runtime.chunk import Chunk
 from edge.runtime.engines.engine import EngineInfo
 from edge.runtime.errors import EdgeError
@@ -24,7 +22,7 @@ class Call:
     ids: tuple[int, ...]  # of the prompt, and of the answer as far as it is known
     num_answered: int  # those of the answer
     settings: GenerationSettings
-    model: str  # digest of the bundle whose tokenizer made the ids
+    model: str  # sha256 of the manifest of the bundle whose tokenizer made the ids
     key: int | None  # of the conversation: equal ones belong to one replica; None: to the one that has the least to do
     avoid: frozenset[str] = frozenset()  # names of replicas that refused it or were lost with it
     at: str = ""  # the replica that has the same prompt already
@@ -75,9 +73,3 @@ class ReplicaState:
     prompt_tokens: int  # of all answers so far
     cached_tokens: int
     new_tokens: int
-
-
-def digest_of(bundle: Bundle) -> str:
-    """Return what tells whether two processes have the same bundle."""
-    files = sorted((name, record.sha256) for name, record in bundle.manifest.files.items())
-    return hashlib.sha256(repr(files).encode()).hexdigest()

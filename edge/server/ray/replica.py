@@ -20,8 +20,8 @@ from edge.runtime.machine import rss_bytes
 from edge.runtime.prompt import Prompt
 from edge.runtime.settings import GENERATION_NAMES, GenerationOptions, GenerationSettings
 from edge.runtime.stream import Stream
-from edge.server.ray.bundles import BundleSource
-from edge.server.ray.call import Accepted, Call, Failed, Piece, Refused, ReplicaState, digest_of
+from edge.server.ray.bundles import BundleSource, sha256_of_manifest
+from edge.server.ray.call import Accepted, Call, Failed, Piece, Refused, ReplicaState
 from edge.server.ray.processors import Processors
 
 Opening = Callable[[str, int], LLM]  # loads the bundle of a folder with threads, opens prefixes and warms up
@@ -40,7 +40,7 @@ class Replica:
         self._processors = Processors()
         self._processors.take(threads)  # before the engine makes threads
         self._llm = opening(str(folder), threads)
-        self._model = digest_of(self._llm.bundle)
+        self._model = sha256_of_manifest(folder)
         self._starting = 0  # calls on their way into the queue
         self._answered = self._prompt_tokens = self._cached_tokens = self._new_tokens = 0
 

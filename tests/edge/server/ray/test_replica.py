@@ -12,7 +12,6 @@ import edge
 
 pytest.importorskip("ray")
 
-from edge.runtime.llm import LLM
 from edge.runtime.settings import GenerationSettings
 from edge.server.ray import replica as replicas
 from edge.server.ray.bundles import BundleSource
@@ -31,9 +30,8 @@ def replica(monkeypatch: pytest.MonkeyPatch) -> Iterator[Replica]:
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r"))
     monkeypatch.setattr(replicas.serve, "get_replica_context", lambda: context)
     monkeypatch.setattr(replicas.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
-    monkeypatch.setattr(replicas, "digest_of", lambda _bundle: "m")
+    monkeypatch.setattr(replicas, "sha256_of_manifest", lambda _folder: "m")
     llm = edge.scripted_llm(slow(0.01), max_sequences=1)
-    monkeypatch.setattr(LLM, "bundle", None)
     yield Replica(BundleSource("nowhere"), lambda _bundle, _threads: llm, 1, MAX_WAITING, 60.0)
     llm.close()
 
