@@ -64,7 +64,7 @@ class BundleSource:
 
     def _fetched(self, found: Path, work: Path) -> None:
         """Fetch into a folder that gets its name when it is whole; the next attempt goes on with what it has."""
-        source = _source_of(self.fetch, self.shelf)
+        source = source_of(self.fetch, self.shelf)
         raw = source.read(MANIFEST, MAX_BYTES)
         if hashlib.sha256(raw).hexdigest() != self.sha256:
             raise BundleError(f"{source}: the manifest is another than was asked for ({str(self.sha256)[:12]})")
@@ -134,7 +134,7 @@ def fetchable(path: str, given: str | None) -> BundleSource:
     open_bundle(path)
     shelf: Any = None
     if given != SHELF:
-        _source_of(given, None)  # refused before anything is started
+        source_of(given, None)  # refused before anything is started
     else:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 4, "scheduling_strategy": here}  # Any: Ray's own
@@ -142,7 +142,7 @@ def fetchable(path: str, given: str | None) -> BundleSource:
     return BundleSource(path, given, sha256_of_manifest(Path(path)), shelf)
 
 
-def _source_of(given: str | None, shelf: ActorHandle[Any] | None) -> Source:  # Any: as above
+def source_of(given: str | None, shelf: ActorHandle[Any] | None) -> Source:  # Any: as above
     """Return what files are fetched from. Raises SettingsError."""
     assert given is not None
     return ShelfSource(shelf) if shelf is not None else open_source(given, None)
