@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import edge
 from edge.runtime.bundle import MANIFEST, open_bundle
 from edge.runtime.cluster import SILENT
 from edge.runtime.errors import SettingsError
@@ -87,3 +88,15 @@ def test_a_wrong_argument_is_refused(arguments: dict[str, object], named: str) -
 
     with pytest.raises(SettingsError, match=named):
         app(arguments)
+
+
+def test_a_model_that_does_not_get_ready_is_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from edge.server.ray import application
+
+    llm = edge.scripted_llm(edge.replies({}))
+    monkeypatch.setattr(application, "load", lambda _path, **_options: llm)
+    wanted = application.Load(prefixes=(str(tmp_path / "missing.prefix"),))
+    with pytest.raises(edge.EdgeError, match=r"missing\.prefix"):
+        application._opened(wanted, "anywhere", 1)
+    with pytest.raises(edge.ClosedError):
+        llm.generate("after that")
