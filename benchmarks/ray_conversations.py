@@ -58,13 +58,13 @@ def main() -> None:
 
     from ray import serve
 
-    from edge.runtime.cluster import joined
+    from edge.runtime.cluster import OWN, joined
     from edge.server.ray import app
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with joined(None):
+    with joined(OWN):
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         given = {"bundle": args.bundle, "replicas": args.replicas, "threads": 1, "any_model": True}
         for by_prefix in (True, False):

@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 from edge.profiles import processes
-from edge.profiles.cores import own_cores
 from edge.profiles.machine_record import Place
 from edge.profiles.processes import Outcome
 from edge.profiles.sweep_plan import Cell
+from edge.runtime.cores import own_cores
 from edge.runtime.errors import ProfileError
 
 StepKind = Literal["reference", "export", "measure", "accuracy", "speed"]  # measure: accuracy and speed in one process

@@ -1,6 +1,6 @@
 """A Ray cluster for as long as it is needed: joined at an address, or started on this machine.
 
-In: an address, or None. Out: a context in which this process is the cluster's driver. Knows nothing about what runs
+In: an address. Out: a context in which this process is the cluster's driver. Knows nothing about what runs
 there. Ray is imported here, and by what runs on it; nothing else needs it.
 
 Ray's head reports usage to its makers' server unless RAY_USAGE_STATS_ENABLED is 0 where it starts
@@ -25,7 +25,7 @@ from edge.runtime.extras import check_installed
 
 SILENT = {"RAY_USAGE_STATS_ENABLED": "0"}
 FOUND = "auto"  # the cluster that runs on this machine, or that RAY_ADDRESS names
-_LOCAL = "local"  # Ray's word for a cluster of its own, also where RAY_ADDRESS names another
+OWN = "local"  # a cluster of this machine alone, in Ray's word for it, also where RAY_ADDRESS names another
 _CONNECT_S = 10.0
 _HOW = "`ray start --head` starts one, and `ray status` shows whether it runs"
 
@@ -41,18 +41,16 @@ class Cluster:
 
 
 @contextmanager
-def joined(
-    address: str | None, *, num_cpus: int | None = None, object_store_bytes: int | None = None
-) -> Iterator[Cluster]:
+def joined(address: str, *, num_cpus: int | None = None, object_store_bytes: int | None = None) -> Iterator[Cluster]:
     """Join the cluster at an address ("host:port", or FOUND), and leave it at the end.
 
-    None: start a cluster of this machine alone, and end it. It listens on all addresses, as Ray does, but answers only
+    OWN: start a cluster of this machine alone, and end it. It listens on all addresses, as Ray does, but answers only
     who has this user's token (~/.ray/auth_token). num_cpus, object_store_bytes: what such a cluster has (default: all
     CPUs, and as much as Ray takes). A process that is in a cluster already stays in it. To be called in the main
     thread: in another, Ray's own handlers of signals would stay. Raises ClusterError and MissingPackageError.
     """
     check_installed("ray", needed="ray")
-    if address is not None and address != FOUND:
+    if address not in (OWN, FOUND):
         _check_reachable(address)
     import ray
 
@@ -62,9 +60,9 @@ def joined(
         return
     heard = signal.getsignal(signal.SIGTERM)
     try:
-        if address is None:
+        if address == OWN:
             ray.init(
-                _LOCAL,
+                OWN,
                 num_cpus=num_cpus,
                 object_store_memory=object_store_bytes,
                 include_dashboard=False,
@@ -80,15 +78,15 @@ def joined(
             )
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         ray.shutdown()
-        what = "started on this machine" if address is None else f"joined at {address}"
+        what = "started on this machine" if address == OWN else f"joined at {address}"
         raise ClusterError(f"a Ray cluster cannot be {what} ({telling_line(error, last=True)}); {_HOW}") from error
     finally:
         if threading.current_thread() is threading.main_thread():  # Ray has put a handler of its own there
             signal.signal(signal.SIGTERM, heard)
     try:
-        if address is not None:
+        if address != OWN:
             _say_if_it_reports(address)
-        yield Cluster(_address(), is_own=address is None)
+        yield Cluster(_address(), is_own=address == OWN)
     finally:
         ray.shutdown()
 

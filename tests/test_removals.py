@@ -54,7 +54,6 @@ KIOSK_LAST = "edge/kiosk/test_folder.py::test_what_appears_at_the_last_moment_st
 SOCKET = "edge/server/test_serve_command.py::test_a_file_where_the_socket_should_be_stays"
 SOCKET_AFTER = "edge/server/test_serve_command.py::test_what_takes_the_place_of_the_socket_stays"
 FETCHED = "edge/server/ray/test_bundles.py::test_a_file_of_others_in_the_bundles_place_stays"
-PROCESSORS = "edge/server/ray/test_processors.py::test_files_of_others_in_the_place_of_locks_stay"
 UPLOADED = "edge/server/test_answering.py::test_a_document_is_read_as_on_the_command_line"  # in a folder of its own
 RECENT = "edge/models/test_recent.py::test_a_file_of_others_stays"
 REMOVED = "edge/models/test_removal.py::test_files_of_others_stay"
@@ -105,7 +104,6 @@ PLACES = {
     "server/endpoints.py:_read:TemporaryDirectory": UPLOADED,
     "server/endpoints.py:_read:write_bytes": UPLOADED,
     "server/ray/bundles.py:BundleSource._fetched:rename": FETCHED,
-    "server/ray/processors.py:Processors._locked:open": PROCESSORS,
     "server/run.py:_own_path:unlink": SOCKET_AFTER,
     "server/run.py:_remove_unused:unlink": SOCKET,
     "runtime/cache_lines.py:CacheLines.add:write_atomically": KNOWN,

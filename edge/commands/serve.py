@@ -183,13 +183,14 @@ def loaded(args: argparse.Namespace, stage: Stage) -> LLM:
 
 
 def _add_ray(parser: argparse.ArgumentParser) -> None:
+    from edge.runtime.cluster import OWN
     from edge.server.ray.settings import SHELF
 
     group = parser.add_argument_group("replicas on a Ray cluster")
     group.add_argument(
         "--ray",
         nargs="?",
-        const="",
+        const=OWN,
         metavar="ADDRESS",
         help="compute on the cluster whose head is at this address, like 192.168.1.5:6379, or auto for that of this "
         "machine; without an address, on a cluster of this machine alone that ends with this command",

@@ -57,7 +57,7 @@ def far_service(args: argparse.Namespace, settings: ServerSettings, metrics: Met
         say_sampling(llm, {"sampling": args.sampling})
         return llm
 
-    with joined(args.ray or None):
+    with joined(args.ray):
         service = FarService(opened, settings, front)
         yield service
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from edge.profiles.cluster.pool import Facts, Report
-from edge.profiles.cores import own_cores
 from edge.profiles.machine_record import machine_record, versions_record
 from edge.profiles.processes import run_step
+from edge.runtime.cores import own_cores
 from edge.runtime.errors import ProfileError, SettingsError
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")

@@ -1,20 +1,21 @@
 """Which replica a request is sent to: the rules that are compared, for simulated and for real replicas.
 
-In: a conversation's key, and how many requests each replica has now. Out: an index. A rule sees nothing else: a real
-router does not know either what a replica's cache holds or how long an answer will be.
+In: a conversation's key, and how many requests each replica has now. Out: an index. A rule sees nothing else, but for
+where it sent a conversation before: a real router does not know either what a replica's cache holds or how long an
+answer will be.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.runtime.errors import SettingsError
-from edge.runtime.rendezvous import LEAST, SLACK, bound, digest
+from edge.runtime.rendezvous import LEAST, SLACK, Homes, bound, digest
 
 Rule = Literal["round-robin", "two-choices", "least", "prefix"]
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -35,6 +36,7 @@ class Router:
         self.rule, self._slack, self._least = rule, slack, least
         self._rng = random.Random(seed)
         self._next = 0
+        self._homes: Homes[int] = Homes()
         self._digests = np.array([digest(b"replica %d" % number) for number in range(replicas)], np.uint64)
         self._there = np.ones(replicas, bool)
         self._alive = np.arange(replicas)
@@ -76,13 +78,18 @@ class Router:
 
     def _of_prefix(self, key: int, loads: Loads, total: int) -> int:
         most = bound(total, self.alive, self._slack, self._least)
+
+        def has_room(index: int) -> bool:
+            return bool(self._there[index] and loads[index] < most)
+
+        return self._homes.choose(key, self._order(key), loads.__getitem__, has_room)
+
+    def _order(self, key: int) -> Iterator[int]:
         order = self._orders.get(key)
         if order is None:
             order = self._orders[key] = self._ranked(key, _FIRST)
-        for index in order:
-            if self._there[index] and loads[index] < most:
-                return index
-        return next(i for i in self._ranked(key, len(self._digests)) if self._there[i] and loads[i] < most)
+        yield from order
+        yield from self._ranked(key, len(self._digests))[_FIRST:]
 
     def _ranked(self, key: int, count: int) -> Sequence[int]:
         """The first of `rendezvous.ranked`, computed for all replicas at once."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.runtime.cluster import joined
+from edge.runtime.cluster import OWN, joined
 from edge.runtime.errors import ClusterError
 
 
@@ -42,7 +42,7 @@ def test_a_cluster_of_this_machine_is_silent_and_ends_with_its_context(
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")  # of documentation; nothing is there
     monkeypatch.setenv("HOME", str(tmp_path))  # where Ray keeps its token
     heard = signal.getsignal(signal.SIGTERM)
-    with joined(None, num_cpus=1, object_store_bytes=80 << 20) as cluster:
+    with joined(OWN, num_cpus=1, object_store_bytes=80 << 20) as cluster:
         assert cluster.is_own
         assert signal.getsignal(signal.SIGTERM) is heard
         children = psutil.Process().children(recursive=True)
@@ -50,7 +50,7 @@ def test_a_cluster_of_this_machine_is_silent_and_ends_with_its_context(
         said = {child.environ().get("RAY_USAGE_STATS_ENABLED") for child in children if "ray::" not in child.name()}
         assert said == {"0"}
         assert ray.get(ray.remote(lambda: os.environ["RAY_USAGE_STATS_ENABLED"]).remote()) == "0"
-        with joined(None) as again:
+        with joined(OWN) as again:
             assert (again.address, again.is_own) == (cluster.address, False)
         assert ray.is_initialized()
     assert not ray.is_initialized()

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import random
 
-from edge.runtime.rendezvous import SLACK, bound, chosen, digest, ranked, score
+import pytest
+
+from edge.runtime.rendezvous import LEAST, SLACK, Homes, bound, digest, ranked, score
 
 REPLICAS = [digest(f"replica {number}".encode()) for number in range(7)]
 KEYS = [digest(f"conversation {number}".encode()) for number in range(2000)]
 NONE = [0] * len(REPLICAS)
+
+
+def first(key: int, loads: list[int], slack: float = SLACK, least: int = LEAST) -> int:
+    """The replica of a conversation that no router knows."""
+    return placed(Homes(), key, loads, slack, least)
+
+
+def placed(homes: Homes[int], key: int, loads: list[int], slack: float = SLACK, least: int = LEAST) -> int:
+    most = bound(sum(loads), len(loads), slack, least)
+    return homes.choose(key, ranked(key, REPLICAS), loads.__getitem__, lambda index: loads[index] < most)
 
 
 def test_a_digest_and_a_score_are_the_same_in_every_process() -> None:
@@ -21,52 +33,74 @@ def test_a_replica_that_leaves_moves_its_own_keys_and_no_others() -> None:
     for gone in range(len(REPLICAS)):
         left = [replica for replica in REPLICAS if replica != REPLICAS[gone]]
         for key in KEYS[:300]:
-            before, after = REPLICAS[chosen(key, REPLICAS, NONE)], left[chosen(key, left, [0] * len(left))]
-            if before != REPLICAS[gone]:
-                assert after == before
-            else:  # to the second of the key's own order
-                assert after == REPLICAS[ranked(key, REPLICAS)[1]]
+            before, second, *_ = (REPLICAS[index] for index in ranked(key, REPLICAS))
+            after = left[ranked(key, left)[0]]
+            assert after == (second if before == REPLICAS[gone] else before)
 
 
 def test_the_order_in_which_replicas_are_listed_does_not_matter() -> None:
     mixed = random.Random(1).sample(REPLICAS, len(REPLICAS))
-    assert all(REPLICAS[chosen(k, REPLICAS, NONE)] == mixed[chosen(k, mixed, NONE)] for k in KEYS[:300])
+    for key in KEYS[:300]:
+        assert [REPLICAS[index] for index in ranked(key, REPLICAS)] == [mixed[index] for index in ranked(key, mixed)]
 
 
 def test_keys_are_spread_evenly() -> None:
     counts = [0] * len(REPLICAS)
     for key in KEYS:
-        counts[chosen(key, REPLICAS, NONE)] += 1
+        counts[first(key, NONE)] += 1
     share = 1 / len(REPLICAS)
     deviation = (len(KEYS) * share * (1 - share)) ** 0.5  # of a binomial
     assert all(abs(count - len(KEYS) * share) < 4 * deviation for count in counts)
 
 
-def test_no_replica_exceeds_the_bound_however_hot_a_key_is() -> None:
+def test_new_conversations_even_out_the_load() -> None:
     loads = [0] * len(REPLICAS)
+    for key in KEYS[:70]:
+        loads[first(key, loads)] += 1
+    assert max(loads) - min(loads) <= 4  # hashing alone: 11
+
+
+def test_a_conversation_stays_where_it_is_while_there_is_room() -> None:
+    homes: Homes[int] = Homes()
+    home = placed(homes, KEYS[0], NONE)
+    loads = [0] * len(REPLICAS)
+    for loads[home] in range(LEAST):
+        assert placed(homes, KEYS[0], loads) == home
+    loads[home] = LEAST
+    away = placed(homes, KEYS[0], loads)
+    assert away == next(index for index in ranked(KEYS[0], REPLICAS) if index != home)
+    assert placed(homes, KEYS[0], NONE) == away, "what is cached there is newer"
+
+
+def test_what_a_router_has_forgotten_is_at_one_of_two() -> None:
+    rng, homes = random.Random(3), Homes[int](most=5)
+    for key in KEYS[:300]:
+        loads = [rng.randrange(6) for _ in REPLICAS]
+        assert placed(homes, key, loads) in ranked(key, REPLICAS)[:2]
+    assert list(homes._homes) == KEYS[295:300]
+
+
+def test_no_replica_exceeds_the_bound_however_hot_a_key_is() -> None:
+    loads, homes = [0] * len(REPLICAS), Homes[int]()
     for _ in range(1000):
         most = bound(sum(loads), len(loads))
-        loads[chosen(KEYS[0], REPLICAS, loads)] += 1
+        loads[placed(homes, KEYS[0], loads)] += 1
         assert max(loads) <= most
     assert sum(loads) == 1000
     assert max(loads) <= SLACK * 1000 / len(loads) + 1
 
 
 def test_a_few_requests_stay_together_in_an_idle_fleet() -> None:
-    first, second, *_ = ranked(KEYS[0], REPLICAS)
-    loads = [0] * len(REPLICAS)
-    taken = []
+    own, second, *_ = ranked(KEYS[0], REPLICAS)
+    loads, homes, taken = [0] * len(REPLICAS), Homes[int](), []
     for _ in range(6):
-        taken.append(chosen(KEYS[0], REPLICAS, loads, least=4))
+        taken.append(placed(homes, KEYS[0], loads, least=4))
         loads[taken[-1]] += 1
-    assert taken == [first] * 4 + [second] * 2
-    assert chosen(KEYS[0], REPLICAS, [1] * 7, slack=1.0, least=1) == first  # all are equal: one more is within 2
+    assert taken == [own] * 4 + [second] * 2
+    assert first(KEYS[0], [1] * 7, slack=1.0, least=1) == own  # all are equal: one more is within 2
     assert bound(0, 7, 1.0, 1) == 1
 
 
-def test_a_hot_key_spills_to_the_next_of_its_own_order() -> None:
-    first, second, *_ = ranked(KEYS[0], REPLICAS)
-    loads = [0] * len(REPLICAS)
-    assert chosen(KEYS[0], REPLICAS, loads) == first
-    loads[first] = bound(5, len(REPLICAS)) + 1
-    assert chosen(KEYS[0], REPLICAS, loads) == second
+def test_where_no_replica_has_room_none_is_chosen() -> None:
+    with pytest.raises(ValueError, match="no replica has room"):
+        Homes[int]().choose(1, [0, 1], NONE.__getitem__, lambda _index: False)

@@ -27,7 +27,7 @@ class Call:
     avoid: frozenset[str] = frozenset()  # names of replicas that refused it or were lost with it
     at: str = ""  # the replica that has the same prompt already
     let_in: bool = False  # its request was: a further sample of it, or one whose replica was lost; it is never refused
-    pause_s: float = 0.0  # between two pieces of the answer; what comes meanwhile is told at once
+    is_whole: bool = False  # nothing of the answer is told before its end
 
 
 @dataclass(frozen=True, slots=True)

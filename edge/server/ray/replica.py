@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack
 
 import ray
 from ray import serve
 
+from edge.runtime.chunk import Chunk, joined
+from edge.runtime.cores import own_processors
 from edge.runtime.errors import DeviceError, EdgeError
 from edge.runtime.llm import LLM
 from edge.runtime.machine import rss_bytes
@@ -22,7 +27,9 @@ from edge.runtime.settings import GENERATION_NAMES, GenerationOptions, Generatio
 from edge.runtime.stream import Stream
 from edge.server.ray.bundles import BundleSource, sha256_of_manifest
 from edge.server.ray.call import Accepted, Call, Failed, Piece, Refused, ReplicaState
-from edge.server.ray.processors import Processors
+
+STREAM_PAUSE_S = 0.02  # between two pieces of a stream
+WHOLE_PAUSE_S = 0.5  # of an answer that is read whole: how much of it is lost with a replica
 
 Opening = Callable[[str, int], LLM]  # loads the bundle of a folder with threads, opens prefixes and warms up
 
@@ -37,8 +44,8 @@ class Replica:
         self._node = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         self._max_waiting, self._stall_s = max_waiting, stall_s
         folder = source.here()
-        self._processors = Processors()
-        self._processors.take(threads)  # before the engine makes threads
+        self._processors = ExitStack()
+        self._processors.enter_context(own_processors(threads))  # before the engine makes threads
         self._llm = opening(str(folder), threads)
         self._model = sha256_of_manifest(folder)
         self._starting = 0  # calls on their way into the queue
@@ -63,18 +70,13 @@ class Replica:
             self._starting -= 1
         with stream:
             yield Accepted(self._name)
-            try:
-                async for chunk in stream:
-                    if (stats := chunk.stats) is not None:
-                        self._answered += 1
-                        self._prompt_tokens += stats.prompt_tokens
-                        self._cached_tokens += stats.cached_tokens
-                        self._new_tokens += stats.new_tokens - call.num_answered
-                    yield chunk
-                    if call.pause_s and chunk.finish_reason is None:
-                        await asyncio.sleep(call.pause_s)
-            except EdgeError as error:
-                yield Failed(error)
+            async for piece in pieces_of(stream, call):
+                if isinstance(piece, Chunk) and (stats := piece.stats) is not None:
+                    self._answered += 1
+                    self._prompt_tokens += stats.prompt_tokens
+                    self._cached_tokens += stats.cached_tokens
+                    self._new_tokens += stats.new_tokens - call.num_answered
+                yield piece
 
     async def state(self) -> ReplicaState:
         """Return how it is."""
@@ -108,11 +110,30 @@ class Replica:
         """Free the model; Serve calls this once the last answer has ended."""
         if hasattr(self, "_llm"):
             self._llm.close()
-            self._processors.release()
+            self._processors.close()
 
     def _submitted(self, call: Call) -> Stream:
         prompt = Prompt(call.ids, num_answered=call.num_answered)
         return self._llm.generate(prompt, **options_of(call.settings))
+
+
+async def pieces_of(stream: Stream, call: Call) -> AsyncGenerator[Chunk | Failed]:
+    """Yield an answer in no more pieces than its reader has use for: each costs more than a token's bookkeeping."""
+    kept: list[Chunk] = []
+    told_at = -math.inf
+    try:
+        async for chunk in stream:
+            kept.append(chunk)
+            if call.is_whole and chunk.finish_reason is None and time.monotonic() < told_at + WHOLE_PAUSE_S:
+                continue
+            yield joined(kept)
+            kept, told_at = [], time.monotonic()
+            if not call.is_whole and chunk.finish_reason is None:
+                await asyncio.sleep(STREAM_PAUSE_S)
+    except EdgeError as error:
+        if kept:
+            yield joined(kept)
+        yield Failed(error)
 
 
 def options_of(settings: GenerationSettings) -> GenerationOptions:

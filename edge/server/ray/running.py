@@ -38,8 +38,6 @@ from edge.server.ray.losses import line_of, lost_error, nobody
 from edge.wire.errors import RequestError
 
 ACCEPT_S = 120.0  # for a replica to take a call, where all are being started again
-STREAM_PAUSE_S = 0.02  # between two pieces of a stream
-WHOLE_PAUSE_S = 0.1  # of an answer that is read whole
 CHANGING_S = 0.25  # between two looks for a replica of the right bundle
 _SEED_BITS = 62
 
@@ -129,9 +127,8 @@ class FarRunner(Runner):
         sampling = settings.sampling
         if sampling.temperature and sampling.seed is None:  # what another replica goes on with
             settings = replace(settings, sampling=replace(sampling, seed=secrets.randbits(_SEED_BITS)))
-        pause_s = WHOLE_PAUSE_S if manner.is_whole else STREAM_PAUSE_S
         ids = tuple(request.ids)
-        call = Call(ids, 0, settings, self._model, manner.key, pause_s=pause_s)
+        call = Call(ids, 0, settings, self._model, manner.key, is_whole=manner.is_whole)
         far, first = _Far(request, call, manner), self._first
         self._far[id(request)] = far
         if first is not None:

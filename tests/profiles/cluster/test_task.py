@@ -1,21 +1,15 @@
-"""What a node looks at before it takes part, and cores that a step has to itself."""
+"""What a node looks at before it takes part."""
 
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edge.profiles.cluster.task import OWN_THREADS, Wanted, boot_id, look, run_here
-from edge.profiles.cores import own_cores
 from edge.profiles.machine_record import machine_record, versions_record
-from edge.runtime.errors import SettingsError
-from edge.runtime.machine import physical_cores, processors_by_core
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="no process is kept to cores here")
 
 
 @pytest.fixture
@@ -78,39 +72,3 @@ def test_threads_that_ray_sets_are_not_those_of_a_step(wanted: Wanted, monkeypat
     assert run_here("id", wanted, {}, None, lambda *_state: None).outcome is None
     told = run_here("id", replace(wanted, own_threads="3"), {}, None, lambda *_state: None)
     assert str(told.outcome) == "3"
-
-
-@linux
-def test_steps_have_cores_to_themselves_as_long_as_there_are_any() -> None:
-    before, cores = os.sched_getaffinity(0), processors_by_core()
-    if len(cores) < 2:
-        pytest.skip("one core")
-    with own_cores(1):
-        first = os.sched_getaffinity(0)
-        assert physical_cores() == 1
-        os.sched_setaffinity(0, before)  # as another process has them
-        with own_cores(1):
-            second = os.sched_getaffinity(0)
-            assert first.isdisjoint(second)
-    assert os.sched_getaffinity(0) == before
-    with own_cores(1):
-        assert os.sched_getaffinity(0) == first, "a core that was left is free again"
-
-
-@linux
-def test_more_steps_than_cores_share_them() -> None:
-    before, cores = os.sched_getaffinity(0), processors_by_core()
-    if len(cores) < 2:
-        pytest.skip("one core")
-    with own_cores(len(cores) - 1):
-        os.sched_setaffinity(0, before)
-        with own_cores(len(cores) - 1):
-            assert physical_cores() == len(cores) - 1
-    with own_cores(len(cores) + 1), own_cores(None):
-        assert os.sched_getaffinity(0) == before
-
-
-def test_other_systems_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "win32")
-    with pytest.raises(SettingsError, match="threads can be limited on Linux only"), own_cores(1):
-        pass

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +25,10 @@ from edge.server.ray.bundles import sha256_of_manifest
 def told(demo_bundle: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the program saw. Any: JSON."""
     home = tmp_path_factory.mktemp("home")
-    short = tempfile.mkdtemp(prefix="edge-", dir="/tmp")  # sockets' paths have to be, and no locks of others are there
-    environment = {
-        **os.environ,
-        **SILENT,
-        "HOME": str(home),
-        "XDG_CACHE_HOME": str(home / "cache"),
-        "TMPDIR": short,
-    }
+    environment = {**os.environ, **SILENT, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
     paths = [str(demo_bundle), str(tiny_bundle), str(home / "elsewhere")]
     command = [sys.executable, "-m", "tests.edge.server.ray.under_serve", *paths]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
-    shutil.rmtree(short, ignore_errors=True)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -49,7 +39,7 @@ def test_it_answers_as_a_server_does(told: dict[str, Any], demo_bundle: Path) ->
     alone = next(iter(told["alone"][demo_bundle.name].values()))
     assert told["streamed"] == [demo_bundle.name, alone, "[DONE]"]
     assert (told["whole"], told["refused"], told["model"]) == (alone, "invalid_type", demo_bundle.name)
-    if len(os.sched_getaffinity(0)) > 1:
+    if told["free"] > 1:  # no other replicas have them
         (first,), (second,) = told["processors"]
         assert first != second
 

@@ -12,6 +12,7 @@ import edge
 
 pytest.importorskip("ray")
 
+from edge.runtime.rendezvous import Homes
 from edge.runtime.settings import GenerationSettings
 from edge.server.ray import replica as replicas
 from edge.server.ray.bundles import BundleSource
@@ -63,7 +64,7 @@ def test_a_full_queue_refuses_all_but_what_was_let_in(replica: Replica) -> None:
 
 def ordered(call: Call, loads: list[int]) -> str:
     names = ["a", "b", "c"]
-    return "".join(names[index] for index in in_order(call, names, loads))
+    return "".join(names[index] for index in in_order(call, names, loads, Homes()))
 
 
 def test_a_conversation_has_an_order_of_replicas_of_its_own() -> None:

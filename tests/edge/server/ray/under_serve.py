@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import ray
 from ray import serve
 
 import edge
-from edge.runtime.cluster import joined
+from edge.runtime.cluster import OWN, joined
 from edge.server.ray import app
 from edge.server.ray.bundles import BundleSource, fetchable, sha256_of_manifest
 from edge.server.ray.settings import SHELF
@@ -82,11 +84,21 @@ def changed_under_load(live: Live, second: Path, arguments: dict[str, str]) -> l
         return [one for client in asking for one in client.result()]
 
 
+def free_processors() -> int:
+    """How many no other replica on this machine has taken."""
+    free = 0
+    for processor in os.sched_getaffinity(0):
+        with socket.socket(socket.AF_UNIX) as name, suppress(OSError):
+            name.bind(f"\0edgeglm.core.{processor}")  # as runtime/cores.py
+            free += 1
+    return free
+
+
 def processors_of_replicas() -> list[list[int]]:
     own = []
     for process in psutil.Process().children(recursive=True):
         if process.name().startswith("ray::ServeRepl") and process.cmdline()[0].endswith(":Replica"):
-            own.append(min((sorted(os.sched_getaffinity(one.id)) for one in process.threads()), key=len))
+            own.append(sorted(set().union(*(os.sched_getaffinity(one.id) for one in process.threads()))))
     return own
 
 
@@ -96,8 +108,9 @@ def main() -> None:
     live = Live(f"http://127.0.0.1:{free_port()}")
     # Texts, as `serve run` has them.
     arguments = {"replicas": "2", "threads": "1", "engine": "openvino", "reproducible": "true"}
-    with joined(None, num_cpus=2, object_store_bytes=80 << 20), serving(first) as web:
+    with joined(OWN, num_cpus=2, object_store_bytes=80 << 20), serving(first) as web:
         told["elsewhere"] = fetched_elsewhere(second, cache)
+        told["free"] = free_processors()
         serve.start(http_options={"host": "127.0.0.1", "port": live.port})
         of_first = {"bundle": f"/nowhere/{first.name}", "fetch": web.url, "sha256": sha256_of_manifest(first)}
         serve.run(app({**arguments, **of_first}), name="model", route_prefix="/")
