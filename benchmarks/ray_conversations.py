@@ -78,7 +78,7 @@ def main() -> None:
                 how = "by prefix" if by_prefix else "to the least loaded"
                 print(f"{how}: {sum(shares) / len(shares):.3f} of the tokens, {min(shares):.3f} at least", flush=True)
             serve.delete("model")
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

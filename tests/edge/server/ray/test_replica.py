@@ -12,6 +12,9 @@ import edge
 
 pytest.importorskip("ray")
 
+import ray
+from ray import serve
+
 from edge.runtime.rendezvous import Homes
 from edge.runtime.settings import GenerationSettings
 from edge.server.ray import replica as replicas
@@ -29,8 +32,8 @@ CALL = Call((65, 66), 0, GenerationSettings(max_new_tokens=400), "m", 7)
 def replica(monkeypatch: pytest.MonkeyPatch) -> Iterator[Replica]:
     """One whose engine computes one answer at a time, slowly."""
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r"))
-    monkeypatch.setattr(replicas.serve, "get_replica_context", lambda: context)
-    monkeypatch.setattr(replicas.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setattr(serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     monkeypatch.setattr(replicas, "sha256_of_manifest", lambda _folder: "m")
     llm = edge.scripted_llm(slow(0.01), max_sequences=1)
     yield Replica(BundleSource("nowhere"), lambda _bundle, _threads: llm, 1, MAX_WAITING, 60.0)
@@ -70,13 +73,13 @@ def ordered(call: Call, loads: list[int]) -> str:
 def test_a_conversation_has_an_order_of_replicas_of_its_own() -> None:
     orders = {ordered(Call((), 0, CALL.settings, "m", key), [0, 0, 0]) for key in range(200)}
     assert len(orders) == 6
-    first, *others = ordered(CALL, [0, 0, 0])
+    first, *others = list(ordered(CALL, [0, 0, 0]))
     loads = [100 if name == first else 0 for name in "abc"]
     assert ordered(CALL, loads) == "".join([*others, first])
 
 
 def test_what_refused_comes_last_and_what_has_the_prompt_first() -> None:
-    first, second, third = ordered(CALL, [0, 0, 0])
+    first, second, third = list(ordered(CALL, [0, 0, 0]))
     avoiding = Call((), 0, CALL.settings, "m", 7, avoid=frozenset({first}))
     assert ordered(avoiding, [0, 0, 0]) == second + third + first
     assert ordered(Call((), 0, CALL.settings, "m", 7, at=third), [9, 9, 9]) == third + first + second

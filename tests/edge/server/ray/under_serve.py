@@ -121,7 +121,7 @@ def main() -> None:
         told["whole"] = live.chat(PROMPTS[0], **GIVEN).json["choices"][0]["message"]["content"]
         told["streamed"] = streamed(live, PROMPTS[0])
         told["changed"] = changed_under_load(live, second, arguments)
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
     sys.stdout.write(json.dumps(told))
 
 
