@@ -2,7 +2,8 @@
 
     python -m benchmarks.ray_replicas glm4-int4 --replicas 1 2
 
-In: a bundle. Out: a line for each number of replicas: tokens/s of all clients together, the median of its rounds, the lowest and the highest.
+In: a bundle. Out: a line for each number of replicas: tokens/s of all clients together, the median of its rounds with
+the lowest and the highest.
 Each number is served by `edge serve --ray` on a cluster of this machine alone. Answers have no end but their limit, so
 that each round writes as many tokens.
 """

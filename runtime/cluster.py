@@ -38,6 +38,7 @@ class Cluster:
 
     address: str  # of its head, host:port
     is_own: bool  # whether it was started here, and ends here
+    is_left: bool  # whether this process leaves it at the end, which ends what it runs there
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def joined(address: str, *, num_cpus: int | None = None, object_store_bytes: int
 
     os.environ.update(SILENT)
     if ray.is_initialized():
-        yield Cluster(_address(), is_own=False)
+        yield Cluster(_address(), is_own=False, is_left=False)
         return
     heard = signal.getsignal(signal.SIGTERM)
     try:
@@ -86,7 +87,7 @@ def joined(address: str, *, num_cpus: int | None = None, object_store_bytes: int
     try:
         if address != OWN:
             _say_if_it_reports(address)
-        yield Cluster(_address(), is_own=address == OWN)
+        yield Cluster(_address(), is_own=address == OWN, is_left=True)
     finally:
         ray.shutdown()
 

@@ -1,6 +1,6 @@
 """Some of a machine's cores for one process, and none that another such process has.
 
-In: how many. Out: a context in which there are those alone, so that whoever asks how many there are is told that number.
+In: how many. Out: a context in which there are those alone, so that who asks how many there are is told that number.
 A core is taken by the name of a socket, which the system frees with the process, however it ends. Knows nothing about
 what is computed.
 
@@ -23,6 +23,7 @@ from edge.runtime.machine import processors_by_core
 
 Core = tuple[int, ...]  # its processors
 _THREADS = Path("/proc/self/task")
+_NAME = "\0edgeglm.core.{}"  # seen by every process of a machine, or of a container with a network of its own
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def _take(processor: int, stack: ExitStack) -> bool:
     """Take a core until the stack is closed; return whether it was free."""
     name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        name.bind(f"\0edgeglm.core.{processor}")
+        name.bind(_NAME.format(processor))
     except OSError:
         name.close()
         return False

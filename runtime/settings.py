@@ -50,6 +50,7 @@ MAX_THREADS = 1024
 MAX_LENGTH = 1 << 20  # tokens
 FEW_THREADS = 64  # allowed on every machine
 THREADS_PER_PROCESSOR = 4  # more wait for each other: with 1,024 on two processors, loading 86 MB takes 25 s
+MAX_WAITING = 64  # requests for one of our servers or replicas, unless it is told another number; one more is refused
 MAX_NAME = 100  # characters of an engine's or device's name
 SHARE = Number(0, 1, above=True)
 

@@ -68,11 +68,11 @@ class Batch:
 
     def __init__(self, requests: Path, out: Path, settings: BatchSettings, *, force: bool = False) -> None:
         self.out = real_path(out)
-        self.journal_path = name_beside(self.out, JOURNAL)
         self._settings, self._force = settings, force
         self._stack = ExitStack()
+        self._check_out(requests)
+        self.journal_path = name_beside(self.out, JOURNAL)
         with ExitStack() as stack:
-            self._check_out(requests)
             self._hold(stack)
             self.lines = Lines(requests)
             stack.callback(self.lines.close)

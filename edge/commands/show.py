@@ -32,10 +32,12 @@ def run(args: argparse.Namespace) -> int:
     from edge.models.hub_cache import find_cached
     from edge.models.listing import look_at
     from edge.models.recent import recent
-    from edge.runtime.bundle import Bundle, open_bundle
+    from edge.runtime.bundle import MANIFEST, Bundle, open_bundle
     from edge.runtime.files import real_path
 
     path = Path(args.bundle)
+    if not (path / MANIFEST).is_file():
+        open_bundle(path)  # which says what is wrong; what is there would be counted first, however much it is
     days = {one.path: one.day for one in recent()}
     found = look_at(path, days.get(real_path(path), ""))
     if found.manifest is None:

@@ -15,11 +15,15 @@ examples:
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge.commands import kinds, options
 from edge.commands.help import sections, told
+
+if TYPE_CHECKING:
+    from edge.update.source import Source
 
 KEY = """Make a pair of keys: FILE, which signs and stays secret, and FILE.pub, which every machine gets.
 
@@ -143,6 +147,28 @@ def _sign(args: argparse.Namespace) -> int:
     return 0
 
 
+class _Watched:
+    """A source with a bar on the terminal for the file that is on its way."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __str__(self) -> str:
+        return str(self._source)
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        return self._source.read(name, max_bytes)
+
+    def parts(self, name: str, start: int, size: int) -> Iterator[bytes]:
+        from edge.commands.console import counting_bar
+
+        with counting_bar(f"fetching {name}") as show:
+            for part in self._source.parts(name, start, size):
+                start += len(part)
+                show(start, size)
+                yield part
+
+
 def _install(args: argparse.Namespace) -> int:
     from edge.commands.console import human_bytes, print_json
     from edge.update.install import Steps, install
@@ -154,9 +180,14 @@ def _install(args: argparse.Namespace) -> int:
         if not args.json:
             print(f"  {name:<24} {human_bytes(size):>10}  {how}", flush=True)
 
-    source = open_source(args.source, tuple(args.allow_hosts))
+    def tested(bundle: Path) -> None:
+        if not args.json:
+            print("  self-test: every sha256, and the golden logits on every engine of this machine", flush=True)
+        self_test(bundle, args.device)
+
+    source = _Watched(open_source(args.source, tuple(args.allow_hosts)))
     keys = [read_public(Path(key)) for key in args.keys]
-    steps = Steps(lambda bundle: self_test(bundle, args.device), _then(args))
+    steps = Steps(tested, _then(args))
     done = install(Path(args.dir), source, keys, steps, retry=args.retry, told=told_file)
     if args.json:
         print_json(

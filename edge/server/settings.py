@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from edge.runtime.errors import SettingsError
 from edge.runtime.rules import Flag, Number, OneOf, Settings, Text, Texts, Whole, setting
-from edge.runtime.settings import CONTEXT_POLICIES, USUAL_SAMPLINGS, ContextPolicy, UsualSampling
+from edge.runtime.settings import CONTEXT_POLICIES, MAX_WAITING, USUAL_SAMPLINGS, ContextPolicy, UsualSampling
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SECONDS = Number(0, 86_400, above=True)
@@ -39,7 +39,7 @@ class ServerSettings(Settings):
         OneOf(USUAL_SAMPLINGS),
         "how tokens are chosen where a request does not say: as recommended, or greedily",
     )
-    max_waiting: int = setting(64, Whole(1, 4096), "requests that may wait for room; one more is refused")
+    max_waiting: int = setting(MAX_WAITING, Whole(1, 4096), "requests that may wait for room; one more is refused")
     max_connections: int = setting(256, Whole(1, 65_535), "connections at once")
     max_body_bytes: int | None = setting(None, Whole(1024, 1 << 30), "longest body of a request")
     max_held_bytes: int = setting(

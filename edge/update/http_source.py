@@ -101,7 +101,8 @@ class HttpSource:
             if length is not None and length != str(size - start + skipped):
                 raise UpdateError(f"{url} has another size than the manifest's {size:,} bytes; publish it again")
             left = size - start
-            for part in response.stream(PART_BYTES, decode_content=False):
+            # What has come counts, also where the connection breaks before a part is full.
+            while part := response.read1(PART_BYTES, decode_content=False):
                 kept = part[skipped:]
                 skipped = max(0, skipped - len(part))
                 if len(kept) > left:

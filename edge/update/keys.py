@@ -29,10 +29,9 @@ def make_pair(private: Path) -> Path:
     Raises OutputError, also where one of the files is there already.
     """
     key = Ed25519PrivateKey.generate()
+    _check_free(private)  # first: a folder like `.` has no name that something can be put behind
     public = private.with_name(private.name + PUBLIC)
-    for path in (private, public):
-        if os.path.lexists(path):
-            raise OutputError(f"{shown_path(path)} exists, and a key is never replaced; name another file")
+    _check_free(public)
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -79,6 +78,8 @@ def _private(path: Path) -> Ed25519PrivateKey:
         key = serialization.load_pem_private_key(content, asked)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         why = "its passphrase is another one" if asked is not None else _MAKE
+        if b"BEGIN PUBLIC KEY" in content:
+            raise UpdateError(f"{shown_path(path)} is a public key; sign with the private one of the pair") from error
         raise UpdateError(
             f"{shown_path(path)} cannot be used as a private key ({telling_line(error)}); {why}"
         ) from error
@@ -97,6 +98,11 @@ def _passphrase(path: Path) -> bytes:
 
 def _pem(key: Ed25519PublicKey) -> bytes:
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _check_free(path: Path) -> None:
+    if os.path.lexists(path):
+        raise OutputError(f"{shown_path(path)} exists, and a key is never replaced; name another file")
 
 
 def _create(path: Path, content: bytes, mode: int) -> None:

@@ -17,7 +17,7 @@ from edge.runtime.errors import SettingsError, UpdateError, shown
 from edge.runtime.files import open_file, read_file, shown_path
 
 PART_BYTES = 1 << 20
-_COPY = "copy the release again"
+_COPY = "copy the signed release again, all of its folder"
 
 
 class Source(Protocol):

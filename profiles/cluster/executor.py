@@ -35,6 +35,7 @@ class ClusterSteps:
     here_boot: str
     cores: int  # that an export, or a measurement of accuracy, computes on
     memory_bytes: Callable[[Step], int]  # about what a step takes
+    is_left: bool = False  # whether this process leaves the cluster afterwards, which ends what runs there
     apart: bool = field(default=True, init=False)
     _facts: dict[str, Facts] = field(default_factory=dict)  # by node_id; also of nodes that are gone
     _names: dict[str, str] = field(default_factory=dict)  # likewise
@@ -49,7 +50,10 @@ class ClusterSteps:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.pool.cancel(list(self._running))
+        # One time in ten, Ray 2.60.0 ends the program that cancels a running task: "Tried to complete task that was not
+        # pending" (task_manager.cc; ray-project/ray pull request 54738 is about this race).
+        if not self.is_left:
+            self.pool.cancel(list(self._running))
 
     def check(self) -> None:
         """Look at the nodes before any work. Raises ClusterError where none can take part."""

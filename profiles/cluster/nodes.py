@@ -38,7 +38,7 @@ def cluster_executor(plan: SweepPlan, address: str) -> Iterator[Executor]:
     wanted = Wanted(versions_record(), _files(plan), str(mark), text, os.environ.get(OWN_THREADS))
     mark.write_text(text)
     try:
-        with joined(address):
+        with joined(address) as cluster:
             from edge.profiles.cluster.ray_pool import RayPool
 
             executor = ClusterSteps(
@@ -47,6 +47,7 @@ def cluster_executor(plan: SweepPlan, address: str) -> Iterator[Executor]:
                 boot_id(),
                 plan.settings.threads or machine["cores"],
                 lambda step: step_bytes(plan, step),
+                cluster.is_left,
             )
             with executor:
                 executor.check()

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import (
     GetTimeoutError,
     LocalRayletDiedError,
+    NodeDiedError,
     OutOfMemoryError,
     RayError,
     RayTaskError,
@@ -170,6 +171,8 @@ def _ended(ref: Any) -> Report | Lost:
         raise ClusterError("this machine's node of the cluster has ended; start it, and run this again") from error
     except OutOfMemoryError:
         return Lost("its node ran out of memory")
+    except NodeDiedError:  # whose text is advice about Ray's own tools
+        return Lost("its node died")
     except (RayTaskError, RuntimeEnvSetupError) as error:
         return Report(_here(), error=_said(error))
     except RayError as error:

@@ -23,11 +23,10 @@ from edge.runtime.admission import MAX_OVERTAKEN, WORTH_WAITING
 from edge.runtime.engines.limits import MAX_RUNNING
 from edge.runtime.prefill import PASSED_OVER
 from edge.runtime.scheduler import SHARED_CHUNK
+from edge.runtime.settings import MAX_WAITING
 
 if TYPE_CHECKING:
     from simpy import Environment, Event
-
-MAX_WAITING = 64  # as `edge serve` has it by default; one more is refused
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge.profiles.fleet.failures import Outage
-from edge.profiles.fleet.replica import MAX_WAITING, Replica
+from edge.profiles.fleet.replica import Replica
 from edge.profiles.fleet.result import Result, result_of
 from edge.profiles.fleet.routing import Router, Rule
 from edge.profiles.fleet.step_costs import StepCosts
 from edge.profiles.fleet.workload import Ask, Conversation, Workload, conversations
 from edge.runtime.extras import missing_packages_named
 from edge.runtime.rendezvous import LEAST, SLACK
+from edge.runtime.settings import MAX_WAITING
 
 if TYPE_CHECKING:
     from simpy import Environment, Event

@@ -6,10 +6,13 @@ rest by a small schema of ours, and its Serve configuration by Ray's.
 
 from __future__ import annotations
 
+import ast
 import copy
 import json
+import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ import yaml
 
 from edge.cli import build_parser
 from edge.runtime.errors import SettingsError
+from edge.runtime.extras import BROUGHT, brings
 from edge.server.settings import ServerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -178,6 +182,52 @@ def test_our_server_takes_the_arguments() -> None:
     assert {given.bundle, given.api_key_file} <= mounts
     assert ServerSettings().port == container["ports"][0]["containerPort"]
     assert RESOURCES["serve/service.yaml"]["metadata"]["name"] in container["args"], "clients use the service's name"
+
+
+def images() -> dict[str, set[str]]:
+    """The images that printed commands build -> the extras in them."""
+    files = (ROOT / "Dockerfile", ROOT / "docs" / "scaling-out.md", FOLDER / "ray" / "rayservice.yaml")
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    (usual,) = re.findall(r"^ARG EXTRAS=(\S+)$", text, re.MULTILINE)
+    found: dict[str, set[str]] = {}
+    for extras, image in re.findall(r"docker build (?:--build-arg EXTRAS=(\S+) )?-t (\S+) \.", text):
+        built = set((extras or usual).split(","))
+        assert found.setdefault(image, built) == built, f"{image} is built in two ways"
+    return found
+
+
+def imported(*folders: str) -> set[str]:
+    """Packages of extras that modules of ours import, wherever they do."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for folder in folders for path in (ROOT / folder).glob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    named = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    named |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return {name.split(".")[0] for name in named} & {module for modules in BROUGHT.values() for module in modules}
+
+
+@pytest.mark.parametrize(
+    ("name", "folders"),
+    [
+        ("serve/deployment.yaml", ("edge/server",)),
+        ("ray/rayservice.yaml", ("edge/server", "edge/server/ray")),
+    ],
+)
+def test_images_have_what_their_pods_import(name: str, folders: tuple[str, ...]) -> None:
+    """And each is one that a printed command builds, of this release."""
+    kustomization = ALL[f"{name.partition('/')[0]}/kustomization.yaml"]
+    tags = {one["name"]: one["newTag"] for one in kustomization.get("images", [])}
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    needed = imported(*folders)
+    assert "starlette" in needed
+    assert ("ray" in needed) is name.startswith("ray")
+    for template in templates(RESOURCES[name]):
+        (container,) = template["spec"]["containers"]
+        image, _, tag = container["image"].partition(":")
+        assert (tag or tags[image]).partition("-")[0] == version
+        extras = images()[container["image"]]
+        missing = {module for module in needed if not any(brings(extra, module) for extra in extras)}
+        assert not missing, f"{container['image']} is built with {sorted(extras)}"
+        assert {"onnx", "openvino"} <= extras, "a bundle may have the files of either engine"
 
 
 @pytest.mark.skipif(KUBECTL is None, reason="kubectl is not here")

@@ -33,7 +33,7 @@ NO_NUMBERS = ("", " ", "nan", "inf", "-inf", "1e309", "abc", "0x10", "½", "None
 VALUES = (
     *NO_NUMBERS, "-1", "0", "-0", "1e20", "1e308", "9" * 30, "-" + "9" * 30, "1_000", "true", ",", "1," * 2000 + "1",
     "x" * 300, "x/" * 3000, "a\nb", "a\x1b[2Jb\x9b1m", "\u202eabc", "\ud800", "😀" * 100, "%s%n{0}", "(((", "{",
-    "[" * 3000, ".", "/dev/null", "/dev/zero", "/dev/full", "fifo", "loop", "dangling", "folder", "empty", "latin",
+    "[" * 3000, ".", "/", "/dev/null", "/dev/zero", "/dev/full", "fifo", "loop", "dangling", "folder", "empty", "latin",
 )  # fmt: skip
 FEW = 3  # of them in a fast run
 SECONDS = 10

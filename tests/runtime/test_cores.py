@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,12 @@ from edge.runtime.errors import SettingsError
 from edge.runtime.machine import physical_cores, processors_by_core
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="no process is kept to cores here")
+
+
+@pytest.fixture(autouse=True)
+def names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of this test alone, whatever else runs on the machine."""
+    monkeypatch.setattr("edge.runtime.cores._NAME", f"\0{hash(tmp_path)}.{{}}")
 
 
 @linux
@@ -83,6 +91,34 @@ def test_every_thread_of_a_process_is_kept_to_its_processors() -> None:
     assert first == main == other
     assert first.isdisjoint(second)
     assert os.sched_getaffinity(os.getpid()) == before
+
+
+@linux
+def test_a_replica_and_a_step_keep_clear_of_each_other() -> None:
+    before = os.sched_getaffinity(0)
+    if len(processors_by_core()) < 2:
+        pytest.skip("one core")
+    with own_processors(1):
+        replica = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, before)  # as another process has them
+        with own_cores(1):
+            assert replica.isdisjoint(os.sched_getaffinity(0))
+
+
+@linux
+def test_cores_of_a_process_that_was_killed_are_free() -> None:
+    before = os.sched_getaffinity(0)
+    if len(processors_by_core()) < 2:
+        pytest.skip("one core")
+    with own_cores(1):
+        first = os.sched_getaffinity(0)
+    if (child := os.fork()) == 0:
+        with own_cores(1):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    with own_cores(1):
+        assert os.sched_getaffinity(0) == first
+    assert os.sched_getaffinity(0) == before
 
 
 @linux

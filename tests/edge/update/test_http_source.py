@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +67,25 @@ def test_cut_connections_are_resumed(ranges: bool, web: Web) -> None:
             whole(web, quick(web))
         web.cut_after = None
         assert whole(web, quick(web), 100) == content[100:]
+
+
+def test_what_came_before_a_connection_was_reset_is_kept(web: Web) -> None:
+    content = (web.folder / NAME).read_bytes()
+
+    def reset(handler: Handler, content: bytes, start: int) -> None:
+        rest = content[start:]
+        told = {"Content_Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
+        handler.head(206 if start else 200, len(rest), **told)
+        handler.wfile.write(rest[: len(content) // 3])
+        if len(rest) > len(content) // 3:
+            time.sleep(0.05)  # until it has been read
+            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            handler.connection.close()
+            handler.close_connection = True
+
+    web.answers[NAME] = reset
+    assert whole(web, quick(web)) == content
+    assert len(web.asked_for(NAME)) in (3, 4)
 
 
 def test_a_whole_release_through_cut_connections(web: Web, machine: Machine) -> None:

@@ -47,6 +47,14 @@ def test_files_of_others_stay(name: str, tmp_path: Path) -> None:
     assert [path.read_text() for path in tmp_path.iterdir()] == ["somebody's"]
 
 
+@pytest.mark.parametrize("name", [".", "..", "/", "", "folder/.."])
+def test_a_folder_is_no_file_for_a_key(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="exists, and a key is never replaced; name another file"):
+        make_pair(Path(name))
+
+
 @pytest.mark.skipif(OPENSSL is None, reason="openssl is not here")
 def test_keys_are_those_of_openssl(tmp_path: Path) -> None:
     openssl("genpkey", "-algorithm", "ed25519", "-out", "theirs", cwd=tmp_path)
@@ -80,7 +88,7 @@ def test_what_is_no_key_is_told(tmp_path: Path) -> None:
         with pytest.raises(UpdateError, match=words):
             read_public(tmp_path / name)
     for name, words in (
-        ("key.pub", "cannot be used as a private key"),
+        ("key.pub", "is a public key; sign with the private one of the pair"),
         ("curve", "another kind than Ed25519"),
         ("locked", "nobody can be asked here"),
     ):

@@ -181,3 +181,12 @@ def test_what_runs_is_ended_with_the_sweep() -> None:
             steps.start(step("accuracy", name))
         steps.next(lambda *_state: None)
     assert pool.cancelled == ["y", "z"]
+
+
+def test_what_runs_ends_with_the_connection_where_the_cluster_is_left() -> None:
+    pool = ScriptedPool(node("a"))
+    leaving = executor(pool)
+    leaving.is_left = True
+    with leaving as steps:
+        steps.start(step("accuracy", "x"))
+    assert pool.cancelled == []
