@@ -39,7 +39,7 @@ BROUGHT = {
 # Extra -> those it includes: work that needs the one is told of it at once, not of each part in turn.
 INCLUDED = {
     "tools": frozenset({"documents", "grammar"}),
-    "ray": frozenset({"server"}),
+    "ray": frozenset({"server", "update"}),
     "export": frozenset({"openvino", "onnx"}),
     "profile": frozenset({"openvino", "onnx", "export", "plots"}),
     "optimum": frozenset({"openvino", "onnx", "export"}),

@@ -104,7 +104,6 @@ PLACES = {
     "server/endpoints.py:_read:TemporaryDirectory": UPLOADED,
     "server/endpoints.py:_read:write_bytes": UPLOADED,
     "server/ray/bundles.py:BundleSource._fetched:rename": FETCHED,
-    "server/ray/bundles.py:_store:open": FETCHED,  # in a folder of its own
     "server/run.py:_own_path:unlink": SOCKET_AFTER,
     "server/run.py:_remove_unused:unlink": SOCKET,
     "runtime/cache_lines.py:CacheLines.add:write_atomically": KNOWN,

@@ -127,9 +127,7 @@ def _fetch_file(source: Source, name: str, record: FileRecord, work: Path) -> in
                 break
             file.truncate(0)  # what a power cut left may be anything
             if not resumed:
-                raise UpdateError(
-                    f"{source}: {name} has another sha256 than the manifest that was signed; publish the release again"
-                )
+                raise UpdateError(f"{source}: {name} has another sha256 than the manifest says; publish it again")
             resumed = False
         file.flush()
         os.fsync(file.fileno())

@@ -34,7 +34,7 @@ class _Broken(Exception):
 class HttpSource:
     """A folder of a web server."""
 
-    def __init__(self, url: str, allowed_hosts: tuple[str, ...] = (), *, pause_s: float = FIRST_PAUSE_S) -> None:
+    def __init__(self, url: str, allowed_hosts: tuple[str, ...] | None = (), *, pause_s: float = FIRST_PAUSE_S) -> None:
         parts = urlsplit(url)
         try:
             usable = parts.hostname and parts.port != 0 and not (parts.query or parts.fragment or parts.username)
@@ -45,7 +45,8 @@ class HttpSource:
                 f"source is {shown(url)}, expected the URL of a folder, without a user, a query and a fragment"
             )
         self._base = url.rstrip("/") + "/"
-        self._hosts = {str(parts.hostname).lower(), *(host.lower() for host in allowed_hosts)}
+        self._hosts = {str(parts.hostname).lower(), *(host.lower() for host in allowed_hosts or ())}
+        self._may_name_more = allowed_hosts is not None
         self._pause_s = pause_s
         self._pool = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S), headers={"Accept-Encoding": "identity"}
@@ -146,10 +147,10 @@ class HttpSource:
         if parts.scheme not in ("http", "https") or (urlsplit(url).scheme, parts.scheme) == ("https", "http"):
             raise UpdateError(f"{url}: the server sent us on to {shown(target)}, which is less safe; name a better URL")
         if host not in self._hosts:
-            raise UpdateError(
-                f"{url}: the server sent us on to the host {shown(host)}, which was not named; if it may be asked, add "
-                f"--allow-host {host}"
+            what = (
+                f"if it may be asked, add --allow-host {host}" if self._may_name_more else "name the URL that is meant"
             )
+            raise UpdateError(f"{url}: the server sent us on to the host {shown(host)}, which was not named; {what}")
         return target
 
     def _broken(self, name: str, error: Exception) -> str:

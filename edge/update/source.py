@@ -32,10 +32,10 @@ class Source(Protocol):
         ...
 
 
-def open_source(given: str, allowed_hosts: tuple[str, ...] = ()) -> Source:
+def open_source(given: str, allowed_hosts: tuple[str, ...] | None = ()) -> Source:
     """Return the source that a path or an URL names. Raises SettingsError.
 
-    allowed_hosts: other hosts that the server may send us on to.
+    allowed_hosts: other hosts that the server may send us on to; None: there are none, nor can any be named.
     """
     url = urlsplit(given)
     if url.scheme in ("http", "https"):

@@ -33,7 +33,7 @@ from edge.server.app import make_app
 from edge.server.keys import check_keys, read_keys
 from edge.server.metrics import Metrics
 from edge.server.page_config import PageConfig
-from edge.server.ray.bundles import BundleSource
+from edge.server.ray.bundles import BundleSource, source_of
 from edge.server.ray.deploying import DRAIN_S, cpus_of_nodes, replicas_of, threads_for
 from edge.server.ray.front import FarService, Front
 from edge.server.ray.settings import RaySettings
@@ -75,6 +75,8 @@ def app(args: Mapping[str, Any]) -> Application:  # Any: of a config file
         raise SettingsError("bundle is missing; give the path of the bundle's folder, as bundle=/models/glm4-int4")
     if own["fetch"] is not None and own["sha256"] is None:
         raise SettingsError("fetch needs sha256, that of the bundle's manifest.json, to know what is fetched")
+    if own["fetch"] is not None:
+        source_of(own["fetch"], None)  # refused before anything is started
     far = RaySettings(**{name: given.pop(name) for name in _RAY & given.keys()})
     server = ServerSettings(**{name: given.pop(name) for name in _SERVER & given.keys()})
     folder = str(own["bundle"])
@@ -143,10 +145,14 @@ class Ingress:
 def _opened(wanted: Load, bundle: str, threads: int) -> LLM:
     """Load the model on a replica, with its prefixes, and warm."""
     llm = load(Path(bundle), **{**wanted.options, "threads": threads})
-    open_prefixes(llm.prefixes, wanted.prefixes, wanted.system)
-    warm_up(llm)
-    if wanted.system is not None and not wanted.prefixes:
-        llm.prefixes.warm(llm.system_prefix(wanted.system))
+    try:
+        open_prefixes(llm.prefixes, wanted.prefixes, wanted.system)
+        warm_up(llm)
+        if wanted.system is not None and not wanted.prefixes:
+            llm.prefixes.warm(llm.system_prefix(wanted.system))
+    except BaseException:
+        llm.close()
+        raise
     return llm
 
 

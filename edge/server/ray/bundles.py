@@ -14,10 +14,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import ray
 from ray.actor import ActorHandle
@@ -25,11 +22,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from edge.runtime.bundle import MANIFEST, open_bundle
 from edge.runtime.cache_folder import cache_folder
-from edge.runtime.errors import BundleError, OutputError, telling_line
+from edge.runtime.errors import BundleError, OutputError, UpdateError, telling_line
 from edge.runtime.files import shown_path
 from edge.runtime.locks import hold
 from edge.runtime.manifest import MAX_BYTES, Manifest
 from edge.server.ray.settings import SHELF
+from edge.update.fetch import check_room, fetch
+from edge.update.source import Source, open_source
 
 PIECE_BYTES = 8 << 20
 _WAIT_S = 3600.0  # for another process of this node, which fetches the same
@@ -40,12 +39,12 @@ class BundleSource:
     """A bundle as a cluster's nodes find it."""
 
     path: str
-    fetch: str | None = None  # the URL of a folder with the bundle's files, or SHELF
+    fetch: str | None = None  # a folder with the bundle's files, by its URL or path, or SHELF
     sha256: str | None = None  # of the manifest, if it can be fetched
     shelf: ActorHandle[Any] | None = None  # of a Shelf; Any: Ray does not tell methods of such handles
 
     def here(self) -> Path:
-        """Return the bundle's folder on this node. Raises BundleError and OutputError."""
+        """Return the bundle's folder on this node. Raises BundleError, UpdateError and OutputError."""
         path = Path(self.path)
         if self.fetch is None or self.sha256 is None:
             return path
@@ -56,54 +55,58 @@ class BundleSource:
         folder.mkdir(parents=True, exist_ok=True)
         with hold(folder / f"{self.sha256}.lock", wait_s=_WAIT_S):
             if not found.is_dir():
-                self._fetched(found)
+                work = folder / f"{self.sha256}.incoming"
+                for place in (found, work):
+                    if os.path.lexists(place) and (place.is_symlink() or not place.is_dir()):
+                        raise OutputError(f"{shown_path(place)} is in the way of a fetched bundle; move it away")
+                self._fetched(found, work)
         return found
 
-    def _fetched(self, found: Path) -> None:
-        """Fetch into a new folder, which gets its name when it is whole."""
-        assert self.sha256 is not None
-        with TemporaryDirectory(dir=found.parent, ignore_cleanup_errors=True) as work:
-            new = Path(work) / "bundle"
-            new.mkdir()
-            self._fill(new)
-            open_bundle(new)
-            try:
-                new.rename(found)
-            except OSError as error:
-                raise OutputError(f"{shown_path(found)} is in the way of a fetched bundle; move it away") from error
-
-    def _fill(self, new: Path) -> None:
-        assert self.sha256 is not None
-        raw = b"".join(self._pieces(MANIFEST, MAX_BYTES))
+    def _fetched(self, found: Path, work: Path) -> None:
+        """Fetch into a folder that gets its name when it is whole; the next attempt goes on with what it has."""
+        source = source_of(self.fetch, self.shelf)
+        raw = source.read(MANIFEST, MAX_BYTES)
         if hashlib.sha256(raw).hexdigest() != self.sha256:
-            raise BundleError(f"{self.fetch}: the manifest is another than was asked for ({self.sha256[:12]})")
-        for name, record in Manifest.from_json(raw).files.items():
-            _store(new / name, self._pieces(name, record.size), record.sha256)
-        _store(new / MANIFEST, iter([raw]), self.sha256)
+            raise BundleError(f"{source}: the manifest is another than was asked for ({str(self.sha256)[:12]})")
+        manifest = Manifest.from_json(raw)
+        work.mkdir(exist_ok=True)
+        check_room(found.parent, manifest, None, work)
+        fetch(source, manifest, {MANIFEST: raw}, None, work, lambda _name, _size, _how: None)
+        open_bundle(work)
+        work.rename(found)
 
-    def _pieces(self, name: str, most: int) -> Iterator[bytes]:
-        """Yield a file's content, and no more than it should be. Raises BundleError."""
+
+@dataclass(frozen=True, slots=True)
+class ShelfSource:
+    """A shelf as a source of files."""
+
+    shelf: ActorHandle[Any]  # Any: as above
+
+    def __str__(self) -> str:
+        return "the machine that has the bundle"
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        content = b"".join(self._from(name, 0))
+        if len(content) > max_bytes:
+            raise UpdateError(f"{name} of {self} has more than {max_bytes:,} bytes, which no such file has")
+        return content
+
+    def parts(self, name: str, start: int, size: int) -> Iterator[bytes]:
+        for part in self._from(name, start):
+            start += len(part)
+            if start > size:
+                break
+            yield part
+        if start != size:
+            raise UpdateError(f"{name} of {self} has another size than the manifest says; was it exported again?")
+
+    def _from(self, name: str, start: int) -> Iterator[bytes]:
         try:
-            yield from self._from_shelf(name) if self.fetch == SHELF else self._from_url(name, most)
-        except (OSError, URLError, ray.exceptions.RayError, ValueError) as error:
-            raise BundleError(f"{name} cannot be fetched from {self.fetch} ({telling_line(error)})") from error
-
-    def _from_url(self, name: str, most: int) -> Iterator[bytes]:
-        assert self.fetch is not None
-        if not self.fetch.startswith(("http://", "https://")):
-            raise ValueError("expected a URL that begins with http:// or https://")
-        with urlopen(f"{self.fetch.rstrip('/')}/{name}", timeout=60) as answer:
-            left = most + 1
-            while left > 0 and (piece := answer.read(min(PIECE_BYTES, left))):
-                left -= len(piece)
-                yield piece
-
-    def _from_shelf(self, name: str) -> Iterator[bytes]:
-        assert self.shelf is not None
-        offset = 0
-        while piece := bytes(ray.get(self.shelf.read.remote(name, offset))):
-            offset += len(piece)
-            yield piece
+            while part := bytes(ray.get(self.shelf.read.remote(name, start))):
+                start += len(part)
+                yield part
+        except ray.exceptions.RayError as error:
+            raise UpdateError(f"{name} cannot be fetched from {self} ({telling_line(error)})") from error
 
 
 class Shelf:
@@ -121,35 +124,30 @@ class Shelf:
             return file.read(PIECE_BYTES)
 
 
-def fetchable(path: str, fetch: str | None) -> BundleSource:
-    """Return a bundle of this machine for a cluster that this process is in. fetch: a URL, SHELF, or None.
+def fetchable(path: str, given: str | None) -> BundleSource:
+    """Return a bundle of this machine for a cluster that this process is in. given: a URL, SHELF, or None.
 
-    Raises BundleError.
+    Raises BundleError and SettingsError.
     """
-    if fetch is None:
+    if given is None:
         return BundleSource(path)
     open_bundle(path)
     shelf: Any = None
-    if fetch == SHELF:
+    if given != SHELF:
+        source_of(given, None)  # refused before anything is started
+    else:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 4, "scheduling_strategy": here}  # Any: Ray's own
         shelf = ray.remote(Shelf).options(**options).remote(path)
-    return BundleSource(path, fetch, sha256_of_manifest(Path(path)), shelf)
+    return BundleSource(path, given, sha256_of_manifest(Path(path)), shelf)
+
+
+def source_of(given: str | None, shelf: ActorHandle[Any] | None) -> Source:  # Any: as above
+    """Return what files are fetched from. Raises SettingsError."""
+    assert given is not None
+    return ShelfSource(shelf) if shelf is not None else open_source(given, None)
 
 
 def sha256_of_manifest(folder: Path) -> str:
-    """Return what a bundle is known by where it is fetched."""
+    """Return what a bundle is known by on a cluster."""
     return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-
-
-def _store(path: Path, pieces: Iterator[bytes], sha256: str) -> None:
-    """Write a file to the disk. Raises BundleError if it is not the one that was meant."""
-    hashed = hashlib.sha256()
-    with path.open("xb") as file:
-        for piece in pieces:
-            hashed.update(piece)
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    if hashed.hexdigest() != sha256:
-        raise BundleError(f"{path.name} is another than the manifest says; is the source damaged?")

@@ -5,11 +5,9 @@ In: nothing. Out: frozen records that can be pickled. Knows nothing about Ray.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-from edge.runtime.bundle import Bundle
 from edge.runtime.chunk import Chunk
 from edge.runtime.engines.engine import EngineInfo
 from edge.runtime.errors import EdgeError
@@ -19,14 +17,16 @@ from edge.runtime.settings import GenerationSettings
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A prompt to answer. The router reads `key` and `avoid`, the replica the rest."""
+    """A prompt to answer. The router reads `key`, `avoid` and `at`, the replica the rest."""
 
     ids: tuple[int, ...]  # of the prompt, and of the answer as far as it is known
     num_answered: int  # those of the answer
     settings: GenerationSettings
-    model: str  # digest of the bundle whose tokenizer made the ids
-    key: int  # of the conversation: equal ones belong to one replica
+    model: str  # sha256 of the manifest of the bundle whose tokenizer made the ids
+    key: int | None  # of the conversation: equal ones belong to one replica; None: to the one that has the least to do
     avoid: frozenset[str] = frozenset()  # names of replicas that refused it or were lost with it
+    at: str = ""  # the replica that has the same prompt already
+    let_in: bool = False  # its request was: a further sample of it, or one whose replica was lost; it is never refused
     is_whole: bool = False  # nothing of the answer is told before its end
 
 
@@ -73,9 +73,3 @@ class ReplicaState:
     prompt_tokens: int  # of all answers so far
     cached_tokens: int
     new_tokens: int
-
-
-def digest_of(bundle: Bundle) -> str:
-    """Return what tells whether two processes have the same bundle."""
-    files = sorted((name, record.sha256) for name, record in bundle.manifest.files.items())
-    return hashlib.sha256(repr(files).encode()).hexdigest()

@@ -59,9 +59,6 @@ def replicas_of(
     settings: RaySettings, server: ServerSettings, source: BundleSource, opening: Opening, threads: int
 ) -> Application:
     """Return the replicas as Serve takes them. threads: processors of each, which its engine uses all of."""
-    router = RequestRouterConfig()
-    if settings.by_prefix:
-        router = RequestRouterConfig.model_validate({"request_router_class": ROUTER})
     deployment = serve.deployment(Replica).options(  # type: ignore[attr-defined]  # a decorator of several forms
         name=REPLICAS,
         num_replicas=settings.replicas,
@@ -72,7 +69,7 @@ def replicas_of(
         health_check_period_s=_HEALTH_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
         max_constructor_retry_count=_TRIES,
-        request_router_config=router,
+        request_router_config=RequestRouterConfig.model_validate({"request_router_class": ROUTER}),
         logging_config=LoggingConfig(enable_access_log=False),
     )
     bound: Application = deployment.bind(source, opening, threads, server.max_waiting, server.stall_s)

@@ -19,8 +19,7 @@ from edge.runtime.bundle import open_bundle
 from edge.runtime.errors import ClusterError
 from edge.runtime.llm import LLM
 from edge.server.metrics import Metrics
-from edge.server.ray.bundles import BundleSource
-from edge.server.ray.call import digest_of
+from edge.server.ray.bundles import BundleSource, sha256_of_manifest
 from edge.server.ray.deploying import cpus_of_nodes, replicas_of, started, threads_for
 from edge.server.ray.model import FarLLM
 from edge.server.ray.replica import Opening
@@ -68,7 +67,7 @@ class Front:
     def open(self, handle: DeploymentHandle[object], source: BundleSource) -> FarLLM:
         """Return the model of replicas that are there. Raises ClusterError if none tells of itself."""
         bundle = open_bundle(source.here())
-        model, states = digest_of(bundle), States(handle)
+        model, states = sha256_of_manifest(bundle.path), States(handle)
         runner = FarRunner(handle, model, self.refuse, states.stats)
         following = asyncio.run_coroutine_threadsafe(states.follow(), runner.loop)
         state = states.first_of(model, KNOWN_S)
@@ -90,6 +89,7 @@ class Front:
             state,
             runner,
             resumes=self._settings.resume_streams,
+            by_prefix=self._settings.by_prefix,
             forget=forget,
             release=release,
             chat_template=template,

@@ -50,6 +50,7 @@ class FarLLM(LLM):
         runner: FarRunner,
         *,
         resumes: bool,
+        by_prefix: bool,
         forget: Callable[[], object],
         release: Callable[[], object],
         chat_template: str | Path | None = None,
@@ -67,7 +68,7 @@ class FarLLM(LLM):
         self._drafts = SharedDrafts(None, None)
         self._memory = ProducedIds(0) if info.reproducible else ProducedIds()
         self._chats = Chats(self.template, tokenizer, self.stop_ids, self._constraints, self._memory)
-        self._far, self._resumes = runner, resumes
+        self._far, self._resumes, self._by_prefix = runner, resumes, by_prefix
         self._runner = runner
         pictures = PicturePrompts(None, info, tokenizer, runner, lambda _keys, _rows: (False, None))
         self._prompts = Prompts(self._chats.prompts, tokenizer, self._constraints, pictures)
@@ -102,7 +103,8 @@ class FarLLM(LLM):
 
     def _for(self, key: int) -> Self:
         other = copy.copy(self)
-        other._runner = self._far.in_manner(Manner(key, is_whole=self._is_whole, resumes=self._resumes))
+        own = key if self._by_prefix else None
+        other._runner = self._far.for_samples(Manner(own, is_whole=self._is_whole, resumes=self._resumes))
         return other
 
     def _conversation(self, messages: Sequence[MessageLike], tools: Sequence[JsonObject] | None) -> int:

@@ -25,8 +25,8 @@ from edge.runtime.machine import rss_bytes
 from edge.runtime.prompt import Prompt
 from edge.runtime.settings import GENERATION_NAMES, GenerationOptions, GenerationSettings
 from edge.runtime.stream import Stream
-from edge.server.ray.bundles import BundleSource
-from edge.server.ray.call import Accepted, Call, Failed, Piece, Refused, ReplicaState, digest_of
+from edge.server.ray.bundles import BundleSource, sha256_of_manifest
+from edge.server.ray.call import Accepted, Call, Failed, Piece, Refused, ReplicaState
 
 STREAM_PAUSE_S = 0.02  # between two pieces of a stream
 WHOLE_PAUSE_S = 0.5  # of an answer that is read whole: how much of it is lost with a replica
@@ -47,7 +47,7 @@ class Replica:
         self._processors = ExitStack()
         self._processors.enter_context(own_processors(threads))  # before the engine makes threads
         self._llm = opening(str(folder), threads)
-        self._model = digest_of(self._llm.bundle)
+        self._model = sha256_of_manifest(folder)
         self._starting = 0  # calls on their way into the queue
         self._answered = self._prompt_tokens = self._cached_tokens = self._new_tokens = 0
 
@@ -57,7 +57,7 @@ class Replica:
         if call.model != self._model:
             yield Refused(self._name, "other model")
             return
-        if waiting >= self._max_waiting:
+        if waiting >= self._max_waiting and not call.let_in:
             yield Refused(self._name, "full", waiting)
             return
         self._starting += 1

@@ -4,12 +4,14 @@ In: calls with keys, and the replicas that Serve knows. Out: those replicas in t
 nothing about what a call asks.
 
 A conversation stays with the replica that has it unless that one has more than its share of all that this front has
-sent. Serve tries the others in turn where one is full or does not answer.
+sent. Samples of one request stay together. A call without a key goes to the replica to which this front has sent the
+least. Serve tries the others in turn where one is full or does not answer.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from random import random
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
@@ -56,15 +58,26 @@ class PrefixRouter(RequestRouter):
 
 def in_order(call: Call, names: list[str], loads: list[int], homes: Homes[str]) -> list[int]:
     """Return indices of replicas in the order in which they should be tried, those to avoid last."""
+    if call.key is None:
+        order = sorted(range(len(names)), key=lambda index: (loads[index], random()))
+    else:
+        order = _of_conversation(call.key, call.avoid, names, loads, homes)
+    return sorted(order, key=lambda index: (names[index] in call.avoid, names[index] != call.at))
+
+
+def _of_conversation(
+    key: int, avoid: frozenset[str], names: list[str], loads: list[int], homes: Homes[str]
+) -> list[int]:
+    """Return indices of replicas, the one that has the conversation, or is to have it, first."""
     most = bound(sum(loads), max(len(names), 1))
-    ranks = ranked(call.key, [digest(name.encode()) for name in names])
+    ranks = ranked(key, [digest(name.encode()) for name in names])
     load = dict(zip(names, loads, strict=True))
 
     def has_room(name: str) -> bool:
-        return name in load and load[name] < most and name not in call.avoid
+        return name in load and load[name] < most and name not in avoid
 
-    order = sorted(ranks, key=lambda index: (names[index] in call.avoid, not has_room(names[index])))
+    order = sorted(ranks, key=lambda index: not has_room(names[index]))
     if any(map(has_room, names)):
-        home = homes.choose(call.key, [names[index] for index in ranks], load.__getitem__, has_room)
+        home = homes.choose(key, [names[index] for index in ranks], load.__getitem__, has_room)
         order.sort(key=lambda index: names[index] != home)
     return order

@@ -5,7 +5,8 @@ finds them. Knows nothing about HTTP or how a replica computes.
 
 A replica can refuse a call, or be lost with it:
 
-- refused: the next one is asked; where all of them refuse, so does `submit`.
+- refused: the next one is asked; where all of them refuse, so does `submit`. What was let in is not refused any more:
+  the other samples of a request, and one that has to move.
 - lost before the first token of the answer: it is run elsewhere, once.
 - lost in mid-answer: it goes on elsewhere from the ids that have come, if its reader can wait for the whole or wants
   that; otherwise it ends with an error. One that gets no further twice in a row ends, too.
@@ -32,9 +33,9 @@ from edge.runtime.errors import ClosedError, EdgeError
 from edge.runtime.request import Request
 from edge.runtime.runner import Runner, Watch
 from edge.runtime.scheduler import SchedulerStats
-from edge.server.errors import RETRY_S
 from edge.server.ray.call import Accepted, Call, Failed, Piece, Refused
-from edge.wire.errors import UNAVAILABLE, RequestError
+from edge.server.ray.losses import line_of, lost_error, nobody
+from edge.wire.errors import RequestError
 
 ACCEPT_S = 120.0  # for a replica to take a call, where all are being started again
 CHANGING_S = 0.25  # between two looks for a replica of the right bundle
@@ -56,7 +57,7 @@ class Refuse(Protocol):
 class Manner:
     """How a request is to be run elsewhere."""
 
-    key: int  # of its conversation
+    key: int | None  # of its conversation
     is_whole: bool = False  # nothing of it is told before its end
     resumes: bool = False  # may go on elsewhere after its first token
 
@@ -92,12 +93,13 @@ class FarRunner(Runner):
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="edge-replicas", daemon=True)
         self._thread.start()
-        self._manner = Manner(0)
+        self._manner = Manner(None)
+        self._first: _Far | None = None  # of several samples
 
-    def in_manner(self, manner: Manner) -> Self:
-        """Return the same runner for requests that are to be run in another manner."""
+    def for_samples(self, manner: Manner) -> Self:
+        """Return the same runner for one or more samples of one prompt, which are to be run in this manner."""
         other = copy.copy(self)
-        other._manner = manner
+        other._manner, other._first = manner, None
         return other
 
     @property
@@ -116,20 +118,29 @@ class FarRunner(Runner):
             raise ClosedError("this model has been closed; load it again")
 
     def submit(self, request: Request) -> None:
-        """Return once a replica has the request in its queue. Raises RequestError where none takes it."""
+        """Return once a replica has the request in its queue. Raises RequestError where none takes it.
+
+        Further samples of its prompt follow the first one to its replica; what they meet is told when they are read.
+        """
         self.check_open()
         manner, settings = self._manner, request.settings
         sampling = settings.sampling
         if sampling.temperature and sampling.seed is None:  # what another replica goes on with
             settings = replace(settings, sampling=replace(sampling, seed=secrets.randbits(_SEED_BITS)))
         ids = tuple(request.ids)
-        far = _Far(request, Call(ids, 0, settings, self._model, manner.key, is_whole=manner.is_whole), manner)
+        call = Call(ids, 0, settings, self._model, manner.key, is_whole=manner.is_whole)
+        far, first = _Far(request, call, manner), self._first
         self._far[id(request)] = far
+        if first is not None:
+            far.call = replace(call, at=first.replica, let_in=True)
+            self._in_loop(lambda: self._read_soon(far))
+            return
         try:
             asyncio.run_coroutine_threadsafe(self._begin(far), self.loop).result()
         except BaseException:
             self._far.pop(id(request), None)
             raise
+        self._first = far
 
     def cancel(self, request: Request) -> None:
         """Drop a request. Never waits."""
@@ -178,6 +189,9 @@ class FarRunner(Runner):
 
     async def _begin(self, far: _Far) -> None:
         await self._ask(far)
+        self._read_soon(far)
+
+    def _read_soon(self, far: _Far) -> None:
         far.task = asyncio.ensure_future(self._read_to_the_end(far))
 
     async def _ask(self, far: _Far) -> None:
@@ -185,22 +199,22 @@ class FarRunner(Runner):
         began, lost = time.monotonic(), 0
         while True:
             left_s = ACCEPT_S - (time.monotonic() - began)
-            pieces = cast("Pieces", self._handle.answer.remote(far.call))
+            pieces = far.pieces = cast("Pieces", self._handle.answer.remote(far.call))
             try:
                 piece = await asyncio.wait_for(anext(pieces), max(left_s, 0.01))
             except TimeoutError as error:
                 _cancel(pieces)
-                raise _nobody("no replica is ready; try again soon") from error
+                raise nobody("no replica is ready; try again soon") from error
             except StopAsyncIteration:
                 piece = Refused("", "leaving")
             except LOST as error:
                 lost += 1  # before it took the call: the next one is asked, and where that is lost, too, it ends
-                logger.warning("a replica was lost before it took a call: %s", _line(error))
+                logger.warning("a replica was lost before it took a call: %s", line_of(error))
                 if lost > 1:
-                    raise _nobody("the replicas were lost before they answered; try again soon") from error
+                    raise nobody("the replicas were lost before they answered; try again soon") from error
                 continue
             if isinstance(piece, Accepted):
-                far.replica, far.pieces = piece.replica, pieces
+                far.replica = piece.replica
                 return
             _cancel(pieces)
             if isinstance(piece, Failed):
@@ -222,6 +236,8 @@ class FarRunner(Runner):
     async def _read_to_the_end(self, far: _Far) -> None:
         request = far.request
         try:
+            if not far.replica:
+                await self._ask(far)
             while not request.finished and not request.unwanted:
                 try:
                     await self._read(far)
@@ -234,7 +250,7 @@ class FarRunner(Runner):
             request.cancelled = True
         except BaseException:
             logger.exception("an answer of a replica could not be read")
-            request.fail(_lost("the answer could not be read"))
+            request.fail(lost_error("the answer could not be read"))
         finally:
             if far.pieces is not None and not request.finished:
                 _cancel(far.pieces)
@@ -257,10 +273,10 @@ class FarRunner(Runner):
         """Have another replica go on. Raises RequestError if that may not be, or did not help before."""
         request = far.request
         num_answered = len(request.answer_ids)
-        logger.warning("%s was lost after %d tokens of an answer: %s", far.replica, num_answered, _line(error))
+        logger.warning("%s was lost after %d tokens of an answer: %s", far.replica, num_answered, line_of(error))
         may_resume = far.manner.is_whole or far.manner.resumes
         if (num_answered and not may_resume) or far.moved_at == num_answered:
-            raise _lost("the replica that wrote this answer was lost") from error
+            raise lost_error("the replica that wrote this answer was lost") from error
         far.moved_at = num_answered
         settings = far.call.settings
         if num_answered:
@@ -269,7 +285,8 @@ class FarRunner(Runner):
             passed_s = time.monotonic() - far.begun
             settings = replace(settings, deadline_s=max(settings.deadline_s - passed_s, 0.001))
         ids, avoid = tuple(request.ids), frozenset({far.replica})
-        far.call = replace(far.call, ids=ids, num_answered=num_answered, settings=settings, avoid=avoid)
+        there = replace(far.call, ids=ids, num_answered=num_answered, settings=settings)
+        far.call = replace(there, avoid=avoid, at="", let_in=True)
         await self._ask(far)
 
     def _deliver(self, far: _Far, chunk: Chunk) -> None:
@@ -316,17 +333,3 @@ def _cancel(pieces: Pieces) -> None:
 def _as_first_read(stats: Stats, read: PromptRead) -> Stats:
     """Return figures of an answer that moved as its reader knows them: those of its first replica's reading."""
     return replace(stats, cached_tokens=read.cached_tokens, ttft_ms=read.ms)
-
-
-def _nobody(message: str) -> RequestError:
-    return RequestError(message, code="loading", status=UNAVAILABLE, retry_after_s=RETRY_S)
-
-
-def _lost(message: str) -> RequestError:
-    return RequestError(
-        f"{message}; send the request again", code="replica_lost", status=UNAVAILABLE, retry_after_s=RETRY_S
-    )
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

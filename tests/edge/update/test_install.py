@@ -183,7 +183,7 @@ def test_names_that_lead_elsewhere_are_refused(
 
 
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
-    "altered": (lambda path: path.write_bytes(b'{"release": 8}'), "another sha256 than the manifest that was signed"),
+    "altered": (lambda path: path.write_bytes(b'{"release": 8}'), "another sha256 than the manifest says"),
     "cut": (lambda path: os.truncate(path, 3), "has 3 bytes, the manifest says"),
     "longer": (lambda path: path.write_bytes(path.read_bytes() + b" "), "bytes, the manifest says"),
     "missing": (lambda path: path.unlink(), "cannot be read"),

@@ -7,73 +7,58 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import edge
+from edge.runtime.bundle import MANIFEST, open_bundle
 from edge.runtime.cluster import SILENT
 from edge.runtime.errors import SettingsError
 
 pytest.importorskip("ray")
 
-SCRIPT = """
-import json, os, sys
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from edge.server.ray.bundles import sha256_of_manifest
 
-import psutil
-from ray import serve
 
-from edge.runtime.cluster import OWN, joined
-from edge.server.ray import app
-
-url = "http://127.0.0.1:" + sys.argv[2]
-told = {}
-
-def post(body):
-    asked = Request(url + "/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"})
-    try:
-        with urlopen(asked, timeout=60) as answer:
-            return answer.read().decode()
-    except HTTPError as error:
-        return error.read().decode()
-
-with joined(OWN, num_cpus=2, object_store_bytes=80 << 20):
-    serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
-    # Texts, as `serve run` has them.
-    arguments = {"bundle": sys.argv[1], "replicas": "2", "threads": "1", "any_model": "true", "reproducible": "true"}
-    serve.run(app(arguments), name="model", route_prefix="/")
-    question = {"messages": [{"role": "user", "content": "Say hello"}], "max_tokens": 5, "temperature": 0}
-    told["whole"] = json.loads(post(question))["choices"][0]["message"]["content"]
-    lines = [line[6:] for line in post({**question, "stream": True}).splitlines() if line.startswith("data: ")]
-    told["last"] = lines.pop()
-    choices = [choice for line in lines for choice in json.loads(line)["choices"]]
-    told["streamed"] = "".join(choice["delta"].get("content") or "" for choice in choices)
-    told["refused"] = json.loads(post({"messages": "x"}))["error"]["code"]
-    told["model"] = json.loads(urlopen(url + "/v1/models").read())["data"][0]["id"]
-    own = []
-    for process in psutil.Process().children(recursive=True):
-        if process.name().startswith("ray::ServeRepl") and process.cmdline()[0].endswith(":Replica"):
-            own.append(sorted(set().union(*(os.sched_getaffinity(one.id) for one in process.threads()))))
-    told["processors"] = own
-    serve.shutdown()
-print(json.dumps(told))
-"""
+@pytest.fixture(scope="module")
+def told(demo_bundle: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the program saw. Any: JSON."""
+    home = tmp_path_factory.mktemp("home")
+    environment = {**os.environ, **SILENT, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    paths = [str(demo_bundle), str(tiny_bundle), str(home / "elsewhere")]
+    command = [sys.executable, "-m", "tests.edge.server.ray.under_serve", *paths]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 @pytest.mark.slow
-def test_it_answers_as_a_server_does(demo_bundle: Path, tmp_path: Path) -> None:
-    from tests.runtime.test_cluster import free_port
-
-    environment = {**os.environ, **SILENT, "HOME": str(tmp_path)}
-    command = [sys.executable, "-c", SCRIPT, str(demo_bundle), str(free_port())]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=170, check=False)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["whole"] == told["streamed"] != ""
-    assert (told["last"], told["refused"], told["model"]) == ("[DONE]", "invalid_type", demo_bundle.name)
-    if len(os.sched_getaffinity(0)) > 1:
+def test_it_answers_as_a_server_does(told: dict[str, Any], demo_bundle: Path) -> None:
+    alone = next(iter(told["alone"][demo_bundle.name].values()))
+    assert told["streamed"] == [demo_bundle.name, alone, "[DONE]"]
+    assert (told["whole"], told["refused"], told["model"]) == (alone, "invalid_type", demo_bundle.name)
+    if told["free"] > 1:  # no other replicas have them
         (first,), (second,) = told["processors"]
         assert first != second
+
+
+@pytest.mark.slow
+def test_a_node_without_the_bundle_fetches_it_once(told: dict[str, Any], demo_bundle: Path, tiny_bundle: Path) -> None:
+    assert sorted(told["fetched"]) == sorted([MANIFEST, *open_bundle(demo_bundle).manifest.files])  # by an URL
+    assert Path(told["elsewhere"]).name == sha256_of_manifest(tiny_bundle)  # from the shelf, by another process
+    open_bundle(told["elsewhere"]).check_hashes()
+
+
+@pytest.mark.slow
+def test_a_change_of_the_bundle_costs_no_answer(told: dict[str, Any], demo_bundle: Path, tiny_bundle: Path) -> None:
+    alone, answered = told["alone"], set()
+    for prompt, model, text, end in told["changed"]:
+        assert end == "[DONE]"
+        assert text == alone[model][prompt]
+        answered.add(model)
+    assert answered == {demo_bundle.name, tiny_bundle.name}
 
 
 @pytest.mark.parametrize(
@@ -84,6 +69,8 @@ def test_it_answers_as_a_server_does(demo_bundle: Path, tmp_path: Path) -> None:
         ({"bundle": "/b", "replicas": "many"}, "replicas"),
         ({"bundle": "/b", "port": 80}, "'port' is no argument"),  # Serve's own
         ({"bundle": "/b", "threads": 0}, "threads"),
+        ({"bundle": "/b", "fetch": "https://files.example/b"}, "fetch needs sha256"),
+        ({"bundle": "/b", "fetch": "ftp://files.example/b", "sha256": "0" * 64}, "source is 'ftp"),
     ],
 )
 def test_a_wrong_argument_is_refused(arguments: dict[str, object], named: str) -> None:
@@ -91,3 +78,15 @@ def test_a_wrong_argument_is_refused(arguments: dict[str, object], named: str) -
 
     with pytest.raises(SettingsError, match=named):
         app(arguments)
+
+
+def test_a_model_that_does_not_get_ready_is_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from edge.server.ray import application
+
+    llm = edge.scripted_llm(edge.replies({}))
+    monkeypatch.setattr(application, "load", lambda _path, **_options: llm)
+    wanted = application.Load(prefixes=(str(tmp_path / "missing.prefix"),))
+    with pytest.raises(edge.EdgeError, match=r"missing\.prefix"):
+        application._opened(wanted, "anywhere", 1)
+    with pytest.raises(edge.ClosedError):
+        llm.generate("after that")
