@@ -6,6 +6,7 @@ In: the arguments of `edge serve`. Out: a service. What a replica loads is what 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,8 @@ def far_service(args: argparse.Namespace, settings: ServerSettings, metrics: Met
     from edge.server.ray.settings import RaySettings
 
     given = {} if args.replicas is None else {"replicas": args.replicas}
-    name = f"edge {settings.names[0]} {platform.node()} {settings.uds or settings.port}"  # of this server
+    where = settings.uds or settings.port or f"0 {os.getpid()}"  # two servers with ports of the system's choice are two
+    name = f"edge {settings.names[0]} {platform.node()} {where}"
     far = RaySettings(**given, resume_streams=args.resume_streams, name=name)
     there = _as_elsewhere(args)
     opening = partial(_opened_there, there)
