@@ -25,7 +25,7 @@ SLACK = 1.5  # of the mean load; 1 balances perfectly and forgets the key, more 
 # Requests that a replica may have however few there are in all: without them, two conversations that meet in an idle
 # fleet would part for good, and lose what is cached of one (docs/fleet.md has the figures).
 LEAST = 8
-MOST_HOMES = 100_000  # conversations that a router remembers, about 20 MB of them
+MOST_HOMES = 100_000  # conversations that a router remembers, 14 MB of them
 _WORD = (1 << 64) - 1
 
 T = TypeVar("T", bound=Hashable)

@@ -78,9 +78,10 @@ def _as_elsewhere(args: argparse.Namespace) -> argparse.Namespace:
     return there
 
 
-def _opened_there(args: argparse.Namespace, bundle: str, threads: int) -> LLM:
+def _opened_there(args: argparse.Namespace, bundle: str, processors: int) -> LLM:
     """Load the model on a replica."""
     from edge.commands.serve import loaded
+    from edge.server.ray.deploying import threads_on
 
-    args.bundle, args.threads = bundle, threads
+    args.bundle, args.threads = bundle, threads_on(processors, args.threads)
     return loaded(args, lambda _stage, _share: None)

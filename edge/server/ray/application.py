@@ -34,7 +34,7 @@ from edge.server.keys import check_keys, read_keys
 from edge.server.metrics import Metrics
 from edge.server.page_config import PageConfig
 from edge.server.ray.bundles import BundleSource, source_of
-from edge.server.ray.deploying import DRAIN_S, cpus_of_nodes, replicas_of, threads_for
+from edge.server.ray.deploying import DRAIN_S, cpus_of_nodes, processors_for, replicas_of, threads_on
 from edge.server.ray.front import FarService, Front
 from edge.server.ray.settings import RaySettings
 from edge.server.settings import ServerSettings
@@ -85,11 +85,11 @@ def app(args: Mapping[str, Any]) -> Application:  # Any: of a config file
     if given:
         raise SettingsError(f"{shown(sorted(given)[0])} is no argument of this application")
     engine_settings(**{name: value for name, value in options.items() if name in ENGINE_NAMES})
-    threads = options.get("threads") or threads_for(far.replicas, cpus_of_nodes())
+    processors = options.get("threads") or processors_for(far.replicas, cpus_of_nodes())
     system = None if own["system_file"] is None else Path(own["system_file"]).read_text(encoding="utf-8")
     wanted = Load(options, own["prefix"] or (), system)
     source = BundleSource(folder, own["fetch"], own["sha256"])
-    replicas = replicas_of(far, server, source, partial(_opened, wanted), threads)
+    replicas = replicas_of(far, server, source, partial(_opened, wanted), processors)
     ingress = serve.deployment(serve.ingress()(Ingress)).options(  # type: ignore[attr-defined]  # a decorator of several forms
         name="Ingress",
         num_replicas=1,
@@ -142,8 +142,9 @@ class Ingress:
             self._service.close()
 
 
-def _opened(wanted: Load, bundle: str, threads: int) -> LLM:
+def _opened(wanted: Load, bundle: str, processors: int) -> LLM:
     """Load the model on a replica, with its prefixes, and warm."""
+    threads = threads_on(processors, wanted.options.get("threads"))
     llm = load(Path(bundle), **{**wanted.options, "threads": threads})
     try:
         open_prefixes(llm.prefixes, wanted.prefixes, wanted.system)

@@ -19,6 +19,7 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from edge.runtime.cluster import SILENT
 from edge.runtime.errors import ClusterError
+from edge.runtime.machine import physical_cores
 from edge.server.ray.bundles import BundleSource
 from edge.server.ray.replica import Opening, Replica
 from edge.server.ray.settings import RaySettings
@@ -38,15 +39,20 @@ Told = Callable[[str, float], None]  # what is being done, and which share of it
 logger = logging.getLogger(__name__)
 
 
-def threads_for(replicas: int, cpus: Sequence[float]) -> int:
+def processors_for(replicas: int, cpus: Sequence[float]) -> int:
     """Return how many processors each of several replicas gets on nodes with these. Raises ClusterError."""
-    for threads in range(int(max(cpus, default=0)), 0, -1):
-        if sum(int(count) // threads for count in cpus) >= replicas:
-            return threads
+    for each in range(int(max(cpus, default=0)), 0, -1):
+        if sum(int(count) // each for count in cpus) >= replicas:
+            return each
     raise ClusterError(
         f"{replicas} replicas need a processor each, and the cluster has {sum(map(int, cpus))}; ask for fewer, or add "
         "nodes with `ray start --address=HEAD`"
     )
+
+
+def threads_on(processors: int, asked: int | None) -> int:
+    """Return how many threads compute in a replica that is kept to processors: one a core unless told otherwise."""
+    return asked or min(processors, physical_cores() or processors)
 
 
 def cpus_of_nodes() -> list[float]:
@@ -56,14 +62,14 @@ def cpus_of_nodes() -> list[float]:
 
 
 def replicas_of(
-    settings: RaySettings, server: ServerSettings, source: BundleSource, opening: Opening, threads: int
+    settings: RaySettings, server: ServerSettings, source: BundleSource, opening: Opening, processors: int
 ) -> Application:
-    """Return the replicas as Serve takes them. threads: processors of each, which its engine uses all of."""
+    """Return the replicas as Serve takes them. processors: of each."""
     deployment = serve.deployment(Replica).options(  # type: ignore[attr-defined]  # a decorator of several forms
         name=REPLICAS,
         num_replicas=settings.replicas,
         max_ongoing_requests=ANSWERS,
-        ray_actor_options={"num_cpus": threads, "runtime_env": {"env_vars": SILENT}},
+        ray_actor_options={"num_cpus": processors, "runtime_env": {"env_vars": SILENT}},
         graceful_shutdown_timeout_s=DRAIN_S,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=_HEALTH_S,
@@ -72,7 +78,7 @@ def replicas_of(
         request_router_config=RequestRouterConfig.model_validate({"request_router_class": ROUTER}),
         logging_config=LoggingConfig(enable_access_log=False),
     )
-    bound: Application = deployment.bind(source, opening, threads, server.max_waiting, server.stall_s)
+    bound: Application = deployment.bind(source, opening, processors, server.max_waiting, server.stall_s)
     return bound
 
 

@@ -20,7 +20,7 @@ from edge.runtime.errors import ClusterError
 from edge.runtime.llm import LLM
 from edge.server.metrics import Metrics
 from edge.server.ray.bundles import BundleSource, sha256_of_manifest
-from edge.server.ray.deploying import cpus_of_nodes, replicas_of, started, threads_for
+from edge.server.ray.deploying import cpus_of_nodes, processors_for, replicas_of, started
 from edge.server.ray.model import FarLLM
 from edge.server.ray.replica import Opening
 from edge.server.ray.running import FarRunner, Refuse
@@ -54,7 +54,7 @@ class Front:
     ) -> FarLLM:
         """Start replicas on the cluster, and return the model. They end with it. Raises ClusterError."""
         try:
-            each = threads or threads_for(self._settings.replicas, cpus_of_nodes())
+            each = threads or processors_for(self._settings.replicas, cpus_of_nodes())
             application = replicas_of(self._settings, server, source, opening, each)
             name = self._settings.name
             self._leaving.callback(serve.delete, name)

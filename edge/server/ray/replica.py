@@ -31,7 +31,7 @@ from edge.server.ray.call import Accepted, Call, Failed, Piece, Refused, Replica
 STREAM_PAUSE_S = 0.02  # between two pieces of a stream
 WHOLE_PAUSE_S = 0.5  # of an answer that is read whole: how much of it is lost with a replica
 
-Opening = Callable[[str, int], LLM]  # loads the bundle of a folder with threads, opens prefixes and warms up
+Opening = Callable[[str, int], LLM]  # loads the bundle of a folder on so many processors, opens prefixes and warms up
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +39,16 @@ logger = logging.getLogger(__name__)
 class Replica:
     """A Serve deployment's class; Serve makes one in each replica's process."""
 
-    def __init__(self, source: BundleSource, opening: Opening, threads: int, max_waiting: int, stall_s: float) -> None:
+    def __init__(
+        self, source: BundleSource, opening: Opening, processors: int, max_waiting: int, stall_s: float
+    ) -> None:
         self._name = serve.get_replica_context().replica_id.unique_id
         self._node = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         self._max_waiting, self._stall_s = max_waiting, stall_s
         folder = source.here()
         self._processors = ExitStack()
-        self._processors.enter_context(own_processors(threads))  # before the engine makes threads
-        self._llm = opening(str(folder), threads)
+        self._processors.enter_context(own_processors(processors))  # before the engine makes threads
+        self._llm = opening(str(folder), processors)
         self._model = sha256_of_manifest(folder)
         self._starting = 0  # calls on their way into the queue
         self._answered = self._prompt_tokens = self._cached_tokens = self._new_tokens = 0
