@@ -9,6 +9,7 @@ the mean, as they were counted for; but what a turn repeats may be in the cache 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -54,9 +55,10 @@ def simulated(
         raise SettingsError(
             f"{wanted.count:,} clients, of which at most {MOST_CLIENTS:,} are simulated", param="clients"
         )
-    span = ANSWER / wanted.tokens_s
+    costs = costs_of(one, tables)
+    span = ANSWER * min(1 / wanted.tokens_s, _token_s(one, costs, math.ceil(wanted.count / counted.count)))
     plan = Plan(
-        costs_of(one, tables),
+        costs,
         Workload(
             clients=wanted.count,
             turns=TURNS,
@@ -78,6 +80,12 @@ def _seen(plan: Plan, rule: Rule, outage: Outage | None) -> Seen:
     lost = 0 if outage is None else len(outage.replicas(plan.replicas))
     run = simulate(replace(plan, rule=rule, outage=outage))
     return Seen(rule, lost, plan.replicas, run.result)
+
+
+def _token_s(one: Prediction, costs: StepCosts, clients: int) -> float:
+    """How long a token takes of a replica with these clients: a fast one answers far more in the time asked for."""
+    read_ms = 0.0 if one.ttft is None else 1000 * one.ttft.value / ANSWER
+    return (costs.answers.ms(clients, PROMPT) + clients * read_ms) / 1000
 
 
 def costs_of(one: Prediction, tables: Sequence[MeasuredSteps]) -> StepCosts:
