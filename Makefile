@@ -34,9 +34,9 @@ test: $(VENV)/.dev
 
 # Nothing beside the first: chance needs the machine to itself, and so do the deadlines that find what hangs. The others
 # wait for servers, browsers, downloads and other programs much of the time, so two files at once.
-ALONE := tests/runtime tests/export tests/fuzz tests/edge/batch
+ALONE := tests/runtime tests/export tests/edge/batch
 INSTALLED := tests/edge/test_installed.py
-# Files of those folders which compute and wait for nothing, or measure first how long what they end takes.
+# What computes and waits for nothing, or measures first how long what it ends takes.
 SHARED := $(addprefix tests/export/,float16 test_assignment.py test_awq.py test_calibration.py test_endings.py \
 	test_interop.py test_openvino_tokenizer.py test_optimum.py test_reference.py test_tower.py vision) \
 	$(addprefix tests/runtime/,lint test_openvino_npu.py test_openvino_npu_compile.py test_self_test.py \
@@ -44,7 +44,7 @@ SHARED := $(addprefix tests/export/,float16 test_assignment.py test_awq.py test_
 test-slow: $(VENV)/.slow
 	$(BIN)/python -m pytest -m slow $(ALONE) $(addprefix --ignore=,$(SHARED))
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(SHARED)
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE) $(INSTALLED))
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE) $(SHARED) $(INSTALLED))
 	$(BIN)/python -m tests.fuzz --inputs $(FUZZ_INPUTS) --at-once 2
 
 # An environment for each extra, from the index that pip is told to use. uv keeps what it has fetched.
