@@ -14,6 +14,7 @@ import io
 import json
 import os
 import sys
+import threading
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,12 +62,30 @@ def pretend(platform: Platform) -> None:
         import psutil  # noqa: F401  # asks os.sysconf when it is imported
 
         del os.sched_getaffinity, os.sysconf
-    sys.platform = platform.name
+    _pretend_name(platform.name)
     if platform.name == "win32":
         os.O_BINARY = 0  # type: ignore[attr-defined]  # Windows has it
         from tests.platforms.windows_memory import install
 
         install()
+
+
+class _Here(threading.local):
+    """What a thread is doing: while one imports a package of others, the others go on with what is pretended."""
+
+    is_real = False
+
+
+_here = _Here()
+
+
+def _pretend_name(name: str) -> None:
+    class Sys(types.ModuleType):
+        @property
+        def platform(self) -> str:
+            return REAL if _here.is_real else name
+
+    sys.__class__ = Sys
 
 
 def _hide_modules(platform: Platform) -> None:
@@ -86,11 +105,11 @@ def _hide_modules(platform: Platform) -> None:
             return types.ModuleType(name)
         if top in ("edge", "tests") or level:
             return real(name, globals, locals, fromlist, level)  # type: ignore[arg-type]  # as they came
-        before, sys.platform = sys.platform, REAL
+        before, _here.is_real = _here.is_real, True
         try:
             return real(name, globals, locals, fromlist, level)  # type: ignore[arg-type]
         finally:
-            sys.platform = before
+            _here.is_real = before
 
     builtins.__import__ = importing  # type: ignore[assignment]  # with wider types
 

@@ -6,6 +6,7 @@ import errno
 import io
 import sys
 
+import psutil  # noqa: F401  # takes the system for what it is when it is first imported, before that is another
 import pytest
 
 from edge import cli
