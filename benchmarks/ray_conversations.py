@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -58,12 +57,11 @@ def main() -> None:
 
     from ray import serve
 
+    from edge.profiles.server_process import free_port
     from edge.runtime.cluster import OWN, joined
     from edge.server.ray import app
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with joined(OWN):
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         given = {"bundle": args.bundle, "replicas": args.replicas, "threads": 1, "any_model": True}

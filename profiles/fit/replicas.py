@@ -79,19 +79,28 @@ def replicas(one: Prediction, wanted: Clients, tables: Iterable[MeasuredSteps]) 
 
     def clients(luck: int, growth: Growth) -> int:
         """Of one replica. luck: 1 where it is as fast as it may be, -1 where it is as slow."""
-        decode = 1 / (one.decode.value * one.decode.factor**luck)
-        read = 0.0 if one.ttft is None else one.ttft.value / one.ttft.factor**luck / ANSWER
         most = min(room, MAX_RUNNING)
-        return _most(most, lambda count: count * read + decode * growth(count) <= 1 / wanted.tokens_s)
+        return _most(most, lambda count: token_s(one, growth, count, luck) <= 1 / wanted.tokens_s)
 
     def count(served: int) -> int | None:
         return math.ceil(wanted.count / served) if served else None
 
     ordered = sorted(many, key=lambda growth: growth(8))
-    usual = clients(0, lambda count: sum(growth(count) for growth in many) / len(many))
+    usual = clients(0, mean_of(many))
     least, best = clients(-1, ordered[-1]), clients(1, ordered[0])
     bound = "memory" if usual == room else "requests at once" if usual == MAX_RUNNING else "speed"
     return Replicas(count(usual), count(best), count(least), usual, bound, origin, about)
+
+
+def token_s(one: Prediction, growth: Growth, clients: int, luck: int = 0) -> float:
+    """How long a token takes of a replica with these clients, its share of the prompts included. luck: as above."""
+    decode = 1 / (one.decode.value * one.decode.factor**luck)
+    read = 0.0 if one.ttft is None else one.ttft.value / one.ttft.factor**luck / ANSWER
+    return clients * read + decode * growth(clients)
+
+
+def mean_of(many: Sequence[Growth]) -> Growth:
+    return lambda count: sum(growth(count) for growth in many) / len(many)
 
 
 def growths(one: Prediction, tables: Sequence[MeasuredSteps]) -> tuple[list[Growth], str, bool]:

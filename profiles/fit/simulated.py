@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from edge.profiles.fit.predict import CHUNKS, PROMPT, Prediction
-from edge.profiles.fit.replicas import ANSWER, Clients, Replicas, growths, in_memory
+from edge.profiles.fit.replicas import ANSWER, Clients, Growth, Replicas, growths, in_memory, mean_of, token_s
 from edge.profiles.fleet.failures import Outage
 from edge.profiles.fleet.result import Result
 from edge.profiles.fleet.routing import Rule
@@ -55,10 +55,11 @@ def simulated(
         raise SettingsError(
             f"{wanted.count:,} clients, of which at most {MOST_CLIENTS:,} are simulated", param="clients"
         )
-    costs = costs_of(one, tables)
-    span = ANSWER * min(1 / wanted.tokens_s, _token_s(one, costs, math.ceil(wanted.count / counted.count)))
+    growth = mean_of(growths(one, tables)[0])
+    # A fast replica answers far more in the time that was asked for.
+    span = ANSWER * min(1 / wanted.tokens_s, token_s(one, growth, math.ceil(wanted.count / counted.count)))
     plan = Plan(
-        costs,
+        costs_of(one, growth),
         Workload(
             clients=wanted.count,
             turns=TURNS,
@@ -82,18 +83,11 @@ def _seen(plan: Plan, rule: Rule, outage: Outage | None) -> Seen:
     return Seen(rule, lost, plan.replicas, run.result)
 
 
-def _token_s(one: Prediction, costs: StepCosts, clients: int) -> float:
-    """How long a token takes of a replica with these clients: a fast one answers far more in the time asked for."""
-    read_ms = 0.0 if one.ttft is None else 1000 * one.ttft.value / ANSWER
-    return (costs.answers.ms(clients, PROMPT) + clients * read_ms) / 1000
-
-
-def costs_of(one: Prediction, tables: Sequence[MeasuredSteps]) -> StepCosts:
+def costs_of(one: Prediction, growth: Growth) -> StepCosts:
     """The steps of a predicted device: contexts have the length that speeds are told for."""
-    many, _, _ = growths(one, tables)
     decode = 1000 / one.decode.value
     token = 0.0 if one.ttft is None else 1000 * one.ttft.value / PROMPT
-    base = tuple(decode * sum(growth(count) for growth in many) / len(many) for count in _COUNTS)
+    base = tuple(decode * growth(count) for count in _COUNTS)
     blocks = in_memory(one) * one.context_tokens // BLOCK
     chunk = CHUNKS[one.engine]
     return StepCosts(

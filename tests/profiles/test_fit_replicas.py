@@ -11,7 +11,7 @@ from edge.profiles.devices.table import find_profile
 from edge.profiles.fit.figures import Figure
 from edge.profiles.fit.places import Place, place_of
 from edge.profiles.fit.predict import PROMPT, Prediction, predict
-from edge.profiles.fit.replicas import ANSWER, Clients, Replicas, growths, in_memory, replicas
+from edge.profiles.fit.replicas import ANSWER, Clients, Replicas, growths, in_memory, mean_of, replicas
 from edge.profiles.fit.simulated import costs_of, simulated
 from edge.profiles.fleet.step_costs import MeasuredSteps, stored
 from edge.runtime.errors import SettingsError
@@ -109,7 +109,7 @@ def test_clients_that_cannot_be_are_refused(clients: int, tokens_s: float) -> No
 
 def test_simulated_steps_are_the_predicted_ones() -> None:
     one = of(layers=8)
-    costs = costs_of(one, TABLES)
+    costs = costs_of(one, mean_of(growths(one, TABLES)[0]))
     assert costs.decode_ms(1, PROMPT) == pytest.approx(1000 / one.decode.value)
     assert one.ttft is not None
     chunks = [costs.prefill_ms(512, past) for past in (0, 512)]

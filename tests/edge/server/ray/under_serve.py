@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ray import serve
 
 import edge
 from edge.runtime.cluster import OWN, joined
+from edge.runtime.cores import _take
 from edge.server.ray import app
 from edge.server.ray.bundles import BundleSource, fetchable, sha256_of_manifest
 from edge.server.ray.settings import SHELF
@@ -86,12 +86,8 @@ def changed_under_load(live: Live, second: Path, arguments: dict[str, str]) -> l
 
 def free_processors() -> int:
     """How many no other replica on this machine has taken."""
-    free = 0
-    for processor in os.sched_getaffinity(0):
-        with socket.socket(socket.AF_UNIX) as name, suppress(OSError):
-            name.bind(f"\0edgeglm.core.{processor}")  # as runtime/cores.py
-            free += 1
-    return free
+    with ExitStack() as stack:
+        return sum(_take(processor, stack) for processor in os.sched_getaffinity(0))
 
 
 def processors_of_replicas() -> list[list[int]]:
