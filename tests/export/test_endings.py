@@ -44,10 +44,10 @@ def digests(bundle: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module", params=SETTINGS)
 def undisturbed(
-    request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tiny_checkpoint: Path, text: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[str], dict[str, str], float]:
     """Settings, what an export with them gives, and the seconds that it takes."""
-    settings = SETTINGS[request.param]
+    settings = [*SETTINGS[request.param], "--calibration", str(text)]
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     started = time.monotonic()
     finish(tiny_checkpoint, out, settings)
