@@ -264,27 +264,29 @@ def test_the_process_ends_under_a_running_step(demo_bundle: Path, engine: str) -
 
 
 def test_ctrl_c_while_waiting_is_raised_at_once() -> None:
-    inside, go_on = threading.Event(), threading.Event()
+    inside, go_on, in_time = threading.Event(), threading.Event(), list[bool]()
 
     def script(held: object) -> int:
         inside.set()
-        assert go_on.wait(20)
+        in_time.append(go_on.wait(20))
         return 7
 
     llm = scripted_llm(script)
 
     def press() -> None:
         assert inside.wait(20)
+        time.sleep(0.2)  # the reader has begun to wait: on its way there, Python would only look after the wait
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=press).start()
     stream = llm.generate([1, 2], max_new_tokens=3)
     with pytest.raises(KeyboardInterrupt):
         next(stream)
-    assert not go_on.is_set(), "the step still runs"
+    assert not in_time, "the step still runs"
     go_on.set()
     assert list(stream) == []
     assert llm.generate([1, 2], max_new_tokens=3).answer().token_ids == (7, 7, 7)
+    assert all(in_time), "it had to wait for nobody but us"
 
 
 def test_a_second_interrupt_while_the_first_is_handled(scripted: Model) -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -218,11 +219,22 @@ def test_chromium_takes_the_command_and_asks_for_the_page(page: HTTPServer) -> N
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("chromium is not installed (apt-get install chromium)")
-    script = f'#!/bin/sh\nexec timeout 20 "{chromium}" --headless=new --no-sandbox --disable-gpu "$@"\n'
+    asked: list[str] = page.asked  # type: ignore[attr-defined]
     try:
         with tempfile.TemporaryDirectory(prefix="edge-") as folder:
-            said, _ = run_script(Path(folder), page.server_port, script).communicate(timeout=60)
-        assert "/?kiosk=1" in page.asked, said  # type: ignore[attr-defined]
+            enough = Path(folder) / "enough"
+            # Ended when the page was asked for, as one that is shut by its visitor.
+            script = (
+                f'#!/bin/sh\ntimeout 30 "{chromium}" --headless=new --no-sandbox --disable-gpu "$@" & browser=$!\n'
+                f'while kill -0 $browser && [ ! -e "{enough}" ]; do sleep 0.1; done\n'
+                "kill $browser; wait $browser\n"
+            )
+            done = run_script(Path(folder), page.server_port, script)
+            while "/?kiosk=1" not in asked and done.poll() is None:
+                time.sleep(0.05)
+            enough.touch()
+            said, _ = done.communicate(timeout=60)
+        assert "/?kiosk=1" in asked, said
     finally:
         page.shutdown()
         page.server_close()
