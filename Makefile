@@ -13,6 +13,9 @@ DEMO_BUNDLE ?= build/demo-bundle
 
 FUZZ_INPUTS ?= 500
 
+# Tests start hundreds of processes: the first one compiles what the others read, whatever the caller's shell says.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-slow test-extras check bench dist docs clean help
 
 help:

@@ -12,13 +12,12 @@ from edge.profiles.server_process import free_port, serve_command, started
 
 pytestmark = pytest.mark.slow
 
-CLIENTS, SECONDS = 32, 15.0
+CLIENTS, SECONDS = 32, 8.0
 CONTEXTS, MAX_CONTEXT = 4, 128
 
 
 @pytest.mark.parametrize("with_limit", [True, False])
 def test_a_crowd_gets_what_each_gets_alone(demo_bundle: Path, with_limit: bool) -> None:
-    """About 25 s each."""
     asked, port = questions(8, max_tokens=with_limit), free_port()
     options = ("--engine", "openvino", *pool_options(demo_bundle, CONTEXTS, MAX_CONTEXT))
     with started(serve_command(str(demo_bundle), port, *options), port) as server:
