@@ -1,4 +1,7 @@
-"""A killed export continues where it was, and gives the same bytes as one that was left alone."""
+"""A killed export continues where it was, and gives the same bytes as one that was left alone.
+
+What is about the checkpoint, and no file of a bundle, exports one format: it takes a third of the time of both.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from edge.export import pipeline, source_files
 from edge.export.budget import sensitivity
 from edge.export.checkpoint import mapped as mapped_module
 from edge.export.pipeline import export
+from edge.export.settings import Format
 from edge.export.stages import RESUMED, Progress
 from edge.export.tensors import PackedTensor, Weight
 from edge.export.weights.store import WeightStore
@@ -42,7 +46,7 @@ def untouched(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     return digests(out)
 
 
-def kill_at(stage: str, checkpoint: Path, out: Path) -> None:
+def kill_at(stage: str, checkpoint: Path, out: Path, format: Format = "both") -> None:
     """Start an export in a process of its own, which kills itself after this stage."""
     script = f"""
 import os, signal
@@ -50,7 +54,7 @@ from edge.export.pipeline import export
 def progress(p):
     if p.stage == {stage!r}:
         os.kill(os.getpid(), signal.SIGKILL)
-export({str(checkpoint)!r}, {str(out)!r}, "int4-asym-g64", progress=progress)
+export({str(checkpoint)!r}, {str(out)!r}, "int4-asym-g64", format={format!r}, progress=progress)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -89,9 +93,9 @@ def test_killed_at_any_moment(delay_s: float, tiny_checkpoint: Path, untouched: 
 
 def test_another_recipe_begins_anew(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    kill_at("block 1", tiny_checkpoint, out)
+    kill_at("block 1", tiny_checkpoint, out, format="onnx")
     seen: list[Progress] = []
-    manifest = export(tiny_checkpoint, out, "int8-asym", progress=seen.append)
+    manifest = export(tiny_checkpoint, out, "int8-asym", format="onnx", progress=seen.append)
     assert [progress.stage for progress in seen] == STAGES
     assert manifest.recipe == "int8-asym"
     open_bundle(out)
@@ -99,13 +103,13 @@ def test_another_recipe_begins_anew(tiny_checkpoint: Path, tmp_path: Path) -> No
 
 def test_a_changed_checkpoint_begins_anew(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    kill_at("block 1", tiny_checkpoint, out)
+    kill_at("block 1", tiny_checkpoint, out, format="onnx")
     weights = tiny_checkpoint / "model.safetensors"
     times = weights.stat()
     os.utime(weights, (times.st_atime, times.st_mtime + 10))
     try:
         seen: list[Progress] = []
-        export(tiny_checkpoint, out, "int4-asym-g64", progress=seen.append)
+        export(tiny_checkpoint, out, "int4-asym-g64", format="onnx", progress=seen.append)
     finally:
         os.utime(weights, (times.st_atime, times.st_mtime))
     assert [progress.stage for progress in seen] == STAGES
@@ -126,9 +130,9 @@ def test_two_exports_to_one_place(tiny_checkpoint: Path, tmp_path: Path) -> None
     def second(progress: Progress) -> None:
         if progress.stage == "block 0":
             with pytest.raises(OutputError, match="is being written by another export"):
-                export(tiny_checkpoint, out, "int8-asym")
+                export(tiny_checkpoint, out, "int8-asym", format="onnx")
 
-    export(tiny_checkpoint, out, "int8-asym", progress=second)
+    export(tiny_checkpoint, out, "int8-asym", format="onnx", progress=second)
     open_bundle(out)
 
 
@@ -153,21 +157,21 @@ def test_the_disk_check_counts_what_is_there(
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr(pipeline, "check_space", lambda folder, needed: asked.append(needed))
-    kill_at("block 1", tiny_checkpoint, tmp_path / "resumed")
-    export(tiny_checkpoint, tmp_path / "resumed", "int4-asym-g64")
-    export(tiny_checkpoint, tmp_path / "fresh", "int4-asym-g64")
+    kill_at("block 1", tiny_checkpoint, tmp_path / "resumed", format="onnx")
+    export(tiny_checkpoint, tmp_path / "resumed", "int4-asym-g64", format="onnx")
+    export(tiny_checkpoint, tmp_path / "fresh", "int4-asym-g64", format="onnx")
     assert asked[0] < asked[1]
     assert shutil.disk_usage(tmp_path).free > asked[1]
 
 
-def stages_of(out: Path, checkpoint: Path, recipe: str = "int4-asym-g64") -> list[str]:
+def stages_of(out: Path, checkpoint: Path, recipe: str = "int4-asym-g64", format: Format = "both") -> list[str]:
     """What an export did."""
     seen: list[Progress] = []
-    export(checkpoint, out, recipe, progress=seen.append)
+    export(checkpoint, out, recipe, format=format, progress=seen.append)
     return [progress.stage for progress in seen]
 
 
-def interrupt_at(stage: str, checkpoint: Path, out: Path) -> None:
+def interrupt_at(stage: str, checkpoint: Path, out: Path, format: Format = "both") -> None:
     """Start an export here and interrupt it after this stage."""
 
     def interrupt(progress: Progress) -> None:
@@ -175,7 +179,7 @@ def interrupt_at(stage: str, checkpoint: Path, out: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export(checkpoint, out, "int4-asym-g64", progress=interrupt)
+        export(checkpoint, out, "int4-asym-g64", format=format, progress=interrupt)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +220,7 @@ def test_another_checkpoint_with_the_same_size_and_date_begins_anew(
 ) -> None:
     """As `cp -p` and `rsync -t` leave one."""
     copy, out = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")), tmp_path / "out"
-    interrupt_at("block 1", copy, out)
+    interrupt_at("block 1", copy, out, format="onnx")
     changed = copy / file
     times, content = changed.stat(), bytearray(changed.read_bytes())
     match file:
@@ -230,9 +234,9 @@ def test_another_checkpoint_with_the_same_size_and_date_begins_anew(
             content = bytearray(content.replace(b"257", b"259"))
     changed.write_bytes(content)
     os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert stages_of(out, copy) == STAGES
+    assert stages_of(out, copy, format="onnx") == STAGES
     (tmp_path / "fresh").mkdir()
-    export(copy, tmp_path / "fresh" / "out", "int4-asym-g64")
+    export(copy, tmp_path / "fresh" / "out", "int4-asym-g64", format="onnx")
     assert digests(out) == digests(tmp_path / "fresh" / "out")
 
 
@@ -262,7 +266,7 @@ def test_a_checkpoint_that_changes_meanwhile(
             change(copy / file)
 
     with pytest.raises(CheckpointError, match=rf"{file} changed while the export ran"):
-        export(copy, tmp_path / "out", "int4-asym-g64", progress=meanwhile)
+        export(copy, tmp_path / "out", "int4-asym-g64", format="onnx", progress=meanwhile)
     assert list(tmp_path.iterdir()) == [copy]
 
 
@@ -277,7 +281,7 @@ def test_a_small_file_that_changes_with_its_date_kept(tiny_checkpoint: Path, tmp
             os.utime(config, ns=(times.st_atime_ns, times.st_mtime_ns))
 
     with pytest.raises(CheckpointError, match=r"config\.json changed while the export ran"):
-        export(copy, tmp_path / "out", "int4-asym-g64", progress=meanwhile)
+        export(copy, tmp_path / "out", "int4-asym-g64", format="onnx", progress=meanwhile)
 
 
 def test_another_file_at_the_name_of_a_large_one(
@@ -299,10 +303,10 @@ def test_another_file_at_the_name_of_a_large_one(
         return meanwhile
 
     content = bytearray(weights.read_bytes())
-    export(copy, tmp_path / "same", "int4-asym-g64", progress=replace_by(bytes(content)))
+    export(copy, tmp_path / "same", "int4-asym-g64", format="onnx", progress=replace_by(bytes(content)))
     content[tensor_place(content, "model.layers.0.mlp.down_proj.weight") + 2] ^= 1
     with pytest.raises(CheckpointError, match="was replaced by another checkpoint"):
-        export(copy, tmp_path / "other", "int4-asym-g64", progress=replace_by(bytes(content)))
+        export(copy, tmp_path / "other", "int4-asym-g64", format="onnx", progress=replace_by(bytes(content)))
     assert not (tmp_path / "other").exists()
 
 
