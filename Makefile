@@ -41,7 +41,8 @@ ALONE := tests/runtime tests/export tests/edge/batch
 INSTALLED := tests/edge/test_installed.py
 # What computes and waits for nothing, or measures first how long what it ends takes.
 SHARED := $(addprefix tests/export/,float16 test_assignment.py test_awq.py test_calibration.py test_endings.py \
-	test_interop.py test_openvino_tokenizer.py test_optimum.py test_reference.py test_tower.py vision) \
+	test_interop.py test_openvino_tokenizer.py test_optimum.py test_reference.py test_resume.py test_tower.py \
+	vision) \
 	$(addprefix tests/runtime/,lint test_openvino_npu.py test_openvino_npu_compile.py test_self_test.py \
 	test_session.py) tests/fuzz
 test-slow: $(VENV)/.slow

@@ -137,16 +137,20 @@ SAMPLINGS: list[GenerationOptions] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def drafting(demo_bundle: Path, engine: str) -> LLM:
+    return llm_of(demo_bundle, engine, speculation=SpeculationSettings())
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "warm", "penalized"])
 def test_speculation_changes_no_id(
-    demo_bundle: Path, engine: str, plain: Callable[..., tuple[int, ...]], sampling: GenerationOptions
+    drafting: LLM, plain: Callable[..., tuple[int, ...]], sampling: GenerationOptions
 ) -> None:
     """Of a text that is copied, drafts and all; drawn ids follow the same random numbers."""
-    llm = llm_of(demo_bundle, engine, speculation=SpeculationSettings())
     limited: GenerationOptions = {**sampling, "max_new_tokens": 70}
     for _ in range(2):  # costs and chances have been learned the second time
-        llm.clear_cache()
-        answer = llm.generate(CONTEXT, **limited).answer()
+        drafting.clear_cache()
+        answer = drafting.generate(CONTEXT, **limited).answer()
         assert answer.token_ids == plain(CONTEXT, **sampling)
         assert answer.stats is not None
         if not sampling:

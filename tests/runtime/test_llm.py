@@ -83,16 +83,29 @@ def test_streamed_text_equals_decoded_ids() -> None:
         assert "".join(chunk.text for chunk in chunks) == other.tokenizer.decode(ids_of(chunks))
 
 
+@pytest.fixture(scope="module")
+def exact_llm(demo_bundle: Path, engine: str) -> Iterator[LLM]:
+    with LLM(demo_bundle, EXACT[engine]) as llm:
+        yield llm
+
+
+@pytest.fixture
+def exact(exact_llm: LLM) -> LLM:
+    """The demo model without any rounding of an engine's own, its cache empty."""
+    exact_llm.clear_cache()
+    return exact_llm
+
+
 def test_demo_answers_paris(demo_llm: LLM) -> None:
     assert "Paris" in demo_llm.chat([{"role": "user", "content": "What is the capital of France?"}]).text()
 
 
-def test_resumed_equals_fresh(demo_llm: LLM, engine: str) -> None:
+def test_resumed_equals_fresh(exact: LLM, engine: str) -> None:
     """A prompt whose beginning is cached, longer, shorter and diverging, gives what it gives alone."""
-    encode = demo_llm.tokenizer.encode
+    encode = exact.tokenizer.encode
     base = encode("The quick brown fox jumps over the lazy dog. " * 6)
     prompts = [base, base + encode("And then"), base[:40], base[:40] + encode("A cat sat"), base]
-    exact, other = (LLM(demo_llm.bundle.path, EXACT[engine]) for _ in range(2))
+    other = LLM(exact.bundle.path, EXACT[engine])
     for prompt in prompts:
         warm = list(exact.generate(prompt, max_new_tokens=4, ignore_stop_ids=True))
         stats = warm[-1].stats
@@ -103,9 +116,8 @@ def test_resumed_equals_fresh(demo_llm: LLM, engine: str) -> None:
     assert cached_tokens >= 40
 
 
-def test_long_prompts_run_in_chunks(demo_llm: LLM, engine: str) -> None:
-    ids = demo_llm.tokenizer.encode("one two three four five six seven eight nine ten " * 120)
-    exact = LLM(demo_llm.bundle.path, EXACT[engine])
+def test_long_prompts_run_in_chunks(exact: LLM) -> None:
+    ids = exact.tokenizer.encode("one two three four five six seven eight nine ten " * 120)
     assert len(ids) > 2 * exact.engine.info.prefill_chunk
     sequence = CacheSequence(exact.engine.pool)
     one_shot = exact.engine.forward(np.array(ids), sequence, np.array([len(ids) - 1]))[0].copy()
@@ -282,20 +294,20 @@ def test_an_error_between_reserve_and_commit_keeps_the_cache_consistent(
     assert ids_of(again) == expected
 
 
-def test_ctrl_c_ends_a_long_prefill_at_once(demo_llm: LLM, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The signal arrives while the engine computes 3,000 tokens in one call, which takes seconds."""
-    llm = LLM(demo_llm.bundle.path, EXACT[engine])
-    prompt, other = [7, 9, 11] * 1000, [5, 6, 7, 8] * 10
+def test_ctrl_c_ends_a_long_prefill_at_once(exact: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal arrives while the engine computes 2,100 tokens in one call, which takes seconds."""
+    llm = exact
+    prompt, other = [7, 9, 11] * 700, [5, 6, 7, 8] * 10
     expected = ids_of(fresh(llm, other, max_new_tokens=8, ignore_stop_ids=True))
     llm.clear_cache()
-    monkeypatch.setattr(llm.engine, "info", replace(llm.engine.info, prefill_chunk=3000))
+    monkeypatch.setattr(llm.engine, "info", replace(llm.engine.info, prefill_chunk=2100))
     signalled: list[float] = []
 
     def press() -> None:
         signalled.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGINT)
 
-    timer = threading.Timer(0.5, press)
+    timer = threading.Timer(0.3, press)
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         list(llm.generate(prompt, max_new_tokens=1))
