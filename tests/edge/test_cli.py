@@ -249,20 +249,20 @@ def test_base_model_has_no_chat(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnx"])
-def test_prefix(demo_bundle: Path, tmp_path: Path, engine: str) -> None:
+def test_prefix(tiny_bundle: Path, tmp_path: Path, engine: str) -> None:
     """Built by one process, used by others; the file brings its system message, engine and precision along."""
-    out, text = tmp_path / "kiosk", "You are a guide in the museum of Ghent and speak of paintings only. " * 6
-    built = edge("prefix", "build", demo_bundle, out, "--system", text, "--engine", engine, "--json")
+    out, text = tmp_path / "kiosk", "You are a guide in the museum of Ghent and speak of paintings only. " * 2
+    built = edge("prefix", "build", tiny_bundle, out, "--system", text, "--engine", engine, "--json")
     tokens = json.loads(built.stdout)["tokens"]
     shown = json.loads(edge("prefix", "show", out, "--json").stdout)
     assert (shown["tokens"], shown["system"], shown["layout"]["engine"]) == (tokens, text, engine)
-    question = ("run", demo_bundle, "Who are you?", "--json", "--max-new-tokens", "16")
+    question = ("run", tiny_bundle, "Who are you?", "--json", "--max-new-tokens", "16")
     warm = json.loads(edge(*question, "--prefix", out).stdout)
     cold = json.loads(edge(*question, "--system", text, "--engine", engine).stdout)
     assert (warm["engine"], warm["token_ids"]) == (engine, cold["token_ids"])
     assert (cold["cached_tokens"], warm["cached_tokens"] >= tokens > 80) == (0, True)
-    assert edge("chat", demo_bundle, "--prefix", out, "--max-new-tokens", "8", stdin="hi\n").returncode == 0
-    useless = edge("run", demo_bundle, "hi", "--raw", "--prefix", out, "--max-new-tokens", "2")
+    assert edge("chat", tiny_bundle, "--prefix", out, "--max-new-tokens", "8", stdin="hi\n").returncode == 0
+    useless = edge("run", tiny_bundle, "hi", "--raw", "--prefix", out, "--max-new-tokens", "2")
     assert useless.returncode == 0
     assert f"the prompt has 0 of the {tokens} tokens of {out} in common" in useless.stderr
 
