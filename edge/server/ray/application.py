@@ -27,7 +27,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from edge.api import load
 from edge.runtime.errors import SettingsError, shown
 from edge.runtime.llm import LLM
-from edge.runtime.prefixes import open_prefixes
 from edge.runtime.settings import ENGINE_NAMES, engine_settings
 from edge.server.app import make_app
 from edge.server.keys import check_keys, read_keys
@@ -38,7 +37,7 @@ from edge.server.ray.deploying import DRAIN_S, cpus_of_nodes, processors_for, re
 from edge.server.ray.front import FarService, Front
 from edge.server.ray.settings import RaySettings
 from edge.server.settings import ServerSettings
-from edge.server.warm_up import warm_up
+from edge.server.warm_up import make_ready
 
 _OF_PROXIES = {
     "host",
@@ -146,14 +145,7 @@ def _opened(wanted: Load, bundle: str, processors: int) -> LLM:
     """Load the model on a replica, with its prefixes, and warm."""
     threads = threads_on(processors, wanted.options.get("threads"))
     llm = load(Path(bundle), **{**wanted.options, "threads": threads})
-    try:
-        open_prefixes(llm.prefixes, wanted.prefixes, wanted.system)
-        warm_up(llm)
-        if wanted.system is not None and not wanted.prefixes:
-            llm.prefixes.warm(llm.system_prefix(wanted.system))
-    except BaseException:
-        llm.close()
-        raise
+    make_ready(llm, wanted.prefixes, wanted.system)
     return llm
 
 
