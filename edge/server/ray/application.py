@@ -33,7 +33,7 @@ from edge.server.keys import check_keys, read_keys
 from edge.server.metrics import Metrics
 from edge.server.page_config import PageConfig
 from edge.server.ray.bundles import BundleSource, source_of
-from edge.server.ray.deploying import DRAIN_S, cpus_of_nodes, processors_for, replicas_of, threads_on
+from edge.server.ray.deploying import DRAIN_S, cpus_of_nodes, processors_for, replicas_of, still_starting, threads_on
 from edge.server.ray.front import FarService, Front
 from edge.server.ray.settings import RaySettings
 from edge.server.settings import ServerSettings
@@ -118,7 +118,8 @@ class Ingress:
         server = replace(server, keys=keys)
         metrics = Metrics()
         front = Front(far, metrics, chat_template)
-        self._service = FarService(lambda _stage: front.open(replicas, source), server, front)
+        starting = partial(still_starting, serve.get_replica_context().app_name)
+        self._service = FarService(lambda _stage: front.open(replicas, source, starting), server, front)
         self._service.load()
         self._app = make_app(self._service, metrics, PageConfig().to_json())
 
