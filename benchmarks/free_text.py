@@ -1,13 +1,14 @@
 """What drafting gains on free text, which repeats little of its prompt: 40 questions, greedy and sampled.
 
     python benchmarks/free_text.py BUNDLE [--engine openvino|onnx] [--prompts 40] [--new-tokens 100]
-        [--draft-store FILE] [--draft BUNDLE] [--json]
+        [--earlier N | --draft-store FILE] [--draft BUNDLE] [--json]
 
 Each question is answered by three set-ups, one after the other; which one is first rotates from question to question:
 
     a  plain    reproducible engine, no drafts
     b  drafts   reproducible engine, drafts: what speculation=True means. It learns from its answers as they come, and
-                from a copy of FILE, a draft store of earlier ones; with --draft, that model drafts too
+                knows those to N other questions that it is asked before, half of them at temperature 1.0, or those in a
+                copy of FILE, a draft store; with --draft, that model drafts too
     c  fastest  no drafts, and the engine's fastest kernels
 
 tok/s are those of decode (Stats.tokens_per_second); ratios are medians over questions of two answers to the same one,
@@ -17,10 +18,12 @@ with the lowest and the highest, and totals: all tokens over all time. b must gi
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import statistics
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,22 @@ QUESTIONS = (
     "Invent a new holiday and describe how it is celebrated.",
 )  # fmt: skip
 
+FORMS = (
+    "What is {}?", "Tell me something about {}.", "Why do people care about {}?", "Write a short story about {}.",
+    "Give three facts about {}.", "Explain {} to a child.", "Write a poem about {}.", "What should I know about {}?",
+    "How has {} changed in the last hundred years?", "Write a letter to the editor about {}.", "Is {} expensive?",
+    "Describe {} in one paragraph.", "What are the problems with {}?", "What is the future of {}?",
+    "Make a list of words about {}.", "Where can I learn more about {}?", "Write a dialogue about {}.",
+)  # fmt: skip
+TOPICS = (
+    "music", "the moon", "coffee", "chess", "the ocean", "paper", "glass", "winter", "the desert", "libraries",
+    "bridges", "rain", "cats", "horses", "potatoes", "clocks", "electricity", "rivers", "painting", "mathematics",
+    "the post office", "airplanes", "shoes", "salt", "windmills", "photography", "theatre", "swimming", "maps",
+    "tea", "mountains", "dreams", "gardens", "radio", "gold", "forests", "ships", "laughter", "zoos", "taxes",
+    "democracy", "silk",
+)  # fmt: skip
+EARLIER_TOKENS, AT_ONCE = 150, 8
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,7 +75,9 @@ def main() -> int:
     parser.add_argument("--engine", choices=("openvino", "onnx"), default="openvino")
     parser.add_argument("--prompts", type=int, default=len(QUESTIONS))
     parser.add_argument("--new-tokens", type=int, default=100)
-    parser.add_argument("--draft-store", type=Path)
+    before = parser.add_mutually_exclusive_group()
+    before.add_argument("--earlier", type=int, default=0)
+    before.add_argument("--draft-store", type=Path)
     parser.add_argument("--draft", type=Path)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -65,6 +86,9 @@ def main() -> int:
             store = None
             if args.draft_store is not None:  # a copy, since its answers are added
                 store = Path(shutil.copy(args.draft_store, scratch))
+            elif args.earlier:
+                store = Path(scratch) / "earlier.drafts"
+                answer_others(args.bundle, store, args.earlier)
             llms = {
                 PLAIN: edge.load(args.bundle, engine=args.engine, reproducible=True),
                 DRAFTS: edge.load(
@@ -72,7 +96,9 @@ def main() -> int:
                 ),
                 FASTEST: edge.load(args.bundle, engine=args.engine),
             }
-            report = about(args.bundle) | {"settings": {"engine": args.engine, "new_tokens": args.new_tokens}}
+            report = about(args.bundle) | {
+                "settings": {"engine": args.engine, "new_tokens": args.new_tokens, "earlier": args.earlier}
+            }
             report["rows"] = [
                 compare(llms, sampled, QUESTIONS[: args.prompts], args.new_tokens) for sampled in (False, True)
             ]
@@ -83,6 +109,20 @@ def main() -> int:
         return 1
     put_out(report, show, as_json=args.json)
     return 0
+
+
+def answer_others(bundle: Path, store: Path, most: int) -> None:
+    """Fill a draft store with answers to other questions, many at once, as a server does."""
+    asked = [form.format(topic) for form, topic in itertools.product(FORMS, TOPICS)][:most]
+
+    def ask(number: int) -> None:
+        messages = [{"role": "user", "content": asked[number]}]
+        temperature = (0.6, 1.0)[number % 2]
+        llm.chat(messages, max_new_tokens=EARLIER_TOKENS, temperature=temperature, seed=number).answer()
+
+    with edge.load(bundle, speculation=True, draft_store=store) as llm, ThreadPoolExecutor(AT_ONCE) as threads:
+        for _ in threads.map(ask, range(len(asked))):
+            pass
 
 
 def compare(llms: dict[str, edge.LLM], sampled: bool, questions: tuple[str, ...], new_tokens: int) -> dict[str, Any]:

@@ -17,12 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 SUBJECTS = ("rivers", "clocks", "bridges", "maps", "bread", "trains", "gardens", "islands")
 
 
-def shares_of(url: str, number: int, turns: int, run: str) -> list[float]:
-    """Have a conversation; return which share of all that was there before each turn but the first was cached."""
+def shares_of(url: str, subject: str, turns: int, *, run: str = "", thinks_s: float = 0.3) -> list[float]:
+    """Have a conversation; return which share of all that was there before each turn but the first was cached.
+
+    run: what sets this conversation apart from others about its subject. thinks_s: at most, between two turns.
+    """
     import openai
 
-    subject, thinking = SUBJECTS[number % len(SUBJECTS)], random.Random(number)
-    messages = [{"role": "system", "content": f"You like {subject} ({run} {number})."}]
+    thinking = random.Random(f"{subject} {run}")
+    messages = [{"role": "system", "content": f"You like {subject} ({run})."}]
     shares, earlier = [], 0
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
         for turn in range(turns):
@@ -40,7 +43,7 @@ def shares_of(url: str, number: int, turns: int, run: str) -> list[float]:
                 shares.append((usage.prompt_tokens_details.cached_tokens or 0) / earlier)
             earlier = usage.total_tokens
             messages.append({"role": "assistant", "content": answer.choices[0].message.content or ""})
-            time.sleep(thinking.uniform(0, 0.3))
+            time.sleep(thinking.uniform(0, thinks_s))
     return shares
 
 
@@ -69,10 +72,18 @@ def main() -> None:
             arguments = {**given, "by_prefix": by_prefix, "reproducible": args.reproducible, "engine": args.engine}
             serve.run(app(arguments), name="model", route_prefix="/")
             for number in range(args.rounds):
-                run, url = f"{by_prefix} {number}", f"http://127.0.0.1:{port}"
                 with ThreadPoolExecutor(args.conversations) as threads:
-                    found = threads.map(lambda at: shares_of(url, at, args.turns, run), range(args.conversations))  # noqa: B023
-                    shares = [share for one in found for share in one]
+                    talks = [
+                        threads.submit(
+                            shares_of,
+                            f"http://127.0.0.1:{port}",
+                            SUBJECTS[at % len(SUBJECTS)],
+                            args.turns,
+                            run=f"{by_prefix} {number} {at}",
+                        )
+                        for at in range(args.conversations)
+                    ]
+                    shares = [share for talk in talks for share in talk.result()]
                 how = "by prefix" if by_prefix else "to the least loaded"
                 print(f"{how}: {sum(shares) / len(shares):.3f} of the tokens, {min(shares):.3f} at least", flush=True)
             serve.delete("model")

@@ -107,8 +107,13 @@ def prepare(llm: LLM, args: argparse.Namespace) -> None:
     from edge.runtime.prefixes import open_prefixes
 
     open_prefixes(llm.prefixes, args.prefix, given_system(args))
-    for document in getattr(args, "draft_from", ()):
-        llm.add_document(options.read_text(document))
+    for document in given_documents(args):
+        llm.add_document(document)
+
+
+def given_documents(args: argparse.Namespace) -> list[str]:
+    """The texts of --draft-from. Raises SettingsError."""
+    return [options.read_text(document) for document in getattr(args, "draft_from", ())]
 
 
 def pin_system(llm: LLM, args: argparse.Namespace) -> None:

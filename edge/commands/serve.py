@@ -164,20 +164,13 @@ def _opened(args: argparse.Namespace, stage: Stage) -> LLM:
 def loaded(args: argparse.Namespace, stage: Stage) -> LLM:
     """Load a model with all that the options say, and warm it up."""
     from edge.api import load
-    from edge.server.warm_up import warm_up
+    from edge.server.warm_up import make_ready
 
     stage("reading weights and compiling", 0.1)
     chosen = {**options.engine_settings(args), "expected_clients": args.expected_clients}
+    documents = reuse.given_documents(args)
     llm = load(args.bundle, **reuse.reuse_settings(args, chosen))
-    try:
-        stage("opening prefixes", 0.7)
-        reuse.prepare(llm, args)
-        stage("warming up", 0.8)
-        warm_up(llm)
-        reuse.pin_system(llm, args)
-    except BaseException:
-        llm.close()
-        raise
+    make_ready(llm, args.prefix, reuse.given_system(args), documents, stage)
     stage("ready", 1.0)
     return llm
 

@@ -27,18 +27,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from edge.api import load
 from edge.runtime.errors import SettingsError, shown
 from edge.runtime.llm import LLM
-from edge.runtime.prefixes import open_prefixes
 from edge.runtime.settings import ENGINE_NAMES, engine_settings
 from edge.server.app import make_app
 from edge.server.keys import check_keys, read_keys
 from edge.server.metrics import Metrics
 from edge.server.page_config import PageConfig
 from edge.server.ray.bundles import BundleSource, source_of
-from edge.server.ray.deploying import DRAIN_S, cpus_of_nodes, processors_for, replicas_of, threads_on
+from edge.server.ray.deploying import DRAIN_S, cpus_of_nodes, processors_for, replicas_of, still_starting, threads_on
 from edge.server.ray.front import FarService, Front
 from edge.server.ray.settings import RaySettings
 from edge.server.settings import ServerSettings
-from edge.server.warm_up import warm_up
+from edge.server.warm_up import make_ready
 
 _OF_PROXIES = {
     "host",
@@ -119,7 +118,8 @@ class Ingress:
         server = replace(server, keys=keys)
         metrics = Metrics()
         front = Front(far, metrics, chat_template)
-        self._service = FarService(lambda _stage: front.open(replicas, source), server, front)
+        starting = partial(still_starting, serve.get_replica_context().app_name)
+        self._service = FarService(lambda _stage: front.open(replicas, source, starting), server, front)
         self._service.load()
         self._app = make_app(self._service, metrics, PageConfig().to_json())
 
@@ -146,14 +146,7 @@ def _opened(wanted: Load, bundle: str, processors: int) -> LLM:
     """Load the model on a replica, with its prefixes, and warm."""
     threads = threads_on(processors, wanted.options.get("threads"))
     llm = load(Path(bundle), **{**wanted.options, "threads": threads})
-    try:
-        open_prefixes(llm.prefixes, wanted.prefixes, wanted.system)
-        warm_up(llm)
-        if wanted.system is not None and not wanted.prefixes:
-            llm.prefixes.warm(llm.system_prefix(wanted.system))
-    except BaseException:
-        llm.close()
-        raise
+    make_ready(llm, wanted.prefixes, wanted.system)
     return llm
 
 

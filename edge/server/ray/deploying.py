@@ -32,6 +32,7 @@ DRAIN_S = 600.0  # for the answers of a replica that is being replaced
 _HEALTH_S, _HEALTH_TIMEOUT_S = 5.0, 30.0
 _TRIES = 3  # to start a replica, before starting counts as failed
 _ASK_S = 0.2
+_STARTING = ("UPDATING", "UPSCALING")  # as Serve has the status of a deployment
 _ERROR = re.compile(r"^(?:\x1b\[\d+m)*(?:edge\.runtime\.errors\.)?\w+Error: (.*)$", re.MULTILINE)
 
 Told = Callable[[str, float], None]  # what is being done, and which share of it is
@@ -105,6 +106,13 @@ def started(application: Application, name: str, told: Told) -> DeploymentHandle
                 raise ClusterError(f"the replicas did not start: {_reason(said)}")
             told(f"starting replicas, {ready} are ready", 0.1)
         time.sleep(_ASK_S)
+
+
+def still_starting(application: str) -> bool:
+    """Return whether Serve is still starting replicas of an application, or replacing them."""
+    found = serve.status().applications.get(application)
+    deployment = None if found is None else found.deployments.get(REPLICAS)
+    return deployment is not None and deployment.status in _STARTING
 
 
 def _reason(said: str) -> str:

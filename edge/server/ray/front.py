@@ -29,7 +29,7 @@ from edge.server.ray.states import States
 from edge.server.service import Service, Stage
 from edge.server.settings import ServerSettings
 
-KNOWN_S = 60.0  # for the first replica that is ready to tell of its engine
+KNOWN_S = 60.0  # for the first of replicas that are ready to tell of its engine
 _FORGET_S = 30.0
 
 logger = logging.getLogger(__name__)
@@ -64,13 +64,15 @@ class Front:
             self.release()
             raise
 
-    def open(self, handle: DeploymentHandle[object], source: BundleSource) -> FarLLM:
-        """Return the model of replicas that are there. Raises ClusterError if none tells of itself."""
+    def open(
+        self, handle: DeploymentHandle[object], source: BundleSource, starting: Callable[[], bool] = lambda: False
+    ) -> FarLLM:
+        """Return the model of replicas that are there, or are starting. Raises ClusterError if none tells of itself."""
         bundle = open_bundle(source.here())
         model, states = sha256_of_manifest(bundle.path), States(handle)
         runner = FarRunner(handle, model, self.refuse, states.stats)
         following = asyncio.run_coroutine_threadsafe(states.follow(), runner.loop)
-        state = states.first_of(model, KNOWN_S)
+        state = states.first_of(model, KNOWN_S, starting)
         if state is None:
             following.cancel()
             raise ClusterError(f"no replica has the bundle of {source.path}; is it the same one on all nodes?")

@@ -38,8 +38,11 @@ class States:
         """The replicas that answered last, by name."""
         return self._known
 
-    def first_of(self, model: str, timeout_s: float) -> ReplicaState | None:
-        """Return a replica of a bundle, waiting for one; None if there is none in time."""
+    def first_of(self, model: str, timeout_s: float, starting: Callable[[], bool]) -> ReplicaState | None:
+        """Return a replica of a bundle, waiting for one; None if there is none in time.
+
+        starting: whether more replicas may come. Their bundle may have to be fetched, so that time does not count.
+        """
         left = timeout_s
         while left > 0:
             for state in self._known:
@@ -47,7 +50,8 @@ class States:
                     return state
             self._told.wait(EVERY_S)
             self._told.clear()
-            left -= EVERY_S
+            if not starting():
+                left -= EVERY_S
         return None
 
     async def follow(self) -> None:

@@ -63,18 +63,3 @@ def ask(
                     begun.add(prompt)
     (end,) = ends
     return Got("".join(parts), end or None)
-
-
-def shares_of(live: Live, subject: str, turns: int) -> list[float]:
-    """Have a conversation; return which share of all that was there before each turn but the first was cached."""
-    messages = [{"role": "system", "content": f"You like {subject}."}]
-    shares, earlier = [], 0
-    with client_of(live) as client:
-        for turn in range(turns):
-            messages.append({"role": "user", "content": f"Say something about {subject}, the {turn}th time."})
-            answer = client.chat.completions.create(model="any", messages=messages, max_tokens=24, temperature=0)
-            if earlier:
-                shares.append(answer.usage.prompt_tokens_details.cached_tokens / earlier)
-            earlier = answer.usage.total_tokens
-            messages.append({"role": "assistant", "content": answer.choices[0].message.content})
-    return shares

@@ -10,10 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from ray_conversations import shares_of
 
 import edge
 from tests.edge.server.live import Live, until
-from tests.edge.server.ray.asking import Got, ask, shares_of
+from tests.edge.server.ray.asking import Got, ask
 from tests.edge.server.ray.clusters import (
     Nodes,
     figures,
@@ -112,7 +113,7 @@ def test_a_node_that_is_removed_costs_no_answer(nodes: Nodes, live: Live, alone:
 def test_every_turn_of_a_conversation_finds_the_earlier_ones(live: Live) -> None:
     """Four at once, so that each would now and then be answered by the other replica, which is idle."""
     with ThreadPoolExecutor(len(SUBJECTS)) as threads:
-        for shares in threads.map(lambda subject: shares_of(live, subject, TURNS), SUBJECTS):
+        for shares in threads.map(lambda subject: shares_of(live.url, subject, TURNS, thinks_s=0), SUBJECTS):
             assert len(shares) == TURNS - 1
             assert min(shares) >= 0.95, shares
 
