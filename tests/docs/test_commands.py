@@ -142,9 +142,7 @@ def test_the_whole_page_runs_on_a_fresh_machine(name: str, checkpoint: Path, tmp
 
 def fresh(origin: Path) -> dict[str, str]:
     """An environment that knows of no other one; a clone of the project's address comes from a folder."""
-    ours = {
-        *("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
-    }
+    ours = {*("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     outside = [part for part in os.environ["PATH"].split(os.pathsep) if Path(part) != Path(sys.executable).parent]
     return {

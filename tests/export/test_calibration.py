@@ -166,9 +166,9 @@ def test_other_ways_of_rounding(
 
 
 @pytest.mark.slow
-def test_killed_and_resumed(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed(tiny_checkpoint: Path, text: Path, tmp_path: Path) -> None:
     """With a correction, so that there is all that a weight can have."""
-    export(tiny_checkpoint, tmp_path / "whole", CORRECTED)
+    export(tiny_checkpoint, tmp_path / "whole", CORRECTED, calibration=text)
     script = f"""
 import os, signal
 from edge.export import pipeline
@@ -177,12 +177,18 @@ pipeline.WINDOWS = 8
 def progress(p):
     if p.stage == "block 1":
         os.kill(os.getpid(), signal.SIGKILL)
-export({str(tiny_checkpoint)!r}, {str(tmp_path / "resumed")!r}, {CORRECTED!r}, progress=progress)
+export({str(tiny_checkpoint)!r}, {str(tmp_path / "resumed")!r}, {CORRECTED!r}, calibration={str(text)!r}, progress=progress)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     seen: list[str] = []
-    export(tiny_checkpoint, tmp_path / "resumed", CORRECTED, progress=lambda p: seen.append(p.stage))
+    export(
+        tiny_checkpoint,
+        tmp_path / "resumed",
+        CORRECTED,
+        calibration=text,
+        progress=lambda p: seen.append(p.stage),
+    )
     assert "block 0" not in seen
     assert digests(tmp_path / "resumed") == digests(tmp_path / "whole")
 
