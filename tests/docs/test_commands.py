@@ -142,13 +142,14 @@ def test_the_whole_page_runs_on_a_fresh_machine(name: str, checkpoint: Path, tmp
 
 def fresh(origin: Path) -> dict[str, str]:
     """An environment that knows of no other one; a clone of the project's address comes from a folder."""
-    ours = {*("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    of_python = {"PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV"}
+    ours = of_python | {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     outside = [part for part in os.environ["PATH"].split(os.pathsep) if Path(part) != Path(sys.executable).parent]
     return {
         **kept,
         "PATH": os.pathsep.join((str(Path(sys.base_prefix) / "bin"), *outside)),
-        "PIP_NO_COMPILE": "1",  # 20,000 files, of which the commands import some
+        "PIP_NO_COMPILE": "1",  # commands compile what they import, and that is little of what is installed
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.{origin.as_uri()}.insteadOf",
         "GIT_CONFIG_VALUE_0": REPOSITORY,

@@ -177,7 +177,8 @@ pipeline.WINDOWS = 8
 def progress(p):
     if p.stage == "block 1":
         os.kill(os.getpid(), signal.SIGKILL)
-export({str(tiny_checkpoint)!r}, {str(tmp_path / "resumed")!r}, {CORRECTED!r}, calibration={str(text)!r}, progress=progress)
+out, text = {str(tmp_path / "resumed")!r}, {str(text)!r}
+export({str(tiny_checkpoint)!r}, out, {CORRECTED!r}, calibration=text, progress=progress)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
