@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -86,9 +87,11 @@ def test_a_stream_is_open_and_pinged_while_the_model_looks(path: str, body: Json
         assert b"picture_progress" not in told, "nobody asked"
         assert pictures.running == 1
         pictures.gate.set()
-        while b"A" not in told.rpartition(b"data:")[2] and b"cat." not in told:
+        while not told.endswith(b"0\r\n\r\n"):  # the end of a body in chunks
             told += connection.recv(1 << 16)
         connection.close()
+        words = "".join(re.findall(r'"(?:content|text|delta)":"([^"]*)"', told.decode()))
+        assert "A cat." in words, told
 
 
 def test_a_stream_that_waits_for_another_picture_is_open_too() -> None:
