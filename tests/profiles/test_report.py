@@ -146,7 +146,7 @@ class _Page(HTMLParser):
         self.open.remove(tag)
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "td":
+        if "td" in self.open:
             self.cells[-1] += data
 
 
