@@ -168,9 +168,9 @@ def loaded(args: argparse.Namespace, stage: Stage) -> LLM:
 
     stage("reading weights and compiling", 0.1)
     chosen = {**options.engine_settings(args), "expected_clients": args.expected_clients}
-    documents = reuse.given_documents(args)
+    system, documents = reuse.given_system(args), reuse.given_documents(args)  # refused before anything is loaded
     llm = load(args.bundle, **reuse.reuse_settings(args, chosen))
-    make_ready(llm, args.prefix, reuse.given_system(args), documents, stage)
+    make_ready(llm, args.prefix, system, documents, stage)
     stage("ready", 1.0)
     return llm
 

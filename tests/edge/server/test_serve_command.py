@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from edge.api import scripted_llm
-from edge.cli import main
+from edge.cli import build_parser, main
 from edge.runtime.engines.scripted import replies
+from edge.runtime.errors import EdgeError
 from tests.edge.server.live import Live, free_port, process, served, until
 
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
@@ -52,6 +53,20 @@ def test_a_port_that_is_taken(tiny_bundle: Path, capsys: pytest.CaptureFixture[s
     with socket.create_server(("127.0.0.1", 0)) as taken:
         line = refused(capsys, str(tiny_bundle), "--port", str(taken.getsockname()[1]), code=1)
     assert "cannot be listened on" in line
+
+
+@pytest.mark.parametrize("option", ["--system-file", "--draft-from"])
+def test_a_text_that_is_missing_is_told_before_weights_are_read(
+    option: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edge.commands import serve
+
+    loads: list[object] = []
+    monkeypatch.setattr("edge.api.load", lambda bundle, **_options: loads.append(bundle))
+    args = build_parser().parse_args(["serve", str(tiny_bundle), option, str(tmp_path / "missing.txt")])
+    with pytest.raises(EdgeError, match=r"missing\.txt"):
+        serve.loaded(args, lambda _what, _share: None)
+    assert not loads
 
 
 def test_a_bundle_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
