@@ -10,6 +10,7 @@ think for a while between two turns, each for another time.
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,7 @@ def main() -> None:
     from edge.server.ray import app
 
     port = free_port()
+    url = f"http://127.0.0.1:{port}"
     with joined(OWN):
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         given = {"bundle": args.bundle, "replicas": args.replicas, "threads": 1, "any_model": True}
@@ -74,14 +76,8 @@ def main() -> None:
             for number in range(args.rounds):
                 with ThreadPoolExecutor(args.conversations) as threads:
                     talks = [
-                        threads.submit(
-                            shares_of,
-                            f"http://127.0.0.1:{port}",
-                            SUBJECTS[at % len(SUBJECTS)],
-                            args.turns,
-                            run=f"{by_prefix} {number} {at}",
-                        )
-                        for at in range(args.conversations)
+                        threads.submit(shares_of, url, subject, args.turns, run=f"{by_prefix} {number} {at}")
+                        for at, subject in zip(range(args.conversations), itertools.cycle(SUBJECTS), strict=False)
                     ]
                     shares = [share for talk in talks for share in talk.result()]
                 how = "by prefix" if by_prefix else "to the least loaded"

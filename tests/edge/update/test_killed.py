@@ -218,15 +218,15 @@ def kiosk(tmp_path: Path) -> Kiosk:
 
 
 def test_killed_at_random_moments(tiny_bundle: Path, tmp_path: Path, kiosk: Kiosk) -> None:
-    key, sequence, met = tmp_path / "key", 1, Counter[str]()
+    key, sequence, met, releases = tmp_path / "key", 1, Counter[str](), itertools.cycle(RELEASES)
     with serving(release(tiny_bundle, tmp_path / "r1", key, 1)) as web:
         kiosk.finish(web)
         assert kiosk.check({1}) == 1
-    for stages in itertools.cycle(RELEASES):
+    while met.total() < KILLS:
         sequence += 1
         fetched = 0  # bytes of the large file
         with serving(release(tiny_bundle, tmp_path / f"r{sequence}", key, sequence)) as web:
-            for stage in stages:
+            for stage in next(releases):
                 met[stage] += kiosk.kill_in(stage, web)
                 used = kiosk.check({sequence - 1, sequence})
                 if stage == "fetching":
@@ -238,6 +238,4 @@ def test_killed_at_random_moments(tiny_bundle: Path, tmp_path: Path, kiosk: Kios
             kiosk.finish(web)  # the next kills are of this bundle
             assert kiosk.check({sequence}) == sequence
         shutil.rmtree(tmp_path / f"r{sequence}")
-        if met.total() >= KILLS:
-            break
     assert min(met[stage] for stage in STAGES) >= KILLS // len(STAGES) // 2, met
