@@ -6,7 +6,7 @@ what is loaded.
 A token reads all weights once, and with pages of 4 KB the processor spends much of that time on finding where they are
 (figures: docs/findings.md). Linux mostly gives huge pages only to memory that asks for them (`madvise`), before it is
 first written to. malloc does not ask, and libraries offer no other way in, so a thread looks for new memory meanwhile.
-What it sees late keeps small pages; results are the same either way.
+What it sees late, or where other memory was when it began, keeps small pages; results are the same either way.
 """
 
 from __future__ import annotations

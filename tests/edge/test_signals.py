@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
 from pathlib import Path
 
@@ -163,6 +164,55 @@ def test_the_second_signal_does_not_cut_closing_short() -> None:
     assert closed
     assert (caught.value.exit_code, caught.value.name) == (143, "SIGTERM")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_signal_that_another_thread_took_ends_waiting_for_a_pipe() -> None:
+    """As one that comes between the last look for signals and the system's waiting."""
+    reading, writing = os.pipe()
+    leave = threading.Event()
+    other = threading.Thread(target=leave.wait, args=(PATIENCE_S,))
+    other.start()
+    late = threading.Timer(0.5, lambda: signal.pthread_kill(other.ident or 0, signal.SIGTERM))
+    given_up: list[int] = []
+    give_up = threading.Timer(20.0, lambda: given_up.append(os.write(writing, b"given up")))
+    late.start()
+    give_up.start()
+    try:
+        with pytest.raises(Ended, match="143"), ending_by_signals():
+            os.read(reading, 8)
+    finally:
+        leave.set()
+        give_up.cancel()
+        other.join()
+        os.close(reading)
+        os.close(writing)
+    assert not given_up
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_nothing_of_it_is_left() -> None:
+    def reminders() -> int:
+        return sum(thread.name == "signals" for thread in threading.enumerate())
+
+    num_times = 50
+    num_open = len([*Path("/dev/fd").iterdir()])
+    for _ in range(num_times):
+        with ending_by_signals():
+            assert reminders() == 1
+    assert reminders() == 0
+    assert len([*Path("/dev/fd").iterdir()]) < num_open + num_times
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_handlers_of_others_are_not_reminded() -> None:
+    """The server has its own in between, which ends at once when it hears a second signal."""
+    told = []
+    with ending_by_signals():
+        mine = signal.signal(signal.SIGTERM, lambda number, _frame: told.append(number))
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        signal.signal(signal.SIGTERM, mine)
+    assert told == [signal.SIGTERM]
 
 
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
