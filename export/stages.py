@@ -24,6 +24,8 @@ from edge.export.assignment import Assignment
 from edge.export.checkpoint.checkpoint import Checkpoint
 from edge.export.compress import awq, gptq, low_rank
 from edge.export.compress.calibration import Calibration
+from edge.export.compress.drift import Drift, move
+from edge.export.compress.moments import moments
 from edge.export.compress.precision import Precision
 from edge.export.compress.recipes import Method
 from edge.export.journal import Journal
@@ -203,7 +205,7 @@ def pack_stage(stage: Stage, plan: Plan, compressor: Compressor, calibration: Ca
     floats = ReadWhenNeeded(plan.weights.read, own)
 
     def compressed(
-        name: str, weight: FloatArray, inputs: Float32Array | None = None, drift: Float32Array | None = None
+        name: str, weight: FloatArray, inputs: Float32Array | None = None, drift: Drift | None = None
     ) -> Weight:
         assigned = own[name]
         if assigned.precision.is_float:
@@ -237,30 +239,30 @@ def _fit(
     assigned: Assignment,
     weight: FloatArray,
     inputs: Float32Array,
-    drift: Float32Array | None,
+    drift: Drift | None,
     method: Method,
     compressor: Compressor,
 ) -> PackedTensor:
     """A matrix in 4 bits by this method, for inputs (T, K) and with outputs that are moved by the drift."""
     name, precision, rank = assigned.name, assigned.precision, assigned.rank
-    moments = gptq.moments(inputs) if method == "gptq" or rank else None
+    known = moments(inputs) if method == "gptq" or rank else None
     if method == "gptq":
-        assert moments is not None
+        assert known is not None
         weight = to_float32(weight)
-        weight = weight if drift is None else gptq.move(weight, moments, drift)
-        packed = gptq.quantize(weight, moments, precision)
+        weight = weight if drift is None else move(weight, known, drift)
+        packed = gptq.quantize(weight, known, precision)
     elif method == "data-free":
         packed = compressor.compress(name, weight, precision)
     else:
         fitting: Fitting = "gptq" if method == "nncf-gptq" else "scale_estimation"
         packed = compressor.fit(name, weight, precision, inputs, fitting)
-    if moments is None or not rank:
+    if known is None or not rank:
         return packed
 
     def pack(narrow: str, matrix: Float32Array) -> PackedTensor:
         return compressor.compress(f"{name}/{narrow}", matrix, Precision(8, precision.symmetric))
 
-    return low_rank.correct(to_float32(weight), packed, moments, rank, pack)
+    return low_rank.correct(to_float32(weight), packed, known, rank, pack)
 
 
 def _check(

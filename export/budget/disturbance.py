@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from edge.export.compress import gptq
+from edge.export.compress.moments import Moments
 from edge.export.compress.precision import Precision
 from edge.export.compress.rounding import nearest
 from edge.export.graph.numpy_parallel import ROWS, ParallelBuilder
@@ -54,7 +55,7 @@ class Branching(ParallelBuilder):
         return super().add(np.concatenate([a, *[a[:CARRIED]] * branched]), b, name)
 
 
-def round_as_exported(rows: Float32Array, inputs: gptq.Moments, precision: Precision) -> Weight:
+def round_as_exported(rows: Float32Array, inputs: Moments, precision: Precision) -> Weight:
     """The same as the export does it: few bits fitted to inputs with these moments, 8 to nearest."""
     return gptq.quantize(rows, inputs, precision) if precision.is_narrow else nearest(rows, precision)
 

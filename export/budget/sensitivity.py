@@ -28,7 +28,8 @@ import numpy.typing as npt
 
 from edge.export.budget.disturbance import CARRIED, PIECE, Branching, kld_sum, power_of, round_as_exported
 from edge.export.checkpoint.checkpoint import Checkpoint
-from edge.export.compress import awq, gptq
+from edge.export.compress import awq
+from edge.export.compress.moments import Moments, moments
 from edge.export.compress.precision import FEW_BITS, Rounding
 from edge.export.compress.rounding import nearest
 from edge.export.graph import decoder
@@ -262,7 +263,7 @@ class _Measurement:
         power = power_of(held, rows)
         self._nearest[name], self._errors[name] = {}, {}
 
-        def look(choices: Sequence[Rounding], fitted: gptq.Moments, scales: Float32Array | float) -> None:
+        def look(choices: Sequence[Rounding], fitted: Moments, scales: Float32Array | float) -> None:
             """Errors of these choices; `fitted` are moments of the scaled inputs."""
             scaled, middle = rows * scales, _middle(choices)
             for choice in choices:
@@ -276,16 +277,16 @@ class _Measurement:
         if scalable:
             channels, precision = awq.shared_channels(name, self._spec), _middle(scalable).precision
             scales = awq.scales_of_inputs(weight, fitting[: awq.SEARCHED_TOKENS], precision, channels)
-        moments, swap, replacement = gptq.moments(fitting), _middle(candidates), None
-        look(_with(candidates, awq=False), moments, 1.0)
+        met, swap, replacement = moments(fitting), _middle(candidates), None
+        look(_with(candidates, awq=False), met, 1.0)
         if scalable and scales is None:  # none are the best
-            look(scalable, moments, 1.0)
+            look(scalable, met, 1.0)
         if replace:
-            replacement = round_as_exported(to_float32(weight), moments, swap.precision)
+            replacement = round_as_exported(to_float32(weight), met, swap.precision)
             self._swapped[name] = power_of(held, weight, replacement) / power_of(held, weight)
-        del moments  # of GLM-4-9B's largest matrix these have 750 MB
+        del met  # of GLM-4-9B's largest matrix these have 750 MB
         if scales is not None:
-            look(scalable, gptq.moments(fitting, scales), scales)
+            look(scalable, moments(fitting, scales), scales)
         return replacement
 
     def _summary(self, klds: Mapping[str, float]) -> Sensitivity:

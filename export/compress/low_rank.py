@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edge.export.compress.gptq import Moments
+from edge.export.compress.moments import Moments
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array, LowRank, PackedTensor, rows_of
 

@@ -15,11 +15,15 @@ import numpy.typing as npt
 import openvino as ov
 import openvino.opset13 as ops
 
+from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array
 from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.machine import physical_cores
 
 IN_CACHE = 1 << 16  # numbers that are rounded at a time
+PANEL = 1 << 8  # columns of moments on one core at a time
+NARROW_PANEL = 1 << 10
+LOUD = 16  # times the median power of a token
 LEAST = 1 << 22  # products of a token with a matrix: smaller ones stay in float32, which takes little time there
 
 
@@ -34,7 +38,18 @@ class Rounded:
             step = max(IN_CACHE // matrix.shape[1], 1)
             for start in range(0, len(matrix), step):
                 bits[start : start + step] = _bfloat16(matrix[start : start + step])
-            self.tensor, self._bits = ov.Tensor(bits, matrix.shape, ov.Type.bf16), bits  # it does not keep them alive
+            self._take(bits)
+
+    @classmethod
+    def of_bits(cls, bits: npt.NDArray[np.int16]) -> Rounded:
+        """A matrix that is rounded already."""
+        rounded = cls.__new__(cls)
+        rounded.matrix = None
+        rounded._take(bits)
+        return rounded
+
+    def _take(self, bits: npt.NDArray[np.int16]) -> None:
+        self.tensor, self._bits = ov.Tensor(bits, bits.shape, ov.Type.bf16), bits  # it does not keep them alive
 
 
 class RowProduct:
@@ -50,6 +65,26 @@ class RowProduct:
         return _engine(tokens_first=False).run(Rounded(tokens, narrow=True), self._right)
 
 
+class Collected:
+    """Rows (R, N) that become known one after the other, and are multiplied with before all are there."""
+
+    def __init__(self, rows: Float32Array, *, narrow: bool) -> None:
+        self.rows = rows
+        self._bits = np.empty(rows.shape if narrow else (0, 0), np.int16)
+
+    def found(self, which: slice) -> None:
+        """These rows are final."""
+        if self._bits.size:
+            self._bits[which] = _bfloat16(self.rows[which])
+
+    def times(self, left: Rounded, which: slice) -> Float32Array:
+        """left^T (M, R') times these of the rows (R', N)."""
+        if left.matrix is not None:
+            found: Float32Array = left.matrix.T @ self.rows[which]
+            return found
+        return _engine(tokens_first=True).run(left, Rounded.of_bits(self._bits[which]))
+
+
 def narrow(size: int) -> bool:
     """Whether products with a matrix of this size are made of bfloat16."""
     return size >= LEAST and _faster()
@@ -61,6 +96,42 @@ def over_tokens(a: Float32Array, b: Rounded) -> Float32Array:
         found: Float32Array = np.matmul(a.T, b.matrix)
         return found
     return _engine(tokens_first=True).run(Rounded(a, narrow=True), b)
+
+
+def add_moments(total: Float32Array, tokens: Float32Array) -> None:
+    """Add x^T x to total (K, K) for tokens x (T, K), at least on and above its diagonal.
+
+    Tokens that are far longer than others, as a model's first, decide most of a sum, and their rounding would. They are
+    few, and stay in float32.
+    """
+    k = len(total)
+    if not narrow(k * k):
+        _add_moments(total, tokens)
+        return
+    power = np.einsum("tk,tk->t", tokens, tokens)
+    loud = power > LOUD * np.median(power)
+    if loud.any():
+        _add_moments(total, tokens[loud])
+        tokens = tokens[~loud]
+    panels = [slice(start, start + NARROW_PANEL) for start in range(0, k, NARROW_PANEL)]
+    rounded = in_parallel(lambda panel: Rounded(tokens[:, panel], narrow=True), panels)
+    engine = _engine(tokens_first=True)
+
+    def multiply(pair: tuple[int, int]) -> None:
+        a, b = pair
+        total[panels[a], panels[b]] += engine.run(rounded[a], rounded[b])
+
+    in_parallel(multiply, [(a, b) for a in range(len(panels)) for b in range(a, len(panels))])
+
+
+def _add_moments(total: Float32Array, tokens: Float32Array) -> None:
+    """The same in float32."""
+
+    def multiply(start: int) -> None:
+        stop = start + PANEL
+        total[start:stop, start:] += tokens[:, start:stop].T @ tokens[:, start:]
+
+    in_parallel(multiply, range(0, len(total), PANEL))
 
 
 def _bfloat16(rows: Float32Array) -> npt.NDArray[np.int16]:

@@ -1,10 +1,8 @@
 """The float model and the compressed one side by side, a block at a time, the second corrected by the difference.
 
 In: hidden states of both, and a block's float weights. Out: hidden states after the block, and its compressed matrices.
-Each matrix is fitted to the inputs that compressed blocks give it, but to the outputs of the float model: its weights
-are moved to make up for what earlier rounding did to its inputs (as in Arai and Ichikawa, Quantization Error
-Propagation, arXiv 2504.09629, and Li et al., GPTAQ, arXiv 2504.02692), and matrices that add to the residual stream
-also make up for the error that the stream has by then. Knows nothing about how a matrix is rounded.
+Each matrix is fitted to the inputs that compressed blocks give it, but to the outputs of the float model (`drift.py`).
+Knows nothing about how a matrix is rounded.
 """
 
 from __future__ import annotations
@@ -13,7 +11,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from edge.export.compress.products import Rounded, RowProduct, narrow, over_tokens
+from edge.export.compress.drift import Drift, find_drift
+from edge.export.compress.products import RowProduct
 from edge.export.graph.numpy_builder import NumpyBuilder
 from edge.export.graph.numpy_parallel import Product, Value, by_window, window_of
 from edge.export.parallel import in_parallel
@@ -21,12 +20,9 @@ from edge.export.tensors import Float32Array, FloatArray, Weight, rows_of, to_fl
 from edge.runtime.spec import ModelSpec
 
 ROWS_PER_CORE = 1 << 8  # of a matrix at a time
-TOKENS_PER_CORE = 1 << 9  # at a time
-SUMMED_TOKENS = 1 << 12  # that are multiplied at a time
-PANEL = 1 << 9  # rows of a sum over tokens on one core at a time
-# Rounds a matrix, given its name, the matrix (N, K), its inputs x (T, K) in the compressed model, and y^T x (N, K),
-# where y (T, N) is what its outputs lack; None where nothing is to be made up for.
-Round = Callable[[str, FloatArray, Float32Array, Float32Array | None], Weight]
+# Rounds a matrix, given its name, the matrix (N, K), its inputs (T, K) in the compressed model, and what its outputs
+# lack; None where nothing is to be made up for.
+Round = Callable[[str, FloatArray, Float32Array, Drift | None], Weight]
 
 
 class TwinBuilder:
@@ -53,7 +49,7 @@ class TwinBuilder:
         adds_to_stream = name.endswith((".attn.o", ".mlp.down")) and not self._spec.output_norms
         weight = to_float32(self._weights[weight_name])
         inputs = x[half:].reshape(-1, x.shape[-1])
-        drift = _drift(weight, x[:half].reshape(inputs.shape), inputs, self._stream if adds_to_stream else None)
+        drift = find_drift(weight, x[:half].reshape(inputs.shape), inputs, self._stream if adds_to_stream else None)
         packed = self.packed[weight_name] = self._round(weight_name, weight, inputs, drift)
         bias = self._weights.get(f"{name}.bias")
         return Product(x, RowProduct(weight), RowProduct(_all_rows(packed)), None if bias is None else to_float32(bias))
@@ -92,56 +88,3 @@ def _all_rows(weight: Weight) -> Float32Array:
 
     in_parallel(widen, range(0, len(wide), ROWS_PER_CORE))
     return wide
-
-
-def _drift(
-    weight: Float32Array, floats: Float32Array, inputs: Float32Array, stream: Float32Array | None
-) -> Float32Array:
-    """(W (x_float - x)^T + (h_float - h)^T) x, (N, K): what outputs lack, times the inputs x (T, K).
-
-    stream: the residual stream h of both models, (2 n, T, N), for matrices that add to it.
-    """
-    n, k = weight.shape
-    if stream is None and n > k:  # the moments of inputs first: fewer products, and no (T, N)
-        cross = _over_tokens(lambda rows: floats[rows] - inputs[rows], inputs, (k, k))
-        drift = np.empty((n, k), np.float32)
-
-        def multiply(start: int) -> None:
-            rows = slice(start, start + ROWS_PER_CORE)
-            np.matmul(weight[rows], cross, out=drift[rows])
-
-        in_parallel(multiply, range(0, n, ROWS_PER_CORE))
-        return drift
-
-    half = 0 if stream is None else len(stream) // 2
-    product = RowProduct(weight)
-
-    def lack(rows: slice) -> Float32Array:
-        more = product(floats[rows] - inputs[rows])  # (T, N)
-        if stream is not None:
-            more += stream[:half].reshape(-1, n)[rows] - stream[half:].reshape(-1, n)[rows]
-        return more
-
-    return _over_tokens(lack, inputs, (n, k))
-
-
-def _over_tokens(make: Callable[[slice], Float32Array], inputs: Float32Array, shape: tuple[int, int]) -> Float32Array:
-    """y^T x of this shape for inputs x (T, K) and what is made of the same tokens, summed in a fixed order."""
-    m, k = shape
-    total = np.zeros(shape, np.float32)
-    for first in range(0, len(inputs), SUMMED_TOKENS):
-        stop = min(first + SUMMED_TOKENS, len(inputs))
-        pieces = [slice(start, min(start + TOKENS_PER_CORE, stop)) for start in range(first, stop, TOKENS_PER_CORE)]
-        made = np.empty((stop - first, m), np.float32)
-
-        def fill(rows: slice, made: Float32Array = made, first: int = first) -> None:
-            made[rows.start - first : rows.stop - first] = make(rows)
-
-        in_parallel(fill, pieces)
-        right = Rounded(inputs[first:stop], narrow=narrow(m * k))
-
-        def add(start: int, made: Float32Array = made, right: Rounded = right) -> None:
-            total[start : start + PANEL] += over_tokens(made[:, start : start + PANEL], right)
-
-        in_parallel(add, range(0, m, PANEL))
-    return total

@@ -25,6 +25,7 @@ from edge.runtime import extras
 from edge.runtime.bundle import open_bundle
 from edge.runtime.engines.choice import open_engine
 from edge.runtime.settings import EngineSettings
+from tests.processes import children, gone
 from tests.profiles.rows import profile, row
 
 EDGE = [sys.executable, "-m", "edge", "profile"]
@@ -44,15 +45,13 @@ def killed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     with process.stderr:
         line = process.stderr.readline()
         deadline = time.monotonic() + 20
-        while not (workers := _children(process.pid)) and time.monotonic() < deadline:
+        while not (workers := children(process.pid)) and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     process.wait()
     assert line.startswith("[3/4] int8-asym/openvino: KLD 0.0")
     assert workers, "the second cell was under way"
-    while any(_runs(pid) for pid in workers):
-        assert time.monotonic() < deadline, "a step outlived its sweep"
-        time.sleep(0.01)
+    assert all(gone(pid, 20) for pid in workers), "a step outlived its sweep"
     (cell,) = (out / "cells").iterdir()
     assert read_profile(out).so_far == "1 of 2 settings so far"
     assert "1 of 2 settings so far" in (out / "profile.md").read_text()
@@ -64,19 +63,6 @@ def done(killed: tuple[Path, bytes], tiny_checkpoint: Path) -> tuple[Path, subpr
     """The same command again, which ends."""
     out = killed[0]
     return out, run("run", tiny_checkpoint, out, *OPTIONS, "--json", "--fail-if", "kld<1", "--fail-if", "bytes>1e9")
-
-
-def _children(pid: int) -> list[int]:
-    stats = (path.read_text(errors="replace") for path in Path("/proc").glob("[0-9]*/stat") if path.exists())
-    fields = [(int(stat.split()[0]), stat.rpartition(")")[2].split()) for stat in stats]
-    return [child for child, rest in fields if int(rest[1]) == pid]
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_killed_goes_on_and_measures_nothing_twice(

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from edge.export.compress import gptq
+from edge.export.compress.moments import moments
 from edge.export.compress.precision import FEW_BITS, Precision
 from edge.export.proof import TOLERATED, WRONG, Sampled, error_bound, rounding_error
 from edge.export.tensors import Float32Array, PackedTensor
 
 RNG = np.random.default_rng(5)
 FLOATS: Float32Array = RNG.normal(size=(64, 128)).astype(np.float32)
-INPUTS = gptq.moments(RNG.normal(size=(512, 128)).astype(np.float32))
+INPUTS = moments(RNG.normal(size=(512, 128)).astype(np.float32))
 
 
 def packed(bits: int) -> PackedTensor:

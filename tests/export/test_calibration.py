@@ -13,6 +13,7 @@ import pytest
 
 from edge.export import pipeline
 from edge.export.compress.calibration import Calibration
+from edge.export.compress.drift import Drift
 from edge.export.compress.recipes import find_recipe
 from edge.export.graph import decoder
 from edge.export.graph.numpy_builder import NumpyBuilder
@@ -55,9 +56,9 @@ def test_with_float_weights_it_is_the_decoder(kind: tiny.Tiny, twin: bool, tmp_p
     calibration.embed(floats["embed.weight"], floats["embed.weight"])
     met: list[tuple[str, tuple[int, ...]]] = []
 
-    def keep(name: str, weight: FloatArray, inputs: Float32Array, drift: Float32Array | None) -> Weight:
+    def keep(name: str, weight: FloatArray, inputs: Float32Array, drift: Drift | None) -> Weight:
         met.append((name, inputs.shape))
-        assert drift is None or not drift.any()
+        assert drift is None or not drift.sums.any()
         return weight
 
     builder = NumpyBuilder(floats, weights.spec)
@@ -89,9 +90,9 @@ def test_drift_is_what_the_compressed_model_lacks(tiny_checkpoint: Path) -> None
     start = calibration.hidden
     drifts: dict[str, Float32Array] = {}
 
-    def keep(name: str, _weight: FloatArray, _inputs: Float32Array, drift: Float32Array | None) -> Weight:
+    def keep(name: str, weight: FloatArray, _inputs: Float32Array, drift: Drift | None) -> Weight:
         assert drift is not None
-        drifts[name] = drift
+        drifts[name] = weight @ drift.sums if drift.of_inputs else drift.sums
         return rounded[name]
 
     calibration.block(0, floats, keep)

@@ -7,6 +7,8 @@ import numpy.typing as npt
 import pytest
 
 from edge.export.compress import gptq
+from edge.export.compress.drift import Drift, move
+from edge.export.compress.moments import DAMPING, _factor, moments
 from edge.export.compress.precision import Precision
 from edge.export.compress.rounding import nearest
 from edge.export.tensors import unpack
@@ -37,7 +39,7 @@ def by_definition(weight: Floats, inputs: Floats, precision: Precision) -> Float
     importance = np.diagonal(moments).copy()
     scale, zero = gptq._scales(weight, importance.astype(np.float32), precision)
     low, high = INTEGERS[precision.bits, precision.symmetric]
-    moments[np.diag_indices(k)] += gptq.DAMPING * importance.mean()
+    moments[np.diag_indices(k)] += DAMPING * importance.mean()
     left, rounded = weight.astype(np.float64), np.empty(weight.shape)
     free = list(np.argsort(importance, kind="stable")[::-1])
     while free:
@@ -54,7 +56,7 @@ def by_definition(weight: Floats, inputs: Floats, precision: Precision) -> Float
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 def test_it_is_the_algorithm_of_the_paper(precision: Precision) -> None:
     weight, inputs = make(n=12, k=64)
-    ours = dequantize(gptq.quantize(weight, gptq.moments(inputs), precision))
+    ours = dequantize(gptq.quantize(weight, moments(inputs), precision))
     expected = by_definition(weight, inputs, precision)
     # A sum in float32 may fall on the other side of a half now and then, and moves what is rounded after it.
     assert np.mean(np.isclose(ours, expected, rtol=1e-5, atol=1e-6)) > 0.97
@@ -64,7 +66,7 @@ def test_it_is_the_algorithm_of_the_paper(precision: Precision) -> None:
 def test_products_err_less_than_those_of_rounded_weights(precision: Precision) -> None:
     """By half of its power and more, as the paper's figures have it; measured: 0.31 to 0.41."""
     weight, inputs = make()
-    packed = gptq.quantize(weight, gptq.moments(inputs), precision)
+    packed = gptq.quantize(weight, moments(inputs), precision)
     assert error(dequantize(packed) - weight, inputs) < 0.5 * error(nearest(weight, precision) - weight, inputs)
 
 
@@ -75,7 +77,7 @@ def error(difference: Floats, inputs: Floats) -> float:
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 def test_bytes_are_laid_out_as_nncf_lays_them_out(precision: Precision) -> None:
     weight, inputs = make()
-    packed = gptq.quantize(weight, gptq.moments(inputs), precision)
+    packed = gptq.quantize(weight, moments(inputs), precision)
     assert packed.signed == precision.symmetric
     assert packed.scale.dtype == np.float16
     assert packed.scale.shape == (40, 192 // (precision.group_size or 192))
@@ -93,16 +95,14 @@ def test_weights_that_are_on_the_grid_stay() -> None:
     integers[..., 0], integers[..., 1] = 0, 15
     weight = ((integers - 7) * np.float32(0.25)).reshape(8, 256).astype(np.float32)
     _, inputs = make(k=256)
-    np.testing.assert_array_equal(
-        dequantize(gptq.quantize(weight, gptq.moments(inputs), Precision(4, False, 64))), weight
-    )
+    np.testing.assert_array_equal(dequantize(gptq.quantize(weight, moments(inputs), Precision(4, False, 64))), weight)
 
 
 def test_the_number_of_cores_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, inputs = make(n=1100)
-    one = gptq.quantize(weight, gptq.moments(inputs), PRECISIONS[0])
+    one = gptq.quantize(weight, moments(inputs), PRECISIONS[0])
     monkeypatch.setattr("edge.export.parallel.physical_cores", lambda: 1)
-    other = gptq.quantize(weight, gptq.moments(inputs), PRECISIONS[0])
+    other = gptq.quantize(weight, moments(inputs), PRECISIONS[0])
     np.testing.assert_array_equal(one.data, other.data)
     np.testing.assert_array_equal(one.scale, other.scale)
 
@@ -111,15 +111,15 @@ def test_inputs_and_weights_of_zero() -> None:
     weight, inputs = make()
     inputs[:, 5] = 0
     weight[3] = 0
-    packed = dequantize(gptq.quantize(weight, gptq.moments(inputs), PRECISIONS[0]))
+    packed = dequantize(gptq.quantize(weight, moments(inputs), PRECISIONS[0]))
     assert np.isfinite(packed).all()
     np.testing.assert_array_equal(packed[3], 0)
-    assert np.isfinite(dequantize(gptq.quantize(weight, gptq.moments(np.zeros_like(inputs)), PRECISIONS[0]))).all()
+    assert np.isfinite(dequantize(gptq.quantize(weight, moments(np.zeros_like(inputs)), PRECISIONS[0]))).all()
 
 
 def test_fewer_tokens_than_columns() -> None:
     weight, inputs = make(tokens=20)
-    assert np.isfinite(dequantize(gptq.quantize(weight, gptq.moments(inputs), PRECISIONS[0]))).all()
+    assert np.isfinite(dequantize(gptq.quantize(weight, moments(inputs), PRECISIONS[0]))).all()
 
 
 def test_moments_that_rounding_made_indefinite_are_damped_more() -> None:
@@ -127,12 +127,12 @@ def test_moments_that_rounding_made_indefinite_are_damped_more() -> None:
     rng = np.random.default_rng(2)
     half = rng.standard_normal((300, 300)).astype(np.float32)
     moments = half @ half.T
-    moments -= 2 * gptq.DAMPING * np.diagonal(moments).mean() * np.eye(300, dtype=np.float32)
+    moments -= 2 * DAMPING * np.diagonal(moments).mean() * np.eye(300, dtype=np.float32)
     with pytest.raises(np.linalg.LinAlgError):
-        np.linalg.cholesky(moments + gptq.DAMPING * np.diagonal(moments).mean() * np.eye(300))
+        np.linalg.cholesky(moments + DAMPING * np.diagonal(moments).mean() * np.eye(300))
     damped = moments.copy()
-    damped[np.diag_indices(300)] += 10 * gptq.DAMPING * np.diagonal(moments).mean()
-    factor = np.triu(gptq._factor(moments.copy()))
+    damped[np.diag_indices(300)] += 10 * DAMPING * np.diagonal(moments).mean()
+    factor = np.triu(_factor(moments.copy()))
     np.testing.assert_allclose(factor.T @ factor, damped, rtol=1e-4, atol=1e-3 * damped.max())
 
 
@@ -140,7 +140,7 @@ def test_activations_that_are_not_finite() -> None:
     weight, inputs = make()
     inputs[7, 7] = np.inf
     with pytest.raises(RecipeError, match="NaN or infinite"), np.errstate(invalid="ignore"):
-        gptq.quantize(weight, gptq.moments(inputs), PRECISIONS[0])
+        gptq.quantize(weight, moments(inputs), PRECISIONS[0])
 
 
 def test_drift_moves_the_weights_that_are_rounded() -> None:
@@ -149,12 +149,24 @@ def test_drift_moves_the_weights_that_are_rounded() -> None:
     rng = np.random.default_rng(5)
     wanted = inputs @ weight.T + rng.standard_normal((900, 24)).astype(np.float32)
     drift = (wanted - inputs @ weight.T).T @ inputs
-    moments = inputs.T.astype(np.float64) @ inputs
-    moments[np.diag_indices(192)] += gptq.DAMPING * np.diagonal(moments).mean()
-    best = weight + np.linalg.solve(moments, drift.T).T
-    known = gptq.moments(inputs)
-    ours = dequantize(gptq.quantize(gptq.move(weight, known, drift.copy()), known, PRECISIONS[0]))
-    expected = dequantize(gptq.quantize(best.astype(np.float32), gptq.moments(inputs), PRECISIONS[0]))
+    damped = inputs.T.astype(np.float64) @ inputs
+    damped[np.diag_indices(192)] += DAMPING * np.diagonal(damped).mean()
+    best = weight + np.linalg.solve(damped, drift.T).T
+    known = moments(inputs)
+    ours = dequantize(gptq.quantize(move(weight, known, Drift(drift.copy(), of_inputs=False)), known, PRECISIONS[0]))
+    expected = dequantize(gptq.quantize(best.astype(np.float32), moments(inputs), PRECISIONS[0]))
     assert np.mean(np.isclose(ours, expected, rtol=1e-4, atol=1e-5)) > 0.97
-    plain = dequantize(gptq.quantize(weight, gptq.moments(inputs), PRECISIONS[0]))
+    plain = dequantize(gptq.quantize(weight, moments(inputs), PRECISIONS[0]))
     assert np.square(inputs @ ours.T - wanted).sum() < np.square(inputs @ plain.T - wanted).sum()
+
+
+def test_what_inputs_lack_moves_the_weights_as_what_outputs_lack_for_it() -> None:
+    weight, inputs = make(n=300, k=192, tokens=900)
+    lacking = make(k=192, tokens=900, seed=6)[1]
+    known = moments(inputs)
+    of_outputs: Floats = ((lacking @ weight.T).T @ inputs).astype(np.float32)
+    outputs = move(weight, known, Drift(of_outputs, of_inputs=False))
+    found = move(weight, known, Drift((lacking.T @ inputs).astype(np.float32), of_inputs=True))
+    moved = np.abs(outputs - weight).max()
+    assert moved > 0.01
+    assert np.abs(found - outputs).max() < 1e-4 * moved

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from edge.export import parallel
-from edge.export.compress import gptq, low_rank
+from edge.export.compress import low_rank
+from edge.export.compress.moments import DAMPING, moments
 from edge.export.compress.nncf import Compressor
 from edge.export.compress.precision import Precision
 from edge.export.graph.runners import OnnxRunner, OpenVINORunner, Runner
@@ -42,16 +43,16 @@ def corrected(symmetric: bool = False) -> PackedTensor:
     weight, inputs, packed = made(symmetric)
     compressor, narrow = Compressor(), Precision(8, symmetric)
     return low_rank.correct(
-        weight, packed, gptq.moments(inputs), RANK, lambda name, matrix: compressor.compress(name, matrix, narrow)
+        weight, packed, moments(inputs), RANK, lambda name, matrix: compressor.compress(name, matrix, narrow)
     )
 
 
 def test_it_is_the_best_of_its_rank() -> None:
     """As numpy's whole singular value decomposition of E F^T in float64 has it (Eckart and Young)."""
     weight, inputs, packed = made(symmetric=False)
-    known = gptq.moments(inputs)
+    known = moments(inputs)
     products = inputs.astype(np.float64).T @ inputs
-    products += gptq.DAMPING * np.diagonal(products).mean() * np.eye(len(products))
+    products += DAMPING * np.diagonal(products).mean() * np.eye(len(products))
     root = np.linalg.cholesky(products)
     lack = (weight - dequantize(packed)) @ root
     left = np.sqrt(np.square(np.linalg.svd(lack)[1][RANK:]).sum())
@@ -64,7 +65,7 @@ def test_it_is_the_best_of_its_rank() -> None:
 def test_a_product_errs_less_with_it(symmetric: bool) -> None:
     """8 bits of the narrow matrices take little of that away."""
     weight, inputs, packed = made(symmetric)
-    best = low_rank.correct(weight, packed, gptq.moments(inputs), RANK, exact)
+    best = low_rank.correct(weight, packed, moments(inputs), RANK, exact)
     errors = [np.linalg.norm(inputs @ (weight - dequantize(w)).T) for w in (packed, corrected(symmetric), best)]
     assert errors[1] < 0.9 * errors[0]
     assert errors[1] < 1.02 * errors[2]
@@ -77,11 +78,11 @@ def test_narrow_matrices_and_nothing_to_correct(shape: tuple[int, int]) -> None:
     weight = rng.normal(size=shape).astype(np.float32)
     inputs = rng.normal(size=(50, shape[1])).astype(np.float32)
     nothing = exact("", np.zeros(shape, np.float32))
-    found = low_rank.correct(weight, nothing, gptq.moments(inputs), RANK, exact)
+    found = low_rank.correct(weight, nothing, moments(inputs), RANK, exact)
     assert found.low_rank is not None
     assert found.low_rank.a.shape == (min(RANK, *shape), shape[1])
     np.testing.assert_allclose(dequantize(found), weight, atol=1e-3)
-    for known, lost in ((gptq.moments(inputs), exact("", weight)), (gptq.moments(inputs * 0), nothing)):
+    for known, lost in ((moments(inputs), exact("", weight)), (moments(inputs * 0), nothing)):
         found = low_rank.correct(dequantize(lost), lost, known, RANK, exact)
         assert np.isfinite(dequantize(found)).all()
 
@@ -138,7 +139,7 @@ def test_the_graph_of_a_block_computes_it(runner: type[Runner], symmetric: bool)
     for name, weight in block.items():
         if weight.ndim == 2:
             base = compressor.compress(name, weight, Precision(4, symmetric, 32))
-            known = gptq.moments(rng.normal(size=(200, weight.shape[1])).astype(np.float32))
+            known = moments(rng.normal(size=(200, weight.shape[1])).astype(np.float32))
             packed[name] = low_rank.correct(
                 weight, base, known, RANK, lambda n, m: compressor.compress(n, m, Precision(8, symmetric))
             )

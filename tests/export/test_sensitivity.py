@@ -14,6 +14,7 @@ from edge.export.budget.disturbance import CARRIED
 from edge.export.budget.sensitivity import Sensitivity, measure
 from edge.export.checkpoint.checkpoint import open_checkpoint
 from edge.export.compress import awq, gptq
+from edge.export.compress.moments import moments
 from edge.export.compress.precision import Precision, Rounding
 from edge.export.compress.rounding import nearest
 from edge.export.graph import decoder
@@ -78,7 +79,7 @@ def test_a_gain_is_that_of_the_whole_model(name: str, tmp_path: Path) -> None:
         else:
             inputs = looking.inputs[matrix]
             fitted = inputs[CARRIED:].reshape(-1, inputs.shape[-1])
-            rounded = dequantize(gptq.quantize(floats[matrix], gptq.moments(fitted), COARSE.precision))
+            rounded = dequantize(gptq.quantize(floats[matrix], moments(fitted), COARSE.precision))
             x = inputs[:CARRIED].reshape(-1, inputs.shape[-1])
             error = np.square(x @ (rounded - floats[matrix]).T).sum() / np.square(x @ floats[matrix].T).sum()
         logits = decoder.decoder(NumpyBuilder({**floats, matrix: rounded}, spec), ids[:CARRIED], spec)
@@ -121,7 +122,7 @@ def test_scaled_channels_are_measured_as_the_export_scales_them(tmp_path: Path) 
             assert errors[SCALED] == errors[COARSE]
             continue
         differing += 1
-        packed = gptq.quantize(weight * scales, gptq.moments(fitted / scales), SCALED.precision)
+        packed = gptq.quantize(weight * scales, moments(fitted / scales), SCALED.precision)
         off = dequantize(packed) / scales - weight
         error = np.square(x @ off.T).sum() / np.square(x @ weight.T).sum()
         assert errors[SCALED] == pytest.approx(error, rel=1e-3)

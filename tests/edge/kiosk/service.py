@@ -20,6 +20,7 @@ from typing import Any
 from edge.kiosk import settings as names
 from edge.runtime.kv.snapshot_format import read_header
 from tests.edge.kiosk.systemd import commands
+from tests.processes import children
 
 ROOT = Path(__file__).parents[3]
 
@@ -86,8 +87,8 @@ def _heard(notify: socket.socket) -> list[str]:
 
 def _child_of(pid: int) -> int:
     """The one process that a sandbox runs."""
-    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(child)
+    (child,) = children(pid)
+    return child
 
 
 def _asked(url: str, body: object = None) -> Any:  # Any: JSON

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,6 @@ def raw(**how: Any) -> dict[str, Any]:  # Any: JSON
 
 def servers(**entries: object) -> dict[str, Any]:  # Any: JSON
     return {"mcpServers": entries}
-
-
-def gone(pid: int, seconds: float = 5) -> bool:
-    """Whether a process has ended, or does within some seconds."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def told(tool: Tool, **arguments: object) -> dict[str, Any]:  # Any: JSON

@@ -9,14 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from edge import ToolError
 from edge.tools.mcp import mcp_tools
 from edge.tools.tool import Tool
-from tests.edge.tools.mcp_servers import ROOT, gone, posix, raw, servers, told
+from tests.edge.tools.mcp_servers import ROOT, posix, raw, servers, told
+from tests.processes import children, gone
 
 pytestmark = posix
 
@@ -44,9 +44,9 @@ def test_the_end_of_the_block_is_the_end_of_calls_and_processes() -> None:
 def test_a_server_that_will_not_end_is_killed_with_its_children() -> None:
     with mcp_tools(servers(stubborn=raw(stubborn=True, call="fork"))) as (tool,):
         pid = told(tool)["pid"]
-        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        (child,) = children(pid)
     assert gone(pid, 1)
-    assert gone(int(child), 1)
+    assert gone(child, 1)
 
 
 def test_an_error_in_the_block_ends_the_servers() -> None:

@@ -17,6 +17,7 @@ from edge import ToolError
 from edge.tools.python import Limits, python_tool
 from edge.tools.tool import Tool
 from tests.edge.tools.sandboxed import ROOT, all_end, descendants, needs_sandbox, pidfds
+from tests.processes import gone
 
 pytestmark = needs_sandbox
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -78,18 +79,7 @@ def test_nothing_outlives_a_program_that_ends_without_closing() -> None:
     answer, pids = done.stdout.splitlines()
     assert answer == "1"
     assert len(pids.split()) == 3
-    deadline = time.monotonic() + 10
-    while any(map(runs, pids.split())):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def runs(pid: str) -> bool:
-    """Whoever has ended may still wait for process 1 to take note."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+    assert all(gone(int(pid), 10) for pid in pids.split())
 
 
 def test_ctrl_c_ends_the_call_and_the_next_one_says_so() -> None:
