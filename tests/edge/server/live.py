@@ -136,7 +136,7 @@ def running(open_model: Callable[[Stage], LLM], **settings: Any) -> Iterator[Run
         yield Running(url, service, server.end_soon, thread)
     finally:
         server.end_soon()
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
         service.close()
 
@@ -165,7 +165,12 @@ def process(bundle: Path, *options: str, ready: bool = True, said: Path | None =
         finally:
             if running.poll() is None:
                 running.send_signal(signal.SIGTERM)
-            running.wait(30)
+            try:
+                running.wait(60)
+            except subprocess.TimeoutExpired:
+                running.kill()
+                running.wait()
+                raise
 
 
 def free_port() -> int:
@@ -181,6 +186,18 @@ def until(condition: Any, seconds: float = 20.0) -> None:  # Any: a function wit
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+class Held:
+    """A script of one letter, over and over; each takes so long that nothing is over before `go` is set."""
+
+    def __init__(self, step_s: float = 0.3) -> None:
+        self.go = threading.Event()
+        self._step_s = step_s
+
+    def __call__(self, _: Sequence[int]) -> int:
+        self.go.wait(self._step_s)
+        return ord("a")
 
 
 def slow(step_s: float, letter: str = "a") -> Callable[[Sequence[int]], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import time
 import zipfile
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -11,7 +12,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.edge.server.hostile import CHAT, JSON, Server, chat, posted, serving_script, shape, short
-from tests.edge.server.raw import Client, exchange, request, wait_until
+from tests.edge.server.raw import Answer, Client, exchange, request, wait_until
 
 CHUNKED = request("POST", CHAT, JSON, "Transfer-Encoding: chunked") + b'5\r\n{"a":\r\n2\r\n1}\r\n0\r\n\r\n'
 GOOD = [
@@ -55,15 +56,28 @@ def changed(data: bytes, chance: random.Random) -> bytes:
     return bytes(found)
 
 
+def answered_in_time(port: int, data: bytes) -> Answer:
+    """Send bytes at once; anew where that took so long that the connection was closed before them."""
+    while True:
+        begun, late = time.monotonic(), True
+        with Client(port) as client:
+            try:
+                client.send(data)
+                late = time.monotonic() - begun > 0.02
+                return client.answer()
+            except (AssertionError, ConnectionError):
+                if not late:
+                    raise
+
+
 def test_changed_requests_are_answered() -> None:
     chance = random.Random(20)
     with serving_script(short, header_timeout_s=0.05, body_timeout_s=0.05) as server:
         for number in range(300):
             data = changed(chance.choice(GOOD), chance)
-            with Client(server.port) as client:
-                answer = client.send(data).answer()
-                assert answer.status < 500, (number, data)
-                assert answer.status < 400 or answer.error["type"], (number, data)
+            answer = answered_in_time(server.port, data)
+            assert answer.status < 500, (number, data)
+            assert answer.status < 400 or answer.error["type"], (number, data)
         wait_until(server.is_free)
 
 

@@ -13,12 +13,12 @@ import pytest
 from edge.api import scripted_llm
 from edge.runtime.engines.scripted import END
 from edge.runtime.llm import LLM
-from tests.edge.server.live import ENDLESS, Live, served, slow, until
+from tests.edge.server.live import ENDLESS, Held, Live, served, slow, until
 
 
 @contextmanager
 def endless(**settings: Any) -> Iterator[tuple[Live, LLM]]:
-    llm = scripted_llm(slow(0.01), num_blocks=64)
+    llm = scripted_llm(slow(0.01), max_context=1 << 16, num_blocks=1 << 12)  # minutes
     with served(llm, **settings) as live:
         yield live, llm
 
@@ -36,7 +36,7 @@ def test_a_client_that_leaves_ends_its_answer(stream: bool) -> None:
         if stream:
             assert connection.recv(4096)
         connection.close()
-        until(lambda: is_free(llm), 2)
+        until(lambda: is_free(llm))
         assert live.chat("again", max_tokens=2).status == 200
 
 
@@ -48,7 +48,7 @@ def test_a_client_that_leaves_while_its_prompt_is_read_ends_that() -> None:
     forward = llm.engine.forward
 
     def slowly(*arguments: Any) -> Any:
-        time.sleep(0.02)
+        time.sleep(0.05)  # a minute for the whole
         return forward(*arguments)
 
     llm.engine.forward = slowly  # type: ignore[method-assign,assignment]
@@ -57,18 +57,21 @@ def test_a_client_that_leaves_while_its_prompt_is_read_ends_that() -> None:
         connection = live.begin("/v1/chat/completions", long)
         until(lambda: llm.stats.running == 1)
         connection.close()
-        until(lambda: is_free(llm), 2)
+        until(lambda: is_free(llm))
 
 
 def test_a_waiting_client_that_leaves_touches_nobody() -> None:
-    llm = scripted_llm(slow(0.01), num_blocks=4)
+    script = Held()
+    llm = scripted_llm(script, num_blocks=4)
     with served(llm) as live:
         first = live.begin("/v1/chat/completions", {**ENDLESS, "max_tokens": 40})
         until(lambda: llm.stats.running == 1)
         second = live.begin("/v1/chat/completions", {**ENDLESS, "max_tokens": 50})
         until(lambda: llm.stats.waiting == 1)
         second.close()
-        until(lambda: llm.stats.waiting == 0, 2)
+        until(lambda: llm.stats.waiting == 0)
+        assert llm.stats.running == 1
+        script.go.set()
         told = b""
         while b"[DONE]" not in told:
             told += first.recv(1 << 16)
@@ -77,7 +80,8 @@ def test_a_waiting_client_that_leaves_touches_nobody() -> None:
 
 
 def test_a_full_queue_is_told_when_to_come_back() -> None:
-    llm = scripted_llm(slow(0.01), num_blocks=4)
+    script = Held()
+    llm = scripted_llm(script, num_blocks=4)
     with served(llm, max_waiting=2) as live:
         asked = {**ENDLESS, "max_tokens": 50}
         begun = [live.begin("/v1/chat/completions", asked)]
@@ -91,11 +95,13 @@ def test_a_full_queue_is_told_when_to_come_back() -> None:
         assert int(refused.headers["retry-after"]) > 0
         for connection in begun:
             connection.close()
+        script.go.set()
 
 
 def test_a_server_that_ends_lets_answers_finish_and_nobody_in() -> None:
-    llm = scripted_llm(slow(0.01))
-    with served(llm, shutdown_s=5.0) as live:
+    script = Held()
+    llm = scripted_llm(script)
+    with served(llm, shutdown_s=20.0) as live:
         assert live.service is not None
         replied: list[Any] = []
         short = threading.Thread(target=lambda: replied.append(live.chat("x", max_tokens=40)))
@@ -103,6 +109,7 @@ def test_a_server_that_ends_lets_answers_finish_and_nobody_in() -> None:
         until(lambda: llm.stats.running == 1)
         live.service.stop()
         refused, health = live.chat("y"), live.get("/health")
+        script.go.set()
         short.join()
     assert (refused.status, refused.error["code"]) == (503, "shutting_down")
     assert "retry-after" in refused.headers

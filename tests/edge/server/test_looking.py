@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -85,7 +84,7 @@ def test_a_stream_is_open_and_pinged_while_the_model_looks(path: str, body: Json
             told += connection.recv(4096)
         assert b"200 OK" in told
         assert b"picture_progress" not in told, "nobody asked"
-        assert pictures.running == 1
+        until(lambda: pictures.running == 1)
         pictures.gate.set()
         while not told.endswith(b"0\r\n\r\n"):  # the end of a body in chunks
             told += connection.recv(1 << 16)
@@ -115,7 +114,7 @@ def test_a_client_that_leaves_ends_the_looking(stream: bool) -> None:
         connection = live.begin(CHATS, {**chat(image(CAT)), "stream": stream})
         until(lambda: pictures.running)
         connection.close()
-        until(lambda: pictures.ended, 2)
+        until(lambda: pictures.ended)
         assert not pictures.seen
         until(lambda: not metric(live, "pictures_running"))
         pictures.gate.set()
@@ -154,7 +153,7 @@ def test_requests_that_wait_for_the_model_to_look_count_as_waiting() -> None:
         service = live.service
         assert service is not None
         until(lambda: service.num_active == 2 and len(pictures.opened) == 2)
-        time.sleep(0.05)
+        until(lambda: live.chat("me too").status == 429)
         refused = live.chat("me too")
         assert (refused.status, refused.error["code"]) == (429, "queue_full")
         assert "retry-after" in refused.headers
@@ -165,11 +164,14 @@ def test_requests_that_wait_for_the_model_to_look_count_as_waiting() -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_deadline_ends_the_looking(stream: bool) -> None:
     with looking() as (live, pictures):
-        reply = live.post(CHATS, {**chat(image(CAT)), "deadline_s": 0.2, "stream": stream})
+        for deadline_s in (0.2, 2, 20):  # after the looking has begun, also where that takes long
+            reply = live.post(CHATS, {**chat(image(CAT)), "deadline_s": deadline_s, "stream": stream})
+            if pictures.running or pictures.ended:
+                break
         error = json.loads(reply.body.decode().partition("data: ")[2])["error"] if stream else reply.error
         assert error["code"] == "deadline_exceeded"
         assert reply.status == (200 if stream else 504)
-        until(lambda: pictures.ended, 2)
+        until(lambda: pictures.ended)
 
 
 def test_a_server_that_ends_ends_the_looking() -> None:
@@ -181,7 +183,7 @@ def test_a_server_that_ends_ends_the_looking() -> None:
         until(lambda: pictures.running and len(pictures.opened) == 2)
         server.end()
         assert {first.reply.error["code"], second.reply.error["code"]} == {"shutting_down"}
-        until(lambda: pictures.ended, 2)
+        until(lambda: pictures.ended)
     assert not pictures.seen
 
 

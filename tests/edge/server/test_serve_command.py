@@ -88,7 +88,7 @@ def test_it_says_where_it_is_answers_and_ends_with_0(tiny_bundle: Path, tmp_path
         assert live.get("/v1/models", **{"x-api-key": "key-one-123"}).json["data"][1]["id"] == "b"
         assert live.process is not None
         live.process.send_signal(signal.SIGTERM)
-        assert live.process.wait(20) == 0
+        assert live.process.wait(60) == 0
     told = said.read_text()
     assert f"serving a at {live.url}" in told
     assert "ready: " in told
@@ -127,7 +127,7 @@ def test_a_unix_socket_is_private_replaces_a_dead_one_and_goes_with_its_server(
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     finally:
         running.send_signal(signal.SIGINT)
-        assert running.wait(20) == 0
+        assert running.wait(60) == 0
     assert not path.exists()
 
 
@@ -169,8 +169,8 @@ def test_sigterm_cuts_a_long_answer_with_an_error(demo_bundle: Path, signals: in
             live.process.send_signal(signal.SIGTERM)
             time.sleep(0.1)
         told += b"".join(iter(lambda: connection.recv(1 << 16), b""))
-        assert live.process.wait(20) == 0
-        assert time.monotonic() - started < 15
+        assert live.process.wait(60) == 0
+        assert time.monotonic() - started < 55
         connection.close()
     events = [line[6:] for line in told.decode().splitlines() if line.startswith("data: ")]
     assert json.loads(events[-1])["error"]["code"] == "shutting_down"
@@ -188,4 +188,4 @@ def test_sigterm_while_loading_ends_at_once(demo_bundle: Path) -> None:
 
         until(listens, 60)
         os.kill(live.process.pid, signal.SIGTERM)
-        assert live.process.wait(20) == 0
+        assert live.process.wait(60) == 0

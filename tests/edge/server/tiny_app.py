@@ -89,12 +89,14 @@ def serving(app: TinyApp, limits: ConnectionLimits) -> Iterator[int]:
     server = uvicorn.Server(config(app, limits))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    while not server.started:
-        time.sleep(0.005)
-    yield listener.getsockname()[1]
-    server.should_exit = True
-    thread.join(20)
-    assert not thread.is_alive()
+    try:
+        while not server.started:
+            time.sleep(0.005)
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def config(app: TinyApp, limits: ConnectionLimits) -> uvicorn.Config:
