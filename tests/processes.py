@@ -15,7 +15,7 @@ def runs(pid: int) -> bool:
         return False
 
 
-def gone(pid: int, seconds: float = 5) -> bool:
+def gone(pid: int, seconds: float = 30) -> bool:
     """Whether a process has ended, or does within some seconds."""
     until = time.monotonic() + seconds
     while runs(pid):

@@ -44,14 +44,14 @@ def killed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     assert process.stderr is not None
     with process.stderr:
         line = process.stderr.readline()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (workers := children(process.pid)) and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     process.wait()
     assert line.startswith("[3/4] int8-asym/openvino: KLD 0.0")
     assert workers, "the second cell was under way"
-    assert all(gone(pid, 20) for pid in workers), "a step outlived its sweep"
+    assert all(gone(pid) for pid in workers), "a step outlived its sweep"
     (cell,) = (out / "cells").iterdir()
     assert read_profile(out).so_far == "1 of 2 settings so far"
     assert "1 of 2 settings so far" in (out / "profile.md").read_text()

@@ -174,16 +174,22 @@ def test_a_signal_that_another_thread_took_ends_waiting_for_a_pipe() -> None:
     other.start()
     late = threading.Timer(0.5, lambda: signal.pthread_kill(other.ident or 0, signal.SIGTERM))
     given_up: list[int] = []
-    give_up = threading.Timer(20.0, lambda: given_up.append(os.write(writing, b"given up")))
-    late.start()
+    give_up = threading.Timer(PATIENCE_S, lambda: given_up.append(os.write(writing, b"given up")))
+
+    def wait() -> None:
+        with ending_by_signals():
+            late.start()  # here: outside, the signal would end this process
+            os.read(reading, 8)
+
     give_up.start()
     try:
-        with pytest.raises(Ended, match="143"), ending_by_signals():
-            os.read(reading, 8)
+        with pytest.raises(Ended, match="143"):
+            wait()
     finally:
         leave.set()
         give_up.cancel()
-        other.join()
+        for thread in (late, give_up, other):
+            thread.join()
         os.close(reading)
         os.close(writing)
     assert not given_up

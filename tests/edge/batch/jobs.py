@@ -75,4 +75,4 @@ def answers(out: Path) -> list[Body]:
 
 
 if __name__ == "__main__":  # a process that tests can kill
-    run(Path(sys.argv[1]), Path(sys.argv[2]), show=lambda _: time.sleep(0.002))
+    run(Path(sys.argv[1]), Path(sys.argv[2]), show=lambda _: time.sleep(0.03))

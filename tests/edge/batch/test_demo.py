@@ -52,7 +52,7 @@ def test_a_batch_that_is_killed_five_times(demo_bundle: Path, engine: str, tmp_p
         with subprocess.Popen(command(demo_bundle, requests, out, engine), env=environment) as process:
             while process.poll() is None and not (journal.exists() and journal.stat().st_size > sizes[-1]):
                 time.sleep(0.01)
-            time.sleep(chance.random() * undisturbed / 8)
+            time.sleep(chance.random() * undisturbed / 20)
             process.kill()
         assert process.returncode == -signal.SIGKILL
         sizes.append(journal.stat().st_size)

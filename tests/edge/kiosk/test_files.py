@@ -192,7 +192,7 @@ def test_the_browser_waits_for_the_server_and_leaves_nothing(tmp_path: Path, pag
     )
     try:
         done = run_script(tmp_path, page.server_port, script)
-        said, _ = done.communicate(timeout=30)
+        said, _ = done.communicate(timeout=60)
         assert done.returncode == 0, said
     finally:
         page.shutdown()
@@ -208,7 +208,7 @@ def test_the_browser_waits_for_the_server_and_leaves_nothing(tmp_path: Path, pag
     with pytest.raises(subprocess.TimeoutExpired):
         waiting.wait(1.5)
     waiting.terminate()
-    waiting.communicate(timeout=30)
+    waiting.communicate(timeout=60)
     assert not record.exists(), "no page is better than an error page"
     assert list((tmp_path / "tmp").iterdir()) == []
 
@@ -225,7 +225,7 @@ def test_chromium_takes_the_command_and_asks_for_the_page(page: HTTPServer) -> N
             enough = Path(folder) / "enough"
             # Ended when the page was asked for, as one that is shut by its visitor.
             script = (
-                f'#!/bin/sh\ntimeout 30 "{chromium}" --headless=new --no-sandbox --disable-gpu "$@" & browser=$!\n'
+                f'#!/bin/sh\ntimeout 100 "{chromium}" --headless=new --no-sandbox --disable-gpu "$@" & browser=$!\n'
                 f'while kill -0 $browser && [ ! -e "{enough}" ]; do sleep 0.1; done\n'
                 "kill $browser; wait $browser\n"
             )
@@ -233,7 +233,7 @@ def test_chromium_takes_the_command_and_asks_for_the_page(page: HTTPServer) -> N
             while "/?kiosk=1" not in asked and done.poll() is None:
                 time.sleep(0.05)
             enough.touch()
-            said, _ = done.communicate(timeout=60)
+            said, _ = done.communicate(timeout=120)
         assert "/?kiosk=1" in asked, said
     finally:
         page.shutdown()

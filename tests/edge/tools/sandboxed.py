@@ -7,6 +7,7 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,16 +41,23 @@ def descendants(pid: int) -> list[int]:
     return found[1:]
 
 
-def pidfds(pid: int, least: int, seconds: float = 20) -> list[int]:
-    """Wait until a process has that many descendants, and return descriptors of them all."""
+def pidfds(pid: int, least: int, before: Collection[int] = (), seconds: float = 60) -> list[int]:
+    """Wait until a process has that many descendants that it had not before, and return descriptors of them all."""
     deadline = time.monotonic() + seconds
-    while len(found := descendants(pid)) < least:
-        assert time.monotonic() < deadline, found
+    while True:
+        new, found = [child for child in descendants(pid) if child not in before], list[int]()
+        for child in new:
+            with suppress(ProcessLookupError):  # it has just ended
+                found.append(os.pidfd_open(child))
+        if len(found) >= least:
+            return found
+        for descriptor in found:
+            os.close(descriptor)
+        assert time.monotonic() < deadline, new
         time.sleep(0.01)
-    return [os.pidfd_open(child) for child in found]
 
 
-def all_end(descriptors: list[int], seconds: float = 10) -> bool:
+def all_end(descriptors: list[int], seconds: float = 30) -> bool:
     """Wait for the end of processes; a descriptor becomes readable with it."""
     deadline = time.monotonic() + seconds
     waiting = list(descriptors)

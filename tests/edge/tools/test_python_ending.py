@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -44,27 +46,41 @@ def run(tool: Tool, code: str) -> str:
     return str(tool.run({"code": code}))
 
 
-def program(code: str) -> subprocess.Popen[str]:
-    started = subprocess.Popen(
+@contextmanager
+def program(code: str) -> Iterator[subprocess.Popen[str]]:
+    """A process whose interpreter has been asked to run some code."""
+    with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, code],
         stdout=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
-    )
-    assert started.stdout is not None
-    assert started.stdout.readline() == "ready\n"
-    return started
+    ) as started:
+        try:
+            assert started.stdout is not None
+            assert started.stdout.readline() == "ready\n"
+            yield started
+        finally:
+            started.kill()
+
+
+def wait_until_it_computes(pid: int) -> None:
+    """Between calls nothing runs in the interpreter, which is the last descendant of a process."""
+    interpreter = descendants(pid)[-1]
+    before, give_up = sum(map(int, processor_time(interpreter))), time.monotonic() + 60
+    while sum(map(int, processor_time(interpreter))) < before + 5:
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
     "code", ["while True:\n    pass", "import time\ntime.sleep(1000)", THREADS + "while True:\n    pass"]
 )
 def test_nothing_outlives_a_program_that_is_killed(code: str) -> None:
-    started = program(code)
-    watched = pidfds(started.pid, 3)  # bubblewrap, its process 1 inside, the interpreter
-    time.sleep(0.1)
-    started.kill()
-    started.communicate()
+    with program(code) as started:
+        watched = pidfds(started.pid, 3)  # bubblewrap, its process 1 inside, the interpreter
+        time.sleep(0.1)
+        started.kill()
+        started.communicate()
     assert all_end(watched)
 
 
@@ -74,20 +90,20 @@ def test_nothing_outlives_a_program_that_ends_without_closing() -> None:
         f"tool = python_tool()\nprint(tool.run({{'code': {THREADS!r} + '1'}}))\nprint(*descendants(os.getpid()))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True, env=ENVIRONMENT
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True, env=ENVIRONMENT
     )
     answer, pids = done.stdout.splitlines()
     assert answer == "1"
     assert len(pids.split()) == 3
-    assert all(gone(int(pid), 10) for pid in pids.split())
+    assert all(gone(int(pid)) for pid in pids.split())
 
 
 def test_ctrl_c_ends_the_call_and_the_next_one_says_so() -> None:
-    started = program("while True:\n    pass")
-    watched = pidfds(started.pid, 3)
-    time.sleep(0.2)
-    started.send_signal(signal.SIGINT)
-    printed, _ = started.communicate(timeout=20)
+    with program("while True:\n    pass") as started:
+        watched = pidfds(started.pid, 3)
+        wait_until_it_computes(started.pid)
+        started.send_signal(signal.SIGINT)
+        printed, _ = started.communicate(timeout=60)
     lines = printed.splitlines()
     assert lines[:2] == ["interrupted", "[The interpreter was started again: variables of earlier calls are gone.]"]
     assert lines[-2:] == ["NameError: name 'x' is not defined", "'again'"]
@@ -151,11 +167,12 @@ def processor_time(pid: int) -> tuple[str, ...]:
 
 
 def test_close_ends_it_and_can_be_repeated() -> None:
+    before = descendants(os.getpid())
     tool = python_tool()
     run(tool, "1")
-    watched = pidfds(os.getpid(), 3)
+    watched = pidfds(os.getpid(), 3, before)
     tool.close()
-    assert all_end(watched, 1)
+    assert all_end(watched)
     tool.close()
     with pytest.raises(ToolError, match="was closed"):
         run(tool, "1")
@@ -168,31 +185,31 @@ def test_close_ends_a_call_that_runs() -> None:
         target=lambda: found.append(run(tool, "print('so far', flush=True)\nwhile True:\n    pass"))
     )
     thread.start()
-    time.sleep(0.2)
-    start = time.monotonic()
+    wait_until_it_computes(os.getpid())
     tool.close()
-    thread.join()
-    assert time.monotonic() - start < 5
+    thread.join(30)
     assert found[0].startswith("so far\n[The interpreter is gone: it was ended by signal 9.")
 
 
 def test_a_tool_that_nobody_holds_is_ended() -> None:
+    before = descendants(os.getpid())
     tool = python_tool()
     run(tool, "1")
-    watched = pidfds(os.getpid(), 3)
+    watched = pidfds(os.getpid(), 3, before)
     del tool
     gc.collect()
     assert all_end(watched)
 
 
 def test_descriptors_and_threads_are_given_back() -> None:
+    gc.collect()  # what earlier tests left
     before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208
     tool = python_tool(limits=Limits(seconds=0.1))
     for _ in range(5):
         assert "did not end" in run(tool, "while True:\n    pass")
     tool.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while threading.active_count() > threads and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert threading.active_count() <= threads
+    assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208
