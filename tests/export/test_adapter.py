@@ -371,7 +371,7 @@ def test_a_pattern_of_a_stranger_takes_no_time(pattern: str, adapter: Path, spec
     edit_config(adapter, lambda c: c.update(rank_pattern={pattern: 3}, alpha_pattern={pattern: 3}))
     began = time.monotonic()
     assert Adapter(adapter, spec, GLM_LAYOUT).touched  # none of them matches a module
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(

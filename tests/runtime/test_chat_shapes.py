@@ -179,4 +179,4 @@ def test_long_conversations_are_not_too_much(shape: str) -> None:
     text = ours(SHAPES[shape], messages, add_generation_prompt=True)
     assert text is not None
     assert len(text) > 3_000_000 or shape == "a thinking switch"
-    assert time.perf_counter() - started < 20
+    assert time.perf_counter() - started < 60

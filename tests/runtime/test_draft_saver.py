@@ -135,6 +135,7 @@ def test_a_save_that_fails_is_said_once_and_tried_again(
     for i in range(4):
         given.append(answer(llm, i))
         time.sleep(0.05)
+    wait_for(lambda: bool(caplog.messages))
     assert caplog.messages == ["drafts are not saved for now: the disk is full; free some space"]
     fails[0] = False
     given.append(answer(llm, 9))

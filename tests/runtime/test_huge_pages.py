@@ -52,12 +52,12 @@ def test_memory_is_marked_while_it_is_still_being_filled() -> None:
     memory = anonymous()
     with huge_pages():
         memory = anonymous()
-        for _ in range(1000):
+        for _ in range(12_000):
             if is_marked(memory):
                 break
             threading.Event().wait(0.005)
         else:
-            pytest.fail("not marked within five seconds")
+            pytest.fail("not marked within a minute")
 
 
 @ASKS

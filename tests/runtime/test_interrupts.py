@@ -115,16 +115,16 @@ def test_a_chunk_that_came_while_a_stream_was_closed_is_not_delivered() -> None:
 
     def slow(steps: list) -> list:  # type: ignore[type-arg]
         inside.set()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         return decode(steps)
 
     llm.engine.decode = slow  # type: ignore[method-assign]
     reader = threading.Thread(target=lambda: [next(other) for _ in range(3)])
     reader.start()
-    assert inside.wait(20)
+    assert inside.wait(60)
     one.close()
     go_on.set()
-    reader.join(20)
+    reader.join(60)
     rest = [i for chunk in one for i in chunk.token_ids]
     assert tuple(read + rest) == whole[: len(read + rest)]
     assert rest == []
@@ -171,11 +171,11 @@ def test_a_closed_stream_ends_the_step_that_only_it_waits_for_where_that_is_safe
         stream = llm.generate([7, 9, 11] * 1000, max_new_tokens=1)
         reader = threading.Thread(target=stream.answer)
         reader.start()
-        assert began.wait(20)
+        assert began.wait(60)
         time.sleep(0.3)  # into the engine; 3,000 tokens take seconds
         stream.close()
         assert llm.generate("hello", max_new_tokens=2).answer().token_ids == expected
-        reader.join(20)
+        reader.join(60)
         # OpenVINO would fail in a later step, or worse; it computes the chunk to its end.
         assert interrupted == ([3000] if engine == "onnx" else [])
 
@@ -268,14 +268,14 @@ def test_ctrl_c_while_waiting_is_raised_at_once() -> None:
 
     def script(held: object) -> int:
         inside.set()
-        in_time.append(go_on.wait(20))
+        in_time.append(go_on.wait(60))
         return 7
 
     llm = scripted_llm(script)
 
     def press() -> None:
-        assert inside.wait(20)
-        time.sleep(0.2)  # the reader has begun to wait: on its way there, Python would only look after the wait
+        assert inside.wait(60)
+        time.sleep(0.5)  # the reader has begun to wait: on its way there, Python would only look after the wait
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=press).start()
@@ -436,7 +436,7 @@ def test_a_model_that_nobody_has_any_more_ends_its_thread() -> None:
     assert thread.is_alive()
     del llm
     gc.collect()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 

@@ -99,8 +99,11 @@ def test_another_sha256_of_the_same_file(cache: Path, weights: Path, reads: list
     assert not KnownFiles().is_right(weights, "0" * 64)
 
 
-def test_a_file_that_was_just_written_is_not_remembered(cache: Path, weights: Path) -> None:
+def test_a_file_that_was_just_written_is_not_remembered(
+    cache: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It could be written again without another time to tell of it."""
+    monkeypatch.setattr(known_files, "SETTLED_NS", 3600 * 10**9)
     assert KnownFiles().is_right(weights, sha256_of(weights))
     assert not (cache / FILE).exists()
 

@@ -33,18 +33,16 @@ def test_ids_of_glm4_are_the_same(shared: Path) -> None:
 
 
 def test_other_threads_go_on() -> None:
-    tokenizer, slowest, done = Tokenizer.from_text(tokenizer_json()), 0.0, threading.Event()
+    tokenizer, turns, done = Tokenizer.from_text(tokenizer_json()), 0, threading.Event()
 
     def encode() -> None:
         tokenizer.encode("x" * 1_000_000)
         done.set()
 
     thread = threading.Thread(target=encode)
-    begun = time.monotonic()
     thread.start()
     while not done.is_set():
-        before = time.monotonic()
         time.sleep(0.001)
-        slowest = max(slowest, time.monotonic() - before)
+        turns += 1
     thread.join()
-    assert slowest < (time.monotonic() - begun) / 2
+    assert turns > 20, "one or two, if all was read at once"

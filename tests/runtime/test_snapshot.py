@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -278,6 +279,7 @@ def test_a_closed_snapshot_restores_nothing(tmp_path: Path) -> None:
 def test_no_file_stays_open(tmp_path: Path) -> None:
     whole = save(tmp_path / "prefix")
     (tmp_path / "damaged").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    gc.collect()  # what earlier tests left
     before = len(names(Path("/proc/self/fd")))
     for _ in range(3):
         open_snapshot(tmp_path / "prefix", IDENTITY)
@@ -286,7 +288,7 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
         for name, identity in (("damaged", IDENTITY), ("prefix", replace(IDENTITY, model_sha256="c3" * 32))):
             with pytest.raises(SnapshotError):
                 open_snapshot(tmp_path / name, identity)
-    assert len(names(Path("/proc/self/fd"))) == before
+    assert len(names(Path("/proc/self/fd"))) <= before
 
 
 # What is refused.

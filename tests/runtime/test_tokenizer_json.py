@@ -90,7 +90,7 @@ def test_what_the_library_is_not_given(name: str, tmp_path: Path) -> None:
     assert is_message(str(caught.value))
     with pytest.raises(TokenizerError):
         Tokenizer(tmp_path / "tokenizer.json", 320)
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 60
 
 
 def test_a_key_in_disguise_is_found() -> None:
@@ -188,4 +188,4 @@ def test_the_real_ones_pass(shared: Path) -> None:
     started = time.perf_counter()
     text = (shared / "glm4-tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
     check_tokenizer_json(text, "it")
-    assert time.perf_counter() - started < 5  # 0.02 s alone on one core
+    assert time.perf_counter() - started < 60  # 0.02 s alone on one core

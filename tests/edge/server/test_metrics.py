@@ -159,10 +159,10 @@ def test_what_began_has_ended_or_is_in_progress(events: list[tuple[str, Outcome,
 
 def test_events_are_cheap() -> None:
     metrics, stats = Metrics(), Stats(1, 0, 1, 1.0, 1.0)
-    begun = time.perf_counter()
+    begun = time.thread_time()
     for _ in range(1000):
         metrics.started(CHAT)
         metrics.gap(0.02)
         metrics.answered(stats)
         metrics.ended(CHAT, "ok")
-    assert time.perf_counter() - begun < 1, "a millisecond each, a hundred times what it takes"
+    assert time.thread_time() - begun < 1, "a millisecond each, a hundred times what it takes"

@@ -165,7 +165,7 @@ class Slow:
 
     def run(self, arrays: Mapping[str, Array]) -> Hidden:
         self.started.set()
-        if not self._ended.wait(30):
+        if not self._ended.wait(120):
             return arrays["patches"]
         raise DeviceError("it was told to end")
 
@@ -212,7 +212,7 @@ def test_an_interrupt_acts_while_a_part_runs_and_the_next_run_is_right(made: Bun
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         tower.run(arrays)
-    assert time.monotonic() - began < 10  # the part itself would take 30
+    assert time.monotonic() - began < 100  # the part itself would take 120
     assert off(tower.run(arrays), expected_rows(spec_of("eva"), weights, arrays)) < CLOSE
 
 
