@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
 
@@ -119,13 +120,25 @@ def test_a_client_leaves_when_it_has_been_told_to() -> None:
 
 
 def test_requests_arrive_when_they_are_due() -> None:
+    """Not before, and nobody waits for an earlier one to end: none does before the last one has come."""
+    begun, there, all_there = list[float](), list[bytes](), asyncio.Event()
+
+    async def together(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there.append(await reader.readuntil(b"\r\n\r\n"))
+        if len(there) == 3:
+            all_there.set()
+        await all_there.wait()
+        writer.write(HEAD + chunked([b"data: x\n\n"]))
+        writer.close()
+
     async def one(address: Address) -> list[Reply]:
-        posts = [Post("/", b"{}", leave_after_s=0.3)] * 3
+        begun.append(time.perf_counter())
+        posts = [Post("/", b"{}", leave_after_s=60)] * 3
         return await arrive(posts, [0.0, 0.05, 0.05], lambda post: ask(address, post))
 
-    replies = against(endless, one)
-    gaps = [b.sent_at - a.sent_at for a, b in pairwise(replies)]
-    assert all(0.02 < gap < 0.25 for gap in gaps)  # nobody waited for an earlier one to end
+    replies = against(together, one)
+    assert all(reply.complete for reply in replies)
+    assert all(reply.sent_at >= begun[0] + due for reply, due in zip(replies, (0.0, 0.05, 0.1), strict=True))
 
 
 def test_nobody_there() -> None:

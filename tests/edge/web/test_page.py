@@ -99,7 +99,7 @@ def test_an_answer_is_shown_as_it_comes_and_can_be_stopped(visitor: Visitor, fak
     visitor.sees("Stopped.")
     stats = visitor.page.locator(".stats").inner_text()
     assert re.fullmatch(r"\d+ tokens · 50.0 tok/s · 20 read in 0.1 s · 75 % from the cache", stats), stats
-    assert fake.left.wait(5), "the server was told by the closed connection"
+    assert fake.left.wait(30), "the server was told by the closed connection"
     assert visitor.ask("on").startswith("You said 3 things"), "what there was of the answer is part of the conversation"
 
 
@@ -108,7 +108,7 @@ def test_escape_stops(visitor: Visitor, fake: FakeServer) -> None:
     visitor.sees("25 26")
     visitor.page.keyboard.press("Escape")
     visitor.sees("Stopped.")
-    assert fake.left.wait(5)
+    assert fake.left.wait(30)
 
 
 def test_reading_of_the_prompt_is_shown(visitor: Visitor) -> None:
@@ -207,7 +207,7 @@ def test_an_answer_that_was_left_is_kept_as_far_as_it_came(visitor: Visitor, fak
     visitor.sees(" 120 121")
     visitor.page.get_by_role("button", name="hello", exact=True).click()
     assert visitor.questions == ["hello"]
-    assert fake.left.wait(5), "nobody waits for it"
+    assert fake.left.wait(30), "nobody waits for it"
     visitor.page.locator("#conversations [aria-current]").get_by_text("hello").wait_for()
     visitor.page.get_by_role("button", name="count", exact=True).click()
     visitor.sees("The answer broke off here.")

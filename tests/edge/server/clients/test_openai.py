@@ -181,5 +181,5 @@ def test_leaving_before_a_whole_answer_frees_everything(client: OpenAI, live: Li
     begun = time.monotonic()
     with pytest.raises(Exception, match="timed out"):
         asked(client, messages, max_tokens=4000, extra_body={"ignore_eos": True}, timeout=1.0)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 10  # its answer would take longer
     wait_until_free(live)
