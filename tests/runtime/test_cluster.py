@@ -54,4 +54,4 @@ def test_a_cluster_of_this_machine_is_silent_and_ends_with_its_context(
             assert (again.address, again.is_own) == (cluster.address, False)
         assert ray.is_initialized()
     assert not ray.is_initialized()
-    assert not psutil.wait_procs(children, timeout=20)[1]
+    assert not psutil.wait_procs(children, timeout=60)[1]

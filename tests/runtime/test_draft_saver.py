@@ -22,7 +22,7 @@ from edge.runtime.speculation.suffix_array import StoredIds, SuffixArray
 from edge.runtime.tokenizer import Tokenizer
 
 TOKENIZER = "0123456789abcdef" * 4
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def model(path: Path) -> LLM:

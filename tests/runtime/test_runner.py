@@ -17,7 +17,7 @@ from edge.runtime.llm import LLM
 from edge.runtime.stream import Stream
 
 T = TypeVar("T")
-PATIENCE_S = 20.0  # for what must not wait at all
+PATIENCE_S = 60.0  # for what must not wait at all
 
 
 class Gate:
