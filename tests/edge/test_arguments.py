@@ -36,7 +36,7 @@ VALUES = (
     "[" * 3000, ".", "/", "/dev/null", "/dev/zero", "/dev/full", "fifo", "loop", "dangling", "folder", "empty", "latin",
 )  # fmt: skip
 FEW = 3  # of them in a fast run
-SECONDS = 10
+SECONDS = 60
 
 
 def line(parser: argparse.ArgumentParser, changed: argparse.Action, value: str, given: dict[str, str]) -> list[str]:

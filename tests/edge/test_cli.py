@@ -592,6 +592,7 @@ def test_chat_on_a_terminal_survives_ctrl_c(demo_bundle: Path) -> None:
         os.write(fd, b"Write a very long story.\n")
         shown = read_until(fd, "story.", 60)
         while len(shown.partition("story.")[2].strip()) < 20:  # into the answer
+            assert select.select([fd], [], [], 60)[0], shown
             shown += os.read(fd, 65536).decode(errors="replace")
         os.write(fd, b"\x03")
         read_until(fd, "(stopped)", 60)

@@ -264,7 +264,7 @@ def test_a_rest_without_an_end_is_cut_off(port: int) -> None:
                 return True
             return False
 
-        wait_until(cut, 10)
+        wait_until(cut)
 
 
 def test_whoever_leaves_is_noticed(port: int, app: TinyApp) -> None:
