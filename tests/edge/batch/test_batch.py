@@ -314,7 +314,7 @@ def test_a_process_that_is_killed_at_random_moments(whole: tuple[Path, bytes], t
             time.sleep(RNG.random() * 0.03)
             process.kill()
         assert process.returncode == -signal.SIGKILL
-    assert run(requests, out).resumed >= 5
+    assert run(requests, out).resumed >= 4  # at the first kill the journal may have had its beginning alone
     assert out.read_bytes() == expected
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
