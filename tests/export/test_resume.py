@@ -60,7 +60,11 @@ export({str(checkpoint)!r}, {str(out)!r}, "int4-asym-g64", format={format!r}, pr
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-@pytest.mark.parametrize("stage", STAGES)
+# In the midst of blocks, and when all are done; the others by `make test-slow`.
+@pytest.mark.parametrize(
+    "stage",
+    [stage if stage in ("block 1", "writing") else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES],
+)
 def test_killed_after_a_stage(stage: str, tiny_checkpoint: Path, untouched: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     kill_at(stage, tiny_checkpoint, out)
