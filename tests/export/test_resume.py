@@ -330,7 +330,7 @@ def progress(p):
     if p.stage == {stage!r}:
         os.truncate({str(copy / "model.safetensors")!r}, 4096)
 try:
-    export({str(copy)!r}, {str(out)!r}, "int4-asym-g64", progress=progress)
+    export({str(copy)!r}, {str(out)!r}, "int4-asym-g64", format="onnx", progress=progress)
 except TensorError as error:
     print(error)
 """
