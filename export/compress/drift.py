@@ -59,8 +59,8 @@ def find_drift(weight: Float32Array, floats: Float32Array, inputs: Float32Array,
 def move(weight: Float32Array, inputs: Moments, drift: Drift) -> Float32Array:
     """A matrix (N, K), moved so that its outputs for inputs with these moments move by the drift. Overwrites it."""
     found = _solved(drift.sums, inputs)
-    moved = np.empty(weight.shape, np.float32)
     product = RowProduct(np.ascontiguousarray(found.T)) if drift.of_inputs else None
+    moved = found if product is None else np.empty(weight.shape, np.float32)
 
     def add(start: int) -> None:
         rows = slice(start, start + ROWS_PER_CORE)
@@ -99,10 +99,15 @@ def _solved(sums: Float32Array, inputs: Moments) -> Float32Array:
     """
     factor, order = inputs.factor, inputs.order
     k, is_narrow = len(factor), narrow(factor.size)
-    pieces = [slice(start, start + ROWS_PER_CORE) for start in range(0, len(sums), ROWS_PER_CORE)]
-    solved = in_parallel(
-        lambda rows: Collected(np.ascontiguousarray(np.take(sums[rows], order, axis=1).T), narrow=is_narrow), pieces
-    )
+    pieces = [sums[start : start + ROWS_PER_CORE] for start in range(0, len(sums), ROWS_PER_CORE)]
+
+    def columns(piece: Float32Array) -> Collected:
+        """(K, rows) in the memory of the piece, which for all rows is a quarter of a gigabyte."""
+        turned = piece.reshape(k, -1)
+        turned[...] = np.take(piece, order, axis=1).T
+        return Collected(turned, narrow=is_narrow)
+
+    solved = in_parallel(columns, pieces)
     blocks = [slice(start, min(start + BLOCK, k)) for start in range(0, k, BLOCK)]
     corners = in_parallel(lambda block: _inverse(factor[block, block]), blocks)
 
@@ -125,8 +130,8 @@ def _solved(sums: Float32Array, inputs: Moments) -> Float32Array:
     for block, corner in zip(reversed(blocks), reversed(corners), strict=True):
         known = slice(block.stop, k)
         solve(block, corner, known, factor[block, known].T)
-    for rows, values in zip(pieces, solved, strict=True):
-        sums[rows, order] = values.rows.T
+    for piece, values in zip(pieces, solved, strict=True):
+        piece[:, order] = values.rows.T.copy()
     return sums
 
 
