@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 
 from edge.export.checkpoint.default import find_checkpoint
+from edge.export.interop import openvino_tokenizer
 from edge.export.pipeline import export
 from edge.models.folders import state_folder
 from edge.runtime.engines import registry
@@ -20,6 +21,7 @@ from edge.runtime.errors import CheckpointError
 from edge.runtime.llm import LLM
 from edge.runtime.locks import hold
 from edge.runtime.settings import EngineSettings
+from tests import tokenizer_models
 from tests.posix_only import posix_only
 
 ROOT = Path(__file__).parent.parent
@@ -77,11 +79,26 @@ def demo_gguf() -> Path:
         pytest.skip(str(error))
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that is made by the first process of a run that wants it; `make` makes it whole or not at all."""
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """Of all processes of a run."""
     base = factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     shared.mkdir(exist_ok=True)
+    return shared
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tokenizers_are_converted_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    store = shared_folder(tmp_path_factory) / "tokenizers"
+    store.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openvino_tokenizer, "start", tokenizer_models.kept_in(store))
+        yield
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that is made by the first process of a run that wants it; `make` makes it whole or not at all."""
+    shared = shared_folder(factory)
     with hold(shared / f"{name}.lock", wait_s=600):
         if not (shared / name).exists():
             make(shared / name)

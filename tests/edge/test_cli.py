@@ -134,7 +134,7 @@ def test_lost_rotary_base_is_a_warning_and_a_record(tmp_path: Path) -> None:
 
     published = Tiny("chat-hf", hidden_size=32, vocab_size=151552, max_position_embeddings=131072)
     make(published, tmp_path / "checkpoint")
-    arguments = ("export", tmp_path / "checkpoint", tmp_path / "out", "--recipe", "int8-asym")
+    arguments = ("export", tmp_path / "checkpoint", tmp_path / "out", "--recipe", "int8-asym", "--format", "onnx")
     done = edge(*arguments)
     assert done.returncode == 0
     assert "edge: warning: rope_theta is 10000 for a context of 131072" in done.stderr

@@ -60,7 +60,11 @@ export({str(checkpoint)!r}, {str(out)!r}, "int4-asym-g64", format={format!r}, pr
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-@pytest.mark.parametrize("stage", STAGES)
+# In the midst of blocks, and when all are done; the others by `make test-slow`.
+@pytest.mark.parametrize(
+    "stage",
+    [stage if stage in ("block 1", "writing") else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES],
+)
 def test_killed_after_a_stage(stage: str, tiny_checkpoint: Path, untouched: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     kill_at(stage, tiny_checkpoint, out)
@@ -326,7 +330,7 @@ def progress(p):
     if p.stage == {stage!r}:
         os.truncate({str(copy / "model.safetensors")!r}, 4096)
 try:
-    export({str(copy)!r}, {str(out)!r}, "int4-asym-g64", progress=progress)
+    export({str(copy)!r}, {str(out)!r}, "int4-asym-g64", format="onnx", progress=progress)
 except TensorError as error:
     print(error)
 """

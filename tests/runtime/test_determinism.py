@@ -17,6 +17,7 @@ from edge.runtime.llm import LLM
 from edge.runtime.prompt_like import PromptLike
 from edge.runtime.settings import EngineSettings, GenerationOptions, SpeculationSettings
 
+SLOW = pytest.mark.slow
 IDS = np.random.default_rng(3).integers(0, 40_000, 400)
 COPY = "Repeat this text: The quick brown fox jumps over the lazy dog, and the lazy dog looks at the quick brown fox. "
 CONTEXT = [{"role": "user", "content": COPY * 3}]
@@ -58,7 +59,16 @@ def reference(runs: Engine) -> tuple[np.ndarray, np.ndarray]:
     return logits, decoded
 
 
-@pytest.mark.parametrize("cuts", [[199, 200], [1, 2, 3, 200], [64, 128, 192, 200], [31, 33, 200]], ids=str)
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        pytest.param([199, 200], marks=SLOW),
+        [1, 2, 3, 200],
+        pytest.param([64, 128, 192, 200], marks=SLOW),
+        [31, 33, 200],
+    ],
+    ids=str,
+)
 def test_prefill_in_any_chunks(runs: Engine, reference: tuple[np.ndarray, np.ndarray], cuts: list[int]) -> None:
     sequence, logits = prefill(runs, cuts)
     np.testing.assert_array_equal(logits, reference[0])
@@ -66,7 +76,11 @@ def test_prefill_in_any_chunks(runs: Engine, reference: tuple[np.ndarray, np.nda
     sequence.free()
 
 
-@pytest.mark.parametrize("sizes", [[24], [2] * 12, [7, 1, 5, 1, 1, 9], [3] * 8], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [[24], pytest.param([2] * 12, marks=SLOW), [7, 1, 5, 1, 1, 9], pytest.param([3] * 8, marks=SLOW)],
+    ids=str,
+)
 def test_decode_in_steps_of_any_size(runs: Engine, reference: tuple[np.ndarray, np.ndarray], sizes: list[int]) -> None:
     """As the verification of drafts does."""
     sequence, _ = prefill(runs, [200])
@@ -74,7 +88,7 @@ def test_decode_in_steps_of_any_size(runs: Engine, reference: tuple[np.ndarray, 
     sequence.free()
 
 
-@pytest.mark.parametrize("count", [1, 2, 6])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=SLOW), 6])
 def test_decode_beside_any_others(runs: Engine, reference: tuple[np.ndarray, np.ndarray], count: int) -> None:
     others = [prefill(runs, [20 + 9 * i])[0] for i in range(min(count, runs.pool.num_free - 1))]
     assert others
@@ -130,11 +144,8 @@ def plain(demo_bundle: Path, engine: str) -> Callable[..., tuple[int, ...]]:
     return answer
 
 
-SAMPLINGS: list[GenerationOptions] = [
-    {},
-    {"temperature": 0.7, "seed": 4},
-    {"temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.1, "seed": 2},
-]
+WARM: GenerationOptions = {"temperature": 0.7, "seed": 4}
+PENALIZED: GenerationOptions = {"temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.1, "seed": 2}
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +153,14 @@ def drafting(demo_bundle: Path, engine: str) -> LLM:
     return llm_of(demo_bundle, engine, speculation=SpeculationSettings())
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "warm", "penalized"])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        pytest.param({}, id="greedy"),
+        pytest.param(WARM, id="warm", marks=SLOW),
+        pytest.param(PENALIZED, id="penalized"),
+    ],
+)
 def test_speculation_changes_no_id(
     drafting: LLM, plain: Callable[..., tuple[int, ...]], sampling: GenerationOptions
 ) -> None:

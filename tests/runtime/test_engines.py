@@ -40,11 +40,16 @@ def distance(bundle: Path, ids: np.ndarray) -> float:
     return float(np.abs(one - other).max() / np.abs(one).max())
 
 
-EVERY = [(tiny, recipe) for tiny in TINIES for recipe in (DEFAULT, "fp16")]
-SOME = [(TINIES[i], recipe) for i in (0, 3) for recipe in ("int8-asym", "int8-sym", "int4-sym-channel")]
+FAST = [(tiny, DEFAULT) for tiny in TINIES] + [
+    (TINIES[0], recipe) for recipe in ("fp16", "int8-asym", "int8-sym", "int4-sym-channel")
+]
+MORE = [(tiny, "fp16") for tiny in TINIES[1:]] + [
+    (TINIES[3], recipe) for recipe in ("int8-asym", "int8-sym", "int4-sym-channel")
+]
+SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in MORE]
 
 
-@pytest.mark.parametrize(("tiny", "recipe"), [*EVERY, *SOME], ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize(("tiny", "recipe"), [*FAST, *SLOW], ids=lambda value: getattr(value, "name", value))
 def test_logits_of_tiny_models(tiny: Tiny, recipe: str, tmp_path: Path) -> None:
     make(tiny, tmp_path / "checkpoint")
     export(tmp_path / "checkpoint", tmp_path / "bundle", recipe)

@@ -46,10 +46,19 @@ def nothing_wrong(found: Found) -> None:
     assert not found.problems, str(found)
 
 
-@pytest.fixture(params=SHAPES)
-def scripted(request: pytest.FixtureRequest) -> Iterator[Model]:
-    with scripted_llm(noise(), **SHAPES[request.param]) as llm:
-        yield Model(llm)
+@pytest.fixture(scope="module", params=SHAPES)
+def shape(request: pytest.FixtureRequest) -> tuple[dict[str, Any], list[chaos.Ids]]:
+    """With what an engine of this shape answers that nobody disturbs."""
+    keywords = SHAPES[request.param]
+    with scripted_llm(noise(), **keywords) as llm:
+        return keywords, Model(llm).expected
+
+
+@pytest.fixture
+def scripted(shape: tuple[dict[str, Any], list[chaos.Ids]]) -> Iterator[Model]:
+    keywords, expected = shape
+    with scripted_llm(noise(), **keywords) as llm:
+        yield Model(llm, expected)
 
 
 def real(bundle: Path, engine: str) -> Model:
@@ -473,22 +482,30 @@ def test_a_forked_process_is_refused_with_a_sentence(int4_bundle: Path, engine: 
     assert done.returncode == 0
 
 
-def test_reproducible_answers_do_not_depend_on_what_others_were_answered(demo_bundle: Path, engine: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Once upon a time there was",
+        pytest.param("My favourite food is", marks=pytest.mark.slow),
+        pytest.param("def main():", marks=pytest.mark.slow),
+    ],
+)
+def test_reproducible_answers_do_not_depend_on_what_others_were_answered(
+    text: str, demo_bundle: Path, engine: str
+) -> None:
     """What was decoded has other bits than what is read, on OpenVINO: 17 of 20 answers differed."""
     llm = LLM(demo_bundle, EngineSettings(engine, reproducible=True, max_context=512, kv_cache_bytes=1 << 29))
-    for text in ("Once upon a time there was", "My favourite food is", "def main():"):
+    said = llm.generate(text, max_new_tokens=24).answer().token_ids
+    prompt = [*llm.tokenizer.encode(text), *said[:20], *llm.tokenizer.encode(" and so")]
+    for options in ({"max_new_tokens": 24}, {"max_new_tokens": 24, "temperature": 0.8, "seed": 3}):
         llm.clear_cache()
-        said = llm.generate(text, max_new_tokens=24).answer().token_ids
-        prompt = [*llm.tokenizer.encode(text), *said[:20], *llm.tokenizer.encode(" and so")]
-        for options in ({"max_new_tokens": 24}, {"max_new_tokens": 24, "temperature": 0.8, "seed": 3}):
-            llm.clear_cache()
-            fresh = llm.generate(prompt, **options).answer()
-            llm.clear_cache()
-            llm.generate(text, max_new_tokens=24).answer()
-            later = llm.generate(prompt, **options).answer()
-            assert later.token_ids == fresh.token_ids
-            assert later.stats is not None
-            assert later.stats.cached_tokens > 0
+        fresh = llm.generate(prompt, **options).answer()
+        llm.clear_cache()
+        llm.generate(text, max_new_tokens=24).answer()
+        later = llm.generate(prompt, **options).answer()
+        assert later.token_ids == fresh.token_ids
+        assert later.stats is not None
+        assert later.stats.cached_tokens > 0
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
