@@ -174,9 +174,9 @@ class ModelServer(uvicorn.Server):
         while self._service.num_active and left_s > 0 and self._num_signals < 2:
             await asyncio.sleep(min(_TICK_S, left_s))
             left_s -= _TICK_S
-        self._service.cut()
         left_s = _LAST_WORDS_S
         while self._service.num_active and left_s > 0:
+            self._service.cut()  # again and again: an answer may only just be starting
             await asyncio.sleep(_TICK_S)
             left_s -= _TICK_S
         self.should_exit = True

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from edge.api import scripted_llm
 from edge.runtime.engines.scripted import END
 from edge.runtime.llm import LLM
+from edge.server.service import Service
 from tests.edge.server.live import ENDLESS, Held, Live, served, slow, until
 
 
@@ -130,6 +132,41 @@ def test_what_is_not_done_in_time_ends_with_an_error(stream: bool) -> None:
     told = replied[0].events[-1]["error"] if stream else replied[0].error
     assert told["code"] == "shutting_down"
     assert replied[0].status == (200 if stream else 503)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_that_starts_when_others_are_cut_is_cut_too(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its place in the model's queue and its place among the server's streams is a change of threads."""
+    cuts = 0
+    first_cut = asyncio.Event()
+    in_thread, cut = Service.in_thread, Service.cut
+
+    def after_the_first_cut(service: Service, function: Callable[[], object]) -> asyncio.Future[object]:
+        async def later() -> object:
+            found = await in_thread(service, function)
+            await first_cut.wait()
+            return found
+
+        return asyncio.ensure_future(later())
+
+    def counted(service: Service) -> None:
+        nonlocal cuts
+        cuts += 1
+        cut(service)
+        first_cut.set()
+
+    monkeypatch.setattr(Service, "in_thread", after_the_first_cut)
+    monkeypatch.setattr(Service, "cut", counted)
+    replied: list[Any] = []
+    with endless() as (live, _):
+        asked = {**ENDLESS, "stream": stream}
+        thread = threading.Thread(target=lambda: replied.append(live.post("/v1/chat/completions", asked)))
+        thread.start()
+        until(lambda: live.service.num_active == 1)
+    thread.join()
+    told = replied[0].events[-1]["error"] if replied[0].status == 200 else replied[0].error
+    assert told["code"] == "shutting_down"
+    assert cuts > 1
 
 
 def test_health_says_when_the_engine_hangs() -> None:
