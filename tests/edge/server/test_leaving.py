@@ -162,7 +162,9 @@ def test_an_answer_that_starts_when_others_are_cut_is_cut_too(stream: bool, monk
         asked = {**ENDLESS, "stream": stream}
         thread = threading.Thread(target=lambda: replied.append(live.post("/v1/chat/completions", asked)))
         thread.start()
-        until(lambda: live.service.num_active == 1)
+        assert live.service is not None
+        service = live.service
+        until(lambda: service.num_active == 1)
     thread.join()
     told = replied[0].events[-1]["error"] if replied[0].status == 200 else replied[0].error
     assert told["code"] == "shutting_down"
