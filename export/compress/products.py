@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import functools
 import queue
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import openvino as ov
-import openvino.opset13 as ops
 
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array
-from edge.runtime.engines.openvino_core import make_core
 from edge.runtime.machine import physical_cores
+
+if TYPE_CHECKING:  # plans are made, and profiles read, without OpenVINO
+    import openvino as ov
 
 IN_CACHE = 1 << 16  # numbers that are rounded at a time
 PANEL = 1 << 8  # columns of moments on one core at a time
@@ -49,6 +50,8 @@ class Rounded:
         return rounded
 
     def _take(self, bits: npt.NDArray[np.int16]) -> None:
+        import openvino as ov
+
         self.tensor, self._bits = ov.Tensor(bits, bits.shape, ov.Type.bf16), bits  # it does not keep them alive
 
 
@@ -148,6 +151,9 @@ class _Engine:
     """One product as a graph, with a request for each core."""
 
     def __init__(self, core: ov.Core, *, tokens_first: bool) -> None:
+        import openvino as ov
+        import openvino.opset13 as ops
+
         a, b = (ops.parameter([-1, -1], ov.Type.bf16) for _ in range(2))
         product = ops.convert(ops.matmul(a, b, transpose_a=tokens_first, transpose_b=not tokens_first), ov.Type.f32)
         cores = physical_cores() or 1
@@ -172,6 +178,8 @@ class _Engine:
 
 @functools.cache
 def _core() -> ov.Core:
+    from edge.runtime.engines.openvino_core import make_core
+
     return make_core()
 
 
