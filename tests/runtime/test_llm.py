@@ -315,11 +315,15 @@ def test_ctrl_c_ends_a_long_prefill_at_once(exact: LLM, monkeypatch: pytest.Monk
         threading.Timer(0.3, press).start()
         return forward(*given)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(llm.engine, "forward", watched)
-        with pytest.raises(KeyboardInterrupt):
-            list(llm.generate(prompt, max_new_tokens=1))
-    assert time.monotonic() - signalled[0] < 10
+    for _ in range(4):  # of a machine that is busy, one moment is not
+        with monkeypatch.context() as patch:
+            patch.setattr(llm.engine, "forward", watched)
+            with pytest.raises(KeyboardInterrupt):
+                list(llm.generate(prompt, max_new_tokens=1))
+        if time.monotonic() - signalled[-1] < 1.5:
+            break
+    else:
+        pytest.fail("the whole step was waited for, each time")
     assert llm.num_cached_tokens == 0
     assert ids_of(list(llm.generate(other, max_new_tokens=8, ignore_stop_ids=True))) == expected
 

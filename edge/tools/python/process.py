@@ -157,7 +157,7 @@ class Interpreter:
                 for key, _ in selector.select(min(deadline, look) - now):
                     if (answer := self._attend(key.fd, selector, output)) is not None:
                         return answer
-        return None, f"the call did not end within {seconds:g} seconds"
+        return None, f"the call did not end within {seconds:g} s"
 
     def _attend(self, descriptor: int, selector: selectors.BaseSelector, output: Output) -> _Answer | None:
         """Read or write what one descriptor is ready for; the answer, once it is complete."""
@@ -194,7 +194,7 @@ class Interpreter:
             code = self._process.wait(_END)
             code = 128 - code if code < 0 else code  # bubblewrap itself was killed
             if code == 128 + signal.SIGXCPU:
-                return f"it used more than {self._limits.cpu_seconds:,} seconds of processor time"
+                return f"it used more than {self._limits.cpu_seconds:,} s of processor time"
             if code > 128:
                 return f"it was ended by signal {code - 128}"
             return f"it exited with status {code}"

@@ -190,10 +190,10 @@ def test_a_printed_answer_is_text(tool: Tool) -> None:
 @pytest.mark.parametrize(
     ("code", "limits", "said"),
     [
-        ("while True:\n    pass", Limits(seconds=1), "the call did not end within 1 seconds"),
-        ("import time\ntime.sleep(100)", Limits(seconds=1), "the call did not end within 1 seconds"),
-        ("while True:\n    print('x' * 1000)", Limits(seconds=1), "did not end within 1|printed more than 256 MiB"),
-        ("while True:\n    pass", Limits(cpu_seconds=1), "it used more than 1 seconds of processor time"),
+        ("while True:\n    pass", Limits(seconds=1), "the call did not end within 1 s"),
+        ("import time\ntime.sleep(100)", Limits(seconds=1), "the call did not end within 1 s"),
+        ("while True:\n    print('x' * 1000)", Limits(seconds=1), "did not end within 1 s|printed more than 256 MiB"),
+        ("while True:\n    pass", Limits(cpu_seconds=1), "it used more than 1 s of processor time"),
         (
             "import threading, time\nfor _ in range(100):\n    threading.Thread(target=time.sleep, args=(9,)).start()\n"
             "time.sleep(9)",
@@ -222,7 +222,7 @@ def test_what_ends_the_interpreter_is_told(code: str, limits: Limits, said: str)
 def test_what_was_printed_before_the_end_is_kept() -> None:
     tool = python_tool(limits=Limits(seconds=2))
     found = run(tool, "print('so far')\nwhile True:\n    pass")
-    assert found.startswith("so far\n[The interpreter is gone: the call did not end within 2 seconds.")
+    assert found.startswith("so far\n[The interpreter is gone: the call did not end within 2 s.")
     found = run(tool, "import os\nprint('so far')\nos._exit(0)")
     assert found.startswith("so far\n[The interpreter is gone: it exited with status 0.")
     tool.close()
