@@ -1,8 +1,8 @@
 """How long one block takes to be fitted to text, and on what: python benchmarks/gptq_block.py CHECKPOINT [--recipe R]
 
 The hidden states are noise, of as many tokens as an export takes, and the compressed model's are off by 3 %; so a
-checkpoint of one block of the right shapes is enough (benchmarks/make_checkpoint.py). No step
-is part of another.
+checkpoint of one block of the right shapes is enough (benchmarks/make_checkpoint.py). No step is
+part of another.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge.export.compress.moments import Moments
+from edge.export.compress.moments import Moments, inverse_of_upper
 from edge.export.compress.products import Collected, Rounded, RowProduct, narrow, over_tokens
 from edge.export.parallel import in_parallel
 from edge.export.tensors import Float32Array
@@ -109,7 +109,7 @@ def _solved(sums: Float32Array, inputs: Moments) -> Float32Array:
 
     solved = in_parallel(columns, pieces)
     blocks = [slice(start, min(start + BLOCK, k)) for start in range(0, k, BLOCK)]
-    corners = in_parallel(lambda block: _inverse(factor[block, block]), blocks)
+    corners = in_parallel(lambda block: inverse_of_upper(factor[block, block]), blocks)
 
     def solve(block: slice, corner: Float32Array, known: slice, left: Float32Array) -> None:
         """left (R, BLOCK): what known columns have in common with the block's."""
@@ -133,7 +133,3 @@ def _solved(sums: Float32Array, inputs: Moments) -> Float32Array:
     for piece, values in zip(pieces, solved, strict=True):
         piece[:, order] = values.rows.T.copy()
     return sums
-
-
-def _inverse(corner: Float32Array) -> Float32Array:
-    return np.linalg.inv(np.triu(corner).astype(np.float64)).astype(np.float32)

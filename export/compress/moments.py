@@ -97,7 +97,7 @@ def _factored(square: Float32Array) -> bool:
         if failed:
             return False
         np.copyto(corner, factor, where=upper[: stop - start, : stop - start])
-        inverse = np.linalg.inv(factor.astype(np.float64)).T.astype(np.float32)
+        inverse = inverse_of_upper(factor).T
 
         def solve(first: int, start: int = start, stop: int = stop, inverse: Float32Array = inverse) -> None:
             square[start:stop, first : first + CORNER] = inverse @ square[start:stop, first : first + CORNER]
@@ -115,3 +115,8 @@ def _factored(square: Float32Array) -> bool:
         in_parallel(solve, later)
         in_parallel(subtract, later)
     return True
+
+
+def inverse_of_upper(square: Float32Array) -> Float32Array:
+    """The inverse of what is on and above the diagonal of a small part of the factor."""
+    return np.linalg.inv(np.triu(square).astype(np.float64)).astype(np.float32)
