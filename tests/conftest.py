@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import socket
@@ -37,6 +38,14 @@ EXACT = {
 # A machine that does other work beside the tests is slow now and then; what must be fast is measured in benchmarks.
 hypothesis.settings.register_profile("edgeglm", deadline=None)
 hypothesis.settings.load_profile("edgeglm")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def event_loops_are_closed() -> Iterator[None]:
+    """One that a file leaves open would be found as garbage in the middle of a later test, which would fail for it."""
+    yield
+    loop = getattr(getattr(asyncio.get_event_loop_policy(), "_local", None), "_loop", None)
+    assert loop is None or loop.is_closed(), f"an event loop was left open: {loop}"
 
 
 OWN_STATE = state_folder()  # of whoever runs the tests

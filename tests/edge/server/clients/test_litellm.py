@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +15,19 @@ from tests.edge.server.live import Live
 
 # litellm's own models do not fit what its serializer expects of them.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_it_leaves_open() -> Iterator[None]:
+    """An event loop, which it makes for itself where there is none and never closes, and the clients that it keeps."""
+    import litellm
+
+    with asyncio.Runner() as runner:
+        asyncio.set_event_loop(runner.get_loop())
+        yield
+    kept = litellm.in_memory_llm_clients_cache.cache_dict
+    while kept:
+        kept.popitem()[1].close()
 
 
 def asked(live: Live, messages: list[dict[str, Any]] = HELLO, **options: Any) -> Any:  # Any: for the tests' ease
