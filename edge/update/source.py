@@ -18,6 +18,7 @@ from edge.runtime.files import open_file, read_file, shown_path
 
 PART_BYTES = 1 << 20
 _COPY = "copy the signed release again, all of its folder"
+_SIGN = f"{_COPY}, or make the bundle there a release with `edge update sign`"
 
 
 class Source(Protocol):
@@ -59,7 +60,7 @@ class FolderSource:
         return shown_path(self._folder)
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        return read_file(self._folder / name, UpdateError, _COPY, max_bytes=max_bytes)
+        return read_file(self._folder / name, UpdateError, _SIGN, max_bytes=max_bytes)
 
     def parts(self, name: str, start: int, size: int) -> Iterator[bytes]:
         path = self._folder / name
