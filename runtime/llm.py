@@ -142,8 +142,8 @@ class LLM(Rendering):
         self._constraints = Constraints(tokenizer, tokenizer.num_tokens, self.stop_ids)
         self.self_test: SelfTest | None  # what loading it found; None: not asked for
         self.engine, second, self.self_test = open_engines()
-        self._drafts = drafts = SharedDrafts(speculation, store, model_drafts(second, tokenizer.num_tokens))
-        info = self.engine.info
+        info, makers = self.engine.info, model_drafts(second, tokenizer.num_tokens)
+        self._drafts = drafts = SharedDrafts(speculation, store, makers, info.least_rows)
         # Where bits count, nothing that others were answered decides ids.
         self._memory = ProducedIds(0) if info.reproducible else ProducedIds()
         self.pictures = open_pictures(info)

@@ -29,6 +29,7 @@ class EngineInfo:
     reproducible: bool  # the same bits whatever else is or was computed
     max_sequences: int = 1  # sequences that one `decode` computes in one pass; more of them take turns
     max_step_rows: int | None = None  # new tokens of one sequence in a decode: 1 cannot verify drafts; None: any number
+    least_rows: int = 1  # rows that a decode of one token computes: more new tokens, up to so many, cost nothing
     ragged: bool = False  # whether sequences with several new tokens each share a pass, too
     logits_rows: Literal["any", "last"] = "any"  # rows of a forward whose logits are available
     can_trim: bool = True  # a sequence can continue from fewer tokens than were computed into it

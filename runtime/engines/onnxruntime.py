@@ -122,6 +122,7 @@ class OnnxRuntimeEngine:
             kv_precision=kv_precision,
             reproducible=self._reproducible,
             max_sequences=1 if self._reproducible else slots,
+            least_rows=2 if self._reproducible else 1,
             decodes_as_it_reads=self._reproducible,
             takes_positions=pictures,
             position_rows=position_rows(spec) if pictures else 1,

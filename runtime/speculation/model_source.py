@@ -48,7 +48,7 @@ class ModelDrafts:
     def __init__(self, engine: Engine, num_tokens: int) -> None:
         """num_tokens: of the tokenizer; logits beyond them are padding."""
         self.engine, self.num_tokens = engine, num_tokens
-        self._cost = StepCost()
+        self._cost = StepCost(engine.info.least_rows)
         self._read_ms: list[float] = []  # of a token, the latest readings
         self._sequence: CacheSequence | None = None
         self._held: list[int] = []  # the ids that it holds

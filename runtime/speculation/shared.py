@@ -29,9 +29,14 @@ class SharedDrafts:
     """Drafting for one model. Without settings nothing is drafted, but a store still remembers answers."""
 
     def __init__(
-        self, settings: SpeculationSettings | None, store: DraftStore | None, makers: Sequence[SourceMaker] = ()
+        self,
+        settings: SpeculationSettings | None,
+        store: DraftStore | None,
+        makers: Sequence[SourceMaker] = (),
+        least_rows: int = 1,
     ) -> None:
-        self.cost = StepCost()
+        """least_rows: of the engine that verifies (`EngineInfo`)."""
+        self.cost = StepCost(least_rows)
         self._settings, self._store = settings, store
         self._saver = None if store is None or not store.has_file else Saver(store)
         self._acceptance = Acceptance()

@@ -1,4 +1,4 @@
-"""The automaton against plain search, the cost model against known costs, the drafter against a pretended engine."""
+"""The automaton against plain search, and the drafter against a pretended engine."""
 
 from __future__ import annotations
 
@@ -124,105 +124,6 @@ def test_no_ids_are_drafted_where_none_are_asked_for() -> None:
 
 def line(first: float, slope: float) -> Callable[[int], float]:
     return lambda rows: first * (1 + slope * (rows - 1))
-
-
-@pytest.mark.parametrize("slope", [0.01, 0.03, 0.1, 0.4])
-def test_cost_is_learned_through_noise(slope: float) -> None:
-    rng, cost, true = random.Random(1), StepCost(), line(20.0, slope)
-    for _ in range(300):
-        rows = rng.choice([1, 1, 2, 4, 8, 16])
-        hiccup = 10 if rng.random() < 0.1 else 1
-        cost.record(rows, true(rows) * rng.uniform(0.97, 1.03) * hiccup)
-    # A ratio of two medians, each within 3 %, where the hiccups are too few to reach it: 6 %, and the prior's share of
-    # 2 in 11. Between and beyond the rows that were seen a straight line adds as much again at most.
-    for rows in (1, 2, 4, 8, 16):
-        assert cost.ms(rows) == pytest.approx(true(rows), rel=0.08)
-    for rows in (6, 12, 32):
-        assert cost.ms(rows) == pytest.approx(true(rows), rel=0.12)
-
-
-def test_cost_follows_what_is_no_line() -> None:
-    measured = {1: 61.0, 2: 62.0, 4: 66.0, 8: 76.0, 16: 118.0, 32: 200.0}
-    cost = StepCost()
-    for _ in range(12):
-        for rows, ms in measured.items():
-            cost.record(rows, ms)
-    for rows, ms in measured.items():
-        assert cost.ms(rows) == pytest.approx(ms, rel=0.05)
-    assert all(cost.ms(rows) <= cost.ms(rows + 1) for rows in range(1, 64))
-
-
-def test_more_rows_never_cost_less() -> None:
-    cost = StepCost()
-    for _ in range(12):
-        for rows, ms in ((1, 20.0), (4, 30.0), (8, 22.0), (12, 18.0)):
-            cost.record(rows, ms)
-    assert all(cost.ms(rows) <= cost.ms(rows + 1) for rows in range(1, 64))
-
-
-def test_cost_before_anything_is_known_lies_between_the_models_measured() -> None:
-    cost = StepCost()
-    assert cost.ms(1) == 1.0
-    assert 76 / 61 < cost.ms(8) < 33.6 / 18.8
-    cost.record(1, 50.0)
-    assert cost.ms(1) == 50.0
-    assert cost.ms(8) == pytest.approx(50 * 1.56)
-
-
-def test_cost_keeps_the_ratios_when_the_context_grows() -> None:
-    cost = StepCost()
-    for first in (20.0, 60.0):
-        for _ in range(20):
-            for rows in (1, 5, 9):
-                cost.record(rows, line(first, 0.03)(rows))
-        for _ in range(20):
-            cost.record(1, first * 2)
-        assert cost.ms(1) == pytest.approx(2 * first)
-        assert cost.ms(9) == pytest.approx(2 * first * 1.24, rel=0.05)
-
-
-def test_an_old_single_step_is_no_measure() -> None:
-    cost = StepCost()
-    for _ in range(5):
-        cost.record(1, 20.0)
-    for _ in range(40):
-        cost.record(5, 24.0)
-    for _ in range(20):
-        cost.record(9, 60.0)  # the context has grown, or the machine is busy
-    assert cost.ms(9) == pytest.approx(60, rel=0.01)
-    assert cost.ms(9) / cost.ms(1) < 1.7
-
-
-def test_a_first_slow_step_of_a_shape_does_not_end_drafting() -> None:
-    cost = StepCost()
-    for _ in range(5):
-        cost.record(1, 20.0)
-    before = cost.ms(9) / cost.ms(1)
-    cost.record(9, 2000.0)  # sets up the shape
-    assert cost.ms(9) / cost.ms(1) == before
-    cost.record(9, 2000.0)  # and once more; counts as twice what was expected at most
-    assert cost.ms(9) / cost.ms(1) < 1.6 * before
-
-
-def test_a_long_step_counts_as_a_prefill() -> None:
-    cost = StepCost()
-    cost.record(1, 20.0)
-    cost.record(512, 5000.0)
-    assert cost.ms(1) == 20.0
-
-
-@pytest.mark.parametrize(
-    ("rows", "ms"), [(0, 1.0), (-1, 1.0), (1, 0.0), (1, -1.0), (1, float("nan")), (1, float("inf"))]
-)
-def test_cost_refuses_what_cannot_be(rows: int, ms: float) -> None:
-    with pytest.raises(AssertionError, match="a step of"):
-        StepCost().record(rows, ms)
-
-
-@pytest.mark.parametrize("rows", [0, 65])
-def test_cost_knows_64_rows(rows: int) -> None:
-    with pytest.raises(AssertionError, match=f"the cost of {rows} rows"):
-        StepCost().ms(rows)
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_draft", -1), ("max_draft", 33), ("min_match", 0), ("min_match", 33)])
