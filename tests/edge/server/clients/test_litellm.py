@@ -23,7 +23,7 @@ def what_it_leaves_open() -> Iterator[None]:
     import litellm
 
     with asyncio.Runner() as runner:
-        asyncio.set_event_loop(runner.get_loop())
+        runner.get_loop()  # which makes it this thread's
         yield
     kept = litellm.in_memory_llm_clients_cache.cache_dict
     while kept:
