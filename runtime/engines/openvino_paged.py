@@ -144,7 +144,7 @@ class OpenVINOPagedEngine:
             kv_precision=_precision(types),
             reproducible=self._reproducible,
             max_sequences=1 if family != "CPU" and self._block_size == XATTENTION_BLOCK else MAX_SEQUENCES,
-            least_rows=2 if self._reproducible and self._independent_tokens else 1,
+            least_rows=2 if self._reproducible else 1,
             ragged=True,
             takes_positions=True,
             position_rows=position_rows(spec) if pictures else 1,

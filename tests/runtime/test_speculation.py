@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from edge.runtime.settings import SpeculationSettings
 from edge.runtime.speculation import Acceptance, Drafter, DraftStore, StepCost, SuffixAutomaton
 from edge.runtime.speculation.copies import StoreSource, TextSource, buckets
 from edge.runtime.speculation.source import DraftSource, Proposal
+from tests.runtime.drafted import Run, line
 
 texts = st.integers(1, 3).flatmap(lambda top: st.lists(st.integers(0, top), max_size=80))
 
@@ -122,10 +122,6 @@ def test_no_ids_are_drafted_where_none_are_asked_for() -> None:
     assert automaton.find([1], 0) == (1, [])
 
 
-def line(first: float, slope: float) -> Callable[[int], float]:
-    return lambda rows: first * (1 + slope * (rows - 1))
-
-
 @pytest.mark.parametrize(("name", "value"), [("max_draft", -1), ("max_draft", 33), ("min_match", 0), ("min_match", 33)])
 def test_settings_have_ranges(name: str, value: int) -> None:
     with pytest.raises(SettingsError, match=f"{name} is {value}, expected"):
@@ -158,29 +154,6 @@ def learn(acceptance: Acceptance, match_length: int, drafted: list[int], written
     record.learn(Proposal(drafted, buckets(match_length, len(drafted))), written)
 
 
-class Run:
-    """An answer that is known beforehand, written with drafts. A row costs 1 and each further `slope`: 8 rows 1.25."""
-
-    def __init__(self, answer: list[int], drafter: Drafter, cost: StepCost, slope: float = 0.25 / 7) -> None:
-        self.written: list[int] = []
-        self.drafts: list[tuple[int, int]] = []  # tokens that stood before, ids drafted
-        self.time = 0.0
-        true = line(1.0, slope)
-        while len(self.written) < len(answer):
-            at = len(self.written)
-            draft = drafter.draft(len(answer) - at)
-            right = next((i for i, token in enumerate(draft) if token != answer[at + i]), len(draft))
-            new = answer[at : at + right + 1]
-            drafter.observe(new, len(draft))
-            cost.record(len(draft) + 1, true(len(draft) + 1))
-            self.time += true(len(draft) + 1)
-            self.written += new
-            if draft:
-                self.drafts.append((at, len(draft)))
-        assert self.written == answer
-        self.speedup = len(answer) / self.time
-
-
 def random_ids(seed: int, count: int, top: int = 5000) -> list[int]:
     rng = random.Random(seed)
     return [rng.randrange(top) for _ in range(count)]
@@ -208,7 +181,7 @@ def test_text_that_shares_nothing_costs_three_percent_at_most(top: int, slope: f
     for seed in range(3):
         cost = StepCost()
         prompt, answer = random_ids(seed, 1000, top), random_ids(seed + 100, 400, top)
-        run = Run(answer, copying(prompt, SpeculationSettings(), cost), cost, slope)
+        run = Run(answer, copying(prompt, SpeculationSettings(), cost), cost, line(1.0, slope))
         assert run.speedup > 0.97
 
 

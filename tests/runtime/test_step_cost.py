@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,11 @@ import pytest
 from edge.runtime.engines.engine import Step
 from edge.runtime.kv.pool import CacheSequence
 from edge.runtime.llm import LLM
-from edge.runtime.settings import EngineSettings
+from edge.runtime.settings import CachePrecision, EngineSettings
 from edge.runtime.speculation import Acceptance, Drafter, StepCost
 from edge.runtime.speculation.source import Proposal
-
-
-def line(first: float, slope: float) -> Callable[[int], float]:
-    return lambda rows: first * (1 + slope * (rows - 1))
+from tests.conftest import ENGINES
+from tests.runtime.drafted import Run, line
 
 
 @pytest.mark.parametrize("slope", [0.01, 0.03, 0.1, 0.4])
@@ -207,17 +205,7 @@ def speedup(chance: float, change_ms: float) -> float:
     answer = list(range(3000))
     engine, cost = Changing(change_ms, least_rows=2, noise=0.02), StepCost(least_rows=2)
     drafter = Drafter([], [Guesses(answer, chance)], cost, Acceptance(), max_draft=31)
-    written, total_ms = 0, 0.0
-    while written < len(answer):
-        draft = drafter.draft(len(answer) - written)
-        right = next((i for i, token in enumerate(draft) if token != answer[written + i]), len(draft))
-        new = answer[written : written + right + 1]
-        drafter.observe(new, len(draft))
-        ms = engine.ms(len(draft) + 1)
-        cost.record(len(draft) + 1, ms)
-        total_ms += ms
-        written += len(new)
-    return 10.0 * len(answer) / total_ms
+    return 10.0 * Run(answer, drafter, cost, engine.ms).speedup
 
 
 @pytest.mark.parametrize("change_ms", [0.0, 4.0, 10.0])
@@ -231,9 +219,13 @@ def test_drafts_that_are_mostly_right_pay_for_a_change(change_ms: float) -> None
     assert speedup(0.9, change_ms) > 2.7  # 3.44 tokens a step of 11.6 ms are 2.97 times plain ones
 
 
+@pytest.mark.parametrize(("engine", "kv_precision"), [*((engine, None) for engine in ENGINES), ("openvino", "u8")])
 @pytest.mark.parametrize("reproducible", [False, True])
-def test_engines_tell_how_many_rows_a_step_has(tiny_bundle: Path, engine: str, *, reproducible: bool) -> None:
-    with LLM(tiny_bundle, EngineSettings(engine, reproducible=reproducible, kv_precision=None)) as llm:
+def test_engines_tell_how_many_rows_a_step_has(
+    tiny_bundle: Path, engine: str, kv_precision: CachePrecision | None, *, reproducible: bool
+) -> None:
+    settings = EngineSettings(engine, reproducible=reproducible, kv_precision=kv_precision)
+    with LLM(tiny_bundle, settings) as llm:
         least = llm.engine.info.least_rows
         assert least == 1 + reproducible
         sequence = CacheSequence(llm.engine.pool)
