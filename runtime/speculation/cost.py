@@ -45,7 +45,7 @@ class StepCost:
         self._single: deque[float] = deque(maxlen=_RECENT)  # ms of one row, from steps of one row
         self._single_at = -_LEVEL_AGE  # the step of the last of them
         self._still: deque[float] = deque(maxlen=_RECENT)  # ms of one row, from steps after others of one row
-        self._still_at = -_NEAR - 1
+        self._still_at = 0  # the step of the last of them
         self._changes: deque[tuple[int, float]] = deque(maxlen=_RECENT)  # (step, ms more) of one row after several
         self._change_ms = 0.0
         self._ratios: dict[int, deque[tuple[int, float]]] = {}  # (step, ratio) by rows
@@ -94,10 +94,15 @@ class StepCost:
             self._still_at = self._step
         elif self._still and self._step - self._still_at <= _NEAR:
             self._changes.append((self._step, ms - median(self._still)))
-        while self._changes and self._changes[0][0] < self._step - _RATIO_AGE:
-            self._changes.popleft()
-        found = median(more for _, more in self._changes) if len(self._changes) >= _FEW_CHANGES else 0.0
-        self._change_ms = found if self._still and found > _LEAST_CHANGE * median(self._still) else 0.0
+        self._forget_old(self._changes)
+        self._change_ms = 0.0
+        if len(self._changes) >= _FEW_CHANGES:
+            found = median(more for _, more in self._changes)
+            self._change_ms = found if found > _LEAST_CHANGE * median(self._still) else 0.0
+
+    def _forget_old(self, samples: deque[tuple[int, float]]) -> None:
+        while samples and samples[0][0] < self._step - _RATIO_AGE:
+            samples.popleft()
 
     def _record_ratio(self, rows: int, ratio: float) -> None:
         if rows not in self._ratios:  # an engine's first step of a new shape includes setting it up
@@ -112,12 +117,10 @@ class StepCost:
 
         Between samples they are interpolated, and after the last they rise with that slope.
         """
-        oldest = self._step - _RATIO_AGE
         medians: list[tuple[int, int, float]] = []  # (rows, samples, ratio)
         above, below = _PRIOR_WEIGHT * _PRIOR_SLOPE, _PRIOR_WEIGHT
         for rows, samples in sorted(self._ratios.items()):
-            while samples and samples[0][0] < oldest:
-                samples.popleft()
+            self._forget_old(samples)
             if samples:
                 count, middle = len(samples), median(ratio for _, ratio in samples)
                 medians.append((rows, count, middle))
